@@ -1,0 +1,77 @@
+"""What every observer is: fed batches of a tensor, merged with its like, asked for the range to represent."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import final
+
+import torch
+from torch import Tensor
+
+from qtrain.spec import Granularity, Observed
+
+
+class Observer(ABC):
+    """Base of all observers; a subclass is final.
+
+    Rows of every statistic are the granularity's groups, G of them. Magnitudes are summed in float64. An observer that
+    was fed a stream in two halves and merged equals one that was fed the whole (the moving average excepted, whose
+    definition depends on the order).
+    """
+
+    def __init__(self, *, granularity: Granularity) -> None:
+        self.granularity = granularity
+        self.shape: tuple[int, ...] | None = None
+        self.magnitude = torch.zeros(0, dtype=torch.float64)
+        self.count = 0
+
+    @final
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Take one batch ``x`` of the tensor into account."""
+        if x.numel() == 0:
+            return
+        rows = self.granularity.flatten(x.detach())
+        if not torch.isfinite(rows).all():
+            raise ValueError(f"{type(self).__name__}: saw NaN or infinity; check the calibration images and the weights")
+        magnitude = rows.abs().sum(dim=1, dtype=torch.float64)
+        if self.shape is None:
+            self.shape = self.granularity.state_shape(tuple(x.shape))
+            self.magnitude = torch.zeros_like(magnitude)
+        self.magnitude += magnitude
+        self.count += rows.shape[1]
+        self.accumulate(rows)
+
+    @final
+    def merge(self, other: Observer) -> None:
+        """Take into account all that ``other``, an observer of the same kind, has seen."""
+        if type(other) is not type(self):
+            raise ValueError(f"{type(self).__name__}: cannot merge a {type(other).__name__}; merge observers of one kind")
+        if other.shape is None:
+            return
+        if self.shape is None:
+            self.shape, self.magnitude = other.shape, torch.zeros_like(other.magnitude)
+        self.magnitude += other.magnitude
+        self.count += other.count
+        self.absorb(other)
+
+    @final
+    def observed(self, bits: int) -> Observed:
+        """The range to represent with ``bits`` bits, and the mean magnitude, each of the quantizer's state shape."""
+        if self.shape is None:
+            raise ValueError(f"{type(self).__name__}: nothing was observed; feed at least one non-empty batch")
+        low, high = self.bounds(bits)
+        mean = (self.magnitude / self.count).float()
+        return Observed(low.reshape(self.shape), high.reshape(self.shape), mean.reshape(self.shape))
+
+    @abstractmethod
+    def accumulate(self, rows: Tensor) -> None:
+        """Update the statistics with ``rows`` (G, n), finite, n > 0."""
+
+    @abstractmethod
+    def absorb(self, other: Observer) -> None:
+        """Merge the statistics of ``other``, which is of this very class and has seen something."""
+
+    @abstractmethod
+    def bounds(self, bits: int) -> tuple[Tensor, Tensor]:
+        """Low and high, each (G,) float32."""

@@ -1,0 +1,69 @@
+"""Static affine quantization: scale and zero point from calibration, not learned."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from qtrain.functional.affine import asymmetric_scale, fake_quantize, quantize, symmetric_scale
+from qtrain.quantizers.base import Quantizer
+from qtrain.spec import Granularity, Observed, PerTensor, QTensor, QuantSpec
+
+
+@final
+class Affine(Quantizer):
+    """``q = clamp(round(x / s) + z, Qn, Qp)`` with ``s``, ``z`` set by :meth:`calibrate_` (Jacob 2018, 1712.05877).
+
+    ``symmetric`` fixes ``z = 0``; otherwise codes are unsigned and ``z`` makes zero exactly representable.
+    ``narrow`` leaves out the lowest signed code, so that the range is symmetric about zero (Krishnamoorthi 2018).
+    The gradient passes inside the range and is zero outside.
+    """
+
+    scale: Tensor
+    zero_point: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        spec: QuantSpec,
+        granularity: Granularity = PerTensor(),  # noqa: B008 - frozen
+        symmetric: bool = True,
+        narrow: bool = False,
+    ) -> None:
+        super().__init__(spec=spec, granularity=granularity, narrow=narrow)
+        self.register_buffer("scale", torch.ones(self.state_shape))
+        self.register_buffer("zero_point", None if symmetric else torch.zeros(self.state_shape))
+        if not symmetric:
+            self.set_range_(bits=spec.bits, signed=False)
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        return fake_quantize(x, self.scale, self.code_low, self.code_high, self.zero_point)
+
+    def quantize(self, x: Tensor) -> QTensor:
+        zero_point = None if self.zero_point is None else self.zero_point.detach().to(torch.int32)
+        return QTensor(
+            codes=quantize(x.detach(), self.scale, self.code_low, self.code_high, self.zero_point),
+            scale=self.scale.detach().clone(),
+            zero_point=zero_point,
+            bits=int(self.bits),
+            low=int(self.code_low),
+            high=int(self.code_high),
+            dtype=x.dtype,
+        )
+
+    @torch.no_grad()
+    def calibrate_(self, observed: Observed) -> None:
+        if self.zero_point is None:
+            self.choose_sign_(observed)
+            self.scale.copy_(symmetric_scale(observed.low, observed.high, self.code_low, self.code_high))
+        else:
+            scale, zero_point = asymmetric_scale(observed.low, observed.high, self.code_low, self.code_high)
+            self.scale.copy_(scale)
+            self.zero_point.copy_(zero_point)
+        self.initialized.fill_(True)
+
+    def storage_bits(self) -> int:
+        zero_points = 0 if self.zero_point is None else self.zero_point.numel() * int(self.bits)
+        return self.scale.numel() * 32 + zero_points

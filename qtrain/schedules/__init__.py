@@ -1,0 +1,1 @@
+"""Floor 1: a number as a function of progress."""
