@@ -1,0 +1,1 @@
+"""Floor 4: how many bits each layer gets."""

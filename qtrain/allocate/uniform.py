@@ -1,0 +1,46 @@
+"""The same bits for every layer, with settings of their own for the first and the last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+from qtrain.spec import FULL_PRECISION, Allocation, LayerBits
+
+
+@final
+class Uniform:
+    """``weight`` and ``input`` bits for all layers but the first and the last to run.
+
+    ``first`` and ``last`` are pairs of their own, or ``None`` to be treated as the rest; the field keeps both at 8 bits
+    or in full precision (32), since they hold few weights and cost most accuracy.
+    """
+
+    def __init__(
+        self,
+        *,
+        weight: int,
+        input: int,
+        first: LayerBits | None = None,
+        last: LayerBits | None = None,
+    ) -> None:
+        self.rest = _checked("", LayerBits(weight, input))
+        self.first = _checked("first.", first or self.rest)
+        self.last = _checked("last.", last or self.rest)
+
+    def __call__(self, layers: Sequence[str]) -> Allocation:
+        """Bits for ``layers``, the qualified names of the quantizable layers in the order in which they run."""
+        allocation = {name: self.rest for name in layers}
+        if layers:
+            allocation[layers[0]] = self.first
+            allocation[layers[-1]] = self.last
+        return allocation
+
+
+def _checked(where: str, bits: LayerBits) -> LayerBits:
+    for name, value in zip(LayerBits._fields, bits, strict=True):
+        if value != FULL_PRECISION and not 2 <= value <= 16:
+            raise ValueError(
+                f"Uniform: {where}{name} must be 2..16 bits, or {FULL_PRECISION} for full precision, got {value}"
+            )
+    return bits

@@ -1,0 +1,1 @@
+"""Floor 3: the objective of training and its terms."""

@@ -1,0 +1,37 @@
+"""Matrix product of quantised weights with quantised inputs."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qtrain.quantizers.base import Quantizer
+
+
+@final
+class QuantLinear(nn.Linear):
+    """``Q_x(x) Q_w(W)^T + b`` in place of ``x W^T + b``; without quantizers it is ``source``, bit for bit.
+
+    The parameters are those of ``source`` (shared, not copied), so that a state dict keeps its keys. Input
+    x (..., in_features).
+    """
+
+    def __init__(self, *, source: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = source.in_features, source.out_features
+        self.weight, self.bias = source.weight, source.bias
+        self.weight_quantizer: Quantizer | None = None
+        self.input_quantizer: Quantizer | None = None
+        self.training = source.training
+
+    def effective_weight(self) -> Tensor:
+        """The weight that is multiplied, before quantization: (out_features, in_features)."""
+        return self.weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
+        if self.input_quantizer is not None:
+            input = self.input_quantizer(input)
+        return F.linear(input, weight, self.bias)
