@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.models.forms import LayerForm, describe
-from qtrain.nn import QUANT_LAYERS, QuantConv2d, QuantLayer, QuantLinear
+from qtrain.nn import QuantConv2d, QuantLayer, QuantLinear
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,3 @@ def _call_order(model: nn.Module, example: Tensor, names: list[str]) -> list[str
         for module, mode in modes.items():
             module.training = mode
     return list(order)
-
-
-__all__ = ["QUANT_LAYERS", "Quantizable", "find_layers", "quant_layers", "set_quantization"]
