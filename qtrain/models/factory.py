@@ -1,0 +1,213 @@
+"""Floor 2, models: any timm model by its name, fitted to the data's classes, channels and image size.
+
+Order: timm builds (and fetches weights of its own, if asked), the stem is adapted (if asked), a weights file is
+loaded. So the architecture depends on the options alone, and a file saved from an adapted model loads again.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import huggingface_hub.constants
+import timm
+import torch
+from timm.models import get_pretrained_cfg, is_model, list_models, split_model_name_tag
+from torch import nn
+
+from qtrain.models import cifar_resnet as cifar_resnet  # registers its architectures with timm
+from qtrain.models.weights import load_weights
+
+log = logging.getLogger(__name__)
+
+SMALL_IMAGE = 64
+"""Pixels a side up to which a stem made for 224 throws away too much."""
+
+STEM_POOLS = ("maxpool", "features.pool0", "stem.pool")
+"""Where ResNets, DenseNets and norm-free ResNets keep the pooling that follows their first convolution."""
+
+
+def create_model(
+    *,
+    name: str,
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: int | None = None,
+    weights: str | None = None,
+    pretrained: bool = False,
+    reset_head: bool = False,
+    adapt_stem: bool = False,
+    **options: Any,
+) -> nn.Module:
+    """The timm model ``name`` for images (N, in_channels, image_size, image_size) and ``num_classes`` logits.
+
+    ``weights`` is a file (see ``load_weights``); ``reset_head`` lets it have another number of classes.
+    ``pretrained`` takes timm's own weights, from the cache or the hub. ``adapt_stem`` makes the stem of an
+    ImageNet architecture fit for images up to 64 pixels (see ``adapt_small_stem``). Models of a fixed input size
+    (ViT, Swin, ...) are built for ``image_size``. ``options`` go to the model's constructor.
+
+    Raises ValueError for an unknown name (with close matches) or option, and where weights cannot be had.
+    """
+    check_name(name)
+    if num_classes < 1 or in_channels < 1:
+        raise ValueError(
+            f"create_model: num_classes and in_channels must be at least 1, got {num_classes} and {in_channels}"
+        )
+    cfg = get_pretrained_cfg(name) if is_model(split_model_name_tag(name)[0]) else None
+    arguments = {"num_classes": num_classes, "in_chans": in_channels} | options
+    if image_size is not None and cfg is not None and cfg.fixed_input_size:
+        arguments.setdefault("img_size", image_size)
+    model = _build(name, pretrained, arguments)
+    _log_adaptation(name, cfg, pretrained, num_classes, in_channels, arguments.get("img_size"))
+    if adapt_stem and (image_size is None or image_size <= SMALL_IMAGE):
+        adapt_small_stem(model, keep_weights=pretrained)
+    elif adapt_stem:
+        log.info("%s: stem left as it is, %d pixels are more than %d", name, image_size, SMALL_IMAGE)
+    if weights is not None:
+        load_weights(model, weights, reset_head=reset_head)
+        log.info("%s: weights from %s", name, weights)
+    return model
+
+
+def check_name(name: str) -> None:
+    """ValueError with close matches unless timm knows ``name`` (a tag after a dot, or a ``hf-hub:`` name included)."""
+    if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+        return
+    architecture, tag = split_model_name_tag(name)
+    if not is_model(architecture):
+        near = difflib.get_close_matches(architecture, list_models(), n=5, cutoff=0.6)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names all"
+        raise ValueError(f"create_model: timm has no model {name!r}; {hint}")
+    if tag and get_pretrained_cfg(name, allow_unregistered=True) is None:
+        tags = ", ".join(list_models(f"{architecture}.*", pretrained=True)) or "none"
+        raise ValueError(f"create_model: {architecture} has no weights tagged {tag!r}; there are: {tags}")
+
+
+def adapt_small_stem(model: nn.Module, *, keep_weights: bool) -> None:
+    """Make a standard stem keep the resolution of small images: first convolution to stride 1, pooling to nothing.
+
+    A square kernel larger than 3 becomes 3x3, as in He's networks for CIFAR; with ``keep_weights`` it is the
+    centre of the old kernel, otherwise drawn anew. Patch embeddings (stride as large as the kernel) and stems
+    that timm does not name are left, and the log says so.
+    """
+    name = type(model).__name__
+    first = getattr(model, "pretrained_cfg", {}).get("first_conv") or ()
+    paths = (first,) if isinstance(first, str) else tuple(first)
+    convs = {path: model.get_submodule(path) for path in paths}
+    done = []
+    for path, conv in convs.items():
+        if not isinstance(conv, nn.Conv2d):
+            log.info("%s: stem left as it is, %s is a %s", name, path, type(conv).__name__)
+            return
+        if conv.stride == conv.kernel_size and conv.stride != (1, 1) and len(convs) == 1:
+            log.info("%s: stem left as it is, %s cuts patches of %s pixels", name, path, conv.stride)
+            return
+    for path, conv in convs.items():
+        before = f"{conv.kernel_size[0]}x{conv.kernel_size[1]} stride {conv.stride[0]}"
+        conv = _small_kernel(model, path, conv, keep_weights=keep_weights)
+        conv.stride = (1, 1)
+        after = f"{conv.kernel_size[0]}x{conv.kernel_size[1]} stride 1"
+        if before != after:
+            done.append(f"{path} {before} -> {after}")
+    for path in STEM_POOLS if convs else ():
+        if isinstance(_submodule(model, path), nn.MaxPool2d):
+            model.set_submodule(path, nn.Identity())
+            done.append(f"{path} -> none")
+    log.info("%s: stem for small images: %s", name, ", ".join(done) or "nothing to adapt")
+
+
+def _small_kernel(model: nn.Module, path: str, conv: nn.Conv2d, *, keep_weights: bool) -> nn.Conv2d:
+    """``conv``, or in its place a 3x3 one where its kernel is larger, odd and square."""
+    size = conv.kernel_size[0]
+    if type(conv) is not nn.Conv2d or size <= 3 or size % 2 == 0 or conv.kernel_size[1] != size:
+        return conv
+    small = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, groups=conv.groups, bias=conv.bias is not None)
+    nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
+    if keep_weights:
+        margin = (size - 3) // 2
+        with torch.no_grad():
+            small.weight.copy_(conv.weight[:, :, margin:-margin, margin:-margin])
+            if small.bias is not None and conv.bias is not None:
+                small.bias.copy_(conv.bias)
+    model.set_submodule(path, small)
+    return small
+
+
+def _build(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
+    """timm's ``create_model``, its many ways to fail each turned into one line."""
+    try:
+        with _offline_unless_reachable(pretrained or ":" in name):
+            return timm.create_model(name, pretrained=pretrained, **arguments)
+    except TypeError as error:
+        raise ValueError(f"create_model: {name} does not take these options: {_line(error)}") from error
+    except ValueError as error:
+        raise ValueError(f"create_model: {name} cannot be built: {_line(error)}") from error
+    except AssertionError as error:
+        raise ValueError(
+            f"create_model: {name} refuses {arguments} {_line(error)}; change image_size or the options"
+        ) from error
+    except Exception as error:
+        # Hub, proxy, TLS and cache failures share no base class; without weights to fetch it is a bug, and shows.
+        if not pretrained and ":" not in name:
+            raise
+        raise ValueError(
+            f"create_model: no pretrained weights for {name} ({type(error).__name__}: {_line(error)}); "
+            "give a file as `weights`, fill the Hugging Face cache, or set pretrained=false"
+        ) from error
+
+
+@contextmanager
+def _offline_unless_reachable(needed: bool) -> Iterator[None]:
+    """Tell the hub's client to use its cache alone where the hub does not answer: by itself it retries for 46 s."""
+    constants = huggingface_hub.constants
+    if not needed or constants.HF_HUB_OFFLINE or _hub_reachable():
+        yield
+        return
+    log.warning("%s does not answer within 3 s: pretrained weights from the cache only", constants.ENDPOINT)
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = False
+
+
+def _hub_reachable() -> bool:
+    """Whether the hub's host accepts a connection; behind a proxy that cannot be told, and counts as yes."""
+    if any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    url = urlsplit(huggingface_hub.constants.ENDPOINT)
+    port = url.port or (443 if url.scheme == "https" else 80)
+    try:
+        with socket.create_connection((url.hostname or "", port), timeout=3):
+            return True
+    except OSError:
+        return False
+
+
+def _log_adaptation(
+    name: str, cfg: Any, pretrained: bool, num_classes: int, in_channels: int, img_size: int | None
+) -> None:
+    """Say where the model differs from what ``name`` stands for."""
+    if cfg is None:
+        return
+    origin = "timm's weights converted" if pretrained else "drawn anew"
+    if cfg.num_classes != num_classes:
+        log.info("%s: head of %d classes instead of %d, drawn anew", name, num_classes, cfg.num_classes)
+    if cfg.input_size[0] != in_channels:
+        log.info("%s: stem for %d channels instead of %d, %s", name, in_channels, cfg.input_size[0], origin)
+    if img_size is not None and img_size != cfg.input_size[-1]:
+        log.info("%s: built for %s pixels instead of %d", name, img_size, cfg.input_size[-1])
+
+
+def _submodule(model: nn.Module, path: str) -> nn.Module | None:
+    return dict(model.named_modules()).get(path)
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:200]

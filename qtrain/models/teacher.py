@@ -1,0 +1,106 @@
+"""Floor 2, models: a teacher that answers and never learns.
+
+It is no ``nn.Module``, so that whoever holds it as an attribute neither registers, saves, moves, trains nor
+optimises it: the teacher is absent from the checkpoint and the optimizer by construction, not by a filter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from qtrain.models.taps import FeatureTaps
+
+
+class FrozenTeacher:
+    """``teacher(image) -> (logits, features)``: eval mode, no gradient, the teacher's own input normalisation.
+
+    ``image`` (N, C, H, W) comes normalised with the data's ``data_mean`` and ``data_std``; where the teacher was
+    trained with others (``mean``, ``std``) it is converted, x * (data_std / std) + (data_mean - mean) / std, and
+    left as it is where they agree. ``bf16`` runs the forward under autocast; logits come back in float32,
+    features as they are computed. ``names`` are the layers to tap.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        names: Sequence[str] = (),
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        data_mean: Sequence[float] | None = None,
+        data_std: Sequence[float] | None = None,
+        bf16: bool = False,
+        compile: bool = False,
+    ) -> None:
+        self._model = model.eval().requires_grad_(False)
+        self._taps = FeatureTaps(model, names)
+        self._bf16 = bf16
+        self._device = next(model.parameters()).device
+        self._renormalise = _renormalisation(mean, std, data_mean, data_std, self._device)
+        self._forward: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]] = self._taps.forward_with_features
+        if compile:
+            self._forward = torch.compile(self._forward, fullgraph=True)
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits (N, K) float32 and the tapped features by name."""
+        if self._renormalise is not None:
+            factor, offset = self._renormalise
+            image = torch.addcmul(offset, image, factor)
+        # Whoever calls may himself be under autocast; the teacher's precision is its own affair.
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
+            logits, features = self._forward(image)
+        return logits.float(), features
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tapped layers."""
+        return self._taps.names
+
+    @property
+    def model(self) -> nn.Module:
+        """The network itself, for looking at: its head, its layers, its weights."""
+        return self._model
+
+    def train(self, mode: bool = True) -> FrozenTeacher:
+        """Nothing: a frozen teacher has one mode. Here so that code which switches modes need not ask."""
+        return self
+
+    def to(self, device: torch.device | str) -> FrozenTeacher:
+        """Move the network to ``device``."""
+        self._model.to(device)
+        self._device = torch.device(device)
+        if self._renormalise is not None:
+            factor, offset = self._renormalise
+            self._renormalise = (factor.to(device), offset.to(device))
+        return self
+
+
+def _renormalisation(
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    data_mean: Sequence[float] | None,
+    data_std: Sequence[float] | None,
+    device: torch.device,
+) -> tuple[Tensor, Tensor] | None:
+    """(factor, offset), each (1, C, 1, 1), with teacher image = factor * data image + offset; None for the identity."""
+    given = [value is not None for value in (mean, std, data_mean, data_std)]
+    if not any(given[:2]):
+        return None
+    if mean is None or std is None or data_mean is None or data_std is None:
+        raise ValueError("FrozenTeacher: mean and std need each other and data_mean, data_std; give all four or none")
+    lengths = {len(value) for value in (mean, std, data_mean, data_std)}
+    if len(lengths) != 1:
+        raise ValueError(f"FrozenTeacher: mean, std, data_mean and data_std must be of one length, got {lengths}")
+    if min(*std, *data_std) <= 0:
+        raise ValueError(f"FrozenTeacher: std must be positive, got {tuple(std)} and {tuple(data_std)}")
+    if tuple(mean) == tuple(data_mean) and tuple(std) == tuple(data_std):
+        return None
+    own_mean, own_std, their_mean, their_std = (
+        torch.tensor(list(value), dtype=torch.float64) for value in (mean, std, data_mean, data_std)
+    )
+    factor, offset = their_std / own_std, (their_mean - own_mean) / own_std
+    return tuple(value.float().view(1, -1, 1, 1).to(device) for value in (factor, offset))  # type: ignore[return-value]
