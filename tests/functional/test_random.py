@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from qtrain.functional.random import CROP, FLIP, hash_index, permutation, seed_of, uniform
+from qtrain.functional.random import CROP, MIX, hash_index, permutation, seed_of, uniform
 
 GOLDEN_UNIFORM = [[11592488, 15229426], [3907458, 14741356]]
 GOLDEN_ORDER = [5, 4, 3, 0, 2, 7, 1, 6]
@@ -56,7 +56,7 @@ def test_same_question_same_answer_whatever_else_is_in_the_batch() -> None:
     assert torch.equal(draw(count=5)[:, :2], whole)
 
 
-@pytest.mark.parametrize("other", [dict(seed=4), dict(epoch=2), dict(stream=FLIP)])
+@pytest.mark.parametrize("other", [dict(seed=4), dict(epoch=2), dict(stream=MIX)])
 def test_seed_epoch_and_stream_give_independent_numbers(other: dict[str, int]) -> None:
     a, b = draw(n=1 << 15, count=1).flatten(), draw(n=1 << 15, count=1, **other).flatten()
     correlation = torch.corrcoef(torch.stack([a, b]))[0, 1].item()

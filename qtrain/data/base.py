@@ -1,0 +1,163 @@
+"""The data module that every dataset derives from: splits, loaders, calibration images.
+
+Floor 3. A dataset's file says where its images are and how they are decoded; which images are trained on, validated
+on and tested on, in which order and by which rank, is decided here, once.
+
+The classes are keyword-only dataclasses: an option is declared in one place and every dataset below has it in its
+constructor's signature, which is the schema of its YAML. (Annotations are real types here, not strings, so that
+they can be resolved from a subclass in another file.)
+"""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from qtrain.data.loader import EpochLoader
+from qtrain.data.order import BatchOrder, first_samples, split_train_val
+from qtrain.spec import Batch, DataInfo
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class VisionData(pl.LightningDataModule, ABC):
+    """Images and class labels with a training set and a test set; ``name`` is what reports call it.
+
+    ``batch_size`` is global: each rank takes its slice. ``val_fraction`` of the training images is held out for
+    validation; the test images are never used for it. ``mean`` and ``std`` are per channel, in units of pixel / 255;
+    without them they are computed from the training images. ``mixup`` and ``cutmix`` are alphas, 0 for off. ``max_train`` and
+    ``max_test`` keep a prefix, for quick runs.
+    """
+
+    name: str
+    seed: int = 0
+    batch_size: int = 128
+    eval_batch_size: int = 512
+    val_fraction: float = 0.0
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    max_train: int | None = None
+    max_test: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self._info: DataInfo | None = None
+        owner = type(self).__name__
+        for option in ("batch_size", "eval_batch_size", "max_train", "max_test"):
+            size = getattr(self, option)
+            if size is not None and size < 1:
+                raise ValueError(f"{owner}: {option} must be at least 1, got {size}")
+        if not 0 <= self.val_fraction < 1:
+            raise ValueError(f"{owner}: val_fraction must be in [0, 1), got {self.val_fraction}; 0 is no validation")
+        for option in ("mixup", "cutmix"):
+            alpha = getattr(self, option)
+            if alpha < 0:
+                raise ValueError(f"{owner}: {option} must be at least 0, got {alpha}; 0 turns it off")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError(f"{owner}: mean and std belong together, got mean={self.mean} and std={self.std}")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"{owner}: std must be above 0, got {list(self.std)}")
+
+    @abstractmethod
+    def _read(self) -> None:
+        """Read what ``info`` and the loaders need; called once in each process, first on each node's rank 0."""
+
+    @abstractmethod
+    def _describe(self, train_size: int, val_size: int) -> DataInfo:
+        """The dataset's facts, after ``_read``."""
+
+    @abstractmethod
+    def _available(self) -> int:
+        """How many training images there are after ``_read``, ``max_train`` applied."""
+
+    @abstractmethod
+    def _loader(self, order: BatchOrder, *, test_images: bool) -> EpochLoader:
+        """A loader of the test images or of the training images; it augments where ``order.train``."""
+
+    @abstractmethod
+    def _plain_batch(self, samples: Tensor) -> Batch:
+        """The training images with the numbers ``samples``, without augmentation."""
+
+    @property
+    def info(self) -> DataInfo:
+        """Facts of the dataset, known after ``setup``."""
+        if self._info is None:
+            raise RuntimeError(f"{type(self).__name__}: info is known after setup(); call it first")
+        return self._info
+
+    def prepare_data(self) -> None:
+        """Download and decode on one process of each node, so that the others find the cache."""
+        self.setup()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the dataset and split it; later calls change nothing."""
+        if self._info is not None:
+            return
+        self._read()
+        self._train_samples, self._val_samples = split_train_val(self._available(), self.val_fraction)
+        self._info = info = self._describe(len(self._train_samples), len(self._val_samples))
+        self._check(info)
+        log.info(
+            "%s (%s): %d training, %d validation, %d test images of %dx%d, %d classes",
+            info.name, info.kind, info.train_size, info.val_size, info.test_size,
+            info.image_size, info.image_size, info.num_classes,
+        )  # fmt: skip
+
+    def train_dataloader(self) -> EpochLoader:
+        """Shuffled, augmented, complete batches of this rank's slices."""
+        order = self._order(self._train_samples, train=True)
+        if (self.mixup or self.cutmix) and (self.batch_size // order.world_size) % 2:
+            raise ValueError(
+                f"{type(self).__name__}: mixup and cutmix need an even batch on each rank, got batch_size "
+                f"{self.batch_size} on {order.world_size} rank(s); use a multiple of {2 * order.world_size}"
+            )
+        return self._loader(order, test_images=False)
+
+    def val_dataloader(self) -> EpochLoader | list[EpochLoader]:
+        """The held-out training images, without augmentation; an empty list where ``val_fraction`` is 0."""
+        if not len(self._val_samples):
+            return []
+        return self._loader(self._order(self._val_samples, train=False), test_images=False)
+
+    def test_dataloader(self) -> EpochLoader:
+        """The test images, without augmentation."""
+        return self._loader(self._order(torch.arange(self.info.test_size), train=False), test_images=True)
+
+    def calibration_batches(self, count: int) -> list[Batch]:
+        """``count`` batches of training images without augmentation, a function of the seed; the same on each rank."""
+        if count < 1:
+            raise ValueError(f"{type(self).__name__}: calibration needs at least 1 batch, got {count}")
+        self.setup()
+        samples = first_samples(self._train_samples, seed=self.seed, count=count * self.batch_size)
+        if len(samples) < count * self.batch_size:
+            log.info("calibration uses all %d training images; %d batches were asked for", len(samples), count)
+        return [self._plain_batch(chunk) for chunk in samples.split(self.batch_size)]
+
+    def _order(self, samples: Tensor, *, train: bool) -> BatchOrder:
+        trainer = self.trainer
+        return BatchOrder(
+            samples,
+            seed=self.seed,
+            batch_size=self.batch_size if train else self.eval_batch_size,
+            train=train,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+        )
+
+    def _check(self, info: DataInfo) -> None:
+        if not len(info.mean) == len(info.std) == info.in_channels:
+            raise ValueError(
+                f"{type(self).__name__}: mean and std need one value for each of {info.in_channels} channel(s), "
+                f"got {list(info.mean)} and {list(info.std)}"
+            )
+        if self.val_fraction and not info.val_size:
+            raise ValueError(
+                f"{type(self).__name__}: val_fraction {self.val_fraction} of {info.train_size} images is none; raise it"
+            )

@@ -1,0 +1,183 @@
+"""Small datasets, whole on the training device: uint8 images in one tensor, augmented batch by batch there.
+
+Floor 3. CIFAR-10 is 184 MB of bytes. Kept beside the model it needs no workers, no decoding and no copies, and a
+batch costs a few kernels.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qtrain.data.augment import mix, normalize, plan_mix, random_crop_flip
+from qtrain.data.base import VisionData
+from qtrain.data.loader import EpochLoader
+from qtrain.data.order import BatchOrder
+from qtrain.spec import Batch, DataInfo
+
+
+class Arrays(NamedTuple):
+    """A decoded dataset: images (D, H, W, C) uint8 and targets (D,) int64 below ``num_classes``."""
+
+    train_images: np.ndarray
+    train_targets: np.ndarray
+    test_images: np.ndarray
+    test_targets: np.ndarray
+    num_classes: int
+
+
+class Augmentation(NamedTuple):
+    """How a batch is made from bytes; ``num_classes`` is the width of mixed targets."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_classes: int
+    channels_last: bool = True
+    crop_padding: int = 0
+    flip: bool = False
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+
+class ResidentLoader(EpochLoader):
+    """Batches made on the device that holds ``images`` (D, H, W, C) uint8 and ``targets`` (D,) int64.
+
+    Augments only where ``order.train``.
+    """
+
+    def __init__(self, images: Tensor, targets: Tensor, order: BatchOrder, augmentation: Augmentation) -> None:
+        super().__init__(order)
+        self._images = images
+        self._targets = targets
+        self._augmentation = augmentation
+
+    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        how, train, seed = self._augmentation, self._order.train, self._order.seed
+        for samples in self._order.batches(epoch, start):
+            index = samples.to(self._images.device, non_blocking=True)
+            if not train:
+                yield plain_batch(self._images, self._targets, index, how)
+                continue
+            pixels = random_crop_flip(
+                self._images, index, seed=seed, epoch=epoch, padding=how.crop_padding, flip=how.flip
+            )
+            image = normalize(pixels, how.mean, how.std, channels_last=how.channels_last)
+            target = self._targets[index]
+            if how.mixup or how.cutmix:
+                height, width = image.shape[2:]
+                plan = plan_mix(
+                    samples[::2],
+                    seed=seed,
+                    epoch=epoch,
+                    mixup=how.mixup,
+                    cutmix=how.cutmix,
+                    height=height,
+                    width=width,
+                )
+                image, target = mix(image, target, plan, num_classes=how.num_classes)
+            yield Batch(image, target, index)
+
+
+def plain_batch(images: Tensor, targets: Tensor, index: Tensor, how: Augmentation) -> Batch:
+    """The samples ``index`` normalised and otherwise as they are."""
+    image = normalize(images[index], how.mean, how.std, channels_last=how.channels_last)
+    return Batch(image, targets[index], index)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class ResidentData(VisionData):
+    """A dataset that fits on the device; a subclass says where its arrays come from.
+
+    ``crop_padding`` and ``flip`` are He et al.'s augmentation (arXiv:1512.03385): a random crop from the image with
+    so many black pixels around, mirrored with probability one half. ``device`` holds the data where no Lightning
+    trainer is attached, whose device it is otherwise. ``channels_last`` is the memory format of the batches.
+    """
+
+    crop_padding: int = 0
+    flip: bool = False
+    channels_last: bool = True
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.crop_padding < 0:
+            raise ValueError(f"{type(self).__name__}: crop_padding must be at least 0 pixels, got {self.crop_padding}")
+        self._on_device: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @abstractmethod
+    def _arrays(self) -> Arrays:
+        """Decode the dataset, or find it decoded."""
+
+    def _read(self) -> None:
+        whole = self._arrays()
+        self._decoded = Arrays(
+            whole.train_images[: self.max_train],
+            whole.train_targets[: self.max_train],
+            whole.test_images[: self.max_test],
+            whole.test_targets[: self.max_test],
+            whole.num_classes,
+        )
+
+    def _available(self) -> int:
+        return len(self._decoded.train_images)
+
+    def _describe(self, train_size: int, val_size: int) -> DataInfo:
+        images = self._decoded.train_images
+        mean, std = (self.mean, self.std) if self.mean and self.std else channel_statistics(images)
+        return DataInfo(
+            name=self.name,
+            num_classes=self._decoded.num_classes,
+            in_channels=images.shape[3],
+            image_size=images.shape[1],
+            mean=tuple(float(m) for m in mean),
+            std=tuple(float(s) for s in std),
+            train_size=train_size,
+            val_size=val_size,
+            test_size=len(self._decoded.test_images),
+            kind="resident",
+        )
+
+    def _loader(self, order: BatchOrder, *, test_images: bool) -> ResidentLoader:
+        images, targets = self._tensors("test" if test_images else "train")
+        return ResidentLoader(images, targets, order, self._augmentation())
+
+    def _plain_batch(self, samples: Tensor) -> Batch:
+        images, targets = self._tensors("train")
+        return plain_batch(images, targets, samples.to(images.device), self._augmentation())
+
+    def _augmentation(self) -> Augmentation:
+        return Augmentation(
+            mean=self.info.mean,
+            std=self.info.std,
+            num_classes=self.info.num_classes,
+            channels_last=self.channels_last,
+            crop_padding=self.crop_padding,
+            flip=self.flip,
+            mixup=self.mixup,
+            cutmix=self.cutmix,
+        )
+
+    def _tensors(self, split: str) -> tuple[Tensor, Tensor]:
+        """Images and targets of a split, moved to the device once and shared by all loaders."""
+        device = self.trainer.strategy.root_device if self.trainer else torch.device(self.device)
+        if split not in self._on_device or self._on_device[split][0].device != device:
+            train_images, train_targets, test_images, test_targets, _ = self._decoded
+            images, targets = (train_images, train_targets) if split == "train" else (test_images, test_targets)
+            self._on_device[split] = (torch.from_numpy(images).to(device), torch.from_numpy(targets).to(device))
+        return self._on_device[split]
+
+
+def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of (D, H, W, C) uint8, in units of pixel / 255, from exact counts."""
+    values = np.arange(256) / 255
+    mean, std = [], []
+    for channel in range(images.shape[3]):
+        share = np.bincount(images[..., channel].reshape(-1), minlength=256) / images[..., channel].size
+        average = float(share @ values)
+        mean.append(average)
+        std.append(max(float(share @ (values - average) ** 2) ** 0.5, 1 / 255))
+    return tuple(mean), tuple(std)
