@@ -1,0 +1,5 @@
+"""Floor 3: what a model costs: bytes, multiply-accumulates, bit operations."""
+
+from qtrain.cost.count import CostReport, LayerCost, count
+
+__all__ = ["CostReport", "LayerCost", "count"]
