@@ -1,0 +1,179 @@
+"""Floor 7: the command line. Help, one line for each mistake, and the way to a task.
+
+Nothing heavy is imported here: help reads the YAML files as text, a typo in a key is found before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtrain import __version__
+from qtrain.tasks import TASKS, conf_dir
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+USAGE = """\
+qtrain: a full-precision vision model goes in, a small low-bit student comes out.
+
+  python -m qtrain +experiment=quickstart                 minutes on a laptop, real images, no network
+  python -m qtrain +experiment=NAME key=value group=option
+  python -m qtrain --cfg job +experiment=NAME             show the whole config of a run, do not run it
+  python -m qtrain -m seed=0,1,2 +experiment=NAME         one run for each value
+
+Any key can be given as key=value; --cfg job lists them with their values."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line ``argv`` (default: the process's own) and exit the process."""
+    with _command_line(argv) as arguments:
+        if "--version" in arguments:
+            print(f"qtrain {__version__}")
+            sys.exit(0)
+        if "--help" in arguments or "-h" in arguments:
+            print(help_text(conf_dir()))
+            sys.exit(0)
+        try:
+            _run_hydra(arguments)
+        except KeyboardInterrupt:
+            _say("interrupted; the same command again goes on from the last resume point")
+            sys.exit(INTERRUPTED)
+        except Exception as error:
+            if os.environ.get("HYDRA_FULL_ERROR") == "1" or not _is_users(error):
+                raise
+            _say(f"error: {_one_line(error)}")
+            sys.exit(USER_ERROR)
+
+
+def help_text(conf: Path) -> str:
+    """What ``--help`` prints: usage, tasks, groups with their options, experiments with their first comment lines."""
+    lines = [USAGE, "", "Tasks (task=NAME):"]
+    lines += [f"  {name:<10} {does}" for name, does in TASKS.items()]
+    lines += ["", "Groups (group=option):"]
+    hidden = ("experiment", "hydra")
+    for folder in sorted(path for path in conf.iterdir() if path.is_dir() and path.name not in hidden):
+        lines.append(f"  {folder.name:<10} {', '.join(_options(folder))}")
+    lines += ["", "Experiments (+experiment=NAME):"]
+    for name in _options(conf / "experiment"):
+        comments = _first_comments(conf / "experiment" / f"{name}.yaml")
+        lines.append(f"  {name}")
+        lines += [f"      {comment}" for comment in comments]
+    return "\n".join(lines)
+
+
+@contextmanager
+def _command_line(argv: Sequence[str] | None) -> Iterator[list[str]]:
+    """``argv`` as ``sys.argv``, where Hydra, and Lightning when it starts further processes, look for it."""
+    before = sys.argv
+    if argv is not None:
+        sys.argv = [before[0], *argv]
+    try:
+        yield sys.argv[1:]
+    finally:
+        sys.argv = before
+
+
+def _run_hydra(arguments: list[str]) -> None:
+    import hydra
+    from hydra._internal.utils import get_args_parser
+
+    from qtrain.tasks.config import compose
+
+    parsed = get_args_parser().parse_args(arguments)
+    if not (parsed.hydra_help or parsed.info or parsed.shell_completion):
+        # Before Hydra makes a folder or starts a callback. It would also print its own errors, in several lines.
+        compose(_first_of_sweeps(parsed.overrides) if parsed.multirun else parsed.overrides)
+
+    failures: list[Exception] = []
+
+    def task(cfg: DictConfig) -> dict[str, Any] | None:
+        if failures:  # of an earlier job of this multirun
+            return None
+        try:
+            return _run_task(cfg)
+        except Exception as error:
+            if not _is_users(error):
+                raise
+            failures.append(error)
+            return None
+
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+    if failures:
+        raise failures[0]
+
+
+def _run_task(cfg: DictConfig) -> dict[str, Any]:
+    from hydra.core.hydra_config import HydraConfig
+
+    from qtrain.tasks.config import validate
+
+    validate(cfg, HydraConfig.get().overrides.task)
+    run = importlib.import_module(f"qtrain.tasks.{cfg.task}").run
+    metrics: dict[str, Any] = run(cfg)
+    return metrics
+
+
+def _first_of_sweeps(overrides: Sequence[str]) -> list[str]:
+    """``seed=0,1`` as ``seed=0``: what the first job of a multirun will be given."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    first = []
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+            sweeps = override.is_sweep_override()
+        except HydraException:
+            sweeps = False  # compose explains it
+        if sweeps:
+            key = text.split("=", 1)[0]
+            text = f"{key}={next(iter(override.sweep_string_iterator()))}"
+        first.append(text)
+    return first
+
+
+def _is_users(error: BaseException) -> bool:
+    """Whether the one who typed the command can mend ``error``."""
+    kinds: list[type[BaseException]] = [ValueError, OSError]
+    for module, name in (
+        ("hydra.errors", "HydraException"),
+        ("omegaconf.errors", "OmegaConfBaseException"),
+        ("pytorch_lightning.utilities.exceptions", "MisconfigurationException"),
+    ):
+        if module in sys.modules:
+            kinds.append(getattr(sys.modules[module], name))
+    return isinstance(error, tuple(kinds))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _say(message: str) -> None:
+    print(f"qtrain: {message}", file=sys.stderr)
+
+
+def _options(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def _first_comments(file: Path) -> list[str]:
+    """The comment lines that a file opens with, without Hydra's directive."""
+    comments = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        if text := line.lstrip("# ").rstrip():
+            if text.startswith("@package"):
+                continue
+            comments.append(text)
+    return comments

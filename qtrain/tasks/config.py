@@ -1,0 +1,157 @@
+"""Floor 6: from command-line overrides to a config that can run, or to one line that says why not.
+
+The command line, a test and a sweep all come through :func:`compose`. Hydra puts the YAML together;
+:func:`validate` holds the result against the schema, and each constructor call in it against a signature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException, ValidationError
+
+from qtrain.tasks import TASKS, conf_dir
+from qtrain.tasks.schema import Root
+from qtrain.tasks.targets import ConfigError, check_targets, did_you_mean
+
+AD_HOC = "adhoc"
+"""Folder of runs that belong to no experiment."""
+
+
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
+    """The validated config that the command line ``overrides`` ask for. Raises :class:`ConfigError`."""
+    with _own_hydra():
+        try:
+            cfg = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(explain(error)) from error
+    with open_dict(cfg):
+        _check_hydra(OmegaConf.to_container(cfg.pop("hydra"), resolve=False))
+    validate(cfg, overrides)
+    return cfg
+
+
+def validate(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
+    """Raise :class:`ConfigError` unless every key, value, choice and target of ``cfg`` is right.
+
+    ``overrides`` are those that led to ``cfg``: what only the command line may say is looked for there.
+    """
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(Root), cfg)
+        if missing := sorted(OmegaConf.missing_keys(typed)):
+            raise ConfigError(f"missing value{'s' * (len(missing) > 1)}: give {', '.join(f'{key}=...' for key in missing)}")
+        plain = OmegaConf.to_container(typed, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from error
+    assert isinstance(plain, dict)
+    _check_choice("task", plain["task"], TASKS)
+    _check_choice("budget", plain["budget"], plain["budgets"])
+    if plain["allow_targets"] and not any(_key(override) == "allow_targets" for override in overrides):
+        raise ConfigError("allow_targets: may be given on the command line only, not by a YAML file; remove it there")
+    for name, variant in (plain["variants"] or {}).items():
+        for override in variant:
+            if _key(override) == "allow_targets" or _key(override).startswith("hydra"):
+                raise ConfigError(f"variants.{name}: {override!r} may be given on the command line only")
+    check_targets(plain, allow=plain["allow_targets"])
+
+
+def explain(error: BaseException) -> str:
+    """An error of Hydra or OmegaConf as one line in the user's words."""
+    if isinstance(error, MissingConfigException):
+        return _explain_missing_file(error)
+    inner: BaseException | None = error
+    while inner is not None and not isinstance(inner, OmegaConfBaseException):
+        inner = inner.__cause__
+    if isinstance(inner, ValidationError):
+        return f"{inner.full_key}: {_first_line(inner)}"
+    if isinstance(inner, InterpolationResolutionError):
+        return f"{inner.full_key}: cannot be worked out: {_first_line(inner)}"
+    if isinstance(inner, OmegaConfBaseException) and inner.key is not None and isinstance(inner.parent_node, DictConfig):
+        key = str(inner.full_key or inner.key)
+        return f"unknown key {key!r}{did_you_mean(str(inner.key), map(str, inner.parent_node))}"
+    return " ".join(str(error).split())
+
+
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Hydra's global state set up for composing, and put back: a task composes while ``hydra.main`` is running."""
+    holder = GlobalHydra.instance()
+    outer = holder.hydra
+    holder.clear()
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), job_name="qtrain", version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
+def _check_choice(key: str, value: str, choices: Mapping[str, Any]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{key}: must be one of {', '.join(choices)}, got {value!r}{did_you_mean(value, choices)}")
+
+
+def _check_hydra(node: Any, where: str = "hydra") -> None:
+    """Hydra's own section can start code as well: its callbacks and launchers, and the factories of logging."""
+    items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in items:
+        _check_hydra(value, f"{where}.{key}")
+        admitted = {"_target_": ("hydra.", "hydra_plugins."), "class": ("logging.",), "()": ()}.get(str(key))
+        if admitted is not None and not str(value).startswith(admitted):
+            raise ConfigError(f"{where}.{key}: {value!r} is not admitted here; remove it")
+
+
+def _key(override: str) -> str:
+    parsed = OverridesParser.create().parse_override(override)
+    return str(parsed.key_or_group)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _explain_missing_file(error: MissingConfigException) -> str:
+    group, _, option = str(error.missing_cfg_file or "").rpartition("/")
+    options = list(error.options or ())
+    folder = conf_dir() / group
+    if folder.is_dir():
+        options = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+    if not group or not options:
+        return _first_line(error)
+    return f"{group}={option}: there is no such {group}{did_you_mean(option, options)} (available: {', '.join(options)})"
+
+
+def _run_name(root: DictConfig) -> str:
+    """What tells runs of one experiment apart: bits, distillation, and the seed where it is not the first."""
+    if root.name:
+        return str(root.name)
+    bits = root.quantize.bits
+    if not root.quantize.enabled:
+        name = "fp"
+    elif "weight" in bits and "input" in bits:
+        name = f"w{bits.weight}a{bits.input}"
+    else:
+        name = str(bits.get("_target_", "quantised")).rpartition(".")[2].lower()
+    if root.teacher.model is not None:
+        name += "-distill"
+    return name + (f"-seed{root.seed}" if root.seed else "")
+
+
+def _run_dir(*, _root_: DictConfig | ListConfig) -> str:
+    """Resolver of ``run_dir``: ``<output>/<experiment>/<name>``; reports go where their runs are."""
+    assert isinstance(_root_, DictConfig)
+    if _root_.task == "report":
+        return str(_root_.report.folder)
+    leaf = f"evaluate-{_root_.name}" if _root_.task == "evaluate" and _root_.name else _root_.task
+    leaf = _run_name(_root_) if _root_.task == "train" else leaf
+    return str(Path(_root_.output) / (_root_.experiment or AD_HOC) / leaf)
+
+
+OmegaConf.register_new_resolver("qtrain.run_dir", _run_dir, replace=True)

@@ -1,0 +1,79 @@
+"""Floor 6: the keys of a run's config and their types. Values and explanations stand in conf/config.yaml.
+
+A field of type ``Any`` holds a group: what may stand there is the signature of its ``_target_``, not this file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class Quantize:
+    enabled: bool = MISSING
+    calibration_batches: int = MISSING
+    weight: Any = MISSING
+    input: Any = MISSING
+    weight_observer: Any = MISSING
+    input_observer: Any = MISSING
+    bits: Any = MISSING
+
+
+@dataclass
+class Teacher:
+    model: Any = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    compile: bool = False
+
+
+@dataclass
+class Fit:
+    epochs: int = MISSING
+    scale_lr: float | None = MISSING
+    norm_decay: bool = MISSING
+    clip_norm: float | None = MISSING
+    weight_average: float | None = MISSING
+    reestimate_bn: int = MISSING
+    compile: bool = MISSING
+    checkpoint_every_steps: int = MISSING
+    precision: str | None = MISSING
+    channels_last: bool = MISSING
+    final_test: bool = MISSING
+
+
+@dataclass
+class Report:
+    folder: str = MISSING
+
+
+@dataclass
+class Root:
+    data: Any = MISSING
+    model: Any = MISSING
+    teacher: Teacher = field(default_factory=Teacher)
+    quantize: Quantize = field(default_factory=Quantize)
+    objective: Any = MISSING
+    optimizer: Any = MISSING
+    lr_schedule: Any = MISSING
+    trainer: Any = MISSING
+    logger: Any = MISSING
+    fit: Fit = field(default_factory=Fit)
+    report: Report = field(default_factory=Report)
+    task: str = MISSING
+    experiment: str | None = MISSING
+    name: str | None = MISSING
+    run_dir: str = MISSING
+    seed: int = MISSING
+    budget: str = MISSING
+    budgets: dict[str, dict[str, Any]] = MISSING
+    output: str = MISSING
+    resume: bool = MISSING
+    overwrite: bool = MISSING
+    results: str | None = MISSING
+    variants: dict[str, list[str]] | None = MISSING
+    checkpoint: str | None = MISSING
+    allow_targets: list[str] = MISSING
