@@ -16,6 +16,8 @@ HALF = EXPONENTS << MANTISSA_BITS
 BINS = 2 * HALF
 _SHIFT = 23 - MANTISSA_BITS
 _FIRST = (127 - EXPONENTS // 2) << MANTISSA_BITS
+_PATTERNS = 256 << MANTISSA_BITS
+_ROWS = 256
 
 
 def float_histogram(x: Tensor) -> Tensor:
@@ -24,12 +26,24 @@ def float_histogram(x: Tensor) -> Tensor:
     Bins ``[0, HALF)`` are the magnitudes of non-negative values in rising order, ``[HALF, 2 HALF)`` those of negative
     ones. Magnitudes below 2^-32, zero among them, fall into the first bin of their half, those above 2^32 into the last.
     """
-    pattern = x.detach().float().contiguous().view(torch.int32)
-    magnitude = ((pattern & 0x7FFFFFFF) >> _SHIFT).sub_(_FIRST).clamp_(0, HALF - 1)
-    index = torch.where(pattern < 0, magnitude + HALF, magnitude).long()
-    groups = index.shape[0]
-    index += torch.arange(groups, device=index.device).unsqueeze(1) * BINS
-    return torch.bincount(index.reshape(-1), minlength=groups * BINS).reshape(groups, BINS)
+    # Counting every exponent first and cropping the counts costs three passes over the data instead of eight.
+    return torch.cat([_cropped(_pattern_counts(rows)) for rows in x.detach().float().split(_ROWS)])
+
+
+def _pattern_counts(x: Tensor) -> Tensor:
+    """Counts by leading bits: (G, 2, PATTERNS), negative values first, each half in rising magnitude."""
+    groups = x.shape[0]
+    index = (x.contiguous().view(torch.int32) >> _SHIFT) + _PATTERNS
+    if groups > 1:
+        index += torch.arange(groups, device=x.device, dtype=torch.int32).unsqueeze(1) * (2 * _PATTERNS)
+    return torch.bincount(index.reshape(-1), minlength=2 * groups * _PATTERNS).reshape(groups, 2, _PATTERNS)
+
+
+def _cropped(counts: Tensor) -> Tensor:
+    kept = counts[..., _FIRST : _FIRST + HALF].clone()
+    kept[..., 0] += counts[..., :_FIRST].sum(dim=-1)
+    kept[..., -1] += counts[..., _FIRST + HALF :].sum(dim=-1)
+    return kept.flip(1).reshape(len(counts), BINS)
 
 
 def bin_centres(device: torch.device | None = None) -> Tensor:

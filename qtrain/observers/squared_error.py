@@ -44,8 +44,9 @@ class SquaredError(Observer):
     def bounds(self, bits: int) -> tuple[Tensor, Tensor]:
         signed = bool((self.low < 0).any()) and self.symmetric
         code_low, code_high = (self.low.new_tensor(float(c)) for c in code_range(bits, signed=signed))
-        counts = self.histogram.to(torch.float32)
-        centres = bin_centres(counts.device).expand_as(counts)
+        used = self.histogram.any(dim=0)
+        counts = self.histogram[:, used].to(torch.float32)
+        centres = bin_centres(counts.device)[used].expand_as(counts)
         best = torch.full_like(self.low, float("inf"))
         best_fraction = torch.ones_like(self.low)
         for i in range(1, self.candidates + 1):
