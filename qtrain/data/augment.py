@@ -36,9 +36,7 @@ def crop_and_flip(images: Tensor, index: Tensor, top: Tensor, left: Tensor, flip
     return window * inside[..., None]
 
 
-def random_crop_flip(
-    images: Tensor, index: Tensor, *, seed: int, epoch: int, padding: int, flip: bool
-) -> Tensor:
+def random_crop_flip(images: Tensor, index: Tensor, *, seed: int, epoch: int, padding: int, flip: bool) -> Tensor:
     """Random crop from images padded by ``padding`` black pixels, mirrored with probability one half.
 
     The recipe of He et al. 2015 (arXiv:1512.03385, section 4.2). Shapes as in ``crop_and_flip``; the window of a
@@ -71,9 +69,7 @@ class MixPlan(NamedTuple):
     box: Tensor
 
 
-def plan_mix(
-    pair: Tensor, *, seed: int, epoch: int, mixup: float, cutmix: float, height: int, width: int
-) -> MixPlan:
+def plan_mix(pair: Tensor, *, seed: int, epoch: int, mixup: float, cutmix: float, height: int, width: int) -> MixPlan:
     """The mixing of the pairs whose first samples have the numbers ``pair`` (P,) int64, on the CPU.
 
     mixup (Zhang et al. 2017, arXiv:1710.09412) blends pixels; cutmix (Yun et al. 2019, arXiv:1905.04899) replaces a

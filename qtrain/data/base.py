@@ -30,8 +30,8 @@ class VisionData(pl.LightningDataModule, ABC):
 
     ``batch_size`` is global: each rank takes its slice. ``val_fraction`` of the training images is held out for
     validation; the test images are never used for it. ``mean`` and ``std`` are per channel, in units of pixel / 255;
-    without them they are computed from the training images. ``mixup`` and ``cutmix`` are alphas, 0 for off. ``max_train`` and
-    ``max_test`` keep a prefix, for quick runs.
+    without them they are computed from the training images. ``mixup`` and ``cutmix`` are alphas, 0 for off.
+    ``max_train`` and ``max_test`` keep a prefix, for quick runs.
     """
 
     name: str

@@ -1,0 +1,179 @@
+"""Reading labelled images through the ``datasets`` library: from the hub by name, or from a folder of parquet files.
+
+Floor 3, and the only file that knows ``datasets``. Finds the columns by their types, because every publisher names
+them differently (``img``, ``image``, ``label``, ``fine_label``).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import datasets
+import numpy as np
+import pyarrow.parquet
+from datasets.table import InMemoryTable
+from PIL import Image, UnidentifiedImageError
+
+
+Rows = datasets.Dataset
+"""A table of rows at random access; other files name the type without importing the library."""
+
+
+class Labelled(NamedTuple):
+    """A split with its image and label columns named; ``num_classes`` is None where the labels carry no names."""
+
+    rows: datasets.Dataset
+    image: str
+    label: str
+    num_classes: int | None
+
+
+def parquet_files(root: str, split: str) -> list[Path]:
+    """The files ``<split>*.parquet`` of a folder, or of its subfolder ``data``, in the order of their names."""
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"data.root: there is no folder {folder}; give one that holds train-*.parquet and test-*.parquet"
+        )
+    for place in (folder, folder / "data"):
+        files = sorted(place.glob(f"{split}*.parquet"))
+        if files:
+            return files
+    found = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
+    raise FileNotFoundError(f"data.root: no {split}*.parquet in {folder} (found {found}); check the folder and split")
+
+
+def open_small(files: list[Path]) -> datasets.Dataset:
+    """Parquet files read into memory, without a copy on disk."""
+    try:
+        tables = [pyarrow.parquet.read_table(file) for file in files]
+        return datasets.concatenate_datasets([datasets.Dataset(InMemoryTable(table)) for table in tables])
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise ValueError(f"data.root: cannot read {files[0].parent} as parquet ({first_line(error)})") from error
+
+
+def open_large(files: list[Path], cache_dir: str | None) -> datasets.Dataset:
+    """Parquet files as an Arrow file that is mapped into memory: random access at the price of a copy on disk.
+
+    The copy is made once, by ``datasets``, in its own cache or ``cache_dir``.
+    """
+    try:
+        loaded = datasets.load_dataset(
+            "parquet", data_files={"rows": [str(f) for f in files]}, split="rows", cache_dir=cache_dir
+        )
+    except (datasets.exceptions.DatasetGenerationError, pyarrow.ArrowInvalid, OSError) as error:
+        raise ValueError(f"data.root: cannot read {files[0].parent} as parquet ({first_line(error)})") from error
+    assert isinstance(loaded, datasets.Dataset)
+    return loaded
+
+
+def open_hub(hub: str, split: str) -> datasets.Dataset:
+    """A split of a dataset of the Hugging Face hub, downloaded once into the library's own cache."""
+    try:
+        loaded = datasets.load_dataset(hub, split=split)
+    except ValueError as error:
+        raise ValueError(f"data.hub: cannot load split {split!r} of {hub!r}: {first_line(error)}") from error
+    except Exception as error:  # the library raises whatever its HTTP client does
+        raise FileNotFoundError(
+            f"data.hub: cannot load {hub!r} from the hub ({first_line(error)}); without a network give data.root=<folder "
+            "with train-*.parquet and test-*.parquet>"
+        ) from error
+    assert isinstance(loaded, datasets.Dataset)
+    return loaded
+
+
+def find_columns(rows: datasets.Dataset, *, image: str | None, label: str | None, where: str) -> Labelled:
+    """Name the image and the label column by their types, unless they are given.
+
+    An image is a column of type Image, or of binary ``bytes`` as image writers without the library store them. A
+    label is a ClassLabel, or the only integer column. CIFAR-100 has two ClassLabels: ``label`` decides.
+    """
+    features = rows.features
+    for option, name in (("image_column", image), ("label_column", label)):
+        if name is not None and name not in features:
+            raise ValueError(f"data.{option}: {where} has no column {name!r}; it has {', '.join(features)}")
+    if image is None:
+        image = _only([n for n, f in features.items() if _is_image(f)], list(features), "image", where)
+    if label is None:
+        named = [n for n, f in features.items() if isinstance(f, datasets.ClassLabel)]
+        numbers = [n for n, f in features.items() if isinstance(f, datasets.Value) and "int" in f.dtype]
+        label = _only(named or numbers, list(features), "label", where)
+    if not isinstance(features[image], datasets.Image):
+        rows = rows.cast_column(image, datasets.Image())
+    feature = features[label]
+    num_classes = feature.num_classes if isinstance(feature, datasets.ClassLabel) else None
+    return Labelled(rows.select_columns([image, label]), image, label, num_classes)
+
+
+def targets_of(split: Labelled, where: str) -> np.ndarray:
+    """All labels as (D,) int64, without decoding an image; none may be missing or out of range."""
+    labels = split.rows.data.column(split.label)
+    targets = labels.to_numpy().astype(np.int64) if not labels.null_count else np.array([-1])
+    limit = split.num_classes or int(targets.max()) + 1
+    if targets.min() < 0 or targets.max() >= limit:
+        raise ValueError(
+            f"{where}: labels must be in 0..{limit - 1}, got {targets.min()}..{targets.max()} or none (published test "
+            "sets often hide theirs); choose a labelled split"
+        )
+    return targets
+
+
+def decode(split: Labelled, where: str) -> np.ndarray:
+    """All images as (D, H, W, C) uint8, one channel where every image is grey, else three."""
+    encoded = split.rows.cast_column(split.image, datasets.Image(decode=False))
+
+    def one(number: int) -> np.ndarray:
+        return decode_image(encoded[number][split.image], f"{where} image {number}")
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        images = list(pool.map(one, range(len(encoded))))
+    sizes = {image.shape[:2] for image in images}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"{where}: resident images must all have one size, got {sorted(sizes)[:3]}; use data=parquet, which resizes"
+        )
+    channels = max(image.shape[2] for image in images)
+    return np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images])
+
+
+def decode_image(stored: dict[str, bytes | str | None], where: str) -> np.ndarray:
+    """One stored image (its ``bytes``, or the file at its ``path``) as (H, W, 1 or 3) uint8."""
+    image = open_image(stored, where)
+    pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def open_image(stored: dict[str, bytes | str | None], where: str) -> Image.Image:
+    """One stored image (its ``bytes``, or the file at its ``path``), decoded."""
+    content, path = stored.get("bytes"), stored.get("path")
+    try:
+        image = Image.open(io.BytesIO(content) if isinstance(content, bytes) else str(path))
+        image.load()
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{where}: cannot decode it ({first_line(error)}); repair or remove it") from error
+    return image
+
+
+def _is_image(feature: object) -> bool:
+    if isinstance(feature, dict):
+        return isinstance(inner := feature.get("bytes"), datasets.Value) and inner.dtype.endswith("binary")
+    return isinstance(feature, datasets.Image)
+
+
+def _only(candidates: list[str], columns: list[str], what: str, where: str) -> str:
+    if len(candidates) == 1:
+        return candidates[0]
+    found = ", ".join(candidates) if candidates else "none"
+    raise ValueError(
+        f"data.{what}_column: {where} must have one {what} column, found {found} among {', '.join(columns)}; "
+        f"say data.{what}_column=<name>"
+    )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a message, or the error's type where it has none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
