@@ -8,10 +8,11 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from qtrain import __version__
 from qtrain.tasks import TASKS, conf_dir
@@ -57,11 +58,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def help_text(conf: Path) -> str:
     """What ``--help`` prints: usage, tasks, groups with their options, experiments with their first comment lines."""
     lines = [USAGE, "", "Tasks (task=NAME):"]
-    lines += [f"  {name:<10} {does}" for name, does in TASKS.items()]
+    lines += [f"  {name:<12} {does}" for name, does in TASKS.items()]
     lines += ["", "Groups (group=option):"]
     hidden = ("experiment", "hydra")
     for folder in sorted(path for path in conf.iterdir() if path.is_dir() and path.name not in hidden):
-        lines.append(f"  {folder.name:<10} {', '.join(_options(folder))}")
+        options = ", ".join(_options(folder))
+        lines += textwrap.wrap(f"  {folder.name:<12} {options}", width=100, subsequent_indent=" " * 15)
     lines += ["", "Experiments (+experiment=NAME):"]
     for name in _options(conf / "experiment"):
         comments = _first_comments(conf / "experiment" / f"{name}.yaml")
@@ -86,9 +88,14 @@ def _run_hydra(arguments: list[str]) -> None:
     import hydra
     from hydra._internal.utils import get_args_parser
 
-    from qtrain.tasks.config import compose
+    from qtrain.tasks.config import ConfigError, compose
 
-    parsed = get_args_parser().parse_args(arguments)
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see python -m qtrain --help")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    parsed = parser.parse_args(arguments)
     if not (parsed.hydra_help or parsed.info or parsed.shell_completion):
         # Before Hydra makes a folder or starts a callback. It would also print its own errors, in several lines.
         compose(_first_of_sweeps(parsed.overrides) if parsed.multirun else parsed.overrides)

@@ -16,7 +16,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+    ValidationError,
+)
 
 from qtrain.tasks import TASKS, conf_dir
 from qtrain.tasks.schema import Root
@@ -47,7 +53,9 @@ def validate(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     try:
         typed = OmegaConf.merge(OmegaConf.structured(Root), cfg)
         if missing := sorted(OmegaConf.missing_keys(typed)):
-            raise ConfigError(f"missing value{'s' * (len(missing) > 1)}: give {', '.join(f'{key}=...' for key in missing)}")
+            raise ConfigError(
+                f"missing value{'s' * (len(missing) > 1)}: give {', '.join(f'{key}=...' for key in missing)}"
+            )
         plain = OmegaConf.to_container(typed, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
@@ -74,9 +82,14 @@ def explain(error: BaseException) -> str:
         return f"{inner.full_key}: {_first_line(inner)}"
     if isinstance(inner, InterpolationResolutionError):
         return f"{inner.full_key}: cannot be worked out: {_first_line(inner)}"
-    if isinstance(inner, OmegaConfBaseException) and inner.key is not None and isinstance(inner.parent_node, DictConfig):
+    if (
+        isinstance(inner, OmegaConfBaseException)
+        and inner.key is not None
+        and isinstance(inner.parent_node, DictConfig)
+    ):
         key = str(inner.full_key or inner.key)
-        return f"unknown key {key!r}{did_you_mean(str(inner.key), map(str, inner.parent_node))}"
+        parent = key.removesuffix(str(inner.key))
+        return f"unknown key {key!r}{did_you_mean(key, [f'{parent}{name}' for name in inner.parent_node])}"
     return " ".join(str(error).split())
 
 
@@ -118,14 +131,14 @@ def _first_line(error: BaseException) -> str:
 
 
 def _explain_missing_file(error: MissingConfigException) -> str:
-    group, _, option = str(error.missing_cfg_file or "").rpartition("/")
-    options = list(error.options or ())
+    group, _, option = str(error.missing_cfg_file or "").partition("/")
     folder = conf_dir() / group
-    if folder.is_dir():
-        options = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
-    if not group or not options:
-        return _first_line(error)
-    return f"{group}={option}: there is no such {group}{did_you_mean(option, options)} (available: {', '.join(options)})"
+    options = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    if not option or not options:
+        return " ".join(str(error).split())
+    return (
+        f"{group}={option}: there is no such {group}{did_you_mean(option, options)} (available: {', '.join(options)})"
+    )
 
 
 def _run_name(root: DictConfig) -> str:

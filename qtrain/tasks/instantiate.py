@@ -15,7 +15,7 @@ from qtrain.tasks.targets import SPECIAL, ConfigError, check_targets, resolve_ta
 
 
 def instantiate(node: DictConfig | ListConfig | None, **arguments: Any) -> Any:
-    """The object of ``node``'s ``_target_``, or a ``functools.partial`` where it says ``_partial_``; ``None`` for ``None``.
+    """The object of ``node``'s ``_target_``, or a ``functools.partial`` where it says ``_partial_``; None for None.
 
     Dicts with ``_target_`` inside ``node`` are built first; a dict or list without one is built element by element.
     ``arguments`` are live objects that YAML cannot hold; they go to the outermost target and win over the config.

@@ -116,15 +116,15 @@ def _check_call(node: Mapping[str, Any], where: str, target: Callable[..., Any],
         if key in node and not isinstance(node[key], kind):
             raise ConfigError(f"{where}.{key}: must be {kind.__name__}, got {node[key]!r}")
     parameters = inspect.signature(target).parameters
-    named = {
-        name: p for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    }
+    named = {name: p for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     arguments = {key: value for key, value in node.items() if key not in SPECIAL}
     for name in arguments:
         if name not in named and (not takes_any or name.startswith("_")):
             known = ", ".join(named) or "nothing"
-            raise ConfigError(f"{where}.{name}: {owner} has no such argument{did_you_mean(name, named)} (it takes {known})")
+            raise ConfigError(
+                f"{where}.{name}: {owner} has no such argument{did_you_mean(name, named)} (it takes {known})"
+            )
     if not node.get("_partial_", False):
         required = [name for name, p in named.items() if p.default is p.empty]
         if lacking := [name for name in required if name not in arguments and name not in given]:
@@ -138,8 +138,8 @@ def _check_call(node: Mapping[str, Any], where: str, target: Callable[..., Any],
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     """Type hints of the arguments; none where they cannot be evaluated (some third-party code)."""
     source: Any = target
-    if inspect.isclass(target) and target.__init__ is not object.__init__:  # type: ignore[misc]
-        source = target.__init__  # type: ignore[misc]
+    if inspect.isclass(target) and target.__init__ is not object.__init__:
+        source = target.__init__
     try:
         return typing.get_type_hints(source)
     except (NameError, TypeError, AttributeError):
