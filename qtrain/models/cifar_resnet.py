@@ -76,6 +76,10 @@ class CifarResNet(nn.Module):
     changes. Images (N, in_chans, H, W) of any size from 4x4 give logits (N, num_classes).
     """
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+
     def __init__(
         self,
         *,
@@ -112,7 +116,7 @@ class CifarResNet(nn.Module):
                 )
                 for i in range(depth)
             ]
-            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
+            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
             self.feature_info.append({"num_chs": channels, "reduction": 2 ** (stage - 1), "module": f"layer{stage}"})
             before = channels
         self.pool = nn.AdaptiveAvgPool2d(1)

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import huggingface_hub.constants
 import timm
 import torch
-from timm.models import get_pretrained_cfg, is_model, list_models, split_model_name_tag
+from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, is_model, list_models, split_model_name_tag
 from torch import nn
 
 from qtrain.models import cifar_resnet as cifar_resnet  # registers its architectures with timm
@@ -84,9 +84,11 @@ def check_name(name: str) -> None:
         near = difflib.get_close_matches(architecture, list_models(), n=5, cutoff=0.6)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names all"
         raise ValueError(f"create_model: timm has no model {name!r}; {hint}")
-    if tag and get_pretrained_cfg(name, allow_unregistered=True) is None:
-        tags = ", ".join(list_models(f"{architecture}.*", pretrained=True)) or "none"
-        raise ValueError(f"create_model: {architecture} has no weights tagged {tag!r}; there are: {tags}")
+    known = [key for key in get_arch_pretrained_cfgs(architecture) if "." in key]
+    if tag and name not in known:
+        raise ValueError(
+            f"create_model: {architecture} has no weights tagged {tag!r}; there are: {', '.join(known) or 'none'}"
+        )
 
 
 def adapt_small_stem(model: nn.Module, *, keep_weights: bool) -> None:
@@ -98,23 +100,23 @@ def adapt_small_stem(model: nn.Module, *, keep_weights: bool) -> None:
     """
     name = type(model).__name__
     first = getattr(model, "pretrained_cfg", {}).get("first_conv") or ()
-    paths = (first,) if isinstance(first, str) else tuple(first)
-    convs = {path: model.get_submodule(path) for path in paths}
-    done = []
-    for path, conv in convs.items():
+    convs: dict[str, nn.Conv2d] = {}
+    for path in (first,) if isinstance(first, str) else first:
+        conv = model.get_submodule(path)
         if not isinstance(conv, nn.Conv2d):
             log.info("%s: stem left as it is, %s is a %s", name, path, type(conv).__name__)
             return
-        if conv.stride == conv.kernel_size and conv.stride != (1, 1) and len(convs) == 1:
+        if isinstance(first, str) and conv.stride == conv.kernel_size != (1, 1):
             log.info("%s: stem left as it is, %s cuts patches of %s pixels", name, path, conv.stride)
             return
+        convs[path] = conv
+    done = []
     for path, conv in convs.items():
-        before = f"{conv.kernel_size[0]}x{conv.kernel_size[1]} stride {conv.stride[0]}"
-        conv = _small_kernel(model, path, conv, keep_weights=keep_weights)
-        conv.stride = (1, 1)
-        after = f"{conv.kernel_size[0]}x{conv.kernel_size[1]} stride 1"
-        if before != after:
-            done.append(f"{path} {before} -> {after}")
+        before = _spell(conv)
+        small = _small_kernel(model, path, conv, keep_weights=keep_weights)
+        small.stride = (1, 1)
+        if _spell(small) != before:
+            done.append(f"{path} {before} -> {_spell(small)}")
     for path in STEM_POOLS if convs else ():
         if isinstance(_submodule(model, path), nn.MaxPool2d):
             model.set_submodule(path, nn.Identity())
@@ -137,6 +139,10 @@ def _small_kernel(model: nn.Module, path: str, conv: nn.Conv2d, *, keep_weights:
                 small.bias.copy_(conv.bias)
     model.set_submodule(path, small)
     return small
+
+
+def _spell(conv: nn.Conv2d) -> str:
+    return f"{conv.kernel_size[0]}x{conv.kernel_size[1]} stride {conv.stride[0]}"
 
 
 def _build(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:

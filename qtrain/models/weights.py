@@ -49,11 +49,9 @@ def load_weights(model: nn.Module, path: str | Path, *, reset_head: bool = False
     wrong = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
     if any(wrong.values()):
         parts = "; ".join(f"{len(keys)} {what}: {_some(keys)}" for what, keys in wrong.items() if keys)
-        raise ValueError(
-            f"load_weights: {path} does not fit {type(model).__name__}: {parts}; "
-            "create the model with the options that the file was saved with"
-            + ("" if reset_head else " (reset_head=true takes another number of classes)")
-        )
+        other_head = all(key.startswith(head_names(model)) for key in (*missing, *unexpected, *reshaped))
+        remedy = "set reset_head=true to take all but the head" if other_head else "check the model's name and options"
+        raise ValueError(f"load_weights: {path} does not fit {type(model).__name__}: {parts}; {remedy}")
     model.load_state_dict(state)
 
 
