@@ -1,0 +1,110 @@
+"""Every row of metrics, written at a moment that a resume point knows about.
+
+Floor 5. Lightning hands metrics to its loggers after the callbacks of a batch, hence after the checkpoint of that
+batch: a run killed between the two resumes behind a row that was never written. The journal writes rows itself, in the
+callbacks, before ``ResumePoints`` saves, and puts the length of metrics.jsonl into the checkpoint. What is logged with
+``self.log`` under ``train/``, ``val/`` and ``test/`` is what it writes; the trainer gets ``logger=False``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import Logger
+
+from qtrain.lit.loggers import JsonlLogger
+
+
+@final
+class MetricJournal(pl.Callback):
+    """Writes what ``self.log`` collected to ``loggers``: train rows every ``every_n_steps``, val and test rows at once.
+
+    A train row carries the values of its own step, the learning rate (``lr``, and ``lr/<name>`` of a parameter group
+    with a rate of its own) and ``images_per_s`` since the row before. The step of a row is the number of
+    optimizer steps done. Reading values waits for the device, so it happens at this cadence only.
+    """
+
+    def __init__(self, *, loggers: Sequence[Logger], every_n_steps: int = 10) -> None:
+        super().__init__()
+        if every_n_steps < 1:
+            raise ValueError(f"MetricJournal: every_n_steps must be at least 1, got {every_n_steps}")
+        self.loggers = list(loggers)
+        self.every_n_steps = every_n_steps
+        self._restored = False
+        self._row_step = -1
+        self._images = 0
+        self._since = time.perf_counter()
+        self._started: float | None = None
+        self._earlier_s = 0.0
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds spent in training, those before a resumption included."""
+        return self._earlier_s + (0.0 if self._started is None else time.perf_counter() - self._started)
+
+    def write(self, trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:
+        """One row for each split in ``metrics`` (names as in ``val/top1``), at the trainer's step and epoch."""
+        if trainer.is_global_zero and metrics:
+            for logger in self.loggers:
+                logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step=trainer.global_step)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._started = self._since = time.perf_counter()
+        if not self._restored and trainer.is_global_zero:
+            # Rows of a run that was killed before its first save.
+            for logger in self._files():
+                logger.rewind(0)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._images += len(batch[0])
+        step = trainer.global_step
+        if step % self.every_n_steps != 0 or step == self._row_step:
+            return
+        self._row_step = step
+        row = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
+        now = time.perf_counter()
+        rate = self._images * trainer.world_size / max(now - self._since, 1e-9)
+        self._since, self._images = now, 0
+        self.write(trainer, {**row, **_learning_rates(trainer), "train/images_per_s": rate})
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._write_split(trainer, "val/")
+        self._since, self._images = time.perf_counter(), 0
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._write_split(trainer, "test/")
+
+    def state_dict(self) -> dict[str, Any]:
+        positions = [logger.position() for logger in self._files()]
+        return {"positions": positions, "row_step": self._row_step, "elapsed_s": self.elapsed_s}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restored = True
+        self._row_step = int(state_dict["row_step"])
+        self._earlier_s = float(state_dict["elapsed_s"])
+        for logger, position in zip(self._files(), state_dict["positions"], strict=True):
+            logger.rewind(int(position))
+
+    def _write_split(self, trainer: pl.Trainer, prefix: str) -> None:
+        metrics = trainer.callback_metrics
+        self.write(trainer, {name: float(value) for name, value in metrics.items() if name.startswith(prefix)})
+
+    def _files(self) -> list[JsonlLogger]:
+        return [logger for logger in self.loggers if isinstance(logger, JsonlLogger)]
+
+
+def _learning_rates(trainer: pl.Trainer) -> dict[str, float]:
+    """``train/lr`` of the first parameter group, and ``train/lr/<name>`` of each that began with another one."""
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    initial = [group.get("initial_lr", group["lr"]) for group in groups]
+    rates = {"train/lr": float(groups[0]["lr"])}
+    for i, group in enumerate(groups):
+        if initial[i] != initial[0]:
+            rates[f"train/lr/{group.get('name', i)}"] = float(group["lr"])
+    return rates
