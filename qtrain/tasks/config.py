@@ -82,14 +82,10 @@ def explain(error: BaseException) -> str:
         return f"{inner.full_key}: {_first_line(inner)}"
     if isinstance(inner, InterpolationResolutionError):
         return f"{inner.full_key}: cannot be worked out: {_first_line(inner)}"
-    if (
-        isinstance(inner, OmegaConfBaseException)
-        and inner.key is not None
-        and isinstance(inner.parent_node, DictConfig)
-    ):
+    if isinstance(inner, ConfigKeyError | ConfigAttributeError) and isinstance(inner.parent_node, DictConfig):
         key = str(inner.full_key or inner.key)
         parent = key.removesuffix(str(inner.key))
-        return f"unknown key {key!r}{did_you_mean(key, [f'{parent}{name}' for name in inner.parent_node])}"
+        return f"unknown key {key!r}{did_you_mean(key, [parent + str(name) for name in inner.parent_node])}"
     return " ".join(str(error).split())
 
 
