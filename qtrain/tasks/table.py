@@ -66,8 +66,9 @@ def print_summary(folder: Path | str, *, file: TextIO | None = None) -> None:
     rows = table_rows(outcomes(run.summary for run in runs))
     if file.isatty():
         table, console = _framed(rows), Console(file=file)
-        # rich leaves columns out where the terminal is too narrow; wrapped lines at least show everything.
-        console.width = max(console.width, console.measure(table).minimum)
+        # rich leaves columns out where the terminal is too narrow; lines that the terminal wraps show everything.
+        needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
+        console.width = max(console.width, needed)
         console.print(table)
     else:
         file.write(plain_table(COLUMNS, rows))

@@ -128,7 +128,8 @@ def test_the_plain_table_is_aligned() -> None:
     assert len(ends) == 1
 
 
-def test_the_closing_table_goes_to_a_pipe_and_to_a_terminal(tmp_path: Path) -> None:
+def test_the_closing_table_goes_to_a_pipe_and_to_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")  # too narrow: no figure may be left out for that
     write_summary(tmp_path / "a", fields())
     write_summary(tmp_path / "b", fields(status="interrupted"))
 
@@ -141,4 +142,4 @@ def test_the_closing_table_goes_to_a_pipe_and_to_a_terminal(tmp_path: Path) -> N
     print_summary(tmp_path, file=terminal)
     assert "─" not in pipe.getvalue() and "─" in terminal.getvalue()
     for text in (pipe.getvalue(), terminal.getvalue()):
-        assert "95.00" in text and "43.0 kB" in text and "interrupted" in text
+        assert "95.00" in text and "43.0 kB" in text and "0.0112" in text and "interrupted" in text
