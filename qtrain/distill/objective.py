@@ -37,7 +37,12 @@ class Objective(nn.Module):
 
     @property
     def needs_teacher(self) -> bool:
-        return any(term.needs_teacher for _, term in self._typed)
+        return bool(self.teacher_terms)
+
+    @property
+    def teacher_terms(self) -> list[str]:
+        """Names of the terms that look at the teacher."""
+        return [name for name, term in self._typed if term.needs_teacher]
 
     @property
     def student_taps(self) -> list[str]:

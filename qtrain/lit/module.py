@@ -1,0 +1,106 @@
+"""The thin LightningModule: one step, two evaluations, one optimizer."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics.classification import MulticlassAccuracy
+
+from qtrain.distill.objective import Objective
+from qtrain.functional.losses import hard_loss
+from qtrain.functional.random import seed_of
+from qtrain.lit.optim import MakeOptimizer, parameter_groups
+from qtrain.lit.step import StudentStep
+from qtrain.models.teacher import FrozenTeacher
+from qtrain.schedules.base import Schedule
+from qtrain.spec import Batch
+
+
+@final
+class QATModule(pl.LightningModule):
+    """Trains ``student`` on ``objective``; checkpoints hold both, and nothing of the teacher.
+
+    Metrics: ``train/<term>`` and ``train/total`` per step, in nats; ``val/top1``, ``test/top1`` in percent with
+    ``val/loss``, ``test/loss`` in nats. The learning rate is the optimizer's times ``lr_schedule`` at progress, the
+    share of optimizer steps done.
+    """
+
+    def __init__(
+        self,
+        *,
+        student: nn.Module,
+        objective: Objective,
+        teacher: FrozenTeacher | None,
+        optimizer: MakeOptimizer,
+        lr_schedule: Schedule,
+        num_classes: int,
+        seed: int,
+        scale_lr: float | None = None,
+        norm_decay: bool = False,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.objective = objective
+        self._teacher = teacher  # FrozenTeacher is no nn.Module: neither state dict nor optimizer see it
+        self._make_optimizer = optimizer
+        self._lr_schedule = lr_schedule
+        self._seed = seed
+        self._scale_lr, self._norm_decay = scale_lr, norm_decay
+        step = StudentStep(student=student, objective=objective)
+        # In a tuple, since the step's modules are registered above and must not be so twice.
+        self._step = (torch.compile(step, fullgraph=True, dynamic=False) if compile else step,)
+        self.top1 = MulticlassAccuracy(num_classes=num_classes, average="micro")
+
+    def on_fit_start(self) -> None:
+        if self._teacher is not None:
+            self._teacher.to(self.device)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Whatever the forward draws (dropout, stochastic depth) becomes a function of (seed, step).
+        torch.manual_seed(seed_of(self._seed, self.global_step))
+        self.objective.set_progress_(self.global_step / max(1, self._total_steps))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if self._teacher is None:
+            losses = self._step[0](batch.image, batch.target)
+        else:
+            logits, features = self._teacher(batch.image)
+            losses = self._step[0](batch.image, batch.target, logits, features)
+        self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()}, batch_size=len(batch.image))
+        return losses["total"]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("test", batch)
+
+    def configure_optimizers(self) -> Any:
+        groups = parameter_groups(
+            [self.student, self.objective], scale_lr=self._scale_lr, norm_decay=self._norm_decay
+        )
+        optimizer = self._make_optimizer(groups)
+        self._total_steps = int(self.trainer.estimated_stepping_batches)
+        schedule = LambdaLR(optimizer, lambda step: self._lr_schedule(step / max(1, self._total_steps)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _evaluate(self, split: str, batch: Batch) -> None:
+        logits = self.student(batch.image)
+        size = len(batch.image)
+        self.log(f"{split}/loss", hard_loss(logits, batch.target), on_epoch=True, batch_size=size, sync_dist=True)
+        self.top1.update(logits.float(), batch.target)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_top1("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_top1("test")
+
+    def _log_top1(self, split: str) -> None:
+        self.log(f"{split}/top1", 100 * self.top1.compute(), sync_dist=False)
+        self.top1.reset()

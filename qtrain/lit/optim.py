@@ -1,0 +1,41 @@
+"""Parameter groups: which parameters decay, and which have a rate of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn, optim
+
+from qtrain.quantizers.base import Quantizer
+
+MakeOptimizer = Callable[[list[dict[str, Any]]], optim.Optimizer]
+
+
+def parameter_groups(
+    modules: Iterable[nn.Module], *, scale_lr: float | None = None, norm_decay: bool = False
+) -> list[dict[str, Any]]:
+    """Groups ``weights``, ``no_decay`` and ``scales`` for an optimizer; empty ones are left out.
+
+    What a quantizer learns goes to ``scales``: never decayed, since decay would shrink the range it has to cover, and
+    with the learning rate ``scale_lr`` where one is given. Biases and the vectors of normalisation layers go to
+    ``no_decay`` unless ``norm_decay``; all else decays as the optimizer says.
+    """
+    scales: dict[nn.Parameter, None] = {}
+    weights: dict[nn.Parameter, None] = {}
+    vectors: dict[nn.Parameter, None] = {}
+    for module in modules:
+        for child in module.modules():
+            if isinstance(child, Quantizer):
+                scales.update(dict.fromkeys(child.parameters()))
+        for parameter in module.parameters():
+            if parameter.requires_grad and parameter not in scales:
+                (vectors if parameter.ndim <= 1 and not norm_decay else weights)[parameter] = None
+    groups: list[dict[str, Any]] = [
+        {"name": "weights", "params": list(weights)},
+        {"name": "no_decay", "params": list(vectors), "weight_decay": 0.0},
+        {"name": "scales", "params": list(scales), "weight_decay": 0.0},
+    ]
+    if scale_lr is not None:
+        groups[2]["lr"] = scale_lr
+    return [group for group in groups if group["params"]]

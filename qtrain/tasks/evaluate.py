@@ -1,0 +1,89 @@
+"""Floor 6: accuracy on the test images, of given weights, of a calibrated model, or of a finished run."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from qtrain.cost.count import count
+from qtrain.lit.evaluation import evaluate
+from qtrain.models.weights import load_weights
+from qtrain.tasks import prepare, record
+from qtrain.tasks.targets import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Print and return ``fp_top1`` and, where ``quantize.enabled``, ``top1`` of the quantised model, in percent.
+
+    Without ``checkpoint`` the quantised model is merely calibrated. ``checkpoint=RUN_FOLDER``, or the
+    ``student.safetensors`` in it, evaluates that run's student as it was trained; model, quantizers and data are then
+    those of the run.
+    """
+    start = time.perf_counter()
+    trained = _run_folder(cfg.checkpoint)
+    if trained is not None:
+        cfg = _with_config_of(trained, cfg)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = prepare.load_data(cfg)
+    if cfg.model.get("weights") is None and not cfg.model.get("pretrained", False) and trained is None:
+        raise ConfigError("model.weights: evaluate needs weights; give a file, or checkpoint=RUN_FOLDER")
+    model = prepare.build_model(cfg.model, data)
+    figures: dict[str, Any] = {}
+    if trained is None:
+        figures["fp_top1"] = evaluate(copy.deepcopy(model), data.test_dataloader(), device)["top1"]
+    prepared = prepare.quantise(cfg, model, data)
+    if trained is not None:
+        load_weights(prepared.student, str(trained / record.STUDENT))
+    if prepared.allocation or trained is not None:
+        figures["top1"] = evaluate(prepared.student, data.test_dataloader(), device)["top1"]
+    else:
+        figures["top1"] = figures["fp_top1"]
+
+    folder = Path(cfg.run_dir)
+    cost = count(prepared.student.cpu(), prepare.example_input(data))
+    way = "trained student" if trained else "calibrated only" if prepared.allocation else "full precision"
+    summary = record.describe(cfg, data.info, prepared.allocation, cost) | figures
+    summary |= {"distill": "none", "epochs": 0, "wall_s": time.perf_counter() - start}
+    folder.mkdir(parents=True, exist_ok=True)
+    record.append_results(cfg, folder, summary, device=device, notes=way)
+    if "fp_top1" in figures:
+        print(f"{cfg.model.name}, full precision: {figures['fp_top1']:.2f} %")
+    if prepared.allocation:
+        weight, input = record.typical_bits(prepared.allocation)
+        print(
+            f"{cfg.model.name}, W{weight}A{input}, {way}: {figures['top1']:.2f} %, {cost.size_bytes / 1e3:.1f} kB, "
+            f"{cost.compression:.1f}x smaller"
+        )
+    return figures
+
+
+def _run_folder(checkpoint: str | None) -> Path | None:
+    if checkpoint is None:
+        return None
+    path = Path(checkpoint)
+    folder = path.parent if path.is_file() else path
+    for name in (record.CONFIG, record.STUDENT):
+        if not (folder / name).is_file():
+            raise ConfigError(
+                f"checkpoint: {checkpoint} is no finished run: {folder / name} is not there; give the folder of a run, "
+                "for instance outputs/quickstart/w4a4-distill"
+            )
+    return folder
+
+
+def _with_config_of(folder: Path, cfg: DictConfig) -> DictConfig:
+    """``cfg`` with model, data and quantizers of the run in ``folder``."""
+    before = OmegaConf.load(folder / record.CONFIG)
+    assert isinstance(before, DictConfig)
+    merged = cfg.copy()
+    for key in ("model", "data", "quantize", "experiment", "seed"):
+        merged[key] = before[key]
+    return merged

@@ -1,0 +1,93 @@
+"""Floor 6: one fit by Lightning, resumed where a former one in the same folder stopped."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning.loggers import Logger
+
+from qtrain.data.base import VisionData
+from qtrain.lit.callbacks.average import WeightAverage
+from qtrain.lit.callbacks.finite import StopOnNonFinite
+from qtrain.lit.callbacks.journal import MetricJournal
+from qtrain.lit.callbacks.progress import Progress
+from qtrain.lit.callbacks.scales import ScaleStatistics
+from qtrain.lit.callbacks.signals import StopOnSignal
+from qtrain.lit.checkpoint import AtomicCheckpointIO, find_resume_point
+from qtrain.lit.loggers import JsonlLogger
+from qtrain.lit.module import QATModule
+from qtrain.lit.resume import ResumePoints
+from qtrain.tasks.instantiate import instantiate
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit leaves behind: the device it ran on, its wall-clock, and how many optimizer steps it took in all."""
+
+    device: torch.device
+    steps: int
+    train_s: float
+    resumed: bool
+
+
+def fit(
+    cfg: DictConfig,
+    *,
+    module: QATModule,
+    data: VisionData,
+    folder: Path,
+    identity: str,
+    epochs: int,
+    title: str,
+    loggers: tuple[Logger, ...] = (),
+    command: str = "",
+) -> Fitted:
+    """Fit ``module`` for ``epochs`` in ``folder``, which gets resume points and ``metrics.jsonl``.
+
+    With ``cfg.resume`` a resume point of the same ``identity`` in the folder is continued. ``command`` is what an
+    interrupted run tells its user to type. Raises ``RunInterruptedError`` after a signal, once all is saved.
+    """
+    points = folder / "checkpoints"
+    resume_points = ResumePoints(folder=points, every_n_steps=cfg.fit.checkpoint_every_steps, identity=identity)
+    journal = MetricJournal(loggers=[JsonlLogger(folder=folder), *loggers], every_n_steps=cfg.fit.log_every_steps)
+    callbacks: list[pl.Callback] = [
+        StopOnNonFinite(),
+        *([WeightAverage(decay=cfg.fit.weight_average)] if cfg.fit.weight_average is not None else []),
+        ScaleStatistics(journal=journal, every_n_steps=cfg.fit.scales_every_steps),
+        journal,
+        Progress(title=title),
+        resume_points,
+        StopOnSignal(resume_points=resume_points, command=command),
+    ]
+    trainer: pl.Trainer = instantiate(
+        cfg.trainer,
+        max_epochs=epochs,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        logger=False,
+        precision=_precision(cfg.fit.precision),
+        default_root_dir=str(folder),
+    )()
+    start = find_resume_point(points) if cfg.resume else None
+    if start is not None:
+        log.info("%s: resuming from %s", title, start)
+    trainer.fit(module, datamodule=data, ckpt_path=str(start) if start else None)
+    return Fitted(
+        device=trainer.strategy.root_device,
+        steps=trainer.global_step,
+        train_s=journal.elapsed_s,
+        resumed=start is not None,
+    )
+
+
+def _precision(asked: str | None) -> str:
+    if asked is not None:
+        return asked
+    return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"

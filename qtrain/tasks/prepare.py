@@ -1,0 +1,122 @@
+"""Floor 6: from a config to data, full-precision models, a quantised student and its teacher.
+
+The one place that says in which order a student is made: load (or train) the full-precision weights, find the layers,
+give them bits, swap them, calibrate. Folding, equalization and correction will stand between these steps.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from qtrain.convert.calibrate import calibrate
+from qtrain.convert.layers import find_layers
+from qtrain.convert.swap import swap_layers
+from qtrain.data.base import VisionData
+from qtrain.distill.objective import Objective
+from qtrain.models.taps import feature_shapes
+from qtrain.models.teacher import FrozenTeacher
+from qtrain.spec import Allocation
+from qtrain.tasks.instantiate import instantiate
+from qtrain.tasks.targets import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A student ready to fit; ``allocation`` is empty where it stays in full precision."""
+
+    student: nn.Module
+    allocation: Allocation
+
+
+def load_data(cfg: DictConfig) -> VisionData:
+    """The config's data module, read and split, with the run's seed."""
+    data: VisionData = instantiate(cfg.data, seed=cfg.seed)
+    try:
+        data.setup()
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"data: {error}") from error
+    return data
+
+
+def build_model(node: DictConfig, data: VisionData, *, weights: str | None = None) -> nn.Module:
+    """The full-precision model of ``node`` (``cfg.model``, ``cfg.teacher.model``) for the data's classes and channels.
+
+    ``weights`` stands in for the node's own where it names none.
+    """
+    given = {"weights": weights} if weights is not None else {}
+    build = instantiate(node, **given)
+    info = data.info
+    try:
+        model: nn.Module = build(
+            num_classes=info.num_classes, in_channels=info.in_channels, image_size=info.image_size
+        )
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{node._get_full_key(None)}: {error}") from error
+    return model
+
+
+def example_input(data: VisionData, size: int = 1) -> torch.Tensor:
+    """A zero image batch (size, C, H, W) of the data's shape."""
+    info = data.info
+    return torch.zeros(size, info.in_channels, info.image_size, info.image_size)
+
+
+def quantise(cfg: DictConfig, model: nn.Module, data: VisionData) -> Prepared:
+    """Convert and calibrate ``model`` in place by ``cfg.quantize``, on the CPU or wherever the model is."""
+    if cfg.fit.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if not cfg.quantize.enabled:
+        return Prepared(model, {})
+    q = cfg.quantize
+    found = find_layers(model, example_input(data))
+    allocation: Allocation = instantiate(q.bits)(list(found.layers))
+    swap_layers(model, found, allocation, weight=instantiate(q.weight), input=instantiate(q.input))
+    images = (batch.image for batch in data.calibration_batches(q.calibration_batches))
+    log.info("calibrating %d layers on %d batches", len(allocation), q.calibration_batches)
+    calibrate(
+        model, images, weight=instantiate(q.weight_observer), input=instantiate(q.input_observer)
+    )
+    return Prepared(model, allocation)
+
+
+def build_objective(cfg: DictConfig, student: nn.Module, teacher: nn.Module | None, data: VisionData) -> Objective:
+    """The config's objective, its terms' parameters made for the layers that they compare."""
+    objective: Objective = instantiate(cfg.objective)
+    if objective.needs_teacher and teacher is None:
+        raise ConfigError(
+            "objective: a term compares with a teacher and there is none; name one, for instance "
+            "teacher=cifar_resnet56, or take objective=hard"
+        )
+    shape = tuple(example_input(data).shape)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.seed)
+        objective.bind_(
+            feature_shapes(student, objective.student_taps, shape),
+            {} if teacher is None else feature_shapes(teacher, objective.teacher_taps, shape),
+        )
+    return objective
+
+
+def build_teacher(
+    cfg: DictConfig, model: nn.Module, objective: Objective, data: VisionData
+) -> FrozenTeacher:
+    """The frozen teacher with taps where ``objective`` looks; bf16 on a GPU that has it, where it is faster."""
+    if cfg.fit.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return FrozenTeacher(
+        model,
+        names=objective.teacher_taps,
+        mean=cfg.teacher.mean,
+        std=cfg.teacher.std,
+        data_mean=data.info.mean,
+        data_std=data.info.std,
+        bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        compile=cfg.teacher.compile,
+    )

@@ -1,0 +1,69 @@
+"""Floor 6: full-precision weights that an experiment needs and does not name are trained once, and kept.
+
+They are kept under a key of all that they depend on (data, model, recipe, seed), so that the next run, and the next
+experiment with the same teacher, find them.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import save_file
+
+from qtrain.data.base import VisionData
+from qtrain.distill.hard import Hard
+from qtrain.distill.objective import Objective
+from qtrain.lit.module import QATModule
+from qtrain.tasks.fit import fit
+from qtrain.tasks.instantiate import instantiate
+from qtrain.tasks.prepare import build_model
+from qtrain.tasks.results import config_hash
+
+log = logging.getLogger(__name__)
+
+
+def full_precision_weights(node: DictConfig, cfg: DictConfig, data: VisionData) -> str | None:
+    """Path of weights for the model of ``node``; ``None`` where the node brings its own.
+
+    ``cfg.full_precision`` says how they are trained and where they are kept. An interrupted training goes on where it
+    stopped.
+    """
+    if node.get("weights") is not None or node.get("pretrained", False):
+        return None
+    recipe = cfg.full_precision
+    depends_on = {
+        "model": OmegaConf.to_container(node, resolve=True),
+        "data": OmegaConf.to_container(cfg.data, resolve=True),
+        "recipe": {k: OmegaConf.to_container(recipe, resolve=True)[k] for k in ("epochs", "optimizer", "lr_schedule")},  # type: ignore[index,call-overload]
+        "seed": cfg.seed,
+    }
+    key = config_hash(depends_on)
+    folder = Path(recipe.folder).expanduser() / f"{data.info.name}-{node.name}-{key}"
+    kept = folder / "model.safetensors"
+    if kept.is_file():
+        log.info("full-precision %s: found %s", node.name, kept)
+        return str(kept)
+    log.info("full-precision %s has no weights: training it for %d epochs, to be kept in %s", node.name, recipe.epochs, folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.seed)
+        model = build_model(node, data)
+    if cfg.fit.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = QATModule(
+        student=model,
+        objective=Objective(terms={"hard": Hard()}),
+        teacher=None,
+        optimizer=instantiate(recipe.optimizer),
+        lr_schedule=instantiate(recipe.lr_schedule),
+        num_classes=data.info.num_classes,
+        seed=cfg.seed,
+        compile=cfg.fit.compile,
+    )
+    fit(cfg, module=module, data=data, folder=folder, identity=key, epochs=recipe.epochs, title=f"full-precision {node.name}")
+    partial = kept.with_suffix(".partial")
+    save_file({name: t.cpu().contiguous() for name, t in model.state_dict().items()}, partial)
+    partial.replace(kept)
+    return str(kept)

@@ -1,0 +1,104 @@
+"""Floor 6: what a run leaves in its folder: config, summary, results row. Written by tasks, never by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from qtrain.cost.count import CostReport
+from qtrain.spec import FULL_PRECISION, Allocation, DataInfo
+from qtrain.tasks.results import append_row, config_hash, provenance
+from qtrain.tasks.summary import FINISHED, SUMMARY, RunSummary, read_summary, write_summary
+from qtrain.tasks.targets import ConfigError
+
+CONFIG = "config.yaml"
+STUDENT = "student.safetensors"
+"""A trained student's parameters, scales and code ranges, under the names of its state dict."""
+
+
+def plain_config(cfg: DictConfig) -> dict[str, Any]:
+    """``cfg`` resolved, as dicts, lists and values; what identifies and describes the run."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    plain.pop("run_dir", None)
+    return {str(key): value for key, value in plain.items()}
+
+
+def identity_of(cfg: DictConfig) -> str:
+    """A hash that two configs share exactly if a run of one may go on as a run of the other."""
+    return config_hash(plain_config(cfg))
+
+
+def claim_folder(cfg: DictConfig, folder: Path) -> RunSummary | None:
+    """Make ``folder`` this run's, or return the summary of the run of this very config that has finished in it.
+
+    Raises ``ConfigError`` where it holds a run of another config and ``cfg.overwrite`` is false.
+    """
+    if (folder / CONFIG).is_file() and not cfg.overwrite:
+        before = OmegaConf.load(folder / CONFIG)
+        if not isinstance(before, DictConfig) or identity_of(before) != identity_of(cfg):
+            raise ConfigError(
+                f"run_dir: {folder} holds a run of another config; choose another name=..., or overwrite=true to "
+                "replace it"
+            )
+        if (folder / SUMMARY).is_file():
+            summary = read_summary(folder / SUMMARY)
+            if summary.status == FINISHED:
+                return summary
+    folder.mkdir(parents=True, exist_ok=True)
+    if cfg.overwrite or not cfg.resume:
+        for stale in (*folder.glob("checkpoints/*.ckpt"), folder / SUMMARY, folder / "metrics.jsonl"):
+            stale.unlink(missing_ok=True)
+    OmegaConf.save(OmegaConf.create(plain_config(cfg)), folder / CONFIG)
+    return None
+
+
+def describe(cfg: DictConfig, info: DataInfo, allocation: Allocation, cost: CostReport) -> dict[str, Any]:
+    """The fields of a summary that do not depend on how training went."""
+    weight, input = typical_bits(allocation)
+    return {
+        "experiment": cfg.experiment,
+        "dataset": info.name,
+        "model": cfg.model.name,
+        "quantizer": _quantizer_name(cfg) if allocation else None,
+        "w_bits": weight,
+        "a_bits": input,
+        "seed": cfg.seed,
+        **cost.as_dict(),
+    }
+
+
+def append_results(
+    cfg: DictConfig, folder: Path, summary: Mapping[str, Any], *, device: torch.device, notes: str
+) -> None:
+    """One row to the run's own ``results.csv``, and to ``cfg.results`` where that names a file."""
+    row = {
+        **provenance(device),
+        "config_hash": identity_of(cfg),
+        "task": cfg.task,
+        "notes": notes,
+        **{key: value for key, value in summary.items() if key not in ("layers", "status", "name")},
+    }
+    for path in {folder / "results.csv", *([Path(cfg.results)] if cfg.results else [])}:
+        append_row(path, row)
+
+
+def finish(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Write ``summary.json``, after which the run counts as finished."""
+    write_summary(folder, summary)
+
+
+def typical_bits(allocation: Allocation) -> tuple[int, int]:
+    """The weight and input bits that most layers have; full precision for an empty allocation."""
+    pairs = list(allocation.values())
+    typical = max(pairs, key=pairs.count) if pairs else (FULL_PRECISION, FULL_PRECISION)
+    return typical[0], typical[1]
+
+
+def _quantizer_name(cfg: DictConfig) -> str:
+    names = [str(node["_target_"]).rpartition(".")[2].lower() for node in (cfg.quantize.weight, cfg.quantize.input)]
+    return "/".join(dict.fromkeys(names))
