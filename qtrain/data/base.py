@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytorch_lightning as pl
-import torch
 from torch import Tensor
 
 from qtrain.data.loader import EpochLoader
-from qtrain.data.order import BatchOrder, first_samples, split_train_val
+from qtrain.data.order import BatchOrder, choose, first_samples, split_train_val
 from qtrain.spec import Batch, DataInfo
 
 log = logging.getLogger(__name__)
@@ -30,8 +29,8 @@ class VisionData(pl.LightningDataModule, ABC):
 
     ``batch_size`` is global: each rank takes its slice. ``val_fraction`` of the training images is held out for
     validation; the test images are never used for it. ``mean`` and ``std`` are per channel, in units of pixel / 255;
-    without them they are computed from the training images. ``mixup`` and ``cutmix`` are alphas, 0 for off.
-    ``max_train`` and ``max_test`` keep a prefix, for quick runs.
+    None leaves them to the dataset. ``mixup`` and ``cutmix`` are alphas, 0 for off. ``max_train`` and ``max_test``
+    keep so many images, for quick runs: always the same ones, chosen at random, since folders are sorted by class.
     """
 
     name: str
@@ -70,20 +69,16 @@ class VisionData(pl.LightningDataModule, ABC):
         """Read what ``info`` and the loaders need; called once in each process, first on each node's rank 0."""
 
     @abstractmethod
-    def _describe(self, train_size: int, val_size: int) -> DataInfo:
-        """The dataset's facts, after ``_read``."""
+    def _describe(self, train_size: int, val_size: int, test_size: int) -> DataInfo:
+        """The dataset's facts, after ``_read``; the sizes are those of the splits in use."""
 
     @abstractmethod
-    def _available(self) -> int:
-        """How many training images there are after ``_read``, ``max_train`` applied."""
+    def _sizes(self) -> tuple[int, int]:
+        """How many training and test images there are in all, after ``_read``."""
 
     @abstractmethod
     def _loader(self, order: BatchOrder, *, test_images: bool) -> EpochLoader:
         """A loader of the test images or of the training images; it augments where ``order.train``."""
-
-    @abstractmethod
-    def _plain_batch(self, samples: Tensor) -> Batch:
-        """The training images with the numbers ``samples``, without augmentation."""
 
     @property
     def info(self) -> DataInfo:
@@ -101,8 +96,10 @@ class VisionData(pl.LightningDataModule, ABC):
         if self._info is not None:
             return
         self._read()
-        self._train_samples, self._val_samples = split_train_val(self._available(), self.val_fraction)
-        self._info = info = self._describe(len(self._train_samples), len(self._val_samples))
+        train_size, test_size = self._sizes()
+        self._test_samples = choose(test_size, self.max_test)
+        self._train_samples, self._val_samples = split_train_val(choose(train_size, self.max_train), self.val_fraction)
+        self._info = info = self._describe(len(self._train_samples), len(self._val_samples), len(self._test_samples))
         self._check(info)
         log.info(
             "%s (%s): %d training, %d validation, %d test images of %dx%d, %d classes",
@@ -128,17 +125,26 @@ class VisionData(pl.LightningDataModule, ABC):
 
     def test_dataloader(self) -> EpochLoader:
         """The test images, without augmentation."""
-        return self._loader(self._order(torch.arange(self.info.test_size), train=False), test_images=True)
+        return self._loader(self._order(self._test_samples, train=False), test_images=True)
 
     def calibration_batches(self, count: int) -> list[Batch]:
-        """``count`` batches of training images without augmentation, a function of the seed; the same on each rank."""
+        """``count`` batches of training images without augmentation, a function of the seed; the same on each rank.
+
+        They lie on the trainer's device where there is one. Fewer where the training images run out.
+        """
         if count < 1:
             raise ValueError(f"{type(self).__name__}: calibration needs at least 1 batch, got {count}")
         self.setup()
-        samples = first_samples(self._train_samples, seed=self.seed, count=count * self.batch_size)
-        if len(samples) < count * self.batch_size:
-            log.info("calibration uses all %d training images; %d batches were asked for", len(samples), count)
-        return [self._plain_batch(chunk) for chunk in samples.split(self.batch_size)]
+        wanted = count * self.batch_size
+        samples = first_samples(self._train_samples, seed=self.seed, count=wanted)
+        if len(samples) < wanted:
+            log.info("calibration uses all %d training images; %d were asked for", len(samples), wanted)
+        order = BatchOrder(samples, seed=self.seed, batch_size=self.batch_size, train=False)
+        batches = list(self._loader(order, test_images=False))
+        if self.trainer is None:
+            return batches
+        device = self.trainer.strategy.root_device
+        return [Batch(*(part.to(device) for part in batch)) for batch in batches]
 
     def _order(self, samples: Tensor, *, train: bool) -> BatchOrder:
         trainer = self.trainer

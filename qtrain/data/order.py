@@ -71,23 +71,26 @@ class BatchOrder:
         return batch[n * self.rank // self.world_size : n * (self.rank + 1) // self.world_size]
 
 
-def split_train_val(n: int, fraction: float) -> tuple[Tensor, Tensor]:
-    """Divide the training images ``0..n-1`` into those to train on and those to validate on, both in rising order.
+def choose(n: int, limit: int | None) -> Tensor:
+    """``limit`` of the samples ``0..n-1`` (all without a limit) in rising order; the choice depends on ``n`` alone."""
+    if limit is None or limit >= n:
+        return torch.arange(n)
+    return random.permutation(seed=0, epoch=1, n=n, stream=random.SPLIT)[:limit].sort().values
+
+
+def split_train_val(samples: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """Divide training samples (n,) into those to train on and those to validate on, both in the given order.
 
     The choice depends on ``n`` and ``fraction`` alone and not on a run's seed: a teacher and its student, or two
     seeds of one experiment, must not train on each other's validation images.
     """
+    n = len(samples)
     order = random.permutation(seed=0, epoch=0, n=n, stream=random.SPLIT)
     held_out = round(n * fraction)
-    return order[held_out:].sort().values, order[:held_out].sort().values
+    return samples[order[held_out:].sort().values], samples[order[:held_out].sort().values]
 
 
 def first_samples(samples: Tensor, *, seed: int, count: int) -> Tensor:
     """A random choice of ``count`` of ``samples`` (all of them where there are fewer), as calibration uses it."""
     order = random.permutation(seed=seed, epoch=0, n=len(samples), stream=random.CALIBRATION)
     return samples[order[:count]]
-
-
-def positions(order: BatchOrder, epoch: int) -> Tensor:
-    """All batches of ``epoch`` as one tensor (for tests and inspection): (batches * local size,) int64."""
-    return torch.cat(order.batches(epoch))

@@ -56,36 +56,25 @@ class ResidentLoader(EpochLoader):
         self._augmentation = augmentation
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        how, train, seed = self._augmentation, self._order.train, self._order.seed
         for samples in self._order.batches(epoch, start):
-            index = samples.to(self._images.device, non_blocking=True)
-            if not train:
-                yield plain_batch(self._images, self._targets, index, how)
-                continue
-            pixels = random_crop_flip(
-                self._images, index, seed=seed, epoch=epoch, padding=how.crop_padding, flip=how.flip
-            )
-            image = normalize(pixels, how.mean, how.std, channels_last=how.channels_last)
-            target = self._targets[index]
-            if how.mixup or how.cutmix:
-                height, width = image.shape[2:]
-                plan = plan_mix(
-                    samples[::2],
-                    seed=seed,
-                    epoch=epoch,
-                    mixup=how.mixup,
-                    cutmix=how.cutmix,
-                    height=height,
-                    width=width,
-                )
-                image, target = mix(image, target, plan, num_classes=how.num_classes)
-            yield Batch(image, target, index)
+            yield self._augmented(samples, epoch) if self._order.train else self._plain(samples)
 
+    def _plain(self, samples: Tensor) -> Batch:
+        how, index = self._augmentation, samples.to(self._images.device)
+        image = normalize(self._images[index], how.mean, how.std, channels_last=how.channels_last)
+        return Batch(image, self._targets[index], index)
 
-def plain_batch(images: Tensor, targets: Tensor, index: Tensor, how: Augmentation) -> Batch:
-    """The samples ``index`` normalised and otherwise as they are."""
-    image = normalize(images[index], how.mean, how.std, channels_last=how.channels_last)
-    return Batch(image, targets[index], index)
+    def _augmented(self, samples: Tensor, epoch: int) -> Batch:
+        how, index = self._augmentation, samples.to(self._images.device, non_blocking=True)
+        key = {"seed": self._order.seed, "epoch": epoch}
+        pixels = random_crop_flip(self._images, index, **key, padding=how.crop_padding, flip=how.flip)
+        image = normalize(pixels, how.mean, how.std, channels_last=how.channels_last)
+        target = self._targets[index]
+        if how.mixup or how.cutmix:
+            height, width = image.shape[2:]
+            plan = plan_mix(samples[::2], **key, mixup=how.mixup, cutmix=how.cutmix, height=height, width=width)
+            image, target = mix(image, target, plan, num_classes=how.num_classes)
+        return Batch(image, target, index)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -94,7 +83,8 @@ class ResidentData(VisionData):
 
     ``crop_padding`` and ``flip`` are He et al.'s augmentation (arXiv:1512.03385): a random crop from the image with
     so many black pixels around, mirrored with probability one half. ``device`` holds the data where no Lightning
-    trainer is attached, whose device it is otherwise. ``channels_last`` is the memory format of the batches.
+    trainer is attached, whose device it is otherwise. Without ``mean`` and ``std`` they are computed from the training
+    images. ``channels_last`` is the memory format of the batches.
     """
 
     crop_padding: int = 0
@@ -113,19 +103,12 @@ class ResidentData(VisionData):
         """Decode the dataset, or find it decoded."""
 
     def _read(self) -> None:
-        whole = self._arrays()
-        self._decoded = Arrays(
-            whole.train_images[: self.max_train],
-            whole.train_targets[: self.max_train],
-            whole.test_images[: self.max_test],
-            whole.test_targets[: self.max_test],
-            whole.num_classes,
-        )
+        self._decoded = self._arrays()
 
-    def _available(self) -> int:
-        return len(self._decoded.train_images)
+    def _sizes(self) -> tuple[int, int]:
+        return len(self._decoded.train_images), len(self._decoded.test_images)
 
-    def _describe(self, train_size: int, val_size: int) -> DataInfo:
+    def _describe(self, train_size: int, val_size: int, test_size: int) -> DataInfo:
         images = self._decoded.train_images
         mean, std = (self.mean, self.std) if self.mean and self.std else channel_statistics(images)
         return DataInfo(
@@ -137,17 +120,13 @@ class ResidentData(VisionData):
             std=tuple(float(s) for s in std),
             train_size=train_size,
             val_size=val_size,
-            test_size=len(self._decoded.test_images),
+            test_size=test_size,
             kind="resident",
         )
 
     def _loader(self, order: BatchOrder, *, test_images: bool) -> ResidentLoader:
         images, targets = self._tensors("test" if test_images else "train")
         return ResidentLoader(images, targets, order, self._augmentation())
-
-    def _plain_batch(self, samples: Tensor) -> Batch:
-        images, targets = self._tensors("train")
-        return plain_batch(images, targets, samples.to(images.device), self._augmentation())
 
     def _augmentation(self) -> Augmentation:
         return Augmentation(

@@ -10,16 +10,19 @@ import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
-import datasets
 import numpy as np
-import pyarrow.parquet
-from datasets.table import InMemoryTable
 from PIL import Image, UnidentifiedImageError
 
+try:
+    import datasets
+    import pyarrow.parquet
+    from datasets.table import InMemoryTable
+except ImportError as error:
+    raise ValueError(f"data: this dataset needs {error.name}; pip install 'qtrain[data]'") from error
 
-Rows = datasets.Dataset
+Rows: TypeAlias = datasets.Dataset
 """A table of rows at random access; other files name the type without importing the library."""
 
 
@@ -79,8 +82,8 @@ def open_hub(hub: str, split: str) -> datasets.Dataset:
         raise ValueError(f"data.hub: cannot load split {split!r} of {hub!r}: {first_line(error)}") from error
     except Exception as error:  # the library raises whatever its HTTP client does
         raise FileNotFoundError(
-            f"data.hub: cannot load {hub!r} from the hub ({first_line(error)}); without a network give data.root=<folder "
-            "with train-*.parquet and test-*.parquet>"
+            f"data.hub: cannot load {hub!r} from the hub ({first_line(error)}); without a network give "
+            "data.root=<folder with train-*.parquet and test-*.parquet>"
         ) from error
     assert isinstance(loaded, datasets.Dataset)
     return loaded
@@ -122,15 +125,20 @@ def targets_of(split: Labelled, where: str) -> np.ndarray:
     return targets
 
 
+def encoded(split: Labelled) -> Rows:
+    """The rows with images as they are stored: a dict of ``bytes`` and ``path``."""
+    return split.rows.cast_column(split.image, datasets.Image(decode=False))
+
+
 def decode(split: Labelled, where: str) -> np.ndarray:
     """All images as (D, H, W, C) uint8, one channel where every image is grey, else three."""
-    encoded = split.rows.cast_column(split.image, datasets.Image(decode=False))
+    rows = encoded(split)
 
     def one(number: int) -> np.ndarray:
-        return decode_image(encoded[number][split.image], f"{where} image {number}")
+        return decode_image(rows[number][split.image], f"{where} image {number}")
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        images = list(pool.map(one, range(len(encoded))))
+        images = list(pool.map(one, range(len(rows))))
     sizes = {image.shape[:2] for image in images}
     if len(sizes) > 1:
         raise ValueError(
