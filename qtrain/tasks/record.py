@@ -21,10 +21,11 @@ STUDENT = "student.safetensors"
 
 
 def plain_config(cfg: DictConfig) -> dict[str, Any]:
-    """``cfg`` resolved, as dicts, lists and values; what identifies and describes the run."""
+    """``cfg`` resolved, as dicts, lists and values; what identifies and describes the run, not where it is kept."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     plain.pop("run_dir", None)
+    plain.get("full_precision", {}).pop("folder", None)
     return {str(key): value for key, value in plain.items()}
 
 

@@ -43,6 +43,16 @@ class Fit:
     precision: str | None = MISSING
     channels_last: bool = MISSING
     final_test: bool = MISSING
+    log_every_steps: int = MISSING
+    scales_every_steps: int = MISSING
+
+
+@dataclass
+class FullPrecision:
+    folder: str = MISSING
+    epochs: int = MISSING
+    optimizer: Any = MISSING
+    lr_schedule: Any = MISSING
 
 
 @dataclass
@@ -62,6 +72,7 @@ class Root:
     trainer: Any = MISSING
     logger: Any = MISSING
     fit: Fit = field(default_factory=Fit)
+    full_precision: FullPrecision = field(default_factory=FullPrecision)
     report: Report = field(default_factory=Report)
     task: str = MISSING
     experiment: str | None = MISSING

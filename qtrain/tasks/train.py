@@ -26,7 +26,8 @@ from qtrain.tasks import prepare, record
 from qtrain.tasks.fit import Fitted, fit
 from qtrain.tasks.instantiate import instantiate
 from qtrain.tasks.pretrain import full_precision_weights
-from qtrain.tasks.summary import FINISHED, print_summary
+from qtrain.tasks.summary import FINISHED
+from qtrain.tasks.table import print_summary
 
 log = logging.getLogger(__name__)
 
