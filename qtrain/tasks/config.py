@@ -53,9 +53,7 @@ def validate(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     try:
         typed = OmegaConf.merge(OmegaConf.structured(Root), cfg)
         if missing := sorted(OmegaConf.missing_keys(typed)):
-            raise ConfigError(
-                f"missing value{'s' * (len(missing) > 1)}: give {', '.join(f'{key}=...' for key in missing)}"
-            )
+            raise ConfigError(f"missing: give {', '.join(f'{key}=...' for key in missing)}")
         plain = OmegaConf.to_container(typed, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
@@ -86,7 +84,7 @@ def explain(error: BaseException) -> str:
         key = str(inner.full_key or inner.key)
         parent = key.removesuffix(str(inner.key))
         return f"unknown key {key!r}{did_you_mean(key, [parent + str(name) for name in inner.parent_node])}"
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager
