@@ -42,7 +42,8 @@ def create_transform(
 
     In training: a random resized crop, a flip, then timm's ``auto_augment`` policy (``rand-m9-mstd0.5-inc1``,
     ``original``, ``augmix-m5-w4-d2``, ...) or ``color_jitter``, and random erasing with probability ``re_prob``.
-    Otherwise: the shorter side to image_size / ``crop_pct`` pixels and the centre. ``mean`` and ``std`` are in
+    Otherwise: the shorter side to image_size / ``crop_pct`` pixels and the centre (``interpolation`` ``random``, a
+    choice for each training image, means bicubic here). ``mean`` and ``std`` are in
     units of pixel value / 255; their length, 1 or 3, decides between grey and colour.
     """
     _check(image_size, mean, std, re_prob, interpolation, crop_pct)
@@ -60,11 +61,12 @@ def create_transform(
         except (AssertionError, KeyError, ValueError) as error:
             raise ValueError(
                 f"create_transform: auto_augment {auto_augment!r} is no policy of timm's; "
-                "rand-m9-mstd0.5-inc1, original, v0, 3a and augmix-m5-w4-d2 are"
+                "rand-m9-mstd0.5-inc1, original, 3a and augmix-m5-w4-d2 are"
             ) from error
     else:
+        settled = "bicubic" if interpolation == "random" else interpolation
         timm_transform = transforms_imagenet_eval(
-            image_size, crop_pct=crop_pct, interpolation=interpolation, mean=tuple(mean), std=tuple(std)
+            image_size, crop_pct=crop_pct, interpolation=settled, mean=tuple(mean), std=tuple(std)
         )
     return Compose([ToMode(mode="L" if len(mean) == 1 else "RGB"), *timm_transform.transforms])
 

@@ -1,0 +1,83 @@
+"""timm's transforms through the one function that data loading calls."""
+
+from __future__ import annotations
+
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from qtrain.models.transforms import create_transform
+
+NORMAL = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
+
+
+def picture(mode: str = "RGB", size: tuple[int, int] = (70, 50)) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def test_evaluation_by_hand() -> None:
+    flat = Image.new("RGB", (70, 50), (255, 0, 51))
+    x = create_transform(image_size=32, train=False, **NORMAL)(flat)
+    expected = [(1.0 - 0.5) / 0.2, (0.0 - 0.4) / 0.25, (0.2 - 0.3) / 0.3]
+    torch.testing.assert_close(x, torch.tensor(expected).view(3, 1, 1).expand(3, 32, 32))
+
+
+def test_evaluation_crops_the_centre() -> None:
+    image = picture(size=(32, 32))
+    x = create_transform(image_size=16, train=False, mean=(0.0,) * 3, std=(1.0,) * 3, crop_pct=0.5)(image)
+    assert torch.equal(x, torch.from_numpy(np.asarray(image)[8:24, 8:24] / np.float32(255)).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "1"])
+@pytest.mark.parametrize("train", [True, False])
+def test_every_mode_gives_the_channels_of_mean(mode: str, train: bool) -> None:
+    colour = create_transform(image_size=24, train=train, **NORMAL)
+    grey = create_transform(image_size=24, train=train, mean=(0.5,), std=(0.2,))
+    assert colour(picture(mode)).shape == (3, 24, 24)
+    assert grey(picture(mode)).shape == (1, 24, 24)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.5},
+        {"auto_augment": "original"},
+        {"auto_augment": "augmix-m5-w4-d2"},
+        {"color_jitter": 0.4},
+        {"interpolation": "random"},
+    ],
+)
+def test_training_is_a_function_of_the_seeds(options: dict) -> None:
+    transform = pickle.loads(pickle.dumps(create_transform(image_size=24, train=True, **NORMAL, **options)))
+
+    def draw(seed: int) -> torch.Tensor:
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        return transform(picture())
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"image_size": 0}, "image_size must be at least 1 pixel, got 0"),
+        ({"mean": (0.5, 0.5)}, "of one length, 1 or 3"),
+        ({"std": (0.0, 1.0, 1.0)}, "std must be positive"),
+        ({"re_prob": 1.5}, "re_prob must be in \\[0, 1\\], got 1.5"),
+        ({"crop_pct": 0.0}, "crop_pct must be in \\(0, 1\\], got 0.0"),
+        ({"interpolation": "cubic"}, "interpolation must be one of .*bicubic.* got 'cubic'"),
+        ({"auto_augment": "rnad-m9"}, "auto_augment 'rnad-m9' is no policy"),
+    ],
+)
+def test_wrong_options(options: dict, line: str) -> None:
+    with pytest.raises(ValueError, match=line):
+        create_transform(**({"image_size": 24, "train": True} | NORMAL | options))
