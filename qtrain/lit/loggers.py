@@ -145,6 +145,7 @@ def wandb_mode(*, mode: str, host_timeout_s: float) -> tuple[str, str]:
 def make_wandb_logger(
     *,
     folder: str | Path,
+    config: Mapping[str, Any] | None = None,
     project: str = "qtrain",
     entity: str | None = None,
     group: str | None = None,
@@ -157,8 +158,9 @@ def make_wandb_logger(
 ) -> WandbLogger | None:
     """Lightning's W&B logger for the run in ``folder``, or ``None`` where wandb is missing or disabled.
 
-    ``online`` falls back to ``offline`` without key or network, and one log line says so and how to upload. A run
-    that resumes in the same folder continues the same W&B run.
+    ``config`` is the run's configuration as plain data, for W&B's tables. ``online`` falls back to ``offline`` without
+    key or network, and one log line says so and how to upload. A run that resumes in the same folder continues the
+    same W&B run.
     """
     if mode not in ("online", "offline", "disabled"):
         raise ValueError(f"make_wandb_logger: mode must be online, offline or disabled, got {mode!r}")
@@ -185,15 +187,18 @@ def make_wandb_logger(
         name=name,
         tags=list(tags),
         id=_run_id(folder),
+        config=dict(config or {}),
         resume="allow",
         offline=possible == "offline",
         settings=settings,
     )
 
 
-def close(loggers: Sequence[Logger], *, failed: bool = False) -> None:
+def close(loggers: Sequence[Logger | None], *, failed: bool = False) -> None:
     """End the loggers: files closed, the W&B run finished (which, unlike Lightning's finalize, flushes its rows)."""
     for logger in loggers:
+        if logger is None:
+            continue
         logger.finalize("failed" if failed else "success")
         if isinstance(logger, WandbLogger) and logger._experiment is not None:
             logger.experiment.finish(exit_code=int(failed))

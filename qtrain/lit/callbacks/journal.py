@@ -15,7 +15,7 @@ from typing import Any, final
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger
 
-from qtrain.lit.loggers import JsonlLogger
+from qtrain.lit.loggers import JsonlLogger, close
 
 
 @final
@@ -24,14 +24,15 @@ class MetricJournal(pl.Callback):
 
     A train row carries the values of its own step, the learning rate (``lr``, and ``lr/<name>`` of a parameter group
     with a rate of its own) and ``images_per_s`` since the row before. The step of a row is the number of
-    optimizer steps done. Reading values waits for the device, so it happens at this cadence only.
+    optimizer steps done. A logger that is ``None`` (W&B where it is off) is left out. Reading values waits for the
+    device, so it happens at this cadence only.
     """
 
-    def __init__(self, *, loggers: Sequence[Logger], every_n_steps: int = 10) -> None:
+    def __init__(self, *, loggers: Sequence[Logger | None], every_n_steps: int = 10) -> None:
         super().__init__()
         if every_n_steps < 1:
             raise ValueError(f"MetricJournal: every_n_steps must be at least 1, got {every_n_steps}")
-        self.loggers = list(loggers)
+        self.loggers = [logger for logger in loggers if logger is not None]
         self.every_n_steps = every_n_steps
         self._restored = False
         self._row_step = -1
@@ -79,6 +80,9 @@ class MetricJournal(pl.Callback):
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._write_split(trainer, "test/")
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        close(self.loggers, failed=True)
 
     def state_dict(self) -> dict[str, Any]:
         positions = [logger.position() for logger in self._files()]

@@ -1,0 +1,97 @@
+"""What the quantizers do while they learn: their scales, and how much they clip.
+
+Floor 5. The figures come from one forward of the current batch in eval mode, outside the training step and its
+compiled graph, every so many steps; the step itself is not touched and does not wait.
+"""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from qtrain.lit.callbacks.journal import MetricJournal
+from qtrain.lit.student import student_of
+from qtrain.nn import QuantLayer
+from qtrain.quantizers.base import Quantizer
+
+
+def clipped_fraction(quantizer: Quantizer, x: Tensor) -> Tensor:
+    """The share of ``x`` that its quantizer's range cuts off, 0-dim: where the error exceeds half a step.
+
+    Rounding alone is off by at most half a step; the tolerance covers float32, for values of up to 16 bits.
+    """
+    stored = quantizer.quantize(x.float())
+    error = (stored.dequantize() - x.float()).abs()
+    return (error > 0.5 * stored.scale + 1e-6 * x.abs()).float().mean()
+
+
+@torch.no_grad()
+def scale_statistics(student: nn.Module, image: Tensor) -> dict[str, float]:
+    """Mean scale and clipped share of each enabled quantizer in ``student``, over ``image`` (N, C, H, W).
+
+    Keys ``scale/<layer>.weight``, ``clipped/<layer>.input`` and so on. The modes of all modules are restored; nothing
+    else changes. All values are read from the device at once.
+    """
+    figures: dict[str, Tensor] = {}
+    handles = []
+
+    def look(name: str, quantizer: Quantizer | None, x: Tensor) -> None:
+        if quantizer is not None and quantizer.enabled:
+            figures[f"scale/{name}"] = quantizer.quantize(x.float()).scale.float().mean()
+            figures[f"clipped/{name}"] = clipped_fraction(quantizer, x)
+
+    def before(name: str, layer: Any, x: Tensor) -> None:
+        look(f"{name}.weight", layer.weight_quantizer, layer.effective_weight())
+        look(f"{name}.input", layer.input_quantizer, x)
+
+    for name, module in student.named_modules():
+        if isinstance(module, QuantLayer):
+            handles.append(module.register_forward_pre_hook(lambda m, args, name=name: before(name, m, args[0])))
+    if not handles:
+        return {}
+    modes = {module: module.training for module in student.modules()}
+    student.eval()
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            student(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    if not figures:
+        return {}
+    return dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
+
+
+@final
+class ScaleStatistics(pl.Callback):
+    """Writes ``scale_statistics`` of the student to ``journal`` every ``every_n_steps`` optimizer steps."""
+
+    def __init__(self, *, journal: MetricJournal, every_n_steps: int = 200) -> None:
+        super().__init__()
+        if every_n_steps < 1:
+            raise ValueError(f"ScaleStatistics: every_n_steps must be at least 1, got {every_n_steps}")
+        self.journal = journal
+        self.every_n_steps = every_n_steps
+        self._row_step = -1
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step % self.every_n_steps != 0 or step == self._row_step:
+            return
+        self._row_step = step
+        statistics = scale_statistics(student_of(pl_module), batch[0])
+        self.journal.write(trainer, {f"train/{name}": value for name, value in statistics.items()})
+
+    # While gradients accumulate, several batches end at one step; a resumed run must know that its row is written.
+    def state_dict(self) -> dict[str, Any]:
+        return {"row_step": self._row_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._row_step = int(state_dict["row_step"])
