@@ -1,0 +1,119 @@
+"""The floors of the house: imports point downward only, and heavy packages stay behind their walls."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "qtrain"
+
+FLOORS: dict[str, int] = {
+    "spec": 0, "functional": 0,
+    "quantizers": 1, "observers": 1, "schedules": 1,
+    "nn": 2, "models": 2,
+    "convert": 3, "distill": 3, "synthesis": 3, "cost": 3, "data": 3,
+    "allocate": 4, "export": 4,
+    "lit": 5,
+    "tasks": 6,
+    "cli": 7, "__main__": 8,
+}  # fmt: skip
+"""Room -> floor. docs/architecture.md explains them."""
+
+WALLS: dict[str, tuple[str, ...]] = {
+    "timm": ("models/",),
+    "datasets": ("data/",),
+    "pyarrow": ("data/",),
+    "wandb": ("lit/loggers.py", "tasks/report"),
+    "omegaconf": ("cli.py", "tasks/"),
+    "hydra": ("cli.py", "tasks/"),
+    "ray": ("tasks/sweep",),
+    "onnx": ("export/",),
+    "onnxruntime": ("export/",),
+}
+"""Third-party package -> files that may import it."""
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(source: str, module: str) -> Iterator[str]:
+    """Absolute names of all that ``source``, the text of ``module``, imports, wherever in the file."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = ".".join(module.split(".")[: -node.level]) + "." if node.level else ""
+            base = f"{package}{node.module or ''}".rstrip(".")
+            # `from qtrain import spec` imports a module, `from qtrain.spec import Batch` a name: both are reported.
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def room(module: str) -> str | None:
+    """``qtrain.nn.conv`` is in the room ``nn``; the package's own ``__init__`` is in none."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in FLOORS else None
+
+
+def broken_floors(source: str, module: str) -> list[str]:
+    here = room(module)
+    broken = []
+    for name in imports(source, module):
+        there = room(name) if name.split(".")[0] == "qtrain" else None
+        if here is None or there is None or here == there:
+            continue
+        # spec.py is the ground that its own floor stands on as well.
+        if FLOORS[there] >= FLOORS[here] and there != "spec":
+            broken.append(f"{module} (floor {FLOORS[here]}) imports {name} (floor {FLOORS[there]})")
+    return broken
+
+
+def broken_walls(source: str, module: str, path: str) -> list[str]:
+    return [
+        f"{path} imports {name}; only {', '.join(WALLS[package])} may"
+        for name in imports(source, module)
+        if (package := name.split(".")[0]) in WALLS and not path.startswith(WALLS[package])
+    ]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_point_downward(file: Path) -> None:
+    path = file.relative_to(PACKAGE)
+    module = ".".join(("qtrain", *path.with_suffix("").parts))
+    source = file.read_text(encoding="utf-8")
+    if path.parts != ("__init__.py",):
+        assert room(module), f"{path} is in no room: give it a floor in FLOORS, and in docs/architecture.md"
+    assert broken_floors(source, module) == []
+    assert broken_walls(source, module, path.as_posix()) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "module", "broken"),
+    [
+        ("from qtrain.nn.conv import QuantConv2d", "qtrain.quantizers.lsq", True),
+        ("import qtrain.models.factory", "qtrain.nn.conv", True),
+        ("def f():\n    from qtrain import tasks", "qtrain.lit.module", True),
+        ("from ..models import factory", "qtrain.nn.conv", True),
+        ("from .linear import QuantLinear", "qtrain.nn.conv", False),
+        ("from qtrain.spec import QTensor", "qtrain.functional.affine", False),
+        ("from qtrain.functional import ste", "qtrain.spec", True),
+    ],
+)
+def test_the_walk_sees_a_broken_floor(source: str, module: str, broken: bool) -> None:
+    assert bool(broken_floors(source, module)) is broken
+
+
+def test_the_walk_sees_a_broken_wall() -> None:
+    assert broken_walls("import timm.layers", "qtrain.nn.conv", "nn/conv.py")
+    assert not broken_walls("import timm.layers", "qtrain.models.forms", "models/forms.py")
+
+
+@pytest.mark.parametrize("module", ["qtrain", "qtrain.cli", "qtrain.tasks.config"])
+def test_import_is_light(module: str) -> None:
+    heavy = ("torch", "torchvision", "pytorch_lightning", "timm", "wandb", "datasets", "sklearn", "matplotlib")
+    code = f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

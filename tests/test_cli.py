@@ -1,0 +1,155 @@
+"""The command line from outside: help, versions, dispatch, exit codes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+
+from qtrain import __version__, cli
+from qtrain.tasks import TASKS, conf_dir
+
+QUIET = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
+
+
+def run(*argv: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "qtrain", *argv]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **environment})
+
+
+def call(*argv: str) -> int:
+    """The exit code of the command line run in this process."""
+    try:
+        cli.main([*argv])
+    except SystemExit as done:
+        return int(done.code or 0)
+    return 0
+
+
+@pytest.fixture
+def task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Callable[[DictConfig], Any]], list[str]]:
+    """Puts a function in the place of the train task; returns arguments that keep its runs in a scratch folder."""
+
+    def put(function: Callable[[DictConfig], Any]) -> list[str]:
+        monkeypatch.setitem(sys.modules, "qtrain.tasks.train", SimpleNamespace(run=function))  # type: ignore[misc]
+        return [f"output={tmp_path}", *QUIET]
+
+    return put
+
+
+def test_help_is_answered_within_a_second() -> None:
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = run("--help")
+        seconds.append(time.perf_counter() - start)
+        assert done.returncode == 0
+    assert min(seconds) < 1.0
+
+
+def test_help_lists_tasks_groups_and_experiments(tmp_path: Path) -> None:
+    text = cli.help_text(conf_dir())
+    for name in (*TASKS, "quantizer", "lsq", "squared_error", "cifar_resnet20"):
+        assert name in text
+    (tmp_path / "experiment" / "cifar10").mkdir(parents=True)
+    (tmp_path / "experiment" / "cifar10" / "some.yaml").write_text(
+        "# @package _global_\n# Reaches 90 % in an hour.\n\n# not this\nseed: 1\n"
+    )
+    text = cli.help_text(tmp_path)
+    assert "cifar10/some" in text
+    assert "Reaches 90 % in an hour." in text
+    assert "@package" not in text
+    assert "not this" not in text
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"qtrain {__version__}\n"
+
+
+def test_tasks_have_a_run_function() -> None:
+    import importlib
+
+    for name in TASKS:
+        module: ModuleType = importlib.import_module(f"qtrain.tasks.{name}")
+        assert callable(module.run)
+
+
+def test_dispatch_hands_over_the_composed_config(task: Any) -> None:
+    seen: list[DictConfig] = []
+    arguments = task(lambda cfg: seen.append(cfg) or {"top1": 1.0})
+    assert call(*arguments, "seed=3", "quantize.bits.weight=2") == 0
+    (cfg,) = seen
+    assert cfg.seed == 3
+    assert cfg.data.seed == 3
+    assert Path(cfg.run_dir).name == "w2a4-seed3"
+
+
+def test_multirun_runs_each_value_in_a_folder_of_its_own(task: Any) -> None:
+    seen: list[str] = []
+    arguments = task(lambda cfg: seen.append(str(cfg.run_dir)) or {})
+    assert call("-m", *arguments, "seed=0,1", "quantize.bits.weight=4,2") == 0
+    assert [Path(folder).name for folder in seen] == ["w4a4", "w2a4", "w4a4-seed1", "w2a4-seed1"]
+
+
+def test_multirun_stops_at_the_first_failure(task: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[int] = []
+
+    def fail(cfg: DictConfig) -> None:
+        seen.append(cfg.seed)
+        raise ValueError(f"seed {cfg.seed}\nis unlucky")
+
+    assert call("-m", *task(fail), "seed=7,8") == 2
+    assert seen == [7]
+    assert capsys.readouterr().err == "qtrain: error: seed 7 is unlucky\n"
+
+
+def test_interrupt_says_how_to_go_on(task: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(cfg: DictConfig) -> None:
+        raise KeyboardInterrupt
+
+    assert call(*task(interrupt)) == 130
+    assert "the same command again goes on" in capsys.readouterr().err
+
+
+def test_a_task_may_choose_its_exit_code(task: Any) -> None:
+    def leave(cfg: DictConfig) -> None:
+        raise SystemExit(143)
+
+    assert call(*task(leave)) == 143
+
+
+def test_full_error_brings_the_traceback_back(task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(cfg: DictConfig) -> None:
+        raise ValueError("here")
+
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(ValueError, match="here"):
+        cli.main(task(fail))
+
+
+def test_a_bug_is_not_dressed_up_as_a_users_mistake(task: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def break_down(cfg: DictConfig) -> None:
+        raise AttributeError("ours")
+
+    assert call(*task(break_down)) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_cfg_shows_the_config_and_runs_nothing(tmp_path: Path) -> None:
+    done = run("--cfg", "job", "seed=5", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "seed: 5" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rejected_command_leaves_no_folder_behind(tmp_path: Path) -> None:
+    assert run("fit.epoch=3", cwd=tmp_path).returncode == 2
+    assert list(tmp_path.iterdir()) == []

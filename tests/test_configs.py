@@ -1,0 +1,165 @@
+"""Every YAML file below conf/ composes, passes validation, and builds what its group promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from qtrain.allocate.uniform import Uniform
+from qtrain.data.base import VisionData
+from qtrain.distill.objective import Objective
+from qtrain.observers.base import Observer
+from qtrain.quantizers.base import Quantizer
+from qtrain.schedules.base import Schedule
+from qtrain.spec import Granularity, LayerBits, PerTensor, QuantSpec
+from qtrain.tasks import conf_dir, schema
+from qtrain.tasks.config import compose
+from qtrain.tasks.instantiate import instantiate
+
+CONF = conf_dir()
+
+PACKAGES = {
+    "quantizer": "quantize.weight",
+    "observer": "quantize.weight_observer",
+    "allocate": "quantize.bits",
+    "schedule": "lr_schedule",
+    "granularity": "quantize.weight.granularity",
+}
+"""Groups whose place in the config is not their own name."""
+
+FILL = {
+    "model/timm": ["model.name=test_efficientnet"],
+    "data/imagefolder": ["data.root=images"],
+    "data/parquet": ["data.root=images"],
+}
+"""Values that a file leaves to the user (``???``): what a user would give."""
+
+
+def options(group: str) -> list[str]:
+    folder = CONF / group
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("experiment", "hydra"))
+CASES = [(group, option) for group in GROUPS for option in options(group)]
+
+
+def build_model(made: Any) -> None:
+    with torch.device("meta"):  # shapes without memory: some are large
+        assert isinstance(made(num_classes=7, in_channels=3, image_size=32), nn.Module)
+
+
+def build_quantizer(made: Any) -> None:
+    assert isinstance(made(spec=QuantSpec(bits=4, shape=(8, 3, 3, 3))), Quantizer)
+
+
+def build_observer(made: Any) -> None:
+    assert isinstance(made(granularity=PerTensor()), Observer)
+
+
+def build_allocate(made: Any) -> None:
+    bits = made(["first", "middle", "last"])
+    assert list(bits) == ["first", "middle", "last"]
+    assert all(isinstance(layer, LayerBits) for layer in bits.values())
+
+
+def build_schedule(made: Any) -> None:
+    assert isinstance(made, Schedule)
+    assert isinstance(made(0.5), float)
+
+
+def build_optimizer(made: Any) -> None:
+    assert isinstance(made([nn.Parameter(torch.zeros(2))]), torch.optim.Optimizer)
+
+
+def build_trainer(made: Any) -> None:
+    assert isinstance(made, partial), "the task adds callbacks and loggers, so it must be _partial_"
+
+
+def build_teacher(made: Any) -> None:
+    assert made["model"] is None or isinstance(made["model"], partial)
+
+
+def build_logger(made: Any) -> None:
+    assert all(isinstance(logger, partial) for logger in made.values()), "the task gives the run's folder"
+
+
+def is_a(kind: type) -> Callable[[Any], None]:
+    def build(made: Any) -> None:
+        assert isinstance(made, kind)
+
+    return build
+
+
+BUILD: dict[str, Callable[[Any], None]] = {
+    "model": build_model,
+    "quantizer": build_quantizer,
+    "observer": build_observer,
+    "allocate": build_allocate,
+    "schedule": build_schedule,
+    "optimizer": build_optimizer,
+    "trainer": build_trainer,
+    "teacher": build_teacher,
+    "logger": build_logger,
+    "data": is_a(VisionData),
+    "objective": is_a(Objective),
+    "granularity": is_a(Granularity),
+}
+"""Group -> what its options must become. A new option needs no line here, a new group does."""
+
+
+@pytest.mark.parametrize(("group", "option"), CASES, ids=lambda value: value)
+def test_option_composes_and_builds(group: str, option: str) -> None:
+    place = PACKAGES.get(group, group)
+    choice = f"{group}@{place}={option}" if place != group else f"{group}={option}"
+    cfg = compose([choice, *FILL.get(f"{group}/{option}", ())])
+    made = instantiate(OmegaConf.select(cfg, place))
+    BUILD[group](made)
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF)))
+def test_file_opens_with_a_comment(path: Path) -> None:
+    assert path.read_text(encoding="utf-8").startswith("# "), "say in the first line what the file is for"
+
+
+@pytest.mark.parametrize("budget", ["full", "cpu", "probe"])
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_experiment_composes(experiment: str, budget: str) -> None:
+    cfg = compose([f"+experiment={experiment}", f"budget={budget}"])
+    assert cfg.experiment == experiment, "an experiment names itself after its file"
+    for name, overrides in (cfg.variants or {}).items():
+        variant = compose([f"+experiment={experiment}", f"budget={budget}", f"name={name}", *overrides])
+        assert Path(variant.run_dir).name == name
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_experiment_opens_with_its_command(experiment: str) -> None:
+    text = (CONF / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8")
+    head = text.split("\n\n")[0]
+    assert f"+experiment={experiment}" in head
+
+
+def test_the_schema_and_the_root_config_have_the_same_keys() -> None:
+    cfg = compose()
+    sections = {
+        "": schema.Root,
+        "quantize": schema.Quantize,
+        "fit": schema.Fit,
+        "full_precision": schema.FullPrecision,
+        "report": schema.Report,
+    }
+    for place, kind in sections.items():
+        node = OmegaConf.select(cfg, place) if place else cfg
+        assert sorted(node) == sorted(field.name for field in fields(kind)), place or "root"
+
+
+def test_the_uniform_allocation_is_the_default() -> None:
+    assert isinstance(instantiate(compose().quantize.bits), Uniform)

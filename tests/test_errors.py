@@ -1,0 +1,192 @@
+"""What a user can get wrong ends in one line: what, where, and what would be right. Exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from qtrain import cli
+from qtrain.tasks.config import compose
+from qtrain.tasks.instantiate import instantiate
+from qtrain.tasks.targets import ADMITTED, ConfigError, admits, check_targets, describe, resolve_target
+
+WRONG = {
+    "unknown key": (["fit.epoch=3"], "unknown key 'fit.epoch'; did you mean 'fit.epochs'?"),
+    "unknown root key": (["modle=x"], "unknown key 'modle'; did you mean 'model'?"),
+    "key added with +": (["+fit.epoch=3"], "unknown key 'fit.epoch'; did you mean 'fit.epochs'?"),
+    "key added with ++": (["++a.b=1"], "unknown key 'a'"),
+    "group mistaken for a key": (["+optimzer=sgd"], "unknown key 'optimzer'; did you mean 'optimizer'?"),
+    "key given twice": (["+seed=3"], "Could not append to config. An item is already at 'seed'"),
+    "wrong type": (["seed=abc"], "seed: Value 'abc' of type 'str' could not be converted to Integer"),
+    "wrong type in a section": (["fit.final_test=perhaps"], "fit.final_test: Value 'perhaps'"),
+    "null where none may be": (["output=null"], "output: "),
+    "unknown option": (["data=cifr10"], "data=cifr10: there is no such data; did you mean 'cifar10'? (available: "),
+    "unknown optimizer": (["optimizer=sgdd"], "optimizer=sgdd: there is no such optimizer; did you mean 'sgd'?"),
+    "unknown quantizer": (["quantizer@quantize.weight=lsqq"], "quantizer=lsqq: there is no such quantizer"),
+    "unknown experiment": (["+experiment=cifar10/resnet20_w4a"], "experiment=cifar10/resnet20_w4a: there is no such"),
+    "group at two places": (["quantizer=lsq"], "Did you mean to override one of quantizer@quantize.input"),
+    "missing value": (["model=timm"], "missing: give model.name=..."),
+    "unknown task": (["task=tain"], "task: must be one of train, evaluate, report, got 'tain'; did you mean 'train'?"),
+    "unknown budget": (["budget=gpu"], "budget: must be one of full, cpu, probe, got 'gpu'"),
+    "no equals sign": (["seed"], "Error parsing override 'seed'"),
+    "unknown flag": (["--sead", "3"], "unrecognized arguments: --sead; see python -m qtrain --help"),
+    "sweep without -m": (["seed=1,2"], "Ambiguous value for argument 'seed=1,2'"),
+    "dead interpolation": (["name='${nowhere}'"], "Interpolation key 'nowhere' not found"),
+    "unknown argument": (["+optimizer.lrr=1"], "optimizer.lrr: SGD has no such argument; did you mean 'lr'?"),
+    "argument of wrong type": (["optimizer.lr=fast"], "optimizer.lr: SGD takes float or Tensor"),
+    "float for an int": (["quantize.bits.weight=2.5"], "quantize.bits.weight: Uniform takes int, got 2.5"),
+    "argument taken away": (["~quantize.bits.weight"], "quantize.bits: Uniform needs weight"),
+    "string for a nested object": (["quantize.bits.first=8"], "quantize.bits.first: Uniform takes LayerBits"),
+    "target outside the list": (["optimizer._target_=os.system"], "optimizer._target_: 'os.system' is not admitted"),
+    "target behind an alias": (
+        ["optimizer._target_=torch.nn.functional.os.system"],
+        "optimizer._target_: cannot import",
+    ),
+    "target that fetches code": (["optimizer._target_=torch.hub.load"], "'torch.hub.load' is not admitted"),
+    "target that unpickles": (["optimizer._target_=torch.load"], "'torch.load' is not admitted"),
+    "target with a typo": (["optimizer._target_=torch.optim.SGDD"], "torch.optim has no 'SGDD'; did you mean 'SGD'?"),
+    "target that is no name": (["optimizer._target_=5"], "optimizer._target_: must be a dotted name"),
+    "hydra callback": (["+hydra.callbacks.x._target_=os.system"], "hydra.callbacks.x._target_: 'os.system' is not"),
+    "logging factory": (
+        ["++hydra.job_logging.handlers.console.class=subprocess.Popen"],
+        "hydra.job_logging.handlers.console.class: 'subprocess.Popen' is not admitted",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_ends_in_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, line = WRONG[name]
+    with pytest.raises(SystemExit) as done:
+        cli.main(arguments)
+    captured = capsys.readouterr()
+    assert done.value.code == 2
+    assert captured.out == ""
+    assert re.fullmatch(r"qtrain: error: [^\n]+\n", captured.err), captured.err
+    assert line in captured.err
+
+
+def experiment(folder: Path, text: str) -> list[str]:
+    """Overrides that choose an experiment with ``text`` from a folder of the user's own."""
+    (folder / "experiment").mkdir()
+    (folder / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    return [f"hydra.searchpath=[file://{folder}]", "+experiment=mine"]
+
+
+def test_a_users_own_experiment_composes(tmp_path: Path) -> None:
+    assert compose(experiment(tmp_path, "seed: 11")).seed == 11
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("allow_targets: [os]", "allow_targets: may be given on the command line only"),
+        ("variants: {a: ['allow_targets=[os]']}", "variants.a: 'allow_targets=[os]' may be given on the command line"),
+        ("variants: {a: ['+hydra.callbacks.x=1']}", "variants.a: "),
+        ("hydra: {callbacks: {x: {_target_: os.system}}}", "hydra.callbacks.x._target_: "),
+        ("hydra: {job_logging: {handlers: {h: {(): os.system}}}}", "hydra.job_logging.handlers.h.(): "),
+        ("optimizer: {_target_: subprocess.run}", "optimizer._target_: 'subprocess.run' is not admitted"),
+        ("objective: {terms: {x: {_target_: builtins.eval}}}", "objective.terms.x._target_: 'builtins.eval' is not"),
+        ("fit: {epochs: '${budgets.${budget}.epochs}'}", "Interpolation key 'budgets.full.epochs' not found"),
+    ],
+)
+def test_a_config_from_elsewhere_runs_nothing_else(tmp_path: Path, text: str, line: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        compose(experiment(tmp_path, text))
+    assert line in str(error.value)
+
+
+def test_the_command_line_may_admit_more() -> None:
+    term = "+objective.terms.mine={_target_:fractions.Fraction,numerator:3}"
+    with pytest.raises(ConfigError, match=r"objective\.terms\.mine\._target_: 'fractions\.Fraction' is not admitted"):
+        compose([term])
+    cfg = compose([term, "allow_targets=[fractions]"])
+    assert instantiate(cfg.objective.terms.mine) == 3
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.hub.load",
+        "torch.load",
+        "torch.package.PackageImporter",
+        "torch.utils.cpp_extension.load_inline",
+        "torch.distributed.run.main",
+        "torch.nn.modules.module.partial",  # functools' own under another name
+        "torch.optim.optimizer.defaultdict",
+        "torch.nn.Module.load_state_dict",
+        "pytorch_lightning.LightningModule.load_from_checkpoint",
+        "pytorch_lightning.cli.LightningCLI",
+        "timm.models.load_checkpoint",
+        "qtrain.cli.importlib",
+        "qtrain.tasks.config.hydra",
+        "qtrain.__main__.main",
+    ],
+)
+def test_an_alias_does_not_get_past_the_list(target: str) -> None:
+    with pytest.raises(ConfigError, match="_target_: "):
+        resolve_target(target)
+
+
+def test_what_is_admitted_exists() -> None:
+    import importlib
+
+    for prefix in ADMITTED:
+        assert importlib.import_module(prefix)
+
+
+def make(
+    *,
+    whole: int = 1,
+    real: float = 1.0,
+    flag: bool = False,
+    word: str = "",
+    maybe: float | None = None,
+    pair: tuple[int, int] = (0, 0),
+    many: list[str] = [],  # noqa: B006 - never called
+    table: dict[str, int] = {},  # noqa: B006 - never called
+) -> None:
+    """A signature with one argument of each kind."""
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "right"),
+    [
+        ("whole", 3, True),
+        ("whole", True, False),
+        ("whole", 3.0, False),
+        ("real", 3, True),
+        ("real", "3", False),
+        ("real", True, False),
+        ("flag", 1, False),
+        ("word", None, False),
+        ("maybe", None, True),
+        ("maybe", [1.0], False),
+        ("pair", [1, 2], True),
+        ("pair", [1, 2, 3], False),
+        ("pair", 1, False),
+        ("many", ["a"], True),
+        ("many", "a", False),
+        ("many", [1], False),
+        ("table", {"a": 1}, True),
+        ("table", {"a": "b"}, False),
+    ],
+)
+def test_types_of_arguments(argument: str, value: object, right: bool) -> None:
+    import typing
+
+    assert admits(typing.get_type_hints(make)[argument], value) is right
+
+
+def test_types_are_described_as_yaml_writes_them() -> None:
+    assert describe(float | None) == "float or null"
+    assert describe(tuple[int, int]) == "tuple[int, int]"
+
+
+def test_arguments_given_by_the_caller_are_not_missing() -> None:
+    node = {"_target_": "qtrain.spec.QuantSpec"}
+    with pytest.raises(ConfigError, match="x: QuantSpec needs bits"):
+        check_targets(node, where="x")
+    check_targets(node, where="x", given=("bits",))
