@@ -22,6 +22,9 @@ from qtrain.spec import Batch
 class EpochLoader(ABC):
     """An iterable over the batches of the current epoch, resumable at any batch."""
 
+    batch_sampler = None
+    """Lightning asks each loader that has a ``sampler`` for this one too."""
+
     def __init__(self, order: BatchOrder) -> None:
         self._order = order
         self._epoch = 0

@@ -144,9 +144,13 @@ def test_two_labels_need_a_choice(tmp_path: Path) -> None:
 
 
 def test_missing_and_foreign_files_are_named(parquet_root: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"data\.root: there is no folder .*nowhere; give one that holds train-"):
+    with pytest.raises(
+        FileNotFoundError, match=r"data\.root: there is no folder .*nowhere; give one that holds train-"
+    ):
         images(tmp_path / "nowhere", tmp_path).setup()
-    with pytest.raises(FileNotFoundError, match=r"no validation\*\.parquet in .*\(found test-00000-of-00001\.parquet, "):
+    with pytest.raises(
+        FileNotFoundError, match=r"no validation\*\.parquet in .*\(found test-00000-of-00001\.parquet, "
+    ):
         images(parquet_root, tmp_path, test_split="validation").setup()
     with pytest.raises(ValueError, match=r"data\.label_column: tiny \(train\) has no column 'y'; it has img, label"):
         images(parquet_root, tmp_path, label_column="y").setup()
