@@ -202,11 +202,12 @@ def _log_adaptation(
     """Say where the model differs from what ``name`` stands for."""
     if cfg is None:
         return
-    origin = "timm's weights converted" if pretrained else "drawn anew"
     if cfg.num_classes != num_classes:
-        log.info("%s: head of %d classes instead of %d, drawn anew", name, num_classes, cfg.num_classes)
+        origin = ", drawn anew" if pretrained else ""
+        log.info("%s: head of %d classes instead of %d%s", name, num_classes, cfg.num_classes, origin)
     if cfg.input_size[0] != in_channels:
-        log.info("%s: stem for %d channels instead of %d, %s", name, in_channels, cfg.input_size[0], origin)
+        origin = ", timm's weights converted" if pretrained else ""
+        log.info("%s: stem for %d channels instead of %d%s", name, in_channels, cfg.input_size[0], origin)
     if img_size is not None and img_size != cfg.input_size[-1]:
         log.info("%s: built for %s pixels instead of %d", name, img_size, cfg.input_size[-1])
 

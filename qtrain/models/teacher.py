@@ -69,9 +69,11 @@ class FrozenTeacher:
         """Nothing: a frozen teacher has one mode. Here so that code which switches modes need not ask."""
         return self
 
-    def to(self, device: torch.device | str) -> FrozenTeacher:
-        """Move the network to ``device``."""
-        self._model.to(device)
+    def to(
+        self, device: torch.device | str, memory_format: torch.memory_format = torch.preserve_format
+    ) -> FrozenTeacher:
+        """Move the network to ``device``; ``torch.channels_last`` where the images come so."""
+        self._model.to(device).to(memory_format=memory_format)
         self._device = torch.device(device)
         if self._renormalise is not None:
             factor, offset = self._renormalise

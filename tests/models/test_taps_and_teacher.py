@@ -166,3 +166,11 @@ def test_teacher_precision_is_its_own(model: nn.Module) -> None:
     assert 0 < (low - exact).abs().max() < 0.1 * exact.abs().max()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(FrozenTeacher(model)(x)[0], exact)
+
+
+def test_teacher_takes_a_memory_format(model: nn.Module) -> None:
+    teacher = FrozenTeacher(model, mean=MEAN, std=STD, data_mean=DATA_MEAN, data_std=DATA_STD)
+    before, _ = teacher(image())
+    assert teacher.to("cpu", memory_format=torch.channels_last) is teacher
+    assert model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(teacher(image())[0], before)
