@@ -1,0 +1,145 @@
+"""Digits and the resident loader: sizes, splits, ranks, calibration, options that cannot be."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from qtrain.data.digits import Digits
+from qtrain.spec import Batch
+
+
+def digits(**options: object) -> Digits:
+    data = Digits(**options)  # type: ignore[arg-type]
+    data.setup()
+    return data
+
+
+def test_digits_are_the_digits() -> None:
+    info = digits().info
+    assert (info.name, info.kind, info.num_classes, info.in_channels, info.image_size) == (
+        "digits",
+        "resident",
+        10,
+        1,
+        8,
+    )
+    assert (info.train_size, info.val_size, info.test_size) == (1437, 0, 360)
+    batches = list(digits().test_dataloader())
+    assert sum(len(b.target) for b in batches) == 360
+    assert torch.cat([b.target for b in batches]).bincount(minlength=10).min() > 20
+
+
+def test_nearest_class_mean_recognises_them() -> None:
+    """Images and labels belong together: the simplest classifier there is reaches 85 percent."""
+    data = digits(batch_size=1437)
+    (train,) = data.calibration_batches(1)
+    (test,) = data.test_dataloader()
+    means = torch.stack([train.image[train.target == c].mean(0) for c in range(10)]).flatten(1)
+    assert (torch.cdist(test.image.flatten(1), means).argmin(1) == test.target).float().mean() > 0.85
+
+
+def test_training_batches_are_normalised_and_typed() -> None:
+    batches = list(digits().train_dataloader())
+    assert len(batches) == 1437 // 64
+    image = torch.cat([b.image for b in batches])
+    assert image.dtype == torch.float32 and abs(image.mean().item()) < 0.02 and abs(image.std().item() - 1) < 0.02
+    assert batches[0].target.dtype == batches[0].index.dtype == torch.int64
+
+
+def test_validation_and_test_images_are_never_trained_on() -> None:
+    data = digits(val_fraction=0.2)
+    train = torch.cat([b.index for b in data.train_dataloader()] + [b.index for b in data.calibration_batches(30)])
+    val = torch.cat([b.index for b in data.val_dataloader()])  # type: ignore[union-attr]
+    assert (data.info.train_size, data.info.val_size) == (1150, 287)
+    assert len(val) == 287 and not set(train.tolist()) & set(val.tolist())
+    assert digits().val_dataloader() == []
+    other = digits(val_fraction=0.2, seed=7)
+    assert torch.equal(val, torch.cat([b.index for b in other.val_dataloader()]))  # type: ignore[union-attr]
+
+
+def test_evaluation_is_not_augmented_and_training_is() -> None:
+    plain = digits(crop_padding=0)
+    moved = digits(crop_padding=2)
+
+    def by_number(batches: list[Batch]) -> torch.Tensor:
+        order = torch.cat([b.index for b in batches]).argsort()
+        return torch.cat([b.image for b in batches])[order]
+
+    for method in ("test_dataloader", "train_dataloader"):
+        a, b = (by_number(list(getattr(data, method)())) for data in (plain, moved))
+        assert torch.equal(a, b) == (method == "test_dataloader")
+
+
+@pytest.mark.parametrize("mixing", [dict(), dict(mixup=0.5, cutmix=1.0)])
+def test_two_ranks_together_make_the_batches_of_one(mixing: dict[str, float]) -> None:
+    """Augmented and mixed pixels too, which is what makes a distributed run equal to a single one."""
+    options = dict(crop_padding=1, max_train=200, batch_size=64, **mixing)
+    alone = list(digits(**options).train_dataloader())
+    ranks = []
+    for rank in range(2):
+        data = digits(**options)
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=2, strategy=strategy)  # type: ignore[assignment]
+        ranks.append(list(data.train_dataloader()))
+    assert len(alone) == 3
+    for whole, first, second in zip(alone, *ranks, strict=True):
+        assert len(first.index) == 32
+        for field, a, b in zip(whole, first, second, strict=True):
+            assert torch.equal(field, torch.cat([a, b]))
+
+
+def test_calibration_follows_the_seed_and_is_plain() -> None:
+    data = digits(crop_padding=2, mixup=1.0)
+    batches = data.calibration_batches(3)
+    assert [len(b.target) for b in batches] == [64] * 3 and batches[0].target.ndim == 1
+    assert all(torch.equal(a.image, b.image) for a, b in zip(batches, data.calibration_batches(3), strict=True))
+    assert not torch.equal(batches[0].index, digits(seed=1).calibration_batches(3)[0].index)
+    (every,) = digits(batch_size=1437).calibration_batches(1)
+    reference = dict(zip(every.index.tolist(), every.image, strict=True))
+    assert all(torch.equal(x, reference[int(i)]) for b in batches for i, x in zip(b.index, b.image, strict=True))
+
+
+def test_calibration_with_too_few_images_takes_all() -> None:
+    batches = digits(max_train=100).calibration_batches(5)
+    assert torch.cat([b.index for b in batches]).unique().numel() == 100
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpu_makes_the_same_batches() -> None:
+    options = dict(crop_padding=1, flip=True, mixup=0.2, cutmix=1.0)
+    for a, b in zip(
+        digits(**options).train_dataloader(), digits(device="cuda", **options).train_dataloader(), strict=True
+    ):
+        assert b.image.is_cuda
+        torch.testing.assert_close(a.image, b.image.cpu(), rtol=0, atol=1e-6)
+        assert torch.equal(a.index, b.index.cpu())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(batch_size=0), "Digits: batch_size must be at least 1, got 0"),
+        (dict(max_test=0), "Digits: max_test must be at least 1, got 0"),
+        (dict(val_fraction=1.0), r"Digits: val_fraction must be in \[0, 1\), got 1.0"),
+        (dict(val_fraction=0.0001), "val_fraction 0.0001 of 1437 images is none; raise it"),
+        (dict(mixup=-0.1), "Digits: mixup must be at least 0, got -0.1; 0 turns it off"),
+        (dict(crop_padding=-1), "Digits: crop_padding must be at least 0 pixels, got -1"),
+        (dict(mean=(0.5,)), "Digits: mean and std belong together"),
+        (dict(mean=(0.5,), std=(0.0,)), "Digits: std must be above 0, got"),
+        (dict(mean=(0.5, 0.5), std=(0.5, 0.5)), r"need one value for each of 1 channel\(s\)"),
+        (dict(batch_size=2000), "at most the number of training images, got 2000 for 1437"),
+        (dict(batch_size=33, mixup=0.2), r"need an even batch on each rank, got batch_size 33 on 1 rank\(s\)"),
+    ],
+)
+def test_wrong_options_end_in_one_line(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        digits(**options).train_dataloader()
+    assert "\n" not in str(caught.value)
+
+
+def test_info_before_setup_says_so() -> None:
+    with pytest.raises(RuntimeError, match=r"known after setup\(\)"):
+        _ = Digits().info
