@@ -19,8 +19,12 @@ def linked(text: str) -> set[str]:
 
 
 def named(text: str) -> set[str]:
-    """Paths of the repository in backticks, such as `conf/quantizer/lsq.yaml` or `tests/test_cli.py::test_version`."""
-    return set(re.findall(rf"`((?:{ROOMS})/[\w./:-]+)`", text))
+    """Paths of the repository in backticks, such as `conf/quantizer/lsq.yaml` or `tests/test_cli.py::test_version`.
+
+    Files called ``mine`` are those that a reader is asked to write.
+    """
+    paths = re.findall(rf"`((?:{ROOMS})/[\w./:-]+)`", text)
+    return {path for path in paths if Path(path).stem != "mine"}
 
 
 def problem(path: str) -> str | None:
