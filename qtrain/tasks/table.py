@@ -54,6 +54,12 @@ class Outcome:
     compression: float
     effective_bits: float
     bops: float
+    fp_bops: float
+
+    @property
+    def bops_saved(self) -> float:
+        """How many times fewer bit operations than in full precision; NaN where that is not known."""
+        return self.fp_bops / self.bops if self.bops else math.nan
 
 
 def print_summary(folder: Path | str, *, file: TextIO | None = None) -> None:
@@ -193,6 +199,7 @@ def _outcome(key: Key, members: list[tuple[float, RunSummary]]) -> Outcome:
         compression=1.0 if full else _mean(s.compression for s in summaries),
         effective_bits=float(FULL_PRECISION) if full else _mean(s.effective_bits for s in summaries),
         bops=_mean(s.fp_bops if full else s.bops for s in summaries),
+        fp_bops=_mean(s.fp_bops for s in summaries),
     )
 
 

@@ -1,0 +1,192 @@
+"""Floor 6: the task that shows all runs below a folder on one page.
+
+``report.html`` needs nothing beside it: pictures, style and the few lines of script that sort a table are inside, so
+that it can be sent around. It is made from ``summary.json`` and ``metrics.jsonl`` alone. A run that did not finish, or
+whose files are damaged, is listed with the reason.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from omegaconf import DictConfig
+
+from qtrain.cost.count import OUTSIDE_LAYERS
+from qtrain.spec import FULL_PRECISION
+from qtrain.tasks import curves
+from qtrain.tasks.figures import BIT_OPERATIONS, COMPRESSION, DARK, LIGHT, CostAxis, accuracy_plot
+from qtrain.tasks.results import commit, replace_file
+from qtrain.tasks.summary import METRICS, Run, RunSummary, gather
+from qtrain.tasks.table import COLUMNS, Outcome, outcomes, print_summary, size_text, table_rows
+
+log = logging.getLogger(__name__)
+
+REPORT = "report.html"
+PLOTS = {"accuracy_vs_compression.png": COMPRESSION, "accuracy_vs_bops.png": BIT_OPERATIONS}
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the sortable table: what is shown, and the number or text that it is sorted by."""
+
+    text: str
+    order: float | str
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page shows of one run below the tables."""
+
+    anchor: str
+    title: str
+    run: RunSummary
+    charts: list[curves.Chart]
+    damaged_lines: int
+    layers: list[list[Cell]]
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Write the report of ``cfg.report.folder`` into that folder; returns its path and how many runs it shows."""
+    folder = Path(cfg.report.folder)
+    page, finished, unfinished = write_report(folder)
+    print_summary(folder)
+    print(f"report: {page}")
+    return {"report": str(page), "runs": finished, "unfinished": unfinished}
+
+
+def write_report(folder: Path) -> tuple[Path, int, int]:
+    """The page and its two plots in ``folder``; returns the page's path, the runs shown, and the runs only listed.
+
+    Raises ``FileNotFoundError`` where there is no such folder or no run below it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"report.folder: there is no folder {folder}; give the one that holds the runs")
+    runs, problems = gather(folder)
+    if not runs and not problems:
+        raise FileNotFoundError(f"report.folder: no run below {folder}; train one first, or give another folder")
+    rows = outcomes(run.summary for run in runs)
+    plots = [_plot(folder / name, rows, axis) for name, axis in PLOTS.items()] if rows else []
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    sections = [_section(number, run, folder) for number, run in enumerate(runs)]
+    page = environment.get_template("report.html.j2").render(
+        title=folder.resolve().name,
+        plots=plots,
+        columns=COLUMNS,
+        closing=table_rows(rows),
+        run_columns=list(RUN_COLUMNS),
+        runs=list(zip(sections, [_run_cells(run.summary) for run in runs], strict=True)),
+        layer_columns=LAYER_COLUMNS,
+        problems=[(_relative(problem.folder, folder), problem.reason) for problem in problems],
+        size=curves,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        commit=commit(),
+    )
+    replace_file(folder / REPORT, page)
+    return folder / REPORT, len(runs), len(problems)
+
+
+def _plot(path: Path, rows: list[Outcome], axis: CostAxis) -> dict[str, str]:
+    """Write the PNG, and give it to the page once for each of its two themes."""
+    light, dark = accuracy_plot(rows, axis, LIGHT), accuracy_plot(rows, axis, DARK)
+    path.write_bytes(light)
+    encoded = {name: base64.b64encode(png).decode() for name, png in (("light", light), ("dark", dark))}
+    return {"name": path.name, "text": f"Top-1 accuracy against {axis.label}", **encoded}
+
+
+def _section(number: int, run: Run, folder: Path) -> Section:
+    rows, damaged = curves.read_metrics(run.folder / METRICS)
+    return Section(
+        anchor=f"run-{number}",
+        title=_relative(run.folder, folder),
+        run=run.summary,
+        charts=curves.charts(rows),
+        damaged_lines=damaged,
+        layers=[_layer_cells(layer) for layer in run.summary.layers if isinstance(layer, dict)],
+    )
+
+
+def _relative(path: Path, folder: Path) -> str:
+    text = str(path.relative_to(folder))
+    return folder.resolve().name if text == "." else text
+
+
+def _word(value: object) -> Cell:
+    text = "" if value is None else str(value)
+    return Cell(text, text)
+
+
+def _number(value: object, show: Callable[[float], str]) -> Cell:
+    """A figure, or an empty cell that sorts below all figures where it is unknown."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return Cell("" if value is None else str(value), -math.inf)
+    return Cell(show(float(value)), float(value))
+
+
+def _change(summary: RunSummary) -> float | None:
+    if summary.top1 is None or summary.fp_top1 is None or summary.full_precision:
+        return None
+    return summary.top1 - summary.fp_top1
+
+
+RUN_COLUMNS: dict[str, Callable[[RunSummary], Cell]] = {
+    "Data": lambda s: _word(s.dataset),
+    "Model": lambda s: _word(s.model),
+    "Quantizer": lambda s: _word(s.quantizer),
+    "W bits": lambda s: _number(s.w_bits, "{:g}".format),
+    "A bits": lambda s: _number(s.a_bits, "{:g}".format),
+    "Training": lambda s: _word(f"{s.way} ({s.distill})" if s.distilled and isinstance(s.distill, str) else s.way),
+    "Seed": lambda s: _number(s.seed, "{:g}".format),
+    "Epochs": lambda s: _number(s.epochs, "{:g}".format),
+    "Top-1 %": lambda s: _number(s.top1, "{:.2f}".format),
+    "Change": lambda s: _number(_change(s), "{:+.2f}".format),
+    "Calibrated %": lambda s: _number(s.ptq_top1, "{:.2f}".format),
+    "Size": lambda s: _number(s.size_bytes, size_text),
+    "Smaller": lambda s: _number(s.compression, "{:.1f}x".format),
+    "Bits/weight": lambda s: _number(s.effective_bits, "{:.2f}".format),
+    "GBOPs": lambda s: _number(s.bops, lambda value: f"{value / 1e9:.3g}"),
+    "ms/step": lambda s: _number(s.step_ms, "{:.1f}".format),
+    "Time": lambda s: _number(s.wall_s, lambda value: f"{value:.0f} s" if value < 600 else f"{value / 60:.0f} min"),
+}
+
+LAYER_COLUMNS = ("Layer", "Kind", "Weight", "W bits", "A bits", "Bits/weight", "Size", "MMACs", "MBOPs")
+
+
+def _run_cells(summary: RunSummary) -> list[Cell]:
+    return [cell(summary) for cell in RUN_COLUMNS.values()]
+
+
+def _layer_cells(layer: dict[str, Any]) -> list[Cell]:
+    """One row of the per-layer table; fields that an older version did not write stay empty."""
+    shape = layer.get("shape") or []
+    bits = layer.get("weight_storage_bits")
+    own = layer.get("name") == OUTSIDE_LAYERS  # no weight, so that these cells would mean nothing
+    return [
+        _word(layer.get("name")),
+        _word(layer.get("kind")),
+        Cell("x".join(str(n) for n in shape), float(math.prod(shape)) if shape else -math.inf),
+        _number(None if own else layer.get("weight_bits"), _bits_text),
+        _number(layer.get("input_bits"), _bits_text),
+        _number(None if own else layer.get("effective_bits"), "{:.2f}".format),
+        _number(bits / 8 if isinstance(bits, int | float) and not own else None, size_text),
+        _number(layer.get("macs"), lambda value: f"{value / 1e6:.3g}"),
+        _number(layer.get("bops"), lambda value: f"{value / 1e6:.4g}"),
+    ]
+
+
+def _bits_text(bits: float) -> str:
+    return "float" if bits == FULL_PRECISION else f"{bits:g}"
