@@ -96,10 +96,11 @@ def outcomes(summaries: Iterable[RunSummary]) -> list[Outcome]:
             for top1, summary in members:
                 groups.setdefault(key._replace(name=summary.name or "?"), []).append((top1, summary))
     found = [_outcome(key, members) for key, members in groups.items()]
-    return sorted(found, key=_place)
+    return sorted(found, key=order)
 
 
-def _place(outcome: Outcome) -> tuple[Any, ...]:
+def order(outcome: Outcome) -> tuple[Any, ...]:
+    """What rows are sorted by."""
     key = outcome.key
     return key.dataset, key.model, -outcome.product, key.quantizer, key.bits, WAYS.index(key.way), key.terms, key.name
 

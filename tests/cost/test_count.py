@@ -166,6 +166,18 @@ def test_products_outside_layers_have_a_row_at_full_precision() -> None:
     assert outside.effective_bits == 0.0
 
 
+class FusedAttention(nn.Module):
+    """The two products of attention in one operator: (N, heads, tokens, channels)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(x, x, x)
+
+
+def test_fused_attention_counts_like_its_two_products() -> None:
+    (outside,) = count(FusedAttention(), torch.zeros(2, 3, 16, 8)).layers
+    assert outside.macs == 2 * 3 * 16 * 16 * 8
+
+
 def test_a_shared_parameter_is_stored_once() -> None:
     model = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False))
     model[1].weight = model[0].weight

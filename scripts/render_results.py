@@ -1,0 +1,107 @@
+"""Writes the tables of README and docs from the rows in ``results/``, so that no number is ever typed.
+
+    python scripts/render_results.py             # README.md and docs/*.md, in place
+    python scripts/render_results.py --check     # exit code 1 where a table is not what its rows say
+
+A table stands between ``<!-- results:NAME -->`` and ``<!-- /results -->`` and is made of ``results/NAME.csv``. Of
+several rows of one configuration the last counts; seeds are averaged. A file that is not there yet gives no table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from qtrain.tasks.results import read_rows
+from qtrain.tasks.summary import CALIBRATED, FLOAT, NUMBERS, RunSummary
+from qtrain.tasks.table import COLUMNS, LEFT, order, outcomes, table_rows
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK = re.compile(r"(<!-- results:(?P<name>[\w-]+) -->\n)(?P<table>.*?)(<!-- /results -->)", re.DOTALL)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where a table is out of date")
+    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the CSV files")
+    parser.add_argument("files", nargs="*", type=Path, help="Markdown files; default: README.md and docs/*.md")
+    options = parser.parse_args(arguments)
+    stale = []
+    for path in options.files or [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        before = path.read_text(encoding="utf-8")
+        after = render(before, options.results)
+        if after != before:
+            stale.append(path)
+            if not options.check:
+                path.write_text(after, encoding="utf-8")
+                print(f"rendered {path}")
+    if options.check and stale:
+        names = ", ".join(str(path) for path in stale)
+        print(f"{names}: tables differ from results/; run python scripts/render_results.py", file=sys.stderr)
+    return int(options.check and bool(stale))
+
+
+def render(text: str, results: Path) -> str:
+    """``text`` with every table made anew from the CSV files in ``results``."""
+    opened, whole = text.count("<!-- results:"), len(BLOCK.findall(text))
+    if opened != whole:
+        raise ValueError(
+            f"render_results: {opened} tables are opened and {whole} are whole; "
+            "write <!-- results:NAME --> and <!-- /results --> on lines of their own"
+        )
+
+    def table(match: re.Match[str]) -> str:
+        path = results / f"{match['name']}.csv"
+        return match[1] + (markdown(read_rows(path)) if path.is_file() else "") + match[4]
+
+    return BLOCK.sub(table, text)
+
+
+def markdown(rows: list[dict[str, str]]) -> str:
+    """The closing table of all ``rows``, with how long and on what the models were trained."""
+    latest = {(row["config_hash"], row["task"]) if row["config_hash"] else id(row): row for row in rows}
+    runs = [(summary, row) for row in latest.values() if (summary := summary_of(row)) is not None]
+    # Full precision and calibration are of no training: one row, whatever run they were measured in.
+    found = [(o, "", "") for o in outcomes(s for s, _ in runs) if o.key.way in (FLOAT, CALIBRATED)]
+    for epochs, hardware in dict.fromkeys((row["epochs"], row["hardware"]) for _, row in runs):
+        same = [summary for summary, row in runs if (row["epochs"], row["hardware"]) == (epochs, hardware)]
+        found += [(o, epochs, hardware) for o in outcomes(same) if o.key.way not in (FLOAT, CALIBRATED)]
+    found.sort(key=lambda item: (order(item[0]), float(item[1] or 0), item[2]))
+    cells = table_rows([outcome for outcome, _, _ in found])
+    lines = [(*row, epochs, hardware) for row, (_, epochs, hardware) in zip(cells, found, strict=True)]
+    return _markdown_table((*COLUMNS, "Epochs", "Hardware"), lines)
+
+
+def summary_of(row: dict[str, str]) -> RunSummary | None:
+    """A CSV row as a run's summary; ``None`` for one that measures again what another row already says."""
+    known = {field.name for field in fields(RunSummary)} - {"status", "layers", "name"}
+    numbers = {*NUMBERS, "w_bits", "a_bits", "epochs", "seed"}
+    values = {name: _number(text) if name in numbers else text for name, text in row.items() if name in known and text}
+    summary = RunSummary(**values)  # type: ignore[arg-type]
+    if row["task"] != "evaluate" or summary.full_precision:
+        return summary
+    if row["notes"] != "calibrated only":
+        return None
+    return RunSummary(**values | {"ptq_top1": summary.top1, "top1": None})  # type: ignore[arg-type]
+
+
+def _number(text: str) -> float | str:
+    try:
+        return int(text) if re.fullmatch(r"-?\d+", text) else float(text)
+    except ValueError:
+        return text
+
+
+def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    figures = range(LEFT, len(COLUMNS) + 1)
+    rule = ["---:" if i in figures else "---" for i in range(len(columns))]
+    lines = [columns, rule, *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Tables in README and docs are what results/ says."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from qtrain.tasks.results import append_row
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def _load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("render_results", ROOT / "scripts" / "render_results.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+script = _load()
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    return dict(
+        date="2026-11-21T02:34:31Z", config_hash="a", task="train", dataset="cifar10", model="cifar_resnet20",
+        quantizer="lsq", w_bits=4, a_bits=4, distill="soft", seed=0, epochs=15, top1=90.5, fp_top1=91.73, ptq_top1=70.0,
+        size_bytes=150_000, fp_size_bytes=1_084_000, compression=7.2, effective_bits=4.2, bops=10**9, fp_bops=10**11,
+        hardware="laptop", notes="budget=cpu",
+    ) | changes  # fmt: skip
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- results:some -->\nold\n<!-- /results -->\nafter\n")
+    return page
+
+
+def table(page: Path) -> list[list[str]]:
+    lines = page.read_text().splitlines()
+    assert (lines[0], lines[-1]) == ("before", "after")
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+
+
+def test_rows_become_a_table(page: Path) -> None:
+    append_row(page.parent / "some.csv", row())
+    append_row(page.parent / "some.csv", row(config_hash="b", distill="none", top1=89.0))
+    assert script.main(["--results", str(page.parent), str(page)]) == 0
+    header, rule, *rows = table(page)
+    assert header[:4] == ["Model", "Bits", "Training", "Top-1 %"] and header[-1] == "Hardware"
+    assert rule[0] == "---" and rule[3] == "---:"
+    assert [(r[1], r[2], r[3], r[-2], r[-1]) for r in rows] == [
+        ("32", "full precision", "91.73", "", ""),
+        ("W4A4", "calibrated only", "70.00", "", ""),
+        ("W4A4", "trained", "89.00", "15", "laptop"),
+        ("W4A4", "distilled (soft)", "90.50", "15", "laptop"),
+    ]
+
+
+def test_budgets_stand_apart_and_seeds_together(page: Path) -> None:
+    csv = page.parent / "some.csv"
+    for config, seed, epochs, top1 in (("a", 0, 15, 90.0), ("b", 1, 15, 91.0), ("c", 2, 200, 92.0)):
+        append_row(csv, row(config_hash=config, seed=seed, epochs=epochs, top1=top1))
+    script.main(["--results", str(page.parent), str(page)])
+    trained = [(r[3], r[-2]) for r in table(page) if r[2].startswith("distilled")]
+    assert trained == [("90.50 ± 0.50, 2 seeds", "15"), ("92.00", "200")]
+
+
+def test_the_last_row_of_a_configuration_counts(page: Path) -> None:
+    append_row(page.parent / "some.csv", row(top1=10.0))
+    append_row(page.parent / "some.csv", row(top1=90.0))
+    script.main(["--results", str(page.parent), str(page)])
+    assert [r[3] for r in table(page) if r[2].startswith("distilled")] == ["90.00"]
+
+
+def test_an_evaluation_is_a_calibrated_or_a_full_precision_row(page: Path) -> None:
+    csv = page.parent / "some.csv"
+    common = {"task": "evaluate", "distill": "none", "epochs": 0, "ptq_top1": None}
+    append_row(csv, row(**common, config_hash="a", top1=69.0, notes="calibrated only"))
+    append_row(csv, row(**common, config_hash="b", w_bits=32, a_bits=32, top1=91.73, notes="full precision"))
+    append_row(csv, row(**common, config_hash="c", top1=90.5, notes="trained student"))
+    script.main(["--results", str(page.parent), str(page)])
+    assert [(r[2], r[3]) for r in table(page)[2:]] == [("full precision", "91.73"), ("calibrated only", "69.00")]
+
+
+def test_check_finds_a_typed_number_and_changes_nothing(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    append_row(page.parent / "some.csv", row())
+    arguments = ["--results", str(page.parent), str(page)]
+    script.main(arguments)
+    assert script.main(["--check", *arguments]) == 0
+    page.write_text(page.read_text().replace("90.50", "99.50"))
+    assert script.main(["--check", *arguments]) == 1
+    assert "99.50" in page.read_text() and "render_results.py" in capsys.readouterr().err
+
+
+def test_results_that_are_not_there_give_no_table(page: Path) -> None:
+    script.main(["--results", str(page.parent), str(page)])
+    assert page.read_text() == "before\n<!-- results:some -->\n<!-- /results -->\nafter\n"
+
+
+def test_a_table_that_is_not_closed_is_refused(page: Path) -> None:
+    with pytest.raises(ValueError, match="1 tables are opened and 0 are whole"):
+        script.render("<!-- results:some -->\n", page.parent)
+
+
+def test_the_tables_of_this_repository_are_up_to_date() -> None:
+    assert script.main(["--check"]) == 0
