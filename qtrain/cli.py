@@ -5,7 +5,6 @@ Nothing heavy is imported here: help reads the YAML files as text, a typo in a k
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 import textwrap
@@ -96,6 +95,9 @@ def _run_hydra(arguments: list[str]) -> None:
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
     parsed = parser.parse_args(arguments)
+    for flag in ("config_path", "config_name", "config_dir", "experimental_rerun"):
+        if getattr(parsed, flag) is not None:
+            refuse(f"--{flag.replace('_', '-')} is not for qtrain; configs of your own: hydra.searchpath=[file://DIR]")
     if not (parsed.hydra_help or parsed.info or parsed.shell_completion):
         # Before Hydra makes a folder or starts a callback. It would also print its own errors, in several lines.
         compose(_first_of_sweeps(parsed.overrides) if parsed.multirun else parsed.overrides)
@@ -122,11 +124,11 @@ def _run_task(cfg: DictConfig) -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
 
     from qtrain.tasks.config import validate
+    from qtrain.tasks.variants import run_task
 
-    validate(cfg, HydraConfig.get().overrides.task)
-    run = importlib.import_module(f"qtrain.tasks.{cfg.task}").run
-    metrics: dict[str, Any] = run(cfg)
-    return metrics
+    overrides = list(HydraConfig.get().overrides.task)
+    validate(cfg, overrides)
+    return run_task(cfg, overrides)
 
 
 def _first_of_sweeps(overrides: Sequence[str]) -> list[str]:

@@ -60,7 +60,7 @@ def fit(
     callbacks: list[pl.Callback] = [
         StopOnNonFinite(),
         *([WeightAverage(decay=cfg.fit.weight_average)] if cfg.fit.weight_average is not None else []),
-        ScaleStatistics(journal=journal, every_n_steps=cfg.fit.scales_every_steps),
+        *([ScaleStatistics(journal=journal, every_n_steps=n)] if (n := cfg.fit.scales_every_steps) else []),
         journal,
         Progress(title=title),
         resume_points,

@@ -31,6 +31,16 @@ class Teacher:
 
 
 @dataclass
+class Distill:
+    hard: float = MISSING
+    soft: float = MISSING
+    temperature: float = MISSING
+    hint: float = MISSING
+    student_layers: list[str] = MISSING
+    teacher_layers: list[str] = MISSING
+
+
+@dataclass
 class Fit:
     epochs: int = MISSING
     scale_lr: float | None = MISSING
@@ -71,6 +81,7 @@ class Root:
     lr_schedule: Any = MISSING
     trainer: Any = MISSING
     logger: Any = MISSING
+    distill: Distill = field(default_factory=Distill)
     fit: Fit = field(default_factory=Fit)
     full_precision: FullPrecision = field(default_factory=FullPrecision)
     report: Report = field(default_factory=Report)

@@ -104,6 +104,8 @@ def _fit(
         norm_decay=cfg.fit.norm_decay,
         compile=cfg.fit.compile,
     )
+    # A logger's maker may decide that there is nothing to log to (no wandb, mode=disabled).
+    made = (make(folder=folder, config=record.plain_config(cfg)) for make in instantiate(cfg.logger).values())
     return fit(
         cfg,
         module=module,
@@ -112,6 +114,7 @@ def _fit(
         identity=record.identity_of(cfg),
         epochs=cfg.fit.epochs,
         title=folder.name,
+        loggers=tuple(logger for logger in made if logger is not None),
         command="python -m qtrain " + shlex.join(sys.argv[1:]),
     )
 
