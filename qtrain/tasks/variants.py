@@ -1,0 +1,37 @@
+"""Floor 6: one run of a task, or one for each variant that the experiment names, side by side."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from qtrain.tasks.config import compose
+
+log = logging.getLogger(__name__)
+
+
+def run_task(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Run ``cfg.task``; ``overrides`` are those that led to ``cfg``.
+
+    Where a training names ``variants``, each is a run of its own: the same overrides, then the variant's, with the
+    variant's name. Finished ones are not repeated, so the same command picks up where it was stopped. At the end all of
+    the experiment's runs go into one report. Figures of variants come back as ``<variant>/<figure>``.
+    """
+    run = importlib.import_module(f"qtrain.tasks.{cfg.task}").run
+    if cfg.task != "train" or not cfg.variants:
+        figures: dict[str, Any] = run(cfg)
+        return figures
+    together: dict[str, Any] = {}
+    for number, (name, changes) in enumerate(cfg.variants.items(), start=1):
+        log.info("variant %d of %d: %s", number, len(cfg.variants), name)
+        variant = compose([*overrides, *changes, f"name={name}", "variants=null"])
+        together |= {f"{name}/{key}": value for key, value in run(variant).items()}
+    folder = Path(cfg.output) / str(cfg.experiment)
+    report = compose([*overrides, "task=report", "variants=null", f"report.folder={folder}"])
+    importlib.import_module("qtrain.tasks.report").run(report)
+    return together
