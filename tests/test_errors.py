@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +35,11 @@ WRONG = {
     "unknown budget": (["budget=gpu"], "budget: must be one of full, cpu, probe, got 'gpu'"),
     "no equals sign": (["seed"], "Error parsing override 'seed'"),
     "unknown flag": (["--sead", "3"], "unrecognized arguments: --sead; see python -m qtrain --help"),
+    "another config folder": (
+        ["--config-dir", "x"],
+        "--config-dir is not for qtrain; configs of your own: hydra.searchp",
+    ),
+    "pickled config": (["--experimental-rerun", "x.pickle"], "--experimental-rerun is not for qtrain"),
     "sweep without -m": (["seed=1,2"], "Ambiguous value for argument 'seed=1,2'"),
     "dead interpolation": (["name='${nowhere}'"], "Interpolation key 'nowhere' not found"),
     "unknown argument": (["+optimizer.lrr=1"], "optimizer.lrr: SGD has no such argument; did you mean 'lr'?"),
@@ -66,6 +74,32 @@ def test_wrong_input_ends_in_one_line(name: str, capsys: pytest.CaptureFixture[s
     assert captured.out == ""
     assert re.fullmatch(r"qtrain: error: [^\n]+\n", captured.err), captured.err
     assert line in captured.err
+
+
+RUN_INTO = {
+    "weights that are not there": (["model.weights=nowhere.th", "teacher=none"], r"nowhere\.th"),
+    "data that is not there": (["data=cifar10", "data.root=nowhere"], r"nowhere"),
+    "a rule of a constructor": (["data.val_fraction=1.5"], r"data: .*val_fraction must be in \[0, 1\), got 1\.5"),
+    "a model that timm has not": (["model=timm", "model.name=resnet1"], r"resnet1\b.*resnet18"),
+    "bits that no quantizer has": (["quantize.bits.weight=1"], r"quantize\.bits: .*2\.\.16"),
+    "a report of nothing": (["task=report", "report.folder=nowhere"], r"nowhere"),
+    "evaluate without weights": (["task=evaluate"], r"model\.weights|checkpoint"),
+}
+"""Mistakes that only the task itself can find."""
+
+
+@pytest.mark.parametrize("name", RUN_INTO)
+def test_a_task_stops_with_one_line(name: str, tmp_path: Path) -> None:
+    arguments, line = RUN_INTO[name]
+    command = [sys.executable, "-m", "qtrain", *arguments, "fit.epochs=1", "hydra/job_logging=none"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 2, done.stderr
+    errors = [text for text in done.stderr.splitlines() if text.startswith("qtrain: error: ")]
+    assert len(errors) == 1, done.stderr
+    assert re.search(line, errors[0])
+    assert "Traceback" not in done.stderr
 
 
 def experiment(folder: Path, text: str) -> list[str]:
@@ -120,7 +154,10 @@ def test_the_command_line_may_admit_more() -> None:
         "pytorch_lightning.LightningModule.load_from_checkpoint",
         "pytorch_lightning.cli.LightningCLI",
         "timm.models.load_checkpoint",
-        "qtrain.cli.importlib",
+        "timm.data.create_dataset",
+        "qtrain.cli.sys",
+        "qtrain.cli.main",  # with argv it could admit anything
+        "qtrain.tasks.targets.resolve_target",
         "qtrain.tasks.config.hydra",
         "qtrain.__main__.main",
     ],

@@ -25,7 +25,6 @@ ADMITTED = (
     "torchvision.models",
     "torchvision.ops",
     "torchvision.transforms",
-    "timm.data",
     "timm.layers",
     "timm.loss",
     "timm.optim",
@@ -40,6 +39,10 @@ ADMITTED = (
 )
 """Where the object behind a target may be defined. What loads pickles, fetches code or starts processes
 (torch.hub, torch.load, torch.package, torch.utils.cpp_extension, ...) lies outside."""
+
+REFUSED = ("qtrain.cli", "qtrain.tasks")
+"""What lies in an admitted part and is refused all the same: a config that could call the command line could give
+itself any permission."""
 
 SPECIAL = {"_target_": str, "_partial_": bool}
 """Keys that are no arguments. Hydra's `_args_` is missing on purpose: arguments are given by name."""
@@ -98,9 +101,13 @@ def resolve_target(target: Any, *, where: str = "", allow: Sequence[str] = ()) -
     identity = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
     if not (inspect.isclass(found) or inspect.isfunction(found)):
         raise ConfigError(f"{place}: {target!r} is neither a class nor a function")
-    if not any(identity == prefix or identity.startswith(prefix + ".") for prefix in admitted):
+    if not _lies_in(identity, admitted) or _lies_in(identity, REFUSED):
         raise ConfigError(refusal)
     return found
+
+
+def _lies_in(name: str, prefixes: Iterable[str]) -> bool:
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
 
 
 def _children(node: Any) -> Iterator[tuple[str, Any]]:
