@@ -61,6 +61,14 @@ class ResumePoints(Checkpoint):
         if trainer.is_global_zero:
             remove_unfinished(self.folder)
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning gives a loader its state where it makes the loader. If ``configure_optimizers`` asks for
+        # ``trainer.estimated_stepping_batches``, that happens before the state is read, and the epoch would start over.
+        loop = trainer.fit_loop
+        if loop.restarting and loop._combined_loader_states_to_load and loop._data_fetcher is not None:
+            loop._load_combined_loader_states()
+            iter(loop._data_fetcher)
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

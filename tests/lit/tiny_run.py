@@ -32,9 +32,14 @@ from qtrain.lit.callbacks.journal import MetricJournal
 from qtrain.lit.callbacks.signals import StopOnSignal
 from qtrain.lit.checkpoint import AtomicCheckpointIO, find_resume_point
 from qtrain.lit.loggers import JsonlLogger
+from qtrain.lit.module import QATModule
 from qtrain.lit.resume import ResumePoints
 from qtrain.lit.signals import RunInterruptedError
 from qtrain.spec import Batch
+from qtrain.tasks import prepare
+from qtrain.tasks.config import compose
+from qtrain.tasks.fit import fit
+from qtrain.tasks.instantiate import instantiate
 
 SAMPLES, BATCH, EPOCHS = 56, 8, 3
 STEPS_PER_EPOCH = SAMPLES // BATCH
@@ -90,8 +95,9 @@ class Loader:
 class Tiny(pl.LightningModule):
     """Convolution, batch norm, dropout, a metric and an integer buffer: each kind of state that a run can lose."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, estimate: bool) -> None:
         super().__init__()
+        self.estimate = estimate
         torch.manual_seed(0)
         self.student = nn.Sequential(
             nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(64, 3)
@@ -127,7 +133,8 @@ class Tiny(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.student.parameters(), lr=0.02)
-        total = EPOCHS * STEPS_PER_EPOCH
+        # Asking makes Lightning build the loaders earlier than otherwise, before a checkpoint is read.
+        total = self.trainer.estimated_stepping_batches if self.estimate else EPOCHS * STEPS_PER_EPOCH
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / (total + 1))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -237,7 +244,7 @@ def run(job: dict[str, Any]) -> int:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    module = Tiny()
+    module = Tiny(estimate=job.get("estimate", False))
     validation = evaluation_batches() if job.get("validate", True) else None
     try:
         trainer.fit(module, Loader(), validation, ckpt_path=find_resume_point(points.folder))
@@ -253,6 +260,65 @@ def run(job: dict[str, Any]) -> int:
         "step": trainer.global_step,
         "epoch": trainer.current_epoch,
     }
+    (folder / "final.json").write_text(json.dumps(final))
+    return 0
+
+
+PRODUCT = (
+    "model=cifar_resnet8",
+    "teacher=cifar_resnet20",
+    "objective=soft_hint",
+    "distill.student_layers=[layer3]",
+    "distill.teacher_layers=[layer3]",
+    "data.max_train=160",
+    "data.val_fraction=0.2",
+    "data.batch_size=32",
+    "data.mixup=0.2",
+    "fit.epochs=3",
+    "fit.weight_average=0.9",
+    "fit.scale_lr=0.001",
+    "fit.checkpoint_every_steps=3",
+    "fit.log_every_steps=1",
+    "fit.scales_every_steps=2",
+    "trainer=cpu",
+)
+"""Low-bit student, teacher, hints with a regressor, mixed images: four steps an epoch."""
+
+
+def run_product(job: dict[str, Any]) -> int:
+    """The same for what ``task=train`` fits, put together by the functions that it uses."""
+    torch.set_num_threads(1)
+    folder = Path(job["folder"])
+    moment, step = job.get("moment", ""), job.get("step", -1)
+    sabotage_writes(moment, step)
+    training_step = QATModule.training_step
+
+    def perhaps_the_last_step(module: QATModule, batch: Batch, batch_idx: int) -> Tensor:
+        if moment == "batch_start" and module.global_step == step:
+            kill()
+        return training_step(module, batch, batch_idx)
+
+    QATModule.training_step = perhaps_the_last_step  # type: ignore[method-assign]
+    cfg = compose(PRODUCT)
+    data = prepare.load_data(cfg)
+    torch.manual_seed(0)
+    student = prepare.quantise(cfg, prepare.build_model(cfg.model, data), data).student
+    teacher_model = prepare.build_model(cfg.teacher.model, data)
+    objective = prepare.build_objective(cfg, student, teacher_model, data)
+    module = QATModule(
+        student=student,
+        objective=objective,
+        teacher=prepare.build_teacher(cfg, teacher_model, objective, data),
+        optimizer=instantiate(cfg.optimizer),
+        lr_schedule=instantiate(cfg.lr_schedule),
+        num_classes=data.info.num_classes,
+        seed=cfg.seed,
+        scale_lr=cfg.fit.scale_lr,
+    )
+    fitted = fit(
+        cfg, module=module, data=data, folder=folder, identity="product", epochs=cfg.fit.epochs, title="product"
+    )
+    final = {"average": digest(student.state_dict()), "all": digest(module.state_dict()), "steps": fitted.steps}
     (folder / "final.json").write_text(json.dumps(final))
     return 0
 
@@ -279,15 +345,15 @@ def serve() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     for line in sys.stdin:
+        job = json.loads(line)
         child = os.fork()
         if child == 0:
             try:
-                status = run(json.loads(line))
+                status = (run_product if job.get("product") else run)(job)
             except BaseException:
                 traceback.print_exc()
                 status = 99
             os._exit(status)
-        job = json.loads(line)
         if "timer_s" in job:
             time.sleep(job["timer_s"])
             os.kill(child, signal.SIGKILL)
