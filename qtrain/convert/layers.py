@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qtrain.models.forms import LayerForm, describe
+from qtrain.models.forms import LayerForm, describe_model
 from qtrain.nn import QuantConv2d, QuantLayer, QuantLinear
 
 
@@ -26,14 +26,9 @@ def find_layers(model: nn.Module, example: Tensor) -> Quantizable:
     whose owner uses their weight without calling them: replacing such a layer would quantise nothing, so they are
     skipped with that reason.
     """
-    forms: dict[str, LayerForm] = {}
-    skipped: dict[str, str] = {}
-    for name, module in model.named_modules():
-        form = describe(module)
-        if isinstance(form, LayerForm):
-            forms[name] = form
-        elif form is not None:
-            skipped[name] = form
+    described = describe_model(model)
+    forms = {name: form for name, form in described.items() if isinstance(form, LayerForm)}
+    skipped = {name: reason for name, reason in described.items() if isinstance(reason, str)}
     order = _call_order(model, example, list(forms))
     for name in forms:
         if name not in order:

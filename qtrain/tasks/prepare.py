@@ -18,6 +18,7 @@ from qtrain.convert.layers import find_layers
 from qtrain.convert.swap import swap_layers
 from qtrain.data.base import VisionData
 from qtrain.distill.objective import Objective
+from qtrain.models.forms import merge_fused_biases
 from qtrain.models.taps import feature_shapes
 from qtrain.models.teacher import FrozenTeacher
 from qtrain.spec import Allocation
@@ -75,6 +76,7 @@ def quantise(cfg: DictConfig, model: nn.Module, data: VisionData) -> Prepared:
     if not cfg.quantize.enabled:
         return Prepared(model, {})
     q = cfg.quantize
+    merge_fused_biases(model)
     found = find_layers(model, example_input(data))
     allocation: Allocation = instantiate(q.bits)(list(found.layers))
     swap_layers(model, found, allocation, weight=instantiate(q.weight), input=instantiate(q.input))
