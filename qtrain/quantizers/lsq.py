@@ -46,7 +46,7 @@ class LSQ(Quantizer):
         return self.scale.abs().clamp(min=SMALLEST_SCALE)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        shared = x.numel() // max(self.scale.numel(), 1) if self.spec.shape else x[:1].numel()
+        shared = x.numel() // max(self.scale.numel(), 1) if self.spec.shape else x.shape[1:].numel()
         step = scale_gradient(self.step(), (max(shared, 1) * self.code_high).rsqrt())
         return fake_quantize(x, step, self.code_low, self.code_high)
 
