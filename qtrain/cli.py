@@ -50,8 +50,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         except Exception as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1" or not _is_users(error):
                 raise
-            _say(f"error: {_one_line(error)}")
-            sys.exit(USER_ERROR)
+            # A run that was told to stop, and did in good order, brings the code that the shell expects.
+            stopped: int | None = getattr(error, "exit_code", None)
+            _say(_one_line(error) if stopped else f"error: {_one_line(error)}")
+            sys.exit(stopped or USER_ERROR)
 
 
 def help_text(conf: Path) -> str:
@@ -157,6 +159,7 @@ def _is_users(error: BaseException) -> bool:
         ("hydra.errors", "HydraException"),
         ("omegaconf.errors", "OmegaConfBaseException"),
         ("pytorch_lightning.utilities.exceptions", "MisconfigurationException"),
+        ("qtrain.lit.signals", "RunInterruptedError"),
     ):
         if module in sys.modules:
             kinds.append(getattr(sys.modules[module], name))

@@ -32,6 +32,7 @@ class Teacher:
 
 @dataclass
 class Distill:
+    teacher_weights: str | None = MISSING
     hard: float = MISSING
     soft: float = MISSING
     temperature: float = MISSING

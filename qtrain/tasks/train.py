@@ -21,6 +21,7 @@ from qtrain.data.base import VisionData
 from qtrain.distill.objective import Objective
 from qtrain.lit.callbacks.batchnorm import reestimate_batchnorm
 from qtrain.lit.evaluation import evaluate
+from qtrain.lit.loggers import close
 from qtrain.lit.module import QATModule
 from qtrain.tasks import prepare, record
 from qtrain.tasks.fit import Fitted, fit
@@ -28,6 +29,7 @@ from qtrain.tasks.instantiate import instantiate
 from qtrain.tasks.pretrain import full_precision_weights
 from qtrain.tasks.summary import FINISHED
 from qtrain.tasks.table import print_summary
+from qtrain.tasks.targets import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +80,8 @@ def _teacher_model(cfg: DictConfig, data: VisionData) -> nn.Module | None:
     node = cfg.teacher.model
     if node is None:
         return None
+    if "_target_" not in node:
+        raise ConfigError("teacher.model: has options but names no model; take teacher=cifar_resnet56, or another of that group")
     return prepare.build_model(node, data, weights=full_precision_weights(node, cfg, data))
 
 
@@ -105,18 +109,25 @@ def _fit(
         compile=cfg.fit.compile,
     )
     # A logger's maker may decide that there is nothing to log to (no wandb, mode=disabled).
-    made = (make(folder=folder, config=record.plain_config(cfg)) for make in instantiate(cfg.logger).values())
-    return fit(
-        cfg,
-        module=module,
-        data=data,
-        folder=folder,
-        identity=record.identity_of(cfg),
-        epochs=cfg.fit.epochs,
-        title=folder.name,
-        loggers=tuple(logger for logger in made if logger is not None),
-        command="python -m qtrain " + shlex.join(sys.argv[1:]),
-    )
+    made = [make(folder=folder, config=record.plain_config(cfg)) for make in instantiate(cfg.logger).values()]
+    loggers = tuple(logger for logger in made if logger is not None)
+    failed = True
+    try:
+        fitted = fit(
+            cfg,
+            module=module,
+            data=data,
+            folder=folder,
+            identity=record.identity_of(cfg),
+            epochs=cfg.fit.epochs,
+            title=folder.name,
+            loggers=loggers,
+            command="python -m qtrain " + shlex.join(sys.argv[1:]),
+        )
+        failed = False
+    finally:
+        close(loggers, failed=failed)
+    return fitted
 
 
 @rank_zero_only
