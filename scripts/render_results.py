@@ -62,7 +62,9 @@ def render(text: str, results: Path) -> str:
 
 
 def markdown(rows: list[dict[str, str]]) -> str:
-    """The closing table of all ``rows``, with how long and on what the models were trained."""
+    """The closing table of all ``rows``, with how long and on what the models were trained; of a benchmark, its own."""
+    if rows and all(row["task"] == "bench" for row in rows):
+        return bench(rows)
     latest = {(row["config_hash"], row["task"]) if row["config_hash"] else id(row): row for row in rows}
     runs = [(summary, row) for row in latest.values() if (summary := summary_of(row)) is not None]
     # Full precision and calibration are of no training: one row, whatever run they were measured in.
@@ -73,7 +75,21 @@ def markdown(rows: list[dict[str, str]]) -> str:
     found.sort(key=lambda item: (order(item[0]), float(item[1] or 0), item[2]))
     cells = table_rows([outcome for outcome, _, _ in found])
     lines = [(*row, epochs, hardware) for row, (_, epochs, hardware) in zip(cells, found, strict=True)]
-    return _markdown_table((*COLUMNS, "Epochs", "Hardware"), lines)
+    return _markdown_table((*COLUMNS, "Epochs", "Hardware"), lines, figures=range(LEFT, len(COLUMNS) + 1))
+
+
+def bench(rows: list[dict[str, str]]) -> str:
+    """The times of ``scripts/bench_step.py``; of several measurements of one thing on one machine the last."""
+    what = ("model", "w_bits", "a_bits", "case", "mode", "hardware", "notes")
+    latest = {tuple(row[name] for name in what): row for row in rows}
+    lines = []
+    for row in latest.values():
+        bits = "32" if row["w_bits"] == "32" else f"W{row['w_bits']}A{row['a_bits']}"
+        ratio = f"{float(row['ratio']):.2f}" if row["ratio"] else ""
+        times = (f"{float(row['step_ms']):.1f}", ratio)
+        lines.append((row["model"], bits, row["case"], row["mode"], *times, row["notes"], row["hardware"]))
+    columns = ("Model", "Bits", "Step", "Mode", "ms", "Ratio", "Setting", "Hardware")
+    return _markdown_table(columns, lines, figures=range(4, 6))
 
 
 def summary_of(row: dict[str, str]) -> RunSummary | None:
@@ -96,8 +112,8 @@ def _number(text: str) -> float | str:
         return text
 
 
-def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    figures = range(LEFT, len(COLUMNS) + 1)
+def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, figures: range) -> str:
+    """``figures`` are the columns of numbers, which are aligned to the right."""
     rule = ["---:" if i in figures else "---" for i in range(len(columns))]
     lines = [columns, rule, *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)

@@ -98,6 +98,20 @@ def test_check_finds_a_typed_number_and_changes_nothing(page: Path, capsys: pyte
     assert "99.50" in page.read_text() and "render_results.py" in capsys.readouterr().err
 
 
+def test_a_benchmark_has_a_table_of_its_own(page: Path) -> None:
+    csv = page.parent / "some.csv"
+    common = {"config_hash": "a", "task": "bench", "notes": "batch=128", "mode": "compiled", "top1": None}
+    for step_ms, ratio in ((90.0, 1.5), (55.04, 1.104)):
+        append_row(csv, row(**common, w_bits=32, a_bits=32, step_ms=50.0, case="full precision", ratio=None))
+        append_row(csv, row(**common, step_ms=step_ms, case="student", ratio=ratio))
+    script.main(["--results", str(page.parent), str(page)])
+    assert table(page)[1] == ["---", "---", "---", "---", "---:", "---:", "---", "---"]
+    assert table(page)[2:] == [
+        ["cifar_resnet20", "32", "full precision", "compiled", "50.0", "", "batch=128", "laptop"],
+        ["cifar_resnet20", "W4A4", "student", "compiled", "55.0", "1.10", "batch=128", "laptop"],
+    ]
+
+
 def test_results_that_are_not_there_give_no_table(page: Path) -> None:
     script.main(["--results", str(page.parent), str(page)])
     assert page.read_text() == "before\n<!-- results:some -->\n<!-- /results -->\nafter\n"

@@ -1,0 +1,278 @@
+"""What one training step costs: full precision, the quantised student, the student with its teacher.
+
+    python scripts/bench_step.py                                       # ResNet-20, W4A4, batch 128, eager and compiled
+    python scripts/bench_step.py --no-eager --threads 2 --results results/bench.csv
+    python scripts/bench_step.py quantize.bits.weight=2 model=cifar_resnet56      # any overrides of the experiment
+
+A step is what the training module does: forward, objective, backward, optimizer step, with the experiment's own
+quantizers, teacher, optimizer and parameter groups; weights and images are random, since time does not depend on
+them. All cases run in one process, in rounds of a few steps each, so that whatever else slows the machine slows all
+alike. Times are medians over the rounds; a ratio is the median of the rounds' own ratios. Nothing is asserted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from qtrain.convert.calibrate import calibrate
+from qtrain.convert.layers import find_layers
+from qtrain.convert.swap import swap_layers
+from qtrain.distill.hard import Hard
+from qtrain.distill.objective import Objective
+from qtrain.lit.optim import parameter_groups
+from qtrain.lit.step import StudentStep
+from qtrain.models.taps import feature_shapes
+from qtrain.models.teacher import FrozenTeacher
+from qtrain.tasks.config import compose
+from qtrain.tasks.instantiate import instantiate
+from qtrain.tasks.record import identity_of, typical_bits
+from qtrain.tasks.results import append_row, provenance
+
+EXPERIMENT = "cifar10/resnet20_w4a4"
+CLASSES, CHANNELS, SIZE = 10, 3, 32
+
+FULL, STUDENT, TEACHER, DISTILLED = "full precision", "student", "teacher forward", "student with teacher"
+BASES = {STUDENT: (FULL,), DISTILLED: (STUDENT, TEACHER)}
+"""Case -> the cases whose summed time is the 1 of its ratio."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and with what a case runs: ``image`` (N, C, H, W) and ``target`` (N,) lie on the device."""
+
+    cfg: DictConfig
+    image: Tensor
+    target: Tensor
+    bf16: bool
+    compiled: bool
+
+    @property
+    def device(self) -> torch.device:
+        return self.image.device
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Milliseconds of one step, round by round; rounds of different cases with one number belong together."""
+
+    case: str
+    compiled: bool
+    ms: list[float]
+
+    @property
+    def mode(self) -> str:
+        return "compiled" if self.compiled else "eager"
+
+
+def build(node: DictConfig) -> nn.Module:
+    """The network of a config's model node, with random weights."""
+    model: nn.Module = instantiate(node)(num_classes=CLASSES, in_channels=CHANNELS, image_size=SIZE)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
+def quantised(cfg: DictConfig) -> nn.Module:
+    """The experiment's student, calibrated on random images."""
+    model, q = build(cfg.model), cfg.quantize
+    images = torch.randn(8, CHANNELS, SIZE, SIZE)
+    found = find_layers(model, images[:1])
+    allocation = instantiate(q.bits)(list(found.layers))
+    swap_layers(model, found, allocation, weight=instantiate(q.weight), input=instantiate(q.input))
+    calibrate(model, [images], weight=instantiate(q.weight_observer), input=instantiate(q.input_observer))
+    return model
+
+
+def student_bits(cfg: DictConfig) -> tuple[int, int]:
+    """The weight and input bits that most of the student's layers have."""
+    found = find_layers(build(cfg.model), torch.zeros(1, CHANNELS, SIZE, SIZE))
+    return typical_bits(instantiate(cfg.quantize.bits)(list(found.layers)))
+
+
+def frozen_teacher(setting: Setting, names: Sequence[str]) -> FrozenTeacher:
+    model = build(setting.cfg.teacher.model)
+    teacher = FrozenTeacher(model, names=names, bf16=setting.bf16, compile=setting.compiled)
+    return teacher.to(setting.device, torch.channels_last)
+
+
+def training_step(
+    setting: Setting, student: nn.Module, objective: Objective, teacher: FrozenTeacher | None
+) -> Callable[[], None]:
+    """One step, as :class:`qtrain.lit.module.QATModule` and Lightning make it."""
+    module = StudentStep(student=student.train(), objective=objective).to(setting.device)
+    step = torch.compile(module, fullgraph=True, dynamic=False) if setting.compiled else module
+    groups = parameter_groups([student, objective], scale_lr=setting.cfg.fit.scale_lr)
+    optimizer = instantiate(setting.cfg.optimizer)(groups)
+
+    def run() -> None:
+        precision = torch.autocast(setting.device.type, dtype=torch.bfloat16) if setting.bf16 else nullcontext()
+        with precision:
+            answer = () if teacher is None else teacher(setting.image)
+            losses = step(setting.image, setting.target, *answer)
+        optimizer.zero_grad()
+        losses["total"].backward()
+        optimizer.step()
+
+    return run
+
+
+def make_cases(setting: Setting) -> dict[str, Callable[[], None]]:
+    """Case -> a function that does it once. Each has a model, an objective and an optimizer of its own."""
+    cfg = setting.cfg
+    objective: Objective = instantiate(cfg.objective)
+    teacher = frozen_teacher(setting, objective.teacher_taps)
+    student = quantised(cfg)
+    example = (1, CHANNELS, SIZE, SIZE)
+    objective.bind_(  # hints have regressors of their own
+        feature_shapes(student, objective.student_taps, example),
+        feature_shapes(teacher.model, objective.teacher_taps, example),
+    )
+    labels = {name: Objective(terms={"hard": Hard()}) for name in (FULL, STUDENT)}
+    return {
+        FULL: training_step(setting, build(cfg.model), labels[FULL], None),
+        STUDENT: training_step(setting, quantised(cfg), labels[STUDENT], None),
+        TEACHER: lambda: void(teacher(setting.image)),
+        DISTILLED: training_step(setting, student, objective, teacher),
+    }
+
+
+def void(_: object) -> None:
+    """Nothing, of whatever it is given."""
+
+
+def measure(
+    cases: Sequence[tuple[Measured, Callable[[], None]]], *, device: torch.device, rounds: int, steps: int, warmup: int
+) -> None:
+    """Add ``rounds`` times of each case, in milliseconds a step, each the mean over ``steps`` steps in a row."""
+    for _, run in cases:
+        for _ in range(warmup):
+            run()
+    for number in range(rounds):
+        # To and fro, so that a machine that grows warmer favours no case.
+        for measured, run in cases if number % 2 == 0 else reversed(cases):
+            run()  # brings the case's own memory into the caches
+            synchronize(device)
+            start = time.perf_counter()
+            for _ in range(steps):
+                run()
+            synchronize(device)
+            measured.ms.append(1e3 * (time.perf_counter() - start) / steps)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until ``device`` has done what was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def ratio(measured: Measured, others: Sequence[Measured]) -> float | None:
+    """Median over rounds of this case's time in units of its bases' in the same mode; ``None`` where it has none."""
+    bases = [o for o in others if o.compiled == measured.compiled and o.case in BASES.get(measured.case, ())]
+    if not bases:
+        return None
+    sums = [sum(times) for times in zip(*(base.ms for base in bases), strict=True)]
+    return statistics.median(own / base for own, base in zip(measured.ms, sums, strict=True))
+
+
+def table(results: Sequence[Measured]) -> str:
+    """One line for each case and mode: median, least and greatest time, and the ratio with what it refers to."""
+    lines = [f"{'case':<22}{'mode':<10}{'ms/step':>9}{'least':>9}{'most':>9}{'ratio':>8}"]
+    for one in results:
+        line = f"{one.case:<22}{one.mode:<10}{statistics.median(one.ms):9.2f}{min(one.ms):9.2f}{max(one.ms):9.2f}"
+        if (share := ratio(one, results)) is not None:
+            line += f"{share:8.3f} of {' + '.join(BASES[one.case])}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def append_results(path: Path, results: Sequence[Measured], cfg: DictConfig, device: torch.device, notes: str) -> None:
+    """A row for each case and mode, with the columns ``case``, ``mode`` and ``ratio`` after the common ones."""
+    bits, terms = student_bits(cfg), "+".join(instantiate(cfg.objective).teacher_terms)
+    known = provenance(device) | {"config_hash": identity_of(cfg), "experiment": cfg.experiment, "task": "bench"}
+    for one in results:
+        model = cfg.teacher.model.name if one.case == TEACHER else cfg.model.name
+        w_bits, a_bits = bits if one.case in (STUDENT, DISTILLED) else (32, 32)
+        append_row(
+            path,
+            {
+                **known,
+                "dataset": "random",
+                "model": model,
+                "quantizer": "" if w_bits == 32 else str(cfg.quantize.weight["_target_"]).rpartition(".")[2].lower(),
+                "w_bits": w_bits,
+                "a_bits": a_bits,
+                "distill": terms if one.case == DISTILLED else "none",
+                "step_ms": statistics.median(one.ms),
+                "notes": notes,
+                "case": one.case,
+                "mode": one.mode,
+                "ratio": ratio(one, results),
+            },
+        )
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--batch", type=int, default=128, help="images in a step (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=9, help="times that each case has its turn (%(default)s)")
+    parser.add_argument("--steps", type=int, default=10, help="steps in a turn (%(default)s)")
+    parser.add_argument("--warmup", type=int, default=3, help="steps of each case before the first round (%(default)s)")
+    parser.add_argument("--threads", type=int, help="threads of torch; default: as torch chooses")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
+    parser.add_argument("--eager", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--results", type=Path, help="CSV file that gets a row for each case and mode")
+    parser.add_argument("overrides", nargs="*", help=f"key=value, laid over +experiment={EXPERIMENT}")
+    options = parser.parse_args(arguments)
+    for name in ("batch", "rounds", "steps"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+    if not (options.eager or options.compile):
+        parser.error("--no-eager and --no-compile together leave nothing to measure; drop one")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    try:
+        cfg = compose(
+            [f"+experiment={EXPERIMENT}", "model.weights=null", "teacher.model.weights=null", *options.overrides]
+        )
+    except ValueError as error:
+        print(f"bench_step: error: {error}", file=sys.stderr)
+        return 2
+    torch.manual_seed(cfg.seed)
+    image = torch.randn(options.batch, CHANNELS, SIZE, SIZE).to(device, memory_format=torch.channels_last)
+    target = torch.randint(CLASSES, (options.batch,)).to(device)
+    cases: list[tuple[Measured, Callable[[], None]]] = []
+    for compiled in [mode for mode, wanted in ((False, options.eager), (True, options.compile)) if wanted]:
+        made = make_cases(Setting(cfg, image, target, bf16, compiled))
+        cases += [(Measured(case, compiled, []), run) for case, run in made.items()]
+    measure(cases, device=device, rounds=options.rounds, steps=options.steps, warmup=options.warmup)
+    results = [measured for measured, _ in cases]
+    notes = (
+        f"batch={options.batch} {'bf16' if bf16 else 'float32'} channels_last rounds={options.rounds} "
+        f"steps={options.steps} threads={torch.get_num_threads()}"
+    )
+    print(f"{cfg.model.name}, teacher {cfg.teacher.model.name}, {device}: {notes}\n{table(results)}")
+    if options.results:
+        append_results(options.results, results, cfg, device, notes)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

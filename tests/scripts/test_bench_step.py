@@ -1,0 +1,87 @@
+"""The benchmark runs, divides what it says it divides, and its rows become a table. No assertion on time."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from qtrain.tasks.results import read_rows
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TINY = ["--batch", "4", "--rounds", "1", "--steps", "1", "--warmup", "0", "--device", "cpu", "--no-compile"]
+
+
+def _load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("bench_step", ROOT / "scripts" / "bench_step.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+script = _load()
+
+
+def test_the_four_cases_become_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    csv = tmp_path / "bench.csv"
+    small = ["model=cifar_resnet8", "teacher=cifar_resnet20", "model.width=0.25"]
+    assert script.main([*TINY, "--results", str(csv), *small]) == 0
+    rows = read_rows(csv)
+    assert [(r["case"], r["mode"], r["model"], r["w_bits"], r["distill"]) for r in rows] == [
+        ("full precision", "eager", "cifar_resnet8", "32", "none"),
+        ("student", "eager", "cifar_resnet8", "4", "none"),
+        ("teacher forward", "eager", "cifar_resnet20", "32", "none"),
+        ("student with teacher", "eager", "cifar_resnet8", "4", "soft"),
+    ]
+    assert all(r["task"] == "bench" and float(r["step_ms"]) > 0 and "batch=4" in r["notes"] for r in rows)
+    assert [bool(r["ratio"]) for r in rows] == [False, True, False, True]
+    printed = capsys.readouterr().out
+    assert "of full precision" in printed and "of student + teacher forward" in printed
+
+
+def test_a_step_trains_the_student_and_not_the_teacher() -> None:
+    cfg = script.compose(
+        [f"+experiment={script.EXPERIMENT}", "model=cifar_resnet8", "teacher=cifar_resnet20", "objective=soft_hint"]
+    )
+    image, target = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+    setting = script.Setting(cfg, image, target, bf16=False, compiled=False)
+    student = script.quantised(cfg)
+    teacher = script.frozen_teacher(setting, ["layer3"])
+    objective = script.instantiate(cfg.objective)
+    objective.bind_({"layer3": (1, 64, 8, 8)}, {"layer3": (1, 64, 8, 8)})
+    before = [[p.detach().clone() for p in model.parameters()] for model in (student, teacher.model, objective)]
+    script.training_step(setting, student, objective, teacher)()
+    after = [list(model.parameters()) for model in (student, teacher.model, objective)]
+    same = [all(torch.equal(b, a) for b, a in zip(*pair, strict=True)) for pair in zip(before, after, strict=True)]
+    assert same == [False, True, False]
+
+
+def test_ratios_are_medians_of_rounds_in_one_mode() -> None:
+    full, slow = script.Measured("full precision", True, [10.0, 10.0, 20.0]), script.Measured("student", False, [99.0])
+    student = script.Measured("student", True, [11.0, 12.0, 22.0])
+    teacher = script.Measured("teacher forward", True, [1.0, 8.0, 3.0])
+    both = script.Measured("student with teacher", True, [24.0, 20.0, 25.0])
+    results = [full, slow, student, teacher, both]
+    assert script.ratio(student, results) == pytest.approx(1.1)
+    assert script.ratio(both, results) == pytest.approx(1.0)
+    assert script.ratio(full, results) is None and script.ratio(teacher, results) is None
+
+
+def test_wrong_options_end_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert script.main([*TINY, "fit.epoch=3"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "bench_step: error: unknown key 'fit.epoch'; did you mean 'fit.epochs'?"
+    ]
+    for wrong, line in (
+        (["--rounds", "0"], "--rounds must be"),
+        (["--no-eager", "--no-compile"], "nothing to measure"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            script.main(wrong)
+        assert line in capsys.readouterr().err
