@@ -78,8 +78,7 @@ class Measured:
 def build(node: DictConfig) -> nn.Module:
     """The network of a config's model node, with random weights."""
     model: nn.Module = instantiate(node)(num_classes=CLASSES, in_channels=CHANNELS, image_size=SIZE)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model
+    return model.to(memory_format=torch.channels_last)
 
 
 def quantised(cfg: DictConfig) -> nn.Module:
@@ -250,8 +249,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
     try:
         cfg = compose(
-            [f"+experiment={EXPERIMENT}", "model.weights=null", "teacher.model.weights=null", *options.overrides]
+            [f"+experiment={EXPERIMENT}", "model.weights=null", "distill.teacher_weights=null", *options.overrides]
         )
+        if cfg.teacher.model is None or not instantiate(cfg.objective).needs_teacher:
+            raise ValueError("teacher and objective: a step with a teacher is measured too; keep both")
     except ValueError as error:
         print(f"bench_step: error: {error}", file=sys.stderr)
         return 2

@@ -78,6 +78,8 @@ def test_wrong_options_end_in_one_line(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err.splitlines() == [
         "bench_step: error: unknown key 'fit.epoch'; did you mean 'fit.epochs'?"
     ]
+    assert script.main([*TINY, "teacher=none", "objective=hard"]) == 2
+    assert "keep both" in capsys.readouterr().err
     for wrong, line in (
         (["--rounds", "0"], "--rounds must be"),
         (["--no-eager", "--no-compile"], "nothing to measure"),
