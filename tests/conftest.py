@@ -6,11 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test waits for a network
 os.environ.setdefault("WANDB_MODE", "disabled")
+# The same examples each time, and no complaint that a busy machine took long for one.
+settings.register_profile("qtrain", deadline=None, derandomize=True)
+settings.load_profile("qtrain")
 
 
 @pytest.fixture(scope="session")

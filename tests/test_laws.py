@@ -47,6 +47,7 @@ DATA: dict[str, Callable[[Tensor], Tensor]] = {
     "tiny": lambda noise: noise * 1e-30,
 }
 
+PER_TENSOR = PerTensor()
 SHAPES = [(), (1,), (5,), (4, 3), (4, 3, 2, 5), (0, 3), (3, 0, 2)]
 
 
@@ -54,7 +55,7 @@ SHAPES = [(), (1,), (5,), (4, 3), (4, 3, 2, 5), (0, 3), (3, 0, 2)]
 class Case:
     """One tensor and what is asked of the quantizer for it; ``weight`` says whether the shape is known ahead."""
 
-    granularity: Granularity = PerTensor()
+    granularity: Granularity = PER_TENSOR
     bits: int = 4
     shape: tuple[int, ...] = (4, 3, 2, 5)
     dtype: torch.dtype = torch.float32
