@@ -24,7 +24,8 @@ def float_histogram(x: Tensor) -> Tensor:
     """Counts of ``x`` (G, n) in the float bins: (G, BINS) int64.
 
     Bins ``[0, HALF)`` are the magnitudes of non-negative values in rising order, ``[HALF, 2 HALF)`` those of negative
-    ones. Magnitudes below 2^-32, zero among them, fall into the first bin of their half, those above 2^32 into the last.
+    ones. Magnitudes below 2^-32, zero among them, fall into the first bin of their half, those above 2^32 into the
+    last.
     """
     # Counting every exponent first and cropping the counts costs three passes over the data instead of eight.
     return torch.cat([_cropped(_pattern_counts(rows)) for rows in x.detach().float().split(_ROWS)])
@@ -46,9 +47,10 @@ def _cropped(counts: Tensor) -> Tensor:
     return kept.flip(1).reshape(len(counts), BINS)
 
 
-def bin_centres(device: torch.device | None = None) -> Tensor:
-    """The value that stands for each bin, (BINS,) float32: the middle of its interval, 0 for the first of each half."""
-    pattern = (torch.arange(HALF, device=device, dtype=torch.int32) + _FIRST) << _SHIFT
-    centres = (pattern + (1 << (_SHIFT - 1))).view(torch.float32)
-    centres[0] = 0.0
-    return torch.cat([centres, -centres])
+def bin_edges(device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Lower and upper magnitude of each bin with the sign of its half, both (BINS,) float32; the first starts at 0."""
+    pattern = (torch.arange(HALF + 1, device=device, dtype=torch.int32) + _FIRST) << _SHIFT
+    edges = pattern.view(torch.float32)
+    edges[0] = 0.0
+    near, far = edges[:-1], edges[1:]
+    return torch.cat([near, -near]), torch.cat([far, -far])

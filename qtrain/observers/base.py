@@ -33,7 +33,9 @@ class Observer(ABC):
             return
         rows = self.granularity.flatten(x.detach())
         if not torch.isfinite(rows).all():
-            raise ValueError(f"{type(self).__name__}: saw NaN or infinity; check the calibration images and the weights")
+            raise ValueError(
+                f"{type(self).__name__}: saw NaN or infinity; check the calibration images and the weights"
+            )
         magnitude = rows.abs().sum(dim=1, dtype=torch.float64)
         if self.shape is None:
             self.shape = self.granularity.state_shape(tuple(x.shape))
@@ -46,7 +48,9 @@ class Observer(ABC):
     def merge(self, other: Observer) -> None:
         """Take into account all that ``other``, an observer of the same kind, has seen."""
         if type(other) is not type(self):
-            raise ValueError(f"{type(self).__name__}: cannot merge a {type(other).__name__}; merge observers of one kind")
+            raise ValueError(
+                f"{type(self).__name__}: cannot merge a {type(other).__name__}; merge observers of one kind"
+            )
         if other.shape is None:
             return
         if self.shape is None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qtrain.functional.affine import asymmetric_scale, code_range, symmetric_scale
-from qtrain.functional.statistics import BINS, bin_centres, float_histogram
+from qtrain.functional.statistics import BINS, bin_edges, float_histogram
 from qtrain.observers.base import Observer
 from qtrain.spec import Granularity
 
@@ -19,6 +19,7 @@ class SquaredError(Observer):
 
     The error is computed from a histogram whose bins are those of the float format
     (:func:`qtrain.functional.statistics.float_histogram`), so it merges exactly and needs no second pass over the data.
+    A bin may be several steps wide, hence its error is the mean over the bin and not that of its centre.
     ``symmetric`` must say what the quantizer does: codes about zero (unsigned where nothing negative was seen), or a
     zero point.
     """
@@ -46,7 +47,7 @@ class SquaredError(Observer):
         code_low, code_high = (self.low.new_tensor(float(c)) for c in code_range(bits, signed=signed))
         used = self.histogram.any(dim=0)
         counts = self.histogram[:, used].to(torch.float32)
-        centres = bin_centres(counts.device)[used].expand_as(counts)
+        near, far = (edge[used].expand_as(counts) for edge in bin_edges(counts.device))
         best = torch.full_like(self.low, float("inf"))
         best_fraction = torch.ones_like(self.low)
         for i in range(1, self.candidates + 1):
@@ -57,8 +58,8 @@ class SquaredError(Observer):
             else:
                 scale, zero = asymmetric_scale(low, high, code_low, code_high)
             scale, zero = scale.unsqueeze(1), zero.unsqueeze(1)
-            rounded = (centres / scale).clamp(code_low - zero, code_high - zero).round() * scale
-            error = (counts * (rounded - centres).square()).sum(dim=1)
+            lost = [_integral(edge / scale, code_low - zero, code_high - zero) for edge in (near, far)]
+            error = (counts * (lost[1] - lost[0]) / (far - near) * scale**3).sum(dim=1)
             best_fraction = torch.where(error < best, fraction, best_fraction)
             best = torch.minimum(best, error)
         return self.low * best_fraction, self.high * best_fraction
@@ -67,3 +68,12 @@ class SquaredError(Observer):
         self.histogram = histogram if self.histogram.numel() == 0 else self.histogram + histogram
         self.low = torch.minimum(self.low.to(low), low)
         self.high = torch.maximum(self.high.to(high), high)
+
+
+def _integral(u: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """``int_0^u (v - round(clamp(v, low, high)))^2 dv`` for whole ``low <= 0 <= high``, in steps cubed.
+
+    Each whole step contributes 1/12, what lies beyond the nearest code the third of its cube.
+    """
+    nearest = u.clamp(low, high).round()
+    return nearest / 12 + (u - nearest) ** 3 / 3

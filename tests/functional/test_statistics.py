@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qtrain.functional.statistics import BINS, HALF, MANTISSA_BITS, bin_centres, float_histogram
+from qtrain.functional.statistics import BINS, HALF, MANTISSA_BITS, bin_edges, float_histogram
 
 
 def bin_of(value: float) -> int:
@@ -31,16 +31,18 @@ def test_each_value_falls_into_its_bin(value: float) -> None:
 
 
 @given(st.floats(2.0**-31, 2.0**31, width=32), st.sampled_from([-1.0, 1.0]))
-def test_the_centre_is_within_a_64th_of_the_value(magnitude: float, sign: float) -> None:
-    value = sign * magnitude
-    centre = bin_centres()[bin_of(value)].item()
-    assert abs(centre - value) <= magnitude / 64 * (1 + 1e-6)
+def test_the_edges_enclose_the_value_closely(magnitude: float, sign: float) -> None:
+    near, far = (edge[bin_of(sign * magnitude)].item() for edge in bin_edges())
+    assert near * sign <= magnitude < far * sign
+    assert (far - near) * sign <= magnitude / 32
 
 
 def test_small_and_great_values_have_their_ends() -> None:
     counts = float_histogram(torch.tensor([[0.0, 1e-20, -1e-20, -0.0, 1e30, -1e30]]))[0]
     assert counts[[0, HALF, HALF - 1, BINS - 1]].tolist() == [2, 2, 1, 1]
-    assert bin_centres()[[0, HALF]].tolist() == [0.0, 0.0]
+    near, far = bin_edges()
+    assert near[[0, HALF]].tolist() == [0.0, 0.0]
+    assert far[[HALF - 1, BINS - 1]].tolist() == [2.0**32, -(2.0**32)]
 
 
 def test_histograms_of_parts_add_up() -> None:
