@@ -1,0 +1,105 @@
+"""The examples in CONTRIBUTING.md are whole: put in place as they stand, they work, and nothing else is edited."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from qtrain.spec import StepOutputs
+from qtrain.tasks.config import compose
+from qtrain.tasks.instantiate import instantiate
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK = re.compile(r"^ *```(?:python|yaml)\n(?P<text>.*?)^ *```", flags=re.MULTILINE | re.DOTALL)
+
+
+def examples() -> dict[str, str]:
+    """Path -> text of each file that CONTRIBUTING.md shows; a block's first line is its path."""
+    blocks = BLOCK.finditer((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    split = (textwrap.dedent(block["text"]).split("\n", 1) for block in blocks)
+    return {first.removeprefix("# "): rest for first, rest in split}
+
+
+@pytest.fixture
+def in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The examples as files of the package, without writing into it."""
+    rooms = set()
+    for name, text in examples().items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        if path.suffix == ".py":
+            rooms.add(path.parent.name)
+    for room in rooms:
+        package = importlib.import_module(f"qtrain.{room}")
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path / "qtrain" / room)])
+    yield tmp_path
+    for room in rooms:
+        sys.modules.pop(f"qtrain.{room}.mine", None)
+
+
+def config(folder: Path, *overrides: str) -> DictConfig:
+    return compose([f"hydra.searchpath=[file://{folder / 'conf'}]", *overrides])
+
+
+def laws() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("laws_for_contributing", ROOT / "tests" / "test_laws.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_each_addition_is_code_and_config() -> None:
+    names = {"quantizers": "quantizer", "distill": "objective", "data": "data"}
+    files = {f"qtrain/{room}/mine.py" for room in names} | {f"conf/{group}/mine.yaml" for group in names.values()}
+    assert set(examples()) == files
+    assert all(text.startswith("# ") for name, text in examples().items() if name.endswith(".yaml"))
+
+
+def test_the_quantizer_obeys_the_laws(in_place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = instantiate(config(in_place, "quantizer@quantize.weight=mine").quantize.weight)
+    module = laws()
+    monkeypatch.setattr(module, "constructor", lambda name, options: made)
+    for law in module.LAWS:
+        module.test_law("mine", {}, law)
+
+
+def test_the_loss_teaches_the_student_alone(in_place: Path) -> None:
+    objective = instantiate(config(in_place, "teacher=cifar_resnet20", "objective=mine").objective)
+    assert objective.teacher_terms == ["logits"]
+    student, teacher = torch.zeros(2, 3, requires_grad=True), torch.full((2, 3), 2.0)
+    objective.set_progress_(0.5)
+    losses = objective(StepOutputs(student, torch.tensor([0, 1]), teacher_logits=teacher))
+    assert losses["logits"].item() == pytest.approx(4.0)
+    assert losses["total"].item() == pytest.approx(losses["hard"].item() + 0.4)
+    losses["total"].backward()
+    assert student.grad is not None and teacher.grad is None
+
+
+def test_the_data_set_gives_batches(in_place: Path) -> None:
+    data = instantiate(config(in_place, "data=mine", "data.size=6").data)
+    data.setup()
+    info = data.info
+    assert (info.name, info.num_classes, info.in_channels, info.image_size) == ("stripes", 2, 1, 6)
+    assert (info.train_size, info.test_size) == (96, 32)
+    batch = next(iter(data.train_dataloader()))
+    assert batch.image.shape == (32, 1, 6, 6) and batch.target.dtype == torch.int64
+
+
+def test_a_wrong_option_of_the_data_set_ends_in_one_line(in_place: Path) -> None:
+    with pytest.raises(ValueError, match=r"data: Stripes: size must be at least 2 pixels, got 1"):
+        instantiate(config(in_place, "data=mine", "data.size=1").data)
+    with pytest.raises(ValueError, match=r"data.sise: Stripes has no such argument; did you mean 'size'\?"):
+        config(in_place, "data=mine", "+data.sise=1")
