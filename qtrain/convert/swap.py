@@ -47,7 +47,8 @@ def swap_layers(
         if bits is None or (bits.weight == FULL_PRECISION and bits.input == FULL_PRECISION):
             log.info("left in full precision: %s: the allocation gives it no bits", name)
             continue
-        layer = _quantised(model.get_submodule(name), form)
+        source = model.get_submodule(name)
+        layer = _quantised(source, form)
         if bits.weight != FULL_PRECISION:
             layer.weight_quantizer = weight(
                 spec=QuantSpec(bits=bits.weight, shape=tuple(layer.weight.shape), signed=True)
@@ -55,7 +56,7 @@ def swap_layers(
         if bits.input != FULL_PRECISION:
             layer.input_quantizer = input(spec=QuantSpec(bits=bits.input))
         layer.to(layer.weight.device)
-        _replace(model, name, layer)
+        _replace(model, source, layer)
 
 
 def _quantised(source: nn.Module, form: LayerForm) -> QuantLayer:
@@ -66,6 +67,9 @@ def _quantised(source: nn.Module, form: LayerForm) -> QuantLayer:
     return QuantLinear(source=source)
 
 
-def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, layer)
+def _replace(model: nn.Module, source: nn.Module, layer: nn.Module) -> None:
+    # Everywhere, since a module that is shared has several names and only the first is among the found.
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is source:
+                setattr(parent, name, layer)

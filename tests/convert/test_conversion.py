@@ -1,0 +1,248 @@
+"""Conversion changes a model's bits and nothing else: over families of timm, bit for bit with quantizers off."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from functools import partial
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from qtrain.allocate.uniform import Uniform
+from qtrain.convert.calibrate import calibrate
+from qtrain.convert.layers import Quantizable, find_layers, quant_layers, set_quantization
+from qtrain.convert.swap import swap_layers
+from qtrain.models.factory import create_model
+from qtrain.models.forms import merge_fused_biases
+from qtrain.nn import QUANT_LAYERS, QuantConv2d, QuantLinear
+from qtrain.observers.min_max import MinMax
+from qtrain.quantizers.lsq import LSQ
+from qtrain.spec import LayerBits, PerChannel
+
+SMALL: dict[str, tuple[int, dict[str, object]]] = {
+    "cifar_resnet8": (16, {}),
+    "test_resnet": (32, {}),
+    "test_efficientnet": (32, {}),
+    "test_byobnet": (32, {}),
+    "test_convnext": (32, {}),
+    "test_convnext3": (32, {}),
+    "test_mambaout": (32, {}),
+    "test_vit": (32, {"img_size": 32}),
+    "test_vit_relpos": (32, {"img_size": 32}),
+    "test_coatnet": (64, {"img_size": 64}),
+    "test_maxvit": (64, {"img_size": 64}),
+    "test_nfnet": (32, {}),  # ScaledStdConv2d
+    "resnetv2_50": (32, {"layers": (1, 1, 1, 1), "channels": (16, 32, 32, 64), "stem_chs": 16}),  # pre-activation
+    "resnetv2_50x1_bit": (32, {}),  # StdConv2d
+    "regnetx_002": (32, {}),
+    "mobilenetv3_small_050": (32, {}),
+    "tf_mobilenetv3_small_minimal_100": (33, {}),  # Conv2dSame
+    "tf_efficientnetv2_b0": (33, {}),
+    "mixnet_s": (32, {}),  # mixed kernels
+    "densenet121": (32, {"block_config": (2, 2, 2, 2)}),
+    "swin_tiny_patch4_window7_224": (
+        28, {"img_size": 28, "window_size": 7, "depths": (1, 1), "num_heads": (2, 4), "embed_dim": 16},
+    ),
+    "swinv2_tiny_window8_256": (
+        32, {"img_size": 32, "window_size": 4, "depths": (1, 1), "num_heads": (2, 4), "embed_dim": 16},
+    ),
+    "beit_base_patch16_224": (32, {"img_size": 32, "depth": 2, "embed_dim": 32, "num_heads": 2}),
+    "eva02_tiny_patch14_224": (28, {"img_size": 28, "depth": 2, "embed_dim": 32, "num_heads": 2}),
+    "mixer_s32_224": (64, {"img_size": 64}),
+    "levit_128s": (32, {"img_size": 64}),
+    "repvgg_a0": (32, {}),
+    "ghostnet_050": (32, {}),
+    "edgenext_xx_small": (64, {}),
+}  # fmt: skip
+"""Name -> image size and options that make it small."""
+
+
+def small(name: str) -> tuple[nn.Module, Tensor]:
+    size, options = SMALL[name]
+    size = int(options.get("img_size", size))  # type: ignore[call-overload]
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10, **options)
+    # As after training, so that no branch counts for nothing: fresh models have zeros in heads, gains and layer scales.
+    for parameter in model.parameters():
+        if parameter.ndim <= 1 or not parameter.any():
+            nn.init.uniform_(parameter, -0.5, 1.0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model.eval(), torch.randn(2, 3, size, size)
+
+
+def convert(model: nn.Module, x: Tensor, bits: int = 4) -> Quantizable:
+    found = find_layers(model, x[:1])
+    allocation = Uniform(weight=bits, input=bits)(list(found.layers))
+    swap_layers(model, found, allocation, weight=partial(LSQ, granularity=PerChannel(0)), input=LSQ)
+    return found
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_with_quantizers_off_the_output_is_the_originals(name: str) -> None:
+    original, x = small(name)
+    merge_fused_biases(original)
+    converted = copy.deepcopy(original)
+    keys = set(original.state_dict())
+    found = convert(converted, x)
+    with torch.no_grad():
+        expected = original(x)
+        set_quantization(converted, enabled=False)
+        assert torch.isfinite(expected).all()
+        assert expected.std() > 0
+        assert torch.equal(converted(x), expected)
+        set_quantization(converted, enabled=True)
+        calibrate(converted, [x], weight=MinMax, input=MinMax)
+        assert not torch.equal(converted(x), expected), "with quantizers on it is another function"
+
+    # Names stay, save that the gain of a scaled convolution now belongs to its weight transform.
+    assert keys <= {key.replace("weight_transform.", "") for key in converted.state_dict()}
+    for path, module in original.named_modules(remove_duplicate=False):
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
+            replaced = isinstance(converted.get_submodule(path), QUANT_LAYERS)
+            assert replaced != (path in found.skipped), f"{path} is neither converted nor skipped with a reason"
+            assert replaced == (path in found.layers)
+    assert all(found.skipped.values())
+    assert len(found.layers) > 3
+
+
+def tiny() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    model = create_model(name="cifar_resnet8", num_classes=10, width=0.25)
+    return model.eval(), torch.randn(4, 3, 16, 16)
+
+
+def test_layers_come_in_the_order_in_which_they_run() -> None:
+    class Backwards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last, self.first = nn.Linear(4, 2), nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x))
+
+    assert list(find_layers(Backwards(), torch.zeros(1, 3)).layers) == ["first", "last"]
+
+
+def test_what_is_skipped_is_logged_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 4, 3), nn.Conv2d(4, 4, 1))
+    with caplog.at_level(logging.INFO, logger="qtrain"):
+        found = find_layers(model, torch.zeros(1, 3, 8, 8))
+        bits = {"0": LayerBits(4, 4), "2": LayerBits(32, 32)}
+        swap_layers(model, found, bits, weight=LSQ, input=LSQ)
+    assert found.skipped == {"1": "a transposed convolution has no quantised form"}
+    assert [record.getMessage() for record in caplog.records] == [
+        "left in full precision: 1: a transposed convolution has no quantised form",
+        "left in full precision: 2: the allocation gives it no bits",
+    ]
+    assert isinstance(model[0], QuantConv2d)
+    assert type(model[2]) is nn.Conv2d
+
+
+def test_a_layer_that_never_runs_is_skipped() -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)
+
+    found = find_layers(Idle(), torch.zeros(1, 3))
+    assert list(found.layers) == ["used"]
+    assert found.skipped["idle"].startswith("never called")
+
+
+def test_a_layer_with_two_names_is_converted_under_both() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(3, 3)
+            self.again = self.one
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.again(self.one(x).relu())
+
+    model = Twice()
+    convert(model, torch.zeros(1, 3))
+    assert isinstance(model.one, QuantLinear)
+    assert model.again is model.one
+
+
+def test_names_that_cannot_be_quantised_are_refused() -> None:
+    model, x = tiny()
+    found = find_layers(model, x)
+    with pytest.raises(ValueError, match=r"allocation: layer 'layer1.0.conv9' cannot be quantised.*layer1.0.conv1"):
+        swap_layers(model, found, {"layer1.0.conv9": LayerBits(4, 4)}, weight=LSQ, input=LSQ)
+
+
+def test_weights_alone_or_inputs_alone() -> None:
+    model, x = tiny()
+    bits = {"conv1": LayerBits(4, 32), "linear": LayerBits(32, 4)}
+    swap_layers(model, find_layers(model, x), bits, weight=LSQ, input=LSQ)
+    layers = quant_layers(model)
+    assert list(layers) == ["conv1", "linear"]
+    assert layers["conv1"].input_quantizer is None
+    assert layers["linear"].weight_quantizer is None
+
+
+def test_calibration_sees_full_precision_and_leaves_modes_alone() -> None:
+    model, x = tiny()
+    seen: list[Tensor] = []
+    original = copy.deepcopy(model)
+    original.linear.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    original(x)
+    convert(model, x, bits=2)
+    model.train()
+    model.layer1.eval()
+    statistics = model.bn1.running_mean.clone()
+    calibrate(model, [x[:2], x[2:]], weight=MinMax, input=MinMax)
+    assert model.training
+    assert not model.layer1[0].bn1.training
+    assert model.layer2[0].bn1.training
+    assert torch.equal(model.bn1.running_mean, statistics)
+    quantizer = quant_layers(model)["linear"].input_quantizer
+    assert quantizer is not None
+    expected = LSQ(spec=quantizer.spec)
+    observer = MinMax(granularity=expected.granularity)
+    observer.update(seen[0])
+    expected.calibrate_(observer.observed(2))
+    torch.testing.assert_close(quantizer.scale, expected.scale)
+    assert not bool(quantizer.signed), "after a ReLU"
+    for layer in quant_layers(model).values():
+        for part in (layer.weight_quantizer, layer.input_quantizer):
+            assert part is not None
+            assert bool(part.initialized)
+            assert part.enabled
+
+
+def test_calibration_without_images_is_refused() -> None:
+    model, x = tiny()
+    convert(model, x)
+    with pytest.raises(ValueError, match="calibrate: layer 'conv1' saw no image; give at least one calibration batch"):
+        calibrate(model, [], weight=MinMax, input=MinMax)
+
+
+def test_more_bits_are_nearer_to_full_precision() -> None:
+    errors = []
+    for bits in (2, 4, 8):
+        model, x = tiny()
+        with torch.no_grad():
+            expected = model(x)
+            convert(model, x, bits=bits)
+            calibrate(model, [x], weight=MinMax, input=MinMax)
+            errors.append((model(x) - expected).square().mean().item())
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_uniform_bits_with_first_and_last_apart() -> None:
+    bits = Uniform(weight=2, input=4, first=LayerBits(8, 8), last=LayerBits(8, 32))(["a", "b", "c"])
+    assert bits == {"a": (8, 8), "b": (2, 4), "c": (8, 32)}
+    assert Uniform(weight=2, input=2)([]) == {}
+    with pytest.raises(ValueError, match=r"Uniform: first.weight must be 2..16 bits, or 32 for full precision, got 1"):
+        Uniform(weight=2, input=2, first=LayerBits(1, 8))
