@@ -41,12 +41,15 @@ def claim_folder(cfg: DictConfig, folder: Path) -> RunSummary | None:
     """
     if (folder / CONFIG).is_file() and not cfg.overwrite:
         before = OmegaConf.load(folder / CONFIG)
-        if not isinstance(before, DictConfig) or identity_of(before) != identity_of(cfg):
+        same = isinstance(before, DictConfig) and identity_of(before) == identity_of(cfg)
+        # A run that failed before its first resume point has nothing to lose, and must not block its folder.
+        begun = (folder / SUMMARY).is_file() or any(folder.glob("checkpoints/*.ckpt"))
+        if not same and begun:
             raise ConfigError(
                 f"run_dir: {folder} holds a run of another config; choose another name=..., or overwrite=true to "
                 "replace it"
             )
-        if (folder / SUMMARY).is_file():
+        if same and (folder / SUMMARY).is_file():
             summary = read_summary(folder / SUMMARY)
             if summary.status == FINISHED:
                 return summary

@@ -31,7 +31,7 @@ def run_task(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
         log.info("variant %d of %d: %s", number, len(cfg.variants), name)
         variant = compose([*overrides, *changes, f"name={name}", "variants=null"])
         together |= {f"{name}/{key}": value for key, value in run(variant).items()}
-    folder = Path(cfg.output) / str(cfg.experiment)
+    folder = Path(cfg.run_dir).parent
     report = compose([*overrides, "task=report", "variants=null", f"report.folder={folder}"])
     importlib.import_module("qtrain.tasks.report").run(report)
     return together
