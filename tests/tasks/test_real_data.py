@@ -1,0 +1,40 @@
+"""Known figures on real images: the public CIFAR ResNets, evaluated and calibrated by the task itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qtrain.tasks.config import compose
+from qtrain.tasks.variants import run_task
+
+pytestmark = pytest.mark.slow
+
+
+def evaluate(shared_data: Path, folder: Path, *more: str) -> dict[str, Any]:
+    overrides = [
+        "+experiment=cifar10/resnet20_w8a8",
+        "task=evaluate",
+        f"data.root={shared_data / 'cifar10'}",
+        f"model.weights={shared_data / 'weights' / 'resnet20-12fca82f.th'}",
+        f"output={folder}",
+        *more,
+    ]
+    return run_task(compose(overrides), overrides)
+
+
+def test_resnet20_in_full_precision_and_calibrated_to_eight_bits(shared_data: Path, tmp_path: Path) -> None:
+    figures = evaluate(shared_data, tmp_path)
+    assert figures["fp_top1"] == pytest.approx(91.73, abs=0.005)
+    assert figures["top1"] == pytest.approx(91.73, abs=0.2)
+
+
+def test_resnet56_in_full_precision(shared_data: Path, tmp_path: Path) -> None:
+    weights = shared_data / "weights" / "resnet56-4bfd9763.th"
+    figures = evaluate(
+        shared_data, tmp_path, "model=cifar_resnet56", f"model.weights={weights}", "quantize.enabled=false"
+    )
+    assert figures["fp_top1"] == pytest.approx(93.39, abs=0.005)
+    assert figures["top1"] == figures["fp_top1"]
