@@ -27,7 +27,7 @@ class Batch(NamedTuple):
 
     image: Tensor
     target: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment] # hides tuple.index, which nobody needs of a batch
 
 
 @dataclass(frozen=True)

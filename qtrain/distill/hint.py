@@ -17,7 +17,7 @@ from qtrain.spec import StepOutputs
 def fit_grid(x: Tensor, like: Tensor) -> Tensor:
     """``x`` (N, C, H, W) average-pooled to the grid of ``like`` where the two differ in height or width."""
     if x.ndim == 4 and like.ndim == 4 and x.shape[2:] != like.shape[2:]:
-        return F.adaptive_avg_pool2d(x, like.shape[2:])
+        return F.adaptive_avg_pool2d(x, (like.shape[2], like.shape[3]))
     return x
 
 
@@ -50,8 +50,7 @@ class Hint(Term):
 
     def bind_(self, student: Mapping[str, tuple[int, ...]], teacher: Mapping[str, tuple[int, ...]]) -> None:
         self.regressors = nn.ModuleList(
-            _regressor(s, student[s], t, teacher[t])
-            for s, t in zip(self.student_taps, self.teacher_taps, strict=True)
+            _regressor(s, student[s], t, teacher[t]) for s, t in zip(self.student_taps, self.teacher_taps, strict=True)
         )
 
     def forward(self, outputs: StepOutputs) -> Tensor:

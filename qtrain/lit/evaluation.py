@@ -29,7 +29,9 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], device: torch.device) -
             logits = model(image)
             size = len(target)
             correct = (logits.argmax(dim=1) == target).sum()
-            totals += torch.stack([correct.double(), hard_loss(logits, target).double() * size, totals.new_tensor(size)])
+            totals += torch.stack(
+                [correct.double(), hard_loss(logits, target).double() * size, totals.new_tensor(size)]
+            )
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -81,9 +81,7 @@ class QATModule(pl.LightningModule):
         self._evaluate("test", batch)
 
     def configure_optimizers(self) -> Any:
-        groups = parameter_groups(
-            [self.student, self.objective], scale_lr=self._scale_lr, norm_decay=self._norm_decay
-        )
+        groups = parameter_groups([self.student, self.objective], scale_lr=self._scale_lr, norm_decay=self._norm_decay)
         optimizer = self._make_optimizer(groups)
         self._total_steps = int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, lambda step: self._lr_schedule(step / max(1, self._total_steps)))

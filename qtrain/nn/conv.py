@@ -22,7 +22,7 @@ class QuantConv2d(nn.Conv2d):
         self, *, source: nn.Conv2d, pad: nn.Module | None = None, weight_transform: nn.Module | None = None
     ) -> None:
         nn.Module.__init__(self)
-        for name in self.__constants__ + ["_reversed_padding_repeated_twice"]:
+        for name in [*self.__constants__, "_reversed_padding_repeated_twice"]:
             if hasattr(source, name):
                 setattr(self, name, getattr(source, name))
         if pad is not None:

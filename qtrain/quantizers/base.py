@@ -45,7 +45,7 @@ class Quantizer(nn.Module, ABC):
             self.register_buffer(name, torch.zeros(()))
         self.set_range_(bits=spec.bits, signed=spec.signed is not False)
 
-    @final
+    @final  # type: ignore[misc] # nn.Module declares forward as an attribute
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantised ``x``: same shape and dtype, differentiable in ``x`` and in what the quantizer learns."""
         return self.fake_quantize(x) if self.enabled else x

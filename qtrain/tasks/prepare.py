@@ -55,9 +55,7 @@ def build_model(node: DictConfig, data: VisionData, *, weights: str | None = Non
     build = instantiate(node, **given)
     info = data.info
     try:
-        model: nn.Module = build(
-            num_classes=info.num_classes, in_channels=info.in_channels, image_size=info.image_size
-        )
+        model: nn.Module = build(num_classes=info.num_classes, in_channels=info.in_channels, image_size=info.image_size)
     except (ValueError, OSError) as error:
         raise ConfigError(f"{node._get_full_key(None)}: {error}") from error
     return model
@@ -72,7 +70,7 @@ def example_input(data: VisionData, size: int = 1) -> torch.Tensor:
 def quantise(cfg: DictConfig, model: nn.Module, data: VisionData) -> Prepared:
     """Convert and calibrate ``model`` in place by ``cfg.quantize``, on the CPU or wherever the model is."""
     if cfg.fit.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     if not cfg.quantize.enabled:
         return Prepared(model, {})
     q = cfg.quantize
@@ -82,9 +80,7 @@ def quantise(cfg: DictConfig, model: nn.Module, data: VisionData) -> Prepared:
     swap_layers(model, found, allocation, weight=instantiate(q.weight), input=instantiate(q.input))
     images = (batch.image for batch in data.calibration_batches(q.calibration_batches))
     log.info("calibrating %d layers on %d batches", len(allocation), q.calibration_batches)
-    calibrate(
-        model, images, weight=instantiate(q.weight_observer), input=instantiate(q.input_observer)
-    )
+    calibrate(model, images, weight=instantiate(q.weight_observer), input=instantiate(q.input_observer))
     return Prepared(model, allocation)
 
 
@@ -106,12 +102,10 @@ def build_objective(cfg: DictConfig, student: nn.Module, teacher: nn.Module | No
     return objective
 
 
-def build_teacher(
-    cfg: DictConfig, model: nn.Module, objective: Objective, data: VisionData
-) -> FrozenTeacher:
+def build_teacher(cfg: DictConfig, model: nn.Module, objective: Objective, data: VisionData) -> FrozenTeacher:
     """The frozen teacher with taps where ``objective`` looks; bf16 on a GPU that has it, where it is faster."""
     if cfg.fit.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     return FrozenTeacher(
         model,
         names=objective.teacher_taps,

@@ -46,12 +46,12 @@ def full_precision_weights(node: DictConfig, cfg: DictConfig, data: VisionData) 
     if kept.is_file():
         log.info("full-precision %s: found %s", node.name, kept)
         return str(kept)
-    log.info("full-precision %s has no weights: training it for %d epochs, to be kept in %s", node.name, recipe.epochs, folder)
+    log.info("full-precision %s: no weights; training %d epochs, to be kept in %s", node.name, recipe.epochs, folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         model = build_model(node, data)
     if cfg.fit.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     module = QATModule(
         student=model,
         objective=Objective(terms={"hard": Hard()}),
@@ -62,7 +62,8 @@ def full_precision_weights(node: DictConfig, cfg: DictConfig, data: VisionData) 
         seed=cfg.seed,
         compile=cfg.fit.compile,
     )
-    fit(cfg, module=module, data=data, folder=folder, identity=key, epochs=recipe.epochs, title=f"full-precision {node.name}")
+    title = f"full-precision {node.name}"
+    fit(cfg, module=module, data=data, folder=folder, identity=key, epochs=recipe.epochs, title=title)
     partial = kept.with_suffix(".partial")
     save_file({name: t.cpu().contiguous() for name, t in model.state_dict().items()}, partial)
     partial.replace(kept)

@@ -81,7 +81,9 @@ def _teacher_model(cfg: DictConfig, data: VisionData) -> nn.Module | None:
     if node is None:
         return None
     if "_target_" not in node:
-        raise ConfigError("teacher.model: has options but names no model; take teacher=cifar_resnet56, or another of that group")
+        raise ConfigError(
+            "teacher.model: has options but names no model; take teacher=cifar_resnet56, or another of that group"
+        )
     return prepare.build_model(node, data, weights=full_precision_weights(node, cfg, data))
 
 
@@ -156,5 +158,3 @@ def _record(
     record.append_results(cfg, folder, summary, device=fitted.device, notes=notes)
     record.finish(folder, summary)
     print_summary(folder.parent)
-
-
