@@ -15,6 +15,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from qtrain.models.hub import offline_unless_reachable
+
 try:
     import datasets
     import pyarrow.parquet
@@ -77,7 +79,8 @@ def open_large(files: list[Path], cache_dir: str | None) -> datasets.Dataset:
 def open_hub(hub: str, split: str) -> datasets.Dataset:
     """A split of a dataset of the Hugging Face hub, downloaded once into the library's own cache."""
     try:
-        loaded = datasets.load_dataset(hub, split=split)
+        with offline_unless_reachable(datasets.config):
+            loaded = datasets.load_dataset(hub, split=split)
     except ValueError as error:
         raise ValueError(f"data.hub: cannot load split {split!r} of {hub!r}: {first_line(error)}") from error
     except Exception as error:  # the library raises whatever its HTTP client does

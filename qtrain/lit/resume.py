@@ -91,7 +91,7 @@ class ResumePoints(Checkpoint):
         if step == self._saved_step:
             return
         path = self.folder / resume_point_name(step)
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         self._saved_step = step
         log.debug("saved %s", path)
         if trainer.is_global_zero:

@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import difflib
 import logging
-import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any
-from urllib.parse import urlsplit
 
-import huggingface_hub.constants
 import timm
 import torch
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, is_model, list_models, split_model_name_tag
 from torch import nn
 
 from qtrain.models import cifar_resnet as cifar_resnet  # registers its architectures with timm
+from qtrain.models.hub import offline_unless_reachable
 from qtrain.models.weights import load_weights
 
 log = logging.getLogger(__name__)
@@ -148,7 +144,7 @@ def _spell(conv: nn.Conv2d) -> str:
 def _build(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
     """timm's ``create_model``, its many ways to fail each turned into one line."""
     try:
-        with _offline_unless_reachable(pretrained or ":" in name):
+        with offline_unless_reachable() if pretrained or ":" in name else nullcontext():
             return timm.create_model(name, pretrained=pretrained, **arguments)
     except TypeError as error:
         raise ValueError(f"create_model: {name} does not take these options: {_line(error)}") from error
@@ -166,34 +162,6 @@ def _build(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
             f"create_model: no pretrained weights for {name} ({type(error).__name__}: {_line(error)}); "
             "give a file as `weights`, fill the Hugging Face cache, or set pretrained=false"
         ) from error
-
-
-@contextmanager
-def _offline_unless_reachable(needed: bool) -> Iterator[None]:
-    """Tell the hub's client to use its cache alone where the hub does not answer: by itself it retries for 46 s."""
-    constants = huggingface_hub.constants
-    if not needed or constants.HF_HUB_OFFLINE or _hub_reachable():
-        yield
-        return
-    log.warning("%s does not answer within 3 s: pretrained weights from the cache only", constants.ENDPOINT)
-    constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = False
-
-
-def _hub_reachable() -> bool:
-    """Whether the hub's host accepts a connection; behind a proxy that cannot be told, and counts as yes."""
-    if any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
-    url = urlsplit(huggingface_hub.constants.ENDPOINT)
-    port = url.port or (443 if url.scheme == "https" else 80)
-    try:
-        with socket.create_connection((url.hostname or "", port), timeout=3):
-            return True
-    except OSError:
-        return False
 
 
 def _log_adaptation(

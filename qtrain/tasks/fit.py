@@ -72,6 +72,7 @@ def fit(
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         logger=False,
+        limit_val_batches=1.0 if data.info.val_size else 0,
         precision=_precision(cfg.fit.precision),
         default_root_dir=str(folder),
     )()

@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import nn
 
-from qtrain.models import factory
+from qtrain.models import factory, hub
 from qtrain.models.factory import adapt_small_stem, create_model
 
 
@@ -82,7 +82,7 @@ def test_fixed_input_sizes_follow_the_data() -> None:
     ],
 )
 def test_wrong_inputs_are_one_line(options: dict, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(factory, "_hub_reachable", lambda: True)
+    monkeypatch.setattr(hub, "hub_reachable", lambda: True)
     with pytest.raises(ValueError, match=line) as caught:
         create_model(**({"num_classes": 10} | options))
     assert "\n" not in str(caught.value)
@@ -96,7 +96,7 @@ def test_without_network_the_cache_alone_is_asked(monkeypatch: pytest.MonkeyPatc
         raise ConnectionError("nothing there\nsecond line")
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(factory, "_hub_reachable", lambda: False)
+    monkeypatch.setattr(hub, "hub_reachable", lambda: False)
     monkeypatch.setattr(factory.timm, "create_model", fetch)
     with pytest.raises(ValueError, match=r"no pretrained weights for resnet18 \(ConnectionError: nothing there\)"):
         create_model(name="resnet18", num_classes=10, pretrained=True)
