@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any, NamedTuple, TextIO
 
 from rich import box
@@ -41,14 +41,14 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """One row: means over the runs of ``key``. ``top1`` in percent, ``change`` and ``spread`` (largest minus smallest)
+    """One row: means over the runs of ``key``. ``top1`` in percent, ``change`` and ``std`` (sample standard deviation)
     in points, sizes in bytes; a figure that no run knows is NaN. ``product`` is weight bits times input bits."""
 
     key: Key
     product: float
     seeds: int
     top1: float
-    spread: float
+    std: float
     change: float
     size_bytes: float
     compression: float
@@ -118,7 +118,7 @@ def table_rows(outcomes: Sequence[Outcome]) -> list[tuple[str, ...]]:
                 f"{key.dataset} {key.model}" if len(datasets) > 1 else key.model,
                 "32" if key.way == FLOAT else f"{key.bits} {key.quantizer}" if len(quantizers) > 1 else key.bits,
                 " ".join([key.way, *(f"({words})" for words in (key.terms, key.name) if words)]),
-                f"{outcome.top1:.2f}" + (f" ± {outcome.spread / 2:.2f}, {outcome.seeds} seeds" if several else ""),
+                f"{outcome.top1:.2f}" + (f" ± {outcome.std:.2f}, {outcome.seeds} seeds" if several else ""),
                 _known(outcome.change, "+.2f"),
                 size_text(outcome.size_bytes),
                 _known(outcome.compression, ".1f", "x"),
@@ -194,7 +194,7 @@ def _outcome(key: Key, members: list[tuple[float, RunSummary]]) -> Outcome:
         product=float(FULL_PRECISION**2) if full else _product(summaries[0]),
         seeds=len({s.seed for s in summaries}),
         top1=fmean(accuracies),
-        spread=max(accuracies) - min(accuracies),
+        std=stdev(accuracies) if len(accuracies) > 1 else 0.0,
         change=_mean(changes),
         size_bytes=_mean(s.fp_size_bytes if full else s.size_bytes for s in summaries),
         compression=1.0 if full else _mean(s.compression for s in summaries),

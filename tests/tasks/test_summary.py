@@ -98,8 +98,9 @@ def test_rows_go_from_full_precision_to_few_bits_and_from_calibrated_to_distille
 def test_seeds_share_a_row_and_other_differences_do_not() -> None:
     rows = outcomes([summary(seed=0, top1=95.0), summary(seed=1, top1=96.0)])
     trained = rows[-1]
-    assert (trained.seeds, trained.top1, trained.spread) == (2, 95.5, 1.0)
-    assert table_rows(rows)[-1][3] == "95.50 ± 0.50, 2 seeds"
+    assert (trained.seeds, trained.top1) == (2, 95.5)
+    assert trained.std == pytest.approx(0.5**0.5)  # of 95 and 96, with n - 1
+    assert table_rows(rows)[-1][3] == "95.50 ± 0.71, 2 seeds"
     rows = outcomes([summary(name="lr_small", top1=95.0), summary(name="lr_large", top1=96.0)])
     assert [(row.key.name, row.top1) for row in rows[-2:]] == [("lr_large", 96.0), ("lr_small", 95.0)]
     rows = outcomes([summary(quantizer="lsq"), summary(quantizer="affine", top1=93.0)])
