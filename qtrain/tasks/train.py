@@ -154,7 +154,7 @@ def _record(
         "wall_s": wall_s,
         "status": FINISHED if cfg.fit.final_test else "not tested",
     }
-    notes = f"budget={cfg.budget}" + (", resumed" if fitted.resumed else "")
+    notes = f"budget={cfg.budget}, lr={cfg.optimizer.get('lr')}" + (", resumed" if fitted.resumed else "")
     record.append_results(cfg, folder, summary, device=fitted.device, notes=notes)
     record.finish(folder, summary)
     print_summary(folder.parent)
