@@ -13,7 +13,8 @@ from qtrain.quantizers.base import Quantizer
 class QuantConv2d(nn.Conv2d):
     """``conv(Q_x(x), Q_w(W'))`` in place of ``conv(x, W')``; without quantizers it is ``source``, bit for bit.
 
-    The parameters are those of ``source`` (shared, not copied), so that a state dict keeps its keys. ``pad`` is applied
+    The parameters are those of ``source`` (shared, not copied), so that a state dict keeps their keys (but a gain of
+    weight standardisation moves to ``weight_transform.gain``). ``pad`` is applied
     to the input first, for convolutions that compute their own padding; ``weight_transform`` turns the stored weight
     into the one that is convolved, ``W'``, for weight standardisation. Input x (N, C, H, W).
     """
