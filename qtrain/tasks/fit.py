@@ -29,11 +29,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a fit leaves behind: the device it ran on, its wall-clock, and how many optimizer steps it took in all."""
+    """What a fit leaves behind: the device it ran on, how many optimizer steps it took in all.
+
+    ``train_s`` are the seconds of training, ``earlier_s`` those of them that were spent before a resumption.
+    """
 
     device: torch.device
     steps: int
     train_s: float
+    earlier_s: float
     resumed: bool
 
 
@@ -84,6 +88,7 @@ def fit(
         device=trainer.strategy.root_device,
         steps=trainer.global_step,
         train_s=journal.elapsed_s,
+        earlier_s=journal.earlier_s,
         resumed=start is not None,
     )
 

@@ -26,6 +26,8 @@ def plain_config(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(plain, dict)
     plain.pop("run_dir", None)
     plain.get("full_precision", {}).pop("folder", None)
+    # Only a source of values: those that the run uses stand resolved where it uses them.
+    plain.pop("budgets", None)
     return {str(key): value for key, value in plain.items()}
 
 

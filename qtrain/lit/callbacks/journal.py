@@ -42,6 +42,11 @@ class MetricJournal(pl.Callback):
         self._earlier_s = 0.0
 
     @property
+    def earlier_s(self) -> float:
+        """Seconds of training before the resumption that this process began with."""
+        return self._earlier_s
+
+    @property
     def elapsed_s(self) -> float:
         """Seconds spent in training, those before a resumption included."""
         return self._earlier_s + (0.0 if self._started is None else time.perf_counter() - self._started)
