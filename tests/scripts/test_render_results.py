@@ -68,7 +68,7 @@ def test_budgets_stand_apart_and_seeds_together(page: Path) -> None:
         append_row(csv, row(config_hash=config, seed=seed, epochs=epochs, top1=top1))
     script.main(["--results", str(page.parent), str(page)])
     trained = [(r[3], r[-2]) for r in table(page) if r[2].startswith("distilled")]
-    assert trained == [("90.50 ± 0.50, 2 seeds", "15"), ("92.00", "200")]
+    assert trained == [("90.50 ± 0.71, 2 seeds", "15"), ("92.00", "200")]
 
 
 def test_the_last_row_of_a_configuration_counts(page: Path) -> None:
