@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +84,10 @@ def fit(
     start = find_resume_point(points) if cfg.resume else None
     if start is not None:
         log.info("%s: resuming from %s", title, start)
-    trainer.fit(module, datamodule=data, ckpt_path=str(start) if start else None)
+    with warnings.catch_warnings():
+        # Lightning's own affair, and nothing that a user could mend.
+        warnings.filterwarnings("ignore", message=r".*LeafSpec", category=FutureWarning)
+        trainer.fit(module, datamodule=data, ckpt_path=str(start) if start else None)
     return Fitted(
         device=trainer.strategy.root_device,
         steps=trainer.global_step,
