@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.convert.layers import quant_layers, set_quantization
+from qtrain.modes import evaluating
 from qtrain.observers.base import Observer
 from qtrain.spec import Granularity
 
@@ -41,18 +42,15 @@ def calibrate(model: nn.Module, images: Iterable[Tensor], *, weight: MakeObserve
             observers[name] = input(granularity=layer.input_quantizer.granularity)
             observe = observers[name].update
             handles.append(layer.register_forward_pre_hook(lambda _, args, observe=observe: observe(args[0])))
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     set_quantization(model, enabled=False)
     try:
-        for batch in images:
-            model(batch)
+        with evaluating(model):
+            for batch in images:
+                model(batch)
     finally:
         for handle in handles:
             handle.remove()
         set_quantization(model, enabled=True)
-        for module, mode in modes.items():
-            module.training = mode
 
     for name, observer in observers.items():
         quantizer = layers[name].input_quantizer

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.models.forms import LayerForm, describe_model
+from qtrain.modes import evaluating
 from qtrain.nn import QuantConv2d, QuantLayer, QuantLinear
 
 
@@ -55,14 +56,10 @@ def _call_order(model: nn.Module, example: Tensor, names: list[str]) -> list[str
         model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: order.setdefault(name))
         for name in names
     ]
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             model(example)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     return list(order)

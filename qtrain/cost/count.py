@@ -15,7 +15,6 @@ for the closing table, the report and every search over bit widths.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode
 
+from qtrain.modes import evaluating
 from qtrain.nn import QUANT_LAYERS
 from qtrain.spec import FULL_PRECISION
 
@@ -190,7 +190,7 @@ def _count_macs(model: nn.Module, example: Tensor) -> tuple[dict[str, int], int]
     handles = [module.register_forward_hook(hook(name)) for name, module in _layers(model)]
     products = FlopCounterMode(display=False)
     try:
-        with _evaluating(model), torch.no_grad(), products:
+        with evaluating(model), torch.no_grad(), products:
             model(example)
     finally:
         for handle in handles:
@@ -199,17 +199,6 @@ def _count_macs(model: nn.Module, example: Tensor) -> tuple[dict[str, int], int]
     # A layer whose kernel torch's counter does not know would make the difference negative: it then owns nothing more.
     outside = max(products.get_total_flops() // 2 - sum(macs.values()), 0)
     return {name: n // images for name, n in macs.items()}, outside // images
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _sizes(model: nn.Module, rows: dict[str, LayerCost]) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from qtrain.functional.losses import hard_loss
+from qtrain.modes import evaluating
 from qtrain.spec import Batch
 
 
@@ -20,10 +21,8 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], device: torch.device) -
     modes of its modules are restored. Values stay on the device until the end.
     """
     model.to(device)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     totals = torch.zeros(3, dtype=torch.float64, device=device)
-    try:
+    with evaluating(model):
         for batch in batches:
             image, target = batch.image.to(device), batch.target.to(device)
             logits = model(image)
@@ -32,9 +31,6 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], device: torch.device) -
             totals += torch.stack(
                 [correct.double(), hard_loss(logits, target).double() * size, totals.new_tensor(size)]
             )
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(totals)
     correct_sum, loss_sum, count = totals.tolist()

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from qtrain.modes import evaluating
+
 
 class FeatureTaps:
     """Taps on the layers ``names`` of ``model``: ``forward_with_features(x) -> (logits, {name: output})``.
@@ -91,12 +93,6 @@ def feature_shapes(model: nn.Module, names: Sequence[str], input_shape: Sequence
     during the forward, each module's own mode afterwards, no statistics changed.
     """
     first = next(model.parameters())
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with FeatureTaps(model, names) as taps, torch.no_grad():
-            _, features = taps.forward_with_features(torch.zeros(*input_shape, device=first.device, dtype=first.dtype))
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with FeatureTaps(model, names) as taps, evaluating(model), torch.no_grad():
+        _, features = taps.forward_with_features(torch.zeros(*input_shape, device=first.device, dtype=first.dtype))
     return {name: tuple(feature.shape) for name, feature in features.items()}

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from qtrain.modes import evaluating
+
 
 @torch.no_grad()
 def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> int:
@@ -27,18 +29,16 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> int:
     first = next(iterator, None)
     if not layers or first is None:
         return 0
-    modes = {module: module.training for module in model.modules()}
     momenta = {layer: layer.momentum for layer in layers}
     counts = {layer: layer.num_batches_tracked.clone() for layer in layers if layer.num_batches_tracked is not None}
-    model.eval()
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # torch's word for: the mean of all batches since the reset
-        layer.train()
     seen = 0
     try:
         # Eagerly: a graph compiled for training has the old momentum in it.
-        with torch.compiler.set_stance("force_eager"):
+        with evaluating(model), torch.compiler.set_stance("force_eager"):
+            for layer in layers:
+                layer.reset_running_stats()
+                layer.momentum = None  # torch's word for: the mean of all batches since the reset
+                layer.train()
             for image in _chain(first, iterator):
                 model(image)
                 seen += 1
@@ -47,8 +47,6 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> int:
             layer.momentum = momenta[layer]
         for layer, count in counts.items():
             layer.num_batches_tracked.copy_(count)  # type: ignore[union-attr]
-        for module, mode in modes.items():
-            module.training = mode
     return seen
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from qtrain.lit.callbacks.journal import MetricJournal
 from qtrain.lit.student import student_of
+from qtrain.modes import evaluating
 from qtrain.nn import QuantLayer
 from qtrain.quantizers.base import Quantizer
 
@@ -52,16 +53,12 @@ def scale_statistics(student: nn.Module, image: Tensor) -> dict[str, float]:
             handles.append(module.register_forward_pre_hook(lambda m, args, name=name: before(name, m, args[0])))
     if not handles:
         return {}
-    modes = {module: module.training for module in student.modules()}
-    student.eval()
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with evaluating(student), torch.compiler.set_stance("force_eager"):
             student(image)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     if not figures:
         return {}
     return dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
