@@ -1,4 +1,4 @@
-"""The thin LightningModule: one step, two evaluations, one optimizer."""
+"""The thin LightningModule: one step, one validation, one optimizer; the final test is evaluation.py's."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ from qtrain.spec import Batch
 class QATModule(pl.LightningModule):
     """Trains ``student`` on ``objective``; checkpoints hold both, and nothing of the teacher.
 
-    Metrics: ``train/<term>`` and ``train/total`` per step, in nats; ``val/top1``, ``test/top1`` in percent with
-    ``val/loss``, ``test/loss`` in nats. The learning rate is the optimizer's times ``lr_schedule`` at progress, the
-    share of optimizer steps done.
+    Metrics: ``train/<term>`` and ``train/total`` per step, in nats; ``val/top1`` in percent and ``val/loss`` in nats.
+    The learning rate is the optimizer's times ``lr_schedule`` at progress, the share of optimizer steps done.
     """
 
     def __init__(
@@ -75,10 +74,14 @@ class QATModule(pl.LightningModule):
         return losses["total"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("val", batch)
+        logits = self.student(batch.image)
+        loss = hard_loss(logits, batch.target)
+        self.log("val/loss", loss, on_epoch=True, batch_size=len(batch.image), sync_dist=True)
+        self.top1.update(logits.float(), batch.target)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("test", batch)
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/top1", 100 * self.top1.compute(), sync_dist=False)
+        self.top1.reset()
 
     def configure_optimizers(self) -> Any:
         groups = parameter_groups([self.student, self.objective], scale_lr=self._scale_lr, norm_decay=self._norm_decay)
@@ -86,19 +89,3 @@ class QATModule(pl.LightningModule):
         self._total_steps = int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, lambda step: self._lr_schedule(step / max(1, self._total_steps)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _evaluate(self, split: str, batch: Batch) -> None:
-        logits = self.student(batch.image)
-        size = len(batch.image)
-        self.log(f"{split}/loss", hard_loss(logits, batch.target), on_epoch=True, batch_size=size, sync_dist=True)
-        self.top1.update(logits.float(), batch.target)
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_top1("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._log_top1("test")
-
-    def _log_top1(self, split: str) -> None:
-        self.log(f"{split}/top1", 100 * self.top1.compute(), sync_dist=False)
-        self.top1.reset()

@@ -15,6 +15,7 @@ from qtrain.cost.count import count
 from qtrain.lit.evaluation import evaluate
 from qtrain.models.weights import load_weights
 from qtrain.tasks import prepare, record
+from qtrain.tasks.summary import SUMMARY, read_summary
 from qtrain.tasks.targets import ConfigError
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     cost = count(prepared.student.cpu(), prepare.example_input(data))
     way = "trained student" if trained else "calibrated only" if prepared.allocation else "full precision"
     summary = record.describe(cfg, data.info, prepared.allocation, cost) | figures
-    summary |= {"distill": "none", "epochs": 0, "wall_s": time.perf_counter() - start}
+    summary |= _training_of(trained) | {"wall_s": time.perf_counter() - start}
     folder.mkdir(parents=True, exist_ok=True)
     record.append_results(cfg, folder, summary, device=device, notes=way)
     if "fp_top1" in figures:
@@ -77,6 +78,14 @@ def _run_folder(checkpoint: str | None) -> Path | None:
                 "for instance outputs/quickstart/w4a4-distill"
             )
     return folder
+
+
+def _training_of(folder: Path | None) -> dict[str, Any]:
+    """How the evaluated weights were trained: as the run in ``folder`` says, or not at all."""
+    if folder is None or not (folder / SUMMARY).is_file():
+        return {"distill": "none", "epochs": 0}
+    before = read_summary(folder / SUMMARY)
+    return {"distill": before.distill, "epochs": before.epochs, "fp_top1": before.fp_top1}
 
 
 def _with_config_of(folder: Path, cfg: DictConfig) -> DictConfig:

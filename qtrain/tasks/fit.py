@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a fit leaves behind: the device it ran on, how many optimizer steps it took in all.
+    """What a fit leaves behind: the device it ran on, and how many optimizer steps it took in all.
 
     ``train_s`` are the seconds of training, ``earlier_s`` those of them that were spent before a resumption.
     """

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import save_file
 
 from qtrain.data.base import VisionData
 from qtrain.distill.hard import Hard
@@ -20,6 +19,7 @@ from qtrain.lit.module import QATModule
 from qtrain.tasks.fit import fit
 from qtrain.tasks.instantiate import instantiate
 from qtrain.tasks.prepare import build_model
+from qtrain.tasks.record import save_weights
 from qtrain.tasks.results import config_hash
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,5 @@ def full_precision_weights(node: DictConfig, cfg: DictConfig, data: VisionData) 
     )
     title = f"full-precision {node.name}"
     fit(cfg, module=module, data=data, folder=folder, identity=key, epochs=recipe.epochs, title=title)
-    partial = kept.with_suffix(".partial")
-    save_file({name: t.cpu().contiguous() for name, t in model.state_dict().items()}, partial)
-    partial.replace(kept)
+    save_weights(model, kept)
     return str(kept)

@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
+from safetensors.torch import save_file
+from torch import nn
 
 from qtrain.cost.count import CostReport
 from qtrain.spec import FULL_PRECISION, Allocation, DataInfo
@@ -91,6 +94,14 @@ def append_results(
     }
     for path in {folder / "results.csv", *([Path(cfg.results)] if cfg.results else [])}:
         append_row(path, row)
+
+
+@rank_zero_only
+def save_weights(model: nn.Module, path: Path) -> None:
+    """The state dict of ``model`` as safetensors; ``path`` appears when all of it is written."""
+    partial = path.with_suffix(".partial")
+    save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, partial)
+    partial.replace(path)
 
 
 def finish(folder: Path, summary: Mapping[str, Any]) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
-from safetensors.torch import save_file
 from torch import nn
 
 from qtrain.cost.count import count
@@ -162,9 +161,7 @@ def _record(
     *,
     wall_s: float,
 ) -> None:
-    partial = folder / (record.STUDENT + ".partial")
-    save_file({name: tensor.cpu().contiguous() for name, tensor in student.state_dict().items()}, partial)
-    partial.replace(folder / record.STUDENT)
+    record.save_weights(student, folder / record.STUDENT)
     summary |= {
         "name": folder.name,
         "distill": "+".join(objective.teacher_terms) or "none",
