@@ -32,8 +32,10 @@ def calibrate(model: nn.Module, images: Iterable[Tensor], *, weight: MakeObserve
     for layer in layers.values():
         if layer.weight_quantizer is not None:
             observer = weight(granularity=layer.weight_quantizer.granularity)
-            observer.update(layer.effective_weight())
-            layer.weight_quantizer.calibrate_(observer.observed(int(layer.weight_quantizer.bits)))
+            tensor = layer.effective_weight()
+            observer.update(tensor)
+            observed = observer.observed(int(layer.weight_quantizer.bits))
+            layer.weight_quantizer.calibrate_(observed._replace(tensor=tensor))
 
     observers: dict[str, Observer] = {}
     handles = []

@@ -44,13 +44,21 @@ def fake_quantize(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, zero_poin
 
 
 def quantize(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, zero_point: Tensor | None = None) -> Tensor:
-    """Integer codes of ``x``, int32, shape of ``x``: exactly the codes that :func:`fake_quantize` passes through."""
-    if not torch.isfinite(x).all():
-        raise ValueError("quantize: the tensor holds NaN or infinity, which no code represents; look for its source")
+    """Integer codes of ``x``, int32, shape of ``x``: exactly the codes that :func:`fake_quantize` passes through.
+
+    Raises ``ValueError`` where ``x`` is not finite.
+    """
+    require_finite(x)
     steps = x.float() / scale
     if zero_point is None:
         return steps.clamp(low, high).round().to(torch.int32)
     return (steps.clamp(low - zero_point, high - zero_point).round() + zero_point).to(torch.int32)
+
+
+def require_finite(x: Tensor) -> None:
+    """Raise ``ValueError`` where ``x`` holds what no code represents."""
+    if not torch.isfinite(x).all():
+        raise ValueError("quantize: the tensor holds NaN or infinity, which no code represents; look for its source")
 
 
 def symmetric_scale(low: Tensor, high: Tensor, code_low: Tensor, code_high: Tensor) -> Tensor:

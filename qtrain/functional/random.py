@@ -77,3 +77,17 @@ def uniform(*, seed: int, epoch: int, index: Tensor, stream: int, count: int) ->
 def permutation(*, seed: int, epoch: int, n: int, stream: int = ORDER) -> Tensor:
     """A random order of ``0..n-1``: (n,) int64 on the CPU, by sorting the hashes of the numbers."""
     return torch.argsort(hash_index(seed=seed, epoch=epoch, index=torch.arange(n), stream=stream), stable=True)
+
+
+def keyed_uniform(key: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Numbers for the elements of a tensor: ``shape`` float32 in [0, 1), a function of ``key`` and the element's place.
+
+    ``key`` is 0-dim int64 on the device of the result; being a tensor, a new key is no recompilation. The same key
+    gives the same numbers on every device and rank, compiled or not.
+    """
+    count = 1
+    for n in shape:
+        count *= n
+    index = torch.arange(count, device=key.device, dtype=torch.int64)
+    bits = _mix(_mix(index * _signed(_GOLDEN) + key) ^ key)
+    return (((bits >> 40) & ((1 << 24) - 1)).to(torch.float32) * 2.0**-24).reshape(shape)

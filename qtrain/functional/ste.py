@@ -44,3 +44,62 @@ def scale_gradient(x: Tensor, factor: Tensor) -> Tensor:
     """The identity in the forward, bit for bit; multiplies the gradient by ``factor`` (LSQ, arXiv 1902.08153, §2.2)."""
     result: Tensor = _ScaleGradient.apply(x, factor)
     return result
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, surrogate: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+        return None, grads[0]
+
+
+class _Sign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grads[0] * (x.abs() <= 1)
+
+
+class _WithPenalty(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, penalty: Tensor) -> Tensor:
+        ctx.save_for_backward(penalty)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        (penalty,) = ctx.saved_tensors
+        return grads[0], torch.ones_like(penalty)
+
+
+def straight_through(value: Tensor, surrogate: Tensor) -> Tensor:
+    """``value``, bit for bit, with the gradient of ``surrogate``, which has the same shape.
+
+    With ``surrogate = x`` it is the plain straight-through estimator of whatever rounding made ``value`` from ``x``.
+    """
+    result: Tensor = _StraightThrough.apply(value.detach(), surrogate)
+    return result
+
+
+def sign_ste(x: Tensor) -> Tensor:
+    """-1 or 1, and 1 at zero; the gradient passes where ``|x| <= 1`` (BNN, arXiv 1602.02830, eq. 4)."""
+    result: Tensor = _Sign.apply(x)
+    return result
+
+
+def with_penalty(x: Tensor, penalty: Tensor) -> Tensor:
+    """``x``, bit for bit; in the backward ``penalty`` (0-dim) gets the gradient that it would have as part of the loss.
+
+    So a method whose paper adds a regulariser to the loss can do that from inside its own forward. The reported loss
+    does not contain it; every backward through ``x`` adds it once.
+    """
+    result: Tensor = _WithPenalty.apply(x, penalty)
+    return result

@@ -7,9 +7,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from qtrain.functional.affine import asymmetric_scale, fake_quantize, quantize, symmetric_scale
-from qtrain.quantizers.base import Quantizer
-from qtrain.spec import Granularity, Observed, PerTensor, QTensor, QuantSpec
+from qtrain.functional.affine import asymmetric_scale, fake_quantize, symmetric_scale
+from qtrain.quantizers.base import Quantizer, full_range, narrow_range
+from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
+from qtrain.storage.base import QTensor
 
 
 @final
@@ -32,26 +33,18 @@ class Affine(Quantizer):
         symmetric: bool = True,
         narrow: bool = False,
     ) -> None:
-        super().__init__(spec=spec, granularity=granularity, narrow=narrow)
+        super().__init__(spec=spec, granularity=granularity, codes=narrow_range if narrow else full_range)
         self.register_buffer("scale", torch.ones(self.state_shape))
         self.register_buffer("zero_point", None if symmetric else torch.zeros(self.state_shape))
         if not symmetric:
             self.set_range_(bits=spec.bits, signed=False)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        return fake_quantize(x, self.scale, self.code_low, self.code_high, self.zero_point)
+        zero_point = None if self.zero_point is None else self.spread(self.zero_point, x)
+        return fake_quantize(x, self.spread(self.scale, x), self.code_low, self.code_high, zero_point)
 
     def quantize(self, x: Tensor) -> QTensor:
-        zero_point = None if self.zero_point is None else self.zero_point.detach().to(torch.int32)
-        return QTensor(
-            codes=quantize(x.detach(), self.scale, self.code_low, self.code_high, self.zero_point),
-            scale=self.scale.detach().clone(),
-            zero_point=zero_point,
-            bits=int(self.bits),
-            low=int(self.code_low),
-            high=int(self.code_high),
-            dtype=x.dtype,
-        )
+        return self.affine_tensor(x, self.scale, self.zero_point)
 
     @torch.no_grad()
     def calibrate_(self, observed: Observed) -> None:

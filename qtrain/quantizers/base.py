@@ -8,23 +8,60 @@ of the input are those of the output.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import final
+from collections.abc import Callable, Set
+from typing import ClassVar, Literal, Protocol, final
 
 import torch
 from torch import Tensor, nn
 
-from qtrain.functional.affine import code_range
-from qtrain.spec import Granularity, Observed, QTensor, QuantSpec
+from qtrain.functional.affine import code_range, quantize
+from qtrain.spec import Granularity, Observed, QuantSpec
+from qtrain.storage.affine import AffineTensor
+from qtrain.storage.base import QTensor
+
+Served = Literal["weight", "input"]
+CodeRange = Callable[[int, bool], tuple[int, int]]
+"""Lowest and highest code for a bit width and a sign."""
+
+
+class MakeQuantizer(Protocol):
+    """What a config's quantizer is before it knows its tensor: a constructor that lacks only ``spec``."""
+
+    def __call__(self, *, spec: QuantSpec) -> Quantizer: ...
+
+
+def full_range(bits: int, signed: bool) -> tuple[int, int]:
+    """All codes of two's complement, ``[-2^(b-1), 2^(b-1)-1]``, or of unsigned integers, ``[0, 2^b-1]``."""
+    return code_range(bits, signed=signed)
+
+
+def narrow_range(bits: int, signed: bool) -> tuple[int, int]:
+    """As :func:`full_range` without the lowest signed code, so that codes are symmetric about zero."""
+    return code_range(bits, signed=signed, narrow=True)
+
+
+def index_range(bits: int, signed: bool) -> tuple[int, int]:
+    """Codes that are indices, ``[0, 2^b-1]``, whatever the sign of the values that they stand for."""
+    return 0, 2**bits - 1
 
 
 class Quantizer(nn.Module, ABC):
-    """Base of all quantizers. Subclasses are final and implement the three abstract methods.
+    """Base of all quantizers. Subclasses are final and implement the four abstract methods.
 
     State that all share, as 0-dim buffers, because a schedule may change it without a recompilation: ``bits``;
     ``signed``; ``code_low`` and ``code_high``, the code range that follows from them; ``initialized``, whether
     calibration has filled the values. ``enabled`` is a plain switch for calibration and for measuring the
     full-precision model: a disabled quantizer returns its input itself.
+
+    What a method can do is said in the class: ``widths``, the bit widths that it has; ``serves``, whether it is made
+    for weights, inputs or both; ``keeps_zero``, whether zero is one of its values; ``switchable``, whether ``bits``
+    may change after construction. Anything else is refused with a ``ValueError``.
     """
+
+    widths: ClassVar[range] = range(1, 17)
+    serves: ClassVar[Set[Served]] = frozenset({"weight", "input"})
+    keeps_zero: ClassVar[bool] = True
+    switchable: ClassVar[bool] = True
 
     bits: Tensor
     signed: Tensor
@@ -32,12 +69,19 @@ class Quantizer(nn.Module, ABC):
     code_high: Tensor
     initialized: Tensor
 
-    def __init__(self, *, spec: QuantSpec, granularity: Granularity, narrow: bool = False) -> None:
+    def __init__(self, *, spec: QuantSpec, granularity: Granularity, codes: CodeRange = full_range) -> None:
         super().__init__()
         self.spec = spec
         self.granularity = granularity
-        self.narrow = narrow
+        self._codes = codes
         self.enabled = True
+        served: Served = "weight" if spec.is_weight else "input"
+        if served not in self.serves:
+            other = "an input" if served == "input" else "a weight"
+            raise ValueError(
+                f"{type(self).__name__}: quantises {' and '.join(sorted(self.serves))}s only, not {other}; "
+                f"name another quantizer for quantize.{served}, lsq for instance"
+            )
         self.state_shape = granularity.state_shape(spec.shape)
         for name, value in (("bits", spec.bits), ("signed", True), ("initialized", False)):
             self.register_buffer(name, torch.tensor(value))
@@ -64,25 +108,72 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def storage_bits(self) -> int:
-        """Bits of the decoding state (scales, zero points) that a deployed model stores with this quantizer."""
+        """Bits of the decoding state (scales, zero points) that a deployed model stores with this quantizer.
+
+        For an input that is all there is to store; what is computed from the input itself counts nothing.
+        """
 
     @final
     def set_range_(self, *, bits: int, signed: bool) -> None:
-        """Set ``bits`` and ``signed``, and the code range that follows from them."""
-        low, high = code_range(bits, signed=signed, narrow=self.narrow)
+        """Set ``bits`` and ``signed``, and the code range that follows from them; of inner quantizers too."""
+        name = type(self).__name__
+        if bits not in self.widths:
+            few = f"{self.widths.start}..{self.widths.stop - 1}" if len(self.widths) > 1 else f"{self.widths.start}"
+            raise ValueError(f"{name}: bits must be {few}, got {bits}; take another quantizer for this width")
+        if bits != self.spec.bits and not self.switchable:
+            raise ValueError(
+                f"{name}: its tables were made for {self.spec.bits} bits and cannot become {bits}; "
+                "convert the model anew with the other width"
+            )
+        low, high = self._codes(bits, signed)
         if high < 1:
             raise ValueError(
-                f"{type(self).__name__}: {bits} bit(s) signed leave no positive code; use at least 2 bits, "
-                "or a binary quantizer"
+                f"{name}: {bits} bit(s) signed leave no positive code; use at least 2 bits, or a binary quantizer"
             )
         for buffer, value in ((self.bits, bits), (self.signed, signed), (self.code_low, low), (self.code_high, high)):
             buffer.fill_(value)
+        for inner in self.children():
+            if isinstance(inner, Quantizer):
+                inner.set_range_(bits=bits, signed=signed)
 
     @final
     def choose_sign_(self, observed: Observed) -> None:
         """Let the data decide where the spec left it open: unsigned codes if nothing negative was seen."""
         if self.spec.signed is None:
             self.set_range_(bits=int(self.bits), signed=bool((observed.low < 0).any()))
+
+    @final
+    def spread(self, state: Tensor, x: Tensor) -> Tensor:
+        """A state tensor as it broadcasts against ``x``."""
+        return self.granularity.expand(state, tuple(x.shape))
+
+    @final
+    def affine_tensor(
+        self, x: Tensor, scale: Tensor, zero_point: Tensor | None = None, offset: Tensor | None = None
+    ) -> AffineTensor:
+        """``x`` stored by the uniform rule, which many methods end in: see :class:`AffineTensor`.
+
+        ``codes = clamp(round((x - offset) / scale) + zero_point)``; the state tensors have the state shape.
+        """
+        shifted = x.detach() if offset is None else x.detach().float() - self.spread(offset.detach(), x)
+        zero = None if zero_point is None else zero_point.detach()
+        return AffineTensor(
+            codes=quantize(
+                shifted,
+                self.spread(scale.detach(), x),
+                self.code_low,
+                self.code_high,
+                None if zero is None else self.spread(zero, x),
+            ),
+            bits=int(self.bits),
+            low=int(self.code_low),
+            high=int(self.code_high),
+            dtype=x.dtype,
+            scale=scale.detach().clone(),
+            zero_point=None if zero is None else zero.to(torch.int32),
+            offset=None if offset is None else offset.detach().clone(),
+            granularity=self.granularity,
+        )
 
     def extra_repr(self) -> str:
         sign = "signed" if bool(self.signed) else "unsigned"

@@ -7,10 +7,11 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from qtrain.functional.affine import fake_quantize, quantize, symmetric_scale
+from qtrain.functional.affine import fake_quantize, symmetric_scale
 from qtrain.functional.ste import scale_gradient
 from qtrain.quantizers.base import Quantizer
-from qtrain.spec import Granularity, Observed, PerTensor, QTensor, QuantSpec
+from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
+from qtrain.storage.base import QTensor
 
 SMALLEST_SCALE = 2.0**-40
 """Keeps the division defined when an optimizer drives a step to zero."""
@@ -46,21 +47,12 @@ class LSQ(Quantizer):
         return self.scale.abs().clamp(min=SMALLEST_SCALE)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        shared = x.numel() // max(self.scale.numel(), 1) if self.spec.shape else x.shape[1:].numel()
+        shared = x.numel() // max(self.scale.numel(), 1) if self.spec.is_weight else x.shape[1:].numel()
         step = scale_gradient(self.step(), (max(shared, 1) * self.code_high).rsqrt())
-        return fake_quantize(x, step, self.code_low, self.code_high)
+        return fake_quantize(x, self.spread(step, x), self.code_low, self.code_high)
 
     def quantize(self, x: Tensor) -> QTensor:
-        step = self.step().detach()
-        return QTensor(
-            codes=quantize(x.detach(), step, self.code_low, self.code_high),
-            scale=step,
-            zero_point=None,
-            bits=int(self.bits),
-            low=int(self.code_low),
-            high=int(self.code_high),
-            dtype=x.dtype,
-        )
+        return self.affine_tensor(x, self.step())
 
     @torch.no_grad()
     def calibrate_(self, observed: Observed) -> None:

@@ -275,7 +275,7 @@ def test_clipped_fraction_counts_what_lies_beyond_the_codes() -> None:
     with torch.no_grad():
         quantizer.scale.fill_(1.0)
     x = torch.tensor([-5.0, -4.4, -1.5, 0.0, 2.5, 3.2, 3.6, 100.0])
-    assert clipped_fraction(quantizer, x) == 3 / 8
+    assert clipped_fraction(quantizer.quantize(x), x) == 3 / 8
 
 
 def test_statistics_of_each_quantizer_without_a_trace() -> None:
@@ -284,7 +284,7 @@ def test_statistics_of_each_quantizer_without_a_trace() -> None:
     figures = scale_statistics(model, IMAGE * 2)
     conv = model[0]
     assert isinstance(conv, QuantConv2d) and conv.weight_quantizer is not None
-    assert set(figures) == {f"{what}/0.{of}" for what in ("scale", "clipped") for of in ("weight", "input")}
+    assert set(figures) == {f"{what}/0.{of}" for what in ("scale", "clipped", "error") for of in ("weight", "input")}
     assert figures["scale/0.weight"] == pytest.approx(conv.weight_quantizer.scale.item())
     assert 0 < figures["clipped/0.input"] < 0.5  # images twice as large as those calibrated on
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

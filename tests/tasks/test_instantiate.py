@@ -17,7 +17,7 @@ from qtrain.tasks.targets import ConfigError
 QUANTIZER = {
     "_target_": "qtrain.quantizers.lsq.LSQ",
     "_partial_": True,
-    "granularity": {"_target_": "qtrain.spec.PerChannel", "axis": 0},
+    "granularity": {"_target_": "qtrain.spec.granularity.PerChannel", "axis": 0},
 }
 
 
@@ -42,7 +42,9 @@ def test_live_arguments_arrive_as_the_same_objects() -> None:
 
 
 def test_containers_without_a_target_are_built_element_by_element() -> None:
-    node = OmegaConf.create({"axis": [{"_target_": "qtrain.spec.PerChannel", "axis": 1}, 5], "note": "plain"})
+    node = OmegaConf.create(
+        {"axis": [{"_target_": "qtrain.spec.granularity.PerChannel", "axis": 1}, 5], "note": "plain"}
+    )
     made = instantiate(node)
     assert made == {"axis": [PerChannel(axis=1), 5], "note": "plain"}
     assert type(made) is dict
@@ -50,7 +52,9 @@ def test_containers_without_a_target_are_built_element_by_element() -> None:
 
 
 def test_interpolations_reach_outside_the_node() -> None:
-    cfg = OmegaConf.create({"axis": 3, "granularity": {"_target_": "qtrain.spec.PerChannel", "axis": "${axis}"}})
+    cfg = OmegaConf.create(
+        {"axis": 3, "granularity": {"_target_": "qtrain.spec.granularity.PerChannel", "axis": "${axis}"}}
+    )
     assert instantiate(cfg.granularity) == PerChannel(axis=3)
 
 

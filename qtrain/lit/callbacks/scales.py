@@ -17,23 +17,32 @@ from qtrain.lit.student import student_of
 from qtrain.modes import evaluating
 from qtrain.nn import QuantLayer
 from qtrain.quantizers.base import Quantizer
+from qtrain.storage.affine import AffineTensor
+from qtrain.storage.base import QTensor
 
 
-def clipped_fraction(quantizer: Quantizer, x: Tensor) -> Tensor:
+def clipped_fraction(stored: AffineTensor, x: Tensor) -> Tensor:
     """The share of ``x`` that its quantizer's range cuts off, 0-dim: where the error exceeds half a step.
 
     Rounding alone is off by at most half a step; the tolerance covers float32, for values of up to 16 bits.
     """
-    stored = quantizer.quantize(x.float())
     error = (stored.dequantize() - x.float()).abs()
-    return (error > 0.5 * stored.scale + 1e-6 * x.abs()).float().mean()
+    step = stored.granularity.expand(stored.scale, tuple(x.shape))
+    return (error > 0.5 * step + 1e-6 * x.abs()).float().mean()
+
+
+def relative_error(stored: QTensor, x: Tensor) -> Tensor:
+    """``|x^ - x|^2 / |x|^2``, 0-dim: what of the signal's energy quantization changes."""
+    x = x.float()
+    return (stored.dequantize() - x).square().sum() / x.square().sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
 @torch.no_grad()
 def scale_statistics(student: nn.Module, image: Tensor) -> dict[str, float]:
-    """Mean scale and clipped share of each enabled quantizer in ``student``, over ``image`` (N, C, H, W).
+    """The relative error of each enabled quantizer in ``student``, over ``image`` (N, C, H, W), and its scale.
 
-    Keys ``scale/<layer>.weight``, ``clipped/<layer>.input`` and so on. The modes of all modules are restored; nothing
+    Keys ``error/<layer>.weight``, ``error/<layer>.input`` and so on; of evenly spaced codes also ``scale/``, the mean
+    scale, and ``clipped/``, the share of values beyond the range. The modes of all modules are restored; nothing
     else changes. All values are read from the device at once.
     """
     figures: dict[str, Tensor] = {}
@@ -41,8 +50,11 @@ def scale_statistics(student: nn.Module, image: Tensor) -> dict[str, float]:
 
     def look(name: str, quantizer: Quantizer | None, x: Tensor) -> None:
         if quantizer is not None and quantizer.enabled:
-            figures[f"scale/{name}"] = quantizer.quantize(x.float()).scale.float().mean()
-            figures[f"clipped/{name}"] = clipped_fraction(quantizer, x)
+            stored = quantizer.quantize(x.float())
+            figures[f"error/{name}"] = relative_error(stored, x)
+            if isinstance(stored, AffineTensor):
+                figures[f"scale/{name}"] = stored.scale.float().mean()
+                figures[f"clipped/{name}"] = clipped_fraction(stored, x)
 
     def before(name: str, layer: Any, x: Tensor) -> None:
         look(f"{name}.weight", layer.weight_quantizer, layer.effective_weight())

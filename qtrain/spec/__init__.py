@@ -1,0 +1,140 @@
+"""The value types that every floor shares: frozen, small, without behaviour that needs a model.
+
+Floor 0: imports nothing of qtrain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+from qtrain.spec.granularity import (
+    Granularity,
+    PerBlock,
+    PerChannel,
+    PerGroup,
+    PerSample,
+    PerTensor,
+    PerToken,
+)
+
+__all__ = [
+    "FULL_PRECISION",
+    "Allocation",
+    "Batch",
+    "DataInfo",
+    "Granularity",
+    "LayerBits",
+    "Observed",
+    "PerBlock",
+    "PerChannel",
+    "PerGroup",
+    "PerSample",
+    "PerTensor",
+    "PerToken",
+    "QuantSpec",
+    "StepOutputs",
+]
+
+FULL_PRECISION = 32
+"""Bit width that means "leave in floating point"."""
+
+
+class Batch(NamedTuple):
+    """What a loader yields.
+
+    ``image`` (N, C, H, W) float, normalised with the data module's mean and std; ``target`` (N,) int64 class
+    indices, or (N, K) float probabilities after mixup or cutmix; ``index`` (N,) int64, the samples' numbers in
+    the dataset, which with (seed, epoch) determine every random choice that was made for them.
+    """
+
+    image: Tensor
+    target: Tensor
+    index: Tensor  # type: ignore[assignment] # hides tuple.index, which nobody needs of a batch
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """Facts of a dataset that a model and a report need.
+
+    ``mean`` and ``std`` are per channel, in units of pixel value / 255. ``kind`` is ``resident`` or ``streaming``.
+    """
+
+    name: str
+    num_classes: int
+    in_channels: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train_size: int
+    val_size: int
+    test_size: int
+    kind: str
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """What a conversion asks of a quantizer: for which tensor, with how many bits.
+
+    ``shape`` is the tensor's shape as far as it is known ahead: a weight's full shape (O, I, ...), ``()`` for
+    activations. ``signed=None`` leaves the choice to calibration: unsigned where nothing negative was seen (after a
+    ReLU). ``channel_axis`` is the axis that a product sums over: 1 of weights and maps (N, C, H, W), -1 of tokens.
+    """
+
+    bits: int
+    shape: tuple[int, ...] = ()
+    signed: bool | None = None
+    channel_axis: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 16:
+            raise ValueError(
+                f"QuantSpec: bits must be in 1..16, got {self.bits}; "
+                f"leave a layer out of the allocation (or give {FULL_PRECISION}) to keep it in floating point"
+            )
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether the tensor is a weight, whose shape and values are known ahead."""
+        return bool(self.shape)
+
+
+class Observed(NamedTuple):
+    """What an observer has seen of a tensor; every figure has the quantizer's state shape, float32.
+
+    ``low`` and ``high`` bound the range to represent (the observer may have clipped outliers away);
+    ``mean_abs`` is the mean magnitude. ``tensor`` is the tensor itself where it is at hand, which is so for weights.
+    """
+
+    low: Tensor
+    high: Tensor
+    mean_abs: Tensor
+    tensor: Tensor | None = None
+
+
+class LayerBits(NamedTuple):
+    """Bit widths of one layer; ``FULL_PRECISION`` leaves the weight or the input in floating point."""
+
+    weight: int
+    input: int
+
+
+Allocation = Mapping[str, LayerBits]
+"""Bits of a model: qualified layer name -> LayerBits. What a manual config, a search and a trial all produce."""
+
+
+@dataclass(frozen=True)
+class StepOutputs:
+    """What one training step computed, and all that a term of the objective may look at.
+
+    Logits are (N, K). Features map a layer's qualified name to its output, (N, C, H, W) or (N, L, C).
+    """
+
+    logits: Tensor
+    target: Tensor
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    teacher_logits: Tensor | None = None
+    teacher_features: Mapping[str, Tensor] = field(default_factory=dict)

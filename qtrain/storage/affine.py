@@ -1,0 +1,50 @@
+"""Evenly spaced values: codes, a scale, and perhaps a zero point and an offset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from qtrain.spec import Granularity, PerTensor
+from qtrain.storage.base import Floats, Integers, Part, QTensor
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class AffineTensor(QTensor):
+    """``value = (code - zero_point) * scale + offset``.
+
+    ``codes`` has the tensor's shape; ``scale``, ``zero_point`` (integers, in the code's range) and ``offset`` have the
+    state shape of ``granularity`` and are stored in 32 bits, ``bits`` bits and 32 bits. The latter two may be ``None``.
+    """
+
+    scale: Tensor
+    zero_point: Tensor | None = None
+    offset: Tensor | None = None
+    granularity: Granularity = PerTensor()  # noqa: RUF009 - frozen
+
+    def dequantize(self) -> Tensor:
+        shape = tuple(self.codes.shape)
+        steps = self.codes
+        if self.zero_point is not None:
+            steps = steps - self.granularity.expand(self.zero_point, shape)
+        values = steps.to(torch.float32) * self.granularity.expand(self.scale, shape)
+        if self.offset is not None:
+            values = values + self.granularity.expand(self.offset, shape)
+        return values.to(self.dtype)
+
+    def parts(self) -> Mapping[str, Part]:
+        stored: dict[str, Part] = {"codes": Integers(self.codes, self.bits, self.low), "scale": Floats(self.scale)}
+        if self.zero_point is not None:
+            stored["zero_point"] = Integers(self.zero_point, self.bits, self.low)
+        if self.offset is not None:
+            stored["offset"] = Floats(self.offset)
+        return stored
+
+    @property
+    def operand_bits(self) -> int:
+        return self.bits

@@ -1,0 +1,155 @@
+"""What every stored tensor is: parts of so many bits each, from which the values follow.
+
+Cost and export read this and nothing else of a quantizer. A kind of storage says what it is made of (``parts``) and
+what that stands for (``dequantize``); its size in bits, and the bytes that it is written to, follow from the parts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self, final
+
+import torch
+from torch import Tensor
+
+from qtrain.storage.bits import (
+    Bits,
+    float_bits,
+    from_bytes,
+    from_float_bits,
+    from_integer_bits,
+    integer_bits,
+    to_bytes,
+)
+
+
+class Part(ABC):
+    """Something that is stored: a tensor, in a known number of bits."""
+
+    @property
+    @abstractmethod
+    def nbits(self) -> int:
+        """Exact storage in bits."""
+
+    @abstractmethod
+    def write(self) -> Bits:
+        """The stored bits, (nbits,)."""
+
+    @abstractmethod
+    def read(self, stream: Bits) -> tuple[Tensor, Bits]:
+        """The tensor that stands at the head of ``stream``, of this one's shape and type, and what follows it."""
+
+
+@final
+@dataclass(frozen=True)
+class Integers(Part):
+    """Whole numbers ``low <= values < low + 2^bits``, ``bits`` bits each; ``values`` of any integer type."""
+
+    values: Tensor
+    bits: int
+    low: int = 0
+
+    @property
+    def nbits(self) -> int:
+        return self.values.numel() * self.bits
+
+    def write(self) -> Bits:
+        return integer_bits(self.values, self.bits, self.low)
+
+    def read(self, stream: Bits) -> tuple[Tensor, Bits]:
+        values = from_integer_bits(stream[: self.nbits], self.bits, self.low)
+        return values.to(self.values.dtype).reshape(self.values.shape), stream[self.nbits :]
+
+
+@final
+@dataclass(frozen=True)
+class Floats(Part):
+    """Floating-point numbers, as many bits each as their type has."""
+
+    values: Tensor
+
+    @property
+    def nbits(self) -> int:
+        return self.values.numel() * torch.finfo(self.values.dtype).bits
+
+    def write(self) -> Bits:
+        return float_bits(self.values)
+
+    def read(self, stream: Bits) -> tuple[Tensor, Bits]:
+        values = from_float_bits(stream[: self.nbits], self.values.dtype)
+        return values.reshape(self.values.shape), stream[self.nbits :]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QTensor(ABC):
+    """A quantised tensor: integer codes and what decodes them. Subclasses are final.
+
+    ``codes`` are integers in ``low..high``, ``bits`` bits each; ``dtype`` is what :meth:`dequantize` gives, computed in
+    float32. What a checkpoint's header holds (shapes, types, bit widths) is not counted as storage.
+    """
+
+    codes: Tensor
+    bits: int
+    low: int
+    high: int
+    dtype: torch.dtype = torch.float32
+
+    @abstractmethod
+    def dequantize(self) -> Tensor:
+        """The values that the codes stand for, in ``dtype``."""
+
+    @abstractmethod
+    def parts(self) -> Mapping[str, Part | QTensor]:
+        """All that is stored, by the name of the field that holds it; the codes under ``codes``."""
+
+    @property
+    @abstractmethod
+    def operand_bits(self) -> int:
+        """Bits of one value as a factor of a product; 32 where a code is looked up in a table of floats."""
+
+    @final
+    @property
+    def nbits(self) -> int:
+        """Exact storage in bits, everything that decodes the codes included."""
+        return sum(part.nbits for part in self.parts().values())
+
+    @final
+    @property
+    def code_bits(self) -> int:
+        """Exact storage of the codes alone, in bits."""
+        return self.parts()["codes"].nbits
+
+    @final
+    def write(self) -> Bits:
+        """All parts, one after the other, (nbits,)."""
+        return torch.cat([part.write() for part in self.parts().values()])
+
+    @final
+    def read(self, stream: Bits) -> tuple[Self, Bits]:
+        """A tensor of this one's kind, shapes and widths from the head of ``stream``, and what follows it."""
+        found: dict[str, Any] = {}
+        for name, part in self.parts().items():
+            found[name], stream = part.read(stream)
+        return dataclasses.replace(self, **found), stream
+
+
+def pack(tensor: QTensor) -> bytes:
+    """``tensor`` as ``ceil(nbits / 8)`` bytes, without its header."""
+    return to_bytes(tensor.write())
+
+
+def unpack(data: bytes, like: QTensor) -> QTensor:
+    """What :func:`pack` wrote, of the kind, shapes and widths of ``like``. Raises ``ValueError`` for other lengths."""
+    stream = from_bytes(data)
+    try:
+        value, rest = like.read(stream)
+    except RuntimeError as error:
+        raise ValueError(f"unpack: {len(data)} bytes are too few for this tensor; is the file cut off?") from error
+    if rest.numel() >= 8 or rest.any():
+        raise ValueError(
+            f"unpack: {rest.numel()} of {8 * len(data)} bits are left over; the shapes are another tensor's"
+        )
+    return value

@@ -1,0 +1,41 @@
+"""Values looked up in a table: an index for each element, a codebook for each group that shares one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from qtrain.spec import Granularity, PerTensor
+from qtrain.storage.base import Floats, Integers, Part, QTensor
+
+
+def look_up(codes: Tensor, codebook: Tensor, granularity: Granularity) -> Tensor:
+    """``codebook[group, code]`` for every element: ``codes`` int64 of any shape, ``codebook`` (*state, K)."""
+    if codebook.ndim == 1:
+        return codebook[codes]
+    rows = torch.arange(codebook.shape[:-1].numel(), device=codes.device).reshape(codebook.shape[:-1])
+    first = granularity.expand(rows, tuple(codes.shape)) * codebook.shape[-1]
+    return codebook.reshape(-1)[first + codes]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class CodebookTensor(QTensor):
+    """``value = codebook[code]``: ``codes`` has the tensor's shape, ``codebook`` (*state, K) float32 is stored."""
+
+    codebook: Tensor
+    granularity: Granularity = PerTensor()  # noqa: RUF009 - frozen
+
+    def dequantize(self) -> Tensor:
+        return look_up(self.codes.to(torch.int64), self.codebook, self.granularity).to(self.dtype)
+
+    def parts(self) -> Mapping[str, Part]:
+        return {"codes": Integers(self.codes, self.bits, self.low), "codebook": Floats(self.codebook)}
+
+    @property
+    def operand_bits(self) -> int:
+        return 32

@@ -1,0 +1,47 @@
+"""Sums of binary tensors: one bit a weight and plane, one factor a plane."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from qtrain.spec import Granularity, PerTensor
+from qtrain.storage.base import Floats, Integers, Part, QTensor
+
+
+def signed_sum(signs: Tensor, scale: Tensor, granularity: Granularity) -> Tensor:
+    """``sum_m signs[m] * scale[m]``, float32: ``signs`` (M, ...) of -1 and 1, ``scale`` (M, *state).
+
+    Added up from the first plane to the last, one after the other, so that whoever uses this gets the same bits.
+    """
+    shape = tuple(signs.shape[1:])
+    total = signs[0].to(torch.float32) * granularity.expand(scale[0], shape)
+    for m in range(1, len(signs)):
+        total = total + signs[m].to(torch.float32) * granularity.expand(scale[m], shape)
+    return total
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class BitPlanes(QTensor):
+    """``value = sum_m (2 codes[m] - 1) * scale[m]``: ``codes`` (M, ...) of 0 and 1, ``bits`` planes.
+
+    ``scale`` (M, *state) is stored in 32 bits each. Binary weights have one plane, ABC-Net's and LQ-Nets' several.
+    """
+
+    scale: Tensor
+    granularity: Granularity = PerTensor()  # noqa: RUF009 - frozen
+
+    def dequantize(self) -> Tensor:
+        return signed_sum(2 * self.codes - 1, self.scale, self.granularity).to(self.dtype)
+
+    def parts(self) -> Mapping[str, Part]:
+        return {"codes": Integers(self.codes, 1), "scale": Floats(self.scale)}
+
+    @property
+    def operand_bits(self) -> int:
+        return self.bits
