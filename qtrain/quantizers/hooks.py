@@ -6,11 +6,27 @@ needs one of them has the method, and nothing else has to know.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from qtrain.functional.random import seed_of
+
+Rate = float | Callable[[float], float]
+"""A number, or a schedule: the number as a function of progress, the share of steps done, 0 to 1."""
+
+
+def rate_at(rate: Rate, progress: float) -> float:
+    """``rate`` at ``progress``."""
+    return float(rate(progress)) if callable(rate) else float(rate)
+
+
+def checked_share(owner: str, name: str, rate: Rate) -> Rate:
+    """``rate`` if it is a schedule or a number in [0, 1]; otherwise an error that says whose it is."""
+    if not callable(rate) and not 0 <= rate <= 1:
+        raise ValueError(f"{owner}: {name} must be in [0, 1], got {rate}; or give a schedule with such values")
+    return rate
 
 
 @runtime_checkable
@@ -41,3 +57,19 @@ def begin_step_(model: nn.Module, *, seed: int, step: int, progress: float) -> N
     for place, module in enumerate(model.modules()):
         if isinstance(module, StepAware):
             module.begin_step_(progress=progress, key=seed_of(seed, step, place))
+
+
+def project(quantizer: nn.Module, weight: Tensor) -> Tensor:
+    """``weight`` after each projection that ``quantizer``, or a quantizer inside it, asks for."""
+    for module in quantizer.modules():
+        if isinstance(module, Projection):
+            weight = module.project(weight)
+    return weight
+
+
+@runtime_checkable
+class ScalesOutput(Protocol):
+    """An input quantizer whose values lack a factor that only the layer's output can take, as XNOR-Net's map K."""
+
+    def output_factor(self, x: Tensor, layer: nn.Module) -> Tensor:
+        """The factor of ``layer``'s output before the bias, against which it broadcasts; ``x`` is the layer's input."""

@@ -1,0 +1,73 @@
+"""What quantizers around another quantizer share: QuantNoise, blending, ProxQuant, the split of outliers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import final
+
+import torch
+from torch import Tensor
+
+from qtrain.quantizers.base import MakeQuantizer, Quantizer
+from qtrain.quantizers.hooks import ScalesOutput
+from qtrain.spec import Observed, QuantSpec
+from qtrain.storage.base import QTensor
+
+
+class Wrapper(Quantizer, ABC):
+    """Base of quantizers that hold another, ``inner``, for the same tensor.
+
+    Bit widths, code range, granularity, and whether zero is kept and bits may change, are those of ``inner``; what the
+    wrapper serves, it serves where ``inner`` does. A subclass whose storage is not that of ``inner`` says so itself.
+    """
+
+    def __init__(self, *, spec: QuantSpec, quantizer: MakeQuantizer) -> None:
+        inner = quantizer(spec=spec)
+        name = type(self).__name__
+        if isinstance(inner, ScalesOutput):
+            raise ValueError(
+                f"{name}: {type(inner).__name__} needs a factor on the layer's output, which no wrapper hands on; "
+                "take bnn for a sign without factor"
+            )
+        # In the instance, where they hide the class's own: what a wrapper can do is known with its inner quantizer.
+        vars(self).update(
+            widths=inner.widths,
+            serves=self.serves & inner.serves,
+            keeps_zero=inner.keeps_zero,
+            switchable=inner.switchable,
+        )
+        super().__init__(spec=spec, granularity=inner.granularity, codes=inner._codes)
+        self.inner = inner
+        self.follow_inner_()
+
+    @final
+    def follow_inner_(self) -> None:
+        """Take over the sign, and whether it is calibrated, from ``inner``; for the end of a calibration."""
+        self.set_range_(bits=int(self.bits), signed=bool(self.inner.signed))
+        self.initialized.copy_(self.inner.initialized)
+
+
+class TrainingWrapper(Wrapper, ABC):
+    """A wrapper that changes only the forward in training: in eval mode and in storage it is ``inner``."""
+
+    @final
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        return self.train_forward(x) if self.training else self.inner(x)
+
+    @abstractmethod
+    def train_forward(self, x: Tensor) -> Tensor:
+        """The forward of an enabled quantizer in training: ``x`` and ``self.inner(x)`` made into one."""
+
+    @final
+    def quantize(self, x: Tensor) -> QTensor:
+        return self.inner.quantize(x)
+
+    @final
+    @torch.no_grad()
+    def calibrate_(self, observed: Observed) -> None:
+        self.inner.calibrate_(observed)
+        self.follow_inner_()
+
+    @final
+    def storage_bits(self) -> int:
+        return self.inner.storage_bits()
