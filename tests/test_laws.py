@@ -41,6 +41,8 @@ REFUSALS = (
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "affine": [{}, {"symmetric": False}, {"narrow": True}],
+    "binary_connect": [{}, {"stochastic": True}],
+    "bnn_plus": [{}, {"regulariser": "l1", "strength": 0.1}],
     "lsq": [{}, {"init": "range"}],
 }
 """Options that change what a quantizer computes; one that is not named here is tested as its YAML stands."""

@@ -60,11 +60,8 @@ def begin_step_(model: nn.Module, *, seed: int, step: int, progress: float) -> N
 
 
 def project(quantizer: nn.Module, weight: Tensor) -> Tensor:
-    """``weight`` after each projection that ``quantizer``, or a quantizer inside it, asks for."""
-    for module in quantizer.modules():
-        if isinstance(module, Projection):
-            weight = module.project(weight)
-    return weight
+    """``weight`` as ``quantizer`` projects it, or itself where that is no ``Projection``; so wrappers hand it on."""
+    return quantizer.project(weight) if isinstance(quantizer, Projection) else weight
 
 
 @runtime_checkable

@@ -18,7 +18,8 @@ class Wrapper(Quantizer, ABC):
     """Base of quantizers that hold another, ``inner``, for the same tensor.
 
     Bit widths, code range, granularity, and whether zero is kept and bits may change, are those of ``inner``; what the
-    wrapper serves, it serves where ``inner`` does. A subclass whose storage is not that of ``inner`` says so itself.
+    wrapper serves, it serves where ``inner`` does. A step-aware ``inner`` is found by :func:`begin_step_` itself; a
+    projection of the weight is handed on by the subclass: ``project(self.inner, weight)`` of the hooks.
     """
 
     def __init__(self, *, spec: QuantSpec, quantizer: MakeQuantizer) -> None:

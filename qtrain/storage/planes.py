@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -13,15 +13,19 @@ from qtrain.spec import Granularity, PerTensor
 from qtrain.storage.base import Floats, Integers, Part, QTensor
 
 
-def signed_sum(signs: Tensor, scale: Tensor, granularity: Granularity) -> Tensor:
-    """``sum_m signs[m] * scale[m]``, float32: ``signs`` (M, ...) of -1 and 1, ``scale`` (M, *state).
+def signed_sum(signs: Tensor | Sequence[Tensor], scale: Tensor | None, granularity: Granularity) -> Tensor:
+    """``sum_m signs[m] * scale[m]``, float32: M tensors of -1 and 1; ``scale`` (M, *state), or ``None`` for ones.
 
     Added up from the first plane to the last, one after the other, so that whoever uses this gets the same bits.
     """
-    shape = tuple(signs.shape[1:])
-    total = signs[0].to(torch.float32) * granularity.expand(scale[0], shape)
+
+    def plane(m: int) -> Tensor:
+        values = signs[m].to(torch.float32)
+        return values if scale is None else values * granularity.expand(scale[m], tuple(values.shape))
+
+    total = plane(0)
     for m in range(1, len(signs)):
-        total = total + signs[m].to(torch.float32) * granularity.expand(scale[m], shape)
+        total = total + plane(m)
     return total
 
 
@@ -30,17 +34,21 @@ def signed_sum(signs: Tensor, scale: Tensor, granularity: Granularity) -> Tensor
 class BitPlanes(QTensor):
     """``value = sum_m (2 codes[m] - 1) * scale[m]``: ``codes`` (M, ...) of 0 and 1, ``bits`` planes.
 
-    ``scale`` (M, *state) is stored in 32 bits each. Binary weights have one plane, ABC-Net's and LQ-Nets' several.
+    ``scale`` (M, *state) is stored in 32 bits each; ``None`` stands for ones, which need no storage. Binary weights
+    have one plane, ABC-Net's and LQ-Nets' several.
     """
 
-    scale: Tensor
+    scale: Tensor | None = None
     granularity: Granularity = PerTensor()  # noqa: RUF009 - frozen
 
     def dequantize(self) -> Tensor:
         return signed_sum(2 * self.codes - 1, self.scale, self.granularity).to(self.dtype)
 
     def parts(self) -> Mapping[str, Part]:
-        return {"codes": Integers(self.codes, 1), "scale": Floats(self.scale)}
+        stored: dict[str, Part] = {"codes": Integers(self.codes, 1)}
+        if self.scale is not None:
+            stored["scale"] = Floats(self.scale)
+        return stored
 
     @property
     def operand_bits(self) -> int:
