@@ -41,9 +41,12 @@ REFUSALS = (
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "affine": [{}, {"symmetric": False}, {"narrow": True}],
+    "apot": [{}, {"normalize": False}, {"rescale": True}],
     "binary_connect": [{}, {"stochastic": True}],
     "bnn_plus": [{}, {"regulariser": "l1", "strength": 0.1}],
     "lsq": [{}, {"init": "range"}],
+    "power_of_two": [{}, {"scale": "calibrated"}, {"scale": "power_of_two"}],
+    "twn": [{}, {"exact": True}],
 }
 """Options that change what a quantizer computes; one that is not named here is tested as its YAML stands."""
 
