@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from qtrain.convert.calibrate import calibrate
 from qtrain.convert.layers import find_layers
-from qtrain.convert.swap import swap_layers
 from qtrain.distill.hard import Hard
 from qtrain.distill.objective import Objective
 from qtrain.lit.optim import parameter_groups
@@ -36,6 +35,7 @@ from qtrain.models.taps import feature_shapes
 from qtrain.models.teacher import FrozenTeacher
 from qtrain.tasks.config import compose
 from qtrain.tasks.instantiate import instantiate
+from qtrain.tasks.prepare import convert
 from qtrain.tasks.record import identity_of, typical_bits
 from qtrain.tasks.results import append_row, provenance
 
@@ -83,19 +83,16 @@ def build(node: DictConfig) -> nn.Module:
 
 def quantised(cfg: DictConfig) -> nn.Module:
     """The experiment's student, calibrated on random images."""
-    model, q = build(cfg.model), cfg.quantize
+    model = build(cfg.model)
     images = torch.randn(8, CHANNELS, SIZE, SIZE)
-    found = find_layers(model, images[:1])
-    allocation = instantiate(q.bits)(list(found.layers))
-    swap_layers(model, found, allocation, weight=instantiate(q.weight), input=instantiate(q.input))
-    calibrate(model, [images], weight=instantiate(q.weight_observer), input=instantiate(q.input_observer))
+    calibrate(model, [images], convert(cfg, model, images[:1]))
     return model
 
 
 def student_bits(cfg: DictConfig) -> tuple[int, int]:
     """The weight and input bits that most of the student's layers have."""
     found = find_layers(build(cfg.model), torch.zeros(1, CHANNELS, SIZE, SIZE))
-    return typical_bits(instantiate(cfg.quantize.bits)(list(found.layers)))
+    return typical_bits(instantiate(cfg.quantize.bits)(found.weighted))
 
 
 def frozen_teacher(setting: Setting, names: Sequence[str]) -> FrozenTeacher:

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from qtrain.allocate.uniform import Uniform
+from qtrain.convert.plan import Policy
 from qtrain.data.base import VisionData
 from qtrain.distill.objective import Objective
 from qtrain.observers.base import Observer
@@ -32,6 +33,8 @@ PACKAGES = {
     "allocate": "quantize.bits",
     "schedule": "lr_schedule",
     "granularity": "quantize.weight.granularity",
+    "gradient": "quantize.gradient",
+    "policy": "quantize.policies.some",
 }
 """Groups whose place in the config is not their own name."""
 
@@ -39,6 +42,7 @@ FILL = {
     "model/timm": ["model.name=test_efficientnet"],
     "data/imagefolder": ["data.root=images"],
     "data/parquet": ["data.root=images"],
+    "policy/policy": ["quantize.policies.some.kinds=[linear]"],
 }
 """Values that a file leaves to the user (``???``): what a user would give."""
 
@@ -58,11 +62,18 @@ def build_model(made: Any) -> None:
 
 
 def build_quantizer(made: Any) -> None:
-    assert isinstance(made(spec=QuantSpec(bits=4, shape=(8, 3, 3, 3))), Quantizer)
+    kind = made.func
+    bits = 4 if 4 in kind.widths else kind.widths[0]
+    shape = (8, 3, 3, 3) if "weight" in kind.serves else ()
+    assert isinstance(made(spec=QuantSpec(bits=bits, shape=shape)), Quantizer)
 
 
 def build_observer(made: Any) -> None:
     assert isinstance(made(granularity=PerTensor()), Observer)
+
+
+def build_gradient(made: Any) -> None:
+    assert made == {} or isinstance(made(), nn.Module)
 
 
 def build_allocate(made: Any) -> None:
@@ -112,6 +123,8 @@ BUILD: dict[str, Callable[[Any], None]] = {
     "data": is_a(VisionData),
     "objective": is_a(Objective),
     "granularity": is_a(Granularity),
+    "gradient": build_gradient,
+    "policy": is_a(Policy),
 }
 """Group -> what its options must become. A new option needs no line here, a new group does."""
 
@@ -120,6 +133,8 @@ BUILD: dict[str, Callable[[Any], None]] = {
 def test_option_composes_and_builds(group: str, option: str) -> None:
     place = PACKAGES.get(group, group)
     choice = f"{group}@{place}={option}" if place != group else f"{group}={option}"
+    if group == "policy":  # the root config has none, so one more is added and not replaced
+        choice = f"+{choice}"
     cfg = compose([choice, *FILL.get(f"{group}/{option}", ())])
     made = instantiate(OmegaConf.select(cfg, place))
     BUILD[group](made)

@@ -39,8 +39,8 @@ class Uniform:
 
 def _checked(where: str, bits: LayerBits) -> LayerBits:
     for name, value in zip(LayerBits._fields, bits, strict=True):
-        if value != FULL_PRECISION and not 2 <= value <= 16:
+        if value != FULL_PRECISION and not 1 <= value <= 16:
             raise ValueError(
-                f"Uniform: {where}{name} must be 2..16 bits, or {FULL_PRECISION} for full precision, got {value}"
+                f"Uniform: {where}{name} must be 1..16 bits, or {FULL_PRECISION} for full precision, got {value}"
             )
     return bits

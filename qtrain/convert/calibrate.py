@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from qtrain.convert.layers import quant_layers, set_quantization
+from qtrain.convert.plan import LayerPlan
 from qtrain.modes import evaluating
+from qtrain.nn import Operand
 from qtrain.observers.base import Observer
-from qtrain.spec import Granularity
-
-
-class MakeObserver(Protocol):
-    """What a config's observer is before it knows its quantizer: a constructor that lacks only ``granularity``."""
-
-    def __call__(self, *, granularity: Granularity) -> Observer: ...
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, images: Iterable[Tensor], *, weight: MakeObserver, input: MakeObserver) -> None:
-    """Initialise every quantizer of ``model`` in place.
+def calibrate(model: nn.Module, images: Iterable[Tensor], plans: Mapping[str, LayerPlan]) -> None:
+    """Initialise every quantizer of ``model`` in place, with the observers of its layer's plan.
 
     Weights are observed as they are; inputs over a full-precision forward of ``images``, an iterable of
     (N, C, H, W), in eval mode, so that one layer's rounding does not colour what the next one observes. The modes of
     all modules are restored. Raises ``ValueError`` where a layer with an input quantizer saw no image.
     """
     layers = quant_layers(model)
-    for layer in layers.values():
-        if layer.weight_quantizer is not None:
-            observer = weight(granularity=layer.weight_quantizer.granularity)
+    for name, layer in layers.items():
+        if layer.weight_quantizer is not None and not isinstance(layer, Operand):
             tensor = layer.effective_weight()
+            observer = plans[name].weight_observer(granularity=layer.weight_quantizer.granularity)
             observer.update(tensor)
             observed = observer.observed(int(layer.weight_quantizer.bits))
             layer.weight_quantizer.calibrate_(observed._replace(tensor=tensor))
@@ -41,7 +35,7 @@ def calibrate(model: nn.Module, images: Iterable[Tensor], *, weight: MakeObserve
     handles = []
     for name, layer in layers.items():
         if layer.input_quantizer is not None:
-            observers[name] = input(granularity=layer.input_quantizer.granularity)
+            observers[name] = plans[name].input_observer(granularity=layer.input_quantizer.granularity)
             observe = observers[name].update
             handles.append(layer.register_forward_pre_hook(lambda _, args, observe=observe: observe(args[0])))
     set_quantization(model, enabled=False)

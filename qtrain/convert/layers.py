@@ -6,22 +6,42 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from qtrain.models.forms import LayerForm, describe_model
 from qtrain.modes import evaluating
-from qtrain.nn import QuantConv2d, QuantLayer, QuantLinear
+from qtrain.nn import QuantLayer
+from qtrain.nn.operations import Add, MatMul, Softmax
+
+OPERATIONS: dict[str, type[nn.Module]] = {"add": Add, "matmul": MatMul, "softmax": Softmax}
+"""Kind of an operation on activations -> the module that does it."""
 
 
 @dataclass(frozen=True)
 class Quantizable:
-    """Layers of a model in the order in which they run, and reasons for those left out; keys are qualified names."""
+    """Layers of a model in the order in which they run, and reasons for those left out; keys are qualified names.
+
+    ``operands`` are the operands of exposed operations: name -> kind of the operation. They are among ``layers`` too.
+    ``features`` are further kinds that a layer is of: depthwise, pointwise, first, last.
+    """
 
     layers: dict[str, LayerForm]
     skipped: dict[str, str]
+    operands: dict[str, str]
+    features: dict[str, tuple[str, ...]]
+
+    @property
+    def weighted(self) -> list[str]:
+        """Names of the layers that have weights, in the order in which they run."""
+        return [name for name in self.layers if name not in self.operands]
+
+    def kinds(self, name: str) -> tuple[str, ...]:
+        """All that a policy may call the layer ``name`` by."""
+        return (self.operands.get(name, self.layers[name].kind), *self.features.get(name, ()))
 
 
 def find_layers(model: nn.Module, example: Tensor) -> Quantizable:
-    """Every convolution and linear layer of ``model`` that conversion can replace.
+    """Every convolution, linear, embedding layer and exposed operand of ``model`` that conversion can replace.
 
     One forward of ``example`` (N, C, H, W), in eval mode and without gradient, gives the order, and unmasks layers
     whose owner uses their weight without calling them: replacing such a layer would quantise nothing, so they are
@@ -30,16 +50,29 @@ def find_layers(model: nn.Module, example: Tensor) -> Quantizable:
     described = describe_model(model)
     forms = {name: form for name, form in described.items() if isinstance(form, LayerForm)}
     skipped = {name: reason for name, reason in described.items() if isinstance(reason, str)}
-    order = _call_order(model, example, list(forms))
+    kinds = {kind: name for name, kind in OPERATIONS.items()}
+    operands = {
+        f"{name}.{child}": kinds[type(module)]
+        for name, module in model.named_modules()
+        if type(module) in kinds
+        for child, _ in module.named_children()
+    }
+    order = _call_order(model, example, [*forms, *operands])
     for name in forms:
         if name not in order:
             skipped[name] = "never called: its owner uses the weight directly, or leaves the layer out in eval mode"
-    return Quantizable({name: forms[name] for name in order}, skipped)
+    weighted = [name for name in order if name in forms]
+    features = {name: _features(model.get_submodule(name)) for name in weighted}
+    if weighted:
+        features[weighted[0]] += ("first",)
+        features[weighted[-1]] += ("last",)
+    layers = {name: forms.get(name, LayerForm("operand")) for name in order}
+    return Quantizable(layers, skipped, {n: k for n, k in operands.items() if n in order}, features)
 
 
 def quant_layers(model: nn.Module) -> dict[str, QuantLayer]:
-    """The converted layers of ``model`` by qualified name."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, QuantConv2d | QuantLinear)}
+    """The converted layers of ``model`` by qualified name, operands of operations among them."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, QuantLayer)}
 
 
 def set_quantization(model: nn.Module, *, enabled: bool) -> None:
@@ -48,6 +81,14 @@ def set_quantization(model: nn.Module, *, enabled: bool) -> None:
         for quantizer in (layer.weight_quantizer, layer.input_quantizer):
             if quantizer is not None:
                 quantizer.enabled = enabled
+
+
+def _features(layer: nn.Module) -> tuple[str, ...]:
+    if not isinstance(layer, _ConvNd):
+        return ()
+    if layer.groups > 1 and layer.groups == layer.in_channels:
+        return ("depthwise",)
+    return ("pointwise",) if set(layer.kernel_size) == {1} and layer.groups == 1 else ()
 
 
 def _call_order(model: nn.Module, example: Tensor, names: list[str]) -> list[str]:

@@ -1,70 +1,93 @@
-"""Putting quantised layers in place of a model's own, by an allocation of bits."""
+"""Putting quantised layers in place of a model's own, by a plan for each."""
 
 from __future__ import annotations
 
-import difflib
 import logging
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import nn
 
 from qtrain.convert.layers import Quantizable
+from qtrain.convert.plan import LayerPlan
 from qtrain.models.forms import LayerForm
-from qtrain.nn import QuantConv2d, QuantLayer, QuantLinear
-from qtrain.quantizers.base import Quantizer
-from qtrain.spec import FULL_PRECISION, Allocation, QuantSpec
+from qtrain.nn import (
+    Operand,
+    QuantConv1d,
+    QuantConv2d,
+    QuantConv3d,
+    QuantConvTranspose,
+    QuantEmbedding,
+    QuantLayer,
+    QuantLinear,
+)
+from qtrain.spec import FULL_PRECISION, QuantSpec
 
 log = logging.getLogger(__name__)
 
+MakeGradientQuantizer = Callable[[], nn.Module]
 
-class MakeQuantizer(Protocol):
-    """What a config's quantizer is before it knows its tensor: a constructor that lacks only ``spec``."""
-
-    def __call__(self, *, spec: QuantSpec) -> Quantizer: ...
+_CONVOLUTIONS: dict[str, Any] = {"conv1d": QuantConv1d, "conv2d": QuantConv2d, "conv3d": QuantConv3d}
 
 
 def swap_layers(
     model: nn.Module,
     found: Quantizable,
-    allocation: Allocation,
+    plans: Mapping[str, LayerPlan],
     *,
-    weight: MakeQuantizer,
-    input: MakeQuantizer,
+    gradient: MakeGradientQuantizer | None = None,
 ) -> None:
-    """Replace, in place, every layer that ``allocation`` names by its quantised form; parameters are shared.
+    """Replace, in place, every layer that has bits in ``plans`` by its quantised form; parameters are shared.
 
-    Layers that are quantizable but unnamed, or named with ``FULL_PRECISION`` for both, stay as they are. What was
-    skipped is logged, once, with the reason. Raises ``ValueError`` for a name that is not a quantizable layer.
+    What stays in full precision is logged, once, with the reason. ``gradient`` makes the quantizer of the gradient that
+    comes back to a layer with a quantised weight. Raises ``ValueError``, the layer's name in front, where a quantizer
+    refuses a layer.
     """
-    for name in allocation:
-        if name not in found.layers:
-            reason = found.skipped.get(name) or f"no such layer; close: {difflib.get_close_matches(name, found.layers)}"
-            raise ValueError(f"allocation: layer {name!r} cannot be quantised: {reason}")
     for name, reason in found.skipped.items():
         log.warning("left in full precision: %s: %s", name, reason)
     for name, form in found.layers.items():
-        bits = allocation.get(name)
-        if bits is None or (bits.weight == FULL_PRECISION and bits.input == FULL_PRECISION):
+        plan = plans[name]
+        bits = plan.bits
+        if bits.weight == FULL_PRECISION and bits.input == FULL_PRECISION:
             log.info("left in full precision: %s: the allocation gives it no bits", name)
             continue
         source = model.get_submodule(name)
         layer = _quantised(source, form)
-        if bits.weight != FULL_PRECISION:
-            layer.weight_quantizer = weight(
-                spec=QuantSpec(bits=bits.weight, shape=tuple(layer.weight.shape), signed=True)
-            )
-        if bits.input != FULL_PRECISION:
-            layer.input_quantizer = input(spec=QuantSpec(bits=bits.input))
-        layer.to(layer.weight.device)
+        try:
+            if bits.weight != FULL_PRECISION and not isinstance(layer, Operand):
+                shape = tuple(layer.effective_weight().shape)
+                layer.weight_quantizer = plan.weight(spec=QuantSpec(bits=bits.weight, shape=shape, signed=True))
+            if bits.input != FULL_PRECISION and form.kind != "embedding":
+                axis = 1 if form.kind.startswith("conv") else -1
+                layer.input_quantizer = plan.input(spec=QuantSpec(bits=bits.input, channel_axis=axis))
+        except ValueError as error:
+            raise ValueError(f"layer {name!r}: {error}") from error
+        if gradient is not None and layer.weight_quantizer is not None:
+            layer.gradient_quantizer = gradient()
+        if isinstance(source, Operand):
+            continue
+        layer.to(source.weight.device)  # type: ignore[arg-type]
         _replace(model, source, layer)
 
 
 def _quantised(source: nn.Module, form: LayerForm) -> QuantLayer:
-    if form.kind == "conv2d":
-        assert isinstance(source, nn.Conv2d)
-        return QuantConv2d(source=source, pad=form.pad, weight_transform=form.weight_transform)
-    assert isinstance(source, nn.Linear)
-    return QuantLinear(source=source)
+    match form.kind:
+        case "conv1d" | "conv2d" | "conv3d":
+            made: QuantLayer = _CONVOLUTIONS[form.kind](
+                source=source, pad=form.pad, weight_transform=form.weight_transform
+            )
+        case "conv_transpose":
+            made = QuantConvTranspose(source=source)  # type: ignore[arg-type]
+        case "embedding":
+            assert isinstance(source, nn.Embedding)
+            made = QuantEmbedding(source=source)
+        case "operand":
+            assert isinstance(source, Operand)
+            made = source
+        case _:
+            assert isinstance(source, nn.Linear)
+            made = QuantLinear(source=source)
+    return made
 
 
 def _replace(model: nn.Module, source: nn.Module, layer: nn.Module) -> None:

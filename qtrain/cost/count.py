@@ -4,12 +4,14 @@ Two figures decide whether a low-bit student was worth its training: the bytes t
 that decode them, and the bit operations of one image. Both follow from the model alone, so they are counted here once,
 for the closing table, the report and every search over bit widths.
 
-- Size: a quantised weight counts ``QTensor.nbits``, everything else that a checkpoint would hold (other parameters,
-  batch-norm statistics) 32 bits an element; each tensor is rounded up to whole bytes.
+- Size: a quantised weight counts ``QTensor.nbits`` (codes, scales, codebooks, outliers), everything else that a
+  checkpoint would hold (other parameters, batch-norm statistics) 32 bits an element; each tensor is rounded up to whole
+  bytes.
 - MACs: multiply-accumulates of convolutions and matrix products for one image; additions of biases, normalisations and
   activations are not counted, as usual in the field.
 - Bit operations: ``MACs * weight bits * input bits``, 32 for a floating-point side (the product term of Baskin et al.,
-  UNIQ, arXiv 1804.10969; the accumulator's additions are left out).
+  UNIQ, arXiv 1804.10969; the accumulator's additions are left out). What counts is the width of a factor of the
+  product, so a weight that is looked up in a codebook of floats counts 32, however few bits its index has.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from qtrain.modes import evaluating
-from qtrain.nn import QUANT_LAYERS
+from qtrain.nn import Operand, QuantLayer, QuantWeighted
+from qtrain.nn.operations import MatMul
 from qtrain.spec import FULL_PRECISION
 
 OUTSIDE_LAYERS = "(outside layers)"
@@ -35,8 +38,8 @@ OUTSIDE_LAYERS = "(outside layers)"
 class LayerCost:
     """One convolution or linear layer, for one image; ``shape`` is the weight's.
 
-    ``weight_storage_bits`` are codes and scales of the weight, ``input_storage_bits`` the scales of the input
-    quantizer; ``bops`` are ``macs * weight_bits * input_bits``.
+    ``weight_bits`` and ``input_bits`` are those of the factors. ``weight_storage_bits`` are codes and scales of the
+    weight, ``input_storage_bits`` the scales of the input quantizer; ``bops`` are ``macs * weight_bits * input_bits``.
     """
 
     name: str
@@ -133,22 +136,25 @@ def count(model: nn.Module, example: Tensor) -> CostReport:
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every convolution and linear layer, once, by its first qualified name."""
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, _ConvNd | nn.Linear))
+    """Every layer that multiplies or holds a matrix, once, by its first qualified name."""
+    kinds = _ConvNd | nn.Linear | nn.Embedding | MatMul
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, kinds))
 
 
 def _layer_cost(name: str, module: nn.Module, macs: int) -> LayerCost:
+    if isinstance(module, MatMul):
+        (left_bits, left_storage), (right_bits, right_storage) = map(_input_cost, (module.left, module.right))
+        return LayerCost(name, "matmul", (), 0, macs, right_bits, left_bits, 0, left_storage + right_storage)
     weight = module.weight
     assert isinstance(weight, Tensor)
-    weight_bits = input_bits = FULL_PRECISION
-    weight_storage, input_storage = weight.numel() * FULL_PRECISION, 0
-    if isinstance(module, QUANT_LAYERS):
+    weight_bits, weight_storage = FULL_PRECISION, weight.numel() * FULL_PRECISION
+    input_bits, input_storage = FULL_PRECISION, 0
+    if isinstance(module, QuantWeighted):
         with torch.no_grad():
             if module.weight_quantizer is not None:
                 stored = module.weight_quantizer.quantize(module.effective_weight())
-                weight_bits, weight_storage = stored.bits, stored.nbits
-        if module.input_quantizer is not None:
-            input_bits, input_storage = int(module.input_quantizer.bits), module.input_quantizer.storage_bits()
+                weight_bits, weight_storage = stored.operand_bits, stored.nbits
+        input_bits, input_storage = _input_cost(module)
     return LayerCost(
         name=name,
         kind=_kind(module),
@@ -162,9 +168,16 @@ def _layer_cost(name: str, module: nn.Module, macs: int) -> LayerCost:
     )
 
 
+def _input_cost(layer: QuantLayer) -> tuple[int, int]:
+    """Bits of an input as a factor, and bits that its decoding takes."""
+    if layer.input_quantizer is None:
+        return FULL_PRECISION, 0
+    return int(layer.input_quantizer.bits), layer.input_quantizer.storage_bits()
+
+
 def _kind(module: nn.Module) -> str:
-    if isinstance(module, nn.Linear):
-        return "linear"
+    if isinstance(module, nn.Linear | nn.Embedding):
+        return "linear" if isinstance(module, nn.Linear) else "embedding"
     assert isinstance(module, _ConvNd)
     transposed = "_transpose" if isinstance(module, _ConvTransposeNd) else ""
     return f"conv{transposed}{len(module.kernel_size)}d"
@@ -180,10 +193,7 @@ def _count_macs(model: nn.Module, example: Tensor) -> tuple[dict[str, int], int]
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            mapped = args[0] if isinstance(module, _ConvTransposeNd) else output
-            weight = module.weight
-            assert isinstance(weight, Tensor)
-            macs[name] = macs.get(name, 0) + mapped.numel() * weight[0].numel()
+            macs[name] = macs.get(name, 0) + _products(module, args, output)
 
         return add
 
@@ -201,16 +211,36 @@ def _count_macs(model: nn.Module, example: Tensor) -> tuple[dict[str, int], int]
     return {name: n // images for name, n in macs.items()}, outside // images
 
 
+def _products(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> int:
+    """Multiplications of one call: so many for each element of the output, or of a transposed convolution's input."""
+    if isinstance(module, MatMul):
+        return output.numel() * args[0].shape[-1]
+    if isinstance(module, nn.Embedding):
+        return 0
+    mapped = args[0] if isinstance(module, _ConvTransposeNd) else output
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return mapped.numel() * weight[0].numel()
+
+
 def _sizes(model: nn.Module, rows: dict[str, LayerCost]) -> tuple[int, int]:
     """Bytes of the model as it would be stored, and of the same model in full precision."""
     quantizers: list[str] = []
     encoded: list[str] = []
+    operands = 0
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, QUANT_LAYERS):
+        if isinstance(module, QuantLayer):
             prefix = f"{name}." if name else ""
-            quantizers += [f"{prefix}weight_quantizer.", f"{prefix}input_quantizer."]
+            quantizers += [f"{prefix}weight_quantizer.", f"{prefix}input_quantizer.", f"{prefix}gradient_quantizer."]
             if module.weight_quantizer is not None:
                 encoded += [f"{prefix}weight", f"{prefix}weight_transform."]
+    # Operands of products have a row of their own; those of sums and softmax have none.
+    multiplied = {
+        id(operand) for module in model.modules() if isinstance(module, MatMul) for operand in module.children()
+    }
+    for module in model.modules():
+        if isinstance(module, Operand) and id(module) not in multiplied:
+            operands += _bytes(_input_cost(module)[1])
     # Integer state is counters (num_batches_tracked) and index tables that the code builds again: not stored.
     state = {
         name: tensor
@@ -218,9 +248,14 @@ def _sizes(model: nn.Module, rows: dict[str, LayerCost]) -> tuple[int, int]:
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not name.startswith(tuple(quantizers))
     }
     kept = [tensor for name, tensor in state.items() if not name.startswith(tuple(encoded))]
-    codes = sum(_bytes(row.weight_storage_bits) for row in rows.values() if row.weight_bits != FULL_PRECISION)
+    coded = [name for name, module in _layers(model) if _has_codes(module)]
+    codes = sum(_bytes(rows[name].weight_storage_bits) for name in coded)
     scales = sum(_bytes(row.input_storage_bits) for row in rows.values())
-    return _float_bytes(kept) + codes + scales, _float_bytes(list(state.values()))
+    return _float_bytes(kept) + codes + scales + operands, _float_bytes(list(state.values()))
+
+
+def _has_codes(module: nn.Module) -> bool:
+    return isinstance(module, QuantWeighted) and module.weight_quantizer is not None
 
 
 def _float_bytes(tensors: list[Tensor]) -> int:

@@ -16,6 +16,8 @@ from qtrain.functional.random import seed_of
 from qtrain.lit.optim import MakeOptimizer, parameter_groups
 from qtrain.lit.step import StudentStep
 from qtrain.models.teacher import FrozenTeacher
+from qtrain.nn.project import project_weights_
+from qtrain.quantizers.hooks import begin_step_
 from qtrain.schedules.base import Schedule
 from qtrain.spec import Batch
 
@@ -62,7 +64,9 @@ class QATModule(pl.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Whatever the forward draws (dropout, stochastic depth) becomes a function of (seed, step).
         torch.manual_seed(seed_of(self._seed, self.global_step))
-        self.objective.set_progress_(self.global_step / max(1, self._total_steps))
+        progress = self.global_step / max(1, self._total_steps)
+        begin_step_(self.student, seed=self._seed, step=self.global_step, progress=progress)
+        self.objective.set_progress_(progress)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self._teacher is None:
@@ -72,6 +76,10 @@ class QATModule(pl.LightningModule):
             losses = self._step[0](batch.image, batch.target, logits, features)
         self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()}, batch_size=len(batch.image))
         return losses["total"]
+
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        super().optimizer_step(*arguments, **options)
+        project_weights_(self.student)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         logits = self.student(batch.image)

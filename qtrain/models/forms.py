@@ -8,6 +8,7 @@ needs, or why it has no quantised form. A quantised layer built so computes the 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,10 +42,11 @@ log = logging.getLogger(__name__)
 class LayerForm:
     """How to rebuild a layer: ``kind(pad(x), weight_transform(weight))``.
 
-    ``kind`` is ``conv2d`` or ``linear``; stride, dilation, groups and bias are the original's own attributes.
-    With ``pad`` the convolution itself runs with padding 0, without it with the original's ``padding``.
-    ``weight_transform`` maps the stored weight to the one that is convolved with, of the same shape; a gain
-    that it owns is the original's parameter object. Both modules are new with each call of ``describe``.
+    ``kind`` is ``conv1d``, ``conv2d``, ``conv3d``, ``conv_transpose``, ``linear`` or ``embedding``; stride, dilation,
+    groups and bias are the original's own attributes. With ``pad`` the convolution itself runs with padding 0, without
+    it with the original's ``padding``. ``weight_transform`` maps the stored weight to the one that is convolved with,
+    of the same shape; a gain that it owns is the original's parameter object. Both modules are new with each call of
+    ``describe``.
     """
 
     kind: str
@@ -94,9 +96,6 @@ class StandardizeWeight(nn.Module):
 
 
 NO_FORM: tuple[tuple[type[nn.Module], str], ...] = (
-    (nn.Conv1d, "a convolution over one axis has no quantised form"),
-    (nn.Conv3d, "a convolution over three axes has no quantised form"),
-    (_ConvTransposeNd, "a transposed convolution has no quantised form"),
     (nn.Bilinear, "a bilinear layer has no quantised form"),
     (nn.RNNBase, "the matrices of a recurrent layer are used inside torch's fused kernel"),
     (nn.MultiheadAttention, "in_proj is used inside torch's fused attention"),
@@ -107,7 +106,7 @@ NO_FORM: tuple[tuple[type[nn.Module], str], ...] = (
     (Dct1d, "a fixed cosine transform, not a trained weight"),
     (BlurPool2d, "a fixed blur filter, not a trained weight"),
 )
-"""What multiplies by a matrix and is neither a 2-d convolution nor a linear layer, and why it is left alone."""
+"""What multiplies by a matrix and is neither a convolution nor a linear layer, and why it is left alone."""
 
 FUSED_BIAS = (EvaAttention, BeitAttention, SwinV2Attention)
 """Attentions that keep q_bias and v_bias apart and call F.linear on ``qkv.weight`` themselves."""
@@ -115,12 +114,13 @@ FUSED_BIAS = (EvaAttention, BeitAttention, SwinV2Attention)
 
 def describe(module: nn.Module) -> LayerForm | str | None:
     """The form of one module, the reason why it has none, or None for what holds no convolution or matrix."""
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        return _obstacle(module) or (_conv2d(module) if isinstance(module, nn.Conv2d) else _linear(module))
+    for kind, form_of in _FORMS:
+        if isinstance(module, kind):
+            return _obstacle(module) or form_of(module)
     for kind, reason in NO_FORM:
         if isinstance(module, kind):
             return reason
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag | nn.LayerNorm | nn.RMSNorm):
+    if isinstance(module, nn.EmbeddingBag | nn.LayerNorm | nn.RMSNorm):
         return None
     for name in ("weight", "weights"):
         weight = module._parameters.get(name)
@@ -168,8 +168,8 @@ def merge_fused_biases(model: nn.Module) -> list[str]:
     return merged
 
 
-def _obstacle(module: nn.Conv2d | nn.Linear) -> str | None:
-    """Why a convolution or linear layer cannot be taken by its class alone."""
+def _obstacle(module: nn.Module) -> str | None:
+    """Why a convolution, linear or embedding layer cannot be taken by its class alone."""
     weight = module._parameters.get("weight")
     if isinstance(weight, nn.UninitializedParameter):
         return "its weight has no shape before the first forward"
@@ -202,6 +202,30 @@ def _conv2d(module: nn.Conv2d) -> LayerForm | str:
     return f"a {type(module).__name__} has a forward of its own"
 
 
+def _plain_conv(module: nn.Conv1d | nn.Conv3d) -> LayerForm | str:
+    kind = nn.Conv1d if isinstance(module, nn.Conv1d) else nn.Conv3d
+    if type(module).forward is not kind.forward or type(module)._conv_forward is not kind._conv_forward:
+        return f"a {type(module).__name__} has a forward of its own"
+    name = f"conv{len(module.kernel_size)}d"
+    if module.padding_mode == "zeros":
+        return LayerForm(name)
+    return LayerForm(name, pad=ModePad(amounts=list(module._reversed_padding_repeated_twice), mode=module.padding_mode))
+
+
+def _transposed(module: _ConvTransposeNd) -> LayerForm | str:
+    if type(module).forward not in (nn.ConvTranspose1d.forward, nn.ConvTranspose2d.forward, nn.ConvTranspose3d.forward):
+        return f"a {type(module).__name__} has a forward of its own"
+    return LayerForm("conv_transpose")
+
+
+def _embedding(module: nn.Embedding) -> LayerForm | str:
+    if type(module).forward is not nn.Embedding.forward:
+        return f"a {type(module).__name__} has a forward of its own"
+    if module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
+        return "its max_norm, scale_grad_by_freq or sparse gradient acts on the table that is stored"
+    return LayerForm("embedding")
+
+
 def _linear(module: nn.Linear) -> LayerForm | str:
     if type(module).forward in (nn.Linear.forward, TimmLinear.forward):
         return LayerForm("linear")
@@ -231,3 +255,13 @@ def _bypassed_children(module: nn.Module) -> dict[str, str]:
     if _fuses_bias(module):
         return {"qkv": "its attention reads the weight itself; merge_fused_biases(model) makes it an ordinary layer"}
     return {}
+
+
+_FORMS: tuple[tuple[type[nn.Module], Callable[[Any], LayerForm | str]], ...] = (
+    (nn.Conv2d, _conv2d),
+    (nn.Conv1d, _plain_conv),
+    (nn.Conv3d, _plain_conv),
+    (_ConvTransposeNd, _transposed),
+    (nn.Linear, _linear),
+    (nn.Embedding, _embedding),
+)

@@ -1,11 +1,25 @@
 """Floor 2: layers with a weight and an input quantizer."""
 
-from qtrain.nn.conv import QuantConv2d
+from qtrain.nn.conv import QuantConv1d, QuantConv2d, QuantConv3d
+from qtrain.nn.conv_transpose import QuantConvTranspose
+from qtrain.nn.embedding import QuantEmbedding
 from qtrain.nn.linear import QuantLinear
+from qtrain.nn.operations import Operand
 
-QuantLayer = QuantConv2d | QuantLinear
-"""Any layer that conversion puts in place; for type hints. At run time test against :data:`QUANT_LAYERS`."""
+QuantWeighted = QuantConv1d | QuantConv2d | QuantConv3d | QuantConvTranspose | QuantEmbedding | QuantLinear
+"""Any layer with a weight that conversion puts in place; for type hints and ``isinstance``."""
 
-QUANT_LAYERS = (QuantConv2d, QuantLinear)
+QuantLayer = QuantWeighted | Operand
+"""Any place where conversion puts quantizers; for type hints and ``isinstance``."""
 
-__all__ = ["QUANT_LAYERS", "QuantConv2d", "QuantLayer", "QuantLinear"]
+__all__ = [
+    "Operand",
+    "QuantConv1d",
+    "QuantConv2d",
+    "QuantConv3d",
+    "QuantConvTranspose",
+    "QuantEmbedding",
+    "QuantLayer",
+    "QuantLinear",
+    "QuantWeighted",
+]

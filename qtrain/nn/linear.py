@@ -7,6 +7,7 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qtrain.nn.base import quantised_product, without_quantizers
 from qtrain.quantizers.base import Quantizer
 
 
@@ -18,12 +19,15 @@ class QuantLinear(nn.Linear):
     x (..., in_features).
     """
 
+    weight_quantizer: Quantizer | None
+    input_quantizer: Quantizer | None
+    gradient_quantizer: nn.Module | None
+
     def __init__(self, *, source: nn.Linear) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = source.in_features, source.out_features
         self.weight, self.bias = source.weight, source.bias
-        self.weight_quantizer: Quantizer | None = None
-        self.input_quantizer: Quantizer | None = None
+        without_quantizers(self)
         self.training = source.training
 
     def effective_weight(self) -> Tensor:
@@ -31,7 +35,4 @@ class QuantLinear(nn.Linear):
         return self.weight
 
     def forward(self, input: Tensor) -> Tensor:
-        weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
-        if self.input_quantizer is not None:
-            input = self.input_quantizer(input)
-        return F.linear(input, weight, self.bias)
+        return quantised_product(self, input, F.linear, self.bias)

@@ -15,13 +15,15 @@ from torch import nn
 
 from qtrain.convert.calibrate import calibrate
 from qtrain.convert.layers import find_layers
+from qtrain.convert.operations import expose_operations
+from qtrain.convert.plan import LayerPlan, plan_layers
 from qtrain.convert.swap import swap_layers
 from qtrain.data.base import VisionData
 from qtrain.distill.objective import Objective
 from qtrain.models.forms import merge_fused_biases
 from qtrain.models.taps import feature_shapes
 from qtrain.models.teacher import FrozenTeacher
-from qtrain.spec import Allocation
+from qtrain.spec import FULL_PRECISION, Allocation, LayerBits
 from qtrain.tasks.instantiate import instantiate
 from qtrain.tasks.targets import ConfigError
 
@@ -73,15 +75,37 @@ def quantise(cfg: DictConfig, model: nn.Module, data: VisionData) -> Prepared:
         model.to(memory_format=torch.channels_last)
     if not cfg.quantize.enabled:
         return Prepared(model, {})
+    plans = convert(cfg, model, example_input(data))
+    batches = cfg.quantize.calibration_batches
+    log.info("calibrating %d layers on %d batches", len(plans), batches)
+    calibrate(model, (batch.image for batch in data.calibration_batches(batches)), plans)
+    return Prepared(model, {name: plan.bits for name, plan in plans.items()})
+
+
+def convert(cfg: DictConfig, model: nn.Module, example: torch.Tensor) -> dict[str, LayerPlan]:
+    """Swap the layers of ``model`` in place by ``cfg.quantize``, not calibrated yet; what was planned for each."""
     q = cfg.quantize
+    operations = {str(kind): int(bits) for kind, bits in q.operations.items() if bits is not None}
     merge_fused_biases(model)
-    found = find_layers(model, example_input(data))
-    allocation: Allocation = instantiate(q.bits)(list(found.layers))
-    swap_layers(model, found, allocation, weight=instantiate(q.weight), input=instantiate(q.input))
-    images = (batch.image for batch in data.calibration_batches(q.calibration_batches))
-    log.info("calibrating %d layers on %d batches", len(allocation), q.calibration_batches)
-    calibrate(model, images, weight=instantiate(q.weight_observer), input=instantiate(q.input_observer))
-    return Prepared(model, allocation)
+    try:
+        expose_operations(model, operations, example)
+        found = find_layers(model, example)
+        allocation: Allocation = instantiate(q.bits)(found.weighted)
+        operands = {name: LayerBits(FULL_PRECISION, operations[kind]) for name, kind in found.operands.items()}
+        plans = plan_layers(found, {**allocation, **operands}, _recipe(cfg), instantiate(q.policies))
+        swap_layers(model, found, plans, gradient=instantiate(q.gradient) or None)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"quantize: {error}") from error
+    return plans
+
+
+def _recipe(cfg: DictConfig) -> LayerPlan:
+    """What all layers get that no policy changes."""
+    q = cfg.quantize
+    parts = {name: instantiate(q[name]) for name in ("weight", "input", "weight_observer", "input_observer")}
+    return LayerPlan(**parts)
 
 
 def build_objective(cfg: DictConfig, student: nn.Module, teacher: nn.Module | None, data: VisionData) -> Objective:

@@ -12,6 +12,13 @@ from omegaconf import MISSING
 
 
 @dataclass
+class Operations:
+    add: int | None = MISSING
+    matmul: int | None = MISSING
+    softmax: int | None = MISSING
+
+
+@dataclass
 class Quantize:
     enabled: bool = MISSING
     calibration_batches: int = MISSING
@@ -20,6 +27,9 @@ class Quantize:
     weight_observer: Any = MISSING
     input_observer: Any = MISSING
     bits: Any = MISSING
+    policies: dict[str, Any] | None = MISSING
+    operations: Operations = field(default_factory=Operations)
+    gradient: Any = None
 
 
 @dataclass

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from qtrain.allocate.uniform import Uniform
 from qtrain.convert.calibrate import calibrate
 from qtrain.convert.layers import Quantizable, find_layers, quant_layers, set_quantization
+from qtrain.convert.plan import LayerPlan, plan_layers
 from qtrain.convert.swap import swap_layers
 from qtrain.models.factory import create_model
 from qtrain.models.forms import merge_fused_biases
-from qtrain.nn import QUANT_LAYERS, QuantConv2d, QuantLinear
+from qtrain.nn import QuantConv2d, QuantLayer, QuantLinear
 from qtrain.observers.min_max import MinMax
 from qtrain.quantizers.lsq import LSQ
 from qtrain.spec import LayerBits, PerChannel
@@ -76,10 +77,19 @@ def small(name: str) -> tuple[nn.Module, Tensor]:
     return model.eval(), torch.randn(2, 3, size, size)
 
 
+RECIPE = LayerPlan(
+    weight=partial(LSQ, granularity=PerChannel(0)), input=LSQ, weight_observer=MinMax, input_observer=MinMax
+)
+
+
+def calibrate_all(model: nn.Module, images: list[Tensor]) -> None:
+    calibrate(model, images, dict.fromkeys(quant_layers(model), RECIPE))
+
+
 def convert(model: nn.Module, x: Tensor, bits: int = 4) -> Quantizable:
     found = find_layers(model, x[:1])
     allocation = Uniform(weight=bits, input=bits)(list(found.layers))
-    swap_layers(model, found, allocation, weight=partial(LSQ, granularity=PerChannel(0)), input=LSQ)
+    swap_layers(model, found, plan_layers(found, allocation, RECIPE))
     return found
 
 
@@ -97,14 +107,14 @@ def test_with_quantizers_off_the_output_is_the_originals(name: str) -> None:
         assert expected.std() > 0
         assert torch.equal(converted(x), expected)
         set_quantization(converted, enabled=True)
-        calibrate(converted, [x], weight=MinMax, input=MinMax)
+        calibrate_all(converted, [x])
         assert not torch.equal(converted(x), expected), "with quantizers on it is another function"
 
     # Names stay, save that the gain of a scaled convolution now belongs to its weight transform.
     assert keys <= {key.replace("weight_transform.", "") for key in converted.state_dict()}
     for path, module in original.named_modules(remove_duplicate=False):
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
-            replaced = isinstance(converted.get_submodule(path), QUANT_LAYERS)
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear | nn.Embedding):
+            replaced = isinstance(converted.get_submodule(path), QuantLayer)
             assert replaced != (path in found.skipped), f"{path} is neither converted nor skipped with a reason"
             assert replaced == (path in found.layers)
     assert all(found.skipped.values())
@@ -130,14 +140,18 @@ def test_layers_come_in_the_order_in_which_they_run() -> None:
 
 
 def test_what_is_skipped_is_logged_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 4, 3), nn.Conv2d(4, 4, 1))
+    class Twofold(nn.Bilinear):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x, x)
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Twofold(6, 6, 6), nn.Conv2d(4, 4, 1))
     with caplog.at_level(logging.INFO, logger="qtrain"):
         found = find_layers(model, torch.zeros(1, 3, 8, 8))
         bits = {"0": LayerBits(4, 4), "2": LayerBits(32, 32)}
-        swap_layers(model, found, bits, weight=LSQ, input=LSQ)
-    assert found.skipped == {"1": "a transposed convolution has no quantised form"}
+        swap_layers(model, found, plan_layers(found, bits, RECIPE))
+    assert found.skipped == {"1": "a bilinear layer has no quantised form"}
     assert [record.getMessage() for record in caplog.records] == [
-        "left in full precision: 1: a transposed convolution has no quantised form",
+        "left in full precision: 1: a bilinear layer has no quantised form",
         "left in full precision: 2: the allocation gives it no bits",
     ]
     assert isinstance(model[0], QuantConv2d)
@@ -178,13 +192,14 @@ def test_names_that_cannot_be_quantised_are_refused() -> None:
     model, x = tiny()
     found = find_layers(model, x)
     with pytest.raises(ValueError, match=r"allocation: layer 'layer1.0.conv9' cannot be quantised.*layer1.0.conv1"):
-        swap_layers(model, found, {"layer1.0.conv9": LayerBits(4, 4)}, weight=LSQ, input=LSQ)
+        plan_layers(found, {"layer1.0.conv9": LayerBits(4, 4)}, RECIPE)
 
 
 def test_weights_alone_or_inputs_alone() -> None:
     model, x = tiny()
     bits = {"conv1": LayerBits(4, 32), "linear": LayerBits(32, 4)}
-    swap_layers(model, find_layers(model, x), bits, weight=LSQ, input=LSQ)
+    found = find_layers(model, x)
+    swap_layers(model, found, plan_layers(found, bits, RECIPE))
     layers = quant_layers(model)
     assert list(layers) == ["conv1", "linear"]
     assert layers["conv1"].input_quantizer is None
@@ -201,7 +216,7 @@ def test_calibration_sees_full_precision_and_leaves_modes_alone() -> None:
     model.train()
     model.layer1.eval()
     statistics = model.bn1.running_mean.clone()
-    calibrate(model, [x[:2], x[2:]], weight=MinMax, input=MinMax)
+    calibrate_all(model, [x[:2], x[2:]])
     assert model.training
     assert not model.layer1[0].bn1.training
     assert model.layer2[0].bn1.training
@@ -225,7 +240,7 @@ def test_calibration_without_images_is_refused() -> None:
     model, x = tiny()
     convert(model, x)
     with pytest.raises(ValueError, match="calibrate: layer 'conv1' saw no image; give at least one calibration batch"):
-        calibrate(model, [], weight=MinMax, input=MinMax)
+        calibrate_all(model, [])
 
 
 def test_more_bits_are_nearer_to_full_precision() -> None:
@@ -235,7 +250,7 @@ def test_more_bits_are_nearer_to_full_precision() -> None:
         with torch.no_grad():
             expected = model(x)
             convert(model, x, bits=bits)
-            calibrate(model, [x], weight=MinMax, input=MinMax)
+            calibrate_all(model, [x])
             errors.append((model(x) - expected).square().mean().item())
     assert errors[0] > errors[1] > errors[2]
 
@@ -244,5 +259,5 @@ def test_uniform_bits_with_first_and_last_apart() -> None:
     bits = Uniform(weight=2, input=4, first=LayerBits(8, 8), last=LayerBits(8, 32))(["a", "b", "c"])
     assert bits == {"a": (8, 8), "b": (2, 4), "c": (8, 32)}
     assert Uniform(weight=2, input=2)([]) == {}
-    with pytest.raises(ValueError, match=r"Uniform: first.weight must be 2..16 bits, or 32 for full precision, got 1"):
-        Uniform(weight=2, input=2, first=LayerBits(1, 8))
+    with pytest.raises(ValueError, match=r"Uniform: first.weight must be 1..16 bits, or 32 for full precision, got 0"):
+        Uniform(weight=2, input=2, first=LayerBits(0, 8))

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from qtrain.allocate.uniform import Uniform
 from qtrain.convert.calibrate import calibrate
 from qtrain.convert.layers import find_layers
+from qtrain.convert.plan import LayerPlan, plan_layers
 from qtrain.convert.swap import swap_layers
 from qtrain.distill.hard import Hard
 from qtrain.distill.hint import Hint
@@ -52,8 +53,10 @@ def network(width: float, seed: int, **options: Any) -> nn.Module:
 def student() -> nn.Module:
     model = network(0.25, 0, drop_rate=0.2)
     found = find_layers(model, torch.zeros(1, 1, 8, 8))
-    swap_layers(model, found, Uniform(weight=4, input=4)(list(found.layers)), weight=LSQ, input=LSQ)
-    calibrate(model, [batches()[0].image], weight=MinMax, input=MinMax)
+    recipe = LayerPlan(weight=LSQ, input=LSQ, weight_observer=MinMax, input_observer=MinMax)
+    plans = plan_layers(found, Uniform(weight=4, input=4)(found.weighted), recipe)
+    swap_layers(model, found, plans)
+    calibrate(model, [batches()[0].image], plans)
     return model
 
 

@@ -104,9 +104,7 @@ def replaced_forward() -> nn.Module:
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
-        (nn.Conv1d(1, 1, 3), "over one axis"),
-        (nn.Conv3d(1, 1, 3), "over three axes"),
-        (nn.ConvTranspose2d(1, 1, 3), "transposed"),
+        (nn.Embedding(2, 3, max_norm=1.0), "acts on the table"),
         (nn.LSTM(2, 2), "recurrent"),
         (nn.Bilinear(2, 2, 2), "bilinear"),
         (nn.MultiheadAttention(4, 2), "fused attention"),
@@ -124,7 +122,20 @@ def test_what_has_no_form_has_a_reason(module: nn.Module, reason: str) -> None:
     assert reason in described
 
 
-@pytest.mark.parametrize("module", [nn.ReLU(), nn.BatchNorm2d(3), nn.LayerNorm((2, 3)), nn.Embedding(2, 3)])
+@pytest.mark.parametrize(
+    ("module", "kind"),
+    [
+        (nn.Conv1d(1, 1, 3), "conv1d"),
+        (nn.Conv3d(1, 1, 3), "conv3d"),
+        (nn.ConvTranspose2d(1, 1, 3), "conv_transpose"),
+        (nn.Embedding(2, 3), "embedding"),
+    ],
+)
+def test_other_kinds_have_their_form(module: nn.Module, kind: str) -> None:
+    assert describe(module) == LayerForm(kind)
+
+
+@pytest.mark.parametrize("module", [nn.ReLU(), nn.BatchNorm2d(3), nn.LayerNorm((2, 3)), nn.EmbeddingBag(2, 3)])
 def test_what_is_no_matrix_is_none(module: nn.Module) -> None:
     assert describe(module) is None
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qtrain.lit.callbacks.journal import MetricJournal
 from qtrain.lit.student import student_of
 from qtrain.modes import evaluating
-from qtrain.nn import QuantLayer
+from qtrain.nn import Operand, QuantLayer
 from qtrain.quantizers.base import Quantizer
 from qtrain.storage.affine import AffineTensor
 from qtrain.storage.base import QTensor
@@ -57,7 +57,8 @@ def scale_statistics(student: nn.Module, image: Tensor) -> dict[str, float]:
                 figures[f"clipped/{name}"] = clipped_fraction(stored, x)
 
     def before(name: str, layer: Any, x: Tensor) -> None:
-        look(f"{name}.weight", layer.weight_quantizer, layer.effective_weight())
+        if not isinstance(layer, Operand):
+            look(f"{name}.weight", layer.weight_quantizer, layer.effective_weight())
         look(f"{name}.input", layer.input_quantizer, x)
 
     for name, module in student.named_modules():

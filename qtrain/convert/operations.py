@@ -1,0 +1,139 @@
+"""Turning sums, products and softmax that a model writes as operators into modules that can be quantised.
+
+A module whose forward contains such an operation is traced by ``torch.fx`` with its children as they are, the operation
+becomes a child module, and the traced module takes the old one's place: same children, same names, same parameters.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from qtrain.convert.layers import OPERATIONS
+from qtrain.modes import evaluating
+
+log = logging.getLogger(__name__)
+
+_FUNCTIONS: dict[Callable[..., Any], str] = {
+    operator.add: "add", operator.iadd: "add", torch.add: "add",
+    operator.matmul: "matmul", torch.matmul: "matmul", torch.bmm: "matmul",
+    torch.softmax: "softmax", F.softmax: "softmax",
+}  # fmt: skip
+_METHODS = {"add": "add", "add_": "add", "matmul": "matmul", "bmm": "matmul", "softmax": "softmax"}
+
+
+class _Shallow(fx.Tracer):
+    """Traces one module's own forward; its children are calls."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+@torch.no_grad()
+def expose_operations(model: nn.Module, kinds: Collection[str], example: Tensor) -> list[str]:
+    """Put modules in place of the operations of ``kinds`` (``add``, ``matmul``, ``softmax``); their qualified names.
+
+    Only sums of two activations count, so residual sums and not the addition of a parameter. Attention that torch fuses
+    is taken apart first, which changes its output by rounding alone. What cannot be traced is left as it is and logged.
+    Raises ``ValueError`` for an unknown kind, where nothing of a kind is found, and where the output on ``example``
+    (N, C, H, W) changes by more than rounding.
+    """
+    if unknown := set(kinds) - set(OPERATIONS):
+        raise ValueError(f"operations: no kind {sorted(unknown)}; use {sorted(OPERATIONS)}")
+    if not kinds:
+        return []
+    with evaluating(model):
+        expected = model(example)
+    exposed: list[str] = []
+    for name, module in list(model.named_modules()):
+        if name and not type(module).__module__.startswith("torch.nn"):
+            traced, inserted = _traced(name, module, kinds)
+            if traced is not None:
+                parent, _, child = name.rpartition(".")
+                setattr(model.get_submodule(parent), child, traced)
+                exposed += [f"{name}.{inner}" for inner in inserted]
+    for kind in kinds:
+        if not any(isinstance(model.get_submodule(name), OPERATIONS[kind]) for name in exposed):
+            raise ValueError(
+                f"operations.{kind}: {type(model).__name__} has none that can be exposed; leave operations.{kind} null"
+            )
+    with evaluating(model):
+        if not torch.allclose(model(example), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())):
+            raise ValueError(
+                f"operations: {type(model).__name__} computes something else once its operations are modules; "
+                "leave operations null for it"
+            )
+    return exposed
+
+
+def _traced(name: str, module: nn.Module, kinds: Collection[str]) -> tuple[nn.Module | None, list[str]]:
+    """``module`` with its operations as children, and the children's names; ``None`` where it has none of ``kinds``."""
+    fused = bool(getattr(module, "fused_attn", False))
+    if fused:
+        setattr(module, "fused_attn", False)  # noqa: B010 - a plain attribute of timm's attentions
+    try:
+        graph, other = _graph(module), _graph(module, training=not module.training)
+    except Exception as error:  # whatever a forward does with a proxy
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        log.info("operations inside %s are not looked for: it cannot be traced: %s", name, reason)
+        _restore(module, fused)
+        return None, []
+    nodes = [(node, kind) for node in graph.nodes if (kind := _kind(node)) is not None and kind in kinds]
+    if nodes and str(graph) != str(other):
+        log.warning("operations inside %s stay as they are: its forward depends on the mode (training or not)", name)
+        nodes = []
+    if not nodes:
+        _restore(module, fused)
+        return None, []
+    traced = fx.GraphModule(module, graph, class_name=type(module).__name__)
+    for key, value in vars(module).items():
+        # Plain attributes (num_features, drop_path rate, ...) that others read.
+        if key not in vars(traced) and not key.startswith("_"):
+            setattr(traced, key, value)
+    inserted = []
+    for number, (node, kind) in enumerate(nodes):
+        child = f"{kind}_{number}"
+        traced.add_submodule(child, OPERATIONS[kind]())
+        with graph.inserting_before(node):
+            arguments, options = node.args, {k: v for k, v in node.kwargs.items() if kind == "softmax" and k == "dim"}
+            node.replace_all_uses_with(graph.call_module(child, arguments[:2], options))
+        graph.erase_node(node)
+        inserted.append(child)
+    graph.lint()
+    traced.graph = graph
+    traced.train(module.training)
+    return traced, inserted
+
+
+def _restore(module: nn.Module, fused: bool) -> None:
+    if fused:
+        setattr(module, "fused_attn", True)  # noqa: B010
+
+
+def _graph(module: nn.Module, training: bool | None = None) -> fx.Graph:
+    """The graph of ``module``'s own forward, with optional arguments left at their defaults."""
+    before = module.training
+    module.training = before if training is None else training
+    try:
+        return _Shallow().trace(module)
+    finally:
+        module.training = before
+
+
+def _kind(node: fx.Node) -> str | None:
+    """Which operation on activations ``node`` is; both operands must be computed ones, not parameters or numbers."""
+    kind = None
+    if node.op == "call_function":
+        kind = _FUNCTIONS.get(node.target)  # type: ignore[arg-type]
+    elif node.op == "call_method":
+        kind = _METHODS.get(str(node.target))
+    if kind in ("add", "matmul"):
+        operands = [a for a in node.args[:2] if isinstance(a, fx.Node) and a.op != "get_attr"]
+        return kind if len(operands) == 2 and not node.kwargs else None
+    return kind

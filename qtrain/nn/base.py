@@ -1,0 +1,69 @@
+"""What all quantised layers do: quantise weight and input, multiply, and let the gradient back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from qtrain.quantizers.base import Quantizer
+
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(quantised input, quantised weight, bias) -> output."""
+
+
+class Quantised(Protocol):
+    """The part of a quantised layer that is the same for all."""
+
+    weight_quantizer: Quantizer | None
+    input_quantizer: Quantizer | None
+    gradient_quantizer: nn.Module | None
+
+    def effective_weight(self) -> Tensor: ...
+
+
+def quantised_product(layer: Quantised, input: Tensor, product: Product, bias: Tensor | None) -> Tensor:
+    """``product(Q_x(input), Q_w(W'), bias)``, whose gradient passes through the layer's gradient quantizer.
+
+    An input quantizer with an ``output_factor`` (XNOR-Net's map of input magnitudes) multiplies the product by it
+    before the bias.
+    """
+    weight = layer.effective_weight()
+    if layer.weight_quantizer is not None:
+        weight = layer.weight_quantizer(weight)
+    quantizer = layer.input_quantizer
+    x = input if quantizer is None else quantizer(input)
+    factor = getattr(quantizer, "output_factor", None)
+    if factor is None or quantizer is None or not quantizer.enabled:
+        output = product(x, weight, bias)
+    else:
+        output = product(x, weight, None) * factor(input, layer)
+        if bias is not None:
+            output = output + bias.reshape(-1, *(1 for _ in weight.shape[2:]))
+    return output if layer.gradient_quantizer is None else layer.gradient_quantizer(output)
+
+
+def adopt_convolution(
+    layer: _ConvNd, source: _ConvNd, pad: nn.Module | None, weight_transform: nn.Module | None
+) -> None:
+    """Give ``layer``, fresh and without attributes, the options and the very parameters of ``source``."""
+    nn.Module.__init__(layer)
+    for name in [*source.__constants__, "_reversed_padding_repeated_twice"]:
+        if hasattr(source, name):
+            setattr(layer, name, getattr(source, name))
+    if pad is not None:
+        layer.padding = (0,) * len(source.kernel_size)
+    layer.weight, layer.bias = source.weight, source.bias
+    layer.transposed, layer.output_padding = source.transposed, source.output_padding
+    setattr(layer, "pad", pad)  # noqa: B010 - the stub of _ConvNd does not have it
+    setattr(layer, "weight_transform", weight_transform)  # noqa: B010
+    without_quantizers(layer)
+    layer.training = source.training
+
+
+def without_quantizers(layer: nn.Module) -> None:
+    """Set the three quantizers of ``layer`` to absent."""
+    for name in ("weight_quantizer", "input_quantizer", "gradient_quantizer"):
+        setattr(layer, name, None)

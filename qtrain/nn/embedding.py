@@ -1,0 +1,41 @@
+"""A table of quantised vectors."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qtrain.nn.base import without_quantizers
+from qtrain.quantizers.base import Quantizer
+
+
+@final
+class QuantEmbedding(nn.Embedding):
+    """Rows of ``Q_w(W)`` in place of rows of ``W``; without a quantizer it is ``source``, bit for bit.
+
+    Indices have nothing to quantise, so there is never an input quantizer. The whole table is quantised in each
+    forward, which for the tables of vision models is cheap.
+    """
+
+    weight_quantizer: Quantizer | None
+    input_quantizer: Quantizer | None
+    gradient_quantizer: nn.Module | None
+
+    def __init__(self, *, source: nn.Embedding) -> None:
+        nn.Module.__init__(self)
+        for name in source.__constants__:
+            setattr(self, name, getattr(source, name))
+        self.weight = source.weight
+        without_quantizers(self)
+        self.training = source.training
+
+    def effective_weight(self) -> Tensor:
+        """The table before quantization: (num_embeddings, embedding_dim)."""
+        return self.weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
+        output = F.embedding(input, weight, self.padding_idx)
+        return output if self.gradient_quantizer is None else self.gradient_quantizer(output)
