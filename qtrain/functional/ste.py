@@ -6,10 +6,14 @@ exact forward and replaces the derivative by the one that its paper defines.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+GradientRule = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(gradient, key of random draws, bits) -> the gradient to go on with."""
 
 
 class _Round(torch.autograd.Function):
@@ -102,4 +106,27 @@ def with_penalty(x: Tensor, penalty: Tensor) -> Tensor:
     does not contain it; every backward through ``x`` adds it once.
     """
     result: Tensor = _WithPenalty.apply(x, penalty)
+    return result
+
+
+class _WithGradientRule(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rule: GradientRule, key: Tensor, bits: Tensor) -> Tensor:
+        ctx.rule = rule
+        ctx.save_for_backward(key, bits)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        key, bits = ctx.saved_tensors
+        return ctx.rule(grads[0], key, bits), None, None, None
+
+
+def with_gradient_rule(x: Tensor, rule: GradientRule, key: Tensor, bits: Tensor) -> Tensor:
+    """``x``, bit for bit; in the backward its gradient ``g`` is replaced by ``rule(g, key, bits)``, of the same shape.
+
+    So gradients are quantised (DoReFa, arXiv 1606.06160, §2.5): ``bits`` and ``key``, which random draws are a function
+    of, are tensors, so that a change is no recompilation.
+    """
+    result: Tensor = _WithGradientRule.apply(x, rule, key, bits)
     return result

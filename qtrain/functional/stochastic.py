@@ -1,0 +1,16 @@
+"""Stochastic rounding: up or down at random, so that the mean over draws is the value itself."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def stochastic_round(x: Tensor, uniform: Tensor) -> Tensor:
+    """``floor(x)``, plus 1 with probability ``x - floor(x)`` (Gupta et al. 2015, arXiv 1502.02551, §3).
+
+    ``uniform`` is drawn from [0, 1), one number for each element. The expectation is ``x``; whole numbers stay, so no
+    result lies outside a range with whole ends that holds ``x``.
+    """
+    below = x.floor()
+    # Not floor(x + uniform), which the addition's own rounding would push over the next whole number.
+    return below + (uniform < x - below)
