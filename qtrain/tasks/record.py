@@ -90,7 +90,7 @@ def append_results(
         "config_hash": identity_of(cfg),
         "task": cfg.task,
         "notes": notes,
-        **{key: value for key, value in summary.items() if key not in ("layers", "status", "name")},
+        **{key: value for key, value in summary.items() if key not in ("layers", "status")},
     }
     for path in {folder / "results.csv", *([Path(cfg.results)] if cfg.results else [])}:
         append_row(path, row)

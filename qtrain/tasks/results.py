@@ -31,7 +31,9 @@ HEADER = (
 ).split(",")
 """Columns of every results file, in this order; a file may have further columns after them."""
 
-NOT_HASHED = ("output", "name", "run_dir", "resume", "overwrite", "results", "report", "logger", "allow_targets")
+NOT_HASHED = (
+    "output", "name", "run_dir", "resume", "overwrite", "results", "report", "logger", "allow_targets", "select",
+)  # fmt: skip
 """Top-level options that say where results go and how they are shown, not what they are."""
 
 

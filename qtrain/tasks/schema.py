@@ -108,5 +108,6 @@ class Root:
     overwrite: bool = MISSING
     results: str | None = MISSING
     variants: dict[str, list[str]] | None = MISSING
+    select: list[str] | None = MISSING
     checkpoint: str | None = MISSING
     allow_targets: list[str] = MISSING

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib
 import logging
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from qtrain.tasks.config import compose
+from qtrain.tasks.targets import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -18,8 +20,8 @@ log = logging.getLogger(__name__)
 def run_task(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Run ``cfg.task``; ``overrides`` are those that led to ``cfg``.
 
-    Where a training names ``variants``, each is a run of its own: the same overrides, then the variant's, with the
-    variant's name. Finished ones are not repeated, so the same command picks up where it was stopped. At the end all of
+    Where a training names ``variants``, each that ``select`` does not leave out is a run of its own: the same overrides,
+    then the variant's, with the variant's name. Finished ones are not repeated, so the same command picks up where it was stopped. At the end all of
     the experiment's runs go into one report. Figures of variants come back as ``<variant>/<figure>``.
     """
     run = importlib.import_module(f"qtrain.tasks.{cfg.task}").run
@@ -27,11 +29,23 @@ def run_task(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
         figures: dict[str, Any] = run(cfg)
         return figures
     together: dict[str, Any] = {}
-    for number, (name, changes) in enumerate(cfg.variants.items(), start=1):
-        log.info("variant %d of %d: %s", number, len(cfg.variants), name)
-        variant = compose([*overrides, *changes, f"name={name}", "variants=null"])
+    chosen = selected(cfg)
+    for number, name in enumerate(chosen, start=1):
+        log.info("variant %d of %d: %s", number, len(chosen), name)
+        variant = compose([*overrides, *cfg.variants[name], f"name={name}", "variants=null", "select=null"])
         together |= {f"{name}/{key}": value for key, value in run(variant).items()}
     folder = Path(cfg.run_dir).parent
-    report = compose([*overrides, "task=report", "variants=null", f"report.folder={folder}"])
+    report = compose([*overrides, "task=report", "variants=null", "select=null", f"report.folder={folder}"])
     importlib.import_module("qtrain.tasks.report").run(report)
     return together
+
+
+def selected(cfg: DictConfig) -> list[str]:
+    """Names of the variants to run, in order. Raises ``ConfigError`` for a pattern that fits none of them."""
+    names = [str(name) for name in cfg.variants]
+    if cfg.select is None:
+        return names
+    for pattern in cfg.select:
+        if not fnmatch.filter(names, pattern):
+            raise ConfigError(f"select: {pattern!r} fits no variant; there are {', '.join(names)}")
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in cfg.select)]

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.cost.count import OUTSIDE_LAYERS, count
-from qtrain.nn import QuantConv2d, QuantLinear
+from qtrain.nn import QuantConv1d, QuantConv2d, QuantConvTranspose, QuantEmbedding, QuantLinear
 from qtrain.quantizers.affine import Affine
+from qtrain.quantizers.kmeans import KMeans
 from qtrain.quantizers.lsq import LSQ
 from qtrain.spec import PerChannel, QuantSpec
 
@@ -96,6 +97,33 @@ def test_weight_only_quantization_leaves_the_input_at_32_bits() -> None:
     conv = count(model, IMAGE).layers[0]
     assert (conv.weight_bits, conv.input_bits, conv.input_storage_bits) == (3, 32, 0)
     assert conv.bops == 6912 * 3 * 32
+
+
+def test_an_index_into_a_table_of_floats_multiplies_as_a_float() -> None:
+    model = quantised(Small())
+    assert isinstance(model.conv, QuantConv2d)
+    quantizer = KMeans(spec=QuantSpec(bits=3, shape=(4, 3, 3, 3), signed=True))
+    model.conv.weight_quantizer = quantizer
+    conv = count(model, IMAGE).layers[0]
+    assert (conv.weight_bits, conv.input_bits) == (32, 2)
+    assert conv.weight_storage_bits == 108 * 3 + 8 * 32, "codes, and a codebook of eight"
+
+
+def test_every_kind_of_layer_by_hand() -> None:
+    model = nn.Sequential(
+        nn.Embedding(5, 4), nn.Flatten(), nn.Unflatten(1, (4, 3)), nn.Conv1d(4, 2, 2), nn.ConvTranspose1d(2, 3, 2)
+    )
+    layers = [QuantEmbedding(source=model[0]), QuantConv1d(source=model[3]), QuantConvTranspose(source=model[4])]
+    for place, layer in zip((0, 3, 4), layers, strict=True):
+        shape = tuple(layer.effective_weight().shape)
+        layer.weight_quantizer = LSQ(spec=QuantSpec(bits=2, shape=shape, signed=True), granularity=PerChannel(0))
+        model[place] = layer
+    cost = count(model, torch.zeros(1, 3, dtype=torch.long))
+    # A look-up multiplies nothing; two outputs of 2 * 4 taps and 2 channels; two inputs of 2 channels into 3 * 2 taps.
+    assert [(row.kind, row.macs) for row in cost.layers] == [("embedding", 0), ("conv1d", 32), ("conv_transpose1d", 24)]
+    # Codes of 2 bits; scales for 5 rows, 2 and 3 output channels. Biases of 2 and 3 floats besides.
+    assert [row.weight_storage_bits for row in cost.layers] == [40 + 5 * 32, 32 + 2 * 32, 24 + 3 * 32]
+    assert cost.size_bytes == 25 + 12 + 15 + 4 * (2 + 3)
 
 
 def test_resnet20_has_the_known_figures() -> None:

@@ -15,7 +15,7 @@ from qtrain.tasks import record
 from qtrain.tasks.config import AD_HOC, compose
 from qtrain.tasks.summary import FINISHED, read_summary
 from qtrain.tasks.targets import ConfigError
-from qtrain.tasks.variants import run_task
+from qtrain.tasks.variants import run_task, selected
 
 TINY = """
     trainer=cpu data.max_train=640 data.max_test=100 model=cifar_resnet8 model.width=0.5 fit.epochs=1
@@ -174,6 +174,16 @@ def test_variants_run_one_after_the_other_and_end_in_a_report(first: tuple[Path,
     for name in ("few", "many"):
         assert (first[0] / "outputs" / AD_HOC / name / "summary.json").is_file()
     assert (first[0] / "outputs" / AD_HOC / "report.html").is_file()
+
+
+def test_some_of_the_variants_can_be_selected(first: tuple[Path, dict[str, Any]]) -> None:
+    cfg = compose(["variants={one-w2: [], one-w4: [], two-w4: []}", "select=['*-w4']"])
+    assert selected(cfg) == ["one-w4", "two-w4"]
+    assert selected(compose(["variants={one: [], two: []}"])) == ["one", "two"]
+    with pytest.raises(ConfigError, match=r"select: 'three' fits no variant; there are one, two"):
+        selected(compose(["variants={one: [], two: []}", "select=[one,three]"]))
+    (row,) = csv.DictReader((first[0] / "outputs" / AD_HOC / "few" / "results.csv").open())
+    assert row["name"] == "few"
 
 
 def test_an_objective_that_needs_a_teacher_says_so(first: tuple[Path, dict[str, Any]]) -> None:

@@ -1,0 +1,194 @@
+"""Sums, products and softmax become modules without changing the function, and can then be quantised."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from qtrain.convert.calibrate import calibrate
+from qtrain.convert.layers import find_layers, quant_layers
+from qtrain.convert.operations import expose_operations
+from qtrain.convert.plan import LayerPlan, Policy, plan_layers
+from qtrain.convert.swap import swap_layers
+from qtrain.cost.count import OUTSIDE_LAYERS, count
+from qtrain.models.factory import create_model
+from qtrain.observers.min_max import MinMax
+from qtrain.quantizers.affine import Affine
+from qtrain.spec import LayerBits
+
+RECIPE = LayerPlan(weight=Affine, input=Affine, weight_observer=MinMax, input_observer=MinMax)
+
+
+def resnet() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return create_model(name="cifar_resnet8", num_classes=10, width=0.25).eval(), torch.randn(2, 3, 16, 16)
+
+
+def vit() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=10, img_size=32, depth=2).eval()
+    for parameter in model.parameters():
+        if not parameter.any():
+            nn.init.uniform_(parameter, -0.5, 0.5)
+    return model, torch.randn(2, 3, 32, 32)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "mobilenetv3_small_050"])
+def test_residual_sums_of_timm_become_modules_bit_for_bit(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = timm.create_model(name, num_classes=5).eval(), torch.randn(2, 3, 32, 32)
+    original = copy.deepcopy(model)
+    exposed = expose_operations(model, ["add"], x)
+    assert exposed
+    with torch.no_grad():
+        assert torch.equal(model(x), original(x))
+    assert model.state_dict().keys() == original.state_dict().keys()
+    model.train(), original.train()
+    torch.manual_seed(1)
+    trained = model(x)
+    torch.manual_seed(1)
+    assert torch.equal(trained, original(x)), "drop path and dropout still follow the mode"
+
+
+def test_a_resnet_has_a_sum_for_each_block() -> None:
+    model, x = resnet()
+    exposed = expose_operations(model, ["add"], x)
+    assert exposed == [f"layer{i}.0.add.add_0" for i in (1, 2, 3)]
+    found = find_layers(model, x)
+    assert found.operands == {f"{name}.{side}": "add" for name in exposed for side in ("left", "right")}
+    assert not set(found.weighted) & set(found.operands)
+    assert found.kinds(found.weighted[-1])[-1] == "last", "operands are not the last layer"
+
+
+def test_attention_is_taken_apart() -> None:
+    model, x = vit()
+    with torch.no_grad():
+        expected = model(x)
+    exposed = expose_operations(model, ["add", "matmul", "softmax"], x)
+    kinds = [name.rpartition(".")[2].rpartition("_")[0] for name in exposed]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"add": 4, "matmul": 4, "softmax": 2}
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def quantised(model: nn.Module, x: Tensor, kinds: dict[str, int]) -> nn.Module:
+    expose_operations(model, kinds, x)
+    found = find_layers(model, x)
+    bits = {name: LayerBits(32, kinds[kind]) for name, kind in found.operands.items()}
+    plans = plan_layers(found, bits, RECIPE)
+    swap_layers(model, found, plans)
+    calibrate(model, [x], plans)
+    return model
+
+
+def test_the_operands_of_a_sum_are_quantised() -> None:
+    """Worked by hand on one block: the sum is that of two rounded tensors."""
+    model, x = resnet()
+    original = copy.deepcopy(model)
+    quantised(model, x, {"add": 3})
+    block, before = model.layer1[0], original.layer1[0]
+    with torch.no_grad():
+        stem = original.act1(original.bn1(original.conv1(x)))
+        branch = before.bn2(before.conv2(before.act1(before.bn1(before.conv1(stem)))))
+        left, right = (
+            getattr(block.add.add_0, side).input_quantizer.quantize(v).dequantize()
+            for side, v in (("left", branch), ("right", stem))
+        )
+        assert torch.equal(block(stem), before.act2(left + right))
+        assert left.unique().numel() <= 8 and not torch.equal(left, branch)
+
+
+def test_a_precision_highway_is_nearer_than_a_low_residual_path() -> None:
+    """More bits on the residual path, the branches as they are (1812.09818)."""
+    errors = []
+    for bits in (2, 8):
+        model, x = resnet()
+        with torch.no_grad():
+            expected = model(x)
+            errors.append((quantised(model, x, {"add": bits})(x) - expected).square().mean().item())
+    assert errors[1] < errors[0] / 10
+
+
+def test_products_count_with_their_bits() -> None:
+    model, x = vit()
+    before = count(model, x)
+    model = quantised(model, x, {"matmul": 4, "softmax": 8})
+    after = count(model, x)
+    rows = {layer.name: layer for layer in after.layers}
+    product = rows["blocks.0.attn.matmul_0"]
+    heads, tokens = model.blocks[0].attn.num_heads, (32 // 16) ** 2 + 1
+    width = model.blocks[0].attn.head_dim
+    assert product.macs == heads * tokens * tokens * width
+    assert (product.weight_bits, product.input_bits, product.bops) == (4, 4, product.macs * 16)
+    assert after.macs == before.macs
+    assert OUTSIDE_LAYERS not in rows
+    quantizers = [layer.input_quantizer for layer in quant_layers(model).values()]
+    assert after.size_bytes - before.size_bytes == 4 * len(quantizers), "a scale for each operand"
+
+
+def test_it_trains_and_compiles() -> None:
+    model, x = resnet()
+    quantised(model, x, {"add": 4}).train()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    loss = compiled(x).square().mean()
+    loss.backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_policies_reach_operands() -> None:
+    model, x = resnet()
+    expose_operations(model, ["add"], x)
+    found = find_layers(model, x)
+    plans = plan_layers(
+        found,
+        dict.fromkeys(found.operands, LayerBits(32, 4)),
+        RECIPE,
+        {"highway": Policy(kinds=["add"], input_bits=16)},
+    )
+    assert {plans[name].bits for name in found.operands} == {(32, 16)}
+
+
+class ModeDependent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(self.fc(x), 0.5, self.training) + self.fc(x)
+
+
+class BranchOnValue(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) + x if x.sum() > 0 else x
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [(ModeDependent(), "depends on the mode"), (BranchOnValue(), "cannot be traced")],
+    ids=["mode", "branch"],
+)
+def test_what_cannot_be_exposed_stays_and_is_logged(
+    module: nn.Module, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        caplog.at_level(logging.INFO, logger="qtrain"),
+        pytest.raises(ValueError, match=r"operations.add: Sequential has none"),
+    ):
+        expose_operations(nn.Sequential(module), ["add"], torch.ones(1, 3))
+    assert reason in caplog.text
+
+
+def test_unknown_kinds_are_refused() -> None:
+    model, x = resnet()
+    with pytest.raises(ValueError, match=r"operations: no kind \['divide'\]; use \['add', 'matmul', 'softmax'\]"):
+        expose_operations(model, ["divide"], x)
