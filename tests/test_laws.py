@@ -43,9 +43,16 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "affine": [{}, {"symmetric": False}, {"narrow": True}],
     "apot": [{}, {"normalize": False}, {"rescale": True}],
     "binary_connect": [{}, {"stochastic": True}],
+    "blend": [{}, {"straight_through": False}],
     "bnn_plus": [{}, {"regulariser": "l1", "strength": 0.1}],
+    "duq": [{}, {"lower": -0.375}],
+    "dynamic": [{}, {"symmetric": False}],
+    "kmeans": [{}, {"train": "both", "huffman": True}],
     "lsq": [{}, {"init": "range"}],
+    "pact": [{}, {"init": 10.0}],
     "power_of_two": [{}, {"scale": "calibrated"}, {"scale": "power_of_two"}],
+    "prox_quant": [{}, {"norm": "l2", "hard_from": 0.5}],
+    "qil": [{}, {"learn_gamma": False}],
     "twn": [{}, {"exact": True}],
 }
 """Options that change what a quantizer computes; one that is not named here is tested as its YAML stands."""

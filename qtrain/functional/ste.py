@@ -130,3 +130,22 @@ def with_gradient_rule(x: Tensor, rule: GradientRule, key: Tensor, bits: Tensor)
     """
     result: Tensor = _WithGradientRule.apply(x, rule, key, bits)
     return result
+
+
+class _AlsoTo(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, x: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        return grads[0], grads[0]
+
+
+def gradient_also_to(value: Tensor, x: Tensor) -> Tensor:
+    """``value``, bit for bit, with its own gradient; ``x``, of the same shape and type, gets the same gradient.
+
+    For values that are looked up in a learned table by what was rounded from ``x``.
+    """
+    result: Tensor = _AlsoTo.apply(value, x)
+    return result

@@ -30,8 +30,8 @@ class APoT(LevelQuantizer):
     """``x^ = a nearest(clip(x / a, -1, 1))``: levels are sums of powers of two, ``a`` is learned (arXiv 1909.13144).
 
     Levels: :func:`qtrain.functional.levels.sums_of_powers`, base width 2 (eq. 5 and 6), of ``b - 1`` bits and a sign,
-    or of ``b`` bits where nothing is negative. Gradients: eq. 8. ``a`` starts at the least squared error for weights, and
-    at the observed range for inputs.
+    or of ``b`` bits where nothing is negative. Gradients: eq. 8. ``a`` starts at the least squared error for weights
+    and at the observed range for inputs.
 
     ``normalize`` (weights): what is rounded is ``(w - mean) / (std + 1e-5)`` (§2.3), and that, not the weight, is what
     the layer multiplies by and what is stored; a batch norm behind the layer absorbs the change of scale. The gradient

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qtrain.spec import Granularity, PerTensor
 from qtrain.storage.base import Floats, Integers, Part, QTensor
+from qtrain.storage.huffman import HuffmanIntegers
 
 
 @final
@@ -20,12 +21,14 @@ class AffineTensor(QTensor):
 
     ``codes`` has the tensor's shape; ``scale``, ``zero_point`` (integers, in the code's range) and ``offset`` have the
     state shape of ``granularity`` and are stored in 32 bits, ``bits`` bits and 32 bits. The latter two may be ``None``.
+    ``huffman`` stores the codes in a Huffman code of their own frequencies, whose table is counted with them.
     """
 
     scale: Tensor
     zero_point: Tensor | None = None
     offset: Tensor | None = None
     granularity: Granularity = PerTensor()  # noqa: RUF009 - frozen
+    huffman: bool = False
 
     def dequantize(self) -> Tensor:
         shape = tuple(self.codes.shape)
@@ -38,7 +41,8 @@ class AffineTensor(QTensor):
         return values.to(self.dtype)
 
     def parts(self) -> Mapping[str, Part]:
-        stored: dict[str, Part] = {"codes": Integers(self.codes, self.bits, self.low), "scale": Floats(self.scale)}
+        kind = HuffmanIntegers if self.huffman else Integers
+        stored: dict[str, Part] = {"codes": kind(self.codes, self.bits, self.low), "scale": Floats(self.scale)}
         if self.zero_point is not None:
             stored["zero_point"] = Integers(self.zero_point, self.bits, self.low)
         if self.offset is not None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qtrain.spec import Granularity, PerTensor
 from qtrain.storage.base import Floats, Integers, Part, QTensor
+from qtrain.storage.huffman import HuffmanIntegers
 
 
 def look_up(codes: Tensor, codebook: Tensor, granularity: Granularity) -> Tensor:
@@ -25,16 +26,21 @@ def look_up(codes: Tensor, codebook: Tensor, granularity: Granularity) -> Tensor
 @final
 @dataclass(frozen=True, kw_only=True)
 class CodebookTensor(QTensor):
-    """``value = codebook[code]``: ``codes`` has the tensor's shape, ``codebook`` (*state, K) float32 is stored."""
+    """``value = codebook[code]``: ``codes`` has the tensor's shape, ``codebook`` (*state, K) float32 is stored.
+
+    ``huffman`` stores the codes in a Huffman code of their own frequencies, whose table is counted with them.
+    """
 
     codebook: Tensor
     granularity: Granularity = PerTensor()  # noqa: RUF009 - frozen
+    huffman: bool = False
 
     def dequantize(self) -> Tensor:
         return look_up(self.codes.to(torch.int64), self.codebook, self.granularity).to(self.dtype)
 
     def parts(self) -> Mapping[str, Part]:
-        return {"codes": Integers(self.codes, self.bits, self.low), "codebook": Floats(self.codebook)}
+        kind = HuffmanIntegers if self.huffman else Integers
+        return {"codes": kind(self.codes, self.bits, self.low), "codebook": Floats(self.codebook)}
 
     @property
     def operand_bits(self) -> int:

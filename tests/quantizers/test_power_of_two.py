@@ -133,7 +133,7 @@ def test_weights_start_at_the_least_squared_error(kind: type[PowerOfTwo] | type[
 
     def error(scale: float) -> float:
         quantizer.scale.data.fill_(scale)
-        return float((quantizer(weight) - weight).square().sum())
+        return (quantizer(weight) - weight).square().sum().item()
 
     start = quantizer.scale.item()
     grid = [float(weight.abs().max()) * k / 1000 for k in range(1, 1001)]
