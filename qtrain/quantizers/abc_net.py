@@ -24,13 +24,13 @@ RIDGE = 1e-9
 
 
 def offsets(bases: Tensor) -> Tensor:
-    """``u_i = -1 + 2 (i - 1) / (M - 1)`` for ``M = bases``, 0-dim (eq. 3); 0 for a single base; (MOST,) float32."""
+    """``u_i = -1 + 2 (i - 1) / (M - 1)`` for ``M = bases``, 0-dim (§3.1); 0 for a single base; (MOST,) float32."""
     steps = 2 * torch.arange(MOST, device=bases.device) / (bases - 1).clamp(min=1)
     return torch.where(bases > 1, steps - 1, 0.0)
 
 
 def fitted_factors(signs: Tensor, rows: Tensor) -> Tensor:
-    """``alpha`` (M, G) that minimise ``||w - sum_m alpha_m B_m||`` for each row ``w`` (eq. 4), by normal equations.
+    """``alpha`` (M, G) that minimise ``||w - sum_m alpha_m B_m||`` for each row ``w``, by the normal equations.
 
     ``signs`` (M, G, n) are -1 and 1, or all 0 for a base that is not in use and gets 0; ``rows`` (G, n) float32.
     """
@@ -47,11 +47,11 @@ class ABCNet(Quantizer):
     """Weights and inputs as sums of ``bits`` binary tensors (Lin et al. 2017, arXiv 1711.11294).
 
     Weights: ``W~ = sum_m alpha_m B_m``, ``B_m = sign(W - mean(W) + u_m std(W))`` with fixed ``u`` and the least-squares
-    ``alpha`` of the weights at hand (eq. 3, 4); ``dC/dW = (sum_m alpha_m) dC/dW~`` (eq. 6), straight-through for each
+    ``alpha`` of the weights at hand (§3.1); ``dC/dW = (sum_m alpha_m) dC/dW~``, straight-through for each
     base and with ``alpha`` held constant.
 
     Inputs: ``sum_n beta_n A_n``, ``A_n = sign(clip(x + v_n, 0, 1) - 1/2)``, whose gradient is 1 where
-    ``0 <= x + v_n <= 1`` (eq. 7-10), ``beta`` and ``v`` learned. Calibration spreads the thresholds ``1/2 - v_n``, and
+    ``0 <= x + v_n <= 1`` (§3.2), ``beta`` and ``v`` learned. Calibration spreads the thresholds ``1/2 - v_n``, and
     the values of the sum, evenly over the observed range. The sum is symmetric about zero: after a ReLU it lacks a
     constant, which the batch normalisation behind the layer makes up for. Each width has ``beta`` and ``v`` of its own.
     """

@@ -16,7 +16,7 @@ from qtrain.storage.planes import signed_sum
 
 
 def swish_sign(x: Tensor, beta: float) -> Tensor:
-    """``SS_beta(x) = 2 s(beta x) (1 + beta x (1 - s(beta x))) - 1`` with the sigmoid ``s`` (arXiv 1812.11800, eq. 3).
+    """``SS_beta(x) = 2 s(beta x) (1 + beta x (1 - s(beta x))) - 1`` with the sigmoid ``s`` (arXiv 1812.11800).
 
     Nearer the sign for larger ``beta``; its slope is ``beta`` at zero and slightly negative beyond 2.4 / beta.
     """
@@ -26,7 +26,7 @@ def swish_sign(x: Tensor, beta: float) -> Tensor:
 
 
 def distance_to_binary(w: Tensor, alpha: Tensor, kind: str) -> Tensor:
-    """The regulariser: the sum of ``|alpha - |w||`` (``l1``) or ``(alpha - |w|)^2`` (``l2``), 0-dim (§3.2)."""
+    """The regulariser: the sum of ``|alpha - |w||`` (``l1``) or ``(alpha - |w|)^2`` (``l2``), 0-dim."""
     off = alpha - w.abs()
     return (off.abs() if kind == "l1" else off.square()).sum()
 

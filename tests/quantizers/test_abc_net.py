@@ -31,7 +31,7 @@ def for_input(bits: int, low: float, high: float) -> ABCNet:
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 5])
 def test_weights_are_the_least_squares_sum_of_the_papers_bases(bits: int) -> None:
-    """Eq. 3 and 4 in float64, with numpy's own least squares, channel by channel."""
+    """§3.1 in float64, with numpy's own least squares, channel by channel."""
     w = noise(4, 3, 3, 3)
     stored = for_weight(w, bits, PerChannel(0)).quantize(w)
     assert isinstance(stored, BitPlanes)
@@ -63,7 +63,6 @@ def test_equal_bases_of_a_constant_weight_share_the_factor(value: float) -> None
 
 
 def test_weights_get_the_gradient_times_the_sum_of_factors() -> None:
-    """Eq. 6."""
     w, upstream = noise(4, 6), noise(4, 6, seed=1)
     quantizer = for_weight(w, 3, PerChannel(0))
     leaf = w.clone().requires_grad_()
@@ -84,7 +83,7 @@ def test_calibrated_inputs_are_rounded_to_evenly_spaced_values(bits: int) -> Non
 
 
 def test_inputs_have_the_papers_gradients() -> None:
-    """Eq. 8-10: 1 inside each window for x and v, and the sums of signs for beta."""
+    """§3.2: 1 inside each window for x and v, and the sums of signs for beta."""
     quantizer = for_input(2, 0.0, 2.0)
     assert quantizer.beta is not None
     assert quantizer.shift is not None
