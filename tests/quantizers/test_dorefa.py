@@ -42,7 +42,7 @@ def test_weights_are_equation_9(bits: int) -> None:
 
 
 def test_two_bits_by_hand() -> None:
-    """tanh(w) is -0.8, -0.2, 0.3, 0.8; halved by 0.8 and shifted 0, 0.375, 0.6875, 1; times 3 and rounded 0, 1, 2, 3."""
+    """tanh(w) is -0.8, -0.2, 0.3, 0.8; halved by 0.8 and shifted 0, 0.375, 0.6875, 1; times 3 and rounded: 0 1 2 3."""
     weight = torch.tensor([-0.8, -0.2, 0.3, 0.8]).atanh()
     quantizer = for_weight(weight, 2)
     stored = quantizer.quantize(weight)
