@@ -52,6 +52,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "pact": [{}, {"init": 10.0}],
     "power_of_two": [{}, {"scale": "calibrated"}, {"scale": "power_of_two"}],
     "prox_quant": [{}, {"norm": "l2", "hard_from": 0.5}],
+    "product": [{}, {"train": "both", "start": 0.6}],
     "qil": [{}, {"learn_gamma": False}],
     "twn": [{}, {"exact": True}],
 }

@@ -1,0 +1,87 @@
+"""Dynamic quantization of inputs: the scale is computed from the batch at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import replace
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from qtrain.functional.affine import asymmetric_scale, fake_quantize, symmetric_scale
+from qtrain.functional.ste import straight_through
+from qtrain.quantizers.base import Quantizer, Served, full_range, index_range
+from qtrain.spec import Granularity, Observed, PerSample, PerTensor, PerToken, QuantSpec
+from qtrain.storage.base import QTensor
+
+
+def extremes(x: Tensor, granularity: Granularity) -> tuple[Tensor, Tensor]:
+    """Lowest and highest value of each group of ``x``, float32, of ``granularity``'s state shape; 0 of empty groups."""
+    shape = granularity.state_shape(tuple(x.shape))
+    if x.numel() == 0:
+        return x.new_zeros(shape, dtype=torch.float32), x.new_zeros(shape, dtype=torch.float32)
+    low, high = granularity.flatten(x.float()).aminmax(dim=1)
+    return low.reshape(shape), high.reshape(shape)
+
+
+@final
+class Dynamic(Quantizer):
+    """``x^ = (clamp(round(x / s) + z, Qn, Qp) - z) s`` with ``s``, ``z`` from the extremes of ``x`` itself.
+
+    Krishnamoorthi 2018, arXiv 1806.08342, §2; for inputs only. ``granularity`` says what shares a scale: ``PerTensor``
+    the whole batch, ``PerSample`` each sample, ``PerToken`` each vector over the channels (its axis is taken from the
+    spec). ``symmetric`` fixes ``z = 0``, and calibration only chooses between signed and unsigned codes; otherwise
+    codes are unsigned and zero is representable. Nothing is stored. Scales count as constants for the gradient, which
+    passes unchanged but for negative values under unsigned codes.
+    """
+
+    serves: ClassVar[Set[Served]] = frozenset({"input"})
+
+    def __init__(
+        self,
+        *,
+        spec: QuantSpec,
+        granularity: Granularity = PerTensor(),  # noqa: B008 - frozen
+        symmetric: bool = True,
+    ) -> None:
+        # No state: for the observer, which decides the sign, the tensor is one group.
+        super().__init__(spec=spec, granularity=PerTensor(), codes=full_range if symmetric else index_range)
+        if not isinstance(granularity, PerTensor | PerSample | PerToken):
+            raise ValueError(
+                f"Dynamic: granularity must be tensor, sample or token, got {granularity}; "
+                "the others are for weights, whose shape is known ahead"
+            )
+        self.sharing = PerToken(axis=spec.channel_axis) if isinstance(granularity, PerToken) else granularity
+        self.symmetric = symmetric
+        if not symmetric:
+            self.set_range_(bits=spec.bits, signed=False)
+
+    def scale_and_zero_point(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Of the batch ``x``, in the state shape of the granularity; no zero point where codes are symmetric."""
+        low, high = extremes(x.detach(), self.sharing)
+        if self.symmetric:
+            return symmetric_scale(low, high, self.code_low, self.code_high), None
+        return asymmetric_scale(low, high, self.code_low, self.code_high)
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        scale, zero_point = self.scale_and_zero_point(x)
+        value = fake_quantize(x.detach(), scale, self.code_low, self.code_high, zero_point)
+        # The extremes lie on the range's very ends, where a clamp would halve their gradient.
+        inside = (x >= 0) | (self.code_low < 0) if self.symmetric else torch.ones_like(x, dtype=torch.bool)
+        return straight_through(value, torch.where(inside, x, 0.0))
+
+    def quantize(self, x: Tensor) -> QTensor:
+        return replace(self.affine_tensor(x, *self.scale_and_zero_point(x)), granularity=self.sharing)
+
+    @torch.no_grad()
+    def calibrate_(self, observed: Observed) -> None:
+        if self.symmetric:
+            self.choose_sign_(observed)
+        self.initialized.fill_(True)
+
+    def storage_bits(self) -> int:
+        return 0
+
+    def extra_repr(self) -> str:
+        return f"bits={int(self.bits)}, {self.sharing}, symmetric={self.symmetric}"
