@@ -3,6 +3,7 @@
     python scripts/bench_step.py                                       # ResNet-20, W4A4, batch 128, eager and compiled
     python scripts/bench_step.py --no-eager --threads 2 --results results/bench.csv
     python scripts/bench_step.py quantize.bits.weight=2 model=cifar_resnet56      # any overrides of the experiment
+    python scripts/bench_step.py --variants cifar10/shootout --rounds 3 --steps 2 --no-compile   # each of its students
 
 A step is what the training module does: forward, objective, backward, optimizer step, with the experiment's own
 quantizers, teacher, optimizer and parameter groups; weights and images are random, since time does not depend on
@@ -18,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -142,6 +143,17 @@ def make_cases(setting: Setting) -> dict[str, Callable[[], None]]:
     }
 
 
+def variant_cases(setting: Setting, overrides: Sequence[str]) -> dict[str, Callable[[], None]]:
+    """The step of each variant of ``setting.cfg``, by name, and that of full precision; not the repeats of seeds."""
+    labels = Objective(terms={"hard": Hard()})
+    cases = {FULL: training_step(setting, build(setting.cfg.model), labels, None)}
+    for name, changes in setting.cfg.variants.items():
+        cfg = compose([*overrides, *changes, f"name={name}", "variants=null"])
+        if cfg.quantize.enabled and cfg.seed == setting.cfg.seed:
+            cases[name] = training_step(replace(setting, cfg=cfg), quantised(cfg), labels, None)
+    return cases
+
+
 def void(_: object) -> None:
     """Nothing, of whatever it is given."""
 
@@ -173,20 +185,25 @@ def synchronize(device: torch.device) -> None:
 
 def ratio(measured: Measured, others: Sequence[Measured]) -> float | None:
     """Median over rounds of this case's time in units of its bases' in the same mode; ``None`` where it has none."""
-    bases = [o for o in others if o.compiled == measured.compiled and o.case in BASES.get(measured.case, ())]
+    bases = [o for o in others if o.compiled == measured.compiled and o.case in bases_of(measured.case)]
     if not bases:
         return None
     sums = [sum(times) for times in zip(*(base.ms for base in bases), strict=True)]
     return statistics.median(own / base for own, base in zip(measured.ms, sums, strict=True))
 
 
+def bases_of(case: str) -> tuple[str, ...]:
+    """The cases whose summed time is the 1 of ``case``'s ratio; a variant's is full precision."""
+    return () if case in (FULL, TEACHER) else BASES.get(case, (FULL,))
+
+
 def table(results: Sequence[Measured]) -> str:
     """One line for each case and mode: median, least and greatest time, and the ratio with what it refers to."""
-    lines = [f"{'case':<22}{'mode':<10}{'ms/step':>9}{'least':>9}{'most':>9}{'ratio':>8}"]
+    lines = [f"{'case':<34}{'mode':<10}{'ms/step':>9}{'least':>9}{'most':>9}{'ratio':>8}"]
     for one in results:
-        line = f"{one.case:<22}{one.mode:<10}{statistics.median(one.ms):9.2f}{min(one.ms):9.2f}{max(one.ms):9.2f}"
+        line = f"{one.case:<34}{one.mode:<10}{statistics.median(one.ms):9.2f}{min(one.ms):9.2f}{max(one.ms):9.2f}"
         if (share := ratio(one, results)) is not None:
-            line += f"{share:8.3f} of {' + '.join(BASES[one.case])}"
+            line += f"{share:8.3f} of {' + '.join(bases_of(one.case))}"
         lines.append(line)
     return "\n".join(lines)
 
@@ -196,21 +213,24 @@ def append_results(path: Path, results: Sequence[Measured], cfg: DictConfig, dev
     bits, terms = student_bits(cfg), "+".join(instantiate(cfg.objective).teacher_terms)
     known = provenance(device) | {"config_hash": identity_of(cfg), "experiment": cfg.experiment, "task": "bench"}
     for one in results:
+        variant = one.case if one.case in (cfg.variants or {}) else None
         model = cfg.teacher.model.name if one.case == TEACHER else cfg.model.name
-        w_bits, a_bits = bits if one.case in (STUDENT, DISTILLED) else (32, 32)
+        w_bits, a_bits = bits if one.case in (STUDENT, DISTILLED) else (None, None) if variant else (32, 32)
+        quantizer = str(cfg.quantize.weight["_target_"]).rpartition(".")[2].lower()
         append_row(
             path,
             {
                 **known,
                 "dataset": "random",
                 "model": model,
-                "quantizer": "" if w_bits == 32 else str(cfg.quantize.weight["_target_"]).rpartition(".")[2].lower(),
+                "quantizer": quantizer if one.case in (STUDENT, DISTILLED) else "",
                 "w_bits": w_bits,
                 "a_bits": a_bits,
                 "distill": terms if one.case == DISTILLED else "none",
                 "step_ms": statistics.median(one.ms),
                 "notes": notes,
-                "case": one.case,
+                "name": variant,
+                "case": STUDENT if variant else one.case,
                 "mode": one.mode,
                 "ratio": ratio(one, results),
             },
@@ -228,6 +248,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--eager", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--results", type=Path, help="CSV file that gets a row for each case and mode")
+    parser.add_argument("--variants", metavar="EXPERIMENT", help="measure each variant of an experiment instead")
     parser.add_argument("overrides", nargs="*", help=f"key=value, laid over +experiment={EXPERIMENT}")
     options = parser.parse_args(arguments)
     for name in ("batch", "rounds", "steps"):
@@ -245,10 +266,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device(options.device)
     bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
     try:
-        cfg = compose(
-            [f"+experiment={EXPERIMENT}", "model.weights=null", "distill.teacher_weights=null", *options.overrides]
-        )
-        if cfg.teacher.model is None or not instantiate(cfg.objective).needs_teacher:
+        experiment = options.variants or EXPERIMENT
+        overrides = [
+            f"+experiment={experiment}", "model.weights=null", "distill.teacher_weights=null", *options.overrides
+        ]  # fmt: skip
+        cfg = compose(overrides)
+        if options.variants and not cfg.variants:
+            raise ValueError(f"--variants: {experiment} names no variants; give an experiment that does")
+        if not options.variants and (cfg.teacher.model is None or not instantiate(cfg.objective).needs_teacher):
             raise ValueError("teacher and objective: a step with a teacher is measured too; keep both")
     except ValueError as error:
         print(f"bench_step: error: {error}", file=sys.stderr)
@@ -258,7 +283,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     target = torch.randint(CLASSES, (options.batch,)).to(device)
     cases: list[tuple[Measured, Callable[[], None]]] = []
     for compiled in [mode for mode, wanted in ((False, options.eager), (True, options.compile)) if wanted]:
-        made = make_cases(Setting(cfg, image, target, bf16, compiled))
+        setting = Setting(cfg, image, target, bf16, compiled)
+        made = variant_cases(setting, overrides) if options.variants else make_cases(setting)
         cases += [(Measured(case, compiled, []), run) for case, run in made.items()]
     measure(cases, device=device, rounds=options.rounds, steps=options.steps, warmup=options.warmup)
     results = [measured for measured, _ in cases]
@@ -266,7 +292,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"batch={options.batch} {'bf16' if bf16 else 'float32'} channels_last rounds={options.rounds} "
         f"steps={options.steps} threads={torch.get_num_threads()}"
     )
-    print(f"{cfg.model.name}, teacher {cfg.teacher.model.name}, {device}: {notes}\n{table(results)}")
+    teacher = "" if options.variants else f", teacher {cfg.teacher.model.name}"
+    print(f"{cfg.model.name}{teacher}, {device}: {notes}\n{table(results)}")
     if options.results:
         append_results(options.results, results, cfg, device, notes)
     return 0

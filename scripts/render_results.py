@@ -3,25 +3,31 @@
     python scripts/render_results.py             # README.md and docs/*.md, in place
     python scripts/render_results.py --check     # exit code 1 where a table is not what its rows say
 
-A table stands between ``<!-- results:NAME -->`` and ``<!-- /results -->`` and is made of ``results/NAME.csv``. Of
-several rows of one configuration the last counts; seeds are averaged. A file that is not there yet gives no table.
+A table stands between ``<!-- results:NAME -->`` and ``<!-- /results -->`` and is made of ``results/NAME.csv``; with
+``<!-- results:NAME variants -->`` it has a row for each variant of an experiment. Of several rows of one configuration
+the last counts; seeds are averaged. A file that is not there yet gives no table.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import NamedTuple
 
 from qtrain.tasks.results import read_rows
 from qtrain.tasks.summary import CALIBRATED, FLOAT, NUMBERS, RunSummary
 from qtrain.tasks.table import COLUMNS, LEFT, order, outcomes, table_rows
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCK = re.compile(r"(<!-- results:(?P<name>[\w-]+) -->\n)(?P<table>.*?)(<!-- /results -->)", re.DOTALL)
+BLOCK = re.compile(
+    r"(<!-- results:(?P<name>[\w-]+)(?P<variants> variants)? -->\n)(?P<table>.*?)(<!-- /results -->)", re.DOTALL
+)
+SEED = re.compile(r"-seed\d+$")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,7 +62,8 @@ def render(text: str, results: Path) -> str:
 
     def table(match: re.Match[str]) -> str:
         path = results / f"{match['name']}.csv"
-        return match[1] + (markdown(read_rows(path)) if path.is_file() else "") + match[4]
+        made = variants if match["variants"] else markdown
+        return match[1] + (made(read_rows(path)) if path.is_file() else "") + match[5]
 
     return BLOCK.sub(table, text)
 
@@ -90,6 +97,82 @@ def bench(rows: list[dict[str, str]]) -> str:
         lines.append((row["model"], bits, row["case"], row["mode"], *times, row["notes"], row["hardware"]))
     columns = ("Model", "Bits", "Step", "Mode", "ms", "Ratio", "Setting", "Hardware")
     return _markdown_table(columns, lines, figures=range(4, 6))
+
+
+class Variant(NamedTuple):
+    """One variant of an experiment over its seeds: training runs, and how long a step of it takes."""
+
+    name: str
+    runs: list[dict[str, str]]
+    step: dict[str, str] | None
+
+    def mean(self, column: str) -> float | None:
+        """Of the runs; ``None`` where one of them does not have the figure."""
+        texts = [run.get(column, "") for run in self.runs]
+        return statistics.fmean(map(float, texts)) if texts and all(texts) else None
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation of top-1 over seeds, in points; ``None`` for a single one."""
+        return statistics.stdev(float(run["top1"]) for run in self.runs) if len(self.runs) > 1 else None
+
+    @property
+    def bits(self) -> str:
+        w_bits, a_bits = self.runs[0]["w_bits"], self.runs[0]["a_bits"]
+        return "32" if (w_bits, a_bits) == ("32", "32") else f"W{w_bits}A{a_bits}"
+
+
+def gather_variants(rows: list[dict[str, str]]) -> list[Variant]:
+    """Variants in the order of their first row; of several rows of one run the last counts. A name that ends in
+    ``-seed1`` is a repeat of the one before that."""
+    latest = {(row["name"], row["task"]): row for row in rows}
+    names = dict.fromkeys(SEED.sub("", row["name"]) for row in rows if row["task"] == "train")
+    return [
+        Variant(
+            name,
+            [row for (own, task), row in latest.items() if task == "train" and SEED.sub("", own) == name],
+            latest.get((name, "bench")),
+        )
+        for name in names
+    ]
+
+
+def variants(rows: list[dict[str, str]]) -> str:
+    """One row a variant: accuracy after training and before it, cost, and a step in units of full precision."""
+    lines = []
+    for variant in gather_variants(rows):
+        top1, calibrated, std = variant.mean("top1"), variant.mean("ptq_top1"), variant.std
+        assert top1 is not None
+        repeated = f" ± {std:.2f}, {len(variant.runs)} seeds" if std is not None else ""
+        full = variant.bits == "32"
+        lines.append(
+            (
+                variant.name.removesuffix(f"-{variant.bits.lower()}"),
+                variant.bits,
+                f"{top1:.2f}{repeated}",
+                "" if calibrated is None else f"{calibrated:.2f}",
+                _figure(variant.mean("size_bytes"), 1e-3, ".1f"),
+                _figure(variant.mean("effective_bits"), 1.0, ".2f"),
+                _figure(variant.mean("bops"), 1e-9, ".3g"),
+                "1.00" if full else _figure(_number_or_none(variant.step), 1.0, ".2f"),
+                _learning_rate(variant.runs[0]["notes"]),
+            )
+        )
+    columns = ("Quantizer", "Bits", "Trained %", "Calibrated only %", "kB", "Bits/weight", "GBOPs", "Step", "Rate")
+    return _markdown_table(columns, lines, figures=range(2, len(columns)))
+
+
+def _number_or_none(step: dict[str, str] | None) -> float | None:
+    return float(step["ratio"]) if step is not None and step.get("ratio") else None
+
+
+def _figure(value: float | None, unit: float, form: str) -> str:
+    return "" if value is None else format(value * unit, form)
+
+
+def _learning_rate(notes: str) -> str:
+    match = re.search(r"lr=([\d.e-]+)", notes)
+    return match[1] if match else ""
 
 
 def summary_of(row: dict[str, str]) -> RunSummary | None:

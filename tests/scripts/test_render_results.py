@@ -124,3 +124,23 @@ def test_a_table_that_is_not_closed_is_refused(page: Path) -> None:
 
 def test_the_tables_of_this_repository_are_up_to_date() -> None:
     assert script.main(["--check"]) == 0
+
+
+def test_variants_have_a_row_each_and_their_seeds_share_it(page: Path) -> None:
+    csv = page.parent / "some.csv"
+    page.write_text(page.read_text().replace("results:some", "results:some variants"))
+    common = {"distill": "none", "experiment": "cifar10/shootout", "notes": "budget=probe, lr=0.003"}
+    append_row(csv, row(**common, name="float", w_bits=32, a_bits=32, top1=92.0, ptq_top1=None))
+    for name, seed, top1 in (("lsq-w4a4", 0, 90.0), ("lsq-w4a4-seed1", 1, 91.0), ("twn-w2a32", 0, 88.0)):
+        append_row(csv, row(**common, name=name, seed=seed, top1=top1, config_hash=name))
+    append_row(csv, row(**common, name="twn-w2a32", top1=89.0, config_hash="twn", w_bits=2, a_bits=32))
+    append_row(csv, row(name="lsq-w4a4", task="bench", ratio=1.25, step_ms=500.0, top1=None))
+    script.main(["--results", str(page.parent), str(page)])
+    header, _, *rows = table(page)
+    assert header[:4] == ["Quantizer", "Bits", "Trained %", "Calibrated only %"]
+    assert [r[:4] + r[-2:] for r in rows] == [
+        ["float", "32", "92.00", "", "1.00", "0.003"],
+        ["lsq", "W4A4", "90.50 ± 0.71, 2 seeds", "70.00", "1.25", "0.003"],
+        ["twn", "W2A32", "89.00", "70.00", "", "0.003"],
+    ]
+    assert rows[1][4:7] == ["150.0", "4.20", "1"]
