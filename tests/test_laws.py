@@ -42,8 +42,9 @@ REFUSALS = (
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "affine": [{}, {"symmetric": False}, {"narrow": True}],
     "apot": [{}, {"normalize": False}, {"rescale": True}],
-    "binary_connect": [{}, {"stochastic": True}],
+    "binary_connect": [{}, {"stochastic": True}, {"bound": "glorot"}],
     "blend": [{}, {"straight_through": False}],
+    "bnn": [{}, {"centre": False}],
     "bnn_plus": [{}, {"regulariser": "l1", "strength": 0.1}],
     "duq": [{}, {"lower": -0.375}],
     "dynamic": [{}, {"symmetric": False}],

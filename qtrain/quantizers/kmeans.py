@@ -94,7 +94,8 @@ class KMeans(Quantizer):
         return torch.empty_like(x, dtype=torch.int64).copy_(flat.reshape(x.shape))
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        values = look_up(self.indices(x), self.codebook, self.granularity).to(x.dtype)
+        # In float64, because there the members' gradients add up in the same order on every run.
+        values = look_up(self.indices(x), self.codebook.double(), self.granularity).to(x.dtype)
         return gradient_also_to(values, x if self.train_weights else x * 0)
 
     def quantize(self, x: Tensor) -> QTensor:
