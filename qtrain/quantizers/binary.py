@@ -11,23 +11,44 @@ from torch import Tensor
 from qtrain.functional.affine import require_finite
 from qtrain.functional.binary import plane_range
 from qtrain.quantizers.base import Quantizer
-from qtrain.spec import Granularity, QuantSpec
+from qtrain.spec import Granularity, Observed, QuantSpec
 from qtrain.storage.base import QTensor
 from qtrain.storage.planes import BitPlanes
 
 
 class Binary(Quantizer, ABC):
-    """Base of ``x^ = alpha sign(x)``, where the sign of zero is 1, so that zero is none of the values."""
+    """Base of ``x^ = alpha sign(x - threshold)``, where the sign of zero is 1, so that zero is none of the values.
+
+    The ``threshold``, of inputs only, is 0 as in the papers, whose networks have no ReLU before a sign. With ``centre``
+    calibration sets it to the mean of inputs that are never negative: their signs would all be 1. The constant that is
+    then missing in the layer's output is made up for by the batch normalisation behind it.
+    """
 
     widths = range(1, 2)
     keeps_zero = False
 
-    def __init__(self, *, spec: QuantSpec, granularity: Granularity) -> None:
+    threshold: Tensor | None
+
+    def __init__(self, *, spec: QuantSpec, granularity: Granularity, centre: bool = False) -> None:
         super().__init__(spec=spec, granularity=granularity, codes=plane_range)
+        self.centre = centre
+        self.register_buffer("threshold", None if spec.is_weight else torch.zeros(self.state_shape))
 
     @abstractmethod
     def factor(self, x: Tensor) -> Tensor | None:
         """``alpha`` for ``x``, float32 of the state shape; ``None`` where it is 1 by definition."""
+
+    @final
+    def centred(self, x: Tensor) -> Tensor:
+        """``x - threshold``, float32."""
+        return x.float() if self.threshold is None else x.float() - self.threshold
+
+    @final
+    @torch.no_grad()
+    def centre_(self, observed: Observed) -> None:
+        """Let calibration set the threshold."""
+        if self.threshold is not None and self.centre:
+            self.threshold.copy_(torch.where((observed.low >= 0).all(), observed.mean_abs, 0.0))
 
     @final
     @torch.no_grad()
@@ -35,7 +56,7 @@ class Binary(Quantizer, ABC):
         require_finite(x)
         alpha = self.factor(x)
         return BitPlanes(
-            codes=(x >= 0).to(torch.int32).unsqueeze(0),
+            codes=(self.centred(x) >= 0).to(torch.int32).unsqueeze(0),
             bits=1,
             low=0,
             high=1,

@@ -16,14 +16,14 @@ class BNN(Binary):
     """``x_b = sign(x)``, with gradient ``1[|x| <= 1]`` (Courbariaux, Hubara et al. 2016, arXiv 1602.02830, eq. 1, 4).
 
     For weights and inputs, without any factor: the layer is expected to stand before a batch normalisation. After each
-    step weights are clipped to [-1, 1] (algorithm 1).
+    step weights are clipped to [-1, 1] (algorithm 1). ``centre``: see :class:`Binary`.
     """
 
-    def __init__(self, *, spec: QuantSpec) -> None:
-        super().__init__(spec=spec, granularity=PerTensor())
+    def __init__(self, *, spec: QuantSpec, centre: bool = True) -> None:
+        super().__init__(spec=spec, granularity=PerTensor(), centre=centre)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        return sign_ste(x)
+        return sign_ste(self.centred(x)).to(x.dtype)
 
     def factor(self, x: Tensor) -> None:
         return None
@@ -32,6 +32,7 @@ class BNN(Binary):
         return weight.clamp(-1, 1)
 
     def calibrate_(self, observed: Observed) -> None:
+        self.centre_(observed)
         self.initialized.fill_(True)
 
     def storage_bits(self) -> int:

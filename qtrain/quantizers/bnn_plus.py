@@ -37,7 +37,7 @@ class BNNPlus(Binary):
 
     ``alpha`` starts at ``mean |x|``. To the loss of weights comes ``strength`` times :func:`distance_to_binary`, of
     ``regulariser`` kind ``l1`` or ``l2``, which draws them to ``-alpha`` and ``alpha``, and ``alpha`` to the median or
-    the mean of their magnitudes; inputs have none.
+    the mean of their magnitudes; inputs have none. ``centre``: see :class:`Binary`.
     """
 
     alpha: nn.Parameter
@@ -50,6 +50,7 @@ class BNNPlus(Binary):
         beta: float = 5.0,
         regulariser: Literal["l1", "l2"] = "l2",
         strength: float = 1e-6,
+        centre: bool = True,
     ) -> None:
         if not beta > 0:
             raise ValueError(f"BNNPlus: beta must be positive, got {beta}; 5 is usual, and larger is nearer the sign")
@@ -57,12 +58,12 @@ class BNNPlus(Binary):
             raise ValueError(f"BNNPlus: regulariser must be 'l1' or 'l2', got {regulariser!r}")
         if not strength >= 0:
             raise ValueError(f"BNNPlus: strength must be at least 0, got {strength}; 0 is without regulariser")
-        super().__init__(spec=spec, granularity=granularity)
+        super().__init__(spec=spec, granularity=granularity, centre=centre)
         self.beta, self.regulariser, self.strength = beta, regulariser, strength
         self.alpha = nn.Parameter(torch.ones(self.state_shape))
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        real = x.float()
+        real = self.centred(x)
         if self.spec.is_weight and self.strength:
             penalty = distance_to_binary(real, self.spread(self.alpha, x), self.regulariser)
             real = with_penalty(real, self.strength * penalty)
@@ -75,6 +76,7 @@ class BNNPlus(Binary):
     @torch.no_grad()
     def calibrate_(self, observed: Observed) -> None:
         self.alpha.copy_(observed.mean_abs)
+        self.centre_(observed)
         self.initialized.fill_(True)
 
     def storage_bits(self) -> int:

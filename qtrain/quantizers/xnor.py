@@ -23,7 +23,7 @@ def magnitude_map(x: Tensor, layer: _ConvNd) -> Tensor:
     a grouped convolution are averaged by group, and the result is (N, out_channels, ...).
     """
     groups = layer.groups
-    area = x.float().abs().unflatten(1, (groups, layer.in_channels // groups)).mean(dim=2)
+    area = x.abs().unflatten(1, (groups, layer.in_channels // groups)).mean(dim=2)
     padding = layer.padding
     if layer.padding_mode != "zeros":
         area = F.pad(area, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
@@ -40,17 +40,18 @@ class XNOR(Binary):
 
     With ``scale_map`` the layer's output is multiplied, before the bias, by ``K``, the mean magnitude of the inputs
     that each output position looks at (eq. 11): :func:`magnitude_map`, of a linear layer the mean over its features. It
-    comes from the input at hand, so nothing is stored. Inputs only; XNOR-Net's weights are ``bwn``.
+    comes from the input at hand, so nothing is stored. Inputs only; XNOR-Net's weights are ``bwn``. ``centre``: see
+    :class:`Binary`; ``K`` is then that of the centred input.
     """
 
     serves = frozenset({"input"})
 
-    def __init__(self, *, spec: QuantSpec, scale_map: bool = True) -> None:
-        super().__init__(spec=spec, granularity=PerTensor())
+    def __init__(self, *, spec: QuantSpec, scale_map: bool = True, centre: bool = True) -> None:
+        super().__init__(spec=spec, granularity=PerTensor(), centre=centre)
         self.scale_map = scale_map
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        return sign_ste(x)
+        return sign_ste(self.centred(x)).to(x.dtype)
 
     def factor(self, x: Tensor) -> None:
         return None
@@ -59,18 +60,20 @@ class XNOR(Binary):
         """``K`` for the input ``x`` that ``layer`` multiplies; 1 without ``scale_map``."""
         if not (self.scale_map and self.enabled):
             return torch.ones((), dtype=x.dtype, device=x.device)
+        centred = self.centred(x)
         if isinstance(layer, nn.Linear):
-            return x.float().abs().mean(dim=-1, keepdim=True).to(x.dtype)
+            return centred.abs().mean(dim=-1, keepdim=True).to(x.dtype)
         if isinstance(layer, _ConvNd) and not isinstance(layer, _ConvTransposeNd):
             # A layer that computes its own padding has it in a module, before its convolution.
             pad = getattr(layer, "pad", None)
-            return magnitude_map(x if pad is None else pad(x), layer).to(x.dtype)
+            return magnitude_map(centred if pad is None else pad(centred), layer).to(x.dtype)
         raise ValueError(
             f"XNOR: the scale map is defined for convolutions and linear layers, not for {type(layer).__name__}; "
             "give this layer another input quantizer, or scale_map=false"
         )
 
     def calibrate_(self, observed: Observed) -> None:
+        self.centre_(observed)
         self.initialized.fill_(True)
 
     def storage_bits(self) -> int:

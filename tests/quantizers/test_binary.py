@@ -232,3 +232,33 @@ def test_bnn_plus_learns_its_factor_and_leaves_inputs_without_regulariser() -> N
 def test_bnn_plus_refuses_what_makes_no_sense(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BNNPlus(spec=INPUT, **options)
+
+
+@pytest.mark.parametrize("kind", [BNN, BNNPlus, XNOR])
+def test_inputs_that_are_never_negative_are_compared_with_their_mean(kind: Any) -> None:
+    """Behind a ReLU all signs would be 1; inputs of both signs, and centre=False, keep the paper's threshold of 0."""
+    relu = torch.tensor([0.0, 0.0, 1.0, 3.0])
+    for x, centre, threshold in ((relu, True, 1.0), (relu, False, 0.0), (relu - 0.5, True, 0.0)):
+        quantizer = kind(spec=INPUT, centre=centre)
+        observer = MinMax(granularity=PerTensor())
+        observer.update(x)
+        quantizer.calibrate_(observer.observed(1))
+        assert float(quantizer.threshold) == threshold
+        assert quantizer.quantize(x).codes.tolist() == [(x >= threshold).int().tolist()]
+    assert kind is XNOR or kind(spec=weight_spec(4)).threshold is None
+    if kind is XNOR:
+        centred = XNOR(spec=INPUT)
+        centred.threshold.fill_(1.0)
+        assert centred.output_factor(relu, nn.Linear(4, 1)).tolist() == [1.0], "(1 + 1 + 0 + 2) / 4"
+
+
+def test_binary_connect_within_glorots_bound() -> None:
+    """H = sqrt(1.5 / ((8 + 4) 9)); a weight of -H / 2 is H in a quarter of the draws."""
+    bound = (1.5 / 108) ** 0.5
+    quantizer = BinaryConnect(spec=weight_spec(8, 4, 3, 3), bound="glorot", stochastic=True)
+    w = torch.full((8, 4, 3, 3), -0.5 * bound)
+    torch.testing.assert_close(quantizer.eval()(w), torch.full_like(w, -bound))
+    assert 0.12 < (quantizer.train()(w) > 0).double().mean() < 0.38
+    assert quantizer.project(w * 9).min() == pytest.approx(-bound)
+    with pytest.raises(ValueError, match="BinaryConnect: bound must be 'one' or 'glorot', got 'two'"):
+        BinaryConnect(spec=weight_spec(2, 2), bound="two")  # type: ignore[arg-type]
