@@ -1,0 +1,56 @@
+"""Which elements of a tensor form a block of a block format: neighbours along one axis, the last block perhaps short.
+
+Unlike a granularity's groups, blocks follow the tensor at hand: their number need not be known ahead, and no size has
+to divide the axis.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@final
+@dataclass(frozen=True)
+class Blocks:
+    """``size`` neighbours along ``axis`` are a block; a tensor that lacks this axis has its blocks along the last.
+
+    >>> Blocks(size=32, axis=1).state_shape((8, 40, 3, 3)), Blocks(size=32).state_shape(())
+    ((8, 2, 3, 3), ())
+    """
+
+    size: int
+    axis: int = 1
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"Blocks: size must be at least 1, got {self.size}")
+
+    def state_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of one number for each block of a tensor of ``shape``, begun blocks included."""
+        along = self._along(len(shape))
+        return tuple(-(-n // self.size) if i == along else n for i, n in enumerate(shape))
+
+    def largest(self, x: Tensor) -> Tensor:
+        """The largest value of each block of ``x``, which holds no negative ones: state shape, dtype of ``x``."""
+        if x.ndim == 0:
+            return x
+        along = self._along(x.ndim)
+        count = self.state_shape(tuple(x.shape))[along]
+        missing = count * self.size - x.shape[along]
+        if missing:
+            x = F.pad(x, [0, 0] * (x.ndim - 1 - along) + [0, missing])
+        return x.unflatten(along, (count, self.size)).amax(dim=along + 1)
+
+    def spread(self, state: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """``state``, a number for each block of a tensor of ``shape``, as a tensor of that shape."""
+        if not shape:
+            return state
+        along = self._along(len(shape))
+        return state.repeat_interleave(self.size, dim=along).narrow(along, 0, shape[along])
+
+    def _along(self, rank: int) -> int:
+        return self.axis % rank if -rank <= self.axis < rank else rank - 1

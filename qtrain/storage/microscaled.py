@@ -1,0 +1,49 @@
+"""Small floating-point numbers under a power of two that each block shares (OCP MX)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from qtrain.spec.blocks import Blocks
+from qtrain.storage.base import Integers, Part, QTensor
+from qtrain.storage.elements import ELEMENTS
+
+
+def power_codes(power: Tensor) -> Tensor:
+    """The 8 exponent bits (127 added) of powers of two from 2^-126 on, float32: int32, which is also their E8M0."""
+    return power.view(torch.int32) >> 23
+
+
+def powers(codes: Tensor) -> Tensor:
+    """The powers of two, float32, that :func:`power_codes` had."""
+    return (codes << 23).view(torch.float32)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class MicroscaledTensor(QTensor):
+    """``value = element(code) * 2^(exponent - 127)``: an ``exponent`` (8 bits, E8M0) for each of ``blocks``.
+
+    ``codes`` (the tensor's shape) are bit patterns of ``element``, the name of one of
+    :data:`~qtrain.storage.elements.ELEMENTS`. OCP MX 1.0, section 5.2.
+    """
+
+    exponent: Tensor
+    element: str
+    blocks: Blocks
+
+    def dequantize(self) -> Tensor:
+        scale = self.blocks.spread(powers(self.exponent), tuple(self.codes.shape))
+        return (ELEMENTS[self.element].decode(self.codes) * scale).to(self.dtype)
+
+    def parts(self) -> Mapping[str, Part]:
+        return {"codes": Integers(self.codes, self.bits, self.low), "exponent": Integers(self.exponent, 8)}
+
+    @property
+    def operand_bits(self) -> int:
+        return self.bits
