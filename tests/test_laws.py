@@ -49,6 +49,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "duq": [{}, {"lower": -0.375}],
     "dynamic": [{}, {"symmetric": False}],
     "kmeans": [{}, {"train": "both", "huffman": True}],
+    "lq_nets": [{}, {"decay": 0.0}],
     "lsq": [{}, {"init": "range"}],
     "ocp_mx": [{}, {"element": "e3m2"}, {"element": "e5m2"}, {"element": "int8"}],
     "pact": [{}, {"init": 10.0}],
@@ -56,6 +57,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "product": [{}, {"train": "both", "start": 0.6}],
     "prox_quant": [{}, {"norm": "l2", "hard_from": 0.5}],
     "qil": [{}, {"learn_gamma": False}],
+    "quant_noise": [{}, {"block": 3, "rate": 1.0}],
     "twn": [{}, {"exact": True}],
     "vsq": [{}, {"size": 3, "scale_bits": 2}],
 }
