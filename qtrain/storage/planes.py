@@ -14,7 +14,8 @@ from qtrain.storage.base import Floats, Integers, Part, QTensor
 
 
 def signed_sum(signs: Tensor | Sequence[Tensor], scale: Tensor | None, granularity: Granularity) -> Tensor:
-    """``sum_m signs[m] * scale[m]``, float32: M tensors of -1 and 1; ``scale`` (M, *state), or ``None`` for ones.
+    """``sum_m signs[m] * scale[m]``, float32: M tensors of -1 and 1, or of 0 and 1; ``scale`` (M, *state), or ``None``
+    for ones.
 
     Added up from the first plane to the last, one after the other, so that whoever uses this gets the same bits.
     """
@@ -35,14 +36,16 @@ class BitPlanes(QTensor):
     """``value = sum_m (2 codes[m] - 1) * scale[m]``: ``codes`` (M, ...) of 0 and 1, ``bits`` planes.
 
     ``scale`` (M, *state) is stored in 32 bits each; ``None`` stands for ones, which need no storage. Binary weights
-    have one plane, ABC-Net's and LQ-Nets' several.
+    have one plane, ABC-Net's and LQ-Nets' several. Of an ``unsigned`` tensor ``value = sum_m codes[m] * scale[m]``.
     """
 
     scale: Tensor | None = None
     granularity: Granularity = PerTensor()  # noqa: RUF009 - frozen
+    unsigned: bool = False
 
     def dequantize(self) -> Tensor:
-        return signed_sum(2 * self.codes - 1, self.scale, self.granularity).to(self.dtype)
+        digits = self.codes if self.unsigned else 2 * self.codes - 1
+        return signed_sum(digits, self.scale, self.granularity).to(self.dtype)
 
     def parts(self) -> Mapping[str, Part]:
         stored: dict[str, Part] = {"codes": Integers(self.codes, 1)}
