@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qtrain.functional.ste import round_ste
+from qtrain.functional.ste import clamp_to, round_ste
 
 
 def code_range(bits: int, *, signed: bool, narrow: bool = False) -> tuple[int, int]:
@@ -36,11 +36,9 @@ def fake_quantize(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, zero_poin
     equation 3 (arXiv 1902.08153).
     """
     steps = x.float() / scale
-    if zero_point is None:
-        codes = round_ste(steps.clamp(low, high))
-        return (codes * scale).to(x.dtype)
-    codes = round_ste(steps.clamp(low - zero_point, high - zero_point))
-    return (codes * scale).to(x.dtype)
+    if zero_point is not None:
+        low, high = low - zero_point, high - zero_point
+    return (round_ste(clamp_to(steps, low, high)) * scale).to(x.dtype)
 
 
 def quantize(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, zero_point: Tensor | None = None) -> Tensor:

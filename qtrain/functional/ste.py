@@ -26,6 +26,18 @@ class _Round(torch.autograd.Function):
         return grads[0]
 
 
+class _Clamp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        ctx.save_for_backward(x, low, high)
+        return x.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        x, low, high = ctx.saved_tensors
+        return grads[0] * ((x >= low) & (x <= high)), None, None
+
+
 class _ScaleGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: Tensor) -> Tensor:
@@ -41,6 +53,15 @@ class _ScaleGradient(torch.autograd.Function):
 def round_ste(x: Tensor) -> Tensor:
     """Round to the nearest integer, ties to even; the gradient passes unchanged (Bengio 2013, arXiv 1308.3432)."""
     result: Tensor = _Round.apply(x)
+    return result
+
+
+def clamp_to(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """``x`` within bounds that learn nothing; the gradient passes where ``low <= x <= high``, both ends included.
+
+    torch's own clamp halves it where ``x`` equals a bound that is a tensor.
+    """
+    result: Tensor = _Clamp.apply(x, low, high)
     return result
 
 

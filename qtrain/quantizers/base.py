@@ -87,7 +87,8 @@ class Quantizer(nn.Module, ABC):
             self.register_buffer(name, torch.tensor(value))
         for name in ("code_low", "code_high"):
             self.register_buffer(name, torch.zeros(()))
-        self.set_range_(bits=spec.bits, signed=spec.signed is not False)
+        # An open sign counts as signed until calibration has seen the data, unless one bit leaves no choice.
+        self.set_range_(bits=spec.bits, signed=spec.bits > 1 if spec.signed is None else spec.signed)
 
     @final  # type: ignore[misc] # nn.Module declares forward as an attribute
     def forward(self, x: Tensor) -> Tensor:

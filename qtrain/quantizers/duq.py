@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qtrain.functional.ste import round_ste
+from qtrain.functional.ste import clamp_to, round_ste
 from qtrain.quantizers.base import Quantizer, narrow_range
 from qtrain.quantizers.lsq import SMALLEST_SCALE
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
@@ -66,7 +66,7 @@ class DuQ(Quantizer):
     def fake_quantize(self, x: Tensor) -> Tensor:
         clip, output = (self.spread(scale, x) for scale in self.scales())
         shifted = x.float() if self.offset is None else x.float() - self.spread(self.offset, x)
-        values = round_ste((shifted / clip).clamp(self.code_low, self.code_high)) * output
+        values = round_ste(clamp_to(shifted / clip, self.code_low, self.code_high)) * output
         return (values if self.offset is None else values + self.spread(self.offset, x)).to(x.dtype)
 
     def quantize(self, x: Tensor) -> QTensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.functional.affine import fake_quantize, symmetric_scale
+from qtrain.functional.learned_step import step_gradient_factor
 from qtrain.functional.ste import scale_gradient
 from qtrain.quantizers.base import Quantizer
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
@@ -47,8 +48,8 @@ class LSQ(Quantizer):
         return self.scale.abs().clamp(min=SMALLEST_SCALE)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        shared = x.numel() // max(self.scale.numel(), 1) if self.spec.is_weight else x.shape[1:].numel()
-        step = scale_gradient(self.step(), (max(shared, 1) * self.code_high).rsqrt())
+        factor = step_gradient_factor(x, self.scale.numel(), self.code_high, is_weight=self.spec.is_weight)
+        step = scale_gradient(self.step(), factor)
         return fake_quantize(x, self.spread(step, x), self.code_low, self.code_high)
 
     def quantize(self, x: Tensor) -> QTensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qtrain.functional.affine import fake_quantize, symmetric_scale
 from qtrain.functional.learned_step import step_gradient_factor
-from qtrain.functional.ste import round_ste, scale_gradient
+from qtrain.functional.ste import clamp_to, round_ste, scale_gradient
 from qtrain.quantizers.base import Quantizer, full_range, index_range
 from qtrain.quantizers.lsq import SMALLEST_SCALE
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
@@ -23,7 +23,7 @@ def fake_quantize_with_offset(x: Tensor, scale: Tensor, offset: Tensor, low: Ten
     ``x`` 1 inside and 0 outside; for ``scale`` ``round(t) - t`` inside, with ``t = (x - b) / s``, and the clipped code
     outside; for ``offset`` 0 inside and 1 outside.
     """
-    codes = round_ste(((x.float() - offset) / scale).clamp(low, high))
+    codes = round_ste(clamp_to((x.float() - offset) / scale, low, high))
     return (codes * scale + offset).to(x.dtype)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.functional.affine import require_finite
-from qtrain.functional.ste import round_ste
+from qtrain.functional.ste import clamp_to, round_ste
 from qtrain.quantizers.base import Quantizer, narrow_range
 from qtrain.quantizers.lsq import SMALLEST_SCALE
 from qtrain.spec import Observed, PerTensor, QuantSpec
@@ -66,7 +66,7 @@ class QIL(Quantizer):
     def steps(self, x: Tensor) -> Tensor:
         """``T(x) q``, before rounding, within the code range; float32, shape of ``x``."""
         gamma = None if self.gamma is None else self.gamma.clamp(min=SMALLEST_GAMMA)
-        return (transform(x, *self.interval(), gamma) * self.code_high).clamp(self.code_low, self.code_high)
+        return clamp_to(transform(x, *self.interval(), gamma) * self.code_high, self.code_low, self.code_high)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         return (round_ste(self.steps(x)) * (1 / self.code_high)).to(x.dtype)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qtrain.functional.affine import fake_quantize, symmetric_scale
 from qtrain.functional.random import keyed_uniform
-from qtrain.functional.ste import straight_through
+from qtrain.functional.ste import clamp_to, straight_through
 from qtrain.functional.stochastic import stochastic_round
 from qtrain.quantizers.base import Quantizer
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
@@ -22,7 +22,7 @@ def stochastic_fake_quantize(x: Tensor, scale: Tensor, low: Tensor, high: Tensor
     Unbiased inside the range. ``scale`` broadcasts against ``x``; ``low`` and ``high`` are 0-dim; ``uniform`` is drawn
     from [0, 1) and has the shape of ``x``. The gradient passes to ``x`` inside the range and is zero outside.
     """
-    steps = (x.float() / scale).clamp(low, high)
+    steps = clamp_to(x.float() / scale, low, high)
     return straight_through(stochastic_round(steps, uniform) * scale, steps * scale).to(x.dtype)
 
 

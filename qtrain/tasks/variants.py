@@ -20,9 +20,10 @@ log = logging.getLogger(__name__)
 def run_task(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Run ``cfg.task``; ``overrides`` are those that led to ``cfg``.
 
-    Where a training names ``variants``, each that ``select`` does not leave out is a run of its own: the same overrides,
-    then the variant's, with the variant's name. Finished ones are not repeated, so the same command picks up where it was stopped. At the end all of
-    the experiment's runs go into one report. Figures of variants come back as ``<variant>/<figure>``.
+    Where a training names ``variants``, each that ``select`` does not leave out is a run of its own: the same
+    overrides, then the variant's, with the variant's name. Finished ones are not repeated, so the same command picks up
+    where it was stopped. At the end all of the experiment's runs go into one report. Figures of variants come back as
+    ``<variant>/<figure>``.
     """
     run = importlib.import_module(f"qtrain.tasks.{cfg.task}").run
     if cfg.task != "train" or not cfg.variants:
