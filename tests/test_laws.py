@@ -60,6 +60,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "quant_noise": [{}, {"block": 3, "rate": 1.0}],
     "twn": [{}, {"exact": True}],
     "vsq": [{}, {"size": 3, "scale_bits": 2}],
+    "weighted_entropy": [{}, {"update": False}],
 }
 """Options that change what a quantizer computes; one that is not named here is tested as its YAML stands."""
 
