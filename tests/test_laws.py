@@ -49,7 +49,6 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "duq": [{}, {"lower": -0.375}],
     "dynamic": [{}, {"symmetric": False}],
     "kmeans": [{}, {"train": "both", "huffman": True}],
-    "lq_nets": [{}, {"decay": 0.0}],
     "lsq": [{}, {"init": "range"}],
     "ocp_mx": [{}, {"element": "e3m2"}, {"element": "e5m2"}, {"element": "int8"}],
     "pact": [{}, {"init": 10.0}],
