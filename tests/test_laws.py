@@ -51,6 +51,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "kmeans": [{}, {"train": "both", "huffman": True}],
     "lsq": [{}, {"init": "range"}],
     "ocp_mx": [{}, {"element": "e3m2"}, {"element": "e5m2"}, {"element": "int8"}],
+    "outlier": [{}, {"fraction": 0.5, "store": "bfloat16"}],
     "pact": [{}, {"init": 10.0}],
     "power_of_two": [{}, {"scale": "calibrated"}, {"scale": "power_of_two"}],
     "product": [{}, {"train": "both", "start": 0.6}],

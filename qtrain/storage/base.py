@@ -10,7 +10,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self, final
+from typing import Any, ClassVar, Self, final
 
 import torch
 from torch import Tensor
@@ -91,6 +91,9 @@ class QTensor(ABC):
     float32. What a checkpoint's header holds (shapes, types, bit widths) is not counted as storage.
     """
 
+    coded: ClassVar[tuple[str, ...]] = ("codes",)
+    """The parts that stand for this very tensor; the others decode it, and another tensor may share them."""
+
     codes: Tensor
     bits: int
     low: int
@@ -119,8 +122,9 @@ class QTensor(ABC):
     @final
     @property
     def code_bits(self) -> int:
-        """Exact storage of the codes alone, in bits."""
-        return self.parts()["codes"].nbits
+        """Exact storage of the codes alone, without what decodes them, in bits."""
+        parts = self.parts()
+        return sum(parts[name].nbits for name in self.coded)
 
     @final
     def write(self) -> Bits:

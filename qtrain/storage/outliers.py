@@ -1,0 +1,75 @@
+"""A stored tensor but for a few values, which are kept in 16 bits each together with their places."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from qtrain.storage.base import Floats, Integers, Part, QTensor
+from qtrain.storage.bits import Bits
+
+
+@final
+@dataclass(frozen=True)
+class Decoder(Part):
+    """All parts of ``tensor`` but its codes."""
+
+    tensor: QTensor
+
+    def _parts(self) -> dict[str, Part | QTensor]:
+        return {name: part for name, part in self.tensor.parts().items() if name != "codes"}
+
+    @property
+    def nbits(self) -> int:
+        return sum(part.nbits for part in self._parts().values())
+
+    def write(self) -> Bits:
+        return torch.cat([torch.zeros(0, dtype=torch.uint8), *(part.write() for part in self._parts().values())])
+
+    def read(self, stream: Bits) -> tuple[Any, Bits]:
+        found: dict[str, Any] = {}
+        for name, part in self._parts().items():
+            found[name], stream = part.read(stream)
+        return replace(self.tensor, **found), stream
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class OutlierTensor(QTensor):
+    """``outliers`` (k,) float16 or bfloat16 at ``positions`` (k,), elsewhere what ``codes`` are for ``decoder``.
+
+    ``decoder`` is a tensor of any kind without codes of its own (they are empty). ``positions`` count through the
+    tensor in row-major order, ascending, in ``position_bits`` bits each. A product has an outlier as a factor of 16
+    bits, but so few that ``operand_bits`` is that of the others.
+    """
+
+    coded: ClassVar[tuple[str, ...]] = ("codes", "positions", "outliers")
+
+    decoder: QTensor
+    positions: Tensor
+    position_bits: int
+    outliers: Tensor
+
+    def _rest(self) -> QTensor:
+        return replace(self.decoder, codes=self.codes)
+
+    def dequantize(self) -> Tensor:
+        values = self._rest().dequantize()
+        flat = values.reshape(-1).index_copy(0, self.positions.to(torch.int64), self.outliers.to(values.dtype))
+        return flat.reshape(values.shape)
+
+    def parts(self) -> Mapping[str, Part | QTensor]:
+        return {
+            "codes": self._rest().parts()["codes"],
+            "decoder": Decoder(self.decoder),
+            "positions": Integers(self.positions, self.position_bits),
+            "outliers": Floats(self.outliers),
+        }
+
+    @property
+    def operand_bits(self) -> int:
+        return self._rest().operand_bits
