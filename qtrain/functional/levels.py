@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qtrain.functional.ste import straight_through
+from qtrain.functional.ste import clamp_to, straight_through
 
 
 def powers_of_two(bits: int) -> list[float]:
@@ -62,5 +62,5 @@ def fake_quantize_to_levels(x: Tensor, scale: Tensor, levels: Tensor) -> Tensor:
     for ``scale`` ``nearest(x / s) - x / s`` between them, the outer level beyond, since the projection's own derivative
     is taken as 1.
     """
-    t = (x / scale).clamp(levels[0], levels[-1])
+    t = clamp_to(x / scale, levels[0], levels[-1])
     return straight_through(levels[nearest_level(t, levels)], t) * scale

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qtrain.functional.affine import require_finite
-from qtrain.functional.ste import straight_through
+from qtrain.functional.ste import clamp_to, straight_through
 from qtrain.quantizers.base import Quantizer
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
 from qtrain.storage.base import QTensor
@@ -105,7 +105,7 @@ class LQNets(Quantizer):
             self.update_(values, digits, self.decay)
         if self.spec.is_weight:
             return straight_through(result, x)
-        inside = x.float().clamp(self.spread(lowest, x), self.spread(highest, x))
+        inside = clamp_to(x.float(), self.spread(lowest, x), self.spread(highest, x))
         return straight_through(result, inside.to(x.dtype))
 
     @torch.no_grad()

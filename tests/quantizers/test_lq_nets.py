@@ -118,6 +118,9 @@ def test_gradients_are_straight_through() -> None:
     relu.basis.copy_(torch.tensor([0.5, 1.0]))
     (grad,) = torch.autograd.grad(relu(x), x, upstream)
     assert torch.equal(grad, upstream * ((x > 0) & (x < 1.5)))
+    zeros = torch.zeros(3, requires_grad=True)  # a ReLU's, on the lowest level
+    (grad,) = torch.autograd.grad(relu.eval()(zeros).sum(), zeros)
+    assert grad.tolist() == [1.0, 1.0, 1.0]
 
 
 def test_two_unsigned_bits_are_stored_as_two_planes() -> None:

@@ -96,6 +96,16 @@ def test_gradients_are_those_of_the_reparametrised_clipping(granularity: PerTens
     torch.testing.assert_close(to_x, upstream * inside)
 
 
+def test_a_relus_zeros_get_the_whole_gradient() -> None:
+    """Equation 8 has |x| <= a: the ends are inside."""
+    quantizer = APoT(spec=QuantSpec(bits=4, signed=False))
+    x = torch.tensor([-0.5, 0.0, 0.5, 1.0, 1.5], requires_grad=True)
+    to_x, to_clip = torch.autograd.grad(quantizer(x).sum(), [x, quantizer.scale])
+    assert to_x.tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]
+    levels = torch.tensor(sums_of_powers(4))
+    torch.testing.assert_close(to_clip, 1 + levels[(levels - 0.5).abs().argmin()] - 0.5)
+
+
 def test_normalised_weights_have_mean_zero_and_deviation_one() -> None:
     weight = noise(*SHAPE) * 0.03 + 0.01
     plain, back = APoT(spec=weight_spec()), APoT(spec=weight_spec(), rescale=True)
