@@ -93,7 +93,7 @@ def test_imports_point_downward(file: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "module", "broken"),
     [
-        ("from qtrain.nn.conv import QuantConv2d", "qtrain.quantizers.lsq", True),
+        ("from qtrain.nn.conv import QuantConv", "qtrain.quantizers.lsq", True),
         ("import qtrain.models.factory", "qtrain.nn.conv", True),
         ("def f():\n    from qtrain import tasks", "qtrain.lit.module", True),
         ("from ..models import factory", "qtrain.nn.conv", True),

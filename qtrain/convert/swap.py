@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from qtrain.convert.layers import Quantizable
 from qtrain.convert.plan import LayerPlan
 from qtrain.models.forms import LayerForm
 from qtrain.nn import (
     Operand,
-    QuantConv1d,
-    QuantConv2d,
-    QuantConv3d,
+    QuantConv,
     QuantConvTranspose,
     QuantEmbedding,
     QuantLayer,
@@ -26,8 +24,6 @@ from qtrain.spec import FULL_PRECISION, QuantSpec
 log = logging.getLogger(__name__)
 
 MakeGradientQuantizer = Callable[[], nn.Module]
-
-_CONVOLUTIONS: dict[str, Any] = {"conv1d": QuantConv1d, "conv2d": QuantConv2d, "conv3d": QuantConv3d}
 
 
 def swap_layers(
@@ -73,11 +69,11 @@ def swap_layers(
 def _quantised(source: nn.Module, form: LayerForm) -> QuantLayer:
     match form.kind:
         case "conv1d" | "conv2d" | "conv3d":
-            made: QuantLayer = _CONVOLUTIONS[form.kind](
-                source=source, pad=form.pad, weight_transform=form.weight_transform
-            )
+            assert isinstance(source, _ConvNd)
+            made: QuantLayer = QuantConv(source=source, pad=form.pad, weight_transform=form.weight_transform)
         case "conv_transpose":
-            made = QuantConvTranspose(source=source)  # type: ignore[arg-type]
+            assert isinstance(source, _ConvTransposeNd)
+            made = QuantConvTranspose(source=source)
         case "embedding":
             assert isinstance(source, nn.Embedding)
             made = QuantEmbedding(source=source)

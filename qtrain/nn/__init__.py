@@ -1,12 +1,12 @@
 """Floor 2: layers with a weight and an input quantizer."""
 
-from qtrain.nn.conv import QuantConv1d, QuantConv2d, QuantConv3d
+from qtrain.nn.conv import QuantConv
 from qtrain.nn.conv_transpose import QuantConvTranspose
 from qtrain.nn.embedding import QuantEmbedding
 from qtrain.nn.linear import QuantLinear
 from qtrain.nn.operations import Operand
 
-QuantWeighted = QuantConv1d | QuantConv2d | QuantConv3d | QuantConvTranspose | QuantEmbedding | QuantLinear
+QuantWeighted = QuantConv | QuantConvTranspose | QuantEmbedding | QuantLinear
 """Any layer with a weight that conversion puts in place; for type hints and ``isinstance``."""
 
 QuantLayer = QuantWeighted | Operand
@@ -14,9 +14,7 @@ QuantLayer = QuantWeighted | Operand
 
 __all__ = [
     "Operand",
-    "QuantConv1d",
-    "QuantConv2d",
-    "QuantConv3d",
+    "QuantConv",
     "QuantConvTranspose",
     "QuantEmbedding",
     "QuantLayer",

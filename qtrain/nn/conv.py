@@ -1,49 +1,27 @@
-"""Convolutions of quantised weights with quantised inputs, over one, two and three axes."""
+"""Convolutions of quantised weights with quantised inputs."""
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from qtrain.nn.base import adopt_convolution, quantised_product
 from qtrain.quantizers.base import Quantizer
 
-
-@final
-class QuantConv1d(nn.Conv1d):
-    """As :class:`QuantConv2d` for inputs (N, C, L)."""
-
-    pad: nn.Module | None
-    weight_transform: nn.Module | None
-    weight_quantizer: Quantizer | None
-    input_quantizer: Quantizer | None
-    gradient_quantizer: nn.Module | None
-
-    def __init__(
-        self, *, source: nn.Conv1d, pad: nn.Module | None = None, weight_transform: nn.Module | None = None
-    ) -> None:
-        adopt_convolution(self, source, pad, weight_transform)
-
-    def effective_weight(self) -> Tensor:
-        """The weight that is convolved, before quantization: (O, I / groups, k)."""
-        return self.weight if self.weight_transform is None else self.weight_transform(self.weight)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return quantised_product(self, input, self._product, self.bias)
-
-    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return self._conv_forward(x if self.pad is None else self.pad(x), weight, bias)
+_FUNCTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 @final
-class QuantConv2d(nn.Conv2d):
+class QuantConv(_ConvNd):
     """``conv(Q_x(x), Q_w(W'))`` in place of ``conv(x, W')``; without quantizers it is ``source``, bit for bit.
 
-    The parameters are those of ``source`` (shared, not copied), so that a state dict keeps their keys (but a gain of
-    weight standardisation moves to ``weight_transform.gain``). ``pad`` is applied to the quantised input, for
-    convolutions that compute their own padding; ``weight_transform`` turns the stored weight into the one that is
-    convolved, ``W'``, for weight standardisation. Input x (N, C, H, W).
+    ``source`` convolves over one, two or three axes. The parameters are its own (shared, not copied), so that a state
+    dict keeps their keys (but a gain of weight standardisation moves to ``weight_transform.gain``). ``pad`` is applied
+    to the quantised input, for convolutions that compute their own padding; ``weight_transform`` turns the stored
+    weight into the one that is convolved, ``W'``, for weight standardisation. Input x (N, C, ...).
     """
 
     pad: nn.Module | None
@@ -53,42 +31,23 @@ class QuantConv2d(nn.Conv2d):
     gradient_quantizer: nn.Module | None
 
     def __init__(
-        self, *, source: nn.Conv2d, pad: nn.Module | None = None, weight_transform: nn.Module | None = None
+        self, *, source: _ConvNd, pad: nn.Module | None = None, weight_transform: nn.Module | None = None
     ) -> None:
         adopt_convolution(self, source, pad, weight_transform)
 
     def effective_weight(self) -> Tensor:
-        """The weight that is convolved, before quantization: (O, I / groups, kh, kw)."""
+        """The weight that is convolved, before quantization: (O, I / groups, ...)."""
         return self.weight if self.weight_transform is None else self.weight_transform(self.weight)
 
     def forward(self, input: Tensor) -> Tensor:
         return quantised_product(self, input, self._product, self.bias)
 
     def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return self._conv_forward(x if self.pad is None else self.pad(x), weight, bias)
-
-
-@final
-class QuantConv3d(nn.Conv3d):
-    """As :class:`QuantConv2d` for inputs (N, C, D, H, W)."""
-
-    pad: nn.Module | None
-    weight_transform: nn.Module | None
-    weight_quantizer: Quantizer | None
-    input_quantizer: Quantizer | None
-    gradient_quantizer: nn.Module | None
-
-    def __init__(
-        self, *, source: nn.Conv3d, pad: nn.Module | None = None, weight_transform: nn.Module | None = None
-    ) -> None:
-        adopt_convolution(self, source, pad, weight_transform)
-
-    def effective_weight(self) -> Tensor:
-        """The weight that is convolved, before quantization: (O, I / groups, kd, kh, kw)."""
-        return self.weight if self.weight_transform is None else self.weight_transform(self.weight)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return quantised_product(self, input, self._product, self.bias)
-
-    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return self._conv_forward(x if self.pad is None else self.pad(x), weight, bias)
+        padding: Any = self.padding
+        if self.pad is not None:
+            x, padding = self.pad(x), 0
+        elif self.padding_mode != "zeros":
+            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
+        convolve = _FUNCTIONS[len(self.kernel_size)]
+        output: Tensor = convolve(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+        return output

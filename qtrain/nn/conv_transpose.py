@@ -39,8 +39,9 @@ class QuantConvTranspose(_ConvTransposeNd):
         adopt_convolution(self, source, None, None)
 
     def effective_weight(self) -> Tensor:
-        """The weight before quantization: (O, I / groups, ...)."""
-        return outputs_first(self.weight, self.groups)
+        """The weight before quantization: (O, I / groups, ...), a copy."""
+        # Not a view: of a parameter without gradient mode, hooks of torch's counters find no gradient function.
+        return outputs_first(self.weight, self.groups).clone()
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         axes = len(self.kernel_size)

@@ -18,7 +18,7 @@ from qtrain.convert.plan import LayerPlan, plan_layers
 from qtrain.convert.swap import swap_layers
 from qtrain.models.factory import create_model
 from qtrain.models.forms import merge_fused_biases
-from qtrain.nn import QuantConv2d, QuantLayer, QuantLinear
+from qtrain.nn import QuantConv, QuantLayer, QuantLinear
 from qtrain.observers.min_max import MinMax
 from qtrain.quantizers.lsq import LSQ
 from qtrain.spec import LayerBits, PerChannel
@@ -154,7 +154,7 @@ def test_what_is_skipped_is_logged_with_its_reason(caplog: pytest.LogCaptureFixt
         "left in full precision: 1: a bilinear layer has no quantised form",
         "left in full precision: 2: the allocation gives it no bits",
     ]
-    assert isinstance(model[0], QuantConv2d)
+    assert isinstance(model[0], QuantConv)
     assert type(model[2]) is nn.Conv2d
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.cost.count import OUTSIDE_LAYERS, count
-from qtrain.nn import QuantConv1d, QuantConv2d, QuantConvTranspose, QuantEmbedding, QuantLinear
+from qtrain.nn import QuantConv, QuantConvTranspose, QuantEmbedding, QuantLinear
 from qtrain.quantizers.affine import Affine
 from qtrain.quantizers.kmeans import KMeans
 from qtrain.quantizers.lsq import LSQ
@@ -31,7 +31,7 @@ class Small(nn.Module):
 
 def quantised(model: Small, *, weight_bits: int = 3, input_bits: int = 2, per_channel: bool = True) -> Small:
     """``model`` with its convolution quantised, the linear layer left in floating point."""
-    layer = QuantConv2d(source=model.conv)
+    layer = QuantConv(source=model.conv)
     spec = QuantSpec(bits=weight_bits, shape=tuple(layer.weight.shape), signed=True)
     layer.weight_quantizer = LSQ(spec=spec, granularity=PerChannel(0)) if per_channel else LSQ(spec=spec)
     layer.input_quantizer = LSQ(spec=QuantSpec(bits=input_bits))
@@ -82,7 +82,7 @@ def test_one_scale_costs_less_than_one_a_channel() -> None:
 
 def test_zero_points_are_counted() -> None:
     model = quantised(Small())
-    assert isinstance(model.conv, QuantConv2d)
+    assert isinstance(model.conv, QuantConv)
     model.conv.weight_quantizer = Affine(spec=QuantSpec(bits=4, shape=(4, 3, 3, 3)), symmetric=False)
     model.conv.input_quantizer = Affine(spec=QuantSpec(bits=8), symmetric=False)
     conv = count(model, IMAGE).layers[0]
@@ -92,7 +92,7 @@ def test_zero_points_are_counted() -> None:
 
 def test_weight_only_quantization_leaves_the_input_at_32_bits() -> None:
     model = quantised(Small())
-    assert isinstance(model.conv, QuantConv2d)
+    assert isinstance(model.conv, QuantConv)
     model.conv.input_quantizer = None
     conv = count(model, IMAGE).layers[0]
     assert (conv.weight_bits, conv.input_bits, conv.input_storage_bits) == (3, 32, 0)
@@ -101,7 +101,7 @@ def test_weight_only_quantization_leaves_the_input_at_32_bits() -> None:
 
 def test_an_index_into_a_table_of_floats_multiplies_as_a_float() -> None:
     model = quantised(Small())
-    assert isinstance(model.conv, QuantConv2d)
+    assert isinstance(model.conv, QuantConv)
     quantizer = KMeans(spec=QuantSpec(bits=3, shape=(4, 3, 3, 3), signed=True))
     model.conv.weight_quantizer = quantizer
     conv = count(model, IMAGE).layers[0]
@@ -113,7 +113,7 @@ def test_every_kind_of_layer_by_hand() -> None:
     model = nn.Sequential(
         nn.Embedding(5, 4), nn.Flatten(), nn.Unflatten(1, (4, 3)), nn.Conv1d(4, 2, 2), nn.ConvTranspose1d(2, 3, 2)
     )
-    layers = [QuantEmbedding(source=model[0]), QuantConv1d(source=model[3]), QuantConvTranspose(source=model[4])]
+    layers = [QuantEmbedding(source=model[0]), QuantConv(source=model[3]), QuantConvTranspose(source=model[4])]
     for place, layer in zip((0, 3, 4), layers, strict=True):
         shape = tuple(layer.effective_weight().shape)
         layer.weight_quantizer = LSQ(spec=QuantSpec(bits=2, shape=shape, signed=True), granularity=PerChannel(0))
@@ -152,7 +152,7 @@ def test_the_model_is_left_as_it_was() -> None:
 def test_a_disabled_quantizer_still_counts() -> None:
     model = quantised(Small())
     expected = count(model, IMAGE)
-    assert isinstance(model.conv, QuantConv2d) and model.conv.weight_quantizer is not None
+    assert isinstance(model.conv, QuantConv) and model.conv.weight_quantizer is not None
     model.conv.weight_quantizer.enabled = False
     assert count(model, IMAGE) == expected
 
@@ -235,7 +235,7 @@ class Gain(nn.Module):
 
 
 def test_what_transforms_the_weight_is_not_stored_beside_its_codes() -> None:
-    layer = QuantConv2d(source=nn.Conv2d(3, 4, 3, bias=False), weight_transform=Gain())
+    layer = QuantConv(source=nn.Conv2d(3, 4, 3, bias=False), weight_transform=Gain())
     layer.weight_quantizer = LSQ(spec=QuantSpec(bits=4, shape=(4, 3, 3, 3), signed=True))
     cost = count(layer, torch.zeros(1, 3, 8, 8))
     assert cost.size_bytes == 108 // 2 + 4

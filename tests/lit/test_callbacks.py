@@ -26,7 +26,7 @@ from qtrain.lit.checkpoint import AtomicCheckpointIO
 from qtrain.lit.loggers import JsonlLogger, read_rows
 from qtrain.lit.resume import ResumePoints
 from qtrain.lit.signals import RunInterruptedError, SignalNote
-from qtrain.nn import QuantConv2d
+from qtrain.nn import QuantConv
 from qtrain.observers.min_max import MinMax
 from qtrain.quantizers.lsq import LSQ
 from qtrain.spec import Batch, PerTensor, QuantSpec
@@ -260,7 +260,7 @@ def test_on_an_accelerator_the_losses_of_a_stretch_are_judged_together(monkeypat
 
 
 def quantised(bits: int = 4) -> nn.Sequential:
-    conv = QuantConv2d(source=nn.Conv2d(1, 2, 3))
+    conv = QuantConv(source=nn.Conv2d(1, 2, 3))
     conv.weight_quantizer = LSQ(spec=QuantSpec(bits=bits, shape=tuple(conv.weight.shape)))
     conv.input_quantizer = LSQ(spec=QuantSpec(bits=bits), init="range")
     for quantizer, x in ((conv.weight_quantizer, conv.weight), (conv.input_quantizer, IMAGE)):
@@ -283,7 +283,7 @@ def test_statistics_of_each_quantizer_without_a_trace() -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     figures = scale_statistics(model, IMAGE * 2)
     conv = model[0]
-    assert isinstance(conv, QuantConv2d) and conv.weight_quantizer is not None
+    assert isinstance(conv, QuantConv) and conv.weight_quantizer is not None
     assert set(figures) == {f"{what}/0.{of}" for what in ("scale", "clipped", "error") for of in ("weight", "input")}
     assert figures["scale/0.weight"] == pytest.approx(conv.weight_quantizer.scale.item())
     assert 0 < figures["clipped/0.input"] < 0.5  # images twice as large as those calibrated on

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qtrain.nn import QuantConv1d, QuantConv2d, QuantConv3d, QuantConvTranspose, QuantEmbedding, QuantLinear
+from qtrain.models.forms import LayerForm, describe
+from qtrain.nn import QuantConv, QuantConvTranspose, QuantEmbedding, QuantLinear
 from qtrain.nn.conv_transpose import outputs_first
 from qtrain.observers.min_max import MinMax
 from qtrain.quantizers.affine import Affine
@@ -42,13 +43,22 @@ CONVOLUTIONS = [
 def test_a_convolution_without_quantizers_is_its_source(options: dict[str, object]) -> None:
     torch.manual_seed(0)
     source = nn.Conv2d(4, 6, 3, **options)  # type: ignore[arg-type]
-    layer = QuantConv2d(source=source)
+    layer = QuantConv(source=source)
     x = torch.randn(2, 4, 9, 9)
     assert torch.equal(layer(x), source(x))
     assert layer.weight is source.weight
     assert layer.bias is source.bias
     assert layer.state_dict().keys() == source.state_dict().keys()
-    assert repr(source)[len("Conv2d") :] == repr(layer)[len("QuantConv2d") :]
+    assert repr(source)[len("Conv2d") :] == repr(layer)[len("QuantConv") :]
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_what_conversion_pads_is_padded_once(mode: str) -> None:
+    source = nn.Conv2d(4, 6, (3, 5), padding=(1, 2), padding_mode=mode)
+    form = describe(source)
+    assert isinstance(form, LayerForm) and form.pad is not None
+    layer, x = QuantConv(source=source, pad=form.pad), torch.randn(2, 4, 9, 9)
+    assert torch.equal(layer(x), source(x))
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -63,8 +73,8 @@ def test_a_linear_layer_without_quantizers_is_its_source(bias: bool) -> None:
 
 
 OTHERS: dict[str, tuple[Any, nn.Module, tuple[int, ...]]] = {
-    "one axis": (QuantConv1d, nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2), (2, 4, 9)),
-    "three axes": (QuantConv3d, nn.Conv3d(4, 6, (1, 3, 2), padding=(0, 1, 1), bias=False), (2, 4, 5, 6, 7)),
+    "one axis": (QuantConv, nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2), (2, 4, 9)),
+    "three axes": (QuantConv, nn.Conv3d(4, 6, (1, 3, 2), padding=(0, 1, 1), bias=False), (2, 4, 5, 6, 7)),
     "transposed, one axis": (QuantConvTranspose, nn.ConvTranspose1d(4, 6, 3, stride=2, output_padding=1), (2, 4, 9)),
     "transposed, groups": (QuantConvTranspose, nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), (2, 4, 5, 6)),
     "transposed, three axes": (
@@ -147,7 +157,7 @@ def test_a_gradient_quantizer_acts_on_what_comes_back_and_on_nothing_else() -> N
 def test_xnor_multiplies_the_product_by_its_map_before_the_bias(bias: bool) -> None:
     torch.manual_seed(0)
     source, x = nn.Conv2d(3, 4, 3, padding=1, stride=2, bias=bias), torch.randn(2, 3, 8, 8)
-    layer = QuantConv2d(source=source)
+    layer = QuantConv(source=source)
     quantizer = XNOR(spec=QuantSpec(bits=1, signed=True))
     layer.input_quantizer = quantizer
     signs = torch.where(x >= 0, 1.0, -1.0)
@@ -163,7 +173,7 @@ def test_xnor_multiplies_the_product_by_its_map_before_the_bias(bias: bool) -> N
 def test_both_quantizers_are_applied() -> None:
     torch.manual_seed(0)
     source, x = nn.Conv2d(4, 6, 3, padding=1), torch.randn(2, 4, 8, 8)
-    layer = QuantConv2d(source=source)
+    layer = QuantConv(source=source)
     layer.weight_quantizer = calibrated(
         QuantSpec(bits=4, shape=(6, 4, 3, 3), signed=True), source.weight, PerChannel(0)
     )
@@ -189,7 +199,7 @@ def test_padding_comes_after_the_input_quantizer_and_the_transform_before_the_we
 
     torch.manual_seed(0)
     source, x = nn.Conv2d(2, 3, 3, padding=1, bias=False), torch.rand(1, 2, 5, 5) + 1
-    layer = QuantConv2d(source=source, pad=Ring(), weight_transform=Double())
+    layer = QuantConv(source=source, pad=Ring(), weight_transform=Double())
     assert torch.equal(layer.effective_weight(), 2 * source.weight)
     torch.testing.assert_close(layer(x), 2 * source(x))
     layer.weight_quantizer = calibrated(

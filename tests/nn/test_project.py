@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qtrain.nn import QuantConv2d, QuantConvTranspose, QuantEmbedding, QuantLinear
+from qtrain.nn import QuantConv, QuantConvTranspose, QuantEmbedding, QuantLinear
 from qtrain.nn.conv_transpose import outputs_first
 from qtrain.nn.project import project_weights_
 from qtrain.quantizers.base import Quantizer
@@ -15,7 +15,7 @@ from qtrain.quantizers.lsq import LSQ
 from qtrain.spec import QuantSpec
 
 LAYERS = {
-    "conv": (QuantConv2d, nn.Conv2d(4, 6, 3)),
+    "conv": (QuantConv, nn.Conv2d(4, 6, 3)),
     "transposed": (QuantConvTranspose, nn.ConvTranspose2d(4, 6, 3, groups=2)),
     "linear": (QuantLinear, nn.Linear(4, 6)),
     "embedding": (QuantEmbedding, nn.Embedding(6, 4)),
