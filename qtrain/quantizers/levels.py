@@ -50,7 +50,7 @@ class LevelQuantizer(Quantizer, ABC):
             self.scale = nn.Parameter(torch.ones(self.state_shape))
         else:
             self.register_buffer("scale", torch.ones(self.state_shape))
-        signed = [mirrored(magnitudes(bits - 1)) if bits > 1 else [0.0, 1.0] for bits in self.widths]
+        signed = [mirrored(magnitudes(bits - 1)) for bits in self.widths]
         rows = [*(magnitudes(bits) for bits in self.widths), *signed]
         longest = max(len(row) for row in rows)
         self.register_buffer("tables", torch.tensor([row + row[-1:] * (longest - len(row)) for row in rows]))

@@ -23,7 +23,7 @@ class PowerOfTwo(LevelQuantizer):
     of two. INQ spends a whole bit on zero and has half as many powers at the same width.
     """
 
-    widths = range(1, 8)  # 8 unsigned bits would reach 2^-254, below what float32 holds
+    widths = range(2, 8)  # 8 unsigned bits would reach 2^-254, below what float32 holds
 
     def __init__(
         self,

@@ -172,5 +172,5 @@ def test_wrong_options_are_refused() -> None:
         APoT(spec=weight_spec(), normalize=False, rescale=True)
     with pytest.raises(ValueError, match=r"APoT: bits must be 2\.\.8, got 9"):
         APoT(spec=weight_spec(9))
-    with pytest.raises(ValueError, match=r"PowerOfTwo: 1 bit\(s\) signed leave no positive code"):
+    with pytest.raises(ValueError, match=r"PowerOfTwo: bits must be 2\.\.7, got 1"):
         PowerOfTwo(spec=weight_spec(1))
