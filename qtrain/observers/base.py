@@ -8,21 +8,22 @@ from typing import final
 import torch
 from torch import Tensor
 
+from qtrain.functional.statistics import magnitude_sums, total_magnitude
 from qtrain.spec import Granularity, Observed
 
 
 class Observer(ABC):
     """Base of all observers; a subclass is final.
 
-    Rows of every statistic are the granularity's groups, G of them. Magnitudes are summed in float64. An observer that
-    was fed a stream in two halves and merged equals one that was fed the whole (the moving average excepted, whose
-    definition depends on the order).
+    Rows of every statistic are the granularity's groups, G of them. Magnitudes are summed as whole numbers. An observer
+    that was fed a stream in two halves and merged equals one that was fed the whole, bit for bit (the moving average
+    excepted, whose definition depends on the order).
     """
 
     def __init__(self, *, granularity: Granularity) -> None:
         self.granularity = granularity
         self.shape: tuple[int, ...] | None = None
-        self.magnitude = torch.zeros(0, dtype=torch.float64)
+        self.magnitude = torch.zeros(0, dtype=torch.int64)
         self.count = 0
 
     @final
@@ -36,7 +37,7 @@ class Observer(ABC):
             raise ValueError(
                 f"{type(self).__name__}: saw NaN or infinity; check the calibration images and the weights"
             )
-        magnitude = rows.abs().sum(dim=1, dtype=torch.float64)
+        magnitude = magnitude_sums(rows)
         if self.shape is None:
             self.shape = self.granularity.state_shape(tuple(x.shape))
             self.magnitude = torch.zeros_like(magnitude)
@@ -65,7 +66,7 @@ class Observer(ABC):
         if self.shape is None:
             raise ValueError(f"{type(self).__name__}: nothing was observed; feed at least one non-empty batch")
         low, high = self.bounds(bits)
-        mean = (self.magnitude / self.count).float()
+        mean = (total_magnitude(self.magnitude) / self.count).float()
         return Observed(low.reshape(self.shape), high.reshape(self.shape), mean.reshape(self.shape))
 
     @abstractmethod

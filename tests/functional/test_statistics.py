@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qtrain.functional.statistics import BINS, HALF, MANTISSA_BITS, bin_edges, float_histogram
+from qtrain.functional.statistics import (
+    BINS,
+    HALF,
+    MANTISSA_BITS,
+    bin_edges,
+    float_histogram,
+    magnitude_sums,
+    total_magnitude,
+)
 
 
 def bin_of(value: float) -> int:
@@ -61,3 +71,39 @@ def test_rows_are_counted_apart_whatever_their_number() -> None:
 def test_half_precision_is_counted_as_its_value() -> None:
     x = torch.randn(2, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
     assert torch.equal(float_histogram(x), float_histogram(x.float()))
+
+
+def test_finer_bins_are_parts_of_the_usual_ones() -> None:
+    x = torch.randn(300, 40, generator=torch.Generator().manual_seed(0))
+    finer = float_histogram(x, MANTISSA_BITS + 3)
+    assert torch.equal(finer.reshape(300, BINS, 8).sum(dim=2), float_histogram(x))
+    near, far = bin_edges(mantissa_bits=MANTISSA_BITS + 3)
+    assert torch.equal(near.reshape(BINS, 8)[:, 0], bin_edges()[0])
+    assert torch.equal(far.reshape(BINS, 8)[:, -1], bin_edges()[1])
+    value = torch.tensor([[1.37]])
+    place = float_histogram(value, 11)[0].argmax()
+    near, far = bin_edges(mantissa_bits=11)
+    assert near[place] <= 1.37 < far[place]
+    assert far[place] - near[place] == 2.0**-11
+
+
+magnitudes = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=30)
+
+
+@given(magnitudes, st.integers(0, 30))
+def test_magnitudes_are_summed_without_rounding(values: list[float], cut: int) -> None:
+    """Against exact fractions, subnormal numbers included; and parts add up to the whole."""
+    x = torch.tensor([values, values[::-1]])
+    sums = magnitude_sums(x)
+    exact = sum((Fraction(abs(value)) for value in values), Fraction(0))
+    held = sum(Fraction(int(column)) * Fraction(2) ** (8 * band - 150) for band, column in enumerate(sums[0]))
+    assert held == exact
+    assert torch.equal(sums[0], sums[1])
+    assert torch.equal(magnitude_sums(x[:, :cut]) + magnitude_sums(x[:, cut:]), sums)
+    if exact < 2**1000:
+        assert total_magnitude(sums)[0].item() == pytest.approx(float(exact), rel=1e-15)
+
+
+def test_a_long_row_is_summed_as_its_parts() -> None:
+    x = torch.full((1, (1 << 22) + 5), 0.3)
+    assert int(magnitude_sums(x).sum()) == ((1 << 22) + 5) * int(magnitude_sums(x[:, :1]).sum())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -12,14 +13,24 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qtrain.functional.affine import asymmetric_scale, code_range, fake_quantize, symmetric_scale
+from qtrain.observers.analytic_error import AnalyticError
 from qtrain.observers.base import Observer
+from qtrain.observers.entropy import Entropy
 from qtrain.observers.min_max import MinMax
 from qtrain.observers.moving_average import MovingAverage
+from qtrain.observers.percentile import Percentile
 from qtrain.observers.squared_error import SquaredError
 from qtrain.spec import Granularity, PerChannel, PerTensor
 
 Make = Callable[..., Observer]
-MERGING: list[Make] = [MinMax, SquaredError, partial(SquaredError, symmetric=False)]
+MERGING: list[Make] = [
+    MinMax,
+    SquaredError,
+    partial(SquaredError, symmetric=False),
+    partial(Percentile, percentile=90.0),
+    Entropy,
+    AnalyticError,
+]
 ALL: list[Make] = [*MERGING, MovingAverage]
 
 
@@ -39,15 +50,14 @@ def fed(make: Make, granularity: Granularity, *batches: Tensor) -> Observer:
 @settings(max_examples=15)
 @given(st.integers(0, 100), st.integers(1, 5))
 def test_two_halves_merge_to_the_whole(make: Make, granularity: Granularity, seed: int, cut: int) -> None:
-    x = noise(6, 3, 4, seed=seed)
-    whole = fed(make, granularity, x).observed(4)
+    x = noise(6, 3, 4, seed=seed) * torch.exp(5 * noise(6, 3, 4, seed=seed + 1000))
+    whole = fed(make, granularity, x)
     merged = fed(make, granularity, x[:cut])
     merged.merge(fed(make, granularity, x[cut:]))
-    for got, expected in zip(merged.observed(4), whole, strict=True):
+    assert torch.equal(merged.magnitude, whole.magnitude), "whole numbers: no order in which they are summed shows"
+    for got, expected in zip(merged.observed(4)[:3], whole.observed(4)[:3], strict=True):
         assert got.shape == expected.shape
-        torch.testing.assert_close(got, expected, rtol=1e-6, atol=0)
-    assert torch.equal(merged.observed(4).low, whole.low)
-    assert torch.equal(merged.observed(4).high, whole.high)
+        assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("make", ALL)
@@ -57,7 +67,7 @@ def test_merging_with_what_saw_nothing_changes_nothing(make: Make) -> None:
     before = seen.observed(4)
     seen.merge(empty)
     empty.merge(seen)
-    for got, again, expected in zip(seen.observed(4), empty.observed(4), before, strict=True):
+    for got, again, expected in zip(seen.observed(4)[:3], empty.observed(4)[:3], before[:3], strict=True):
         assert torch.equal(got, expected)
         assert torch.equal(again, expected)
 
@@ -68,7 +78,7 @@ def test_merging_does_not_change_the_other(make: Make) -> None:
     before = other.observed(4)
     mine.merge(other)
     mine.update(noise(10, seed=1) * 100)
-    for got, expected in zip(other.observed(4), before, strict=True):
+    for got, expected in zip(other.observed(4)[:3], before[:3], strict=True):
         assert torch.equal(got, expected)
 
 
@@ -142,6 +152,14 @@ def test_squared_error_by_channel_is_that_of_each_channel_alone() -> None:
 
 
 @pytest.mark.parametrize("make", ALL)
+@pytest.mark.parametrize("value", [0.0, 3.0, -0.25, 2.0**-120, 2.0**100])
+def test_a_constant_has_a_range_that_holds_no_more(make: Make, value: float) -> None:
+    observed = fed(make, PerTensor(), torch.full((50,), value)).observed(4)
+    assert min(value, 0.0) <= float(observed.low) <= float(observed.high) <= max(value, 0.0)
+    assert float(observed.mean_abs) == pytest.approx(abs(value))
+
+
+@pytest.mark.parametrize("make", ALL)
 def test_empty_batches_are_passed_over_and_nothing_at_all_is_an_error(make: Make) -> None:
     observer = fed(make, PerTensor(), torch.zeros(0, 3))
     with pytest.raises(ValueError, match="nothing was observed; feed at least one non-empty batch"):
@@ -165,3 +183,10 @@ def test_options_out_of_range_are_refused() -> None:
         MovingAverage(granularity=PerTensor(), momentum=1.0)
     with pytest.raises(ValueError, match="SquaredError: candidates must be at least 2, got 1"):
         SquaredError(granularity=PerTensor(), candidates=1)
+    with pytest.raises(ValueError, match=r"Percentile: percentile must be in \(0, 100\], got 0"):
+        Percentile(granularity=PerTensor(), percentile=0)
+    with pytest.raises(ValueError, match=r"Entropy: stride must be in 1\.\.2048, got 0"):
+        Entropy(granularity=PerTensor(), stride=0)
+    wrong: Any = "cauchy"
+    with pytest.raises(ValueError, match=r"AnalyticError: distribution must be one of \['laplace', 'gauss', 'auto'\]"):
+        AnalyticError(granularity=PerTensor(), distribution=wrong)

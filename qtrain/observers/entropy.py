@@ -1,0 +1,93 @@
+"""The clipping threshold that changes the distribution of magnitudes least (TensorRT's calibration)."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from qtrain.functional.statistics import bin_edges, float_histogram
+from qtrain.observers.base import Observer
+from qtrain.spec import Granularity
+
+BINS = 2048
+MANTISSA_BITS = 11
+"""Bins of the float format as fine as a 2048th of the largest value."""
+
+
+def kl_divergence(counts: Tensor, kept: Tensor, levels: int) -> Tensor:
+    """``KL(P || Q)`` for each clipping of a histogram: counts (B,) float64, ``kept`` (C,) bins -> (C,) float64.
+
+    ``P`` are the first ``kept`` bins, with all beyond added to the last of them. ``Q`` are the same bins without that,
+    merged into ``levels`` equal levels, whose counts are spread evenly over those of their bins that hold something.
+    Infinite where ``P`` has something and ``Q`` nothing.
+    """
+    place = torch.arange(len(counts), device=counts.device)
+    inside = place < kept[:, None]
+    p = counts * inside
+    q_counts, held = p.clone(), (p > 0).double()
+    p = p + (counts.sum() - p.sum(dim=1, keepdim=True)) * (place == kept[:, None] - 1)
+    level = (place * levels).div(kept[:, None], rounding_mode="floor").clamp(max=levels - 1)
+    empty = counts.new_zeros(len(kept), levels)
+    each = empty.scatter_add(1, level, q_counts) / empty.scatter_add(1, level, held).clamp(min=1)
+    q = each.gather(1, level) * held
+    p, q = p / p.sum(dim=1, keepdim=True), q / q.sum(dim=1, keepdim=True).clamp(min=torch.finfo(q.dtype).tiny)
+    return torch.where(p > 0, p * (p / q).log(), 0.0).sum(dim=1)
+
+
+@final
+class Entropy(Observer):
+    """``|x| <= T`` with the ``T`` whose clipping and rounding change the distribution of ``|x|`` least.
+
+    Migacz 2017, "8-bit inference with TensorRT": over 2048 equal bins of the magnitudes up to the largest, of all
+    thresholds at a bin's end the one of least :func:`kl_divergence`, with as many levels as a quantizer has
+    magnitudes: ``2^(bits-1)``, or ``2^bits`` where nothing negative was seen. Values of exactly zero (below 2^-32),
+    which no threshold changes, do not count. ``stride`` is the distance of the thresholds tried, in bins; the
+    original's is 1.
+
+    Counts are kept in bins of the float format and put into the 2048 at the end, each with its centre, so that two
+    observers merge exactly.
+    """
+
+    def __init__(self, *, granularity: Granularity, stride: int = 8) -> None:
+        if not 1 <= stride <= BINS:
+            raise ValueError(f"Entropy: stride must be in 1..{BINS}, got {stride}")
+        super().__init__(granularity=granularity)
+        self.stride = stride
+        self.histogram = torch.zeros(0, dtype=torch.int64)
+        self.low = torch.tensor(float("inf"))
+        self.high = torch.tensor(float("-inf"))
+
+    def accumulate(self, rows: Tensor) -> None:
+        low, high = rows.float().aminmax(dim=1)
+        # Magnitudes have the first half of the bins for themselves.
+        self._add(float_histogram(rows.abs(), MANTISSA_BITS).chunk(2, dim=1)[0], low, high)
+
+    def absorb(self, other: Observer) -> None:
+        assert isinstance(other, Entropy)
+        self._add(other.histogram, other.low, other.high)
+
+    def bounds(self, bits: int) -> tuple[Tensor, Tensor]:
+        largest = torch.maximum(self.low.abs(), self.high.abs())
+        levels = 2 ** (bits - 1) if bool((self.low < 0).any()) else 2**bits
+        if levels < BINS:
+            kept = torch.arange(BINS, levels - 1, -self.stride, device=largest.device)
+            shares = [self._best(row, top, kept, levels) for row, top in zip(self.histogram, largest, strict=True)]
+            largest = largest * torch.stack(shares)
+        return (-largest).clamp(self.low, self.high), largest.clamp(self.low, self.high)
+
+    def _best(self, row: Tensor, top: Tensor, kept: Tensor, levels: int) -> Tensor:
+        """The best threshold as a share of ``top``, the largest magnitude in ``row``; the higher one at a tie."""
+        near, far = (edge[: len(row)].double() for edge in bin_edges(row.device, MANTISSA_BITS))
+        place = ((near + far) / 2 / top.double() * BINS).clamp(max=BINS - 1).nan_to_num(0.0).to(torch.int64)
+        counts = torch.zeros(BINS, dtype=torch.float64, device=row.device)
+        counts = counts.scatter_add(0, place[1:], row[1:].double())
+        if not bool(counts.any()):
+            return torch.ones_like(top)
+        return (kept[kl_divergence(counts, kept, levels).argmin()] / BINS).to(top)
+
+    def _add(self, histogram: Tensor, low: Tensor, high: Tensor) -> None:
+        self.histogram = histogram if self.histogram.numel() == 0 else self.histogram + histogram
+        self.low = torch.minimum(self.low.to(low), low)
+        self.high = torch.maximum(self.high.to(high), high)
