@@ -150,17 +150,17 @@ def build(name: str, options: dict[str, Any], case: Case) -> Quantizer | None:
     """The case's quantizer, calibrated; ``None`` for what the quantizer says that it is not made for."""
     made = constructor(name, tuple(options.items()))
     chosen = {"granularity": case.granularity} if takes_granularity(made) else {}
+    x = case.tensor()
     try:
         quantizer = made(spec=case.spec(), **chosen)
+        if x.numel():
+            observer = MinMax(granularity=quantizer.granularity)
+            observer.update(x)
+            quantizer.calibrate_(observer.observed(case.bits)._replace(tensor=x if case.weight else None))
     except ValueError as error:
         if any(reason in str(error) for reason in REFUSALS):
             return None
         raise
-    x = case.tensor()
-    if x.numel():
-        observer = MinMax(granularity=quantizer.granularity)
-        observer.update(x)
-        quantizer.calibrate_(observer.observed(case.bits)._replace(tensor=x if case.weight else None))
     return quantizer.eval()
 
 
