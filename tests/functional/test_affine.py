@@ -179,3 +179,126 @@ def test_half_precision_is_computed_in_float32() -> None:
     result = fake_quantize(x, scale, *tensors(-128, 127))
     assert result.dtype == torch.bfloat16
     assert torch.equal(result, fake_quantize(x.float(), scale, *tensors(-128, 127)).bfloat16())
+
+
+def away_from_ends(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
+    """Where torch's operators and the papers agree which values are in range.
+
+    torch asks whether the rounded code is, which half a step beyond the last one still is; and it multiplies with the
+    reciprocal, which may move a tie.
+    """
+    steps = x.double() / scale.double() + zero_point.double()
+    tie = ((steps - steps.floor()) - 0.5).abs() < 1e-4
+    return (((steps < low - 0.6) | (steps > high + 0.6) | ((steps > low) & (steps < high))) & ~tie).reshape(x.shape)
+
+
+@pytest.mark.parametrize("zero_point", [0, 3, 11])
+@pytest.mark.parametrize("scale", [0.125, 0.17])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_gradients_are_torchs_per_tensor(bits: int, scale: float, zero_point: int) -> None:
+    low, high = code_range(bits, signed=False)
+    zero_point = min(zero_point, high)
+    step, zero = torch.tensor(scale), torch.tensor(float(zero_point))
+    x = noise(4000, seed=5) * scale * high
+    x = x[away_from_ends(x, step, zero, low, high)].requires_grad_()
+    upstream = noise(len(x), seed=6)
+    ours = fake_quantize(x, step, *tensors(low, high), zero)
+    theirs = torch.fake_quantize_per_tensor_affine(x, scale, zero_point, low, high)
+    assert torch.equal(ours, theirs)
+    (our_grad,), (their_grad,) = (torch.autograd.grad(y, x, upstream) for y in (ours, theirs))
+    # Ours goes through ``* s / s``, which rounds twice.
+    torch.testing.assert_close(our_grad, their_grad, rtol=1e-6, atol=0)
+    assert torch.equal(our_grad == 0, their_grad == 0)
+    assert 0 < int((our_grad == 0).sum()) < len(x)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("bits", [2, 5])
+def test_values_and_gradients_are_torchs_per_channel(bits: int, axis: int) -> None:
+    low, high = code_range(bits, signed=True)
+    scale, zero_point = torch.tensor([0.11, 0.5, 0.037]), torch.tensor([0, 1, -2], dtype=torch.int32)
+    shape = [1, 1, 1]
+    shape[axis] = 3
+    step, zero = scale.reshape(shape), zero_point.float().reshape(shape)
+    x = noise(3, 3, 2000, seed=7) * step * 2**bits
+    x = torch.where(away_from_ends(x, step, zero, low, high), x, 0.0).requires_grad_()
+    upstream = noise(3, 3, 2000, seed=8)
+    ours = fake_quantize(x, step, *tensors(low, high), zero)
+    theirs = torch.fake_quantize_per_channel_affine(x, scale, zero_point, axis, low, high)
+    assert torch.equal(ours, theirs)
+    (our_grad,), (their_grad,) = (torch.autograd.grad(y, x, upstream) for y in (ours, theirs))
+    # Ours goes through ``* s / s``, which rounds twice.
+    torch.testing.assert_close(our_grad, their_grad, rtol=1e-6, atol=0)
+    assert torch.equal(our_grad == 0, their_grad == 0)
+    assert 0 < int((our_grad == 0).sum()) < x.numel()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8])
+@pytest.mark.parametrize("scale", [0.5, 0.13])
+def test_a_learned_steps_gradient_is_torchs(bits: int, scale: float) -> None:
+    """Per tensor and per channel, with an upstream gradient that differs from value to value."""
+    low, high = code_range(bits, signed=True)
+    step, zero = torch.tensor([scale, scale * 2], requires_grad=True), torch.zeros(2, requires_grad=True)
+    x = noise(2, 3000, seed=9) * scale * high
+    x = torch.where(away_from_ends(x, step.detach()[:, None], torch.zeros(1), low, high), x, 0.0).requires_grad_()
+    upstream = noise(2, 3000, seed=10)
+    theirs = torch._fake_quantize_learnable_per_channel_affine(x, step, zero, 0, low, high, 1.0)
+    ours = fake_quantize(x, step[:, None], *tensors(low, high))
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+    for got, expected in zip(
+        torch.autograd.grad(ours, [x, step], upstream), torch.autograd.grad(theirs, [x, step], upstream), strict=True
+    ):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-3)
+    one, nought = torch.tensor([scale], requires_grad=True), torch.zeros(1)
+    row = x.detach()[0]
+    mine = fake_quantize(row, one, *tensors(low, high))
+    torchs = torch._fake_quantize_learnable_per_tensor_affine(row, one, nought, low, high, 1.0)
+    (got,), (expected,) = (torch.autograd.grad(y, one, upstream[0]) for y in (mine, torchs))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_steps_gradient_is_the_slope_where_no_code_changes() -> None:
+    """Where all is clipped the value is ``Q s``, smooth in ``s``: finite differences give the clipped code."""
+    x, scale = torch.tensor([50.0, -60.0, 70.0]), torch.tensor(0.5, requires_grad=True)
+    upstream = torch.tensor([1.0, 2.0, 4.0])
+    (grad,) = torch.autograd.grad(fake_quantize(x, scale, *tensors(-8, 7)), scale, upstream)
+    above, below = (fake_quantize(x, scale.detach() + d, *tensors(-8, 7)) for d in (0.125, -0.125))
+    assert grad == ((above - below) / 0.25 * upstream).sum() == 1 * 7 - 2 * 8 + 4 * 7
+
+
+finite = st.floats(-1e6, 1e6, width=32)
+
+
+@given(BITS, st.booleans(), st.floats(1e-4, 1e4), st.integers(0, 255), st.lists(finite, min_size=1, max_size=30))
+def test_codes_lie_in_range_and_rise_with_the_values(
+    bits: int, signed: bool, scale: float, zero: int, values: list[float]
+) -> None:
+    low, high = code_range(bits, signed=signed)
+    x, step, zero_point = torch.tensor(sorted(values)), torch.tensor(scale), torch.tensor(float(min(zero, high)))
+    codes = quantize(x, step, *tensors(low, high), zero_point)
+    assert codes.dtype == torch.int32
+    assert low <= int(codes.min()) <= int(codes.max()) <= high
+    assert (codes.diff() >= 0).all()
+    result = fake_quantize(x, step, *tensors(low, high), zero_point)
+    assert (result.diff() >= 0).all()
+    assert torch.equal(result, (codes - zero_point) * step), "forward and storage are one"
+    again = quantize(result, step, *tensors(low, high), zero_point)
+    assert torch.equal(again, codes), "a quantised value has its own code"
+
+
+@given(BITS, st.floats(1e-3, 1e3), st.lists(finite, min_size=1, max_size=20))
+def test_symmetric_codes_mirror(bits: int, scale: float, values: list[float]) -> None:
+    low, high = code_range(bits, signed=True, narrow=True)
+    x, step = torch.tensor(values), torch.tensor(scale)
+    assert torch.equal(fake_quantize(-x, step, *tensors(low, high)), -fake_quantize(x, step, *tensors(low, high)))
+
+
+@given(BITS, st.booleans(), st.floats(1e-3, 1e3), st.lists(finite, min_size=1, max_size=20))
+def test_no_code_is_nearer_than_the_one_taken(bits: int, signed: bool, scale: float, values: list[float]) -> None:
+    """Against all codes, in float64."""
+    low, high = code_range(bits, signed=signed)
+    x, step = torch.tensor(values), torch.tensor(scale)
+    away = (fake_quantize(x, step, *tensors(low, high)).double() - x.double()).abs()
+    every = torch.arange(low, high + 1).double() * step.double()
+    least = (every - x.double()[:, None]).abs().min(dim=1).values
+    assert (away <= least * (1 + 1e-5) + x.double().abs() * 1e-6 + scale * 1e-6).all()
