@@ -123,11 +123,13 @@ class Variant(NamedTuple):
 
 
 def gather_variants(rows: list[dict[str, str]]) -> list[Variant]:
-    """Variants in the order of their first row; of several rows of one run the last counts. A name that ends in
-    ``-seed1`` is a repeat of the one before that."""
+    """Variants, most bits of inputs and then of weights first, and of those the most accurate.
+
+    Of several rows of one run the last counts. A name that ends in ``-seed1`` is a repeat of the one without.
+    """
     latest = {(row["name"], row["task"]): row for row in rows}
     names = dict.fromkeys(SEED.sub("", row["name"]) for row in rows if row["task"] == "train")
-    return [
+    found = [
         Variant(
             name,
             [row for (own, task), row in latest.items() if task == "train" and SEED.sub("", own) == name],
@@ -135,6 +137,12 @@ def gather_variants(rows: list[dict[str, str]]) -> list[Variant]:
         )
         for name in names
     ]
+    return sorted(found, key=_rank)
+
+
+def _rank(variant: Variant) -> tuple[float, ...]:
+    w_bits, a_bits, top1 = (variant.mean(column) or 0 for column in ("w_bits", "a_bits", "top1"))
+    return -a_bits, -w_bits, -top1
 
 
 def variants(rows: list[dict[str, str]]) -> str:

@@ -198,11 +198,18 @@ def _count_macs(model: nn.Module, example: Tensor) -> tuple[dict[str, int], int]
         return add
 
     handles = [module.register_forward_hook(hook(name)) for name, module in _layers(model)]
+    # A weight is quantised once, before any image, whatever products that takes.
+    weights = [m.weight_quantizer for m in model.modules() if isinstance(m, QuantWeighted) and m.weight_quantizer]
+    enabled = [quantizer.enabled for quantizer in weights]
     products = FlopCounterMode(display=False)
     try:
+        for quantizer in weights:
+            quantizer.enabled = False
         with evaluating(model), torch.no_grad(), products:
             model(example)
     finally:
+        for quantizer, before in zip(weights, enabled, strict=True):
+            quantizer.enabled = before
         for handle in handles:
             handle.remove()
     images = example.shape[0]

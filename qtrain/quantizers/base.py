@@ -119,7 +119,7 @@ class Quantizer(nn.Module, ABC):
         """Set ``bits`` and ``signed``, and the code range that follows from them; of inner quantizers too."""
         name = type(self).__name__
         if bits not in self.widths:
-            few = f"{self.widths.start}..{self.widths.stop - 1}" if len(self.widths) > 1 else f"{self.widths.start}"
+            few = f"{self.widths[0]}..{self.widths[-1]}" if len(self.widths) > 3 else " or ".join(map(str, self.widths))
             raise ValueError(f"{name}: bits must be {few}, got {bits}; take another quantizer for this width")
         if bits != self.spec.bits and not self.switchable:
             raise ValueError(

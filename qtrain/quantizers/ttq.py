@@ -70,6 +70,7 @@ class TTQ(Quantizer):
             high=2,
             dtype=x.dtype,
             codebook=torch.stack([-negative, torch.zeros_like(positive), positive]),
+            operand=2,  # two sums of inputs, each times its scale
         )
 
     @torch.no_grad()

@@ -29,11 +29,13 @@ class CodebookTensor(QTensor):
     """``value = codebook[code]``: ``codes`` has the tensor's shape, ``codebook`` (*state, K) float32 is stored.
 
     ``huffman`` stores the codes in a Huffman code of their own frequencies, whose table is counted with them.
+    ``operand`` is the width of a value as a factor: 32, unless the products come down to sums over few sets.
     """
 
     codebook: Tensor
     granularity: Granularity = PerTensor()  # noqa: RUF009 - frozen
     huffman: bool = False
+    operand: int = 32
 
     def dequantize(self) -> Tensor:
         return look_up(self.codes.to(torch.int64), self.codebook, self.granularity).to(self.dtype)
@@ -44,4 +46,4 @@ class CodebookTensor(QTensor):
 
     @property
     def operand_bits(self) -> int:
-        return 32
+        return self.operand

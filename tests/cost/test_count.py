@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from qtrain.cost.count import OUTSIDE_LAYERS, count
 from qtrain.nn import QuantConv, QuantConvTranspose, QuantEmbedding, QuantLinear
+from qtrain.quantizers.abc_net import ABCNet
 from qtrain.quantizers.affine import Affine
 from qtrain.quantizers.kmeans import KMeans
 from qtrain.quantizers.lsq import LSQ
+from qtrain.quantizers.xnor import XNOR
 from qtrain.spec import PerChannel, QuantSpec
 
 
@@ -124,6 +126,23 @@ def test_every_kind_of_layer_by_hand() -> None:
     # Codes of 2 bits; scales for 5 rows, 2 and 3 output channels. Biases of 2 and 3 floats besides.
     assert [row.weight_storage_bits for row in cost.layers] == [40 + 5 * 32, 32 + 2 * 32, 24 + 3 * 32]
     assert cost.size_bytes == 25 + 12 + 15 + 4 * (2 + 3)
+
+
+def test_what_it_takes_to_quantise_a_weight_is_no_cost_of_an_image() -> None:
+    model = quantised(Small())
+    assert isinstance(model.conv, QuantConv)
+    model.conv.weight_quantizer = ABCNet(spec=QuantSpec(bits=3, shape=(4, 3, 3, 3), signed=True))
+    cost = count(model, IMAGE)
+    assert cost.macs == 6932, "the least squares of its bases are done once"
+    assert cost.layers[0].bops == 6912 * 3 * 2
+    assert model.conv.weight_quantizer.enabled
+
+
+def test_the_map_of_input_magnitudes_is_a_cost_of_each_image() -> None:
+    model = quantised(Small())
+    assert isinstance(model.conv, QuantConv)
+    model.conv.input_quantizer = XNOR(spec=QuantSpec(bits=1))
+    assert count(model, IMAGE).macs > 6932
 
 
 def test_resnet20_has_the_known_figures() -> None:
