@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from qtrain.functional.affine import require_finite
+from qtrain.functional.levels import bucket
 from qtrain.functional.ste import clamp_to, straight_through
 from qtrain.quantizers.base import Quantizer
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
@@ -38,9 +39,13 @@ def encode(x: Tensor, basis: Tensor, signed: Tensor, granularity: Granularity) -
     digits = torch.where(signed, 2 * words - 1, words)
     levels, order = (digits @ basis.reshape(planes, basis[0].numel())).sort(dim=0, stable=True)
     levels, order = (found.reshape(len(words), *basis.shape[1:]) for found in (levels, order))
-    rank = torch.zeros_like(x, dtype=torch.int64)
-    for threshold in (levels[:-1] + levels[1:]) / 2:
-        rank = rank + (x > granularity.expand(threshold, tuple(x.shape)))
+    thresholds = (levels[:-1] + levels[1:]) / 2
+    if thresholds.ndim == 1:
+        rank = bucket(x, thresholds)
+    else:
+        rank = torch.zeros_like(x, dtype=torch.int64)
+        for threshold in thresholds:
+            rank = rank + (x > granularity.expand(threshold, tuple(x.shape)))
     word = look_up(rank, order.movedim(0, -1).contiguous(), granularity)
     return [(word >> (planes - 1 - m)) & 1 for m in range(planes)], levels[0], levels[-1]
 
