@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from qtrain import cli
+from qtrain.tasks import prepare
 from qtrain.tasks.config import compose
 from qtrain.tasks.instantiate import instantiate
 from qtrain.tasks.targets import ADMITTED, ConfigError, admits, check_targets, describe, resolve_target
@@ -81,11 +82,45 @@ RUN_INTO = {
     "data that is not there": (["data=cifar10", "data.root=nowhere"], r"nowhere"),
     "a rule of a constructor": (["data.val_fraction=1.5"], r"data: .*val_fraction must be in \[0, 1\), got 1\.5"),
     "a model that timm has not": (["model=timm", "model.name=resnet1"], r"resnet1\b.*resnet18"),
-    "bits that no quantizer has": (["quantize.bits.weight=1"], r"quantize\.bits: .*2\.\.16"),
+    "bits that no quantizer has": (["quantize.bits.weight=0"], r"quantize\.bits: .*1\.\.16"),
+    "bits that this quantizer has not": (
+        ["quantizer@quantize.weight=bwn"],
+        r"layer 'conv1': BWN: bits must be 1, got 8",
+    ),
     "a report of nothing": (["task=report", "report.folder=nowhere"], r"nowhere"),
     "evaluate without weights": (["task=evaluate"], r"model\.weights|checkpoint"),
 }
 """Mistakes that only the task itself can find."""
+
+REFUSED = {
+    "a quantizer in the wrong place": (
+        ["quantizer@quantize.input=ttq", "quantize.bits.input=2", "quantize.bits.first=null"],
+        r"layer 'conv1': TTQ: quantises weights only, not an input; name another quantizer for quantize\.input",
+    ),
+    "one bit with a sign": (
+        ["quantize.bits.weight=1", "quantize.bits.first=null"],
+        r"layer 'conv1': LSQ: 1 bit\(s\) signed leave no positive code; use at least 2 bits, or a binary quantizer",
+    ),
+    "a group that does not divide": (
+        ["granularity@quantize.weight.granularity=group", "quantize.weight.granularity.size=5"],
+        r"layer 'conv1': PerGroup: size 5 does not divide 16 output channels; use one of \[1, 2, 4, 8, 16\]",
+    ),
+    "a policy that fits nothing": (
+        ["+policy@quantize.policies.head=policy", "quantize.policies.head.layers=[fc]"],
+        r"quantize: policies\.head: pattern 'fc' matches no layer that can be quantised",
+    ),
+    "an operation that is not there": (["quantize.operations.matmul=8"], r"operations\.matmul: CifarResNet has none"),
+}
+"""What conversion refuses, before any weight is trained: a quantizer, a layer and a setting that do not go together."""
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_quantised_is_said_before_pretraining(name: str) -> None:
+    overrides, line = REFUSED[name]
+    cfg = compose(overrides)
+    with pytest.raises(ConfigError, match=line) as refusal:
+        prepare.rehearse(cfg, prepare.load_data(cfg))
+    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", RUN_INTO)

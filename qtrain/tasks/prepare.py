@@ -101,6 +101,22 @@ def convert(cfg: DictConfig, model: nn.Module, example: torch.Tensor) -> dict[st
     return plans
 
 
+def rehearse(cfg: DictConfig, data: VisionData) -> None:
+    """Convert a model that nobody keeps, so that what cannot be quantised is said before hours of pretraining.
+
+    Only where weights have to be trained first; otherwise the conversion itself is next.
+    """
+    if not cfg.quantize.enabled or cfg.model.get("weights") is not None:
+        return
+    logger = logging.getLogger("qtrain.convert")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # what stays in full precision is said by the conversion that counts
+    try:
+        convert(cfg, build_model(cfg.model, data), example_input(data))
+    finally:
+        logger.setLevel(level)
+
+
 def _recipe(cfg: DictConfig) -> LayerPlan:
     """What all layers get that no policy changes."""
     q = cfg.quantize

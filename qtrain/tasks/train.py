@@ -48,6 +48,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     torch.manual_seed(cfg.seed)
 
     data = prepare.load_data(cfg)
+    prepare.rehearse(cfg, data)
     # A full-precision run starts from what its config names, a quantised one from trained weights in any case.
     weights = full_precision_weights(cfg.model, cfg, data) if cfg.quantize.enabled else None
     full_precision = prepare.build_model(cfg.model, data, weights=weights)
