@@ -39,6 +39,7 @@ from qtrain.tasks.instantiate import instantiate
 from qtrain.tasks.prepare import convert
 from qtrain.tasks.record import identity_of, typical_bits
 from qtrain.tasks.results import append_row, provenance
+from qtrain.tasks.variants import selected
 
 EXPERIMENT = "cifar10/resnet20_w4a4"
 CLASSES, CHANNELS, SIZE = 10, 3, 32
@@ -147,8 +148,8 @@ def variant_cases(setting: Setting, overrides: Sequence[str]) -> dict[str, Calla
     """The step of each variant of ``setting.cfg``, by name, and that of full precision; not the repeats of seeds."""
     labels = Objective(terms={"hard": Hard()})
     cases = {FULL: training_step(setting, build(setting.cfg.model), labels, None)}
-    for name, changes in setting.cfg.variants.items():
-        cfg = compose([*overrides, *changes, f"name={name}", "variants=null"])
+    for name in selected(setting.cfg):
+        cfg = compose([*overrides, *setting.cfg.variants[name], f"name={name}", "variants=null", "select=null"])
         if cfg.quantize.enabled and cfg.seed == setting.cfg.seed:
             cases[name] = training_step(replace(setting, cfg=cfg), quantised(cfg), labels, None)
     return cases
