@@ -15,7 +15,7 @@ from qtrain.functional.losses import hard_loss
 from qtrain.functional.random import seed_of
 from qtrain.lit.optim import MakeOptimizer, parameter_groups
 from qtrain.lit.step import StudentStep
-from qtrain.models.teacher import FrozenTeacher
+from qtrain.models.teacher import Teacher
 from qtrain.nn.project import project_weights_
 from qtrain.quantizers.hooks import begin_step_
 from qtrain.schedules.base import Schedule
@@ -35,7 +35,7 @@ class QATModule(pl.LightningModule):
         *,
         student: nn.Module,
         objective: Objective,
-        teacher: FrozenTeacher | None,
+        teacher: Teacher | None,
         optimizer: MakeOptimizer,
         lr_schedule: Schedule,
         num_classes: int,
@@ -47,7 +47,7 @@ class QATModule(pl.LightningModule):
         super().__init__()
         self.student = student
         self.objective = objective
-        self._teacher = teacher  # FrozenTeacher is no nn.Module: neither state dict nor optimizer see it
+        self._teacher = teacher  # a Teacher is no nn.Module: neither state dict nor optimizer see it
         self._make_optimizer = optimizer
         self._lr_schedule = lr_schedule
         self._seed = seed
@@ -72,7 +72,7 @@ class QATModule(pl.LightningModule):
         if self._teacher is None:
             losses = self._step[0](batch.image, batch.target)
         else:
-            logits, features = self._teacher(batch.image)
+            logits, features = self._teacher.answer(batch, self.current_epoch)
             losses = self._step[0](batch.image, batch.target, logits, features)
         self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()}, batch_size=len(batch.image))
         return losses["total"]

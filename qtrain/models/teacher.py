@@ -6,15 +6,35 @@ optimises it: the teacher is absent from the checkpoint and the optimizer by con
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from qtrain.models.taps import FeatureTaps
+from qtrain.spec import Batch
 
 
-class FrozenTeacher:
+class Teacher(ABC):
+    """Whoever answers for a batch what a student should say; never an ``nn.Module``, for the reason above."""
+
+    @property
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """The layers whose outputs come with the logits."""
+
+    @abstractmethod
+    def answer(self, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits (N, K) float32 and the tapped features by name, for a training batch of ``epoch``."""
+
+    @abstractmethod
+    def to(self, device: torch.device | str, memory_format: torch.memory_format = torch.preserve_format) -> Self:
+        """Move all that answers to ``device``; ``torch.channels_last`` where the images come so."""
+
+
+class FrozenTeacher(Teacher):
     """``teacher(image) -> (logits, features)``: eval mode, no gradient, the teacher's own input normalisation.
 
     ``image`` (N, C, H, W) comes normalised with the data's ``data_mean`` and ``data_std``; where the teacher was
@@ -55,9 +75,11 @@ class FrozenTeacher:
             logits, features = self._forward(image)
         return logits.float(), features
 
+    def answer(self, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        return self(batch.image)
+
     @property
     def names(self) -> tuple[str, ...]:
-        """The tapped layers."""
         return self._taps.names
 
     @property
@@ -69,10 +91,7 @@ class FrozenTeacher:
         """Nothing: a frozen teacher has one mode. Here so that code which switches modes need not ask."""
         return self
 
-    def to(
-        self, device: torch.device | str, memory_format: torch.memory_format = torch.preserve_format
-    ) -> FrozenTeacher:
-        """Move the network to ``device``; ``torch.channels_last`` where the images come so."""
+    def to(self, device: torch.device | str, memory_format: torch.memory_format = torch.preserve_format) -> Self:
         self._model.to(device).to(memory_format=memory_format)
         self._device = torch.device(device)
         if self._renormalise is not None:

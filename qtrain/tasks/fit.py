@@ -24,6 +24,7 @@ from qtrain.lit.loggers import JsonlLogger
 from qtrain.lit.module import QATModule
 from qtrain.lit.resume import ResumePoints
 from qtrain.tasks.instantiate import instantiate
+from qtrain.tasks.targets import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ def fit(
     callbacks: list[pl.Callback] = [
         StopOnNonFinite(),
         *([WeightAverage(decay=cfg.fit.weight_average)] if cfg.fit.weight_average is not None else []),
+        *_extra_callbacks(cfg, journal),
         *([ScaleStatistics(journal=journal, every_n_steps=n)] if (n := cfg.fit.scales_every_steps) else []),
         journal,
         Progress(title=title),
@@ -95,6 +97,18 @@ def fit(
         earlier_s=journal.earlier_s,
         resumed=start is not None,
     )
+
+
+def _extra_callbacks(cfg: DictConfig, journal: MetricJournal) -> list[pl.Callback]:
+    """Those that the config names; a ``None`` takes away what an experiment has."""
+    made = []
+    for name, node in (cfg.callbacks or {}).items():
+        if node is not None:
+            try:
+                made.append(instantiate(node)(journal=journal))
+            except ValueError as error:
+                raise ConfigError(f"callbacks.{name}: {error}") from error
+    return made
 
 
 def _precision(asked: str | None) -> str:

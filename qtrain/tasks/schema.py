@@ -92,6 +92,7 @@ class Root:
     lr_schedule: Any = MISSING
     trainer: Any = MISSING
     logger: Any = MISSING
+    callbacks: dict[str, Any] | None = MISSING
     distill: Distill = field(default_factory=Distill)
     fit: Fit = field(default_factory=Fit)
     full_precision: FullPrecision = field(default_factory=FullPrecision)
