@@ -48,6 +48,7 @@ class VisionData(pl.LightningDataModule, ABC):
     def __post_init__(self) -> None:
         super().__init__()
         self._info: DataInfo | None = None
+        self._first_epoch = 0
         owner = type(self).__name__
         for option in ("batch_size", "eval_batch_size", "max_train", "max_test"):
             size = getattr(self, option)
@@ -86,6 +87,10 @@ class VisionData(pl.LightningDataModule, ABC):
         if self._info is None:
             raise RuntimeError(f"{type(self).__name__}: info is known after setup(); call it first")
         return self._info
+
+    def start_at(self, epoch: int) -> None:
+        """Let the next fit's first epoch be ``epoch`` of the run, with its order and augmentation."""
+        self._first_epoch = epoch
 
     def prepare_data(self) -> None:
         """Download and decode on one process of each node, so that the others find the cache."""
@@ -155,6 +160,7 @@ class VisionData(pl.LightningDataModule, ABC):
             train=train,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
+            first_epoch=self._first_epoch if train else 0,
         )
 
     def _check(self, info: DataInfo) -> None:

@@ -18,10 +18,19 @@ class BatchOrder:
     ``batch_size`` is global: of each batch, rank ``r`` of ``world_size`` takes the ``r``-th contiguous slice.
     Training shuffles by (seed, epoch) and drops the last incomplete batch. Evaluation keeps the given order and
     every sample, in batches whose sizes differ by at most one: a small rest would leave some ranks with nothing.
+    ``first_epoch`` is added to every epoch that is set: a later stage of a run goes on with fresh orders.
     """
 
     def __init__(
-        self, samples: Tensor, *, seed: int, batch_size: int, train: bool, rank: int = 0, world_size: int = 1
+        self,
+        samples: Tensor,
+        *,
+        seed: int,
+        batch_size: int,
+        train: bool,
+        rank: int = 0,
+        world_size: int = 1,
+        first_epoch: int = 0,
     ) -> None:
         if train and batch_size % world_size:
             raise ValueError(
@@ -44,7 +53,8 @@ class BatchOrder:
         self.train = train
         self.rank = rank
         self.world_size = world_size
-        self.epoch = 0
+        self.first_epoch = first_epoch
+        self.epoch = first_epoch
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -53,7 +63,7 @@ class BatchOrder:
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose batches come next (Lightning calls this on a loader's ``sampler``)."""
-        self.epoch = epoch
+        self.epoch = self.first_epoch + epoch
 
     def batches(self, epoch: int, start: int = 0) -> list[Tensor]:
         """This rank's sample numbers, one (n,) int64 CPU tensor for each batch of ``epoch`` from ``start`` on."""

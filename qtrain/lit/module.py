@@ -14,20 +14,24 @@ from qtrain.distill.objective import Objective
 from qtrain.functional.losses import hard_loss
 from qtrain.functional.random import seed_of
 from qtrain.lit.optim import MakeOptimizer, parameter_groups
-from qtrain.lit.step import StudentStep
+from qtrain.lit.step import LearningTeacher, StudentStep
 from qtrain.models.teacher import Teacher
 from qtrain.nn.project import project_weights_
 from qtrain.quantizers.hooks import begin_step_
 from qtrain.schedules.base import Schedule
-from qtrain.spec import Batch
+from qtrain.spec import Batch, Position
 
 
 @final
 class QATModule(pl.LightningModule):
-    """Trains ``student`` on ``objective``; checkpoints hold both, and nothing of the teacher.
+    """Trains ``student`` on ``objective``; checkpoints hold both, and nothing of a frozen teacher.
+
+    A teacher that learns is trained with them, at ``teacher_lr`` where that is given, and is in the checkpoint.
 
     Metrics: ``train/<term>`` and ``train/total`` per step, in nats; ``val/top1`` in percent and ``val/loss`` in nats.
-    The learning rate is the optimizer's times ``lr_schedule`` at progress, the share of optimizer steps done.
+    The learning rate is the optimizer's times ``lr_schedule`` at progress, the share of this fit's steps done.
+    ``start`` is where the run stands when the fit begins, which seeds and the teacher's epochs go on from;
+    ``optimizer_state`` is the optimizer's state dict then, where moments are carried on.
     """
 
     def __init__(
@@ -35,24 +39,31 @@ class QATModule(pl.LightningModule):
         *,
         student: nn.Module,
         objective: Objective,
-        teacher: Teacher | None,
+        teacher: Teacher | LearningTeacher | None,
         optimizer: MakeOptimizer,
         lr_schedule: Schedule,
         num_classes: int,
         seed: int,
         scale_lr: float | None = None,
+        teacher_lr: float | None = None,
         norm_decay: bool = False,
         compile: bool = False,
+        start: Position = Position(),  # noqa: B008 - immutable
+        optimizer_state: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.student = student
         self.objective = objective
-        self._teacher = teacher  # a Teacher is no nn.Module: neither state dict nor optimizer see it
+        # A frozen teacher is no nn.Module: neither state dict nor optimizer see it.
+        self._teacher = None if isinstance(teacher, LearningTeacher) else teacher
+        self.learning_teacher = teacher if isinstance(teacher, LearningTeacher) else None
+        self._teacher_lr = teacher_lr
         self._make_optimizer = optimizer
         self._lr_schedule = lr_schedule
-        self._seed = seed
+        self._seed, self._start = seed, start
+        self._optimizer_state = optimizer_state
         self._scale_lr, self._norm_decay = scale_lr, norm_decay
-        step = StudentStep(student=student, objective=objective)
+        step = StudentStep(student=student, objective=objective, teacher=self.learning_teacher)
         # In a tuple, since the step's modules are registered above and must not be so twice.
         self._step = (torch.compile(step, fullgraph=True, dynamic=False) if compile else step,)
         self.top1 = MulticlassAccuracy(num_classes=num_classes, average="micro")
@@ -63,16 +74,19 @@ class QATModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Whatever the forward draws (dropout, stochastic depth) becomes a function of (seed, step).
-        torch.manual_seed(seed_of(self._seed, self.global_step))
+        step = self._start.step + self.global_step
+        torch.manual_seed(seed_of(self._seed, step))
         progress = self.global_step / max(1, self._total_steps)
-        begin_step_(self.student, seed=self._seed, step=self.global_step, progress=progress)
+        begin_step_(self.student, seed=self._seed, step=step, progress=progress)
         self.objective.set_progress_(progress)
+        if self.learning_teacher is not None:
+            self.learning_teacher.objective.set_progress_(progress)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self._teacher is None:
             losses = self._step[0](batch.image, batch.target)
         else:
-            logits, features = self._teacher.answer(batch, self.current_epoch)
+            logits, features = self._teacher.answer(batch, self._start.epoch + self.current_epoch)
             losses = self._step[0](batch.image, batch.target, logits, features)
         self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()}, batch_size=len(batch.image))
         return losses["total"]
@@ -93,7 +107,32 @@ class QATModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         groups = parameter_groups([self.student, self.objective], scale_lr=self._scale_lr, norm_decay=self._norm_decay)
+        if self.learning_teacher is not None:
+            groups += _teacher_groups(self.learning_teacher, lr=self._teacher_lr, norm_decay=self._norm_decay)
         optimizer = self._make_optimizer(groups)
+        if self._optimizer_state is not None:
+            _carry_on_(optimizer, self._optimizer_state)
         self._total_steps = int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, lambda step: self._lr_schedule(step / max(1, self._total_steps)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _teacher_groups(teacher: LearningTeacher, *, lr: float | None, norm_decay: bool) -> list[dict[str, Any]]:
+    """The groups of a teacher that learns, under names of their own and with the rate ``lr`` where one is given."""
+    rate = {} if lr is None else {"lr": lr}
+    groups = parameter_groups([teacher], norm_decay=norm_decay)
+    return [{**group, **rate, "name": f"teacher_{group['name']}"} for group in groups]
+
+
+def _carry_on_(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Give ``optimizer`` the moments in ``state``, and keep its own rates."""
+    own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    sizes = [[len(group["params"]) for group in groups] for groups in (optimizer.param_groups, state["param_groups"])]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"fit.carry_optimizer: the stage before trained groups of {sizes[1]} parameters, this one trains {sizes[0]}; "
+            "leave it false where what is trained differs"
+        )
+    optimizer.load_state_dict(state)
+    for group, options in zip(optimizer.param_groups, own, strict=True):
+        group.update(options)

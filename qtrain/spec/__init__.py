@@ -35,6 +35,7 @@ __all__ = [
     "PerSample",
     "PerTensor",
     "PerToken",
+    "Position",
     "QuantSpec",
     "StepOutputs",
 ]
@@ -54,6 +55,17 @@ class Batch(NamedTuple):
     image: Tensor
     target: Tensor
     index: Tensor  # type: ignore[assignment] # hides tuple.index, which nobody needs of a batch
+
+
+class Position(NamedTuple):
+    """How far a run has come: epochs begun, optimizer steps done, bytes of metrics.jsonl written.
+
+    A later stage of the run counts on from there.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    written: int = 0
 
 
 @dataclass(frozen=True)

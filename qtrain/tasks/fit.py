@@ -6,6 +6,7 @@ import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -23,6 +24,7 @@ from qtrain.lit.checkpoint import AtomicCheckpointIO, find_resume_point
 from qtrain.lit.loggers import JsonlLogger
 from qtrain.lit.module import QATModule
 from qtrain.lit.resume import ResumePoints
+from qtrain.spec import Position
 from qtrain.tasks.instantiate import instantiate
 from qtrain.tasks.targets import ConfigError
 
@@ -31,9 +33,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a fit leaves behind: the device it ran on, and how many optimizer steps it took in all.
+    """What a fit leaves behind: the device it ran on, and how many optimizer steps and epochs it took in all.
 
     ``train_s`` are the seconds of training, ``earlier_s`` those of them that were spent before a resumption.
+    ``end`` is where the run stands now, ``optimizer`` the optimizer's state dict.
     """
 
     device: torch.device
@@ -41,6 +44,8 @@ class Fitted:
     train_s: float
     earlier_s: float
     resumed: bool
+    end: Position
+    optimizer: dict[str, Any]
 
 
 def fit(
@@ -52,17 +57,25 @@ def fit(
     identity: str,
     epochs: int,
     title: str,
+    steps: int | None = None,
     loggers: tuple[Logger, ...] = (),
     command: str = "",
+    start: Position = Position(),  # noqa: B008 - immutable
+    checkpoints: Path | None = None,
 ) -> Fitted:
-    """Fit ``module`` for ``epochs`` in ``folder``, which gets resume points and ``metrics.jsonl``.
+    """Fit ``module`` for ``epochs``, or for ``steps`` optimizer steps where given, in ``folder``.
+
+    The folder gets ``metrics.jsonl``, and resume points below it, or in ``checkpoints``. ``start`` is where the run's
+    earlier stages stopped.
 
     With ``cfg.resume`` a resume point of the same ``identity`` in the folder is continued. ``command`` is what an
     interrupted run tells its user to type. Raises ``RunInterruptedError`` after a signal, once all is saved.
     """
-    points = folder / "checkpoints"
+    points = checkpoints or folder / "checkpoints"
+    data.start_at(start.epoch)
     resume_points = ResumePoints(folder=points, every_n_steps=cfg.fit.checkpoint_every_steps, identity=identity)
-    journal = MetricJournal(loggers=[JsonlLogger(folder=folder), *loggers], every_n_steps=cfg.fit.log_every_steps)
+    file = JsonlLogger(folder=folder)
+    journal = MetricJournal(loggers=[file, *loggers], every_n_steps=cfg.fit.log_every_steps, start=start)
     callbacks: list[pl.Callback] = [
         StopOnNonFinite(),
         *([WeightAverage(decay=cfg.fit.weight_average)] if cfg.fit.weight_average is not None else []),
@@ -75,7 +88,8 @@ def fit(
     ]
     trainer: pl.Trainer = instantiate(
         cfg.trainer,
-        max_epochs=epochs,
+        max_epochs=epochs if steps is None else -1,
+        max_steps=-1 if steps is None else steps,
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         logger=False,
@@ -83,19 +97,25 @@ def fit(
         precision=_precision(cfg.fit.precision),
         default_root_dir=str(folder),
     )()
-    start = find_resume_point(points) if cfg.resume else None
-    if start is not None:
-        log.info("%s: resuming from %s", title, start)
+    point = find_resume_point(points) if cfg.resume else None
+    if point is not None:
+        log.info("%s: resuming from %s", title, point)
     with warnings.catch_warnings():
         # Lightning's own affair, and nothing that a user could mend.
         warnings.filterwarnings("ignore", message=r".*LeafSpec", category=FutureWarning)
-        trainer.fit(module, datamodule=data, ckpt_path=str(start) if start else None)
+        trainer.fit(module, datamodule=data, ckpt_path=str(point) if point else None)
     return Fitted(
         device=trainer.strategy.root_device,
         steps=trainer.global_step,
         train_s=journal.elapsed_s,
         earlier_s=journal.earlier_s,
-        resumed=start is not None,
+        resumed=point is not None,
+        end=Position(
+            epoch=start.epoch + trainer.current_epoch,
+            step=start.step + trainer.global_step,
+            written=file.position() if trainer.is_global_zero else 0,
+        ),
+        optimizer=trainer.optimizers[0].state_dict(),
     )
 
 

@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger
 
 from qtrain.lit.loggers import JsonlLogger, close
+from qtrain.spec import Position
 
 
 @final
@@ -25,15 +26,23 @@ class MetricJournal(pl.Callback):
     A train row carries the values of its own step, the learning rate (``lr``, and ``lr/<name>`` of a parameter group
     with a rate of its own) and ``images_per_s`` since the row before. The step of a row is the number of
     optimizer steps done. A logger that is ``None`` (W&B where it is off) is left out. Reading values waits for the
-    device, so it happens at this cadence only.
+    device, so it happens at this cadence only. ``start`` is where the run stands when this fit
+    begins: steps and epochs are counted from there, and rows that earlier stages have written are kept.
     """
 
-    def __init__(self, *, loggers: Sequence[Logger | None], every_n_steps: int = 10) -> None:
+    def __init__(
+        self,
+        *,
+        loggers: Sequence[Logger | None],
+        every_n_steps: int = 10,
+        start: Position = Position(),  # noqa: B008 - immutable
+    ) -> None:
         super().__init__()
         if every_n_steps < 1:
             raise ValueError(f"MetricJournal: every_n_steps must be at least 1, got {every_n_steps}")
         self.loggers = [logger for logger in loggers if logger is not None]
         self.every_n_steps = every_n_steps
+        self.start = start
         self._restored = False
         self._row_step = -1
         self._images = 0
@@ -54,15 +63,16 @@ class MetricJournal(pl.Callback):
     def write(self, trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:
         """One row for each split in ``metrics`` (names as in ``val/top1``), at the trainer's step and epoch."""
         if trainer.is_global_zero and metrics:
+            epoch, step = self.start.epoch + trainer.current_epoch, self.start.step + trainer.global_step
             for logger in self.loggers:
-                logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step=trainer.global_step)
+                logger.log_metrics({**metrics, "epoch": epoch}, step=step)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started = self._since = time.perf_counter()
         if not self._restored and trainer.is_global_zero:
             # Rows of a run that was killed before its first save.
             for logger in self._files():
-                logger.rewind(0)
+                logger.rewind(self.start.written)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
