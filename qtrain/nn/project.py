@@ -1,13 +1,15 @@
-"""Moving weights after an optimizer step, where their quantizer asks for it."""
+"""Moving weights before or after an optimizer step, where their quantizer asks for it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qtrain.nn import QuantConvTranspose, QuantEmbedding, QuantLinear, QuantWeighted
 from qtrain.nn.conv_transpose import outputs_first
-from qtrain.quantizers.hooks import Projection
+from qtrain.quantizers.hooks import Partition, Projection
 
 
 @torch.no_grad()
@@ -15,15 +17,43 @@ def project_weights_(model: nn.Module) -> None:
     """Replace, in place, each weight of ``model`` whose quantizer is a ``Projection`` by what that makes of it.
 
     The quantizer sees the weight as it is multiplied (O, I, ...). A weight that is standardised before it is multiplied
-    has no place of its own to be put back to, and stays.
+    has no place of its own to be put back to, and stays; so does one that is frozen.
     """
-    for layer in model.modules():
-        if not isinstance(layer, QuantWeighted) or not isinstance(layer.weight_quantizer, Projection):
-            continue
-        if isinstance(layer, QuantLinear | QuantEmbedding):
-            layer.weight.copy_(layer.weight_quantizer.project(layer.weight))
-        elif isinstance(layer, QuantConvTranspose):
-            projected = layer.weight_quantizer.project(layer.effective_weight())
-            layer.weight.copy_(outputs_first(projected, layer.groups))
-        elif layer.weight_transform is None:
-            layer.weight.copy_(layer.weight_quantizer.project(layer.weight))
+    for _, layer in _trained(model):
+        if isinstance(layer.weight_quantizer, Projection):
+            _replace(layer, layer.weight_quantizer.project)
+
+
+@torch.no_grad()
+def partition_weights_(model: nn.Module) -> None:
+    """Before a step: set for good the part of each weight that its quantizer, or one within, is due to set.
+
+    Raises ``ValueError`` for a weight that has no place of its own.
+    """
+    for name, layer in _trained(model):
+        for quantizer in layer.weight_quantizer.modules() if layer.weight_quantizer is not None else ():
+            if isinstance(quantizer, Partition) and quantizer.due and not _replace(layer, quantizer.partition_):
+                raise ValueError(
+                    f"layer {name!r}: {type(quantizer).__name__}: the weight is standardised before it is multiplied, "
+                    "so that no part of it can be set for good; give this layer a policy with another quantizer"
+                )
+
+
+def _trained(model: nn.Module) -> Iterator[tuple[str, QuantWeighted]]:
+    """The layers whose weight training may move."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, QuantWeighted) and layer.weight.requires_grad:
+            yield name, layer
+
+
+def _replace(layer: QuantWeighted, move: Callable[[Tensor], Tensor]) -> bool:
+    """Put ``move`` of the weight as it is multiplied in its place; whether it has one."""
+    if isinstance(layer, QuantLinear | QuantEmbedding):
+        layer.weight.copy_(move(layer.weight))
+    elif isinstance(layer, QuantConvTranspose):
+        layer.weight.copy_(outputs_first(move(layer.effective_weight()), layer.groups))
+    elif layer.weight_transform is None:
+        layer.weight.copy_(move(layer.weight))
+    else:
+        return False
+    return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qtrain.functional.affine import asymmetric_scale, fake_quantize, symmetric_scale
 from qtrain.quantizers.base import Quantizer, full_range, narrow_range
@@ -56,6 +56,16 @@ class Affine(Quantizer):
             self.scale.copy_(scale)
             self.zero_point.copy_(zero_point)
         self.initialized.fill_(True)
+
+    @torch.no_grad()
+    def rescale_(self, factor: Tensor) -> dict[nn.Parameter, Tensor]:
+        self.scale.mul_(factor)
+        if self.zero_point is not None:  # so that the lowest value, -z s, stays, as nearly as a whole z can
+            self.zero_point.copy_((self.zero_point / factor).round().clamp(self.code_low, self.code_high))
+        return {}
+
+    def step(self) -> Tensor:
+        return self.scale
 
     def storage_bits(self) -> int:
         zero_points = 0 if self.zero_point is None else self.zero_point.numel() * int(self.bits)

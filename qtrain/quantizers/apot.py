@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qtrain.functional.levels import sums_of_powers
 from qtrain.quantizers.levels import SMALLEST_SCALE, LevelQuantizer
@@ -77,3 +77,9 @@ class APoT(LevelQuantizer):
             values, unit = self.normalized(observed.tensor)
             self.scale.copy_(self.fitted(values if unit is None else values / unit))
         self.initialized.fill_(True)
+
+    @torch.no_grad()
+    def rescale_(self, factor: Tensor) -> dict[nn.Parameter, Tensor]:
+        assert isinstance(self.scale, nn.Parameter)
+        self.scale.mul_(factor)
+        return {self.scale: 1 / factor}

@@ -89,5 +89,15 @@ class DuQ(Quantizer):
         self.output_level.copy_(level)
         self.initialized.fill_(True)
 
+    @torch.no_grad()
+    def rescale_(self, factor: Tensor) -> dict[nn.Parameter, Tensor]:
+        changed = {}
+        for parameter in (self.clip_level, self.output_level):
+            slope = torch.sigmoid(parameter)
+            parameter.copy_(softplus_inverse(F.softplus(parameter) * factor))
+            # d softplus(p) / dp = sigmoid(p), so that the chain rule has the two slopes beside 1 / factor.
+            changed[parameter] = torch.sigmoid(parameter) / (slope * factor)
+        return changed
+
     def storage_bits(self) -> int:
         return self.output_level.numel() * 32 * (1 if self.offset is None else 2)

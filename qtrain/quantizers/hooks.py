@@ -1,7 +1,7 @@
 """What a quantizer may ask of training beyond its forward; the training module looks for these methods.
 
-A rate that follows a schedule, a draw of random numbers, a projection of the weights after each step: a quantizer that
-needs one of them has the method, and nothing else has to know.
+A rate that follows a schedule, a draw of random numbers, a projection of the weights after each step, a range that a
+change of bits carries over: a quantizer that needs one of them has the method, and nothing else has to know.
 """
 
 from __future__ import annotations
@@ -47,6 +47,39 @@ class Projection(Protocol):
 
     def project(self, weight: Tensor) -> Tensor:
         """The weight (O, I, ...) to go on with, of the same shape; a function of its argument and the state."""
+
+
+@runtime_checkable
+class Partition(Protocol):
+    """A weight quantizer that sets a part of the weights for good, now and then, before an optimizer step."""
+
+    @property
+    def due(self) -> bool:
+        """Whether :meth:`partition_` has something to do; known without looking at a tensor."""
+
+    def partition_(self, weight: Tensor) -> Tensor:
+        """The weight (O, I, ...) to go on with, of the same shape; the state remembers which part of it is set."""
+
+
+@runtime_checkable
+class Rescalable(Protocol):
+    """A quantizer with a range of its own, which can be made wider and narrower."""
+
+    def rescale_(self, factor: Tensor) -> dict[nn.Parameter, Tensor]:
+        """Multiply every value that a code stands for by ``factor``, of the state shape and above 0, in place.
+
+        Returns, for each parameter that this changed, what its gradient is multiplied by: for a parameter ``p`` that
+        the values are proportional to, ``1 / factor``, since ``dL/d(f p) = (1/f) dL/dp``. A quantizer that has only
+        some ranges takes the nearest; an offset stays.
+        """
+
+
+@runtime_checkable
+class EvenSteps(Protocol):
+    """A quantizer whose values are whole numbers times a step: ``round(clamp(x / step, code_low, code_high)) step``."""
+
+    def step(self) -> Tensor:
+        """The step in use, of the state shape, above 0."""
 
 
 def begin_step_(model: nn.Module, *, seed: int, step: int, progress: float) -> None:

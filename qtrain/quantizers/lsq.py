@@ -66,5 +66,10 @@ class LSQ(Quantizer):
         self.scale.copy_(step)
         self.initialized.fill_(True)
 
+    @torch.no_grad()
+    def rescale_(self, factor: Tensor) -> dict[nn.Parameter, Tensor]:
+        self.scale.mul_(factor)
+        return {self.scale: 1 / factor}
+
     def storage_bits(self) -> int:
         return self.scale.numel() * 32

@@ -81,5 +81,10 @@ class LSQPlus(Quantizer):
         step = (reach / (self.code_high + 1)).float().reshape(self.state_shape)
         self.scale.copy_(torch.where(step > 0, step, torch.ones_like(step)))
 
+    @torch.no_grad()
+    def rescale_(self, factor: Tensor) -> dict[nn.Parameter, Tensor]:
+        self.scale.mul_(factor)
+        return {self.scale: 1 / factor}
+
     def storage_bits(self) -> int:
         return sum(state.numel() * 32 for state in self.parameters())

@@ -75,5 +75,10 @@ class PACT(Quantizer):
             self.level.fill_(self.init)
         self.initialized.fill_(True)
 
+    @torch.no_grad()
+    def rescale_(self, factor: Tensor) -> dict[nn.Parameter, Tensor]:
+        self.level.mul_(factor)
+        return {self.level: 1 / factor}
+
     def storage_bits(self) -> int:
         return 32

@@ -51,3 +51,10 @@ class PowerOfTwo(LevelQuantizer):
         else:
             self.scale.copy_(self.reach(observed))
         self.initialized.fill_(True)
+
+    @torch.no_grad()
+    def rescale_(self, factor: Tensor) -> dict[nn.Parameter, Tensor]:
+        if self.rule == "power_of_two":
+            factor = factor.log2().round().exp2()
+        self.scale.mul_(factor)
+        return {self.scale: 1 / factor} if isinstance(self.scale, nn.Parameter) else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qtrain.functional.affine import fake_quantize, symmetric_scale
 from qtrain.functional.random import keyed_uniform
@@ -61,6 +61,14 @@ class StochasticRounding(Quantizer):
         self.choose_sign_(observed)
         self.scale.copy_(symmetric_scale(observed.low, observed.high, self.code_low, self.code_high))
         self.initialized.fill_(True)
+
+    @torch.no_grad()
+    def rescale_(self, factor: Tensor) -> dict[nn.Parameter, Tensor]:
+        self.scale.mul_(factor)
+        return {}
+
+    def step(self) -> Tensor:
+        return self.scale
 
     def storage_bits(self) -> int:
         return self.scale.numel() * 32

@@ -48,6 +48,13 @@ class Wrapper(Quantizer, ABC):
         self.initialized.copy_(self.inner.initialized)
 
 
+def innermost(quantizer: Quantizer) -> Quantizer:
+    """What ``quantizer`` holds at the end of its wrappers; itself if it is none."""
+    while isinstance(quantizer, Wrapper):
+        quantizer = quantizer.inner
+    return quantizer
+
+
 class TrainingWrapper(Wrapper, ABC):
     """A wrapper that changes only the forward in training: in eval mode and in storage it is ``inner``."""
 

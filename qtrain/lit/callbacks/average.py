@@ -8,6 +8,7 @@ one: floating tensors are averaged, the others copied, and the end is ``on_fit_e
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, final
 
 import pytorch_lightning as pl
@@ -64,6 +65,17 @@ class WeightAverage(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._swap(trainer, pl_module)
+
+    @torch.no_grad()
+    def restart_(self, student: nn.Module, modules: Iterable[nn.Module]) -> None:
+        """Begin anew, from what they are now, the averages of what ``modules``, parts of ``student``, hold.
+
+        For values that jumped to another scale: a mean of before and after would be neither.
+        """
+        jumped = {id(tensor) for module in modules for tensor in _tensors(module).values()}
+        for name, tensor in _tensors(student).items():
+            if id(tensor) in jumped and name in self.average:
+                self.average[name].copy_(tensor)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.average:

@@ -1,0 +1,246 @@
+"""Changing the bits of a converted model in place, with ranges that keep the quantised values where they were.
+
+More bits: a step is halved for each bit, so that every value there was stays a value, and rounding moves nothing by
+more than half of an old step. Fewer bits: the range is searched so that the quantised values move as little as they
+can, ``min_f |Q_new(x; f) - Q_old(x)|^2``, for each granularity group on its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from qtrain.convert.layers import quant_layers, set_quantization
+from qtrain.convert.plan import MakeObserver
+from qtrain.modes import evaluating
+from qtrain.nn import Operand, QuantLayer
+from qtrain.observers.base import Observer
+from qtrain.observers.squared_error import SquaredError
+from qtrain.quantizers.base import Quantizer
+from qtrain.quantizers.hooks import Rescalable
+from qtrain.quantizers.wrapper import innermost
+from qtrain.spec import FULL_PRECISION, Allocation
+from qtrain.storage.affine import AffineTensor
+from qtrain.storage.levels import LevelTensor
+
+log = logging.getLogger(__name__)
+
+LOWEST, HIGHEST, PER_OCTAVE = -4, 1, 12
+"""The search: factors from 1/16 to 2 times the plain rule's, 12 to the octave."""
+
+REFINEMENTS = 3
+
+
+class Change(NamedTuple):
+    """One quantizer whose bits are to change."""
+
+    layer: str
+    role: Literal["weight", "input"]
+    quantizer: Quantizer
+    bits: int
+
+
+@torch.no_grad()
+def switch_bits_(model: nn.Module, bits: Allocation, images: Tensor | None = None) -> dict[nn.Parameter, Tensor]:
+    """Give the layers that ``bits`` names these widths, in place, and their ranges what keeps their values.
+
+    ``images`` (N, C, H, W), a few dozen, show each input quantizer what it quantises, in a forward in eval mode with
+    the bits as they were; without them, and for a layer that they do not reach, inputs follow the plain rule: the step
+    times ``2^(old - new)``. A quantizer without a range of its own gets its bits and no more, which is logged.
+
+    Returns what the gradient of each changed parameter is multiplied by, for the optimizer's moments. Raises
+    ``ValueError``, with the layer's name and before anything is changed, for a layer that is not there or not
+    quantised, and for a width that a quantizer cannot take.
+    """
+    changes = asked_changes(model, bits)
+    factors: dict[Change, Tensor | None] = {}
+    for change in changes:
+        x = _weight(model, change) if change.role == "weight" else None
+        with _named(change):
+            factors[change] = fitted_factor(change.quantizer, x, change.bits)
+    inputs = [change for change in changes if change.role == "input" and change.bits < int(change.quantizer.bits)]
+    if images is not None and inputs:
+
+        def look(change: Change, x: Tensor) -> None:
+            factors[change] = fitted_factor(change.quantizer, x, change.bits)  # of a layer in two places, the last
+
+        with _looking(model, inputs, look):
+            model(images)
+
+    gradients: dict[nn.Parameter, Tensor] = {}
+    without = []
+    for change, factor in factors.items():
+        change.quantizer.set_range_(bits=change.bits, signed=bool(change.quantizer.signed))
+        core = innermost(change.quantizer)
+        if factor is not None and isinstance(core, Rescalable):
+            gradients.update(core.rescale_(factor))
+        else:
+            without.append(type(core).__name__)
+    for name in sorted(set(without)):
+        log.info("%s has no range of its own that a change of bits could keep: its values follow from the bits", name)
+    return gradients
+
+
+@torch.no_grad()
+def calibrate_at_(model: nn.Module, bits: Allocation, images: Tensor, observer: MakeObserver) -> None:
+    """Give the layers that ``bits`` names these widths, in place, and calibrate what changes for them anew.
+
+    For a start at more bits than the model was calibrated for: a range for few bits cuts off what many could represent.
+    As in :func:`qtrain.convert.calibrate.calibrate` inputs are observed in full precision. Raises as
+    :func:`switch_bits_`.
+    """
+    changes = asked_changes(model, bits)
+    if not changes:
+        return
+    for change in changes:
+        with _named(change):
+            copy.deepcopy(change.quantizer).set_range_(bits=change.bits, signed=bool(change.quantizer.signed))
+    seen: dict[Change, Observer] = {c: observer(granularity=c.quantizer.granularity) for c in changes}
+    for change in changes:
+        change.quantizer.set_range_(bits=change.bits, signed=bool(change.quantizer.signed))
+        if change.role == "weight":
+            seen[change].update(_weight(model, change))
+    set_quantization(model, enabled=False)
+    try:
+        with _looking(model, [c for c in changes if c.role == "input"], lambda c, x: seen[c].update(x)):
+            model(images)
+    finally:
+        set_quantization(model, enabled=True)
+    for change in changes:
+        if seen[change].shape is None:
+            raise ValueError(f"layer {change.layer!r}: saw no image, so that its input cannot be calibrated")
+        observed = seen[change].observed(change.bits)
+        tensor = _weight(model, change) if change.role == "weight" else None
+        change.quantizer.calibrate_(observed._replace(tensor=tensor))
+
+
+def asked_changes(model: nn.Module, bits: Allocation) -> list[Change]:
+    """What of ``bits`` differs from the bits that the quantizers of ``model`` have; raises as :func:`switch_bits_`."""
+    layers = quant_layers(model)
+    changes = []
+    for name, (weight, input) in bits.items():
+        if name not in layers:
+            close = difflib.get_close_matches(name, layers)
+            raise ValueError(f"switch_bits_: {name!r} is not a quantised layer of this model; close: {close}")
+        asked: list[tuple[Literal["weight", "input"], Quantizer | None, int]] = [
+            ("weight", layers[name].weight_quantizer, weight),
+            ("input", layers[name].input_quantizer, input),
+        ]
+        for role, quantizer, width in asked:
+            if (quantizer is None) != (width == FULL_PRECISION):
+                has = "in full precision" if quantizer is None else f"quantised to {int(quantizer.bits)} bits"
+                raise ValueError(
+                    f"switch_bits_: the {role} of layer {name!r} is {has} and cannot become {width} bits; "
+                    "convert the model anew"
+                )
+            if quantizer is not None and int(quantizer.bits) != width:
+                changes.append(Change(name, role, quantizer, width))
+    return changes
+
+
+@torch.no_grad()
+def fitted_factor(quantizer: Quantizer, x: Tensor | None, bits: int) -> Tensor | None:
+    """What a switch of ``quantizer`` to ``bits`` multiplies its values by, of the state shape, after the bits are set.
+
+    ``None`` where it has no range of its own. With more bits, and without ``x``, what it quantises, the plain rule:
+    steps in a ratio of ``2^(old - new)``, levels under the same clip. Else the least squared error to the values of
+    before, over factors about the plain rule and that of a new calibration, then refined; no worse than either.
+    Raises ``ValueError`` where the quantizer cannot have these bits. ``quantizer`` stays as it is.
+    """
+    trial = copy.deepcopy(quantizer).eval()
+    trial.enabled = True
+    core = innermost(trial)
+    before, old_bits, signed = None if x is None else trial(x).float(), int(trial.bits), bool(trial.signed)
+    old = _unit(core) if isinstance(core, Rescalable) else None
+    trial.set_range_(bits=bits, signed=signed)
+    if old is None or not isinstance(core, Rescalable):
+        return None
+    unit, kind = old
+    wanted = unit * 2.0 ** (old_bits - bits) if kind is AffineTensor else unit
+    now = _unit(core)[0]
+    plain = wanted / now
+    if x is None or before is None or bits >= old_bits or not x.numel():
+        return plain
+
+    start = {name: tensor.clone() for name, tensor in trial.state_dict().items()}
+
+    def error(factor: Tensor) -> Tensor:
+        trial.load_state_dict(start)
+        core.rescale_(factor)
+        off = trial(x).float() - before
+        return trial.granularity.flatten(off.square()).sum(dim=1, dtype=torch.float64).reshape(factor.shape)
+
+    best, least = plain, error(plain)
+    for factor in [*_recalibrated(trial, core, x, now, start), *(plain * r for r in _grid(LOWEST, HIGHEST))]:
+        best, least = _better(best, least, factor, error(factor))
+    for finer in range(1, REFINEMENTS + 1):
+        width = 1 / (PER_OCTAVE * 4 ** (finer - 1))
+        for factor in [best * 2.0 ** (width * i / 4) for i in (-3, -2, -1, 1, 2, 3)]:
+            best, least = _better(best, least, factor, error(factor))
+    return best
+
+
+def _better(best: Tensor, least: Tensor, factor: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.where(error < least, factor, best), torch.minimum(error, least)
+
+
+def _grid(low: int, high: int) -> list[float]:
+    return [2.0 ** (i / PER_OCTAVE) for i in range(low * PER_OCTAVE, high * PER_OCTAVE + 1)]
+
+
+def _recalibrated(
+    trial: Quantizer, core: Quantizer, x: Tensor, now: Tensor, start: dict[str, Tensor]
+) -> Iterator[Tensor]:
+    """The factor that a new calibration on ``x`` comes to, unless it decides for another sign."""
+    trial.load_state_dict(start)
+    signed = bool(trial.signed)
+    observer = SquaredError(granularity=trial.granularity)
+    observer.update(x)
+    observed = observer.observed(int(trial.bits))
+    trial.calibrate_(observed._replace(tensor=x if trial.spec.is_weight else None))
+    if bool(trial.signed) == signed:
+        yield _unit(core)[0] / now
+
+
+def _unit(quantizer: Quantizer) -> tuple[Tensor, type]:
+    """What all values of ``quantizer`` are multiples of, float32 of the state shape: its step, or its clip."""
+    stored = quantizer.quantize(torch.zeros(quantizer.spec.shape, device=quantizer.bits.device))
+    assert isinstance(stored, AffineTensor | LevelTensor), "whoever has rescale_ stores a scale"
+    return stored.scale.float(), type(stored)
+
+
+def _weight(model: nn.Module, change: Change) -> Tensor:
+    layer = model.get_submodule(change.layer)
+    assert isinstance(layer, QuantLayer)
+    assert not isinstance(layer, Operand)
+    return layer.effective_weight().detach()
+
+
+@contextmanager
+def _named(change: Change) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"layer {change.layer!r}: {error}") from error
+
+
+@contextmanager
+def _looking(model: nn.Module, changes: list[Change], look: Callable[[Change, Tensor], None]) -> Iterator[None]:
+    """Inside, ``model`` is in eval mode, and ``look`` sees what comes to each change's layer, once for each forward."""
+    handles = []
+    for change in changes:
+        layer = model.get_submodule(change.layer)
+        handles.append(layer.register_forward_pre_hook(lambda _, args, change=change: look(change, args[0])))
+    try:
+        with evaluating(model), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
