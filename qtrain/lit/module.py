@@ -16,7 +16,7 @@ from qtrain.functional.random import seed_of
 from qtrain.lit.optim import MakeOptimizer, parameter_groups
 from qtrain.lit.step import LearningTeacher, StudentStep
 from qtrain.models.teacher import Teacher
-from qtrain.nn.project import project_weights_
+from qtrain.nn.project import partition_weights_, project_weights_
 from qtrain.quantizers.hooks import begin_step_
 from qtrain.schedules.base import Schedule
 from qtrain.spec import Batch, Position
@@ -78,6 +78,7 @@ class QATModule(pl.LightningModule):
         torch.manual_seed(seed_of(self._seed, step))
         progress = self.global_step / max(1, self._total_steps)
         begin_step_(self.student, seed=self._seed, step=step, progress=progress)
+        partition_weights_(self.student)
         self.objective.set_progress_(progress)
         if self.learning_teacher is not None:
             self.learning_teacher.objective.set_progress_(progress)
