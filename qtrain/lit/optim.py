@@ -15,7 +15,7 @@ MakeOptimizer = Callable[[list[dict[str, Any]]], optim.Optimizer]
 def parameter_groups(
     modules: Iterable[nn.Module], *, scale_lr: float | None = None, norm_decay: bool = False
 ) -> list[dict[str, Any]]:
-    """Groups ``weights``, ``no_decay`` and ``scales`` for an optimizer; empty ones are left out.
+    """Groups ``weights``, ``no_decay`` and ``scales`` for an optimizer, of what learns; empty ones are left out.
 
     What a quantizer learns goes to ``scales``: never decayed, since decay would shrink the range it has to cover, and
     with the learning rate ``scale_lr`` where one is given. Biases and the vectors of normalisation layers go to
@@ -27,7 +27,7 @@ def parameter_groups(
     for module in modules:
         for child in module.modules():
             if isinstance(child, Quantizer):
-                scales.update(dict.fromkeys(child.parameters()))
+                scales.update(dict.fromkeys(p for p in child.parameters() if p.requires_grad))
         for parameter in module.parameters():
             if parameter.requires_grad and parameter not in scales:
                 (vectors if parameter.ndim <= 1 and not norm_decay else weights)[parameter] = None

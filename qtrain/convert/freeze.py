@@ -1,0 +1,101 @@
+"""Layers whose weights have stopped learning, while normalisation, biases and the other layers go on.
+
+PROFIT (Park and Yoo 2020, arXiv 2008.04693) trains all layers first and then in three phases, in which the most
+unstable third, two thirds and finally all of them are frozen: what is left adapts to weights that jump no more.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from qtrain.nn import QuantWeighted
+
+
+def weighted_layers(student: nn.Module) -> dict[str, nn.Module]:
+    """Layers of ``student`` with a weight of two or more axes, quantised or not, by qualified name."""
+    found = {}
+    for name, module in student.named_modules():
+        weight = dict(module.named_parameters(recurse=False)).get("weight")
+        if weight is not None and weight.ndim > 1:
+            found[name] = module
+    return found
+
+
+def layers_to_freeze(
+    student: nn.Module,
+    *,
+    patterns: Sequence[str] = (),
+    figures: Mapping[str, float] | None = None,
+    share: float | None = None,
+) -> list[str]:
+    """Names of the layers that match one of ``patterns`` or are among the most unstable ``share``, in model order.
+
+    ``figures`` are layer name -> instability, one for each layer whose weight is quantised. Raises ``ValueError`` for a
+    pattern that matches no layer, and for a ``share`` without figures.
+    """
+    layers = weighted_layers(student)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in layers):
+            close = difflib.get_close_matches(pattern, layers)
+            raise ValueError(f"fit.freeze.layers: pattern {pattern!r} matches no layer with a weight; close: {close}")
+    chosen = {name for name in layers if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    if share is not None:
+        chosen |= set(_most_unstable(layers, figures or {}, share))
+    return [name for name in layers if name in chosen]
+
+
+def freeze_layers_(student: nn.Module, names: Iterable[str]) -> None:
+    """Let weight and weight quantizer of these layers stop learning, in place.
+
+    The quantizer is in eval mode from here on: statistics that it gathers in training, noise, and a mixture of
+    quantised and raw weights end, so that the layer computes what will be stored. A parameter group of weights that do
+    not learn is not made (:func:`qtrain.lit.optim.parameter_groups`), and projections leave them alone.
+    """
+    layers = weighted_layers(student)
+    for name in names:
+        layer = layers[name]
+        parts = [getattr(layer, part, None) for part in ("weight_quantizer", "weight_transform")]
+        for parameter in (layer.weight, *(p for part in parts if part is not None for p in part.parameters())):
+            parameter.requires_grad_(False)
+        if parts[0] is not None:
+            parts[0].eval()
+
+
+def freeze_(
+    student: nn.Module,
+    *,
+    patterns: Sequence[str] = (),
+    figures: Mapping[str, float] | None = None,
+    share: float | None = None,
+) -> list[str]:
+    """Freeze what :func:`layers_to_freeze` names; returns these names."""
+    names = layers_to_freeze(student, patterns=patterns, figures=figures, share=share)
+    freeze_layers_(student, names)
+    return names
+
+
+def _most_unstable(layers: Mapping[str, nn.Module], figures: Mapping[str, float], share: float) -> list[str]:
+    if not 0 < share <= 1:
+        raise ValueError(f"fit.freeze.share: must be in (0, 1], got {share}; null freezes none by instability")
+    if not figures:
+        raise ValueError(
+            "fit.freeze.share: nothing is known of how unstable the layers are; let an earlier stage measure it with "
+            "+callback@callbacks.instability=instability"
+        )
+    quantised = [name for name, layer in layers.items() if _has_quantised_weight(layer)]
+    if set(figures) != set(quantised):
+        odd = sorted(set(figures) ^ set(quantised))[0]
+        raise ValueError(
+            f"fit.freeze.share: instability was measured of other layers than are quantised here ({odd!r} is only in "
+            "one of the two); measure it with the same layers quantised, and none of them frozen"
+        )
+    ranked = sorted(quantised, key=lambda name: -figures[name])
+    return ranked[: max(1, round(share * len(ranked)))]
+
+
+def _has_quantised_weight(layer: nn.Module) -> bool:
+    return isinstance(layer, QuantWeighted) and layer.weight_quantizer is not None
