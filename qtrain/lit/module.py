@@ -31,7 +31,8 @@ class QATModule(pl.LightningModule):
     Metrics: ``train/<term>`` and ``train/total`` per step, in nats; ``val/top1`` in percent and ``val/loss`` in nats.
     The learning rate is the optimizer's times ``lr_schedule`` at progress, the share of this fit's steps done.
     ``start`` is where the run stands when the fit begins, which seeds and the teacher's epochs go on from;
-    ``optimizer_state`` is the optimizer's state dict then, where moments are carried on.
+    ``optimizer_state`` is the optimizer's state dict then, where moments are carried on. ``teacher_logits`` are what a
+    frozen teacher said of the last batch, for callbacks.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class QATModule(pl.LightningModule):
         # A frozen teacher is no nn.Module: neither state dict nor optimizer see it.
         self._teacher = None if isinstance(teacher, LearningTeacher) else teacher
         self.learning_teacher = teacher if isinstance(teacher, LearningTeacher) else None
+        self.teacher_logits: Tensor | None = None
         self._teacher_lr = teacher_lr
         self._make_optimizer = optimizer
         self._lr_schedule = lr_schedule
@@ -83,12 +85,18 @@ class QATModule(pl.LightningModule):
         if self.learning_teacher is not None:
             self.learning_teacher.objective.set_progress_(progress)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses of a training ``batch`` by name, unweighted, and ``total``; a frozen teacher is asked for it."""
         if self._teacher is None:
-            losses = self._step[0](batch.image, batch.target)
+            losses: dict[str, Tensor] = self._step[0](batch.image, batch.target)
         else:
             logits, features = self._teacher.answer(batch, self._start.epoch + self.current_epoch)
             losses = self._step[0](batch.image, batch.target, logits, features)
+            self.teacher_logits = logits
+        return losses
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        losses = self.losses(batch)
         self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()}, batch_size=len(batch.image))
         return losses["total"]
 
@@ -131,8 +139,8 @@ def _carry_on_(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     sizes = [[len(group["params"]) for group in groups] for groups in (optimizer.param_groups, state["param_groups"])]
     if sizes[0] != sizes[1]:
         raise ValueError(
-            f"fit.carry_optimizer: the stage before trained groups of {sizes[1]} parameters, this one trains {sizes[0]}; "
-            "leave it false where what is trained differs"
+            f"fit.carry_optimizer: the stage before trained groups of {sizes[1]} parameters, this one trains "
+            f"{sizes[0]}; leave it false where what is trained differs"
         )
     optimizer.load_state_dict(state)
     for group, options in zip(optimizer.param_groups, own, strict=True):
