@@ -11,7 +11,9 @@ they can be resolved from a subclass in another file.)
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from hashlib import sha256
+from typing import Any
 
 import pytorch_lightning as pl
 from torch import Tensor
@@ -21,6 +23,12 @@ from qtrain.data.order import BatchOrder, choose, first_samples, split_train_val
 from qtrain.spec import Batch, DataInfo
 
 log = logging.getLogger(__name__)
+
+NOT_IN_IMAGES = (
+    "batch_size", "eval_batch_size", "val_fraction", "max_train", "max_test", "mean", "std",
+    "device", "channels_last", "workers", "cache_dir",
+)  # fmt: skip
+"""Options that change which images are seen, when or where, and no training image; mean and std are facts as well."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -81,12 +89,28 @@ class VisionData(pl.LightningDataModule, ABC):
     def _loader(self, order: BatchOrder, *, test_images: bool) -> EpochLoader:
         """A loader of the test images or of the training images; it augments where ``order.train``."""
 
+    @abstractmethod
+    def _content(self) -> str:
+        """A hash of the training images as they are read, or of as much of them as can be read in a few seconds."""
+
     @property
     def info(self) -> DataInfo:
         """Facts of the dataset, known after ``setup``."""
         if self._info is None:
             raise RuntimeError(f"{type(self).__name__}: info is known after setup(); call it first")
         return self._info
+
+    def identity(self) -> dict[str, Any]:
+        """What the training image of a given (epoch, sample) depends on, as plain values; known after ``setup``.
+
+        Mixed images depend on their neighbours in the epoch's order, and so on all samples in use; not on the batch
+        size, since pairs never cross its edges.
+        """
+        info = self.info
+        options = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOT_IN_IMAGES}
+        facts = {"mean": list(info.mean), "std": list(info.std), "image_size": info.image_size}
+        samples = sha256(self._train_samples.numpy().tobytes()).hexdigest() if self.mixup or self.cutmix else None
+        return {**options, **facts, "samples": samples, "content": self._content()}
 
     def start_at(self, epoch: int) -> None:
         """Let the next fit's first epoch be ``epoch`` of the run, with its order and augmentation."""

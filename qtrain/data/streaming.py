@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ from qtrain.spec import Batch, DataInfo
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+SAMPLED = 64
+"""Images, spread evenly, whose pixels stand for those of all where a data set is told from others."""
 
 Sample = tuple[Tensor, int, int, int]
 """What a worker makes of one image: pixels (C, H, W), target, sample number, epoch."""
@@ -209,6 +213,13 @@ class StreamingData(VisionData):
             test_size=test_size,
             kind="streaming",
         )
+
+    def _content(self) -> str:
+        images, count = self._train_set, len(self._train_set)
+        digest = sha256(np.array([images.target(number) for number in range(count)]).tobytes())
+        for number in np.linspace(0, count - 1, min(count, SAMPLED)).astype(int).tolist():
+            digest.update(np.asarray(images.image(number)).tobytes())
+        return digest.hexdigest()
 
     def _loader(self, order: BatchOrder, *, test_images: bool) -> StreamingLoader:
         info = self.info

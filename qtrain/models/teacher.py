@@ -6,9 +6,10 @@ optimises it: the teacher is absent from the checkpoint and the optimizer by con
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +87,20 @@ class FrozenTeacher(Teacher):
     def model(self) -> nn.Module:
         """The network itself, for looking at: its head, its layers, its weights."""
         return self._model
+
+    def identity(self) -> dict[str, Any]:
+        """What an answer depends on besides the image, as plain values, except for how numbers are rounded."""
+        weights = hashlib.sha256()
+        for name, tensor in sorted(self._model.state_dict().items()):
+            weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            weights.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return {
+            "weights": weights.hexdigest(),
+            "structure": hashlib.sha256(str(self._model).encode()).hexdigest(),
+            "renormalise": None if self._renormalise is None else [v.flatten().tolist() for v in self._renormalise],
+            "bf16": self._bf16,
+            "device": self._device.type,
+        }
 
     def train(self, mode: bool = True) -> FrozenTeacher:
         """Nothing: a frozen teacher has one mode. Here so that code which switches modes need not ask."""
