@@ -25,6 +25,7 @@ from omegaconf.errors import (
 )
 
 from qtrain.tasks import TASKS, conf_dir
+from qtrain.tasks.overlay import changes
 from qtrain.tasks.schema import Root
 from qtrain.tasks.targets import ConfigError, check_targets, did_you_mean
 
@@ -33,7 +34,38 @@ AD_HOC = "adhoc"
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
-    """The validated config that the command line ``overrides`` ask for. Raises :class:`ConfigError`."""
+    """The validated config that the command line ``overrides`` ask for. Raises :class:`ConfigError`.
+
+    Its ``stages``, lists of overrides in YAML, are worked out: each holds the sections in which it differs.
+    """
+    cfg = _compose(overrides)
+    if cfg.stages:
+        cfg.stages = {
+            name: changes(cfg, _compose([*overrides, *own], what=f"stages.{name}"), name)
+            for name, own in _stage_overrides(cfg).items()
+        }
+    return cfg
+
+
+def _stage_overrides(cfg: DictConfig) -> dict[str, list[str]]:
+    for name, own in cfg.stages.items():
+        if not isinstance(own, ListConfig) or not all(isinstance(override, str) for override in own):
+            raise ConfigError(f"stages.{name}: must be a list of overrides such as [fit.epochs=2], got {own}")
+        _check_admitted(f"stages.{name}", own)
+    plain = OmegaConf.to_container(cfg.stages, resolve=False)
+    assert isinstance(plain, dict)
+    return {str(name): list(own) for name, own in plain.items()}
+
+
+def _compose(overrides: Sequence[str], what: str | None = None) -> DictConfig:
+    """What :func:`compose` gives, its stages still as they are written; ``what`` is put before a mistake's line."""
+    try:
+        return _composed(overrides)
+    except ConfigError as error:
+        raise ConfigError(f"{what}: {error}" if what else str(error)) from error
+
+
+def _composed(overrides: Sequence[str]) -> DictConfig:
     with _own_hydra():
         try:
             cfg = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
@@ -63,9 +95,7 @@ def validate(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     if plain["allow_targets"] and not any(_key(override) == "allow_targets" for override in overrides):
         raise ConfigError("allow_targets: may be given on the command line only, not by a YAML file; remove it there")
     for name, variant in (plain["variants"] or {}).items():
-        for override in variant:
-            if _key(override) == "allow_targets" or _key(override).startswith("hydra"):
-                raise ConfigError(f"variants.{name}: {override!r} may be given on the command line only")
+        _check_admitted(f"variants.{name}", variant)
     check_targets(plain, allow=plain["allow_targets"])
 
 
@@ -103,6 +133,12 @@ def _own_hydra() -> Iterator[None]:
 def _check_choice(key: str, value: str, choices: Mapping[str, Any]) -> None:
     if value not in choices:
         raise ConfigError(f"{key}: must be one of {', '.join(choices)}, got {value!r}{did_you_mean(value, choices)}")
+
+
+def _check_admitted(where: str, overrides: Sequence[str]) -> None:
+    for override in overrides:
+        if _key(override) == "allow_targets" or _key(override).startswith("hydra"):
+            raise ConfigError(f"{where}: {override!r} may be given on the command line only")
 
 
 def _check_hydra(node: Any, where: str = "hydra") -> None:

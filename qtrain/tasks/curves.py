@@ -73,23 +73,31 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def charts(rows: Iterable[dict[str, Any]]) -> list[Chart]:
-    """Losses, accuracies, and how the scale of each layer's weight moved; those of which there is something to see."""
+    """Losses, accuracies, how the scale of each layer's weight moved, and relative errors of quantization.
+
+    Those of which there is something to see.
+    """
     series: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in rows:
         for name, value in row.items():
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if number and name not in ("step", "epoch", "time", "split"):
                 series.setdefault((str(row.get("split", "")), name), []).append((float(row["step"]), float(value)))
-    losses, accuracies, scales = [], [], []
+    losses, accuracies, scales, errors = [], [], [], []
     for (split, name), points in series.items():
         if name.startswith("scale/") and name.endswith(".weight") and points[0][1]:
             scales.append(Line(name[len("scale/") : -len(".weight")], [(x, y / points[0][1]) for x, y in points]))
+        elif name.startswith("error/"):
+            errors.append(Line(name[len("error/") :], points))
         elif name == "top1":
             accuracies.append(Line(f"{split} top-1", points))
+        elif name == "agreement":
+            accuracies.append(Line(f"{split} agreement with the teacher", points))
         elif "/" not in name and name not in NO_LOSS:
             losses.append(Line(f"{split} {name}", points))
     found = [draw("Loss", losses), draw("Accuracy, %", accuracies)]
     found.append(draw("Weight scales, relative to their first value (one line a layer)", scales, legend=False))
+    found.append(draw("Relative error of weights and inputs (one line each)", errors, legend=False))
     return [chart for chart in found if chart is not None]
 
 

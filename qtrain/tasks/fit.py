@@ -15,10 +15,11 @@ from pytorch_lightning.loggers import Logger
 
 from qtrain.data.base import VisionData
 from qtrain.lit.callbacks.average import WeightAverage
+from qtrain.lit.callbacks.figures import FindsFigures
 from qtrain.lit.callbacks.finite import StopOnNonFinite
+from qtrain.lit.callbacks.health import Health
 from qtrain.lit.callbacks.journal import MetricJournal
 from qtrain.lit.callbacks.progress import Progress
-from qtrain.lit.callbacks.scales import ScaleStatistics
 from qtrain.lit.callbacks.signals import StopOnSignal
 from qtrain.lit.checkpoint import AtomicCheckpointIO, find_resume_point
 from qtrain.lit.loggers import JsonlLogger
@@ -36,7 +37,8 @@ class Fitted:
     """What a fit leaves behind: the device it ran on, and how many optimizer steps and epochs it took in all.
 
     ``train_s`` are the seconds of training, ``earlier_s`` those of them that were spent before a resumption.
-    ``end`` is where the run stands now, ``optimizer`` the optimizer's state dict.
+    ``end`` is where the run stands now, ``optimizer`` the optimizer's state dict, ``figures`` what
+    callbacks found, by their name in the config.
     """
 
     device: torch.device
@@ -46,6 +48,7 @@ class Fitted:
     resumed: bool
     end: Position
     optimizer: dict[str, Any]
+    figures: dict[str, dict[str, float]]
 
 
 def fit(
@@ -76,11 +79,12 @@ def fit(
     resume_points = ResumePoints(folder=points, every_n_steps=cfg.fit.checkpoint_every_steps, identity=identity)
     file = JsonlLogger(folder=folder)
     journal = MetricJournal(loggers=[file, *loggers], every_n_steps=cfg.fit.log_every_steps, start=start)
+    named = _named_callbacks(cfg, journal)
     callbacks: list[pl.Callback] = [
         StopOnNonFinite(),
         *([WeightAverage(decay=cfg.fit.weight_average)] if cfg.fit.weight_average is not None else []),
-        *_extra_callbacks(cfg, journal),
-        *([ScaleStatistics(journal=journal, every_n_steps=n)] if (n := cfg.fit.scales_every_steps) else []),
+        *named.values(),
+        *([Health(journal=journal, every_n_steps=n)] if (n := cfg.fit.health_every_steps) else []),
         journal,
         Progress(title=title),
         resume_points,
@@ -116,16 +120,17 @@ def fit(
             written=file.position() if trainer.is_global_zero else 0,
         ),
         optimizer=trainer.optimizers[0].state_dict(),
+        figures={name: c.figures() for name, c in named.items() if isinstance(c, FindsFigures)},
     )
 
 
-def _extra_callbacks(cfg: DictConfig, journal: MetricJournal) -> list[pl.Callback]:
+def _named_callbacks(cfg: DictConfig, journal: MetricJournal) -> dict[str, pl.Callback]:
     """Those that the config names; a ``None`` takes away what an experiment has."""
-    made = []
+    made = {}
     for name, node in (cfg.callbacks or {}).items():
         if node is not None:
             try:
-                made.append(instantiate(node)(journal=journal))
+                made[str(name)] = instantiate(node)(journal=journal)
             except ValueError as error:
                 raise ConfigError(f"callbacks.{name}: {error}") from error
     return made

@@ -7,6 +7,8 @@ give them bits, swap them, calibrate. Folding, equalization and correction will 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -14,12 +16,15 @@ from omegaconf import DictConfig
 from torch import nn
 
 from qtrain.convert.calibrate import calibrate
+from qtrain.convert.inherit import Heritage, inherit_quantizers_, inherit_weights_
 from qtrain.convert.layers import find_layers
 from qtrain.convert.operations import expose_operations
 from qtrain.convert.plan import LayerPlan, plan_layers
 from qtrain.convert.swap import swap_layers
+from qtrain.convert.switch import switch_bits_
 from qtrain.data.base import VisionData
 from qtrain.distill.objective import Objective
+from qtrain.lit.step import LearningTeacher
 from qtrain.models.forms import merge_fused_biases
 from qtrain.models.taps import feature_shapes
 from qtrain.models.teacher import FrozenTeacher
@@ -69,17 +74,35 @@ def example_input(data: VisionData, size: int = 1) -> torch.Tensor:
     return torch.zeros(size, info.in_channels, info.image_size, info.image_size)
 
 
-def quantise(cfg: DictConfig, model: nn.Module, data: VisionData) -> Prepared:
-    """Convert and calibrate ``model`` in place by ``cfg.quantize``, on the CPU or wherever the model is."""
+def quantise(cfg: DictConfig, model: nn.Module, data: VisionData, heritage: Heritage | None = None) -> Prepared:
+    """Convert and calibrate ``model`` in place by ``cfg.quantize``, on the CPU or wherever the model is.
+
+    With the ``heritage`` of an earlier stage the weights are that stage's, and so are quantizers of the same kind;
+    where bits differ, their scales are fitted to the new ones.
+    """
     if cfg.fit.channels_last:
         model.to(memory_format=torch.channels_last)
-    if not cfg.quantize.enabled:
-        return Prepared(model, {})
-    plans = convert(cfg, model, example_input(data))
-    batches = cfg.quantize.calibration_batches
-    log.info("calibrating %d layers on %d batches", len(plans), batches)
-    calibrate(model, (batch.image for batch in data.calibration_batches(batches)), plans)
+    plans = convert(cfg, model, example_input(data)) if cfg.quantize.enabled else {}
+    if heritage is not None:
+        with _as_config_error("stages"):
+            inherit_weights_(model, heritage)
+    if plans:
+        batches = cfg.quantize.calibration_batches
+        log.info("calibrating %d layers on %d batches", len(plans), batches)
+        images = [batch.image for batch in data.calibration_batches(batches)]
+        calibrate(model, images, plans)
+        if heritage is not None and (wanted := inherit_quantizers_(model, heritage)):
+            log.info("new bits for %d layers", len(wanted))
+            switch_bits_(model, wanted, images=images[0])
     return Prepared(model, {name: plan.bits for name, plan in plans.items()})
+
+
+@contextmanager
+def _as_config_error(where: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from error
 
 
 def convert(cfg: DictConfig, model: nn.Module, example: torch.Tensor) -> dict[str, LayerPlan]:
@@ -132,6 +155,14 @@ def build_objective(cfg: DictConfig, student: nn.Module, teacher: nn.Module | No
             "objective: a term compares with a teacher and there is none; name one, for instance "
             "teacher=cifar_resnet56, or take objective=hard"
         )
+    _bind(cfg, objective, student, teacher, data)
+    return objective
+
+
+def _bind(
+    cfg: DictConfig, objective: Objective, student: nn.Module, teacher: nn.Module | None, data: VisionData
+) -> None:
+    """Make the parameters of ``objective`` for the layers that it compares; their start is a function of the seed."""
     shape = tuple(example_input(data).shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
@@ -139,7 +170,24 @@ def build_objective(cfg: DictConfig, student: nn.Module, teacher: nn.Module | No
             feature_shapes(student, objective.student_taps, shape),
             {} if teacher is None else feature_shapes(teacher, objective.teacher_taps, shape),
         )
-    return objective
+
+
+def build_learning_teacher(cfg: DictConfig, model: nn.Module, student: nn.Module, data: VisionData) -> LearningTeacher:
+    """A teacher that is trained by ``cfg.teacher.objective``, in which the student answers as teacher."""
+    if cfg.teacher.objective is None:
+        raise ConfigError(
+            "teacher.learns: a teacher that learns needs an objective of its own; give "
+            "+objective@teacher.objective=hard, or soft to learn from the student too"
+        )
+    if cfg.teacher.mean is not None or cfg.teacher.std is not None:
+        raise ConfigError(
+            "teacher.learns: a teacher that learns sees images as the student does; leave teacher.mean and std null"
+        )
+    if cfg.fit.channels_last:
+        model.to(memory_format=torch.channels_last)
+    objective: Objective = instantiate(cfg.teacher.objective)
+    _bind(cfg, objective, model, student, data)
+    return LearningTeacher(model=model, objective=objective)
 
 
 def build_teacher(cfg: DictConfig, model: nn.Module, objective: Objective, data: VisionData) -> FrozenTeacher:

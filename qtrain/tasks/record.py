@@ -14,6 +14,7 @@ from torch import nn
 
 from qtrain.cost.count import CostReport
 from qtrain.spec import FULL_PRECISION, Allocation, DataInfo
+from qtrain.tasks.overlay import plain_config
 from qtrain.tasks.results import append_row, config_hash, provenance
 from qtrain.tasks.summary import FINISHED, SUMMARY, RunSummary, read_summary, write_summary
 from qtrain.tasks.targets import ConfigError
@@ -21,17 +22,6 @@ from qtrain.tasks.targets import ConfigError
 CONFIG = "config.yaml"
 STUDENT = "student.safetensors"
 """A trained student's parameters, scales and code ranges, under the names of its state dict."""
-
-
-def plain_config(cfg: DictConfig) -> dict[str, Any]:
-    """``cfg`` resolved, as dicts, lists and values; what identifies and describes the run, not where it is kept."""
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
-    plain.pop("run_dir", None)
-    plain.get("full_precision", {}).pop("folder", None)
-    # Only a source of values: those that the run uses stand resolved where it uses them.
-    plain.pop("budgets", None)
-    return {str(key): value for key, value in plain.items()}
 
 
 def identity_of(cfg: DictConfig) -> str:

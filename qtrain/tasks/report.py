@@ -90,7 +90,7 @@ def write_report(folder: Path) -> tuple[Path, int, int]:
         closing=table_rows(rows),
         run_columns=list(RUN_COLUMNS),
         runs=list(zip(sections, [_run_cells(run.summary) for run in runs], strict=True)),
-        layer_columns=LAYER_COLUMNS,
+        layer_columns=(*LAYER_COLUMNS, *HEALTH_COLUMNS),
         problems=[(_relative(problem.folder, folder), problem.reason) for problem in problems],
         size=curves,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -110,13 +110,14 @@ def _plot(path: Path, rows: list[Outcome], axis: CostAxis) -> dict[str, str]:
 
 def _section(number: int, run: Run, folder: Path) -> Section:
     rows, damaged = curves.read_metrics(run.folder / METRICS)
+    last = {name: value for row in rows for name, value in row.items()}
     return Section(
         anchor=f"run-{number}",
         title=_relative(run.folder, folder),
         run=run.summary,
         charts=curves.charts(rows),
         damaged_lines=damaged,
-        layers=[_layer_cells(layer) for layer in run.summary.layers if isinstance(layer, dict)],
+        layers=[_layer_cells(layer, last) for layer in run.summary.layers if isinstance(layer, dict)],
     )
 
 
@@ -164,14 +165,24 @@ RUN_COLUMNS: dict[str, Callable[[RunSummary], Cell]] = {
 }
 
 LAYER_COLUMNS = ("Layer", "Kind", "Weight", "W bits", "A bits", "Bits/weight", "Size", "MMACs", "MBOPs")
+HEALTH_COLUMNS = {
+    "W error %": "error/{}.weight",
+    "A error %": "error/{}.input",
+    "A clipped %": "clipped/{}.input",
+    "W dead %": "dead/{}.weight",
+}
+"""Column of the per-layer table -> the figure of metrics.jsonl that it shows, as it was last; the figures are shares."""
 
 
 def _run_cells(summary: RunSummary) -> list[Cell]:
     return [cell(summary) for cell in RUN_COLUMNS.values()]
 
 
-def _layer_cells(layer: dict[str, Any]) -> list[Cell]:
-    """One row of the per-layer table; fields that an older version did not write stay empty."""
+def _layer_cells(layer: dict[str, Any], last: dict[str, Any]) -> list[Cell]:
+    """One row of the per-layer table; fields that an older version did not write stay empty.
+
+    ``last`` are the latest figures of the run's metrics by name.
+    """
     shape = layer.get("shape") or []
     bits = layer.get("weight_storage_bits")
     own = layer.get("name") == OUTSIDE_LAYERS  # no weight, so that these cells would mean nothing
@@ -185,6 +196,10 @@ def _layer_cells(layer: dict[str, Any]) -> list[Cell]:
         _number(bits / 8 if isinstance(bits, int | float) and not own else None, size_text),
         _number(layer.get("macs"), lambda value: f"{value / 1e6:.3g}"),
         _number(layer.get("bops"), lambda value: f"{value / 1e6:.4g}"),
+        *(
+            _number(last.get(name.format(layer.get("name"))), lambda x: f"{100 * x:.3g}")
+            for name in HEALTH_COLUMNS.values()
+        ),
     ]
 
 

@@ -38,6 +38,9 @@ class Teacher:
     mean: list[float] | None = None
     std: list[float] | None = None
     compile: bool = False
+    learns: bool = False
+    objective: Any = None
+    lr: float | None = None
 
 
 @dataclass
@@ -52,8 +55,17 @@ class Distill:
 
 
 @dataclass
+class Freeze:
+    layers: list[str] | None = MISSING
+    share: float | None = MISSING
+
+
+@dataclass
 class Fit:
     epochs: int = MISSING
+    share: float = MISSING
+    carry_optimizer: bool = MISSING
+    freeze: Freeze = field(default_factory=Freeze)
     scale_lr: float | None = MISSING
     norm_decay: bool = MISSING
     clip_norm: float | None = MISSING
@@ -65,7 +77,7 @@ class Fit:
     channels_last: bool = MISSING
     final_test: bool = MISSING
     log_every_steps: int = MISSING
-    scales_every_steps: int = MISSING
+    health_every_steps: int = MISSING
 
 
 @dataclass
@@ -108,6 +120,7 @@ class Root:
     resume: bool = MISSING
     overwrite: bool = MISSING
     results: str | None = MISSING
+    stages: dict[str, Any] = MISSING
     variants: dict[str, list[str]] | None = MISSING
     select: list[str] | None = MISSING
     checkpoint: str | None = MISSING

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import shlex
-import sys
 import time
 from itertools import islice
 from pathlib import Path
@@ -18,18 +16,16 @@ from torch import nn
 
 from qtrain.cost.count import count
 from qtrain.data.base import VisionData
-from qtrain.distill.objective import Objective
 from qtrain.lit.callbacks.batchnorm import reestimate_batchnorm
 from qtrain.lit.evaluation import evaluate
 from qtrain.lit.loggers import close
-from qtrain.lit.module import QATModule
 from qtrain.tasks import prepare, record
-from qtrain.tasks.fit import Fitted, fit
 from qtrain.tasks.instantiate import instantiate
 from qtrain.tasks.pretrain import full_precision_weights
+from qtrain.tasks.run_stage import Trained, run_stage
+from qtrain.tasks.stages import Stage, StageState, stages_of
 from qtrain.tasks.summary import FINISHED
 from qtrain.tasks.table import print_summary
-from qtrain.tasks.targets import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -48,40 +44,73 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     torch.manual_seed(cfg.seed)
 
     data = prepare.load_data(cfg)
-    prepare.rehearse(cfg, data)
+    stages = stages_of(cfg, folder)
+    for stage in stages:
+        prepare.rehearse(stage.cfg, data)
     # A full-precision run starts from what its config names, a quantised one from trained weights in any case.
     weights = full_precision_weights(cfg.model, cfg, data) if cfg.quantize.enabled else None
     full_precision = prepare.build_model(cfg.model, data, weights=weights)
-    prepared = prepare.quantise(cfg, copy.deepcopy(full_precision), data)
-    student = prepared.student
-    calibrated = copy.deepcopy(student) if prepared.allocation else None
-    teacher_model = _teacher_model(cfg, data)
-    objective = prepare.build_objective(cfg, student, teacher_model, data)
+    last = _fit_stages(cfg, stages, full_precision, data, folder)
+
+    student, fitted, final = last.prepared.student, last.fitted, stages[-1].cfg
+    if final.fit.reestimate_bn:
+        _reestimate_batchnorm(final, student.to(fitted.device), data, fitted.device)
+    metrics: dict[str, Any] = {"top1": None, "fp_top1": None, "ptq_top1": None}
+    if cfg.fit.final_test:
+        models = {"fp_top1": full_precision, "top1": student}
+        if last.prepared.allocation:
+            models["ptq_top1"] = prepare.quantise(final, copy.deepcopy(full_precision), data).student
+        for name, model in models.items():
+            metrics[name] = evaluate(model, data.test_dataloader(), fitted.device)["top1"]
+    cost = count(student.cpu(), prepare.example_input(data))
+    described = record.describe(final, data.info, last.prepared.allocation, cost)
+    _record(cfg, folder, {**described, **metrics}, last, wall_s=time.perf_counter() - start + fitted.earlier_s)
+    return metrics
+
+
+def _fit_stages(
+    cfg: DictConfig, stages: list[Stage], full_precision: nn.Module, data: VisionData, folder: Path
+) -> Trained:
+    """Run the stages that have not ended yet, one after the other; what the last one leaves."""
+    # A logger's maker may decide that there is nothing to log to (no wandb, mode=disabled).
+    made = [make(folder=folder, config=record.plain_config(cfg)) for make in instantiate(cfg.logger).values()]
+    loggers = tuple(logger for logger in made if logger is not None)
+    before: StageState | None = None
+    failed = True
+    try:
+        for number, stage in enumerate(stages, start=1):
+            final = number == len(stages)
+            if not final and (kept := stage.load()) is not None:
+                log.info("stage %d of %d, %s: has ended before", number, len(stages), stage.name)
+                before = kept
+                continue
+            if stage.name:
+                log.info("stage %d of %d: %s", number, len(stages), stage.name)
+            heritage = None if before is None else before.student
+            prepared = prepare.quantise(stage.cfg, copy.deepcopy(full_precision), data, heritage)
+            if final:
+                _log_size(prepared.student, data, folder.name)
+            trained = run_stage(stage, prepared, before, data, folder, loggers)
+            before = trained.state
+            if not final:
+                _keep(stage, trained.state)
+        failed = False
+    finally:
+        close(loggers, failed=failed)
+    return trained
+
+
+@rank_zero_only
+def _keep(stage: Stage, state: StageState) -> None:
+    stage.save(state)
+
+
+def _log_size(student: nn.Module, data: VisionData, name: str) -> None:
     cost = count(student, prepare.example_input(data))
     log.info(
         "%s: %.1f kB, in full precision %.1f kB; %.2f bits per weight",
-        folder.name, cost.size_bytes / 1e3, cost.fp_size_bytes / 1e3, cost.effective_bits,
+        name, cost.size_bytes / 1e3, cost.fp_size_bytes / 1e3, cost.effective_bits,
     )  # fmt: skip
-
-    fitted = _fit(cfg, student, teacher_model, objective, data, folder)
-    if cfg.fit.reestimate_bn:
-        _reestimate_batchnorm(cfg, student.to(fitted.device), data, fitted.device)
-    metrics: dict[str, Any] = {"top1": None, "fp_top1": None, "ptq_top1": None}
-    if cfg.fit.final_test:
-        for name, model in {"fp_top1": full_precision, "ptq_top1": calibrated, "top1": student}.items():
-            if model is not None:
-                metrics[name] = evaluate(model, data.test_dataloader(), fitted.device)["top1"]
-    described = record.describe(cfg, data.info, prepared.allocation, cost)
-    _record(
-        cfg,
-        folder,
-        student,
-        {**described, **metrics},
-        objective,
-        fitted,
-        wall_s=time.perf_counter() - start + fitted.earlier_s,
-    )
-    return metrics
 
 
 def _reestimate_batchnorm(cfg: DictConfig, student: nn.Module, data: VisionData, device: torch.device) -> None:
@@ -95,83 +124,21 @@ def _reestimate_batchnorm(cfg: DictConfig, student: nn.Module, data: VisionData,
     reestimate_batchnorm(student, images)
 
 
-def _teacher_model(cfg: DictConfig, data: VisionData) -> nn.Module | None:
-    node = cfg.teacher.model
-    if node is None:
-        return None
-    if "_target_" not in node:
-        raise ConfigError(
-            "teacher.model: has options but names no model; take teacher=cifar_resnet56, or another of that group"
-        )
-    return prepare.build_model(node, data, weights=full_precision_weights(node, cfg, data))
-
-
-def _fit(
-    cfg: DictConfig,
-    student: nn.Module,
-    teacher_model: nn.Module | None,
-    objective: Objective,
-    data: VisionData,
-    folder: Path,
-) -> Fitted:
-    teacher = None
-    if teacher_model is not None and objective.needs_teacher:
-        teacher = prepare.build_teacher(cfg, teacher_model, objective, data)
-    module = QATModule(
-        student=student,
-        objective=objective,
-        teacher=teacher,
-        optimizer=instantiate(cfg.optimizer),
-        lr_schedule=instantiate(cfg.lr_schedule),
-        num_classes=data.info.num_classes,
-        seed=cfg.seed,
-        scale_lr=cfg.fit.scale_lr,
-        norm_decay=cfg.fit.norm_decay,
-        compile=cfg.fit.compile,
-    )
-    # A logger's maker may decide that there is nothing to log to (no wandb, mode=disabled).
-    made = [make(folder=folder, config=record.plain_config(cfg)) for make in instantiate(cfg.logger).values()]
-    loggers = tuple(logger for logger in made if logger is not None)
-    failed = True
-    try:
-        fitted = fit(
-            cfg,
-            module=module,
-            data=data,
-            folder=folder,
-            identity=record.identity_of(cfg),
-            epochs=cfg.fit.epochs,
-            title=folder.name,
-            loggers=loggers,
-            command="python -m qtrain " + shlex.join(sys.argv[1:]),
-        )
-        failed = False
-    finally:
-        close(loggers, failed=failed)
-    return fitted
-
-
 @rank_zero_only
-def _record(
-    cfg: DictConfig,
-    folder: Path,
-    student: nn.Module,
-    summary: dict[str, Any],
-    objective: Objective,
-    fitted: Fitted,
-    *,
-    wall_s: float,
-) -> None:
-    record.save_weights(student, folder / record.STUDENT)
+def _record(cfg: DictConfig, folder: Path, summary: dict[str, Any], trained: Trained, *, wall_s: float) -> None:
+    fitted, state = trained.fitted, trained.state
+    record.save_weights(trained.prepared.student, folder / record.STUDENT)
     summary |= {
         "name": folder.name,
-        "distill": "+".join(objective.teacher_terms) or "none",
-        "epochs": cfg.fit.epochs,
-        "step_ms": 1e3 * fitted.train_s / max(1, fitted.steps),
+        "distill": "+".join(state.distill) or "none",
+        "epochs": state.end.epoch,
+        "step_ms": 1e3 * state.train_s / max(1, state.end.step),
         "wall_s": wall_s,
         "status": FINISHED if cfg.fit.final_test else "not tested",
     }
     notes = f"budget={cfg.budget}, lr={cfg.optimizer.get('lr')}" + (", resumed" if fitted.resumed else "")
+    if cfg.stages:
+        notes += ", stages " + " ".join(cfg.stages)
     record.append_results(cfg, folder, summary, device=fitted.device, notes=notes)
     record.finish(folder, summary)
     print_summary(folder.parent)

@@ -1,0 +1,102 @@
+"""What a student takes over from the student of an earlier stage: weights, statistics, and learned quantizers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qtrain.convert.layers import quant_layers
+from qtrain.quantizers.base import Quantizer
+from qtrain.spec import FULL_PRECISION, LayerBits
+
+PLACES = ("weight_quantizer", "input_quantizer")
+
+
+@dataclass(frozen=True)
+class Heritage:
+    """A student as it can be saved: its state dict, and the kind of each of its quantizers by qualified name."""
+
+    tensors: Mapping[str, Tensor]
+    kinds: Mapping[str, str]
+
+
+def quantizers_of(student: nn.Module) -> dict[str, Quantizer]:
+    """The weight and input quantizers of ``student`` by qualified name; those inside a wrapper belong to it."""
+    found: dict[str, Quantizer] = {}
+    for name, layer in quant_layers(student).items():
+        for place in PLACES:
+            quantizer = getattr(layer, place, None)
+            if isinstance(quantizer, Quantizer):
+                found[f"{name}.{place}"] = quantizer
+    return found
+
+
+def heritage_of(student: nn.Module) -> Heritage:
+    """What ``student`` leaves to a later stage, on the CPU."""
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in student.state_dict().items()}
+    return Heritage(tensors, {name: _kind(quantizer) for name, quantizer in quantizers_of(student).items()})
+
+
+@torch.no_grad()
+def inherit_weights_(student: nn.Module, heritage: Heritage) -> None:
+    """Give ``student`` all that is not a quantizer's: weights, biases, statistics.
+
+    Raises ``ValueError`` where the two are not the same network.
+    """
+    own = {name: tensor for name, tensor in student.state_dict().items() if not _of_quantizer(name)}
+    theirs = {name: tensor for name, tensor in heritage.tensors.items() if not _of_quantizer(name)}
+    wrong = [name for name in own.keys() | theirs.keys() if _shape(own, name) != _shape(theirs, name)]
+    if wrong:
+        raise ValueError(
+            f"stages: a stage's student has {sorted(wrong)[0]!r} of shape {_shape(own, wrong[0])}, the one before "
+            f"{_shape(theirs, wrong[0])}; all stages of a run must have the same model and the same quantize.operations"
+        )
+    for name, tensor in own.items():
+        tensor.copy_(theirs[name])
+
+
+@torch.no_grad()
+def inherit_quantizers_(student: nn.Module, heritage: Heritage) -> dict[str, LayerBits]:
+    """Give each quantizer of ``student`` the state of the one before in its place, where that is of the same kind.
+
+    Its bits are then those of the earlier stage. Returns the bits that its layers are to have instead, for layers where
+    they differ: what is left to switch. Quantizers of another kind, or of another shape of state, keep their own.
+    """
+    wanted: dict[str, LayerBits] = {}
+    for layer_name, layer in quant_layers(student).items():
+        bits, differs = {}, False
+        for place in PLACES:
+            quantizer = getattr(layer, place, None)
+            bits[place] = int(quantizer.bits) if isinstance(quantizer, Quantizer) else FULL_PRECISION
+            if isinstance(quantizer, Quantizer):
+                _take_over_(quantizer, f"{layer_name}.{place}", heritage)
+                differs = differs or int(quantizer.bits) != bits[place]
+        if differs:
+            wanted[layer_name] = LayerBits(*(bits[place] for place in PLACES))
+    return wanted
+
+
+def _take_over_(quantizer: Quantizer, name: str, heritage: Heritage) -> None:
+    own = quantizer.state_dict()
+    theirs = {key: heritage.tensors[f"{name}.{key}"] for key in own if f"{name}.{key}" in heritage.tensors}
+    if heritage.kinds.get(name) != _kind(quantizer) or any(_shape(own, key) != _shape(theirs, key) for key in own):
+        return
+    if int(theirs["bits"]) == int(quantizer.bits) or quantizer.switchable:
+        quantizer.load_state_dict(theirs)
+
+
+def _kind(quantizer: Quantizer) -> str:
+    """The classes of a quantizer and of what it wraps, outermost first."""
+    names = [type(module).__name__ for module in quantizer.modules() if isinstance(module, Quantizer)]
+    return "/".join(names)
+
+
+def _of_quantizer(name: str) -> bool:
+    return any(f".{place}." in f".{name}" for place in (*PLACES, "gradient_quantizer"))
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(tensors[name].shape) if name in tensors else None

@@ -1,0 +1,44 @@
+"""Floor 6: a config as plain values, and what a stage's config lays over the run's.
+
+Loads neither torch nor Lightning, since every mistyped command comes through here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from qtrain.tasks.targets import ConfigError
+
+MAY_CHANGE = (
+    "callbacks", "data", "distill", "fit", "lr_schedule", "objective", "optimizer", "quantize", "teacher", "trainer",
+)  # fmt: skip
+"""Sections of the config that a stage may have of its own."""
+
+
+def plain_config(cfg: DictConfig) -> dict[str, Any]:
+    """``cfg`` resolved, as dicts, lists and values; what identifies and describes the run, not where it is kept."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    plain.pop("run_dir", None)
+    plain.get("full_precision", {}).pop("folder", None)
+    # Only a source of values: those that the run uses stand resolved where it uses them.
+    plain.pop("budgets", None)
+    return {str(key): value for key, value in plain.items()}
+
+
+def changes(base: DictConfig, stage: DictConfig, name: str) -> dict[str, Any]:
+    """The sections in which a stage's config differs from the run's, resolved.
+
+    Raises :class:`ConfigError` where it differs in what all stages of a run have in common.
+    """
+    before, after = plain_config(base), plain_config(stage)
+    differing = {key: value for key, value in after.items() if key != "stages" and before.get(key) != value}
+    for key in differing:
+        if key not in MAY_CHANGE:
+            raise ConfigError(
+                f"stages.{name}: changes {key}, which all stages of a run share; a stage may change "
+                f"{', '.join(MAY_CHANGE)}"
+            )
+    return differing
