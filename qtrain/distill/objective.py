@@ -14,13 +14,16 @@ from qtrain.spec import StepOutputs
 
 @final
 class Objective(nn.Module):
-    """``sum_i weight_i(progress) * term_i(outputs)`` over named terms; a term given as ``None`` is left out.
+    """``sum_i weight_i(progress) * balance_i * term_i(outputs)`` over named terms; one given as ``None`` is left out.
 
-    Weights are a buffer, so that a schedule changes values and no compiled code. Call :meth:`bind_` once the feature
-    shapes are known, and :meth:`set_progress_` before each step.
+    Weights and balance are buffers, so that a change of their values is none of compiled code. The balance is 1
+    unless a callback sets it, who then also keeps it: it is not in the state dict, since a later fit with the same
+    regressors has a balance of its own. Call :meth:`bind_` once the feature shapes are known, and
+    :meth:`set_progress_` before each step.
     """
 
     weights: Tensor
+    balance: Tensor
 
     def __init__(self, *, terms: Mapping[str, Term | None]) -> None:
         super().__init__()
@@ -29,6 +32,7 @@ class Objective(nn.Module):
             raise ValueError("Objective: no terms; name at least one, for instance objective=hard")
         self.terms = nn.ModuleDict(kept)
         self.register_buffer("weights", torch.zeros(len(kept)), persistent=False)
+        self.register_buffer("balance", torch.ones(len(kept)), persistent=False)
         self.set_progress_(0.0)
 
     @property
@@ -68,5 +72,5 @@ class Objective(nn.Module):
     def forward(self, outputs: StepOutputs) -> dict[str, Tensor]:
         """Losses by name, unweighted and 0-dim, and their weighted sum as ``total``."""
         losses = {name: term(outputs) for name, term in self._typed}
-        total = (torch.stack(list(losses.values())) * self.weights).sum()
+        total = (torch.stack(list(losses.values())) * self.weights * self.balance).sum()
         return {**losses, "total": total}

@@ -1,7 +1,11 @@
-"""Losses as pure functions of tensors; each serves as a term of the objective and as a metric alike."""
+"""Losses as pure functions of tensors; each serves as a term of the objective and as a metric alike.
+
+All are means over the batch, 0-dim, computed in float32 (float64 stays float64) whatever the precision around them.
+"""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,7 +15,7 @@ def hard_loss(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> T
 
     ``logits`` (N, K); ``target`` (N,) class indices or (N, K) probabilities.
     """
-    return F.cross_entropy(logits.float(), target, label_smoothing=label_smoothing)
+    return F.cross_entropy(_wide(logits), target, label_smoothing=label_smoothing)
 
 
 def soft_target_loss(logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float) -> Tensor:
@@ -20,8 +24,8 @@ def soft_target_loss(logits: Tensor, teacher_logits: Tensor, temperature: Tensor
     Both (N, K). The factor T^2 keeps the gradient's size as T changes, since the softened gradient falls with
     1/T^2 (Hinton et al. 2015, arXiv 1503.02531, §2). Non-negative; zero exactly where the two agree.
     """
-    student = F.log_softmax(logits.float() / temperature, dim=1)
-    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=1)
+    student = F.log_softmax(_wide(logits) / temperature, dim=1)
+    teacher = F.log_softmax(_wide(teacher_logits) / temperature, dim=1)
     divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1).mean()
     return divergence * temperature**2
 
@@ -32,4 +36,100 @@ def hint_loss(guided: Tensor, hint: Tensor) -> Tensor:
     ``guided`` is the regressor's output on the student's layer, of the shape of the teacher's ``hint``. The paper
     sums over the elements of a sample; the mean makes one weight fit layers of any size.
     """
-    return 0.5 * F.mse_loss(guided.float(), hint.float())
+    return 0.5 * F.mse_loss(_wide(guided), _wide(hint))
+
+
+def relative_squared_error(x: Tensor, reference: Tensor) -> Tensor:
+    """``mean((x - reference)^2) / mean(reference^2)``, both of one shape: 0 for equal, 1 for ``x = 0``.
+
+    Free of the reference's unit, so that blocks whose outputs differ in size count alike.
+    """
+    x, reference = _wide(x), _wide(reference)
+    energy = reference.square().mean().clamp(min=torch.finfo(reference.dtype).tiny)
+    return F.mse_loss(x, reference) / energy
+
+
+def attention_map(x: Tensor) -> Tensor:
+    """``q = vec(sum_c x_c^2)``, of Euclidean length 1 for each sample: (N, C, H, W) to (N, H W), (N, L, C) to (N, L).
+
+    The mapping F^2_sum of Zagoruyko and Komodakis 2017 (arXiv 1612.03928, §3.1): where a layer is active.
+    """
+    x = _wide(x)
+    energy = x.square().sum(dim=-1 if x.ndim == 3 else 1)
+    return F.normalize(energy.flatten(1), dim=1)
+
+
+def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """``1/2 mean((q_student - q_teacher)^2)`` over samples and places, with the maps of :func:`attention_map`.
+
+    Same places, any numbers of channels; a factor on either side changes nothing. arXiv 1612.03928, eq. 2 with p = 2 and
+    the norm squared. The paper divides its beta = 1000 by the number of places and by the batch size, which is the mean
+    here, so that 1000 is the weight of the term.
+    """
+    return 0.5 * F.mse_loss(attention_map(student), attention_map(teacher))
+
+
+def similarity_matrix(x: Tensor) -> Tensor:
+    """``G = Q Q^T``, (N, N), with the samples of ``x`` (N, ...) as rows of Q, and each row of G of Euclidean length 1."""
+    rows = _wide(x).flatten(1)
+    with _full_precision(rows):
+        return F.normalize(rows @ rows.T, dim=1)
+
+
+def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """``1/N^2 |G_student - G_teacher|_F^2`` with :func:`similarity_matrix` (Tung and Mori 2019, arXiv 1907.09682, §3).
+
+    Both (N, ...), of any shapes: samples that are alike to the teacher are to be alike to the student. A rotation of
+    either's features, or a factor on them, changes nothing.
+    """
+    return F.mse_loss(similarity_matrix(student), similarity_matrix(teacher))
+
+
+def relational_distances(x: Tensor) -> Tensor:
+    """Distances of the samples of ``x`` (N, D), over the mean distance of two of them; (N, N), zero on the diagonal."""
+    x = _wide(x)
+    distance = torch.linalg.vector_norm(x.unsqueeze(0) - x.unsqueeze(1), dim=2)
+    mean = distance.sum() / max(1, len(x) * (len(x) - 1))
+    return distance / mean.clamp(min=torch.finfo(x.dtype).tiny)
+
+
+def relational_angles(x: Tensor) -> Tensor:
+    """Cosine of the angle at sample i between samples j and k, at (i, j, k), for ``x`` (N, D); zero where i is j or k.
+
+    N^3 numbers, from N^2 directions of D numbers each.
+    """
+    x = _wide(x)
+    directions = F.normalize(x.unsqueeze(0) - x.unsqueeze(1), dim=2)
+    with _full_precision(directions):
+        return directions @ directions.transpose(1, 2)
+
+
+def relational_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Huber loss between both's :func:`relational_distances`, mean over pairs of different samples.
+
+    RKD-D of Park et al. 2019 (arXiv 1904.05068, §3.2.1). ``student`` (N, D), ``teacher`` (N, D'). Moving, turning
+    and scaling either's samples changes nothing. Zero for fewer than two samples.
+    """
+    n = len(student)
+    differences = F.smooth_l1_loss(relational_distances(student), relational_distances(teacher), reduction="sum")
+    return differences / max(1, n * (n - 1))
+
+
+def relational_angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Huber loss between both's :func:`relational_angles`, mean over triples of different samples.
+
+    RKD-A of Park et al. 2019 (arXiv 1904.05068, §3.2.2); shapes, and what changes nothing, as for the distances. Zero
+    for fewer than three samples.
+    """
+    n = len(student)
+    differences = F.smooth_l1_loss(relational_angles(student), relational_angles(teacher), reduction="sum")
+    return differences / max(1, n * (n - 1) * (n - 2))
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _full_precision(x: Tensor) -> torch.autocast:
+    """Products inside are taken in the type of ``x``: differences of near-equal similarities do not survive bf16."""
+    return torch.autocast(x.device.type, enabled=False)

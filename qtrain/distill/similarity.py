@@ -1,0 +1,26 @@
+"""Similarity-preserving distillation: images alike to the teacher are alike to the student."""
+
+from __future__ import annotations
+
+from typing import final
+
+from torch import Tensor
+
+from qtrain.distill.layers import LayerTerm, Shape
+from qtrain.functional.losses import similarity_loss
+
+
+@final
+class Similarity(LayerTerm):
+    """Squared distance between images' similarities in a student and a teacher layer, summed over pairs.
+
+    Layers of any shapes (Tung and Mori 2019, arXiv 1907.09682). The paper's weight (its gamma) is 3000, on the last convolutional layer.
+    """
+
+    rule = "each must have a row of features for each image"
+
+    def comparable(self, student: Shape, teacher: Shape) -> bool:
+        return min(len(student), len(teacher)) >= 2
+
+    def compare(self, pair: int, student: Tensor, teacher: Tensor) -> Tensor:
+        return similarity_loss(student, teacher)
