@@ -107,6 +107,8 @@ def fit(
     with warnings.catch_warnings():
         # Lightning's own affair, and nothing that a user could mend.
         warnings.filterwarnings("ignore", message=r".*LeafSpec", category=FutureWarning)
+        # Frozen layers' weight quantizers are so on purpose.
+        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
         trainer.fit(module, datamodule=data, ckpt_path=str(point) if point else None)
     return Fitted(
         device=trainer.strategy.root_device,
