@@ -28,15 +28,18 @@ def test_damaged_lines_are_counted_and_left_out(tmp_path: Path) -> None:
 def test_losses_accuracies_and_scales_get_a_chart_each() -> None:
     rows = [
         row(step, "train", hard=2.0 / step, total=3.0 / step, lr=0.1, images_per_s=99.0)
-        | {"scale/conv1.weight": 0.5 * step}
+        | {"scale/conv1.weight": 0.5 * step, "error/conv1.input": 0.1 / step, "agreement": 30.0 * step}
         for step in (1, 2, 3)
     ]
     rows += [row(step, "val", loss=1.0, top1=10.0 * step) for step in (2, 3)] + [row(3, "test", top1=31.0, loss=None)]
-    loss, accuracy, scale = charts(rows)
+    loss, accuracy, scale, error = charts(rows)
     assert [line.label for line in loss.lines] == ["train hard", "train total", "val loss"]
-    assert [(line.label, line.last) for line in accuracy.lines] == [("val top-1", "30"), ("test top-1", "31")]
-    assert accuracy.lines[1].dot is not None and accuracy.lines[0].dot is None
+    assert [(line.label, line.last) for line in accuracy.lines] == [
+        ("train agreement with the teacher", "90"), ("val top-1", "30"), ("test top-1", "31")
+    ]  # fmt: skip
+    assert accuracy.lines[2].dot is not None and accuracy.lines[1].dot is None
     assert [(line.label, line.last) for line in scale.lines] == [("conv1", "3")] and not scale.legend
+    assert [(line.label, line.last) for line in error.lines] == [("conv1.input", "0.03333")] and not error.legend
 
 
 def test_a_single_point_is_no_curve() -> None:
