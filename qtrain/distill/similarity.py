@@ -14,7 +14,8 @@ from qtrain.functional.losses import similarity_loss
 class Similarity(LayerTerm):
     """Squared distance between images' similarities in a student and a teacher layer, summed over pairs.
 
-    Layers of any shapes (Tung and Mori 2019, arXiv 1907.09682). The paper's weight (its gamma) is 3000, on the last convolutional layer.
+    Layers of any shapes (Tung and Mori 2019, arXiv 1907.09682). The paper's weight, its gamma, is 3000, on the last
+    convolutional layer.
     """
 
     rule = "each must have a row of features for each image"

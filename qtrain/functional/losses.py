@@ -62,15 +62,15 @@ def attention_map(x: Tensor) -> Tensor:
 def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """``1/2 mean((q_student - q_teacher)^2)`` over samples and places, with the maps of :func:`attention_map`.
 
-    Same places, any numbers of channels; a factor on either side changes nothing. arXiv 1612.03928, eq. 2 with p = 2 and
-    the norm squared. The paper divides its beta = 1000 by the number of places and by the batch size, which is the mean
-    here, so that 1000 is the weight of the term.
+    Same places, any numbers of channels; a factor on either side changes nothing. arXiv 1612.03928, eq. 2 with p = 2
+    and the norm squared. The paper divides its beta = 1000 by the number of places and by the batch size, which is the
+    mean here, so that 1000 is the weight of the term.
     """
     return 0.5 * F.mse_loss(attention_map(student), attention_map(teacher))
 
 
 def similarity_matrix(x: Tensor) -> Tensor:
-    """``G = Q Q^T``, (N, N), with the samples of ``x`` (N, ...) as rows of Q, and each row of G of Euclidean length 1."""
+    """``G = Q Q^T``, (N, N), each row scaled to Euclidean length 1; the rows of Q are the samples of ``x`` (N, ...)."""
     rows = _wide(x).flatten(1)
     with _full_precision(rows):
         return F.normalize(rows @ rows.T, dim=1)

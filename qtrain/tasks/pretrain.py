@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from qtrain.data.base import VisionData
 from qtrain.distill.hard import Hard
@@ -21,8 +22,24 @@ from qtrain.tasks.instantiate import instantiate
 from qtrain.tasks.prepare import build_model
 from qtrain.tasks.record import save_weights
 from qtrain.tasks.results import config_hash
+from qtrain.tasks.targets import ConfigError
 
 log = logging.getLogger(__name__)
+
+
+def trained_model(node: DictConfig, cfg: DictConfig, data: VisionData) -> nn.Module:
+    """The full-precision model of ``node`` with its own weights or :func:`full_precision_weights`.
+
+    Of an ensemble (``node.members``) that goes for each member.
+    """
+    if "members" not in node:
+        return build_model(node, data, weights=full_precision_weights(node, cfg, data))
+    members = {str(name): trained_model(member, cfg, data) for name, member in node.members.items()}
+    try:
+        ensemble: nn.Module = instantiate(node, members=members)()
+    except ValueError as error:
+        raise ConfigError(f"{node._get_full_key(None)}: {error}") from error
+    return ensemble
 
 
 def full_precision_weights(node: DictConfig, cfg: DictConfig, data: VisionData) -> str | None:
@@ -63,6 +80,8 @@ def full_precision_weights(node: DictConfig, cfg: DictConfig, data: VisionData) 
         compile=cfg.fit.compile,
     )
     title = f"full-precision {node.name}"
-    fit(cfg, module=module, data=data, folder=folder, identity=key, epochs=recipe.epochs, title=title)
+    plain = cfg.copy()
+    plain.callbacks = None  # they are about the student
+    fit(plain, module=module, data=data, folder=folder, identity=key, epochs=recipe.epochs, title=title)
     save_weights(model, kept)
     return str(kept)

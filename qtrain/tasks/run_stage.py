@@ -24,7 +24,7 @@ from qtrain.tasks import prepare, record
 from qtrain.tasks.fit import Fitted, fit
 from qtrain.tasks.instantiate import instantiate
 from qtrain.tasks.prepare import Prepared
-from qtrain.tasks.pretrain import full_precision_weights
+from qtrain.tasks.pretrain import trained_model
 from qtrain.tasks.stages import Stage, StageState
 from qtrain.tasks.targets import ConfigError
 
@@ -112,7 +112,7 @@ def _teacher_model(cfg: DictConfig, data: VisionData, before: StageState | None)
         raise ConfigError(
             "teacher.model: has options but names no model; take teacher=cifar_resnet56, or another of that group"
         )
-    model = prepare.build_model(node, data, weights=full_precision_weights(node, cfg, data))
+    model = trained_model(node, cfg, data)
     if before is not None and before.teacher is not None and before.teacher_model == _plain(node):
         model.load_state_dict(before.teacher)
     return model
