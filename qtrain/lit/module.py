@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.classification import MulticlassAccuracy
 
+from qtrain.distill.cached_teacher import CachedTeacher
 from qtrain.distill.objective import Objective
 from qtrain.functional.losses import hard_loss
 from qtrain.functional.random import seed_of
+from qtrain.lit.callbacks.teacher_cache import TeacherCache
 from qtrain.lit.optim import MakeOptimizer, parameter_groups
 from qtrain.lit.step import LearningTeacher, StudentStep
 from qtrain.models.teacher import Teacher
@@ -69,6 +71,9 @@ class QATModule(pl.LightningModule):
         # In a tuple, since the step's modules are registered above and must not be so twice.
         self._step = (torch.compile(step, fullgraph=True, dynamic=False) if compile else step,)
         self.top1 = MulticlassAccuracy(num_classes=num_classes, average="micro")
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        return [TeacherCache(self._teacher)] if isinstance(self._teacher, CachedTeacher) else []
 
     def on_fit_start(self) -> None:
         if self._teacher is not None:
