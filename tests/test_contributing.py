@@ -84,7 +84,7 @@ def test_the_quantizer_is_known_to_conversion_cost_checkpoint_and_training(in_pl
         f"hydra.searchpath=[file://{in_place / 'conf'}]", f"output={tmp_path}", "name=mine", "trainer=cpu",
         f"full_precision.folder={tmp_path / 'cache'}", "full_precision.epochs=1", "fit.epochs=1", "fit.reestimate_bn=1",
         "data.max_train=256", "data.max_test=64", "model=cifar_resnet8", "model.width=0.25",
-        "quantizer@quantize.weight=mine", "quantizer@quantize.input=mine", "fit.scales_every_steps=1",
+        "quantizer@quantize.weight=mine", "quantizer@quantize.input=mine", "fit.health_every_steps=1",
     ]  # fmt: skip
     figures = run_task(compose(overrides), overrides)
     summary = json.loads((tmp_path / AD_HOC / "mine" / "summary.json").read_text())

@@ -171,7 +171,7 @@ HEALTH_COLUMNS = {
     "A clipped %": "clipped/{}.input",
     "W dead %": "dead/{}.weight",
 }
-"""Column of the per-layer table -> the figure of metrics.jsonl that it shows, as it was last; the figures are shares."""
+"""Column of the per-layer table -> the figure of metrics.jsonl that it shows, as it was last: a share."""
 
 
 def _run_cells(summary: RunSummary) -> list[Cell]:
@@ -185,6 +185,7 @@ def _layer_cells(layer: dict[str, Any], last: dict[str, Any]) -> list[Cell]:
     """
     shape = layer.get("shape") or []
     bits = layer.get("weight_storage_bits")
+    health = [last.get(figure.format(layer.get("name"))) for figure in HEALTH_COLUMNS.values()]
     own = layer.get("name") == OUTSIDE_LAYERS  # no weight, so that these cells would mean nothing
     return [
         _word(layer.get("name")),
@@ -196,10 +197,7 @@ def _layer_cells(layer: dict[str, Any], last: dict[str, Any]) -> list[Cell]:
         _number(bits / 8 if isinstance(bits, int | float) and not own else None, size_text),
         _number(layer.get("macs"), lambda value: f"{value / 1e6:.3g}"),
         _number(layer.get("bops"), lambda value: f"{value / 1e6:.4g}"),
-        *(
-            _number(last.get(name.format(layer.get("name"))), lambda x: f"{100 * x:.3g}")
-            for name in HEALTH_COLUMNS.values()
-        ),
+        *(_number(value, lambda value: f"{100 * value:.3g}") for value in health),
     ]
 
 

@@ -20,16 +20,11 @@ from qtrain.lit.callbacks.batchnorm import reestimate_batchnorm
 from qtrain.lit.callbacks.finite import NonFiniteLossError, StopOnNonFinite, first_non_finite
 from qtrain.lit.callbacks.journal import MetricJournal
 from qtrain.lit.callbacks.progress import Progress, duration, progress_line
-from qtrain.lit.callbacks.scales import ScaleStatistics, clipped_fraction, scale_statistics
 from qtrain.lit.callbacks.signals import StopOnSignal
 from qtrain.lit.checkpoint import AtomicCheckpointIO
-from qtrain.lit.loggers import JsonlLogger, read_rows
 from qtrain.lit.resume import ResumePoints
 from qtrain.lit.signals import RunInterruptedError, SignalNote
-from qtrain.nn import QuantConv
-from qtrain.observers.min_max import MinMax
-from qtrain.quantizers.lsq import LSQ
-from qtrain.spec import Batch, PerTensor, QuantSpec
+from qtrain.spec import Batch
 
 IMAGE = torch.randn(12, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -254,63 +249,6 @@ def test_on_an_accelerator_the_losses_of_a_stretch_are_judged_together(monkeypat
     callback.on_before_backward(trainer, module, OnDevice(float("inf")))  # type: ignore[arg-type]
     callback.on_train_epoch_end(trainer, module)  # type: ignore[arg-type]
     assert looks == 2
-
-
-# ---- scales
-
-
-def quantised(bits: int = 4) -> nn.Sequential:
-    conv = QuantConv(source=nn.Conv2d(1, 2, 3))
-    conv.weight_quantizer = LSQ(spec=QuantSpec(bits=bits, shape=tuple(conv.weight.shape)))
-    conv.input_quantizer = LSQ(spec=QuantSpec(bits=bits), init="range")
-    for quantizer, x in ((conv.weight_quantizer, conv.weight), (conv.input_quantizer, IMAGE)):
-        observer = MinMax(granularity=PerTensor())
-        observer.update(x)
-        quantizer.calibrate_(observer.observed(bits))
-    return nn.Sequential(conv, nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3))
-
-
-def test_clipped_fraction_counts_what_lies_beyond_the_codes() -> None:
-    quantizer = LSQ(spec=QuantSpec(bits=3))  # codes -4..3
-    with torch.no_grad():
-        quantizer.scale.fill_(1.0)
-    x = torch.tensor([-5.0, -4.4, -1.5, 0.0, 2.5, 3.2, 3.6, 100.0])
-    assert clipped_fraction(quantizer.quantize(x), x) == 3 / 8
-
-
-def test_statistics_of_each_quantizer_without_a_trace() -> None:
-    model = quantised().train()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    figures = scale_statistics(model, IMAGE * 2)
-    conv = model[0]
-    assert isinstance(conv, QuantConv) and conv.weight_quantizer is not None
-    assert set(figures) == {f"{what}/0.{of}" for what in ("scale", "clipped", "error") for of in ("weight", "input")}
-    assert figures["scale/0.weight"] == pytest.approx(conv.weight_quantizer.scale.item())
-    assert 0 < figures["clipped/0.input"] < 0.5  # images twice as large as those calibrated on
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert all(module.training for module in model.modules())
-    assert not conv._forward_pre_hooks
-    assert scale_statistics(student(), IMAGE) == {}
-
-
-def test_statistics_are_rows_of_metrics_jsonl(tmp_path: Path) -> None:
-    journal = MetricJournal(loggers=[JsonlLogger(folder=tmp_path), None], every_n_steps=1)
-    fit(Module(quantised()), [ScaleStatistics(journal=journal, every_n_steps=2), journal])
-    rows = read_rows(tmp_path / "metrics.jsonl")
-    assert [row["step"] for row in rows if "scale/0.weight" in row] == [2]
-    assert [row["step"] for row in rows if "lr" in row] == [1, 2, 3]
-    assert journal.elapsed_s > 0
-
-
-def test_statistics_do_not_disturb_training(tmp_path: Path) -> None:
-    ends = []
-    for look in (False, True):
-        torch.manual_seed(0)
-        journal = MetricJournal(loggers=[])
-        module = Module(quantised())
-        fit(module, [journal, *([ScaleStatistics(journal=journal, every_n_steps=1)] if look else [])])
-        ends.append(module.student.state_dict())
-    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
 # ---- signals

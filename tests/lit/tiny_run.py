@@ -279,7 +279,7 @@ PRODUCT = (
     "fit.scale_lr=0.001",
     "fit.checkpoint_every_steps=3",
     "fit.log_every_steps=1",
-    "fit.scales_every_steps=2",
+    "fit.health_every_steps=2",
     "trainer=cpu",
 )
 """Low-bit student, teacher, hints with a regressor, mixed images: four steps an epoch."""

@@ -64,6 +64,16 @@ def test_the_page_shows_finished_runs_and_lists_the_others(folder: Path) -> None
     assert text.count("1 damaged line of") == 2
 
 
+def test_a_layers_row_shows_its_health_as_it_was_last(folder: Path) -> None:
+    with (folder / "w4-soft+hint" / "metrics.jsonl").open("a") as file:
+        for step, error in ((5, 0.4), (6, 0.1234)):
+            row = {"step": step, "split": "train", "error/layer1.0.conv1.weight": error, "dead/x.weight": 0.777}
+            file.write("\n" + json.dumps(row))
+    text = write_report(folder)[0].read_text()
+    assert "W error %" in text and ">12.3<" in text
+    assert ">40<" not in text and ">77.7<" not in text
+
+
 def test_the_page_is_self_contained_and_well_formed(folder: Path) -> None:
     text = write_report(folder)[0].read_text()
     references = re.findall(r'(?:src|srcset|href)="([^"]*)"', text)

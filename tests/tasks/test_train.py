@@ -20,7 +20,7 @@ from qtrain.tasks.variants import run_task, selected
 TINY = """
     trainer=cpu data.max_train=640 data.max_test=100 model=cifar_resnet8 model.width=0.5 fit.epochs=1
     full_precision.epochs=3 fit.reestimate_bn=2 quantize.calibration_batches=2 fit.log_every_steps=1
-    fit.scales_every_steps=2 quantize.bits.weight=8 quantize.bits.input=8 quantize.weight.init=range
+    fit.health_every_steps=2 quantize.bits.weight=8 quantize.bits.input=8 quantize.weight.init=range
     quantize.input.init=range optimizer.lr=0.01
 """.split()
 DISTILLED = """
