@@ -116,9 +116,11 @@ class LogitStore:
         except FileNotFoundError:
             return None
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            return self._discard(path, str(error).partition("\n")[0])
+            self._discard(path, str(error).partition("\n")[0])
+            return None
         if checksum != self._digest(epoch, tensors):
-            return self._discard(path, "its checksum is wrong")
+            self._discard(path, "its checksum is wrong")
+            return None
         sample = tensors.pop(_SAMPLE)
         return Rows(sample, tensors)
 
@@ -132,7 +134,7 @@ class LogitStore:
         for name in sorted(tensors):
             tensor = tensors[name].contiguous()
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+            digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from qtrain.data.digits import Digits
 from qtrain.distill.cached_teacher import CachedTeacher
 from qtrain.distill.logit_format import Full, LogitFormat, TopK
+from qtrain.models.ensemble import Ensemble
 from qtrain.models.factory import create_model
 from qtrain.models.teacher import FrozenTeacher
 from qtrain.spec import Batch
@@ -129,11 +132,32 @@ def test_what_changes_an_answer_is_another_cache(
         epoch_of(other, items, 0)
 
 
-def test_a_teacher_with_other_layers_of_the_same_shapes_is_another() -> None:
-    one, other = live_teacher(), live_teacher()
-    assert one.identity() == other.identity()
+def ensemble(**options: Any) -> FrozenTeacher:
+    members = {f"member{seed}": live_teacher(seed).model for seed in range(2)}
+    return FrozenTeacher(Ensemble(members=members, **options))
+
+
+def test_options_that_no_weight_shows_tell_teachers_apart() -> None:
+    """The same weights, of the same shapes, in other layers, shares or ways of combining."""
+    other = live_teacher()
+    assert live_teacher().identity() == other.identity()
     other.model.act1 = torch.nn.GELU()
-    assert one.identity() != other.identity()
+    assert live_teacher().identity() != other.identity()
+    ensembles = [ensemble(), ensemble(shares={"member0": 1.0, "member1": 3.0}), ensemble(combine="probabilities")]
+    keys = [str(one.identity()) for one in ensembles]
+    assert len(set(keys)) == 3 and str(ensemble().identity()) == keys[0]
+
+
+@pytest.mark.slow
+def test_the_identity_is_the_same_in_another_process() -> None:
+    code = (
+        "import torch; from qtrain.models.factory import create_model; from qtrain.models.teacher import FrozenTeacher;"
+        "torch.manual_seed(0);"
+        "model = create_model(name='cifar_resnet8', num_classes=10, in_channels=1, width=0.25);"
+        "print(FrozenTeacher(model).identity())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(live_teacher().identity())
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
@@ -269,9 +293,7 @@ def test_a_folder_that_cannot_be_made_costs_one_warning(tmp_path: Path, caplog: 
 
 
 def test_hints_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"no features, but hints look at layer2; ask the live teacher \(teacher\.cache"
-    ):
+    with pytest.raises(ValueError, match=r"no features, but hints look at layer2; ask the live teacher"):
         cached(tmp_path, live=live_teacher(names=["layer2"]))
 
 
