@@ -10,6 +10,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -28,6 +30,8 @@ from qtrain.lit.step import LearningTeacher
 from qtrain.models.forms import merge_fused_biases
 from qtrain.models.taps import feature_shapes
 from qtrain.models.teacher import FrozenTeacher
+from qtrain.quantizers.base import MakeQuantizer
+from qtrain.quantizers.wrapper import Wrapper
 from qtrain.spec import FULL_PRECISION, Allocation, LayerBits
 from qtrain.tasks.instantiate import instantiate
 from qtrain.tasks.targets import ConfigError
@@ -144,7 +148,20 @@ def _recipe(cfg: DictConfig) -> LayerPlan:
     """What all layers get that no policy changes."""
     q = cfg.quantize
     parts = {name: instantiate(q[name]) for name in ("weight", "input", "weight_observer", "input_observer")}
+    if q.weight_wrapper is not None:
+        parts["weight"] = _wrapped(instantiate(q.weight_wrapper), parts["weight"])
     return LayerPlan(**parts)
+
+
+def _wrapped(wrapper: Any, quantizer: MakeQuantizer) -> MakeQuantizer:
+    """``quantizer`` inside ``wrapper``, whatever that would hold by its own config."""
+    kind = getattr(wrapper, "func", None)
+    if not (isinstance(kind, type) and issubclass(kind, Wrapper)):
+        raise ConfigError(
+            f"quantize.weight_wrapper: {getattr(kind, '__name__', wrapper)} holds no other quantizer; take "
+            "quant_noise, oscillation or incremental, or set quantize.weight itself"
+        )
+    return partial(wrapper, quantizer=quantizer)
 
 
 def build_objective(cfg: DictConfig, student: nn.Module, teacher: nn.Module | None, data: VisionData) -> Objective:

@@ -24,6 +24,7 @@ class Quantize:
     calibration_batches: int = MISSING
     weight: Any = MISSING
     input: Any = MISSING
+    weight_wrapper: Any = None
     weight_observer: Any = MISSING
     input_observer: Any = MISSING
     bits: Any = MISSING
