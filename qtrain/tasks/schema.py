@@ -34,6 +34,13 @@ class Quantize:
 
 
 @dataclass
+class TeacherCache:
+    kind: str = MISSING
+    k: int = MISSING
+    folder: str = MISSING
+
+
+@dataclass
 class Teacher:
     model: Any = None
     mean: list[float] | None = None
