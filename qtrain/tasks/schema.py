@@ -59,7 +59,7 @@ class Distill:
     temperature: float = MISSING
     hint: float = MISSING
     student_layers: list[str] = MISSING
-    teacher_layers: list[str] = MISSING
+    teacher_layers: list[str] | None = MISSING
 
 
 @dataclass
