@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 from torch import nn
@@ -17,6 +18,7 @@ from qtrain.allocate.uniform import Uniform
 from qtrain.convert.plan import Policy
 from qtrain.data.base import VisionData
 from qtrain.distill.objective import Objective
+from qtrain.lit.callbacks.journal import MetricJournal
 from qtrain.observers.base import Observer
 from qtrain.quantizers.base import Quantizer
 from qtrain.schedules.base import Schedule
@@ -35,6 +37,7 @@ PACKAGES = {
     "granularity": "quantize.weight.granularity",
     "gradient": "quantize.gradient",
     "policy": "quantize.policies.some",
+    "callback": "callbacks.some",
 }
 """Groups whose place in the config is not their own name."""
 
@@ -103,6 +106,10 @@ def build_logger(made: Any) -> None:
     assert all(isinstance(logger, partial) for logger in made.values()), "the task gives the run's folder"
 
 
+def build_callback(made: Any) -> None:
+    assert isinstance(made(journal=MetricJournal(loggers=[])), pl.Callback)
+
+
 def is_a(kind: type) -> Callable[[Any], None]:
     def build(made: Any) -> None:
         assert isinstance(made, kind)
@@ -125,6 +132,7 @@ BUILD: dict[str, Callable[[Any], None]] = {
     "granularity": is_a(Granularity),
     "gradient": build_gradient,
     "policy": is_a(Policy),
+    "callback": build_callback,
 }
 """Group -> what its options must become. A new option needs no line here, a new group does."""
 
@@ -133,7 +141,7 @@ BUILD: dict[str, Callable[[Any], None]] = {
 def test_option_composes_and_builds(group: str, option: str) -> None:
     place = PACKAGES.get(group, group)
     choice = f"{group}@{place}={option}" if place != group else f"{group}={option}"
-    if group == "policy":  # the root config has none, so one more is added and not replaced
+    if group in ("policy", "callback"):  # the root config has none, so one more is added and not replaced
         choice = f"+{choice}"
     cfg = compose([choice, *FILL.get(f"{group}/{option}", ())])
     made = instantiate(OmegaConf.select(cfg, place))
@@ -169,6 +177,7 @@ def test_the_schema_and_the_root_config_have_the_same_keys() -> None:
         "quantize": schema.Quantize,
         "fit": schema.Fit,
         "full_precision": schema.FullPrecision,
+        "tune": schema.Tune,
         "report": schema.Report,
     }
     for place, kind in sections.items():

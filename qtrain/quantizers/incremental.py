@@ -10,7 +10,7 @@ from torch import Tensor
 from qtrain.functional.partition import largest_first
 from qtrain.functional.random import keyed_uniform
 from qtrain.modes import evaluating
-from qtrain.quantizers.base import MakeQuantizer, Quantizer
+from qtrain.quantizers.base import MakeQuantizer
 from qtrain.quantizers.hooks import Rate, checked_share, project, rate_at
 from qtrain.quantizers.wrapper import Wrapper
 from qtrain.spec import Observed, QuantSpec
@@ -114,19 +114,17 @@ class Incremental(Wrapper):
         self.follow_inner_()
 
     def _require_elementwise(self, weight: Tensor) -> None:
-        """Refuse a ``Q`` to which a weight that is already quantised is not the same among others."""
+        """Refuse a ``Q`` that changes the half of the weight that is quantised already when the other half changes."""
         part = largest_first(weight.abs(), torch.zeros_like(weight, dtype=torch.bool), weight.numel() // 2)
         settled = self.settled(weight)
-        again = self.settled(torch.where(part, settled, weight * 1.5))
-        if not torch.equal(again[part], settled[part]):
-            raise ValueError(
-                f"Incremental: {_name(self.inner)} looks at the whole tensor, so that what was frozen early would "
-                "decode differently later; take one whose range is its own: affine, lsq, power_of_two, kmeans"
-            )
+        for others in (0.0, 100.0):
+            again = self.settled(torch.where(part, settled, weight * others))
+            if not torch.equal(again[part], settled[part]):
+                raise ValueError(
+                    f"Incremental: {type(self.inner).__name__} looks at the whole tensor, so that what was frozen "
+                    "early would decode differently later; take one whose range is its own: affine, lsq, "
+                    "power_of_two, kmeans"
+                )
 
     def storage_bits(self) -> int:
         return self.inner.storage_bits()
-
-
-def _name(quantizer: Quantizer) -> str:
-    return type(quantizer).__name__

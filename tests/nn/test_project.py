@@ -1,6 +1,8 @@
-"""Weights that a quantizer moves after each step, in whatever layout their layer keeps them."""
+"""Weights that a quantizer moves before or after a step, in whatever layout their layer keeps them."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -8,9 +10,12 @@ from torch import Tensor, nn
 
 from qtrain.nn import QuantConv, QuantConvTranspose, QuantEmbedding, QuantLinear
 from qtrain.nn.conv_transpose import outputs_first
-from qtrain.nn.project import project_weights_
+from qtrain.nn.project import partition_weights_, project_weights_
+from qtrain.quantizers.affine import Affine
 from qtrain.quantizers.base import Quantizer
 from qtrain.quantizers.binary_connect import BinaryConnect
+from qtrain.quantizers.hooks import begin_step_
+from qtrain.quantizers.incremental import Incremental
 from qtrain.quantizers.lsq import LSQ
 from qtrain.spec import QuantSpec
 
@@ -54,3 +59,45 @@ def test_outputs_first_is_its_own_inverse(groups: int) -> None:
     assert torch.equal(outputs_first(moved, groups), weight)
     if groups == 1:
         assert torch.equal(moved, weight.transpose(0, 1))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_each_kind_of_layer_is_partitioned_before_a_step(name: str) -> None:
+    """Steps of one, the half with the largest magnitudes: rounded in place, the rest as it was."""
+    kind, source = LAYERS[name]
+    layer: Any = kind(source=source)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(0)) * 3)
+    before = layer.weight.detach().clone()
+    spec = QuantSpec(bits=8, shape=tuple(layer.effective_weight().shape), signed=True)
+    layer.weight_quantizer = Incremental(spec=spec, quantizer=Affine, share=0.5)
+    model = nn.Sequential(layer)
+    partition_weights_(model)
+    assert torch.equal(layer.weight, before), "not due before a step begins"
+    begin_step_(model, seed=0, step=0, progress=0.0)
+    partition_weights_(model)
+    large = before.abs() > before.abs().median()
+    assert torch.equal(layer.weight, torch.where(large, before.round(), before))
+    with torch.no_grad():
+        layer.weight.add_(1.0)
+    project_weights_(model)
+    assert torch.equal(layer.weight, torch.where(large, before.round(), before + 1.0))
+
+
+def test_a_weight_that_learns_nothing_is_not_partitioned() -> None:
+    layer: Any = QuantLinear(source=nn.Linear(4, 6))
+    layer.weight_quantizer = Incremental(spec=QuantSpec(bits=8, shape=(6, 4), signed=True), quantizer=Affine, share=1.0)
+    layer.weight.requires_grad_(False)
+    begin_step_(layer, seed=0, step=0, progress=0.0)
+    partition_weights_(layer)
+    assert not layer.weight_quantizer.frozen.any()
+
+
+def test_a_standardised_weight_has_no_part_to_set() -> None:
+    layer = QuantConv(source=nn.Conv2d(4, 6, 3), weight_transform=nn.Identity())
+    spec = QuantSpec(bits=8, shape=(6, 4, 3, 3), signed=True)
+    layer.weight_quantizer = Incremental(spec=spec, quantizer=Affine, share=0.5)
+    model = nn.Sequential(layer)
+    begin_step_(model, seed=0, step=0, progress=0.0)
+    with pytest.raises(ValueError, match=r"layer '0': Incremental: the weight is standardised .* another quantizer"):
+        partition_weights_(model)
