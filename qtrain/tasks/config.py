@@ -29,6 +29,9 @@ from qtrain.tasks.overlay import changes
 from qtrain.tasks.schema import Root
 from qtrain.tasks.targets import ConfigError, check_targets, did_you_mean
 
+CACHES = ("none", "full", "top_k")
+"""Ways to keep a teacher's answers."""
+
 AD_HOC = "adhoc"
 """Folder of runs that belong to no experiment."""
 
@@ -91,6 +94,7 @@ def validate(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
         raise ConfigError(explain(error)) from error
     assert isinstance(plain, dict)
     _check_choice("task", plain["task"], TASKS)
+    _check_choice("teacher.cache.kind", plain["teacher"]["cache"]["kind"], dict.fromkeys(CACHES))
     _check_choice("budget", plain["budget"], plain["budgets"])
     if plain["allow_targets"] and not any(_key(override) == "allow_targets" for override in overrides):
         raise ConfigError("allow_targets: may be given on the command line only, not by a YAML file; remove it there")

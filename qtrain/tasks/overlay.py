@@ -22,9 +22,12 @@ def plain_config(cfg: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     plain.pop("run_dir", None)
-    plain.get("full_precision", {}).pop("folder", None)
     # Only a source of values: those that the run uses stand resolved where it uses them.
     plain.pop("budgets", None)
+    stages = (plain.get("stages") or {}).values()
+    for config in (plain, *(stage for stage in stages if isinstance(stage, dict))):
+        config.get("full_precision", {}).pop("folder", None)
+        config.get("teacher", {}).get("cache", {}).pop("folder", None)
     return {str(key): value for key, value in plain.items()}
 
 
@@ -34,11 +37,13 @@ def changes(base: DictConfig, stage: DictConfig, name: str) -> dict[str, Any]:
     Raises :class:`ConfigError` where it differs in what all stages of a run have in common.
     """
     before, after = plain_config(base), plain_config(stage)
-    differing = {key: value for key, value in after.items() if key != "stages" and before.get(key) != value}
+    differing = [key for key, value in after.items() if key != "stages" and before.get(key) != value]
     for key in differing:
         if key not in MAY_CHANGE:
             raise ConfigError(
                 f"stages.{name}: changes {key}, which all stages of a run share; a stage may change "
                 f"{', '.join(MAY_CHANGE)}"
             )
-    return differing
+    whole = OmegaConf.to_container(stage, resolve=True)
+    assert isinstance(whole, dict)
+    return {key: whole[key] for key in differing}

@@ -25,11 +25,13 @@ from qtrain.convert.plan import LayerPlan, plan_layers
 from qtrain.convert.swap import swap_layers
 from qtrain.convert.switch import switch_bits_
 from qtrain.data.base import VisionData
+from qtrain.distill.cached_teacher import CachedTeacher
+from qtrain.distill.logit_format import Full, TopK
 from qtrain.distill.objective import Objective
 from qtrain.lit.step import LearningTeacher
 from qtrain.models.forms import merge_fused_biases
 from qtrain.models.taps import feature_shapes
-from qtrain.models.teacher import FrozenTeacher
+from qtrain.models.teacher import FrozenTeacher, Teacher
 from qtrain.quantizers.base import MakeQuantizer
 from qtrain.quantizers.wrapper import Wrapper
 from qtrain.spec import FULL_PRECISION, Allocation, LayerBits
@@ -200,6 +202,8 @@ def build_learning_teacher(cfg: DictConfig, model: nn.Module, student: nn.Module
         raise ConfigError(
             "teacher.learns: a teacher that learns sees images as the student does; leave teacher.mean and std null"
         )
+    if cfg.teacher.cache.kind != "none":
+        log.warning("teacher.cache: a teacher that learns answers otherwise at each step; nothing is kept")
     if cfg.fit.channels_last:
         model.to(memory_format=torch.channels_last)
     objective: Objective = instantiate(cfg.teacher.objective)
@@ -207,11 +211,14 @@ def build_learning_teacher(cfg: DictConfig, model: nn.Module, student: nn.Module
     return LearningTeacher(model=model, objective=objective)
 
 
-def build_teacher(cfg: DictConfig, model: nn.Module, objective: Objective, data: VisionData) -> FrozenTeacher:
-    """The frozen teacher with taps where ``objective`` looks; bf16 on a GPU that has it, where it is faster."""
+def build_teacher(cfg: DictConfig, model: nn.Module, objective: Objective, data: VisionData) -> Teacher:
+    """The frozen teacher with taps where ``objective`` looks; bf16 on a GPU that has it, where it is faster.
+
+    Its answers are kept and replayed where ``cfg.teacher.cache`` says so.
+    """
     if cfg.fit.channels_last:
         model.to(memory_format=torch.channels_last)
-    return FrozenTeacher(
+    live = FrozenTeacher(
         model,
         names=objective.teacher_taps,
         mean=cfg.teacher.mean,
@@ -221,3 +228,13 @@ def build_teacher(cfg: DictConfig, model: nn.Module, objective: Objective, data:
         bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
         compile=cfg.teacher.compile,
     )
+    cache = cfg.teacher.cache
+    if cache.kind == "none":
+        return live
+    if live.names:
+        log.warning("teacher.cache: keeps no features, and hints look at %s; it answers live", ", ".join(live.names))
+        return live
+    classes = data.info.num_classes
+    with _as_config_error("teacher.cache"):
+        keeps = Full(num_classes=classes) if cache.kind == "full" else TopK(num_classes=classes, k=cache.k)
+    return CachedTeacher(live, data=data.identity(), keeps=keeps, folder=cache.folder)

@@ -41,6 +41,13 @@ class TeacherCache:
 
 
 @dataclass
+class TeacherCache:
+    kind: str = MISSING
+    k: int = MISSING
+    folder: str = MISSING
+
+
+@dataclass
 class Teacher:
     model: Any = None
     mean: list[float] | None = None
@@ -49,6 +56,7 @@ class Teacher:
     learns: bool = False
     objective: Any = None
     lr: float | None = None
+    cache: TeacherCache = field(default_factory=TeacherCache)
 
 
 @dataclass
