@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qtrain.functional.losses import hard_loss, hint_loss, soft_target_loss
+from qtrain.functional.losses import (
+    attention_loss,
+    attention_map,
+    hard_loss,
+    hint_loss,
+    relational_angle_loss,
+    relational_distance_loss,
+    relative_squared_error,
+    similarity_loss,
+    similarity_matrix,
+    soft_target_loss,
+)
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+FEATURES: dict[str, Loss] = {
+    "hint": hint_loss,
+    "relative error": relative_squared_error,
+    "attention": attention_loss,
+    "similarity": similarity_loss,
+    "distance": lambda s, t: relational_distance_loss(s.flatten(1), t.flatten(1)),
+    "angle": lambda s, t: relational_angle_loss(s.flatten(1), t.flatten(1)),
+}
+"""Losses between features (N, C, H, W)."""
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -74,6 +100,159 @@ def test_hint_is_half_the_mean_squared_error() -> None:
     guided, hint = noise(2, 3, 4, 4), noise(2, 3, 4, 4, seed=1)
     expected = 0.5 * (guided.double() - hint.double()).square().mean()
     torch.testing.assert_close(hint_loss(guided, hint).double(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_gradients_are_finite_differences(name: str) -> None:
+    student, teacher = noise(4, 3, 2, 2).double().requires_grad_(), noise(4, 3, 2, 2, seed=1).double()
+    assert torch.autograd.gradcheck(lambda s: FEATURES[name](s, teacher), student)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 20.0])
+def test_soft_gradients_are_finite_differences_of_the_reference(temperature: float) -> None:
+    """The factor T^2 is in the gradient too: central differences of the float64 formula above, element by element."""
+    student, teacher = noise(3, 4).double() * 3, noise(3, 4, seed=1).double() * 3
+    leaf = student.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(soft_target_loss(leaf, teacher, temperature), leaf)
+    expected, step = torch.zeros_like(student), 1e-5
+    for place in itertools.product(range(3), range(4)):
+        moved = torch.zeros_like(student)
+        moved[place] = step
+        rise = kl(student + moved, teacher, temperature) - kl(student - moved, teacher, temperature)
+        expected[place] = rise / (2 * step)
+    torch.testing.assert_close(grad, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_what_agrees_costs_nothing(name: str) -> None:
+    x = noise(5, 3, 4, 4)
+    leaf = x.clone().requires_grad_()
+    loss = FEATURES[name](leaf, x)
+    (grad,) = torch.autograd.grad(loss, leaf)
+    assert loss == 0
+    assert not grad.any()
+    assert FEATURES[name](x, noise(5, 3, 4, 4, seed=1)) > 1e-4
+
+
+def test_relative_error_has_no_unit() -> None:
+    x, reference = noise(4, 3), noise(4, 3, seed=1)
+    expected = ((x - reference).double() ** 2).sum() / (reference.double() ** 2).sum()
+    torch.testing.assert_close(relative_squared_error(x, reference).double(), expected, rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(relative_squared_error(100 * x, 100 * reference), relative_squared_error(x, reference))
+    assert relative_squared_error(torch.zeros(4, 3), reference) == 1
+    assert torch.isfinite(relative_squared_error(x, torch.zeros(4, 3)))
+
+
+def test_attention_by_hand() -> None:
+    """Two places with energies 9 + 16 = 25 and 0: the map (1, 0). The other's 0 and 4: the map (0, 1)."""
+    student, teacher = torch.zeros(1, 2, 1, 2), torch.zeros(1, 3, 1, 2)
+    student[0, :, 0, 0] = torch.tensor([3.0, 4.0])
+    teacher[0, 2, 0, 1] = -2.0
+    assert attention_map(student).tolist() == [[1.0, 0.0]]
+    assert attention_loss(student, teacher) == 0.5  # half the mean of 1 and 1
+    tokens = [x.flatten(2).transpose(1, 2) for x in (student, teacher)]  # (N, L, C)
+    assert attention_loss(*tokens) == 0.5
+
+
+def test_attention_sees_where_and_not_how_much() -> None:
+    """Free of a factor for each sample, of the channels' number and order, and of their signs."""
+    student, teacher = noise(4, 6, 3, 3), noise(4, 2, 3, 3, seed=1)
+    loss = attention_loss(student, teacher)
+    factor = torch.tensor([0.1, 1.0, 7.0, 300.0]).view(4, 1, 1, 1)
+    torch.testing.assert_close(attention_loss(factor * student, teacher), loss)
+    torch.testing.assert_close(attention_loss(-student.flip(1), teacher), loss)
+    torch.testing.assert_close(attention_loss(student, 50 * teacher), loss)
+    assert abs(attention_loss(student.flip(3), teacher) - loss) > 1e-3
+
+
+def rotation(size: int) -> Tensor:
+    q, _ = torch.linalg.qr(noise(size, size, seed=9).double())
+    return q
+
+
+def test_similarity_by_loops() -> None:
+    student, teacher = noise(4, 6), noise(4, 2, 3, seed=1)
+    total = 0.0
+    for i, j in itertools.product(range(4), range(4)):
+        entry = []
+        for x in (student.flatten(1).double(), teacher.flatten(1).double()):
+            row = torch.stack([x[i] @ x[k] for k in range(4)])
+            entry.append(row[j] / row.square().sum().sqrt())
+        total += float((entry[0] - entry[1]) ** 2)
+    assert similarity_loss(student, teacher).item() == pytest.approx(total / 16, rel=1e-5)
+    torch.testing.assert_close(similarity_matrix(student).norm(dim=1), torch.ones(4))
+
+
+def test_similarity_does_not_see_a_rotation_or_a_factor() -> None:
+    student, teacher = noise(5, 8).double(), noise(5, 3, seed=1).double()
+    loss = similarity_loss(student, teacher)
+    torch.testing.assert_close(similarity_loss(30 * student @ rotation(8), teacher), loss)
+    assert abs(similarity_loss(student + 1, teacher) - loss) > 1e-3, "a shift is no rotation"
+
+
+def huber(x: float) -> float:
+    return 0.5 * x * x if abs(x) <= 1 else abs(x) - 0.5
+
+
+def test_relational_distances_by_loops() -> None:
+    student, teacher = noise(5, 4).double() * noise(5, 1, seed=2), noise(5, 7, seed=1).double()
+    pairs = list(itertools.permutations(range(5), 2))
+    distances = []
+    for x in (student, teacher):
+        plain = {(i, j): float((x[i] - x[j]).square().sum().sqrt()) for i, j in pairs}
+        mean = sum(plain.values()) / len(pairs)
+        distances.append({pair: distance / mean for pair, distance in plain.items()})
+    expected = sum(huber(distances[0][pair] - distances[1][pair]) for pair in pairs) / len(pairs)
+    assert relational_distance_loss(student, teacher).item() == pytest.approx(expected)
+
+
+def test_relational_angles_by_loops() -> None:
+    student, teacher = noise(5, 4).double(), noise(5, 7, seed=1).double()
+    triples = list(itertools.permutations(range(5), 3))
+
+    def cosine(x: Tensor, i: int, j: int, k: int) -> float:
+        a, b = x[j] - x[i], x[k] - x[i]
+        return float(a @ b / (a.norm() * b.norm()))
+
+    expected = sum(huber(cosine(student, *t) - cosine(teacher, *t)) for t in triples) / len(triples)
+    assert relational_angle_loss(student, teacher).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("loss", [relational_distance_loss, relational_angle_loss])
+def test_relations_do_not_see_moves_turns_and_factors(loss: Loss) -> None:
+    student, teacher = noise(6, 4).double(), noise(6, 3, seed=1).double()
+    moved = 7 * student @ rotation(4) + noise(1, 4, seed=3)
+    torch.testing.assert_close(loss(moved, teacher), loss(student, teacher))
+    torch.testing.assert_close(loss(student, -0.1 * teacher + 2), loss(student, teacher))
+
+
+@pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.parametrize("case", ["one sample", "two samples", "the same sample twice", "a dead layer"])
+def test_odd_batches_give_finite_gradients(name: str, case: str) -> None:
+    student, teacher = noise(5, 3, 2, 2), noise(5, 3, 2, 2, seed=1)
+    if case == "the same sample twice":
+        student[1] = student[0]
+    elif case == "a dead layer":
+        student = torch.zeros_like(student)
+    else:
+        size = 1 if case == "one sample" else 2
+        student, teacher = student[:size], teacher[:size]
+    student = student.requires_grad_()
+    loss = FEATURES[name](student, teacher)
+    (grad,) = torch.autograd.grad(loss, student)
+    assert torch.isfinite(loss)
+    assert torch.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_half_precision_around_does_not_matter(name: str) -> None:
+    """Neither features in bfloat16 nor autocast: what is compared is then small beside the rounding of a product."""
+    student, teacher = noise(8, 3, 4, 4).bfloat16(), noise(8, 3, 4, 4, seed=1).bfloat16()
+    expected = FEATURES[name](student.float(), teacher.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = FEATURES[name](student, teacher)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, expected)
 
 
 @pytest.mark.parametrize("loss", [lambda x: hint_loss(x, x + 1), lambda x: soft_target_loss(x, x + 1, 2.0)])

@@ -25,14 +25,12 @@ def gradient_norms(losses: Mapping[str, Tensor], parameters: list[nn.Parameter])
     A penalty that a quantizer adds in the backward, whatever the loss, is not of the loss's making and is taken out.
     The graph of ``losses`` is kept; ``.grad`` of the parameters is not touched.
     """
-    zero = torch.stack([0 * loss for loss in losses.values()]).sum()
-    added = _gradient(zero, parameters)
-    return {
-        name: torch.stack(
-            [torch.linalg.vector_norm(g.float() - a.float()) for g, a in zip(own, added, strict=True)]
-        ).norm()
-        for name, own in ((name, _gradient(loss, parameters)) for name, loss in losses.items())
-    }
+    norms = {}
+    for name, loss in losses.items():
+        added = _gradient(0 * loss, parameters)  # of the quantizers on this loss's way alone
+        parts = [g.float() - a.float() for g, a in zip(_gradient(loss, parameters), added, strict=True)]
+        norms[name] = torch.stack(torch._foreach_norm(parts)).norm()
+    return norms
 
 
 def balance_of(norms: Tensor, reference: int, limit: float) -> Tensor:
@@ -49,7 +47,7 @@ class GradientBalance(pl.Callback):
     ``weight_i b_i g_i``: weights, and their schedules, say in what proportion terms pull. ``reference`` keeps its
     size; ``None`` is the first term.
 
-    Measured on the step's own batch, in training mode, by an eager pass with one backward for each term. Statistics of
+    Measured on the step's own batch, in training mode, by an eager pass with two backwards for each term. Statistics of
     batch norm and quantizers and random numbers are as before afterwards. Means go to the resume point and
     ``train/balance/<term>`` to ``journal``. A learning teacher's objective is not balanced.
     """
@@ -58,7 +56,7 @@ class GradientBalance(pl.Callback):
         self,
         *,
         journal: MetricJournal,
-        every_n_steps: int = 50,
+        every_n_steps: int = 100,
         decay: float = 0.9,
         reference: str | None = None,
         limit: float = 1e4,
@@ -106,6 +104,8 @@ class GradientBalance(pl.Callback):
             norms = gradient_norms({name: losses[name] for name in _terms(pl_module)}, parameters)
         measured = trainer.strategy.reduce(torch.stack(list(norms.values())), reduce_op="mean")
         assert isinstance(measured, Tensor)
+        if not torch.isfinite(measured).all():
+            return  # whoever watches for that stops the run, or a loss scaler skips the step
         for name, norm in zip(norms, measured.tolist(), strict=True):
             before = self._means.get(name, norm)
             self._means[name] = self.decay * before + (1 - self.decay) * norm
