@@ -4,8 +4,9 @@
     python scripts/render_results.py --check     # exit code 1 where a table is not what its rows say
 
 A table stands between ``<!-- results:NAME -->`` and ``<!-- /results -->`` and is made of ``results/NAME.csv``; with
-``<!-- results:NAME variants -->`` it has a row for each variant of an experiment. Of several rows of one configuration
-the last counts; seeds are averaged. A file that is not there yet gives no table.
+``<!-- results:NAME variants -->`` it has a row for each variant of an experiment; with ``recipes`` in that place too, and
+held against the variant ``none``. Of several rows of one configuration the last counts; seeds are averaged. A file that
+is not there yet gives no table.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from qtrain.tasks.table import COLUMNS, LEFT, order, outcomes, table_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(
-    r"(<!-- results:(?P<name>[\w-]+)(?P<variants> variants)? -->\n)(?P<table>.*?)(<!-- /results -->)", re.DOTALL
+    r"(<!-- results:(?P<name>[\w-]+)(?: (?P<kind>variants|recipes))? -->\n)(?P<table>.*?)(<!-- /results -->)", re.DOTALL
 )
 SEED = re.compile(r"-seed\d+$")
 
@@ -62,7 +63,7 @@ def render(text: str, results: Path) -> str:
 
     def table(match: re.Match[str]) -> str:
         path = results / f"{match['name']}.csv"
-        made = variants if match["variants"] else markdown
+        made = {"variants": variants, "recipes": recipes}.get(match["kind"], markdown)
         return match[1] + (made(read_rows(path)) if path.is_file() else "") + match[5]
 
     return BLOCK.sub(table, text)
@@ -117,6 +118,13 @@ class Variant(NamedTuple):
         return statistics.stdev(float(run["top1"]) for run in self.runs) if len(self.runs) > 1 else None
 
     @property
+    def accuracy(self) -> str:
+        """``87.12``, or ``87.12 ± 0.20, 3 seeds``, in percent."""
+        top1, std = self.mean("top1"), self.std
+        assert top1 is not None
+        return f"{top1:.2f}" + (f" ± {std:.2f}, {len(self.runs)} seeds" if std is not None else "")
+
+    @property
     def bits(self) -> str:
         w_bits, a_bits = self.runs[0]["w_bits"], self.runs[0]["a_bits"]
         return "32" if (w_bits, a_bits) == ("32", "32") else f"W{w_bits}A{a_bits}"
@@ -149,15 +157,12 @@ def variants(rows: list[dict[str, str]]) -> str:
     """One row a variant: accuracy after training and before it, cost, and a step in units of full precision."""
     lines = []
     for variant in gather_variants(rows):
-        top1, calibrated, std = variant.mean("top1"), variant.mean("ptq_top1"), variant.std
-        assert top1 is not None
-        repeated = f" ± {std:.2f}, {len(variant.runs)} seeds" if std is not None else ""
-        full = variant.bits == "32"
+        calibrated, full = variant.mean("ptq_top1"), variant.bits == "32"
         lines.append(
             (
                 variant.name.removesuffix(f"-{variant.bits.lower()}"),
                 variant.bits,
-                f"{top1:.2f}{repeated}",
+                variant.accuracy,
                 "" if calibrated is None else f"{calibrated:.2f}",
                 _figure(variant.mean("size_bytes"), 1e-3, ".1f"),
                 _figure(variant.mean("effective_bits"), 1.0, ".2f"),
@@ -168,6 +173,20 @@ def variants(rows: list[dict[str, str]]) -> str:
         )
     columns = ("Quantizer", "Bits", "Trained %", "Calibrated only %", "kB", "Bits/weight", "GBOPs", "Step", "Rate")
     return _markdown_table(columns, lines, figures=range(2, len(columns)))
+
+
+def recipes(rows: list[dict[str, str]]) -> str:
+    """One row a way of training, the most accurate first, and what it gains over ``none``: no teacher, one stage."""
+    found = gather_variants(rows)
+    plain = {variant.bits: variant.mean("top1") for variant in found if variant.name.partition("-")[0] == "none"}
+    lines = []
+    for variant in found:
+        top1, without, run = variant.mean("top1"), plain.get(variant.bits), variant.runs[-1]
+        gain = "" if top1 is None or without is None or top1 == without else f"{top1 - without:+.2f}"
+        times = _figure(variant.mean("step_ms"), 1.0, ".0f"), run["epochs"]
+        lines.append((variant.name, variant.bits, run["distill"], variant.accuracy, gain, *times, run["hardware"]))
+    columns = ("Run", "Bits", "Teacher's terms", "Top-1 %", "Against none", "ms/step", "Epochs", "Hardware")
+    return _markdown_table(columns, lines, figures=range(3, 7))
 
 
 def _number_or_none(step: dict[str, str] | None) -> float | None:

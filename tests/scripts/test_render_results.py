@@ -144,3 +144,19 @@ def test_variants_have_a_row_each_and_their_seeds_share_it(page: Path) -> None:
         ["lsq", "W4A4", "90.50 ± 0.71, 2 seeds", "70.00", "1.25", "0.003"],
     ]
     assert rows[2][4:7] == ["150.0", "4.20", "1"]
+
+
+def test_recipes_are_held_against_none_at_the_same_bits(page: Path) -> None:
+    csv = page.parent / "some.csv"
+    page.write_text(page.read_text().replace("results:some", "results:some recipes"))
+    for name, seed, top1, distill in (
+        ("none", 0, 86.0, "none"), ("none-seed1", 1, 86.5, "none"), ("soft", 0, 87.0, "soft"), ("qkd", 0, 85.0, "soft"),
+    ):  # fmt: skip
+        figures = {"top1": top1, "step_ms": 250.4, "w_bits": 2, "a_bits": 2, "epochs": 2}
+        append_row(csv, row(name=name, seed=seed, distill=distill, config_hash=name, **figures))
+    script.main(["--results", str(page.parent), str(page)])
+    assert [r[:6] for r in table(page)[2:]] == [
+        ["soft", "W2A2", "soft", "87.00", "+0.75", "250"],
+        ["none", "W2A2", "none", "86.25 ± 0.35, 2 seeds", "", "250"],
+        ["qkd", "W2A2", "soft", "85.00", "-1.25", "250"],
+    ]
