@@ -17,6 +17,7 @@ from torch import nn
 from qtrain.allocate.uniform import Uniform
 from qtrain.convert.plan import Policy
 from qtrain.data.base import VisionData
+from qtrain.distill.base import Term
 from qtrain.distill.objective import Objective
 from qtrain.lit.callbacks.journal import MetricJournal
 from qtrain.observers.base import Observer
@@ -38,6 +39,7 @@ PACKAGES = {
     "gradient": "quantize.gradient",
     "policy": "quantize.policies.some",
     "callback": "callbacks.some",
+    "term": "objective.terms.some",
 }
 """Groups whose place in the config is not their own name."""
 
@@ -133,6 +135,7 @@ BUILD: dict[str, Callable[[Any], None]] = {
     "gradient": build_gradient,
     "policy": is_a(Policy),
     "callback": build_callback,
+    "term": is_a(Term),
 }
 """Group -> what its options must become. A new option needs no line here, a new group does."""
 
@@ -141,7 +144,7 @@ BUILD: dict[str, Callable[[Any], None]] = {
 def test_option_composes_and_builds(group: str, option: str) -> None:
     place = PACKAGES.get(group, group)
     choice = f"{group}@{place}={option}" if place != group else f"{group}={option}"
-    if group in ("policy", "callback"):  # the root config has none, so one more is added and not replaced
+    if group in ("policy", "callback", "term"):  # the root config has none, so one more is added and not replaced
         choice = f"+{choice}"
     cfg = compose([choice, *FILL.get(f"{group}/{option}", ())])
     made = instantiate(OmegaConf.select(cfg, place))
