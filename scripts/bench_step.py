@@ -1,4 +1,4 @@
-"""What one training step costs: full precision, the quantised student, the student with its teacher.
+"""What one training step costs: full precision, the quantised student, the student with its teacher, live or cached.
 
     python scripts/bench_step.py                                       # ResNet-20, W4A4, batch 128, eager and compiled
     python scripts/bench_step.py --no-eager --threads 2 --results results/bench.csv
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -28,12 +29,16 @@ from torch import Tensor, nn
 
 from qtrain.convert.calibrate import calibrate
 from qtrain.convert.layers import find_layers
+from qtrain.distill.cached_teacher import CachedTeacher
 from qtrain.distill.hard import Hard
+from qtrain.distill.logit_format import Full
 from qtrain.distill.objective import Objective
+from qtrain.functional import random
 from qtrain.lit.optim import parameter_groups
 from qtrain.lit.step import StudentStep
 from qtrain.models.taps import feature_shapes
-from qtrain.models.teacher import FrozenTeacher
+from qtrain.models.teacher import FrozenTeacher, Teacher
+from qtrain.spec import Batch
 from qtrain.tasks.config import compose
 from qtrain.tasks.instantiate import instantiate
 from qtrain.tasks.prepare import convert
@@ -44,9 +49,14 @@ from qtrain.tasks.variants import selected
 EXPERIMENT = "cifar10/resnet20_w4a4"
 CLASSES, CHANNELS, SIZE = 10, 3, 32
 
+SAMPLES = 50_000
+"""Samples of the data set that a batch is taken from."""
+
 FULL, STUDENT, TEACHER, DISTILLED = "full precision", "student", "teacher forward", "student with teacher"
-BASES = {STUDENT: (FULL,), DISTILLED: (STUDENT, TEACHER)}
+CACHED = "student with cached teacher"
+BASES = {STUDENT: (FULL,), DISTILLED: (STUDENT, TEACHER), CACHED: (STUDENT,)}
 """Case -> the cases whose summed time is the 1 of its ratio."""
+QUANTISED = (STUDENT, DISTILLED, CACHED)
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,12 @@ class Setting:
     @property
     def device(self) -> torch.device:
         return self.image.device
+
+    @property
+    def batch(self) -> Batch:
+        """The step's batch; its samples' numbers are spread over the data set."""
+        numbers = random.permutation(seed=0, epoch=0, n=SAMPLES)[: len(self.image)]
+        return Batch(self.image, self.target, numbers.to(self.device))
 
 
 @dataclass(frozen=True)
@@ -103,20 +119,34 @@ def frozen_teacher(setting: Setting, names: Sequence[str]) -> FrozenTeacher:
     return teacher.to(setting.device, torch.channels_last)
 
 
+def cached_teacher(setting: Setting, folder: str) -> CachedTeacher:
+    """A teacher whose answers to the step's batch are kept already; what is kept in ``folder`` is read here and now."""
+    teacher = CachedTeacher(
+        frozen_teacher(setting, ()), data={"name": "random"}, keeps=Full(num_classes=CLASSES), folder=folder
+    ).to(setting.device)
+    batch = setting.batch
+    for _ in ("written", "read"):
+        teacher.begin(0, batch.index.cpu())
+        teacher.answer(batch, 0)
+        teacher.flush()
+    return teacher
+
+
 def training_step(
-    setting: Setting, student: nn.Module, objective: Objective, teacher: FrozenTeacher | None
+    setting: Setting, student: nn.Module, objective: Objective, teacher: Teacher | None
 ) -> Callable[[], None]:
     """One step, as :class:`qtrain.lit.module.QATModule` and Lightning make it."""
     module = StudentStep(student=student.train(), objective=objective).to(setting.device)
     step = torch.compile(module, fullgraph=True, dynamic=False) if setting.compiled else module
     groups = parameter_groups([student, objective], scale_lr=setting.cfg.fit.scale_lr)
     optimizer = instantiate(setting.cfg.optimizer)(groups)
+    batch = setting.batch
 
     def run() -> None:
         precision = torch.autocast(setting.device.type, dtype=torch.bfloat16) if setting.bf16 else nullcontext()
         with precision:
-            answer = () if teacher is None else teacher(setting.image)
-            losses = step(setting.image, setting.target, *answer)
+            answer = () if teacher is None else teacher.answer(batch, 0)
+            losses = step(batch.image, batch.target, *answer)
         optimizer.zero_grad()
         losses["total"].backward()
         optimizer.step()
@@ -136,12 +166,17 @@ def make_cases(setting: Setting) -> dict[str, Callable[[], None]]:
         feature_shapes(teacher.model, objective.teacher_taps, example),
     )
     labels = {name: Objective(terms={"hard": Hard()}) for name in (FULL, STUDENT)}
-    return {
+    cases = {
         FULL: training_step(setting, build(cfg.model), labels[FULL], None),
         STUDENT: training_step(setting, quantised(cfg), labels[STUDENT], None),
         TEACHER: lambda: void(teacher(setting.image)),
         DISTILLED: training_step(setting, student, objective, teacher),
     }
+    if not teacher.names:  # features are not cached
+        with tempfile.TemporaryDirectory() as folder:
+            cached = cached_teacher(setting, folder)
+        cases[CACHED] = training_step(setting, quantised(cfg), instantiate(cfg.objective), cached)
+    return cases
 
 
 def variant_cases(setting: Setting, overrides: Sequence[str]) -> dict[str, Callable[[], None]]:
@@ -216,7 +251,7 @@ def append_results(path: Path, results: Sequence[Measured], cfg: DictConfig, dev
     for one in results:
         variant = one.case if one.case in (cfg.variants or {}) else None
         model = cfg.teacher.model.name if one.case == TEACHER else cfg.model.name
-        w_bits, a_bits = bits if one.case in (STUDENT, DISTILLED) else (None, None) if variant else (32, 32)
+        w_bits, a_bits = bits if one.case in QUANTISED else (None, None) if variant else (32, 32)
         quantizer = str(cfg.quantize.weight["_target_"]).rpartition(".")[2].lower()
         append_row(
             path,
@@ -224,10 +259,10 @@ def append_results(path: Path, results: Sequence[Measured], cfg: DictConfig, dev
                 **known,
                 "dataset": "random",
                 "model": model,
-                "quantizer": quantizer if one.case in (STUDENT, DISTILLED) else "",
+                "quantizer": quantizer if one.case in QUANTISED else "",
                 "w_bits": w_bits,
                 "a_bits": a_bits,
-                "distill": terms if one.case == DISTILLED else "none",
+                "distill": terms if one.case in (DISTILLED, CACHED) else "none",
                 "step_ms": statistics.median(one.ms),
                 "notes": notes,
                 "name": variant,

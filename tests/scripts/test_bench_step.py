@@ -28,7 +28,7 @@ def _load() -> ModuleType:
 script = _load()
 
 
-def test_the_four_cases_become_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_five_cases_become_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     csv = tmp_path / "bench.csv"
     small = ["model=cifar_resnet8", "teacher=cifar_resnet20", "model.width=0.25"]
     assert script.main([*TINY, "--results", str(csv), *small]) == 0
@@ -38,11 +38,13 @@ def test_the_four_cases_become_rows(tmp_path: Path, capsys: pytest.CaptureFixtur
         ("student", "eager", "cifar_resnet8", "4", "none"),
         ("teacher forward", "eager", "cifar_resnet20", "32", "none"),
         ("student with teacher", "eager", "cifar_resnet8", "4", "soft"),
+        ("student with cached teacher", "eager", "cifar_resnet8", "4", "soft"),
     ]
     assert all(r["task"] == "bench" and float(r["step_ms"]) > 0 and "batch=4" in r["notes"] for r in rows)
-    assert [bool(r["ratio"]) for r in rows] == [False, True, False, True]
+    assert [bool(r["ratio"]) for r in rows] == [False, True, False, True, True]
     printed = capsys.readouterr().out
     assert "of full precision" in printed and "of student + teacher forward" in printed
+    assert printed.splitlines()[-1].endswith(" of student")
 
 
 def test_a_step_trains_the_student_and_not_the_teacher() -> None:
@@ -62,14 +64,36 @@ def test_a_step_trains_the_student_and_not_the_teacher() -> None:
     assert same == [False, True, False]
 
 
+def test_a_step_with_a_cached_teacher_never_asks_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = script.compose([f"+experiment={script.EXPERIMENT}", "model=cifar_resnet8", "teacher=cifar_resnet20"])
+    setting = script.Setting(cfg, torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]), bf16=False, compiled=False)
+    teacher = script.cached_teacher(setting, str(tmp_path))
+    expected = teacher.answer(setting.batch, 0)[0]
+    live = script.FrozenTeacher
+    assert torch.equal(expected, live.answer(teacher._live, setting.batch, 0)[0])
+    monkeypatch.delattr(live, "answer")
+    script.training_step(setting, script.quantised(cfg), script.instantiate(cfg.objective), teacher)()
+    assert torch.equal(teacher.answer(setting.batch, 0)[0], expected)
+
+
+def test_hints_have_no_cached_case() -> None:
+    cfg = script.compose(
+        [f"+experiment={script.EXPERIMENT}", "model=cifar_resnet8", "teacher=cifar_resnet20", "objective=soft_hint"]
+    )
+    setting = script.Setting(cfg, torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]), bf16=False, compiled=False)
+    assert script.CACHED not in script.make_cases(setting)
+
+
 def test_ratios_are_medians_of_rounds_in_one_mode() -> None:
     full, slow = script.Measured("full precision", True, [10.0, 10.0, 20.0]), script.Measured("student", False, [99.0])
     student = script.Measured("student", True, [11.0, 12.0, 22.0])
     teacher = script.Measured("teacher forward", True, [1.0, 8.0, 3.0])
     both = script.Measured("student with teacher", True, [24.0, 20.0, 25.0])
-    results = [full, slow, student, teacher, both]
+    cached = script.Measured("student with cached teacher", True, [11.0, 13.2, 22.0])
+    results = [full, slow, student, teacher, both, cached]
     assert script.ratio(student, results) == pytest.approx(1.1)
     assert script.ratio(both, results) == pytest.approx(1.0)
+    assert script.ratio(cached, results) == pytest.approx(1.0)
     assert script.ratio(full, results) is None and script.ratio(teacher, results) is None
 
 
