@@ -32,7 +32,10 @@ WRONG = {
     "unknown experiment": (["+experiment=cifar10/resnet20_w4a"], "experiment=cifar10/resnet20_w4a: there is no such"),
     "group at two places": (["quantizer=lsq"], "Did you mean to override one of quantizer@quantize.input"),
     "missing value": (["model=timm"], "missing: give model.name=..."),
-    "unknown task": (["task=tain"], "task: must be one of train, evaluate, report, got 'tain'; did you mean 'train'?"),
+    "unknown task": (
+        ["task=tain"],
+        "task: must be one of train, tune, evaluate, report, got 'tain'; did you mean 'train'?",
+    ),
     "unknown budget": (["budget=gpu"], "budget: must be one of full, cpu, probe, got 'gpu'"),
     "no equals sign": (["seed"], "Error parsing override 'seed'"),
     "unknown flag": (["--sead", "3"], "unrecognized arguments: --sead; see python -m qtrain --help"),

@@ -33,8 +33,9 @@ HEADER = (
 
 NOT_HASHED = (
     "output", "name", "run_dir", "resume", "overwrite", "results", "report", "logger", "allow_targets", "select",
+    "tune",
 )  # fmt: skip
-"""Top-level options that say where results go and how they are shown, not what they are."""
+"""Top-level options of which a run's result is no function: where it goes, how it is shown, what a search tries."""
 
 
 def append_row(path: Path | str, row: Mapping[str, object]) -> None:

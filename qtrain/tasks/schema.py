@@ -41,13 +41,6 @@ class TeacherCache:
 
 
 @dataclass
-class TeacherCache:
-    kind: str = MISSING
-    k: int = MISSING
-    folder: str = MISSING
-
-
-@dataclass
 class Teacher:
     model: Any = None
     mean: list[float] | None = None
@@ -105,6 +98,17 @@ class FullPrecision:
 
 
 @dataclass
+class Tune:
+    temperatures: list[float] = MISSING
+    weights: list[float] = MISSING
+    widths: list[int] | None = MISSING
+    epochs: int = MISSING
+    rungs: int = MISSING
+    keep: float = MISSING
+    val_fraction: float = MISSING
+
+
+@dataclass
 class Report:
     folder: str = MISSING
 
@@ -124,6 +128,7 @@ class Root:
     distill: Distill = field(default_factory=Distill)
     fit: Fit = field(default_factory=Fit)
     full_precision: FullPrecision = field(default_factory=FullPrecision)
+    tune: Tune = field(default_factory=Tune)
     report: Report = field(default_factory=Report)
     task: str = MISSING
     experiment: str | None = MISSING
