@@ -3,10 +3,10 @@
     python scripts/render_results.py             # README.md and docs/*.md, in place
     python scripts/render_results.py --check     # exit code 1 where a table is not what its rows say
 
-A table stands between ``<!-- results:NAME -->`` and ``<!-- /results -->`` and is made of ``results/NAME.csv``; with
-``<!-- results:NAME variants -->`` it has a row for each variant of an experiment; with ``recipes`` in that place too, and
-held against the variant ``none``. Of several rows of one configuration the last counts; seeds are averaged. A file that
-is not there yet gives no table.
+A table stands between ``<!-- results:NAME -->`` and ``<!-- /results -->`` and is made of ``results/NAME.csv``. With
+``<!-- results:NAME variants -->`` it has a row for each variant of an experiment; ``recipes`` in that place holds them
+against the variant ``none``. Of several rows of one configuration the last counts; seeds are averaged. A file that is
+not there yet gives no table.
 """
 
 from __future__ import annotations
