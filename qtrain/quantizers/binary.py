@@ -38,9 +38,8 @@ class Binary(Quantizer, ABC):
     def factor(self, x: Tensor) -> Tensor | None:
         """``alpha`` for ``x``, float32 of the state shape; ``None`` where it is 1 by definition."""
 
-    @final
     def centred(self, x: Tensor) -> Tensor:
-        """``x - threshold``, float32."""
+        """What the sign is taken of, float32: ``x - threshold``, unless a method defines another."""
         return x.float() if self.threshold is None else x.float() - self.threshold
 
     @final
