@@ -4,11 +4,13 @@ timm has no residual network with three stages for 32x32 images, and these are w
 literature reports on CIFAR. Registered, they are created, adapted, tapped and loaded like any other timm model.
 The parameter names (``conv1``, ``layer1.0.bn2``, ``linear``, ...) are those of the public checkpoints.
 
-Source: K. He et al., Deep Residual Learning for Image Recognition, 2016, section 4.2.
+Source: K. He et al., Deep Residual Learning for Image Recognition, 2016, section 4.2. The variant with a shortcut
+around each convolution, which binary networks need: Z. Liu et al., Bi-Real Net, 2018 (arXiv 1808.00278), section 3.1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
@@ -17,6 +19,9 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 BASE_CHANNELS = 16
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "hardtanh": nn.Hardtanh, "identity": nn.Identity}
+"""By the option's name. A sign of what follows a ReLU is 1 everywhere; the other two leave values of both signs."""
 
 
 class PadShortcut(nn.Module):
@@ -43,13 +48,26 @@ class Add(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut: relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x))."""
+    """Two 3x3 convolutions and a shortcut: act(bn2(conv2(act(bn1(conv1(x))))) + shortcut(x)).
 
-    def __init__(self, *, in_channels: int, channels: int, stride: int, shortcut: str) -> None:
+    With ``shortcut_per_conv`` a shortcut around each: y = act(bn1(conv1(x)) + shortcut(x)), act(bn2(conv2(y)) + y).
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        shortcut: str,
+        shortcut_per_conv: bool = False,
+        activation: str = "relu",
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.act1 = nn.ReLU()
+        self.add1 = Add() if shortcut_per_conv else None
+        self.act1 = ACTIVATIONS[activation]()
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.shortcut: nn.Module = nn.Identity()
@@ -61,19 +79,23 @@ class BasicBlock(nn.Module):
                     nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels)
                 )
         self.add = Add()
-        self.act2 = nn.ReLU()
+        self.act2 = ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.act1(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        return self.act2(self.add(y, self.shortcut(x)))
+        y = self.bn1(self.conv1(x))
+        if self.add1 is None:
+            y = self.bn2(self.conv2(self.act1(y)))
+            return self.act2(self.add(y, self.shortcut(x)))
+        y = self.act1(self.add1(y, self.shortcut(x)))
+        return self.act2(self.add(self.bn2(self.conv2(y)), y))
 
 
 class CifarResNet(nn.Module):
     """A stem, three stages of ``depth`` blocks with 16, 32, 64 channels times ``width``, mean pooling, a linear head.
 
     ``shortcut`` is ``A`` (zero padding, no parameters) or ``B`` (1x1 convolution and batch norm) where the shape
-    changes. Images (N, in_chans, H, W) of any size from 4x4 give logits (N, num_classes).
+    changes. ``shortcut_per_conv``: see :class:`BasicBlock`; ``activation``, of the stem too, is ``relu``, ``hardtanh``
+    or ``identity``. Images (N, in_chans, H, W) of any size from 4x4 give logits (N, num_classes).
     """
 
     layer1: nn.Sequential
@@ -88,12 +110,16 @@ class CifarResNet(nn.Module):
         in_chans: int = 3,
         width: float = 1.0,
         shortcut: str = "A",
+        shortcut_per_conv: bool = False,
+        activation: str = "relu",
         drop_rate: float = 0.0,
         global_pool: str = "avg",
     ) -> None:
         super().__init__()
         if shortcut not in ("A", "B"):
             raise ValueError(f"CifarResNet: shortcut must be 'A' or 'B', got {shortcut!r}")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"CifarResNet: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
         if round(BASE_CHANNELS * width) < 1:
             raise ValueError(f"CifarResNet: width must leave at least one channel of {BASE_CHANNELS}, got {width}")
         if global_pool != "avg":
@@ -103,7 +129,7 @@ class CifarResNet(nn.Module):
         self.num_features = self.head_hidden_size = 4 * base
         self.conv1 = nn.Conv2d(in_chans, base, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(base)
-        self.act1 = nn.ReLU()
+        self.act1 = ACTIVATIONS[activation]()
         self.feature_info = [{"num_chs": base, "reduction": 1, "module": "act1"}]
         before = base
         for stage, (channels, stride) in enumerate([(base, 1), (2 * base, 2), (4 * base, 2)], start=1):
@@ -113,6 +139,8 @@ class CifarResNet(nn.Module):
                     channels=channels,
                     stride=stride if i == 0 else 1,
                     shortcut=shortcut,
+                    shortcut_per_conv=shortcut_per_conv,
+                    activation=activation,
                 )
                 for i in range(depth)
             ]

@@ -45,6 +45,37 @@ def test_residual_sum_takes_the_shortcut() -> None:
     assert torch.equal(block(x), x.relu())
 
 
+def test_a_shortcut_around_each_convolution() -> None:
+    """Bi-Real Net, section 3.1: what a convolution of zeros leaves is its shortcut, and the signs of both survive."""
+    block = cifar_resnet.BasicBlock(
+        in_channels=2, channels=4, stride=2, shortcut="A", shortcut_per_conv=True, activation="hardtanh"
+    ).eval()
+    x = 3 * torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    around = torch.zeros(2, 4, 4, 4)
+    around[:, 1:3] = x[:, :, ::2, ::2]
+    with torch.no_grad():
+        first = block.bn1(block.conv1(x))
+        nn.init.zeros_(block.conv2.weight)
+        torch.testing.assert_close(block(x), (first + around).clamp(-1, 1))
+        nn.init.zeros_(block.conv1.weight)
+        torch.testing.assert_close(block(x), around.clamp(-1, 1))
+        nn.init.ones_(block.conv2.weight)
+        once = around.clamp(-1, 1)
+        torch.testing.assert_close(block(x), (block.bn2(block.conv2(once)) + once).clamp(-1, 1))
+
+
+@pytest.mark.parametrize("activation", ["relu", "hardtanh", "identity"])
+def test_variants_keep_the_parameters_and_their_names(activation: str) -> None:
+    plain = create_model(name="cifar_resnet20", num_classes=10)
+    other = create_model(name="cifar_resnet20", num_classes=10, shortcut_per_conv=True, activation=activation)
+    other.load_state_dict(plain.state_dict(), strict=True)
+    kinds = [type(m) for m in other.modules() if type(m) in (nn.ReLU, nn.Hardtanh)]
+    assert len(kinds) == {"relu": 19, "hardtanh": 19, "identity": 0}[activation], "the stem's and two a block"
+    assert len(set(kinds)) <= 1
+    assert sum(isinstance(m, cifar_resnet.Add) for m in other.modules()) == 18
+    assert other(torch.randn(2, 3, 8, 8)).shape == (2, 10)
+
+
 @pytest.mark.parametrize(("channels", "size", "width"), [(1, 8, 0.5), (3, 32, 1.0), (3, 33, 1.5)])
 def test_channels_sizes_and_widths(channels: int, size: int, width: float) -> None:
     model = create_model(name="cifar_resnet8", num_classes=7, in_channels=channels, width=width)
@@ -79,7 +110,11 @@ def test_symbolic_trace_gives_the_same_function() -> None:
 
 @pytest.mark.parametrize(
     ("options", "line"),
-    [({"shortcut": "C"}, "shortcut must be 'A' or 'B'"), ({"width": 0.01}, "at least one channel")],
+    [
+        ({"shortcut": "C"}, "shortcut must be 'A' or 'B'"),
+        ({"width": 0.01}, "at least one channel"),
+        ({"activation": "tanh"}, "activation must be one of relu, hardtanh, identity, got 'tanh'"),
+    ],
 )
 def test_wrong_options(options: dict, line: str) -> None:
     with pytest.raises(ValueError, match=line):
