@@ -280,9 +280,11 @@ PRODUCT = (
     "fit.checkpoint_every_steps=3",
     "fit.log_every_steps=1",
     "fit.health_every_steps=2",
+    "+callback@callbacks.instability=instability",
+    "callbacks.instability.every_n_steps=2",
     "trainer=cpu",
 )
-"""Low-bit student, teacher, hints with a regressor, mixed images: four steps an epoch."""
+"""Low-bit student, teacher, hints with a regressor, mixed images, all that looks at layers: four steps an epoch."""
 
 
 def run_product(job: dict[str, Any]) -> int:

@@ -65,13 +65,14 @@ class Health(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         return {
             "row_step": self._row_step,
-            "codes": self._codes,
+            "bits": {place: bits for place, (bits, _) in self._codes.items()},
+            "codes": {place: codes for place, (_, codes) in self._codes.items()},
             "first_scales": self._first_scales,
             "said": sorted(self._said),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._row_step = int(state_dict["row_step"])
-        self._codes = {place: (int(bits), codes) for place, (bits, codes) in state_dict["codes"].items()}
+        self._codes = {place: (int(state_dict["bits"][place]), codes) for place, codes in state_dict["codes"].items()}
         self._first_scales = dict(state_dict["first_scales"])
         self._said = {(kind, place) for kind, place in state_dict["said"]}
