@@ -291,6 +291,27 @@ def test_the_weight_average_starts_anew_where_a_range_jumps(tmp_path: Path) -> N
     assert float(module.student[3].weight_quantizer.scale) == pytest.approx(after, rel=0.02)
 
 
+class Moments(pl.Callback):
+    """Notes a scale and the moments that Adam keeps of it, when each step begins."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, ...]] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        scale = pl_module.student[3].weight_quantizer.scale
+        state = trainer.optimizers[0].state.get(scale) or {}
+        self.seen.append(tuple(float(t) for t in (scale, *(state.get(k, 0.0) for k in ("exp_avg", "exp_avg_sq")))))
+
+
+def test_a_switch_takes_the_moments_along(tmp_path: Path) -> None:
+    before, after = Moments(), Moments()
+    run(tmp_path, [before, *down(), after])
+    for step in range(1, STEPS):
+        (old, *was), (new, *now) = before.seen[step], after.seen[step]
+        assert (old != new) == (step in (6, 10)) and all(was)
+        assert now == pytest.approx([was[0] * old / new, was[1] * (old / new) ** 2], rel=1e-4)
+
+
 @pytest.mark.parametrize("make", [partial(torch.optim.Adam, eps=0.0), partial(torch.optim.SGD, momentum=0.9)])
 def test_moments_are_those_of_a_run_that_always_had_this_scale(make: Any) -> None:
     """``p`` that becomes ``4 p``, against one that was 4 p from the start: its gradients are a quarter."""
