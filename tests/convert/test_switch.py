@@ -114,7 +114,8 @@ def test_more_bits_only_round_finer(name: str, granularity: Any, shape: Any, bit
     finer = switched(quantizer, x, bits + more)
     old = quantizer(x)
     torch.testing.assert_close(finer(old), old, rtol=1e-5, atol=1e-6)
-    step = getattr(quantizer, "inner", quantizer).quantize(x).scale
+    step, fine = (getattr(each, "inner", each).quantize(x).scale for each in (quantizer, finer))
+    torch.testing.assert_close(fine, step / 2**more)  # all new bits go into finer steps, none into more range
     step = granularity.expand(step, tuple(x.shape))
     moved = (finer(x) - old).abs()
     inside = (x - old).abs() <= step / 2
@@ -129,6 +130,7 @@ def test_more_bits_for_inputs(name: str, signed: bool) -> None:
     quantizer = calibrated(INPUTS[name], x, 3, weight=False)
     finer = switched(quantizer, x, 6)
     torch.testing.assert_close(finer(quantizer(x)), quantizer(x), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(finer.quantize(x).scale, quantizer.quantize(x).scale / 8)
 
 
 @settings(max_examples=40, deadline=None)
