@@ -37,6 +37,18 @@ WRONG = {
         "task: must be one of train, tune, evaluate, report, got 'tain'; did you mean 'train'?",
     ),
     "unknown budget": (["budget=gpu"], "budget: must be one of full, cpu, probe, got 'gpu'"),
+    "unknown term": (
+        ["+term@objective.terms.a=attentoin"],
+        "term=attentoin: there is no such term; did you mean 'attention'?",
+    ),
+    "a weight of the wrong type": (["objective.terms.hard.weight=much"], "objective.terms.hard.weight: Hard takes"),
+    "unknown kind of cache": (
+        ["teacher.cache.kind=ful"],
+        "teacher.cache.kind: must be one of none, full, top_k, got 'ful'; did you mean 'full'?",
+    ),
+    "unknown key of the cache": (["teacher.cache.size=1"], "unknown key 'teacher.cache.size'; did you mean"),
+    "a typo in a stage": (["+stages.a=['fit.epoch=3']"], "stages.a: unknown key 'fit.epoch'; did you mean"),
+    "a stage of another seed": (["+stages.a=['seed=3']"], "stages.a: changes seed, which all stages of a run share"),
     "no equals sign": (["seed"], "Error parsing override 'seed'"),
     "unknown flag": (["--sead", "3"], "unrecognized arguments: --sead; see python -m qtrain --help"),
     "another config folder": (
@@ -90,6 +102,19 @@ RUN_INTO = {
         ["quantizer@quantize.weight=bwn"],
         r"layer 'conv1': BWN: bits must be 1, got 8",
     ),
+    "a callback's rule": (
+        ["+callback@callbacks.bits=bits", "callbacks.bits.images=0"],
+        r"callbacks\.bits: BitSchedule: images must be at least 1, got 0; 16 are usual",
+    ),
+    "a schedule's rule": (
+        ["schedule@lr_schedule=plateaus", "lr_schedule.milestones=[0.5]"],
+        r"lr_schedule: Plateaus: 4 values need 3 milestones between them, got 1",
+    ),
+    "freezing what is not there": (
+        ["fit.freeze.layers=[nowhere*]"],
+        r"fit\.freeze\.layers: pattern 'nowhere\*' matches no layer with a weight",
+    ),
+    "tuning without a teacher": (["task=tune"], r"tune: there is no teacher to learn from; name one"),
     "a report of nothing": (["task=report", "report.folder=nowhere"], r"nowhere"),
     "evaluate without weights": (["task=evaluate"], r"model\.weights|checkpoint"),
 }
@@ -107,6 +132,20 @@ REFUSED = {
     "a group that does not divide": (
         ["granularity@quantize.weight.granularity=group", "quantize.weight.granularity.size=5"],
         r"layer 'conv1': PerGroup: size 5 does not divide 16 output channels; use one of \[1, 2, 4, 8, 16\]",
+    ),
+    "oscillation of what has no even steps": (
+        [
+            "+quantizer@quantize.weight_wrapper=oscillation",
+            "quantizer@quantize.weight=power_of_two",
+            "quantize.bits.weight=4",
+            "quantize.bits.first=null",
+            "quantize.bits.last=null",
+        ],
+        r"Oscillation: counts codes that are whole steps from zero, and PowerOfTwo has none; take lsq",
+    ),
+    "a wrapper that is none": (
+        ["+quantizer@quantize.weight_wrapper=lsq"],
+        r"quantize\.weight_wrapper: LSQ holds no other quantizer; take quant_noise",
     ),
     "a policy that fits nothing": (
         ["+policy@quantize.policies.head=policy", "quantize.policies.head.layers=[fc]"],

@@ -79,7 +79,7 @@ def fit(
     resume_points = ResumePoints(folder=points, every_n_steps=cfg.fit.checkpoint_every_steps, identity=identity)
     file = JsonlLogger(folder=folder)
     journal = MetricJournal(loggers=[file, *loggers], every_n_steps=cfg.fit.log_every_steps, start=start)
-    named = _named_callbacks(cfg, journal)
+    named = named_callbacks(cfg, journal)
     callbacks: list[pl.Callback] = [
         StopOnNonFinite(),
         *([WeightAverage(decay=cfg.fit.weight_average)] if cfg.fit.weight_average is not None else []),
@@ -126,7 +126,7 @@ def fit(
     )
 
 
-def _named_callbacks(cfg: DictConfig, journal: MetricJournal) -> dict[str, pl.Callback]:
+def named_callbacks(cfg: DictConfig, journal: MetricJournal) -> dict[str, pl.Callback]:
     """Those that the config names; a ``None`` takes away what an experiment has."""
     made = {}
     for name, node in (cfg.callbacks or {}).items():

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from qtrain.convert.calibrate import calibrate
+from qtrain.convert.freeze import layers_to_freeze
 from qtrain.convert.inherit import Heritage, inherit_quantizers_, inherit_weights_
 from qtrain.convert.layers import find_layers
 from qtrain.convert.operations import expose_operations
@@ -140,10 +141,12 @@ def rehearse(cfg: DictConfig, data: VisionData) -> None:
     logger = logging.getLogger("qtrain.convert")
     level = logger.level
     logger.setLevel(logging.ERROR)  # what stays in full precision is said by the conversion that counts
+    model = build_model(cfg.model, data)
     try:
-        convert(cfg, build_model(cfg.model, data), example_input(data))
+        convert(cfg, model, example_input(data))
     finally:
         logger.setLevel(level)
+    layers_to_freeze(model, patterns=cfg.fit.freeze.layers or ())
 
 
 def _recipe(cfg: DictConfig) -> LayerPlan:

@@ -17,9 +17,11 @@ from torch import nn
 from qtrain.cost.count import count
 from qtrain.data.base import VisionData
 from qtrain.lit.callbacks.batchnorm import reestimate_batchnorm
+from qtrain.lit.callbacks.journal import MetricJournal
 from qtrain.lit.evaluation import evaluate
 from qtrain.lit.loggers import close
 from qtrain.tasks import prepare, record
+from qtrain.tasks.fit import named_callbacks
 from qtrain.tasks.instantiate import instantiate
 from qtrain.tasks.pretrain import full_precision_weights
 from qtrain.tasks.run_stage import Trained, run_stage
@@ -46,6 +48,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     data = prepare.load_data(cfg)
     stages = stages_of(cfg, folder)
     for stage in stages:
+        _check(stage.cfg)
         prepare.rehearse(stage.cfg, data)
     # A full-precision run starts from what its config names, a quantised one from trained weights in any case.
     weights = full_precision_weights(cfg.model, cfg, data) if cfg.quantize.enabled else None
@@ -66,6 +69,13 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     described = record.describe(final, data.info, last.prepared.allocation, cost)
     _record(cfg, folder, {**described, **metrics}, last, wall_s=time.perf_counter() - start + fitted.earlier_s)
     return metrics
+
+
+def _check(cfg: DictConfig) -> None:
+    """Make what is cheap to make and may be refused, so that nobody waits for a teacher to be trained first."""
+    instantiate(cfg.objective)
+    instantiate(cfg.lr_schedule)
+    named_callbacks(cfg, MetricJournal(loggers=[]))
 
 
 def _fit_stages(
