@@ -15,6 +15,7 @@ from qtrain.cost.count import count
 from qtrain.lit.evaluation import evaluate
 from qtrain.models.weights import load_weights
 from qtrain.tasks import prepare, record
+from qtrain.tasks.stages import last_stage
 from qtrain.tasks.summary import SUMMARY, read_summary
 from qtrain.tasks.targets import ConfigError
 
@@ -89,9 +90,10 @@ def _training_of(folder: Path | None) -> dict[str, Any]:
 
 
 def _with_config_of(folder: Path, cfg: DictConfig) -> DictConfig:
-    """``cfg`` with model, data and quantizers of the run in ``folder``."""
+    """``cfg`` with model, data and quantizers of the run in ``folder``; those of its last stage, where it has some."""
     before = OmegaConf.load(folder / record.CONFIG)
     assert isinstance(before, DictConfig)
+    before = last_stage(before)
     merged = cfg.copy()
     for key in ("model", "data", "quantize", "experiment", "seed"):
         merged[key] = before[key]

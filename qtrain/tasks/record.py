@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from qtrain.tasks.summary import FINISHED, SUMMARY, RunSummary, read_summary, wr
 from qtrain.tasks.targets import ConfigError
 
 CONFIG = "config.yaml"
+STAGES = "stages"
+"""Folder of what each stage of a run keeps."""
+
 STUDENT = "student.safetensors"
 """A trained student's parameters, scales and code ranges, under the names of its state dict."""
 
@@ -38,7 +42,7 @@ def claim_folder(cfg: DictConfig, folder: Path) -> RunSummary | None:
         before = OmegaConf.load(folder / CONFIG)
         same = isinstance(before, DictConfig) and identity_of(before) == identity_of(cfg)
         # A run that failed before its first resume point has nothing to lose, and must not block its folder.
-        begun = (folder / SUMMARY).is_file() or any(folder.glob("checkpoints/*.ckpt"))
+        begun = (folder / SUMMARY).is_file() or any(folder.glob("checkpoints/*.ckpt")) or (folder / STAGES).is_dir()
         if not same and begun:
             raise ConfigError(
                 f"run_dir: {folder} holds a run of another config; choose another name=..., or overwrite=true to "
@@ -52,6 +56,7 @@ def claim_folder(cfg: DictConfig, folder: Path) -> RunSummary | None:
     if cfg.overwrite or not cfg.resume:
         for stale in (*folder.glob("checkpoints/*.ckpt"), folder / SUMMARY, folder / "metrics.jsonl"):
             stale.unlink(missing_ok=True)
+        shutil.rmtree(folder / STAGES, ignore_errors=True)
     OmegaConf.save(OmegaConf.create(plain_config(cfg)), folder / CONFIG)
     return None
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from qtrain.convert.inherit import Heritage
 from qtrain.spec import Position
+from qtrain.tasks.record import STAGES
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +83,10 @@ class Stage:
 
 def stages_of(cfg: DictConfig, folder: Path) -> list[Stage]:
     """The stages of a run in order; without ``cfg.stages`` the run itself is the only one."""
-    if not cfg.stages:
+    if not cfg.get("stages"):  # a run of an earlier version has no such key
         return [Stage("", cfg, folder)]
     return [
-        Stage(str(name), _with(cfg, changes), folder / "stages" / f"{number}-{name}")
+        Stage(str(name), _with(cfg, changes), folder / STAGES / f"{number}-{name}")
         for number, (name, changes) in enumerate(cfg.stages.items(), start=1)
     ]
 

@@ -67,6 +67,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             metrics[name] = evaluate(model, data.test_dataloader(), fitted.device)["top1"]
     cost = count(student.cpu(), prepare.example_input(data))
     described = record.describe(final, data.info, last.prepared.allocation, cost)
+    described["epochs"] = _epochs(final, last, data)
     _record(cfg, folder, {**described, **metrics}, last, wall_s=time.perf_counter() - start + fitted.earlier_s)
     return metrics
 
@@ -96,11 +97,12 @@ def _fit_stages(
                 continue
             if stage.name:
                 log.info("stage %d of %d: %s", number, len(stages), stage.name)
+            images = data if stage.cfg.data == cfg.data else prepare.load_data(stage.cfg)
             heritage = None if before is None else before.student
-            prepared = prepare.quantise(stage.cfg, copy.deepcopy(full_precision), data, heritage)
+            prepared = prepare.quantise(stage.cfg, copy.deepcopy(full_precision), images, heritage)
             if final:
-                _log_size(prepared.student, data, folder.name)
-            trained = run_stage(stage, prepared, before, data, folder, loggers)
+                _log_size(prepared.student, images, folder.name)
+            trained = run_stage(stage, prepared, before, images, folder, loggers)
             before = trained.state
             if not final:
                 _keep(stage, trained.state)
@@ -113,6 +115,12 @@ def _fit_stages(
 @rank_zero_only
 def _keep(stage: Stage, state: StageState) -> None:
     stage.save(state)
+
+
+def _epochs(cfg: DictConfig, trained: Trained, data: VisionData) -> float:
+    """How often all images were seen; stages may end within an epoch."""
+    epochs = trained.state.end.step * cfg.trainer.accumulate_grad_batches / len(data.train_dataloader())
+    return round(epochs) if abs(epochs - round(epochs)) < 0.01 else round(epochs, 2)
 
 
 def _log_size(student: nn.Module, data: VisionData, name: str) -> None:
@@ -141,7 +149,6 @@ def _record(cfg: DictConfig, folder: Path, summary: dict[str, Any], trained: Tra
     summary |= {
         "name": folder.name,
         "distill": "+".join(state.distill) or "none",
-        "epochs": state.end.epoch,
         "step_ms": 1e3 * state.train_s / max(1, state.end.step),
         "wall_s": wall_s,
         "status": FINISHED if cfg.fit.final_test else "not tested",

@@ -71,15 +71,17 @@ def test_stages_differ_in_bits_objective_and_length(cache: Path, tmp_path: Path)
         wide=["quantize.bits.weight=8", "quantize.bits.input=8", "objective=hard", "fit.share=0.25"],
         narrow=["quantize.bits.weight=2", "quantize.bits.input=2", "fit.share=0.75"],
     )
-    run(cache, tmp_path, *TEACHER, *own)
+    figures = run(cache, tmp_path, *TEACHER, "quantize.bits.weight=3", *own)
     trained = weights(tmp_path)
     assert int(trained["layer1.0.conv1.weight_quantizer.bits"]) == 2
+    checkpoint = next(tmp_path.rglob("run/config.yaml")).parent
+    assert run(cache, tmp_path, "task=evaluate", f"checkpoint={checkpoint}")["top1"] == figures["top1"]
     written = [row for row in rows(tmp_path) if row["split"] == "train" and "total" in row]
     assert [row["step"] for row in written] == list(range(1, 21))
     assert ["soft" in row for row in written] == [False] * 5 + [True] * 15
     with next(tmp_path.rglob("run/results.csv")).open() as file:
         (row,) = csv.DictReader(file)
-    assert (row["w_bits"], row["a_bits"], row["distill"]) == ("2", "2", "soft")
+    assert (row["w_bits"], row["a_bits"], row["distill"], row["epochs"]) == ("2", "2", "soft", "2")
     assert "stages wide narrow" in row["notes"]
 
 
@@ -112,6 +114,29 @@ def test_a_run_killed_in_a_later_stage_goes_on_there(
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert rows(tmp_path / "whole") == rows(tmp_path / "killed")
+
+
+def test_a_stage_may_see_other_images(cache: Path, tmp_path: Path) -> None:
+    own = stages(few=["data.max_train=64", "fit.share=0.5"], all=["fit.share=0.5", "data.batch_size=16"])
+    run(cache, tmp_path, *own)
+    assert rows(tmp_path)[-1]["step"] == 2 + 20, "an epoch of 2 batches, then one of 20"
+
+
+def test_starting_over_repeats_every_stage(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = [*stages(first=["fit.share=0.5"], second=["fit.share=0.5"]), "fit.final_test=false"]
+    run(cache, tmp_path, *own)
+    begun: list[str] = []
+    run_stage = train.run_stage
+
+    def counted(stage: Stage, *arguments: Any) -> Any:
+        begun.append(stage.name)
+        return run_stage(stage, *arguments)
+
+    monkeypatch.setattr(train, "run_stage", counted)
+    with pytest.raises(ConfigError, match="holds a run of another config"):
+        run(cache, tmp_path, *own, "optimizer.lr=0.02")
+    run(cache, tmp_path, *own, "optimizer.lr=0.02", "overwrite=true")
+    assert begun == ["first", "second"]
 
 
 def test_a_damaged_state_is_a_stage_to_repeat(cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
