@@ -63,7 +63,6 @@ def fit(
     loader = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
     trainer = pl.Trainer(
         accelerator="cpu",
-        max_epochs=1,
         logger=False,
         callbacks=list(callbacks),
         plugins=[AtomicCheckpointIO()],
@@ -71,7 +70,7 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=any(isinstance(callback, pl.callbacks.Checkpoint) for callback in callbacks),
-        **options,
+        **{"max_epochs": 1, **options},
     )
     trainer.fit(module, loader, loader if validate else None)
     return trainer
@@ -324,6 +323,12 @@ def test_a_line_says_where_the_run_is() -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_fit_of_so_many_steps_says_how_many_epochs_that_is(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="qtrain"):
+        fit(Module(student()), [Progress(bar=False, every_s=1e-9)], max_epochs=-1, max_steps=4)
+    assert any(line.startswith("epoch 2/2  step 4/4  loss ") for line in caplog.messages)
 
 
 def test_plain_lines_come_at_their_interval(caplog: pytest.LogCaptureFixture) -> None:

@@ -6,6 +6,7 @@ Floor 5. The loss is read from the device only when something is shown, so a ste
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from typing import Any, final
@@ -93,7 +94,7 @@ class Progress(pl.Callback):
         done = trainer.global_step - self._first_step
         line = progress_line(
             epoch=trainer.current_epoch + 1,
-            epochs=trainer.max_epochs or 0,
+            epochs=_epochs(trainer, self._total),
             step=trainer.global_step,
             steps=self._total,
             loss=_loss(outputs),
@@ -112,6 +113,13 @@ class Progress(pl.Callback):
         if self._rich is not None:
             self._rich.stop()
             self._rich = None
+
+
+def _epochs(trainer: pl.Trainer, steps: int) -> int:
+    """Epochs that the fit will begin; Lightning says -1 where it ends after so many steps."""
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+        return trainer.max_epochs
+    return math.ceil(steps * trainer.accumulate_grad_batches / max(1, int(trainer.num_training_batches)))
 
 
 def _loss(outputs: Any) -> float:
