@@ -36,7 +36,7 @@ PICTURES = """
     data.image_size=32 data.workers=0 data.max_train=null data.max_test=null model.pretrained=false
     full_precision.epochs=10 full_precision.optimizer.lr=0.01
 """.split()
-"""After few steps batch norm's running statistics are not a batch's, and calibration fits quantizers to the wrong values."""
+"""After few steps batch norm's running statistics are not a batch's, and quantizers are calibrated to wrong values."""
 SMALL_TEACHER = ["teacher=cifar_resnet20", "teacher.model.width=0.25"]
 CONVOLUTIONS = ["model=timm", "model.name=test_efficientnet"]
 TRANSFORMER = ["model=timm", "model.name=test_vit"]
