@@ -44,13 +44,14 @@ def create_model(
     """The timm model ``name`` for images (N, in_channels, image_size, image_size) and ``num_classes`` logits.
 
     ``weights`` is a file (see ``load_weights``); ``reset_head`` lets it have another number of classes.
-    ``pretrained`` takes timm's own weights, from the cache or the hub. ``adapt_stem`` makes the stem of an
-    ImageNet architecture fit for images up to 64 pixels (see ``adapt_small_stem``). Models of a fixed input size
-    (ViT, Swin, ...) are built for ``image_size``. ``options`` go to the model's constructor.
+    ``pretrained`` takes timm's own weights, from the cache or the hub, where no file is given. ``adapt_stem`` makes the
+    stem of an ImageNet architecture fit for images up to 64 pixels (see ``adapt_small_stem``). Models of a fixed input
+    size (ViT, Swin, ...) are built for ``image_size``. ``options`` go to the model's constructor.
 
     Raises ValueError for an unknown name (with close matches) or option, and where weights cannot be had.
     """
     check_name(name)
+    pretrained = pretrained and weights is None
     if num_classes < 1 or in_channels < 1:
         raise ValueError(
             f"create_model: num_classes and in_channels must be at least 1, got {num_classes} and {in_channels}"

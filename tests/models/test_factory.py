@@ -102,3 +102,11 @@ def test_without_network_the_cache_alone_is_asked(monkeypatch: pytest.MonkeyPatc
         create_model(name="resnet18", num_classes=10, pretrained=True)
     assert seen == [True]
     assert huggingface_hub.constants.HF_HUB_OFFLINE is False
+
+
+def test_a_file_of_weights_wins_and_nothing_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = create_model(name="test_resnet", num_classes=3)
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    monkeypatch.setattr("qtrain.models.factory.offline_unless_reachable", lambda: pytest.fail("asked the hub"))
+    made = create_model(name="test_resnet", num_classes=3, weights=str(tmp_path / "w.pt"), pretrained=True)
+    assert all(torch.equal(tensor, made.state_dict()[name]) for name, tensor in source.state_dict().items())
