@@ -43,11 +43,16 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     """
     cfg = _compose(overrides)
     if cfg.stages:
-        cfg.stages = {
-            name: changes(cfg, _compose([*overrides, *own], what=f"stages.{name}"), name)
-            for name, own in _stage_overrides(cfg).items()
-        }
+        cfg.stages = {name: _stage(cfg, name, [*overrides, *own]) for name, own in _stage_overrides(cfg).items()}
     return cfg
+
+
+def _stage(cfg: DictConfig, name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    try:
+        stage = _compose(overrides)
+    except ConfigError as error:
+        raise ConfigError(f"stages.{name}: {error}") from error
+    return changes(cfg, stage, name)
 
 
 def _stage_overrides(cfg: DictConfig) -> dict[str, list[str]]:
@@ -60,15 +65,8 @@ def _stage_overrides(cfg: DictConfig) -> dict[str, list[str]]:
     return {str(name): list(own) for name, own in plain.items()}
 
 
-def _compose(overrides: Sequence[str], what: str | None = None) -> DictConfig:
-    """What :func:`compose` gives, its stages still as they are written; ``what`` is put before a mistake's line."""
-    try:
-        return _composed(overrides)
-    except ConfigError as error:
-        raise ConfigError(f"{what}: {error}" if what else str(error)) from error
-
-
-def _composed(overrides: Sequence[str]) -> DictConfig:
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    """What :func:`compose` gives, its stages still as they are written."""
     with _own_hydra():
         try:
             cfg = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)

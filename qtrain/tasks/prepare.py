@@ -153,7 +153,7 @@ def _recipe(cfg: DictConfig) -> LayerPlan:
     """What all layers get that no policy changes."""
     q = cfg.quantize
     parts = {name: instantiate(q[name]) for name in ("weight", "input", "weight_observer", "input_observer")}
-    if q.weight_wrapper is not None:
+    if q.get("weight_wrapper") is not None:  # a run of an earlier version has no such key
         parts["weight"] = _wrapped(instantiate(q.weight_wrapper), parts["weight"])
     return LayerPlan(**parts)
 

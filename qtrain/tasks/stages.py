@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ class Stage:
         """Keep ``state``; the stage then counts as finished, and its resume points go."""
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
-        plain = {**asdict(state), "student": asdict(state.student), "end": tuple(state.end)}
+        plain = {**vars(state), "student": vars(state.student), "end": tuple(state.end)}
         torch.save(plain, partial)
         partial.replace(self.path)
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     # A full-precision run starts from what its config names, a quantised one from trained weights in any case.
     weights = full_precision_weights(cfg.model, cfg, data) if cfg.quantize.enabled else None
     full_precision = prepare.build_model(cfg.model, data, weights=weights)
-    last = _fit_stages(cfg, stages, full_precision, data, folder)
+    ended = _fit_stages(cfg, stages, full_precision, data, folder)
 
+    last = ended.last
     student, fitted, final = last.prepared.student, last.fitted, stages[-1].cfg
     if final.fit.reestimate_bn:
         _reestimate_batchnorm(final, student.to(fitted.device), data, fitted.device)
@@ -62,14 +64,29 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if cfg.fit.final_test:
         models = {"fp_top1": full_precision, "top1": student}
         if last.prepared.allocation:
-            models["ptq_top1"] = prepare.quantise(final, copy.deepcopy(full_precision), data).student
+            models["ptq_top1"] = (
+                ended.calibrated or prepare.quantise(final, copy.deepcopy(full_precision), data).student
+            )
         for name, model in models.items():
             metrics[name] = evaluate(model, data.test_dataloader(), fitted.device)["top1"]
     cost = count(student.cpu(), prepare.example_input(data))
     described = record.describe(final, data.info, last.prepared.allocation, cost)
     described["epochs"] = _epochs(final, last, data)
-    _record(cfg, folder, {**described, **metrics}, last, wall_s=time.perf_counter() - start + fitted.earlier_s)
+    _record(cfg, folder, {**described, **metrics}, last, wall_s=time.perf_counter() - start + ended.earlier_s)
     return metrics
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run whose stages have ended: the last of them, and what went before.
+
+    ``calibrated`` is the student as calibration left it, where no earlier stage had changed its weights; ``earlier_s``
+    are seconds of training before this process began.
+    """
+
+    last: Trained
+    calibrated: nn.Module | None
+    earlier_s: float
 
 
 def _check(cfg: DictConfig) -> None:
@@ -81,19 +98,21 @@ def _check(cfg: DictConfig) -> None:
 
 def _fit_stages(
     cfg: DictConfig, stages: list[Stage], full_precision: nn.Module, data: VisionData, folder: Path
-) -> Trained:
-    """Run the stages that have not ended yet, one after the other; what the last one leaves."""
+) -> Ended:
+    """Run the stages that have not ended yet, one after the other."""
     # A logger's maker may decide that there is nothing to log to (no wandb, mode=disabled).
     made = [make(folder=folder, config=record.plain_config(cfg)) for make in instantiate(cfg.logger).values()]
     loggers = tuple(logger for logger in made if logger is not None)
     before: StageState | None = None
+    calibrated: nn.Module | None = None
+    earlier_s = 0.0
     failed = True
     try:
         for number, stage in enumerate(stages, start=1):
             final = number == len(stages)
             if not final and (kept := stage.load()) is not None:
                 log.info("stage %d of %d, %s: has ended before", number, len(stages), stage.name)
-                before = kept
+                before, earlier_s = kept, kept.train_s
                 continue
             if stage.name:
                 log.info("stage %d of %d: %s", number, len(stages), stage.name)
@@ -102,14 +121,15 @@ def _fit_stages(
             prepared = prepare.quantise(stage.cfg, copy.deepcopy(full_precision), images, heritage)
             if final:
                 _log_size(prepared.student, images, folder.name)
+                calibrated = copy.deepcopy(prepared.student) if before is None else None
             trained = run_stage(stage, prepared, before, images, folder, loggers)
-            before = trained.state
+            before, earlier_s = trained.state, earlier_s + trained.fitted.earlier_s
             if not final:
                 _keep(stage, trained.state)
         failed = False
     finally:
         close(loggers, failed=failed)
-    return trained
+    return Ended(trained, calibrated, earlier_s)
 
 
 @rank_zero_only
