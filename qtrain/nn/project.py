@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qtrain.nn import QuantConvTranspose, QuantEmbedding, QuantLinear, QuantWeighted
 from qtrain.nn.conv_transpose import outputs_first
-from qtrain.quantizers.hooks import Partition, Projection
+from qtrain.quantizers.hooks import Partition, Projection, has_method
 
 
 @torch.no_grad()
@@ -20,7 +20,8 @@ def project_weights_(model: nn.Module) -> None:
     has no place of its own to be put back to, and stays; so does one that is frozen.
     """
     for _, layer in _trained(model):
-        if isinstance(layer.weight_quantizer, Projection):
+        if has_method(layer.weight_quantizer, "project"):
+            assert isinstance(layer.weight_quantizer, Projection)
             _replace(layer, layer.weight_quantizer.project)
 
 
@@ -32,7 +33,10 @@ def partition_weights_(model: nn.Module) -> None:
     """
     for name, layer in _trained(model):
         for quantizer in layer.weight_quantizer.modules() if layer.weight_quantizer is not None else ():
-            if isinstance(quantizer, Partition) and quantizer.due and not _replace(layer, quantizer.partition_):
+            if not has_method(quantizer, "partition_"):
+                continue
+            assert isinstance(quantizer, Partition)
+            if quantizer.due and not _replace(layer, quantizer.partition_):
                 raise ValueError(
                     f"layer {name!r}: {type(quantizer).__name__}: the weight is standardised before it is multiplied, "
                     "so that no part of it can be set for good; give this layer a policy with another quantizer"

@@ -82,13 +82,19 @@ class EvenSteps(Protocol):
         """The step in use, of the state shape, above 0."""
 
 
+def has_method(thing: object, name: str) -> bool:
+    """Whether the class of ``thing`` has the method. Asked of every module at every step, where a protocol is slow."""
+    return hasattr(type(thing), name)
+
+
 def begin_step_(model: nn.Module, *, seed: int, step: int, progress: float) -> None:
     """Tell every step-aware quantizer of ``model`` that optimizer step ``step`` begins.
 
     Random numbers are a function of (seed, step, place in the model), so a resumed run draws what it would have drawn.
     """
     for place, module in enumerate(model.modules()):
-        if isinstance(module, StepAware):
+        if has_method(module, "begin_step_"):
+            assert isinstance(module, StepAware)
             module.begin_step_(progress=progress, key=seed_of(seed, step, place))
 
 
