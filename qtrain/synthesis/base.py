@@ -1,0 +1,77 @@
+"""What every way of making images without data implements."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from qtrain.spec import DataInfo
+
+
+@dataclass(frozen=True)
+class Made:
+    """One batch of synthesized images: ``images`` (N, H, W, C) uint8, ``labels`` (N,) int64 class indices.
+
+    ``figures`` say how far the batch came, by name; a manifest keeps them and reports their means.
+    """
+
+    images: Tensor
+    labels: Tensor
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+class Synthesis(ABC):
+    """Makes images that a model takes for its training data, batch by batch. Subclasses are final.
+
+    Batch ``number`` is a function of the models, the options, ``seed`` and ``number`` alone: whoever makes it, after
+    whatever other batch, in whatever process, makes the same one. So workers divide the numbers among them, and a
+    stopped synthesis goes on with those that are missing.
+
+    ``models`` are in full precision, in eval mode, without gradients for their parameters, on ``device``; each takes
+    (N, C, H, W) float, normalised with the mean and std of ``info``. There is at least one.
+    """
+
+    batch_size: int
+
+    @abstractmethod
+    def check(self, models: Sequence[nn.Module]) -> None:
+        """Raise ``ValueError``, with the remedy, where the models have not what this method needs."""
+
+    @abstractmethod
+    def learn(
+        self, models: Sequence[nn.Module], info: DataInfo, *, seed: int, folder: Path, device: torch.device
+    ) -> None:
+        """Learn what all batches share (a generator), or find it learned in ``folder``; a stopped learning goes on.
+
+        Called before the first :meth:`make` in every process; one process at a time learns.
+        """
+
+    @abstractmethod
+    def make(
+        self, models: Sequence[nn.Module], info: DataInfo, *, number: int, seed: int, device: torch.device
+    ) -> Made:
+        """Batch ``number``, of ``batch_size`` images."""
+
+
+def to_bytes(images: Tensor, info: DataInfo) -> Tensor:
+    """Normalised ``images`` (N, C, H, W) as pixels (N, H, W, C) uint8, on the CPU."""
+    mean, std = _per_channel(images, info)
+    return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
+
+
+def pixel_range(images: Tensor, info: DataInfo) -> tuple[Tensor, Tensor]:
+    """Lowest and highest normalised value of each channel, (1, C, 1, 1): those of black and of white pixels."""
+    mean, std = _per_channel(images, info)
+    return -mean / std, (1 - mean) / std
+
+
+def _per_channel(images: Tensor, info: DataInfo) -> tuple[Tensor, Tensor]:
+    mean, std = (
+        torch.tensor(v, dtype=images.dtype, device=images.device).view(1, -1, 1, 1) for v in (info.mean, info.std)
+    )
+    return mean, std
