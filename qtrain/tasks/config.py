@@ -32,6 +32,9 @@ from qtrain.tasks.targets import ConfigError, check_targets, did_you_mean
 CACHES = ("none", "full", "top_k")
 """Ways to keep a teacher's answers."""
 
+FOLDS = ("none", "before", "training")
+CALIBRATIONS = ("images", "statistics")
+
 AD_HOC = "adhoc"
 """Folder of runs that belong to no experiment."""
 
@@ -92,6 +95,8 @@ def validate(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
         raise ConfigError(explain(error)) from error
     assert isinstance(plain, dict)
     _check_choice("task", plain["task"], TASKS)
+    _check_choice("quantize.fold", plain["quantize"]["fold"], dict.fromkeys(FOLDS))
+    _check_choice("quantize.calibration", plain["quantize"]["calibration"], dict.fromkeys(CALIBRATIONS))
     _check_choice("teacher.cache.kind", plain["teacher"]["cache"]["kind"], dict.fromkeys(CACHES))
     _check_choice("budget", plain["budget"], plain["budgets"])
     if plain["allow_targets"] and not any(_key(override) == "allow_targets" for override in overrides):

@@ -21,7 +21,12 @@ class Operations:
 @dataclass
 class Quantize:
     enabled: bool = MISSING
+    fold: str = MISSING
+    equalize: Any = None
+    calibration: str = MISSING
     calibration_batches: int = MISSING
+    rounding: Any = None
+    bias: Any = None
     weight: Any = MISSING
     input: Any = MISSING
     weight_wrapper: Any = None
