@@ -57,6 +57,7 @@ class VisionData(pl.LightningDataModule, ABC):
         super().__init__()
         self._info: DataInfo | None = None
         self._first_epoch = 0
+        self._test_only = False
         owner = type(self).__name__
         for option in ("batch_size", "eval_batch_size", "max_train", "max_test"):
             size = getattr(self, option)
@@ -75,7 +76,10 @@ class VisionData(pl.LightningDataModule, ABC):
 
     @abstractmethod
     def _read(self) -> None:
-        """Read what ``info`` and the loaders need; called once in each process, first on each node's rank 0."""
+        """Read what ``info`` and the loaders need; called once in each process, first on each node's rank 0.
+
+        Where ``_test_only``, no training image is opened, not even looked for, and there are none.
+        """
 
     @abstractmethod
     def _describe(self, train_size: int, val_size: int, test_size: int) -> DataInfo:
@@ -112,6 +116,11 @@ class VisionData(pl.LightningDataModule, ABC):
         samples = sha256(self._train_samples.numpy().tobytes()).hexdigest() if self.mixup or self.cutmix else None
         return {**options, **facts, "samples": samples, "content": self._content()}
 
+    def test_only(self) -> None:
+        """Leave the training images alone: they may be absent, or out of bounds. To be called before ``setup``."""
+        assert self._info is None, "test_only() comes before setup()"
+        self._test_only = True
+
     def start_at(self, epoch: int) -> None:
         """Let the next fit's first epoch be ``epoch`` of the run, with its order and augmentation."""
         self._first_epoch = epoch
@@ -138,6 +147,7 @@ class VisionData(pl.LightningDataModule, ABC):
 
     def train_dataloader(self) -> EpochLoader:
         """Shuffled, augmented, complete batches of this rank's slices."""
+        self._require_train("training")
         order = self._order(self._train_samples, train=True)
         if (self.mixup or self.cutmix) and (self.batch_size // order.world_size) % 2:
             raise ValueError(
@@ -164,6 +174,7 @@ class VisionData(pl.LightningDataModule, ABC):
         if count < 1:
             raise ValueError(f"{type(self).__name__}: calibration needs at least 1 batch, got {count}")
         self.setup()
+        self._require_train("calibration")
         wanted = count * self.batch_size
         samples = first_samples(self._train_samples, seed=self.seed, count=wanted)
         if len(samples) < wanted:
@@ -187,13 +198,20 @@ class VisionData(pl.LightningDataModule, ABC):
             first_epoch=self._first_epoch if train else 0,
         )
 
+    def _require_train(self, purpose: str) -> None:
+        if not len(self._train_samples):
+            raise ValueError(
+                f"{self.name}: {purpose} needs training images and there are none; give them, or let a model imagine "
+                "some: data=synthetic"
+            )
+
     def _check(self, info: DataInfo) -> None:
         if not len(info.mean) == len(info.std) == info.in_channels:
             raise ValueError(
                 f"{type(self).__name__}: mean and std need one value for each of {info.in_channels} channel(s), "
                 f"got {list(info.mean)} and {list(info.std)}"
             )
-        if self.val_fraction and not info.val_size:
+        if self.val_fraction and not info.val_size and not self._test_only:
             raise ValueError(
                 f"{type(self).__name__}: val_fraction {self.val_fraction} of {info.train_size} images is none; raise it"
             )

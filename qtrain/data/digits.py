@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.datasets import load_digits
 
-from qtrain.data.resident import Arrays, ResidentData
+from qtrain.data.resident import Arrays, ResidentData, no_images
 from qtrain.functional.random import SPLIT, permutation
 
 TEST_IMAGES = 360
@@ -29,4 +29,5 @@ class Digits(ResidentData):
         targets = digits.target.astype(np.int64)
         order = permutation(seed=0, epoch=0, n=len(images), stream=SPLIT).numpy()
         test, train = order[:TEST_IMAGES], order[TEST_IMAGES:]
-        return Arrays(images[train], targets[train], images[test], targets[test], num_classes=10)
+        train_images, train_targets = no_images(images) if self._test_only else (images[train], targets[train])
+        return Arrays(train_images, train_targets, images[test], targets[test], num_classes=10)

@@ -51,13 +51,17 @@ class ImageFolder(StreamingData):
     train_folder: str = "train"
     test_folder: str = "val"
 
-    def _sets(self) -> tuple[ImageSet, ImageSet]:
-        root = Path(self.root).expanduser()
-        train, test = FolderImages(root / self.train_folder), FolderImages(root / self.test_folder)
+    def _train_images(self) -> FolderImages:
+        return FolderImages(Path(self.root).expanduser() / self.train_folder)
+
+    def _test_images(self) -> FolderImages:
+        return FolderImages(Path(self.root).expanduser() / self.test_folder)
+
+    def _check_classes(self, train: ImageSet, test: ImageSet) -> None:
+        assert isinstance(train, FolderImages) and isinstance(test, FolderImages)
         if train.classes != test.classes:
             odd = sorted(set(train.classes) ^ set(test.classes))
             raise ValueError(
                 f"{self.name}: {self.train_folder} and {self.test_folder} must have the same classes, "
-                f"{len(odd)} are in one only: {', '.join(odd[:5])}; check data.root={root}"
+                f"{len(odd)} are in one only: {', '.join(odd[:5])}; check data.root={self.root}"
             )
-        return train, test

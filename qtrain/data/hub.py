@@ -9,7 +9,7 @@ import numpy as np
 
 from qtrain.data import source
 from qtrain.data.cache import fingerprint, load_or_make
-from qtrain.data.resident import Arrays, ResidentData
+from qtrain.data.resident import Arrays, ResidentData, no_images
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -34,6 +34,9 @@ class HubImages(ResidentData):
             raise ValueError(f"{self.name}: give data.root=<folder of parquet files> or data.hub=<name on the hub>")
 
     def _arrays(self) -> Arrays:
+        if self._test_only:
+            test = self._split(self.test_split)
+            return Arrays(*no_images(test["images"]), test["images"], test["targets"], int(test["num_classes"]))
         train = self._split(self.train_split)
         test = self._split(self.test_split)
         if train["images"].shape[1:] != test["images"].shape[1:]:

@@ -53,14 +53,18 @@ class ParquetImages(StreamingData):
         if self.hub is None and self.root is None:
             raise ValueError(f"{self.name}: give data.root=<folder of parquet files> or data.hub=<name on the hub>")
 
-    def _sets(self) -> tuple[ImageSet, ImageSet]:
-        train, test = self._split(self.train_split), self._split(self.test_split)
+    def _train_images(self) -> RowImages:
+        return self._split(self.train_split)
+
+    def _test_images(self) -> RowImages:
+        return self._split(self.test_split)
+
+    def _check_classes(self, train: ImageSet, test: ImageSet) -> None:
         if test.num_classes > train.num_classes:
             raise ValueError(
                 f"{self.name}: {self.test_split} has labels up to {test.num_classes - 1}, but {self.train_split} only "
                 f"up to {train.num_classes - 1}; check that both are of one dataset"
             )
-        return train, test
 
     def _split(self, split: str) -> RowImages:
         where = f"{self.name} ({split})"

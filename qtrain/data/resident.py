@@ -31,6 +31,11 @@ class Arrays(NamedTuple):
     num_classes: int
 
 
+def no_images(like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """No image and no target, of the shape of ``like`` (D, H, W, C): a split that is left alone."""
+    return like[:0], np.zeros(0, dtype=np.int64)
+
+
 class Augmentation(NamedTuple):
     """How a batch is made from bytes; ``num_classes`` is the width of mixed targets."""
 
@@ -101,7 +106,7 @@ class ResidentData(VisionData):
 
     @abstractmethod
     def _arrays(self) -> Arrays:
-        """Decode the dataset, or find it decoded."""
+        """Decode the dataset, or find it decoded; where ``_test_only``, with ``no_images`` for training."""
 
     def _read(self) -> None:
         self._decoded = self._arrays()
@@ -111,6 +116,11 @@ class ResidentData(VisionData):
 
     def _describe(self, train_size: int, val_size: int, test_size: int) -> DataInfo:
         images = self._decoded.train_images
+        if self._test_only and not (self.mean and self.std):
+            raise ValueError(
+                f"{self.name}: mean and std are computed from the training images, which are left alone; give "
+                "data.mean and data.std, those that the model was trained with"
+            )
         mean, std = (self.mean, self.std) if self.mean and self.std else channel_statistics(images)
         return DataInfo(
             name=self.name,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import final
 
 import numpy as np
 import torch
@@ -51,6 +52,23 @@ class ImageSet(ABC):
     @abstractmethod
     def target(self, number: int) -> int:
         """Its class."""
+
+
+@final
+class NoImages(ImageSet):
+    """In place of training images that are left alone."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+
+    def __len__(self) -> int:
+        return 0
+
+    def image(self, number: int) -> Image.Image:
+        raise IndexError(number)
+
+    def target(self, number: int) -> int:
+        raise IndexError(number)
 
 
 @contextmanager
@@ -191,11 +209,24 @@ class StreamingData(VisionData):
             raise ValueError(f"{owner}: workers must be at least 0, got {self.workers}; 0 decodes in the main process")
 
     @abstractmethod
-    def _sets(self) -> tuple[ImageSet, ImageSet]:
-        """The training and the test images."""
+    def _train_images(self) -> ImageSet:
+        """The training images."""
+
+    @abstractmethod
+    def _test_images(self) -> ImageSet:
+        """The test images, opened without the training images."""
+
+    @abstractmethod
+    def _check_classes(self, train: ImageSet, test: ImageSet) -> None:
+        """Raise ``ValueError`` where the two are not of the same classes."""
 
     def _read(self) -> None:
-        self._train_set, self._test_set = self._sets()
+        if self._test_only:
+            self._test_set = self._test_images()
+            self._train_set: ImageSet = NoImages(self._test_set.num_classes)
+        else:
+            self._train_set, self._test_set = self._train_images(), self._test_images()
+            self._check_classes(self._train_set, self._test_set)
 
     def _sizes(self) -> tuple[int, int]:
         return len(self._train_set), len(self._test_set)

@@ -1,0 +1,146 @@
+"""Images that a model imagined, in place of the training images that it was trained on; resident.
+
+Floor 3. What ``task=synthesize`` writes is a folder of parquet files and a manifest, :mod:`qtrain.data.imagined`. Real
+images serve for the last evaluation alone, and their data set is told to leave its training images where they are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qtrain.data import source
+from qtrain.data.base import VisionData
+from qtrain.data.imagined import read_manifest
+from qtrain.data.loader import EpochLoader
+from qtrain.data.order import BatchOrder
+from qtrain.data.resident import Augmentation, ResidentLoader
+from qtrain.spec import DataInfo
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class SyntheticImages(VisionData):
+    """The imagined images of ``folder`` to train on and calibrate with, and the test images of ``test``.
+
+    ``mean`` and ``std`` are those that the model was trained with, in units of pixel / 255. ``image_size`` and
+    ``in_channels`` say what images the model takes. ``crop_padding`` and ``flip`` as for real images.
+    Without ``test`` nothing can be evaluated.
+    """
+
+    folder: str | None = None
+    num_classes: int
+    image_size: int
+    in_channels: int
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    test: VisionData | None = None
+    crop_padding: int = 0
+    flip: bool = False
+    channels_last: bool = True
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        owner = type(self).__name__
+        if self.mean is None:
+            raise ValueError(f"{owner}: mean and std are needed, those that the model was trained with; give data.mean")
+        for option, least in (("num_classes", 2), ("image_size", 1), ("in_channels", 1), ("crop_padding", 0)):
+            if getattr(self, option) < least:
+                raise ValueError(f"{owner}: {option} must be at least {least}, got {getattr(self, option)}")
+        if self.test is not None:
+            self.test.test_only()
+        self._on_device: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def facts(self) -> DataInfo:
+        """What is known of the images before there are any: classes, shape, mean and std."""
+        return self._describe(0, 0, 0)
+
+    def _read(self) -> None:
+        self._images = np.zeros((0, self.image_size, self.image_size, self.in_channels), dtype=np.uint8)
+        self._targets = np.zeros(0, dtype=np.int64)
+        if self.folder is not None:
+            self._images, self._targets = self._imagined(self.folder)
+        if self.test is not None:
+            self.test.setup()
+            self._check_test(self.test.info)
+
+    def _imagined(self, folder: str) -> tuple[np.ndarray, np.ndarray]:
+        where = f"{self.name} (imagined)"
+        files = read_manifest(folder).checked_files()
+        rows = source.find_columns(source.open_small(files), image="image", label="label", where=where)
+        images, targets = source.decode(rows, where), source.targets_of(rows, where)
+        wanted = (self.image_size, self.image_size, self.in_channels)
+        if images.shape[1:] != wanted:
+            raise ValueError(
+                f"data.folder: the images in {folder} are {images.shape[1:]} (height, width, channels), not {wanted}; "
+                "synthesize others, or set data.image_size and data.in_channels"
+            )
+        if targets.max() >= self.num_classes:
+            raise ValueError(
+                f"data.folder: the images in {folder} have labels up to {targets.max()}, but data.num_classes is "
+                f"{self.num_classes}"
+            )
+        return images, targets
+
+    def _check_test(self, info: DataInfo) -> None:
+        here = (self.num_classes, self.image_size, self.in_channels)
+        there = (info.num_classes, info.image_size, info.in_channels)
+        if here != there:
+            raise ValueError(
+                f"data.test: {info.name} has (num_classes, image_size, in_channels) {there}, and data {here}; "
+                "make them equal"
+            )
+        ours, theirs = self.facts, info
+        pairs = zip((*ours.mean, *ours.std), (*theirs.mean, *theirs.std), strict=True)
+        if any(abs(a - b) > 1e-6 for a, b in pairs):
+            raise ValueError("data.test: mean and std must be those of data, the ones that the model was trained with")
+
+    def _sizes(self) -> tuple[int, int]:
+        return len(self._images), 0 if self.test is None else self.test.info.test_size
+
+    def _describe(self, train_size: int, val_size: int, test_size: int) -> DataInfo:
+        assert self.mean is not None and self.std is not None
+        return DataInfo(
+            name=self.name,
+            num_classes=self.num_classes,
+            in_channels=self.in_channels,
+            image_size=self.image_size,
+            mean=tuple(float(m) for m in self.mean),
+            std=tuple(float(s) for s in self.std),
+            train_size=train_size,
+            val_size=val_size,
+            test_size=test_size,
+            kind="resident",
+        )
+
+    def _content(self) -> str:
+        assert self.folder is not None
+        return read_manifest(self.folder).identity
+
+    def _loader(self, order: BatchOrder, *, test_images: bool) -> EpochLoader:
+        if test_images:
+            if self.test is None:
+                raise ValueError(f"{self.name}: there are no test images; give data.test, or fit.final_test=false")
+            return self.test._loader(order, test_images=True)
+        info = self.info
+        how = Augmentation(
+            mean=info.mean,
+            std=info.std,
+            num_classes=info.num_classes,
+            channels_last=self.channels_last,
+            crop_padding=self.crop_padding,
+            flip=self.flip,
+            mixup=self.mixup,
+            cutmix=self.cutmix,
+        )
+        return ResidentLoader(*self._tensors(), order, how)
+
+    def _tensors(self) -> tuple[Tensor, Tensor]:
+        """Images and labels on the training device, moved there once."""
+        device = self.trainer.strategy.root_device if self.trainer else torch.device(self.device)
+        if self._on_device is None or self._on_device[0].device != device:
+            self._on_device = (torch.from_numpy(self._images).to(device), torch.from_numpy(self._targets).to(device))
+        return self._on_device
