@@ -123,9 +123,10 @@ def test_at_least_the_share_moves(make: Any, bits: int, share: float) -> None:
     factor = (layer.weight.grad / plain).nanmean()
     torch.testing.assert_close(layer.weight.grad, plain * factor, msg="the layer has one factor")
     assert factor > 1
-    with torch.no_grad():
-        layer.weight.copy_(start - lr * 0.5 * factor * plain)
-    assert (codes(layer) != before).sum() < wanted
+    if bits < 16:  # whose steps are as small as float32 errs
+        with torch.no_grad():
+            layer.weight.copy_(start - lr * 0.5 * factor * plain)
+        assert (codes(layer) != before).sum() < wanted
 
 
 @pytest.mark.parametrize("groups", [1, 2])
