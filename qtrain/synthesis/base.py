@@ -64,6 +64,13 @@ def to_bytes(images: Tensor, info: DataInfo) -> Tensor:
     return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
 
 
+def from_bytes(pixels: Tensor, info: DataInfo, device: torch.device) -> Tensor:
+    """Pixels (N, H, W, C) uint8 as normalised images (N, C, H, W) on ``device``, channels last in memory."""
+    images = pixels.to(device).permute(0, 3, 1, 2).float() / 255
+    mean, std = _per_channel(images, info)
+    return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
 def pixel_range(images: Tensor, info: DataInfo) -> tuple[Tensor, Tensor]:
     """Lowest and highest normalised value of each channel, (1, C, 1, 1): those of black and of white pixels."""
     mean, std = _per_channel(images, info)

