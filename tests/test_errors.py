@@ -14,6 +14,7 @@ from qtrain import cli
 from qtrain.tasks import prepare
 from qtrain.tasks.config import compose
 from qtrain.tasks.instantiate import instantiate
+from qtrain.tasks.load import load_data
 from qtrain.tasks.targets import ADMITTED, ConfigError, admits, check_targets, describe, resolve_target
 
 WRONG = {
@@ -161,7 +162,7 @@ def test_what_cannot_be_quantised_is_said_before_pretraining(name: str) -> None:
     overrides, line = REFUSED[name]
     cfg = compose(overrides)
     with pytest.raises(ConfigError, match=line) as refusal:
-        prepare.rehearse(cfg, prepare.load_data(cfg))
+        prepare.rehearse(cfg, load_data(cfg))
     assert "\n" not in str(refusal.value)
 
 

@@ -6,14 +6,14 @@ optimises it: the teacher is absent from the checkpoint and the optimizer by con
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from qtrain.models.identity import structure_digest, weights_digest
 from qtrain.models.taps import FeatureTaps
 from qtrain.spec import Batch
 
@@ -90,14 +90,9 @@ class FrozenTeacher(Teacher):
 
     def identity(self) -> dict[str, Any]:
         """What an answer depends on besides the image, as plain values, except for how numbers are rounded."""
-        tensors = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
-        weights = hashlib.sha256()
-        for name, tensor in sorted(tensors.items()):
-            weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return {
-            "weights": weights.hexdigest(),
-            "structure": hashlib.sha256("\n".join(_structure(self._model)).encode()).hexdigest(),
+            "weights": weights_digest(self._model),
+            "structure": structure_digest(self._model),
             "renormalise": None if self._renormalise is None else [v.flatten().tolist() for v in self._renormalise],
             "bf16": self._bf16,
             "device": self._device.type,
@@ -114,23 +109,6 @@ class FrozenTeacher(Teacher):
             factor, offset = self._renormalise
             self._renormalise = (factor.to(device), offset.to(device))
         return self
-
-
-def _structure(model: nn.Module) -> Iterator[str]:
-    """A line for each module: its name, its class, and those of its options that are plain values or functions."""
-    for name, module in model.named_modules():
-        options = {key: spelt for key, value in vars(module).items() if (spelt := _spell(value)) is not None}
-        yield f"{name} {type(module).__module__}.{type(module).__qualname__} {sorted(options.items())}"
-
-
-def _spell(value: Any) -> str | None:
-    """``value`` as text that another process would spell alike; ``None`` where there is no such text."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return repr(value)
-    if isinstance(value, list | tuple):
-        parts = [_spell(part) for part in value]
-        return None if None in parts else repr(parts)
-    return getattr(value, "__qualname__", None)
 
 
 def _renormalisation(

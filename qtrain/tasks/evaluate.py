@@ -15,6 +15,8 @@ from qtrain.cost.count import count
 from qtrain.lit.evaluation import evaluate
 from qtrain.models.weights import load_weights
 from qtrain.tasks import prepare, record
+from qtrain.tasks.build import build_model, example_input
+from qtrain.tasks.load import load_data
 from qtrain.tasks.stages import last_stage
 from qtrain.tasks.summary import SUMMARY, read_summary
 from qtrain.tasks.targets import ConfigError
@@ -34,10 +36,10 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if trained is not None:
         cfg = _with_config_of(trained, cfg)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = prepare.load_data(cfg)
+    data = load_data(cfg)
     if cfg.model.get("weights") is None and not cfg.model.get("pretrained", False) and trained is None:
         raise ConfigError("model.weights: evaluate needs weights; give a file, or checkpoint=RUN_FOLDER")
-    model = prepare.build_model(cfg.model, data)
+    model = build_model(cfg.model, data.info)
     figures: dict[str, Any] = {}
     if trained is None:
         figures["fp_top1"] = evaluate(copy.deepcopy(model), data.test_dataloader(), device)["top1"]
@@ -50,7 +52,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         figures["top1"] = figures["fp_top1"]
 
     folder = Path(cfg.run_dir)
-    cost = count(prepared.student.cpu(), prepare.example_input(data))
+    cost = count(prepared.student.cpu(), example_input(data.info))
     way = "trained student" if trained else "calibrated only" if prepared.allocation else "full precision"
     summary = record.describe(cfg, data.info, prepared.allocation, cost) | figures
     summary |= _training_of(trained) | {"wall_s": time.perf_counter() - start}

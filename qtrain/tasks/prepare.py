@@ -36,6 +36,7 @@ from qtrain.models.teacher import FrozenTeacher, Teacher
 from qtrain.quantizers.base import MakeQuantizer
 from qtrain.quantizers.wrapper import Wrapper
 from qtrain.spec import FULL_PRECISION, Allocation, LayerBits
+from qtrain.tasks.build import build_model, example_input
 from qtrain.tasks.instantiate import instantiate
 from qtrain.tasks.targets import ConfigError
 
@@ -50,37 +51,6 @@ class Prepared:
     allocation: Allocation
 
 
-def load_data(cfg: DictConfig) -> VisionData:
-    """The config's data module, read and split, with the run's seed."""
-    data: VisionData = instantiate(cfg.data, seed=cfg.seed)
-    try:
-        data.setup()
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"data: {error}") from error
-    return data
-
-
-def build_model(node: DictConfig, data: VisionData, *, weights: str | None = None) -> nn.Module:
-    """The full-precision model of ``node`` (``cfg.model``, ``cfg.teacher.model``) for the data's classes and channels.
-
-    ``weights`` stands in for the node's own where it names none.
-    """
-    given = {"weights": weights} if weights is not None else {}
-    build = instantiate(node, **given)
-    info = data.info
-    try:
-        model: nn.Module = build(num_classes=info.num_classes, in_channels=info.in_channels, image_size=info.image_size)
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{node._get_full_key(None)}: {error}") from error
-    return model
-
-
-def example_input(data: VisionData, size: int = 1) -> torch.Tensor:
-    """A zero image batch (size, C, H, W) of the data's shape."""
-    info = data.info
-    return torch.zeros(size, info.in_channels, info.image_size, info.image_size)
-
-
 def quantise(cfg: DictConfig, model: nn.Module, data: VisionData, heritage: Heritage | None = None) -> Prepared:
     """Convert and calibrate ``model`` in place by ``cfg.quantize``, on the CPU or wherever the model is.
 
@@ -89,7 +59,7 @@ def quantise(cfg: DictConfig, model: nn.Module, data: VisionData, heritage: Heri
     """
     if cfg.fit.channels_last:
         model.to(memory_format=torch.channels_last)
-    plans = convert(cfg, model, example_input(data)) if cfg.quantize.enabled else {}
+    plans = convert(cfg, model, example_input(data.info)) if cfg.quantize.enabled else {}
     if heritage is not None:
         with _as_config_error("stages"):
             inherit_weights_(model, heritage)
@@ -141,9 +111,9 @@ def rehearse(cfg: DictConfig, data: VisionData) -> None:
     logger = logging.getLogger("qtrain.convert")
     level = logger.level
     logger.setLevel(logging.ERROR)  # what stays in full precision is said by the conversion that counts
-    model = build_model(cfg.model, data)
+    model = build_model(cfg.model, data.info)
     try:
-        convert(cfg, model, example_input(data))
+        convert(cfg, model, example_input(data.info))
     finally:
         logger.setLevel(level)
     layers_to_freeze(model, patterns=cfg.fit.freeze.layers or ())
@@ -185,7 +155,7 @@ def _bind(
     cfg: DictConfig, objective: Objective, student: nn.Module, teacher: nn.Module | None, data: VisionData
 ) -> None:
     """Make the parameters of ``objective`` for the layers that it compares; their start is a function of the seed."""
-    shape = tuple(example_input(data).shape)
+    shape = tuple(example_input(data.info).shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         objective.bind_(

@@ -17,9 +17,9 @@ from qtrain.data.base import VisionData
 from qtrain.distill.hard import Hard
 from qtrain.distill.objective import Objective
 from qtrain.lit.module import QATModule
+from qtrain.tasks.build import build_model
 from qtrain.tasks.fit import fit
 from qtrain.tasks.instantiate import instantiate
-from qtrain.tasks.prepare import build_model
 from qtrain.tasks.record import save_weights
 from qtrain.tasks.results import config_hash
 from qtrain.tasks.targets import ConfigError
@@ -33,7 +33,7 @@ def trained_model(node: DictConfig, cfg: DictConfig, data: VisionData) -> nn.Mod
     Of an ensemble (``node.members``) that goes for each member.
     """
     if "members" not in node:
-        return build_model(node, data, weights=full_precision_weights(node, cfg, data))
+        return build_model(node, data.info, weights=full_precision_weights(node, cfg, data))
     members = {str(name): trained_model(member, cfg, data) for name, member in node.members.items()}
     try:
         ensemble: nn.Module = instantiate(node, members=members)()
@@ -66,7 +66,7 @@ def full_precision_weights(node: DictConfig, cfg: DictConfig, data: VisionData) 
     log.info("full-precision %s: no weights; training %d epochs, to be kept in %s", node.name, recipe.epochs, folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
-        model = build_model(node, data)
+        model = build_model(node, data.info)
     if cfg.fit.channels_last:
         model.to(memory_format=torch.channels_last)
     module = QATModule(

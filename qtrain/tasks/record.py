@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from qtrain.cost.count import CostReport
+from qtrain.files import whole_file
 from qtrain.spec import FULL_PRECISION, Allocation, DataInfo
 from qtrain.tasks.overlay import plain_config
 from qtrain.tasks.results import append_row, config_hash, provenance
@@ -94,9 +95,8 @@ def append_results(
 @rank_zero_only
 def save_weights(model: nn.Module, path: Path) -> None:
     """The state dict of ``model`` as safetensors; ``path`` appears when all of it is written."""
-    partial = path.with_suffix(".partial")
-    save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, partial)
-    partial.replace(path)
+    with whole_file(path) as temporary:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
 
 
 def finish(folder: Path, summary: Mapping[str, Any]) -> None:

@@ -20,10 +20,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from omegaconf import DictConfig
 
 from qtrain.cost.count import OUTSIDE_LAYERS
+from qtrain.files import write_text
 from qtrain.spec import FULL_PRECISION
 from qtrain.tasks import curves
 from qtrain.tasks.figures import BIT_OPERATIONS, COMPRESSION, DARK, LIGHT, CostAxis, accuracy_plot
-from qtrain.tasks.results import commit, replace_file
+from qtrain.tasks.results import commit
 from qtrain.tasks.summary import METRICS, Run, RunSummary, gather
 from qtrain.tasks.table import COLUMNS, Outcome, outcomes, print_summary, size_text, table_rows
 
@@ -96,7 +97,7 @@ def write_report(folder: Path) -> tuple[Path, int, int]:
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         commit=commit(),
     )
-    replace_file(folder / REPORT, page)
+    write_text(folder / REPORT, page)
     return folder / REPORT, len(runs), len(problems)
 
 

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 import qtrain
+from qtrain.files import write_text
 
 HEADER = (
     "date,commit,config_hash,experiment,task,dataset,model,quantizer,w_bits,a_bits,distill,seed,epochs,top1,fp_top1,"
@@ -55,7 +56,7 @@ def append_row(path: Path | str, row: Mapping[str, object]) -> None:
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        replace_file(path, text.getvalue())
+        write_text(path, text.getvalue())
 
 
 def read_rows(path: Path | str) -> list[dict[str, str]]:
@@ -64,19 +65,6 @@ def read_rows(path: Path | str) -> list[dict[str, str]]:
     if not path.is_file():
         raise FileNotFoundError(f"results: no file {path}; a run writes it with results={path}")
     return _parse(path)[1]
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` so that a reader, or a crash, sees the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def config_hash(config: Mapping[str, Any], *, ignore: Collection[str] = NOT_HASHED) -> str:

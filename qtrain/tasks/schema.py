@@ -103,6 +103,16 @@ class FullPrecision:
 
 
 @dataclass
+class Synthesize:
+    images: int = MISSING
+    models: dict[str, Any] | None = MISSING
+    folder: str = MISSING
+    workers: int | None = MISSING
+    rank: int = MISSING
+    world_size: int = MISSING
+
+
+@dataclass
 class Tune:
     temperatures: list[float] = MISSING
     weights: list[float] = MISSING
@@ -133,6 +143,8 @@ class Root:
     distill: Distill = field(default_factory=Distill)
     fit: Fit = field(default_factory=Fit)
     full_precision: FullPrecision = field(default_factory=FullPrecision)
+    synthesis: Any = None
+    synthesize: Synthesize = field(default_factory=Synthesize)
     tune: Tune = field(default_factory=Tune)
     report: Report = field(default_factory=Report)
     task: str = MISSING

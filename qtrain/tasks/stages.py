@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from qtrain.convert.inherit import Heritage
+from qtrain.files import whole_file
 from qtrain.spec import Position
 from qtrain.tasks.record import STAGES
 
@@ -62,11 +63,9 @@ class Stage:
 
     def save(self, state: StageState) -> None:
         """Keep ``state``; the stage then counts as finished, and its resume points go."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
         plain = {**vars(state), "student": vars(state.student), "end": tuple(state.end)}
-        torch.save(plain, partial)
-        partial.replace(self.path)
+        with whole_file(self.path) as temporary:
+            torch.save(plain, temporary)
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
     def load(self) -> StageState | None:

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from qtrain.files import write_text
 from qtrain.spec import FULL_PRECISION
-from qtrain.tasks.results import replace_file
 
 SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
@@ -115,7 +115,7 @@ def write_summary(run_dir: Path | str, summary: Mapping[str, Any]) -> Path:
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in asdict(RunSummary(**summary)).items()
     }
-    replace_file(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
     return path
 
 

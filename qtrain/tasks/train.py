@@ -22,8 +22,10 @@ from qtrain.lit.callbacks.journal import MetricJournal
 from qtrain.lit.evaluation import evaluate
 from qtrain.lit.loggers import close
 from qtrain.tasks import prepare, record
+from qtrain.tasks.build import build_model, example_input
 from qtrain.tasks.fit import named_callbacks
 from qtrain.tasks.instantiate import instantiate
+from qtrain.tasks.load import load_data
 from qtrain.tasks.pretrain import full_precision_weights
 from qtrain.tasks.run_stage import Trained, run_stage
 from qtrain.tasks.stages import Stage, StageState, stages_of
@@ -46,14 +48,14 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     start = time.perf_counter()
     torch.manual_seed(cfg.seed)
 
-    data = prepare.load_data(cfg)
+    data = load_data(cfg)
     stages = stages_of(cfg, folder)
     for stage in stages:
         _check(stage.cfg)
         prepare.rehearse(stage.cfg, data)
     # A full-precision run starts from what its config names, a quantised one from trained weights in any case.
     weights = full_precision_weights(cfg.model, cfg, data) if cfg.quantize.enabled else None
-    full_precision = prepare.build_model(cfg.model, data, weights=weights)
+    full_precision = build_model(cfg.model, data.info, weights=weights)
     ended = _fit_stages(cfg, stages, full_precision, data, folder)
 
     last = ended.last
@@ -69,7 +71,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             )
         for name, model in models.items():
             metrics[name] = evaluate(model, data.test_dataloader(), fitted.device)["top1"]
-    cost = count(student.cpu(), prepare.example_input(data))
+    cost = count(student.cpu(), example_input(data.info))
     described = record.describe(final, data.info, last.prepared.allocation, cost)
     described["epochs"] = _epochs(final, last, data)
     _record(cfg, folder, {**described, **metrics}, last, wall_s=time.perf_counter() - start + ended.earlier_s)
@@ -116,7 +118,7 @@ def _fit_stages(
                 continue
             if stage.name:
                 log.info("stage %d of %d: %s", number, len(stages), stage.name)
-            images = data if stage.cfg.data == cfg.data else prepare.load_data(stage.cfg)
+            images = data if stage.cfg.data == cfg.data else load_data(stage.cfg)
             heritage = None if before is None else before.student
             prepared = prepare.quantise(stage.cfg, copy.deepcopy(full_precision), images, heritage)
             if final:
@@ -144,7 +146,7 @@ def _epochs(cfg: DictConfig, trained: Trained, data: VisionData) -> float:
 
 
 def _log_size(student: nn.Module, data: VisionData, name: str) -> None:
-    cost = count(student, prepare.example_input(data))
+    cost = count(student, example_input(data.info))
     log.info(
         "%s: %.1f kB, in full precision %.1f kB; %.2f bits per weight",
         name, cost.size_bytes / 1e3, cost.fp_size_bytes / 1e3, cost.effective_bits,

@@ -20,12 +20,15 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 
+from qtrain.files import write_text
 from qtrain.lit.evaluation import evaluate
 from qtrain.models.weights import load_weights
 from qtrain.tasks import prepare, record, train
+from qtrain.tasks.build import build_model, example_input
 from qtrain.tasks.config import compose
 from qtrain.tasks.halving import Score, rung_epochs, search
-from qtrain.tasks.results import append_row, provenance, read_rows, replace_file
+from qtrain.tasks.load import load_data
+from qtrain.tasks.results import append_row, provenance, read_rows
 from qtrain.tasks.table import plain_table
 from qtrain.tasks.targets import ConfigError
 
@@ -175,9 +178,9 @@ def _measure(cfg: DictConfig, candidate: Candidate, table: Path) -> Score:
     folder = Path(cfg.run_dir)
     with redirect_stdout(io.StringIO()):  # its own closing table, which would compare it on test images
         train.run(cfg)
-    data = prepare.load_data(cfg)
-    student = prepare.build_model(cfg.model, data)
-    plans = prepare.convert(cfg, student, prepare.example_input(data)) if cfg.quantize.enabled else {}
+    data = load_data(cfg)
+    student = build_model(cfg.model, data.info)
+    plans = prepare.convert(cfg, student, example_input(data.info)) if cfg.quantize.enabled else {}
     load_weights(student, str(folder / record.STUDENT))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     held_out = data.val_dataloader()
@@ -222,7 +225,7 @@ def _show(found: list[Found], folder: Path) -> None:
         print(f"{search_.label}: {' '.join(search_.overrides)}")
         fragment.append(f"  {search_.label}: [{', '.join(search_.overrides)}]")
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / TUNED, "\n".join(fragment) + "\n")
+    write_text(folder / TUNED, "\n".join(fragment) + "\n")
     print(f"\nkept in {folder / TABLE} and {folder / TUNED}")
 
 

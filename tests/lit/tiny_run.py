@@ -37,9 +37,11 @@ from qtrain.lit.resume import ResumePoints
 from qtrain.lit.signals import RunInterruptedError
 from qtrain.spec import Batch
 from qtrain.tasks import prepare
+from qtrain.tasks.build import build_model
 from qtrain.tasks.config import compose
 from qtrain.tasks.fit import fit
 from qtrain.tasks.instantiate import instantiate
+from qtrain.tasks.load import load_data
 
 SAMPLES, BATCH, EPOCHS = 56, 8, 3
 STEPS_PER_EPOCH = SAMPLES // BATCH
@@ -302,10 +304,10 @@ def run_product(job: dict[str, Any]) -> int:
 
     QATModule.training_step = perhaps_the_last_step  # type: ignore[method-assign]
     cfg = compose(PRODUCT)
-    data = prepare.load_data(cfg)
+    data = load_data(cfg)
     torch.manual_seed(0)
-    student = prepare.quantise(cfg, prepare.build_model(cfg.model, data), data).student
-    teacher_model = prepare.build_model(cfg.teacher.model, data)
+    student = prepare.quantise(cfg, build_model(cfg.model, data.info), data).student
+    teacher_model = build_model(cfg.teacher.model, data.info)
     objective = prepare.build_objective(cfg, student, teacher_model, data)
     module = QATModule(
         student=student,

@@ -15,7 +15,7 @@ from qtrain.models.ensemble import Combine, Ensemble, combine_logits
 from qtrain.models.taps import feature_shapes
 from qtrain.models.teacher import FrozenTeacher
 from qtrain.tasks.config import compose
-from qtrain.tasks.prepare import load_data
+from qtrain.tasks.load import load_data
 from qtrain.tasks.pretrain import trained_model
 from qtrain.tasks.targets import ConfigError
 from qtrain.tasks.variants import run_task
