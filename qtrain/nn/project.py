@@ -22,7 +22,7 @@ def project_weights_(model: nn.Module) -> None:
     for _, layer in _trained(model):
         if has_method(layer.weight_quantizer, "project"):
             assert isinstance(layer.weight_quantizer, Projection)
-            _replace(layer, layer.weight_quantizer.project)
+            replace_weight_(layer, layer.weight_quantizer.project)
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def partition_weights_(model: nn.Module) -> None:
             if not has_method(quantizer, "partition_"):
                 continue
             assert isinstance(quantizer, Partition)
-            if quantizer.due and not _replace(layer, quantizer.partition_):
+            if quantizer.due and not replace_weight_(layer, quantizer.partition_):
                 raise ValueError(
                     f"layer {name!r}: {type(quantizer).__name__}: the weight is standardised before it is multiplied, "
                     "so that no part of it can be set for good; give this layer a policy with another quantizer"
@@ -50,8 +50,9 @@ def _trained(model: nn.Module) -> Iterator[tuple[str, QuantWeighted]]:
             yield name, layer
 
 
-def _replace(layer: QuantWeighted, move: Callable[[Tensor], Tensor]) -> bool:
-    """Put ``move`` of the weight as it is multiplied in its place; whether it has one."""
+@torch.no_grad()
+def replace_weight_(layer: QuantWeighted, move: Callable[[Tensor], Tensor]) -> bool:
+    """Put ``move`` of the weight as it is multiplied (O, I, ...) in its place; whether it has one."""
     if isinstance(layer, QuantLinear | QuantEmbedding):
         layer.weight.copy_(move(layer.weight))
     elif isinstance(layer, QuantConvTranspose):
