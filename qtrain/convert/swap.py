@@ -63,7 +63,7 @@ def swap_layers(
         if isinstance(source, Operand):
             continue
         layer.to(source.weight.device)  # type: ignore[arg-type]
-        _replace(model, source, layer)
+        replace_module(model, source, layer)
 
 
 def _quantised(source: nn.Module, form: LayerForm) -> QuantLayer:
@@ -86,8 +86,8 @@ def _quantised(source: nn.Module, form: LayerForm) -> QuantLayer:
     return made
 
 
-def _replace(model: nn.Module, source: nn.Module, layer: nn.Module) -> None:
-    # Everywhere, since a module that is shared has several names and only the first is among the found.
+def replace_module(model: nn.Module, source: nn.Module, layer: nn.Module) -> None:
+    """Put ``layer`` in place of ``source`` wherever ``model`` has it: a module that is shared has several names."""
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child is source:

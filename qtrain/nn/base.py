@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from qtrain.nn.folded import FoldedWeight
 from qtrain.quantizers.base import Quantizer
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -27,12 +28,16 @@ class Quantised(Protocol):
 def quantised_product(layer: Quantised, input: Tensor, product: Product, bias: Tensor | None) -> Tensor:
     """``product(Q_x(input), Q_w(W'), bias)``, whose gradient passes through the layer's gradient quantizer.
 
+    A weight that is rounded as merged with the batch norm behind is divided by that norm's factor again.
     An input quantizer with an ``output_factor`` (XNOR-Net's map of input magnitudes) multiplies the product by it
     before the bias.
     """
     weight = layer.effective_weight()
     if layer.weight_quantizer is not None:
         weight = layer.weight_quantizer(weight)
+    transform = getattr(layer, "weight_transform", None)
+    if isinstance(transform, FoldedWeight):
+        weight = transform.restore(weight)
     quantizer = layer.input_quantizer
     x = input if quantizer is None else quantizer(input)
     factor = getattr(quantizer, "output_factor", None)

@@ -1,0 +1,159 @@
+"""Batch norm as part of the layer before it: before training for good, or in training for the rounding alone.
+
+In eval mode a batch norm is ``scale y + shift``, and with ``y = W x + b`` the two are one layer, ``(scale W) x + (scale
+b + shift)`` (Jacob et al. 2018, arXiv 1712.05877, §3.2). A quantised model that is deployed computes that layer, so its
+weights should be rounded as they are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from qtrain.convert.graph import Skipped, called, called_once, calls, trace
+from qtrain.convert.swap import replace_module
+from qtrain.models.forms import LayerForm, describe
+from qtrain.models.norms import NormForm, describe_norm
+from qtrain.modes import evaluating
+from qtrain.nn import QuantConv
+from qtrain.nn.conv_transpose import outputs_first
+from qtrain.nn.folded import FoldedWeight
+
+
+@dataclass
+class OutputStatistics:
+    """Mean and standard deviation, (C,) float32 each, of each channel of a layer's output over the training data.
+
+    What a batch norm that was merged into the layer leaves behind: ``mean = beta`` and ``std = |gamma| sqrt(var / (var
+    + eps))``. Equalization, which scales outputs, changes them along.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+
+@torch.no_grad()
+def fold_batchnorm_(model: nn.Module, example: Tensor) -> dict[str, OutputStatistics]:
+    """Merge every batch norm of ``model`` that directly follows a convolution or linear layer into it, in place.
+
+    Nothing remains of it but the activation of timm's fused kind. The function in eval mode is the same; what cannot be
+    merged is logged with the reason. Returns the output statistics of the layers by qualified name, of those whose
+    norms were trained. Raises ``ValueError`` where there is no batch norm, and where the output on noise of the shape
+    of ``example`` (N, C, H, W) changes by more than rounding.
+    """
+    noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
+    with evaluating(model):
+        expected = model(noise)
+    statistics, skipped = {}, Skipped("batch norm is not folded")
+    for layer_name, layer, norm_name, form in _foldable(model, "quantize.fold=before", skipped):
+        reason = _no_place(layer)
+        if reason is not None:
+            skipped.add(norm_name, reason)
+            continue
+        scale_outputs_(layer, form.scale)
+        bias = form.shift.to(layer.weight)  # type: ignore[arg-type]
+        if layer.bias is None:
+            layer.bias = nn.Parameter(bias, requires_grad=layer.weight.requires_grad)
+        else:
+            layer.bias.add_(bias)  # type: ignore[operator]
+        replace_module(model, model.get_submodule(norm_name), form.rest)
+        if form.trained:
+            statistics[layer_name] = OutputStatistics(form.mean, form.std)
+    skipped.log()
+    with evaluating(model):
+        if not torch.allclose(model(noise), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())):
+            raise ValueError(
+                f"quantize.fold: {type(model).__name__} computes something else once its batch norms are merged; "
+                "leave quantize.fold=none for it"
+            )
+    return statistics
+
+
+def fold_in_training_(model: nn.Module, example: Tensor) -> list[str]:
+    """Have every quantised convolution of ``model`` with a batch norm behind it round its weights as if merged.
+
+    For a converted model, before calibration; the batch norm stays, see :class:`qtrain.nn.folded.FoldedWeight`. Returns
+    the names of the convolutions. What stays as it is is logged with the reason. Raises ``ValueError`` where there is
+    no batch norm.
+    """
+    changed, skipped = [], Skipped("weights are not rounded as merged with batch norm")
+    for layer_name, layer, norm_name, _ in _foldable(model, "quantize.fold=training", skipped):
+        norm = model.get_submodule(norm_name)
+        if isinstance(layer, QuantConv) and layer.weight_quantizer is None:
+            continue
+        if not isinstance(layer, QuantConv):
+            reason = "only convolutions with a quantised weight are rounded as if merged"
+        elif layer.weight_transform is not None:
+            reason = "its weight is standardised before it is convolved"
+        elif not isinstance(norm, _BatchNorm):
+            reason = f"a {type(norm).__name__} does not train"
+        else:
+            layer.weight_transform = FoldedWeight(norm=norm)
+            changed.append(layer_name)
+            continue
+        skipped.add(norm_name, reason)
+    skipped.log()
+    return changed
+
+
+@torch.no_grad()
+def scale_outputs_(layer: nn.Module, factor: Tensor) -> None:
+    """Multiply weight and bias of a convolution or linear layer by ``factor`` (O,), one for each output channel."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    factor = factor.to(weight)
+    if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        scaled = _along(outputs_first(weight, layer.groups), factor)
+        weight.copy_(outputs_first(scaled, layer.groups))
+    else:
+        weight.copy_(_along(weight, factor))
+    if layer.bias is not None:
+        layer.bias.mul_(factor)  # type: ignore[operator]
+
+
+def _along(weight: Tensor, factor: Tensor) -> Tensor:
+    return weight * factor.reshape(-1, *(1 for _ in weight.shape[1:]))
+
+
+def _foldable(model: nn.Module, asked: str, skipped: Skipped) -> Iterator[tuple[str, nn.Module, str, NormForm]]:
+    """(layer's name, layer, norm's name, norm's form) wherever a batch norm is all that a layer's output goes to."""
+    graph = trace(model)
+    norms = [(node, form) for node, module in calls(graph) if (form := describe_norm(module)) is not None]
+    if not norms:
+        raise ValueError(f"{asked}: {type(model).__name__} has no batch norm to merge; leave quantize.fold=none for it")
+    for node, form in norms:
+        name, source = str(node.target), _source(graph, node)
+        if isinstance(form, str):
+            skipped.add(name, form)
+        elif source is None:
+            skipped.add(name, "it does not directly follow a convolution or linear layer")
+        elif not (called_once(graph, node) and called_once(graph, source)):
+            skipped.add(name, "it, or the layer before it, is used twice")
+        else:
+            yield str(source.target), graph.get_submodule(str(source.target)), name, form
+
+
+def _source(graph: fx.GraphModule, norm: fx.Node) -> fx.Node | None:
+    """The layer whose output goes to ``norm`` and nowhere else."""
+    node = norm.args[0]
+    while isinstance(node, fx.Node) and len(node.users) == 1:
+        module = called(graph, node)
+        if module is None:
+            return None
+        if isinstance(describe(module), LayerForm) or isinstance(module, QuantConv):
+            return node
+        if not isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d):
+            return None
+        node = node.args[0]
+    return None
+
+
+def _no_place(layer: nn.Module) -> str | None:
+    """Why a norm cannot become part of ``layer``."""
+    form = describe(layer)
+    if not isinstance(form, LayerForm) or form.kind == "embedding":
+        return f"a {type(layer).__name__} has no weight of its own to merge it into"
+    return "its weight is standardised before it is convolved" if form.weight_transform is not None else None

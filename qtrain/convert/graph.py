@@ -1,0 +1,110 @@
+"""The graph of a whole model, down to its layers: which output goes where, and through what.
+
+Folding, equalization and calibration from statistics ask what lies between two layers. The modules' own names do not
+say it, and a forward hook sees the layers but not the operators between them; ``torch.fx`` does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd
+
+from qtrain.models.norms import describe_norm
+from qtrain.modes import evaluating
+from qtrain.nn import Operand
+
+log = logging.getLogger(__name__)
+
+
+class _LayerTracer(fx.Tracer):
+    """Traces down to the modules of torch, quantised layers, convolutions and norms of any kind.
+
+    A module whose forward cannot be traced (it branches on a shape, say) becomes one opaque call.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.opaque: dict[str, str] = {}
+        # Known before: while it traces, a module's own parameters are proxies.
+        self.leaves = {
+            module
+            for module in model.modules()
+            if isinstance(module, _ConvNd | nn.Linear | Operand) or describe_norm(module) is not None
+        }
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return m in self.leaves or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        last, stack = next(reversed(self.graph.nodes)), self.module_stack.copy()
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception as error:  # whatever a forward does with a proxy
+            while (node := next(reversed(self.graph.nodes))) is not last:
+                self.graph.erase_node(node)
+            self.module_stack = stack
+            name = self.path_of_module(m)
+            self.opaque[name] = (str(error).splitlines() or [type(error).__name__])[0]
+            return self.create_proxy("call_module", name, args, kwargs)
+
+
+def trace(model: nn.Module) -> fx.GraphModule:
+    """``model`` in eval mode as a graph whose modules are its own, under their own names; the modes stay.
+
+    Raises ``ValueError`` where the model's own forward cannot be traced. A module inside whose forward cannot is one
+    call in the graph, which is logged.
+    """
+    tracer, before = _LayerTracer(model), set(vars(model))
+    try:
+        with evaluating(model):
+            graph = tracer.trace(model)
+        for name, reason in tracer.opaque.items():
+            log.info("the graph does not look into %s: it cannot be traced: %s", name, reason)
+        return fx.GraphModule(model, graph, class_name=type(model).__name__)
+    except Exception as error:  # whatever a forward does with a proxy
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{type(model).__name__} cannot be traced by torch.fx, so what follows what in it is not known: {reason}"
+        ) from error
+    finally:
+        for name in set(vars(model)) - before:  # constants that the tracer leaves on the model
+            delattr(model, name)
+
+
+def called(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The module that ``node`` calls, or ``None`` where it calls none."""
+    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def calls(graph: fx.GraphModule) -> list[tuple[fx.Node, nn.Module]]:
+    """The calls of modules in the order in which they run, with the module."""
+    return [(node, module) for node in graph.graph.nodes if (module := called(graph, node)) is not None]
+
+
+def called_once(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the module that ``node`` calls is called nowhere else."""
+    return sum(module is called(graph, node) for _, module in calls(graph)) == 1
+
+
+class Skipped:
+    """What was left as it is, and why; :meth:`log` says it, one line for each reason."""
+
+    SHOWN = 4
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.names: dict[str, list[str]] = {}
+
+    def add(self, name: str, reason: str) -> None:
+        self.names.setdefault(reason, []).append(name)
+
+    def log(self) -> None:
+        for reason, names in self.names.items():
+            more = f" and {len(names) - self.SHOWN} more" if len(names) > self.SHOWN else ""
+            log.warning("%s: %s%s: %s", self.what, ", ".join(names[: self.SHOWN]), more, reason)

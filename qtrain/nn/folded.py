@@ -1,0 +1,49 @@
+"""Weights that are rounded as if the batch norm behind their convolution were merged into them, while it trains on."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+LEAST = 1e-6
+"""Least magnitude of a factor; a channel that batch norm switches off has 0, by which nothing can be divided again."""
+
+
+@final
+class FoldedWeight(nn.Module):
+    """``Q(g W) / g`` in place of ``Q(W)``, with ``g = gamma / sqrt(running_var + eps)`` of each output channel.
+
+    The quantizer sees the weight that is deployed, merged with the batch norm. In eval mode the two layers compute what
+    the merged layer computes. In training the norm behind uses the batch's statistics: what is rounded does not jitter
+    with each batch, which is the correction of Krishnamoorthi 2018 (arXiv 1806.08342, §3.2.2: running statistics in the
+    weight, their ratio to the batch's on the output; division of the weight is division of the output). The gradient
+    reaches ``gamma`` as it does there. ``norm`` is looked at, not owned: its state has its name in the model alone.
+    """
+
+    def __init__(self, *, norm: _BatchNorm) -> None:
+        super().__init__()
+        if norm.running_var is None:
+            raise ValueError(
+                "FoldedWeight: the norm keeps no running statistics; track them, or set quantize.fold=none"
+            )
+        self._norm = (norm,)  # in a tuple, which hides it from the state dict and not from a deep copy
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """``g W``: what is quantised, (O, I, ...)."""
+        return weight * self._factor(weight)
+
+    def restore(self, weight: Tensor) -> Tensor:
+        """``W / g``: what is convolved."""
+        return weight / self._factor(weight)
+
+    def _factor(self, weight: Tensor) -> Tensor:
+        (norm,) = self._norm
+        assert norm.running_var is not None
+        factor = (norm.running_var + norm.eps).rsqrt()
+        if norm.weight is not None:
+            factor = factor * norm.weight
+        factor = torch.where(factor.abs() < LEAST, LEAST, factor)
+        return factor.to(weight.dtype).reshape(-1, *(1 for _ in weight.shape[1:]))
