@@ -22,15 +22,8 @@ def calibrate(model: nn.Module, images: Iterable[Tensor], plans: Mapping[str, La
     (N, C, H, W), in eval mode, so that one layer's rounding does not colour what the next one observes. The modes of
     all modules are restored. Raises ``ValueError`` where a layer with an input quantizer saw no image.
     """
+    calibrate_weights(model, plans)
     layers = quant_layers(model)
-    for name, layer in layers.items():
-        if layer.weight_quantizer is not None and not isinstance(layer, Operand):
-            tensor = layer.effective_weight()
-            observer = plans[name].weight_observer(granularity=layer.weight_quantizer.granularity)
-            observer.update(tensor)
-            observed = observer.observed(int(layer.weight_quantizer.bits))
-            layer.weight_quantizer.calibrate_(observed._replace(tensor=tensor))
-
     observers: dict[str, Observer] = {}
     handles = []
     for name, layer in layers.items():
@@ -54,3 +47,15 @@ def calibrate(model: nn.Module, images: Iterable[Tensor], plans: Mapping[str, La
         if observer.shape is None:
             raise ValueError(f"calibrate: layer {name!r} saw no image; give at least one calibration batch")
         quantizer.calibrate_(observer.observed(int(quantizer.bits)))
+
+
+@torch.no_grad()
+def calibrate_weights(model: nn.Module, plans: Mapping[str, LayerPlan]) -> None:
+    """Initialise every weight quantizer of ``model`` in place, with the observer of its layer's plan."""
+    for name, layer in quant_layers(model).items():
+        if layer.weight_quantizer is not None and not isinstance(layer, Operand):
+            tensor = layer.effective_weight()
+            observer = plans[name].weight_observer(granularity=layer.weight_quantizer.granularity)
+            observer.update(tensor)
+            observed = observer.observed(int(layer.weight_quantizer.bits))
+            layer.weight_quantizer.calibrate_(observed._replace(tensor=tensor))

@@ -28,16 +28,10 @@ class Quantised(Protocol):
 def quantised_product(layer: Quantised, input: Tensor, product: Product, bias: Tensor | None) -> Tensor:
     """``product(Q_x(input), Q_w(W'), bias)``, whose gradient passes through the layer's gradient quantizer.
 
-    A weight that is rounded as merged with the batch norm behind is divided by that norm's factor again.
     An input quantizer with an ``output_factor`` (XNOR-Net's map of input magnitudes) multiplies the product by it
     before the bias.
     """
-    weight = layer.effective_weight()
-    if layer.weight_quantizer is not None:
-        weight = layer.weight_quantizer(weight)
-    transform = getattr(layer, "weight_transform", None)
-    if isinstance(transform, FoldedWeight):
-        weight = transform.restore(weight)
+    weight = quantised_weight(layer)
     quantizer = layer.input_quantizer
     x = input if quantizer is None else quantizer(input)
     factor = getattr(quantizer, "output_factor", None)
@@ -48,6 +42,18 @@ def quantised_product(layer: Quantised, input: Tensor, product: Product, bias: T
         if bias is not None:
             output = output + bias.reshape(-1, *(1 for _ in weight.shape[2:]))
     return output if layer.gradient_quantizer is None else layer.gradient_quantizer(output)
+
+
+def quantised_weight(layer: Quantised) -> Tensor:
+    """``Q_w(W')``, (O, I / groups, ...), as it is multiplied.
+
+    A weight that is rounded as if merged with the batch norm behind is divided by that norm's factor again.
+    """
+    weight = layer.effective_weight()
+    if layer.weight_quantizer is not None:
+        weight = layer.weight_quantizer(weight)
+    transform = getattr(layer, "weight_transform", None)
+    return transform.restore(weight) if isinstance(transform, FoldedWeight) else weight
 
 
 def adopt_convolution(
