@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "qtrain"
 
 FLOORS: dict[str, int] = {
-    "spec": 0, "modes": 0, "functional": 0, "storage": 0,
+    "spec": 0, "modes": 0, "files": 0, "functional": 0, "storage": 0,
     "quantizers": 1, "observers": 1, "schedules": 1,
     "nn": 2, "models": 2,
     "convert": 3, "distill": 3, "synthesis": 3, "cost": 3, "data": 3,

@@ -61,7 +61,7 @@ class SyntheticImages(VisionData):
     def _read(self) -> None:
         self._images = np.zeros((0, self.image_size, self.image_size, self.in_channels), dtype=np.uint8)
         self._targets = np.zeros(0, dtype=np.int64)
-        if self.folder is not None:
+        if self.folder is not None and not self._test_only:
             self._images, self._targets = self._imagined(self.folder)
         if self.test is not None:
             self.test.setup()

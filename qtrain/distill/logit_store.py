@@ -14,17 +14,17 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import time
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
+
+from qtrain.files import whole_file, write_text
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,8 @@ class LogitStore:
         self._describe()
         self._sweep()
         tensors = {_SAMPLE: rows.sample, **rows.columns}
-        _write_whole(path, save(tensors, metadata={"sha256": self._digest(epoch, tensors)}))
+        with whole_file(path) as temporary:
+            save_file(tensors, temporary, metadata={"sha256": self._digest(epoch, tensors)})
 
     def _describe(self) -> None:
         """Write the manifest unless it stands there as it should; the files answer for themselves."""
@@ -99,7 +100,7 @@ class LogitStore:
             pass
         except ValueError:
             log.warning("%s is damaged; it is written anew", path)
-        _write_whole(path, self._manifest.encode())
+        write_text(path, self._manifest)
 
     def _sweep(self) -> None:
         """Remove what writers left behind that were killed halfway; a file of today may still be in the making."""
@@ -136,17 +137,3 @@ class LogitStore:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """``path`` holds, at every moment, either what it held before or all of ``content``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

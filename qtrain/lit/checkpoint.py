@@ -12,7 +12,6 @@ import contextlib
 import logging
 import os
 import re
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any, final
@@ -20,6 +19,8 @@ from typing import Any, final
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 from torch.serialization import get_unsafe_globals_in_checkpoint
+
+from qtrain.files import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -47,24 +48,13 @@ def write_atomically(state: dict[str, Any], path: str | Path) -> None:
     Raises ``ValueError`` if ``state`` holds objects of classes, which ``weights_only=True`` would not read back.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if classes := get_unsafe_globals_in_checkpoint(name):
+    with whole_file(path) as temporary:
+        torch.save(state, temporary)
+        if classes := get_unsafe_globals_in_checkpoint(temporary):
             raise ValueError(
                 f"AtomicCheckpointIO: {path} may hold plain data only, but the state contains {sorted(classes)}; "
                 "store numbers, strings, lists, dicts and tensors in state dicts and hyper-parameters"
             )
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
-    _fsync_folder(path.parent)
 
 
 def read_checked(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -138,13 +128,3 @@ def remove_unfinished(folder: str | Path) -> None:
     for path in Path(folder).glob(".step=*.ckpt.*.tmp"):
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
-
-
-def _fsync_folder(folder: Path) -> None:
-    # The rename itself must reach the disk; some network file systems refuse to open folders, and lose nothing by it.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -40,7 +40,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     start = time.perf_counter()
     torch.manual_seed(cfg.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = load_data(cfg)
+    data = load_data(cfg, test_only=not prepare.needs_images(cfg))
     full_precision = build_model(cfg.model, data.info)
     prepared = prepare.quantise(cfg, copy.deepcopy(full_precision).to(device), data)
     seconds = time.perf_counter() - start

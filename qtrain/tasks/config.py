@@ -189,7 +189,9 @@ def _run_name(root: DictConfig) -> str:
         name = f"w{bits.weight}a{bits.input}"
     else:
         name = str(bits.get("_target_", "quantised")).rpartition(".")[2].lower()
-    if root.teacher.model is not None:
+    if root.task == "calibrate":
+        name += "-calibrated"
+    elif root.teacher.model is not None:
         name += "-distill"
     return name + (f"-seed{root.seed}" if root.seed else "")
 
@@ -200,7 +202,8 @@ def _run_dir(*, _root_: DictConfig | ListConfig) -> str:
     if _root_.task == "report":
         return str(_root_.report.folder)
     leaf = f"evaluate-{_root_.name}" if _root_.task == "evaluate" and _root_.name else _root_.task
-    leaf = _run_name(_root_) if _root_.task == "train" else leaf
+    if _root_.task in ("train", "calibrate"):
+        leaf = _run_name(_root_)
     return str(Path(_root_.output) / (_root_.experiment or AD_HOC) / leaf)
 
 

@@ -16,6 +16,7 @@ from qtrain.lit.evaluation import evaluate
 from qtrain.models.weights import load_weights
 from qtrain.tasks import prepare, record
 from qtrain.tasks.build import build_model, example_input
+from qtrain.tasks.imagine import is_imagined
 from qtrain.tasks.load import load_data
 from qtrain.tasks.stages import last_stage
 from qtrain.tasks.summary import SUMMARY, read_summary
@@ -36,16 +37,19 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if trained is not None:
         cfg = _with_config_of(trained, cfg)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = load_data(cfg)
+    data = load_data(cfg, test_only=is_imagined(cfg.data) if trained else not prepare.needs_images(cfg))
     if cfg.model.get("weights") is None and not cfg.model.get("pretrained", False) and trained is None:
         raise ConfigError("model.weights: evaluate needs weights; give a file, or checkpoint=RUN_FOLDER")
     model = build_model(cfg.model, data.info)
     figures: dict[str, Any] = {}
     if trained is None:
         figures["fp_top1"] = evaluate(copy.deepcopy(model), data.test_dataloader(), device)["top1"]
-    prepared = prepare.quantise(cfg, model, data)
-    if trained is not None:
-        load_weights(prepared.student, str(trained / record.STUDENT))
+    if trained is None:
+        prepared = prepare.quantise(cfg, model, data)
+    else:
+        allocation = prepare.convert(cfg, model, example_input(data.info)).allocation if cfg.quantize.enabled else {}
+        prepared = prepare.Prepared(model, allocation)
+        load_weights(model, str(trained / record.STUDENT))
     if prepared.allocation or trained is not None:
         figures["top1"] = evaluate(prepared.student, data.test_dataloader(), device)["top1"]
     else:

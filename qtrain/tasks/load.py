@@ -10,13 +10,16 @@ from qtrain.tasks.instantiate import instantiate
 from qtrain.tasks.targets import ConfigError
 
 
-def load_data(cfg: DictConfig) -> VisionData:
-    """The config's data module, read and split, with the run's seed.
+def load_data(cfg: DictConfig, *, test_only: bool = False) -> VisionData:
+    """The config's data module, read and split, with the run's seed; with ``test_only`` no training image is opened.
 
     Imagined images that it does not name are made first, by the config's own model, and kept.
     """
-    folder = {"folder": str(imagine(cfg).folder)} if is_imagined(cfg.data) and cfg.data.folder is None else {}
+    missing = is_imagined(cfg.data) and cfg.data.folder is None and not test_only
+    folder = {"folder": str(imagine(cfg).folder)} if missing else {}
     data: VisionData = instantiate(cfg.data, seed=cfg.seed, **folder)
+    if test_only:
+        data.test_only()
     try:
         data.setup()
     except (ValueError, OSError) as error:

@@ -20,7 +20,7 @@ from qtrain.distill.objective import Objective
 from qtrain.lit.module import QATModule
 from qtrain.lit.step import LearningTeacher
 from qtrain.models.teacher import Teacher
-from qtrain.tasks import prepare, record
+from qtrain.tasks import record, teaching
 from qtrain.tasks.fit import Fitted, fit
 from qtrain.tasks.instantiate import instantiate
 from qtrain.tasks.prepare import Prepared
@@ -56,7 +56,7 @@ def run_stage(
     if cfg.fit.compile:
         torch.compiler.reset()  # graphs of an earlier fit in this process would count against the limit for one
     teacher_model = _teacher_model(cfg, data, before)
-    objective = prepare.build_objective(cfg, student, teacher_model, data)
+    objective = teaching.build_objective(cfg, student, teacher_model, data)
     if before is not None:
         _inherit_(objective, before.objective, stage.name)
     teacher = _teacher(cfg, teacher_model, student, objective, data)
@@ -124,9 +124,9 @@ def _teacher(
     if cfg.teacher.learns:
         if model is None:
             raise ConfigError("teacher.learns: there is no teacher; name one, for instance teacher=cifar_resnet56")
-        return prepare.build_learning_teacher(cfg, model, student, data)
+        return teaching.build_learning_teacher(cfg, model, student, data)
     if model is not None and objective.needs_teacher:
-        return prepare.build_teacher(cfg, model, objective, data)
+        return teaching.build_teacher(cfg, model, objective, data)
     return None
 
 

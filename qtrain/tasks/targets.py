@@ -14,6 +14,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,17 @@ _DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")
 
 class ConfigError(ValueError):
     """A config that cannot run. The message is one line: what, where (full key), and what would be right."""
+
+
+@contextmanager
+def as_config_error(where: str) -> Iterator[None]:
+    """Turn a ``ValueError`` of the block into a :class:`ConfigError` with the key ``where`` in front."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from error
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:

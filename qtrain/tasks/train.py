@@ -66,9 +66,10 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if cfg.fit.final_test:
         models = {"fp_top1": full_precision, "top1": student}
         if last.prepared.allocation:
-            models["ptq_top1"] = (
-                ended.calibrated or prepare.quantise(final, copy.deepcopy(full_precision), data).student
-            )
+            calibrated = ended.calibrated
+            if calibrated is None:
+                calibrated = prepare.quantise(final, copy.deepcopy(full_precision), data).student
+            models["ptq_top1"] = calibrated
         for name, model in models.items():
             metrics[name] = evaluate(model, data.test_dataloader(), fitted.device)["top1"]
     cost = count(student.cpu(), example_input(data.info))

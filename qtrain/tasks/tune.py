@@ -180,14 +180,14 @@ def _measure(cfg: DictConfig, candidate: Candidate, table: Path) -> Score:
         train.run(cfg)
     data = load_data(cfg)
     student = build_model(cfg.model, data.info)
-    plans = prepare.convert(cfg, student, example_input(data.info)) if cfg.quantize.enabled else {}
+    allocation = prepare.convert(cfg, student, example_input(data.info)).allocation if cfg.quantize.enabled else {}
     load_weights(student, str(folder / record.STUDENT))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     held_out = data.val_dataloader()
     assert not isinstance(held_out, list), "_of holds images out"
     figures = evaluate(student, held_out, device)
     score = Score(figures["top1"], figures["loss"])
-    w_bits, a_bits = record.typical_bits({name: plan.bits for name, plan in plans.items()})
+    w_bits, a_bits = record.typical_bits(allocation)
     row = {
         **provenance(device), "config_hash": record.identity_of(cfg), "experiment": cfg.experiment, "task": "tune",
         "dataset": data.info.name, "model": cfg.model.name, "w_bits": w_bits, "a_bits": a_bits,

@@ -16,29 +16,35 @@ from qtrain.tasks.targets import ConfigError
 
 log = logging.getLogger(__name__)
 
+WITH_VARIANTS = ("train", "calibrate")
+"""Tasks that leave a student."""
+
 
 def run_task(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Run ``cfg.task``; ``overrides`` are those that led to ``cfg``.
 
-    Where a training names ``variants``, each that ``select`` does not leave out is a run of its own: the same
-    overrides, then the variant's, with the variant's name. Finished ones are not repeated, so the same command picks up
-    where it was stopped. At the end all of the experiment's runs go into one report. Figures of variants come back as
-    ``<variant>/<figure>``.
+    Where a training or a calibration names ``variants``, each that ``select`` does not leave out is a run of its own:
+    the same overrides, then the variant's, which may name another task, with the variant's name. Finished ones are not
+    repeated, so the same command picks up where it was stopped. At the end all of the experiment's runs go into one
+    report. Figures of variants come back as ``<variant>/<figure>``.
     """
-    run = importlib.import_module(f"qtrain.tasks.{cfg.task}").run
-    if cfg.task != "train" or not cfg.variants:
-        figures: dict[str, Any] = run(cfg)
-        return figures
+    if cfg.task not in WITH_VARIANTS or not cfg.variants:
+        return _run(cfg)
     together: dict[str, Any] = {}
     chosen = selected(cfg)
     for number, name in enumerate(chosen, start=1):
         log.info("variant %d of %d: %s", number, len(chosen), name)
         variant = compose([*overrides, *cfg.variants[name], f"name={name}", "variants=null", "select=null"])
-        together |= {f"{name}/{key}": value for key, value in run(variant).items()}
+        together |= {f"{name}/{key}": value for key, value in _run(variant).items()}
     folder = Path(cfg.run_dir).parent
     report = compose([*overrides, "task=report", "variants=null", "select=null", f"report.folder={folder}"])
-    importlib.import_module("qtrain.tasks.report").run(report)
+    _run(report)
     return together
+
+
+def _run(cfg: DictConfig) -> dict[str, Any]:
+    figures: dict[str, Any] = importlib.import_module(f"qtrain.tasks.{cfg.task}").run(cfg)
+    return figures
 
 
 def selected(cfg: DictConfig) -> list[str]:

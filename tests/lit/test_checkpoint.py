@@ -78,8 +78,8 @@ def test_a_failing_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path, monk
     write_atomically(STATE, path)
     before = path.read_bytes()
 
-    def full_disk(state: Any, file: Any) -> None:
-        file.write(b"half")
+    def full_disk(state: Any, path: Path) -> None:
+        path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.torch, "save", full_disk)

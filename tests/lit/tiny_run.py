@@ -36,7 +36,7 @@ from qtrain.lit.module import QATModule
 from qtrain.lit.resume import ResumePoints
 from qtrain.lit.signals import RunInterruptedError
 from qtrain.spec import Batch
-from qtrain.tasks import prepare
+from qtrain.tasks import prepare, teaching
 from qtrain.tasks.build import build_model
 from qtrain.tasks.config import compose
 from qtrain.tasks.fit import fit
@@ -308,11 +308,11 @@ def run_product(job: dict[str, Any]) -> int:
     torch.manual_seed(0)
     student = prepare.quantise(cfg, build_model(cfg.model, data.info), data).student
     teacher_model = build_model(cfg.teacher.model, data.info)
-    objective = prepare.build_objective(cfg, student, teacher_model, data)
+    objective = teaching.build_objective(cfg, student, teacher_model, data)
     module = QATModule(
         student=student,
         objective=objective,
-        teacher=prepare.build_teacher(cfg, teacher_model, objective, data),
+        teacher=teaching.build_teacher(cfg, teacher_model, objective, data),
         optimizer=instantiate(cfg.optimizer),
         lr_schedule=instantiate(cfg.lr_schedule),
         num_classes=data.info.num_classes,

@@ -12,21 +12,29 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qtrain.convert.layers import quant_layers, set_quantization
+from qtrain.convert.layers import set_quantization
 from qtrain.convert.rounding.base import Candidates, all_candidates, write_
-from qtrain.convert.rounding.stand_ins import Dropped, SoftWeight, annealed, mixed, undecided
+from qtrain.convert.rounding.stand_ins import (
+    Dropped,
+    SoftWeight,
+    annealed,
+    dropping,
+    input_parameters,
+    mixed,
+    standing_in,
+    undecided,
+)
 from qtrain.convert.rounding.units import Seen, in_order, seen_of
-from qtrain.functional.random import permutation, seed_of
+from qtrain.functional.random import SAMPLE, permutation, seed_of, uniform
 from qtrain.modes import evaluating
-from qtrain.quantizers.hooks import ScalesOutput
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +48,8 @@ class Recipe:
     """How a part is learned; ``input_rate`` 0 leaves the input quantizers alone.
 
     ``rate`` is Adam's for the rounding, ``input_rate`` relative to each parameter's own size for those of the input
-    quantizers, falling to 0 along a cosine. ``drop`` is the probability that a value is not quantised, for one step.
+    quantizers, falling to 0 along a cosine. ``fisher`` weighs outputs by :func:`squared_gradients`. ``drop`` is the
+    probability that a value is not quantised, for one step.
     """
 
     owner: str
@@ -52,6 +61,7 @@ class Recipe:
     beta_end: float
     warmup: float
     input_rate: float = 0.0
+    fisher: bool = False
     drop: float = 0.0
 
     def __post_init__(self) -> None:
@@ -110,142 +120,145 @@ def learn_rounding_(
         if not within:
             continue
         quantised, exact = seen_of(student, name, images), seen_of(reference, name, images)
-        part = student.get_submodule(name)
-        with evaluating(part):
-            outcome = _learn_(name, part, list(within.values()), quantised, exact, recipe, seed_of(seed, len(outcomes)))
+        key = seed_of(seed, len(outcomes))
+        weight = squared_gradients(reference, name, images, seed=key) if recipe.fisher else None
+        task = Task(student.get_submodule(name), quantised, exact, weight)
+        with evaluating(task.part):
+            outcome = Outcome(name, *_learn_(task, list(within.values()), recipe, key))
         found = "learned" if outcome.kept else "left at nearest rounding"
         log.info("%s: %s: squared error %.3g, learned %.3g", name, found, outcome.nearest, outcome.learned)
         outcomes.append(outcome)
     return outcomes
 
 
-def _learn_(
-    name: str, part: nn.Module, choices: Sequence[Candidates], quantised: Seen, exact: Seen, recipe: Recipe, seed: int
-) -> Outcome:
-    before = {key: tensor.clone() for key, tensor in part.state_dict().items()}
-    nearest = _error(part, quantised, exact.outputs)
-    noise = _noise(part, choices, quantised)
+@torch.enable_grad()
+def squared_gradients(model: nn.Module, name: str, images: Sequence[Tensor], *, seed: int) -> Tensor:
+    """Squared gradient of each output of the part ``name`` of ``model``, (N, ...), divided by their mean.
+
+    The loss is the cross-entropy with classes drawn from the model's own probabilities, so that no labels are needed
+    and the mean of the squares is the diagonal of Fisher's information (arXiv 2102.05426, eq. 10). Draws are a function
+    of ``seed`` and the image's place.
+    """
+    outputs: list[Tensor] = []
+    squares = []
+
+    def begin_here(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        outputs[:] = [output.detach().requires_grad_()]
+        return outputs[0].clone()  # what follows may work in place
+
+    handle = model.get_submodule(name).register_forward_hook(begin_here)
+    try:
+        with evaluating(model):
+            for number, batch in enumerate(images):
+                logits = model(batch)
+                places = torch.arange(len(batch), device=batch.device)
+                draws = uniform(seed=seed, epoch=number, index=places, stream=SAMPLE, count=1)
+                reached = logits.detach().softmax(dim=1).cumsum(dim=1) < draws
+                classes = reached.sum(dim=1).clamp(max=logits.shape[1] - 1)
+                loss = F.cross_entropy(logits, classes, reduction="sum")
+                squares.append(torch.autograd.grad(loss, outputs)[0].square())
+    finally:
+        handle.remove()
+    square = torch.cat(squares)
+    return square / square.mean().clamp(min=torch.finfo(square.dtype).tiny)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One part in the places of its model: what goes into it, what should come out, and how much each output weighs."""
+
+    part: nn.Module
+    quantised: Seen
+    exact: Seen
+    weight: Tensor | None
+
+    def output(self, x: Tensor) -> Tensor:
+        """What the part, as it is now, makes of ``x``."""
+        args, kwargs = self.quantised.options
+        output: Tensor = self.part(x, *args, **kwargs)
+        return output
+
+    @torch.no_grad()
+    def outputs(self) -> Tensor:
+        """What the part, as it is now, makes of all inputs."""
+        return torch.cat([self.output(x) for x in self.quantised.inputs.split(EVALUATED)])
+
+    def distance(self, output: Tensor, target: Tensor, samples: Tensor | None = None) -> Tensor:
+        """Weighted mean squared difference of ``output`` and ``target``, of all samples or of those named."""
+        square = (output - target).square()
+        if self.weight is not None:
+            square = square * (self.weight if samples is None else self.weight[samples])
+        return square.mean()
+
+    def error(self) -> float:
+        """How far the part, as it is now, is from its target."""
+        return float(self.distance(self.outputs(), self.exact.outputs))
+
+    def noise(self, choices: Sequence[Candidates]) -> float:
+        """How far apart the part's outputs are with these weights rounded and not, all else as it is."""
+        rounded = self.outputs()
+        quantizers = [q for chosen in choices if (q := chosen.layer.weight_quantizer) is not None]
+        for quantizer in quantizers:
+            quantizer.enabled = False
+        try:
+            return float(self.distance(self.outputs(), rounded))
+        finally:
+            for quantizer in quantizers:
+                quantizer.enabled = True
+
+
+def _learn_(task: Task, choices: Sequence[Candidates], recipe: Recipe, seed: int) -> tuple[float, float]:
+    """Learn one part, keep what is better, and return its error before, and as learned."""
+    nearest, noise = task.error(), task.noise(choices)
     if not noise > 0:  # the weights are on the grid as they are
-        return Outcome(name, nearest, nearest)
+        return nearest, nearest
+    before = {key: tensor.clone() for key, tensor in task.part.state_dict().items()}
     softs = [SoftWeight(chosen) for chosen in choices]
-    with _standing_in(choices, softs):
-        _descend(part, softs, quantised, exact, recipe, noise, seed)
+    with standing_in(choices, softs), dropping(task.part, recipe.drop) as dropped:
+        _descend(task, softs, dropped, recipe, noise, seed)
     for chosen, soft in zip(choices, softs, strict=True):
         write_(chosen, soft.settled())
-    outcome = Outcome(name, nearest, _error(part, quantised, exact.outputs))
-    if not outcome.kept:
-        part.load_state_dict(before)
-    return outcome
+    learned = task.error()
+    if not learned < nearest:
+        task.part.load_state_dict(before)
+    return nearest, learned
 
 
+@torch.enable_grad()
 def _descend(
-    part: nn.Module,
-    softs: Sequence[SoftWeight],
-    quantised: Seen,
-    exact: Seen,
-    recipe: Recipe,
-    noise: float,
-    seed: int,
+    task: Task, softs: Sequence[SoftWeight], dropped: Sequence[Dropped], recipe: Recipe, noise: float, seed: int
 ) -> None:
-    """The descent itself, by Adam; ``softs`` and the parameters of input quantizers end where it took them."""
-    learned = _input_parameters(part) if recipe.input_rate > 0 else []
-    groups = [{"params": [soft.variable for soft in softs], "lr": recipe.rate}]
-    groups += [{"params": [p], "lr": recipe.input_rate * float(p.detach().square().mean().sqrt())} for p in learned]
+    variables: list[nn.Parameter] = [soft.variable for soft in softs]
+    learned = input_parameters(task.part) if recipe.input_rate > 0 else []
+    sizes = [float(p.detach().square().mean().sqrt()) for p in learned]
+    groups = [{"params": variables, "lr": recipe.rate}, *({"params": [p]} for p in learned)]
     optimizer = torch.optim.Adam(groups)
-    rates = [group["lr"] for group in optimizer.param_groups]
-    variables = [p for group in optimizer.param_groups for p in group["params"]]
-    count = len(quantised.inputs)
-    size = min(recipe.batch_size, count)
-    args, kwargs = quantised.options
-    key = torch.zeros((), dtype=torch.int64, device=quantised.inputs.device)
-    with _dropping(part, recipe.drop) as dropped:
-        for step in range(recipe.iterations):
-            chosen = _minibatch(seed, step, count, size).to(quantised.inputs.device)
-            x, z = quantised.inputs[chosen], exact.outputs[chosen]
-            if recipe.drop > 0:
-                for place, module in enumerate(dropped, start=1):
-                    module.key.fill_(seed_of(seed, step, place))
-                x = mixed(exact.inputs[chosen], x, drop=recipe.drop, key=key.fill_(seed_of(seed, step, 0)))
-            loss = (part(x, *args, **kwargs) - z).square().mean() / noise
-            progress = step / recipe.iterations
-            beta = annealed(progress, start=recipe.beta_start, end=recipe.beta_end, warmup=recipe.warmup)
-            if beta is not None:
-                loss = loss + recipe.strength * undecided(torch.cat([soft.share() for soft in softs]), beta).mean()
-            for p, gradient in zip(variables, torch.autograd.grad(loss, variables), strict=True):
-                p.grad = gradient
-            falling = (1 + math.cos(math.pi * progress)) / 2
-            for group, rate in zip(optimizer.param_groups[1:], rates[1:], strict=True):
-                group["lr"] = rate * falling
-            optimizer.step()
-    optimizer.zero_grad()
+    inputs, exact = task.quantised.inputs, task.exact
+    size = min(recipe.batch_size, len(inputs))
+    for step in range(recipe.iterations):
+        progress = step / recipe.iterations
+        falling = (1 + math.cos(math.pi * progress)) / 2
+        for group, own in zip(optimizer.param_groups[1:], sizes, strict=True):
+            group["lr"] = recipe.input_rate * own * falling
+        samples = _minibatch(seed, step, len(inputs), size).to(inputs.device)
+        x = inputs[samples]
+        if recipe.drop > 0:
+            for place, module in enumerate(dropped, start=1):
+                module.seed = seed_of(seed, step, place)
+            x = mixed(exact.inputs[samples], x, drop=recipe.drop, seed=seed_of(seed, step, 0))
+        loss = task.distance(task.output(x), exact.outputs[samples], samples) / noise
+        beta = annealed(progress, start=recipe.beta_start, end=recipe.beta_end, warmup=recipe.warmup)
+        if beta is not None and recipe.strength > 0:
+            loss = loss + recipe.strength * undecided(torch.cat([soft.share() for soft in softs]), beta).mean()
+        for p, gradient in zip([*variables, *learned], torch.autograd.grad(loss, [*variables, *learned]), strict=True):
+            p.grad = gradient
+        optimizer.step()
+    for p in learned:
+        p.grad = None
 
 
 def _minibatch(seed: int, step: int, count: int, size: int) -> Tensor:
     """Which of ``count`` samples step ``step`` looks at: every one once, in a new order, before any a second time."""
     each = count // size
     return permutation(seed=seed, epoch=step // each, n=count)[(step % each) * size :][:size]
-
-
-def _input_parameters(part: nn.Module) -> list[nn.Parameter]:
-    quantizers = [layer.input_quantizer for layer in quant_layers(part).values()]
-    return [p for quantizer in quantizers if quantizer is not None for p in quantizer.parameters() if p.requires_grad]
-
-
-@torch.no_grad()
-def _error(part: nn.Module, quantised: Seen, target: Tensor) -> float:
-    """Mean squared error of the part's output, over all samples."""
-    return float((_output(part, quantised) - target).double().square().mean())
-
-
-@torch.no_grad()
-def _noise(part: nn.Module, choices: Sequence[Candidates], quantised: Seen) -> float:
-    """Mean squared difference that the rounding of this part's weights makes, all else as it is."""
-    rounded = _output(part, quantised)
-    quantizers = [chosen.layer.weight_quantizer for chosen in choices]
-    for quantizer in quantizers:
-        assert quantizer is not None
-        quantizer.enabled = False
-    try:
-        return float((_output(part, quantised) - rounded).double().square().mean())
-    finally:
-        for quantizer in quantizers:
-            assert quantizer is not None
-            quantizer.enabled = True
-
-
-def _output(part: nn.Module, quantised: Seen) -> Tensor:
-    args, kwargs = quantised.options
-    return torch.cat([part(x, *args, **kwargs) for x in quantised.inputs.split(EVALUATED)])
-
-
-@contextmanager
-def _standing_in(choices: Sequence[Candidates], softs: Sequence[SoftWeight]) -> Iterator[None]:
-    """Inside, soft weights are in the places of the layers' weight quantizers."""
-    quantizers = [chosen.layer.weight_quantizer for chosen in choices]
-    try:
-        for chosen, soft in zip(choices, softs, strict=True):
-            chosen.layer.weight_quantizer = soft  # type: ignore[assignment] # for a while
-        yield
-    finally:
-        for chosen, quantizer in zip(choices, quantizers, strict=True):
-            chosen.layer.weight_quantizer = quantizer
-
-
-@contextmanager
-def _dropping(part: nn.Module, drop: float) -> Iterator[list[Dropped]]:
-    """Inside, input quantizers leave out each value with probability ``drop``; yields what does that."""
-    layers = [
-        layer
-        for layer in quant_layers(part).values()
-        if layer.input_quantizer is not None and not isinstance(layer.input_quantizer, ScalesOutput)
-    ]
-    quantizers = [layer.input_quantizer for layer in layers]
-    dropped = [Dropped(quantizer, drop=drop) for quantizer in quantizers if quantizer is not None]
-    try:
-        if drop > 0:
-            for layer, module in zip(layers, dropped, strict=True):
-                layer.input_quantizer = module  # type: ignore[assignment] # for a while
-        yield dropped
-    finally:
-        for layer, quantizer in zip(layers, quantizers, strict=True):
-            layer.input_quantizer = quantizer

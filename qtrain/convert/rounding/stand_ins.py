@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
+from qtrain.convert.layers import quant_layers
 from qtrain.convert.rounding.base import Candidates
-from qtrain.functional.random import keyed_uniform
+from qtrain.nn import QuantLayer
 from qtrain.quantizers.base import Quantizer
+from qtrain.quantizers.hooks import ScalesOutput
 
 GAMMA, ZETA = -0.1, 1.1
 """The sigmoid is stretched to ``(GAMMA, ZETA)`` and cut to [0, 1], so that 0 and 1 are reached (eq. 23)."""
@@ -65,26 +69,63 @@ class SoftWeight(nn.Module):
         return torch.where(chosen.free, torch.where(up, chosen.up, chosen.down), chosen.nearest)
 
 
+def mixed(exact: Tensor, quantised: Tensor, *, drop: float, seed: int) -> Tensor:
+    """``exact`` with probability ``drop`` for each value, otherwise ``quantised``; draws are a function of ``seed``."""
+    draws = torch.rand(exact.shape, generator=torch.Generator(exact.device).manual_seed(seed), device=exact.device)
+    return torch.where(draws < drop, exact, quantised)
+
+
 @final
 class Dropped(nn.Module):
     """Instead of an input quantizer ``Q``: each value is ``x`` with probability ``drop``, otherwise ``Q(x)``.
 
-    Wei et al. 2022, QDrop, arXiv 2203.05740, eq. 9. Draws are a function of ``key`` and the value's place.
+    Wei et al. 2022, QDrop, arXiv 2203.05740, eq. 9. Draws are a function of ``seed``, which is another at each step.
     """
 
     enabled = True
 
     def __init__(self, quantizer: Quantizer, *, drop: float) -> None:
         super().__init__()
-        self.quantizer, self.drop = quantizer, drop
-        self.register_buffer("key", torch.zeros((), dtype=torch.int64, device=quantizer.bits.device))
-
-    key: Tensor
+        self.quantizer, self.drop, self.seed = quantizer, drop, 0
 
     def forward(self, x: Tensor) -> Tensor:
-        return mixed(x, self.quantizer(x), drop=self.drop, key=self.key)
+        return mixed(x, self.quantizer(x), drop=self.drop, seed=self.seed)
 
 
-def mixed(exact: Tensor, quantised: Tensor, *, drop: float, key: Tensor) -> Tensor:
-    """``exact`` with probability ``drop`` for each value, otherwise ``quantised``; a function of ``key`` and place."""
-    return torch.where(keyed_uniform(key, tuple(exact.shape)) < drop, exact, quantised)
+@contextmanager
+def standing_in(choices: Sequence[Candidates], softs: Sequence[SoftWeight]) -> Iterator[None]:
+    """Inside, soft weights are in the places of the layers' weight quantizers."""
+    quantizers = [chosen.layer.weight_quantizer for chosen in choices]
+    try:
+        for chosen, soft in zip(choices, softs, strict=True):
+            setattr(chosen.layer, "weight_quantizer", soft)  # noqa: B010 - no quantizer to the type checker
+        yield
+    finally:
+        for chosen, quantizer in zip(choices, quantizers, strict=True):
+            chosen.layer.weight_quantizer = quantizer
+
+
+@contextmanager
+def dropping(part: nn.Module, drop: float) -> Iterator[list[Dropped]]:
+    """Inside, the input quantizers of ``part`` drop; yields what makes them, nothing where ``drop`` is 0.
+
+    One that has to multiply the layer's output goes on as it is.
+    """
+    found: list[tuple[QuantLayer, Quantizer, Dropped]] = []
+    for layer in quant_layers(part).values():
+        quantizer = layer.input_quantizer
+        if drop > 0 and quantizer is not None and not isinstance(quantizer, ScalesOutput):
+            found.append((layer, quantizer, Dropped(quantizer, drop=drop)))
+    try:
+        for layer, _, dropped in found:
+            setattr(layer, "input_quantizer", dropped)  # noqa: B010 - no quantizer to the type checker
+        yield [dropped for _, _, dropped in found]
+    finally:
+        for layer, quantizer, _ in found:
+            layer.input_quantizer = quantizer
+
+
+def input_parameters(part: nn.Module) -> list[nn.Parameter]:
+    """What the input quantizers of ``part`` learn."""
+    quantizers = [layer.input_quantizer for layer in quant_layers(part).values()]
+    return [p for quantizer in quantizers if quantizer is not None for p in quantizer.parameters() if p.requires_grad]
