@@ -14,7 +14,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -232,7 +232,7 @@ def _descend(
     variables: list[nn.Parameter] = [soft.variable for soft in softs]
     learned = input_parameters(task.part) if recipe.input_rate > 0 else []
     sizes = [float(p.detach().square().mean().sqrt()) for p in learned]
-    groups = [{"params": variables, "lr": recipe.rate}, *({"params": [p]} for p in learned)]
+    groups: list[dict[str, Any]] = [{"params": variables, "lr": recipe.rate}, *({"params": [p]} for p in learned)]
     optimizer = torch.optim.Adam(groups)
     inputs, exact = task.quantised.inputs, task.exact
     size = min(recipe.batch_size, len(inputs))
