@@ -20,7 +20,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
 
-ORDER, CROP, MIX, SAMPLE, SPLIT, CALIBRATION, NOISE, VIEW = range(8)
+ORDER, CROP, MIX, SAMPLE, SPLIT, CALIBRATION, NOISE, VIEW, START, LEARN, MAKE = range(11)
 """Streams: numbers for different purposes are independent although seed, epoch and index are the same."""
 
 
