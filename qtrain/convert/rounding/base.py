@@ -81,14 +81,16 @@ def candidates(layer: QuantWeighted) -> Candidates:
         raise CannotRound(f"{type(core).__name__} has no even steps; lsq, lsq_plus and affine have")
     weight = layer.effective_weight().detach()
     step = core.spread(core.step(), weight)
-    below = (weight.float() / step).floor()
+    steps = weight.float() / step
     with evaluating(quantizer):
         nearest = quantizer(weight)
-        down, up = (quantizer((code * step).to(weight.dtype)) for code in (below, below + 1))  # held to its range
-        settled = torch.equal(quantizer(nearest), nearest)
-    if not settled or not bool(((nearest == down) | (nearest == up)).all()) or bool((down > up).any()):
-        raise CannotRound(f"the values of {type(quantizer).__name__} are not those that its steps give")
-    return Candidates(layer, weight / step, down, up, nearest)
+        down, up = (quantizer((code * step).to(weight.dtype)) for code in (steps.floor(), steps.floor() + 1))
+        odd = (torch.arange(weight.numel(), device=weight.device) % 2 == 1).reshape(weight.shape)
+        mixtures = [torch.where(odd, down, up), torch.where(odd, up, down)]
+        kept = all(torch.equal(quantizer(values), values) for values in mixtures)
+    if not kept or not bool(((nearest == down) | (nearest == up)).all()):
+        raise CannotRound(f"{type(quantizer).__name__} changes values that are whole steps")
+    return Candidates(layer, steps, down, up, nearest)
 
 
 def write_(chosen: Candidates, values: Tensor) -> None:
