@@ -16,14 +16,17 @@ from torch import nn
 
 from qtrain.allocate.uniform import Uniform
 from qtrain.convert.plan import Policy
+from qtrain.convert.rounding.base import Rounding
 from qtrain.data.base import VisionData
 from qtrain.distill.base import Term
+from qtrain.distill.logit_format import LogitFormat
 from qtrain.distill.objective import Objective
 from qtrain.lit.callbacks.journal import MetricJournal
 from qtrain.observers.base import Observer
 from qtrain.quantizers.base import Quantizer
 from qtrain.schedules.base import Schedule
 from qtrain.spec import Granularity, LayerBits, PerTensor, QuantSpec
+from qtrain.synthesis.base import Synthesis
 from qtrain.tasks import conf_dir, schema
 from qtrain.tasks.config import compose
 from qtrain.tasks.instantiate import instantiate
@@ -40,6 +43,10 @@ PACKAGES = {
     "gradient": "quantize.gradient",
     "policy": "quantize.policies.some",
     "callback": "callbacks.some",
+    "equalize": "quantize.equalize",
+    "rounding": "quantize.rounding",
+    "bias": "quantize.bias",
+    "teacher_cache": "teacher.cache.keeps",
     "term": "objective.terms.some",
 }
 """Groups whose place in the config is not their own name."""
@@ -113,6 +120,17 @@ def build_callback(made: Any) -> None:
     assert isinstance(made(journal=MetricJournal(loggers=[])), pl.Callback)
 
 
+def build_teacher_cache(made: Any) -> None:
+    assert made is None or isinstance(made(num_classes=7), LogitFormat)
+
+
+def may_be_a(kind: type) -> Callable[[Any], None]:
+    def build(made: Any) -> None:
+        assert made == {} or isinstance(made, kind), "none.yaml leaves it empty"
+
+    return build
+
+
 def is_a(kind: type) -> Callable[[Any], None]:
     def build(made: Any) -> None:
         assert isinstance(made, kind)
@@ -137,6 +155,11 @@ BUILD: dict[str, Callable[[Any], None]] = {
     "policy": is_a(Policy),
     "callback": build_callback,
     "term": is_a(Term),
+    "equalize": may_be_a(object),
+    "rounding": may_be_a(Rounding),
+    "bias": may_be_a(object),
+    "synthesis": may_be_a(Synthesis),
+    "teacher_cache": build_teacher_cache,
 }
 """Group -> what its options must become. A new option needs no line here, a new group does."""
 
@@ -144,7 +167,8 @@ BUILD: dict[str, Callable[[Any], None]] = {
 @pytest.mark.parametrize(("group", "option"), CASES, ids=lambda value: value)
 def test_option_composes_and_builds(group: str, option: str) -> None:
     place = PACKAGES.get(group, group)
-    choice = f"{group}@{place}={option}" if place != group else f"{group}={option}"
+    sets_its_place = group == "teacher_cache"  # its files say themselves where they belong
+    choice = f"{group}={option}" if place == group or sets_its_place else f"{group}@{place}={option}"
     if group in ("policy", "callback", "term"):  # the root config has none, so one more is added and not replaced
         choice = f"+{choice}"
     cfg = compose([choice, *FILL.get(f"{group}/{option}", ())])
@@ -185,6 +209,7 @@ def test_the_schema_and_the_root_config_have_the_same_keys() -> None:
         "fit": schema.Fit,
         "full_precision": schema.FullPrecision,
         "tune": schema.Tune,
+        "synthesize": schema.Synthesize,
         "report": schema.Report,
     }
     for place, kind in sections.items():

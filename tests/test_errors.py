@@ -44,8 +44,8 @@ WRONG = {
     ),
     "a weight of the wrong type": (["objective.terms.hard.weight=much"], "objective.terms.hard.weight: Hard takes"),
     "unknown kind of cache": (
-        ["teacher.cache.kind=ful"],
-        "teacher.cache.kind: must be one of none, full, top_k, got 'ful'; did you mean 'full'?",
+        ["teacher_cache=ful"],
+        "teacher_cache=ful: there is no such teacher_cache; did you mean 'full'?",
     ),
     "unknown key of the cache": (["teacher.cache.size=1"], "unknown key 'teacher.cache.size'; did you mean"),
     "a typo in a stage": (["+stages.a=['fit.epoch=3']"], "stages.a: unknown key 'fit.epoch'; did you mean"),

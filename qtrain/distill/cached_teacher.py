@@ -56,7 +56,7 @@ class CachedTeacher(Teacher):
         if live.names:
             raise ValueError(
                 f"CachedTeacher: keeps logits and no features, but hints look at {', '.join(live.names)}; ask the live "
-                "teacher (teacher.cache.kind=none), or leave the hints out"
+                "teacher (teacher_cache=none), or leave the hints out"
             )
         self._live = live
         self._data = data

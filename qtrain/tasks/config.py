@@ -29,9 +29,6 @@ from qtrain.tasks.overlay import changes
 from qtrain.tasks.schema import Root
 from qtrain.tasks.targets import ConfigError, check_targets, did_you_mean
 
-CACHES = ("none", "full", "top_k")
-"""Ways to keep a teacher's answers."""
-
 FOLDS = ("none", "before", "training")
 CALIBRATIONS = ("images", "statistics")
 
@@ -97,7 +94,6 @@ def validate(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     _check_choice("task", plain["task"], TASKS)
     _check_choice("quantize.fold", plain["quantize"]["fold"], dict.fromkeys(FOLDS))
     _check_choice("quantize.calibration", plain["quantize"]["calibration"], dict.fromkeys(CALIBRATIONS))
-    _check_choice("teacher.cache.kind", plain["teacher"]["cache"]["kind"], dict.fromkeys(CACHES))
     _check_choice("budget", plain["budget"], plain["budgets"])
     if plain["allow_targets"] and not any(_key(override) == "allow_targets" for override in overrides):
         raise ConfigError("allow_targets: may be given on the command line only, not by a YAML file; remove it there")

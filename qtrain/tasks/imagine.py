@@ -103,7 +103,7 @@ def imagine(cfg: DictConfig) -> Imagined:
 
 
 def _synthesizer(cfg: DictConfig) -> Synthesizer:
-    if cfg.synthesis is None:
+    if not cfg.synthesis:
         raise ConfigError("synthesis: no method; take synthesis=bn_statistics, or give data.folder with images")
     info = instantiate(cfg.data, seed=cfg.seed).facts
     method: Synthesis = instantiate(cfg.synthesis)

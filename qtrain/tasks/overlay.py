@@ -24,6 +24,9 @@ def plain_config(cfg: DictConfig) -> dict[str, Any]:
     plain.pop("run_dir", None)
     # Only a source of values: those that the run uses stand resolved where it uses them.
     plain.pop("budgets", None)
+    # Where imagined images are kept, and who makes them.
+    for key in ("folder", "workers", "rank", "world_size"):
+        plain.get("synthesize", {}).pop(key, None)
     stages = (plain.get("stages") or {}).values()
     for config in (plain, *(stage for stage in stages if isinstance(stage, dict))):
         config.get("full_precision", {}).pop("folder", None)

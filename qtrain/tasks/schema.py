@@ -40,8 +40,7 @@ class Quantize:
 
 @dataclass
 class TeacherCache:
-    kind: str = MISSING
-    k: int = MISSING
+    keeps: Any = None
     folder: str = MISSING
 
 

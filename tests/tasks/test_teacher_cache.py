@@ -60,38 +60,38 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def test_a_second_run_replays_and_ends_as_the_live_one(weights: Path, tmp_path: Path, asked: list[int]) -> None:
     live = run(weights, tmp_path, "live")
     assert asked == [0] * STEPS + [1] * STEPS
-    assert same(run(weights, tmp_path, "first", "teacher.cache.kind=full"), live)
+    assert same(run(weights, tmp_path, "first", "teacher_cache=full"), live)
     assert asked == 2 * ([0] * STEPS + [1] * STEPS)
-    assert same(run(weights, tmp_path, "second", "teacher.cache.kind=full"), live)
+    assert same(run(weights, tmp_path, "second", "teacher_cache=full"), live)
     assert len(asked) == 4 * STEPS, "replayed"
 
 
 def test_top_k_runs_end_alike(weights: Path, tmp_path: Path, asked: list[int]) -> None:
-    top_k = ["teacher.cache.kind=top_k", "teacher.cache.k=3"]
+    top_k = ["teacher_cache=top_k", "teacher.cache.keeps.k=3"]
     assert same(run(weights, tmp_path, "first", *top_k), run(weights, tmp_path, "second", *top_k))
     assert len(asked) == 2 * STEPS
 
 
 def test_trials_with_other_bits_share_the_answers(weights: Path, tmp_path: Path, asked: list[int]) -> None:
     for name, bits in (("four", 4), ("two", 2)):
-        run(weights, tmp_path, name, "teacher.cache.kind=full", f"quantize.bits.weight={bits}")
+        run(weights, tmp_path, name, "teacher_cache=full", f"quantize.bits.weight={bits}")
     assert len(asked) == 2 * STEPS
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
 def test_stages_share_the_answers_of_the_same_epochs(weights: Path, tmp_path: Path, asked: list[int]) -> None:
     """One fit of two epochs writes what two stages of one epoch each replay."""
-    run(weights, tmp_path, "one", "teacher.cache.kind=full")
+    run(weights, tmp_path, "one", "teacher_cache=full")
     asked.clear()
     halves = [f"+stages.{name}=['fit.share=0.5']" for name in ("a", "b")]
-    run(weights, tmp_path, "two", "teacher.cache.kind=full", *halves)
+    run(weights, tmp_path, "two", "teacher_cache=full", *halves)
     assert asked == []
 
 
 def test_hints_are_answered_live(
     weights: Path, tmp_path: Path, asked: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    run(weights, tmp_path, "hints", "objective=soft_hint", "teacher.cache.kind=full", "fit.epochs=1")
+    run(weights, tmp_path, "hints", "objective=soft_hint", "teacher_cache=full", "fit.epochs=1")
     assert len(asked) == STEPS
     assert "teacher.cache: keeps no features, and hints look at layer2; it answers live" in caplog.text
     assert not (tmp_path / "cache").exists()
@@ -99,24 +99,24 @@ def test_hints_are_answered_live(
 
 def test_a_teacher_that_learns_is_not_kept(weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     learns = ["teacher.learns=true", "+objective@teacher.objective=soft"]
-    run(weights, tmp_path, "learns", *learns, "teacher.cache.kind=full", "fit.epochs=1")
+    run(weights, tmp_path, "learns", *learns, "teacher_cache=full", "fit.epochs=1")
     assert "teacher.cache: a teacher that learns answers otherwise at each step; nothing is kept" in caplog.text
     assert not (tmp_path / "cache").exists()
 
 
 def test_the_place_is_no_part_of_a_runs_identity() -> None:
-    for more in (["teacher.cache.kind=full"], ["stages=qkd", "teacher.cache.kind=top_k"]):
+    for more in (["teacher_cache=full"], ["stages=qkd", "teacher_cache=top_k"]):
         here, there = (compose([*TINY, *more, f"teacher.cache.folder={place}"]) for place in ("/here", "/there"))
         assert identity_of(here) == identity_of(there)
-    assert identity_of(compose([*TINY, "teacher.cache.kind=top_k"])) != identity_of(compose(TINY))
+    assert identity_of(compose([*TINY, "teacher_cache=top_k"])) != identity_of(compose(TINY))
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("teacher.cache.kind=ful", r"teacher\.cache\.kind: must be one of none, full, top_k, got 'ful'; did you mean"),
+        ("teacher_cache=ful", r"teacher_cache=ful: there is no such teacher_cache; did you mean 'full'"),
         ("teacher.cache.size=3", r"unknown key 'teacher\.cache\.size'"),
-        ("teacher.cache.k=many", r"teacher\.cache\.k: "),
+        ("teacher.cache.keeps.k=many", r"could not override .teacher\.cache\.keeps\.k|unknown key"),
     ],
 )
 def test_mistakes_are_said_at_once(override: str, message: str) -> None:
@@ -126,6 +126,6 @@ def test_mistakes_are_said_at_once(override: str, message: str) -> None:
 
 def test_more_classes_than_there_are(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"teacher\.cache: TopK: k must be .* below the 10 classes, got 10; kind=full"
+        ConfigError, match=r"teacher\.cache: TopK: k must be .* below the 10 classes, got 10; teacher_cache=full"
     ):
-        run(weights, tmp_path, "k", "teacher.cache.kind=top_k", "teacher.cache.k=10")
+        run(weights, tmp_path, "k", "teacher_cache=top_k", "teacher.cache.keeps.k=10")
