@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,9 @@ Look = Callable[[str, Correctable, Tensor], Tensor | None]
 
 
 class BiasCorrection(ABC):
-    """Base of corrections; subclasses are final."""
+    """Base of corrections; subclasses are final. ``needs_images`` is false for those that go by statistics alone."""
+
+    needs_images: ClassVar[bool] = True
 
     @abstractmethod
     def __call__(
@@ -48,6 +50,8 @@ class FromStatistics(BiasCorrection):
     ``E[x]`` is that of normals, clipped where a ReLU clips them (appendix C of the paper), see
     :mod:`qtrain.convert.flow`. It is the input's before its own rounding, and the same at borders that are padded.
     """
+
+    needs_images = False
 
     @torch.no_grad()
     def __call__(

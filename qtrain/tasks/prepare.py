@@ -23,6 +23,7 @@ from qtrain.convert.inherit import Heritage, inherit_quantizers_, inherit_weight
 from qtrain.convert.layers import find_layers
 from qtrain.convert.operations import expose_operations
 from qtrain.convert.plan import LayerPlan, plan_layers
+from qtrain.convert.ranges import calibrate_from_statistics
 from qtrain.convert.swap import swap_layers
 from qtrain.convert.switch import switch_bits_
 from qtrain.data.base import VisionData
@@ -104,8 +105,6 @@ def _calibrate(cfg: DictConfig, model: nn.Module, data: VisionData, converted: C
         return images
     log.info("calibrating %d layers from the statistics of batch norm", len(converted.plans))
     black, white = ([(v - m) / s for m, s in zip(data.info.mean, data.info.std, strict=True)] for v in (0.0, 1.0))
-    from qtrain.convert.ranges import calibrate_from_statistics
-
     with as_config_error("quantize.calibration"):
         calibrate_from_statistics(model, converted.plans, converted.statistics, low=black, high=white)
     return images

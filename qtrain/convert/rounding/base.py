@@ -10,7 +10,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,12 @@ log = logging.getLogger(__name__)
 
 
 class Rounding(ABC):
-    """Base of all ways of rounding; subclasses are final, and their options are their constructor's."""
+    """Base of all ways of rounding; subclasses are final, and their options are their constructor's.
+
+    ``needs_images`` is false for those that go by the weights alone.
+    """
+
+    needs_images: ClassVar[bool] = True
 
     @abstractmethod
     def __call__(self, student: nn.Module, images: Sequence[Tensor], *, seed: int) -> None:

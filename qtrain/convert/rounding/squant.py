@@ -59,6 +59,8 @@ class SQuant(Rounding):
     the inputs (granularity block) a channel is what shares one.
     """
 
+    needs_images = False
+
     def __call__(self, student: nn.Module, images: Sequence[Tensor], *, seed: int) -> None:
         for name, chosen in all_candidates(student).items():
             values = rounded(chosen)
