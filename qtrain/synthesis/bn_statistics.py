@@ -1,0 +1,97 @@
+"""Images optimised until batch norm takes them for the training data: ZeroQ and DeepInversion.
+
+Floor 3. Starting from noise, the pixels of a batch descend
+
+    sum over models of  statistics * D(x) + label * CE(f(x), y)   +  total_variation * TV(x) + norm * mean(x^2)
+
+with D the distance of :class:`StatisticsMatch`, y the batch's labels, and x a random view of the batch. With the first
+term alone it is ZeroQ (Cai et al. 2020, arXiv 2001.00281, eq. 2), with all of them DeepInversion (Yin et al. 2020,
+arXiv 1912.08795, eq. 1-4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qtrain.spec import DataInfo
+from qtrain.synthesis.base import Made, Synthesis, to_bytes
+from qtrain.synthesis.descent import Descent, balanced_labels, figures_of, gaussian_noise
+from qtrain.synthesis.judge import Judge
+from qtrain.synthesis.priors import squared_norm, total_variation
+from qtrain.synthesis.statistics import statistics_layers
+from qtrain.synthesis.views import Views
+
+
+@final
+class BNStatistics(Synthesis):
+    """Batches from batch norm's statistics, labels, and priors on images; see the module for the objective.
+
+    ``steps`` and ``lr`` are Adam's (:class:`Descent`), ``shift``, ``flip``, ``smallest_crop`` and ``crop_steps`` say
+    how the models look at the images in each step (:class:`Views`), the others are weights of the objective's terms.
+    Statistics are those of a whole batch: of few images they are a matter of chance, so ``batch_size`` is large.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_size: int = 128,
+        steps: int = 150,
+        lr: float = 0.1,
+        statistics: float = 1.0,
+        label: float = 1.0,
+        total_variation: float = 0.0,
+        norm: float = 0.0,
+        shift: int = 0,
+        flip: bool = True,
+        smallest_crop: float = 1.0,
+        crop_steps: float = 0.5,
+        compile: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"BNStatistics: batch_size must be at least 1, got {batch_size}")
+        weights = {"statistics": statistics, "label": label, "total_variation": total_variation, "norm": norm}
+        for name, weight in weights.items():
+            if weight < 0:
+                raise ValueError(f"BNStatistics: {name} must be at least 0, got {weight}")
+        if statistics == 0 and label == 0:
+            raise ValueError("BNStatistics: statistics and label are both 0, and the models say nothing; raise one")
+        self.batch_size = batch_size
+        self._descent = Descent(steps=steps, lr=lr)
+        self._views = Views(shift=shift, flip=flip, smallest_crop=smallest_crop, crop_steps=crop_steps)
+        self._statistics, self._label = statistics, label
+        self._total_variation, self._norm = total_variation, norm
+        self._compile = compile
+        self._judge: Judge | None = None
+
+    def check(self, models: Sequence[nn.Module]) -> None:
+        for model in models:
+            statistics_layers(model)
+
+    def learn(
+        self, models: Sequence[nn.Module], info: DataInfo, *, seed: int, folder: Path, device: torch.device
+    ) -> None:
+        """Nothing: batches have nothing in common."""
+
+    def make(
+        self, models: Sequence[nn.Module], info: DataInfo, *, number: int, seed: int, device: torch.device
+    ) -> Made:
+        judge = self._judge = Judge.of(models, self._judge, compile=self._compile)
+        labels = balanced_labels(info, batch_size=self.batch_size, number=number, device=device)
+        start = gaussian_noise(info, batch_size=self.batch_size, number=number, seed=seed, device=device)
+
+        def objective(x: Tensor) -> Tensor:
+            told = [self._statistics * a.statistics + self._label * F.cross_entropy(a.logits, labels) for a in judge(x)]
+            return torch.stack(told).mean() + self._total_variation * total_variation(x) + self._norm * squared_norm(x)
+
+        images = self._descent(start, objective, self._views, info, seed=seed, number=number)
+        pixels = to_bytes(images, info)
+        figures = figures_of(
+            judge, info, self._views, start=start, pixels=pixels, labels=labels, seed=seed, number=number
+        )
+        return Made(pixels, labels.cpu(), figures)

@@ -1,0 +1,153 @@
+"""Images of one class that differ from one another: IntraQ.
+
+Floor 3. IntraQ (Zhong et al. 2022, arXiv 2111.09136) finds that images made from batch norm's statistics and hard
+labels all look alike within a class, and adds three things against it: local object reinforcement (crops at random
+scales, :class:`Views`), a marginal distance (:func:`marginal_distance`), and soft labels (:func:`soft_inception`).
+The objective is
+
+    statistics * D(x) + label * soft_inception + distance * marginal_distance
+
+Unlike there, the centre of a class is that of its images in the same batch, and not of all batches before: so a batch
+is a function of its number, whoever makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qtrain.functional import random
+from qtrain.spec import DataInfo
+from qtrain.synthesis.base import Made, Synthesis, to_bytes
+from qtrain.synthesis.descent import Descent, balanced_labels, figures_of, gaussian_noise
+from qtrain.synthesis.judge import Judge, last_linear
+from qtrain.synthesis.priors import total_variation
+from qtrain.synthesis.statistics import statistics_layers
+from qtrain.synthesis.views import Views
+
+
+def soft_inception(logits: Tensor, labels: Tensor, wanted: Tensor) -> Tensor:
+    """``mean_n (softmax(logits_n)[y_n] - wanted_n)^2``: no image is pushed to certainty; 0-dim.
+
+    ``logits`` (N, K), ``labels`` (N,) int64, ``wanted`` (N,) probabilities a little below 1.
+    """
+    probability = logits.float().softmax(dim=1).gather(1, labels[:, None])[:, 0]
+    return (probability - wanted).square().mean()
+
+
+def marginal_distance(features: Tensor, labels: Tensor, *, nearest: float, farthest: float) -> Tensor:
+    """How far images leave the ring around their class's centre, 0-dim.
+
+    With ``d_n = 1 - cos(features_n, centre)`` and the centre the mean of the features of all images with that label,
+    the mean of ``max(nearest - d_n, 0) + max(d_n - farthest, 0)``. An image that is alone in its class has no ring and
+    does not count. ``features`` (N, D), ``labels`` (N,) int64.
+    """
+    same = (labels[:, None] == labels[None, :]).to(features.dtype)
+    count = same.sum(dim=1)
+    centre = (same @ features.detach()) / count[:, None]
+    distance = 1 - F.cosine_similarity(features, centre, dim=1)
+    outside = (nearest - distance).clamp(min=0) + (distance - farthest).clamp(min=0)
+    counts = (count > 1).to(features.dtype)
+    return (outside * counts).sum() / counts.sum().clamp(min=1)
+
+
+@final
+class IntraQ(Synthesis):
+    """Batches from batch norm's statistics that differ within each class; see the module for the objective.
+
+    ``smallest_target``: the wanted probability of the label is uniform between this and 1, drawn for each image.
+    ``nearest`` and ``farthest`` bound the cosine distance to the class's centre. ``images_per_class``: classes come in
+    runs of so many images, so that a batch has some of each class in it also where there are more classes than images.
+    The others are those of :class:`~qtrain.synthesis.bn_statistics.BNStatistics`.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_size: int = 128,
+        steps: int = 150,
+        lr: float = 0.1,
+        statistics: float = 1.0,
+        label: float = 1.0,
+        smallest_target: float = 0.95,
+        distance: float = 1.0,
+        nearest: float = 0.05,
+        farthest: float = 0.8,
+        images_per_class: int = 8,
+        total_variation: float = 0.0,
+        shift: int = 4,
+        flip: bool = True,
+        smallest_crop: float = 0.5,
+        crop_steps: float = 0.5,
+        compile: bool = False,
+    ) -> None:
+        for name, size in (("batch_size", batch_size), ("images_per_class", images_per_class)):
+            if size < 1:
+                raise ValueError(f"IntraQ: {name} must be at least 1, got {size}")
+        if not 0 < smallest_target <= 1:
+            raise ValueError(f"IntraQ: smallest_target must be a probability in (0, 1], got {smallest_target}")
+        if not 0 <= nearest < farthest <= 2:
+            raise ValueError(
+                "IntraQ: cosine distances go from 0 to 2, and nearest must be below farthest; "
+                f"got nearest={nearest} and farthest={farthest}"
+            )
+        weights = {"statistics": statistics, "label": label, "distance": distance, "total_variation": total_variation}
+        for name, weight in weights.items():
+            if weight < 0:
+                raise ValueError(f"IntraQ: {name} must be at least 0, got {weight}")
+        self.batch_size = batch_size
+        self._images_per_class = images_per_class
+        self._descent = Descent(steps=steps, lr=lr)
+        self._views = Views(shift=shift, flip=flip, smallest_crop=smallest_crop, crop_steps=crop_steps)
+        self._statistics, self._label, self._distance = statistics, label, distance
+        self._total_variation = total_variation
+        self._smallest_target, self._nearest, self._farthest = smallest_target, nearest, farthest
+        self._compile = compile
+        self._judge: Judge | None = None
+
+    def check(self, models: Sequence[nn.Module]) -> None:
+        for model in models:
+            statistics_layers(model)
+            last_linear(model)
+
+    def learn(
+        self, models: Sequence[nn.Module], info: DataInfo, *, seed: int, folder: Path, device: torch.device
+    ) -> None:
+        """Nothing: batches have nothing in common."""
+
+    def make(
+        self, models: Sequence[nn.Module], info: DataInfo, *, number: int, seed: int, device: torch.device
+    ) -> Made:
+        judge = self._judge = Judge.of(models, self._judge, compile=self._compile)
+        size = self.batch_size
+        labels = balanced_labels(info, batch_size=size, number=number, device=device, run=self._images_per_class)
+        start = gaussian_noise(info, batch_size=size, number=number, seed=seed, device=device)
+        wanted = self._wanted(number=number, seed=seed).to(device)
+
+        def objective(x: Tensor) -> Tensor:
+            told = [
+                self._statistics * answer.statistics
+                + self._label * soft_inception(answer.logits, labels, wanted)
+                + self._distance
+                * marginal_distance(answer.features, labels, nearest=self._nearest, farthest=self._farthest)
+                for answer in judge(x)
+            ]
+            return torch.stack(told).mean() + self._total_variation * total_variation(x)
+
+        images = self._descent(start, objective, self._views, info, seed=seed, number=number)
+        pixels = to_bytes(images, info)
+        figures = figures_of(
+            judge, info, self._views, start=start, pixels=pixels, labels=labels, seed=seed, number=number
+        )
+        return Made(pixels, labels.cpu(), figures)
+
+    def _wanted(self, *, number: int, seed: int) -> Tensor:
+        """The probability that each image is to have, (N,), a function of the seed and the image's own number."""
+        index = torch.arange(number * self.batch_size, (number + 1) * self.batch_size)
+        share = random.uniform(seed=seed, epoch=1, index=index, stream=random.NOISE, count=1)[:, 0]
+        return self._smallest_target + (1 - self._smallest_target) * share
