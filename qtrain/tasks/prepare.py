@@ -104,9 +104,9 @@ def _calibrate(cfg: DictConfig, model: nn.Module, data: VisionData, converted: C
         calibrate(model, images, converted.plans)
         return images
     log.info("calibrating %d layers from the statistics of batch norm", len(converted.plans))
-    black, white = ([(v - m) / s for m, s in zip(data.info.mean, data.info.std, strict=True)] for v in (0.0, 1.0))
+    mean, std = torch.tensor(data.info.mean), torch.tensor(data.info.std)
     with as_config_error("quantize.calibration"):
-        calibrate_from_statistics(model, converted.plans, converted.statistics, low=black, high=white)
+        calibrate_from_statistics(model, converted.plans, converted.statistics, low=-mean / std, high=(1 - mean) / std)
     return images
 
 
