@@ -19,7 +19,7 @@ from qtrain.convert.swap import replace_module
 from qtrain.models.forms import LayerForm, describe
 from qtrain.models.norms import NormForm, describe_norm
 from qtrain.modes import evaluating
-from qtrain.nn import QuantConv
+from qtrain.nn import QuantConv, QuantConvTranspose, QuantLinear
 from qtrain.nn.conv_transpose import outputs_first
 from qtrain.nn.folded import FoldedWeight
 
@@ -83,10 +83,10 @@ def fold_in_training_(model: nn.Module, example: Tensor) -> list[str]:
     changed, skipped = [], Skipped("weights are not rounded as merged with batch norm")
     for layer_name, layer, norm_name, _ in _foldable(model, "quantize.fold=training", skipped):
         norm = model.get_submodule(norm_name)
-        if isinstance(layer, QuantConv) and layer.weight_quantizer is None:
+        if getattr(layer, "weight_quantizer", None) is None:
             continue
         if not isinstance(layer, QuantConv):
-            reason = "only convolutions with a quantised weight are rounded as if merged"
+            reason = "only the weights of convolutions are"
         elif layer.weight_transform is not None:
             reason = "its weight is standardised before it is convolved"
         elif not isinstance(norm, _BatchNorm):
@@ -143,7 +143,7 @@ def _source(graph: fx.GraphModule, norm: fx.Node) -> fx.Node | None:
         module = called(graph, node)
         if module is None:
             return None
-        if isinstance(describe(module), LayerForm) or isinstance(module, QuantConv):
+        if isinstance(describe(module), LayerForm) or isinstance(module, QuantConv | QuantConvTranspose | QuantLinear):
             return node
         if not isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d):
             return None

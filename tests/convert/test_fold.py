@@ -1,0 +1,187 @@
+"""Batch norm folded: the same function, nothing left of the norm, and its statistics handed on."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qtrain.convert.calibrate import calibrate_weights
+from qtrain.convert.fold import fold_batchnorm_, fold_in_training_
+from qtrain.convert.layers import find_layers
+from qtrain.convert.plan import LayerPlan, plan_layers
+from qtrain.convert.swap import swap_layers
+from qtrain.models.factory import create_model
+from qtrain.observers.min_max import MinMax
+from qtrain.quantizers.affine import Affine
+from qtrain.spec import FULL_PRECISION, LayerBits
+
+MODELS: dict[str, dict[str, Any]] = {
+    "cifar_resnet8": {},
+    "cifar_resnet8-B": {"shortcut": "B"},
+    "test_resnet": {},
+    "test_efficientnet": {},
+}
+
+
+RECIPE = LayerPlan(weight=Affine, input=Affine, weight_observer=MinMax, input_observer=MinMax)
+
+
+def made(name: str, **options: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return create_model(name=name.split("-")[0], num_classes=10, in_channels=3, image_size=16, **options)
+
+
+def norms(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if "BatchNorm" in type(module).__name__]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_folded_model_is_the_same_function(name: str, settle: Any) -> None:
+    model = settle(made(name, **MODELS[name]), size=32, images=32)
+    images = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        expected, count = model(images), len(norms(model))
+        statistics = fold_batchnorm_(model, images[:1])
+        folded = model(images)
+    assert len(statistics) == count > 0
+    assert norms(model) == []
+    assert not any("running" in key for key in model.state_dict())
+    assert float((folded - expected).abs().max()) <= 1e-5 * max(1.0, float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv1d(4, 6, 3, groups=2),
+        nn.Conv2d(4, 6, 3, bias=False),
+        nn.Conv3d(4, 6, 1),
+        nn.ConvTranspose2d(4, 6, 3, groups=2),
+        nn.Linear(4, 6),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_every_kind_of_layer_takes_a_norm_up(layer: nn.Module, settle: Any) -> None:
+    axes = {"Conv1d": 1, "Conv2d": 2, "Conv3d": 3, "ConvTranspose2d": 2, "Linear": 0}[type(layer).__name__]
+    norm = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[axes](6)
+    model = nn.Sequential(layer, norm).train()
+    images = torch.randn(64, 4, *(5 for _ in range(axes)))
+    with torch.no_grad():
+        nn.init.uniform_(norm.weight, -1.5, 1.5)
+        nn.init.normal_(norm.bias)
+        model(images)
+        model.eval()
+        expected = model(images)
+        fold_batchnorm_(model, images[:1])
+        torch.testing.assert_close(model(images), expected, atol=1e-5, rtol=1e-5)
+    assert type(model[1]) is nn.Identity
+
+
+def test_statistics_are_the_moments_of_the_folded_output() -> None:
+    # Of normal images through one linear map the outputs are normal, so beta and gamma are what one measures.
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, momentum=None), nn.ReLU())
+    nn.init.uniform_(model[1].weight, -2, 2)
+    nn.init.normal_(model[1].bias)
+    images = torch.randn(64, 3, 12, 12)
+    with torch.no_grad():
+        model.train()(images)
+        statistics = fold_batchnorm_(model.eval(), images[:1])["0"]
+        output = model[0](images).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(statistics.mean, output.mean(dim=1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(statistics.std, output.std(dim=1), atol=1e-3, rtol=1e-3)
+
+
+def test_what_cannot_be_folded_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm1 = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+            self.before = nn.BatchNorm2d(4)  # follows a sum
+            self.twice, self.norm2 = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+            self.blind, self.norm3 = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)
+            self.read, self.norm4 = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)  # its output goes to a sum as well
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm1(self.first(x))
+            x = self.before(x + x)
+            x = self.norm2(self.twice(self.twice(x)))
+            x = self.norm3(self.blind(x))
+            x = self.read(x)
+            return x + self.norm4(x)
+
+    model, images = Odd().eval(), torch.randn(4, 3, 5, 5)
+    with torch.no_grad():
+        expected = model(images)
+    with caplog.at_level(logging.WARNING):
+        assert fold_batchnorm_(model, images) == {}  # the one that is folded has seen no data
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), expected)
+    assert norms(model) == ["before", "norm2", "norm3", "norm4"]
+    for part in ("before, norm4: it does not directly follow", "norm2: it, or the layer", "norm3: it keeps no running"):
+        assert part in caplog.text
+
+
+def test_without_batch_norm_there_is_one_line() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+    with pytest.raises(ValueError, match=r"quantize.fold=before: Sequential has no batch norm .* leave quantize.fold="):
+        fold_batchnorm_(model, torch.zeros(1, 3, 4, 4))
+    with pytest.raises(ValueError, match=r"quantize.fold=training: Sequential has no batch norm"):
+        fold_in_training_(model, torch.zeros(1, 3, 4, 4))
+
+
+def test_a_model_that_cannot_be_traced_is_named() -> None:
+    class Branching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if bool(x.sum() > 0) else -x
+
+    with pytest.raises(ValueError, match=r"Branching cannot be traced by torch\.fx"):
+        fold_batchnorm_(Branching(), torch.zeros(1, 3, 4, 4))
+
+
+def test_modes_and_attributes_stay(settle: Any) -> None:
+    model = settle(made("cifar_resnet8")).train()
+    model.layer1.eval()
+    before = set(vars(model))
+    fold_batchnorm_(model, torch.zeros(1, 3, 16, 16))
+    assert model.training and not model.layer1[0].conv1.training
+    assert set(vars(model)) == before
+
+
+def converted(model: nn.Module, example: Tensor, bits: int = 4) -> nn.Module:
+    found = find_layers(model, example)
+    plans = plan_layers(found, {name: LayerBits(bits, FULL_PRECISION) for name in found.weighted}, RECIPE)
+    swap_layers(model, found, plans)
+    return model
+
+
+def calibrated(model: nn.Module) -> nn.Module:
+    calibrate_weights(model, dict.fromkeys([name for name, _ in model.named_modules()], RECIPE))
+    return model
+
+
+def test_folded_in_training_is_in_eval_what_is_deployed(settle: Any) -> None:
+    model, images = settle(made("cifar_resnet8")), torch.randn(8, 3, 16, 16)
+    deployed = copy.deepcopy(model)
+    fold_batchnorm_(deployed, images[:1])
+    deployed = calibrated(converted(deployed, images[:1]))
+    plain = calibrated(converted(copy.deepcopy(model), images[:1]))
+    student = converted(model, images[:1])
+    names = fold_in_training_(student, images[:1])
+    calibrated(student)
+    with torch.no_grad():
+        expected, other = deployed(images), plain(images)
+        torch.testing.assert_close(student.eval()(images), expected, atol=1e-4, rtol=1e-4)
+    assert len(names) == 7
+    assert float((other - expected).abs().max()) > 1e-2  # rounded before the norm, it is another model
+
+
+def test_what_is_not_rounded_as_merged_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4))
+    student = converted(model.eval(), torch.zeros(1, 3, 4, 4))
+    with caplog.at_level(logging.WARNING):
+        assert fold_in_training_(student, torch.zeros(1, 3, 4, 4)) == ["0"]
+    assert "4: only the weights of convolutions are" in caplog.text
