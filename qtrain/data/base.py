@@ -164,7 +164,13 @@ class VisionData(pl.LightningDataModule, ABC):
 
     def test_dataloader(self) -> EpochLoader:
         """The test images, without augmentation."""
+        if not len(self._test_samples):
+            raise ValueError(f"{self.name}: there are no test images; fit.final_test=false does without")
         return self._loader(self._order(self._test_samples, train=False), test_images=True)
+
+    def test_loader(self, order: BatchOrder) -> EpochLoader:
+        """As :meth:`test_dataloader` in the batches of ``order``, whose samples count those in use from 0."""
+        return self._loader(order.over(self._test_samples), test_images=True)
 
     def calibration_batches(self, count: int) -> list[Batch]:
         """``count`` batches of training images without augmentation, a function of the seed; the same on each rank.

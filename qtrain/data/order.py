@@ -56,6 +56,18 @@ class BatchOrder:
         self.first_epoch = first_epoch
         self.epoch = first_epoch
 
+    def over(self, samples: Tensor) -> BatchOrder:
+        """The same batches of ``samples`` (n,) int64, which this order counts from 0."""
+        return BatchOrder(
+            samples[self.samples],
+            seed=self.seed,
+            batch_size=self.batch_size,
+            train=self.train,
+            rank=self.rank,
+            world_size=self.world_size,
+            first_epoch=self.first_epoch,
+        )
+
     def __len__(self) -> int:
         """Batches in an epoch."""
         n = len(self.samples)

@@ -122,9 +122,8 @@ class SyntheticImages(VisionData):
 
     def _loader(self, order: BatchOrder, *, test_images: bool) -> EpochLoader:
         if test_images:
-            if self.test is None:
-                raise ValueError(f"{self.name}: there are no test images; give data.test, or fit.final_test=false")
-            return self.test._loader(order, test_images=True)
+            assert self.test is not None, "without it there are no test images"
+            return self.test.test_loader(order)
         info = self.info
         how = Augmentation(
             mean=info.mean,
