@@ -6,7 +6,7 @@ independent values, and so on along the traced graph (data-free quantization, Na
 which has the formulas for normals that are clipped).
 
 A distribution is carried as ``ROWS`` values that are equally likely, the means of the cells into which quantiles cut
-it: expectations of clipped normals are those of the formula to 1e-6, and whatever function a model has is just called
+it: expectations of clipped normals are those of the formula to 1e-5, and whatever function a model has is just called
 on the values. Two more values are its bounds, ``beta -+ n gamma`` where it begins.
 """
 
@@ -26,7 +26,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
 from qtrain.convert.fold import OutputStatistics
-from qtrain.convert.graph import trace
+from qtrain.convert.graph import calls, trace
 from qtrain.models.norms import NormForm, describe_norm
 from qtrain.modes import evaluating
 from qtrain.nn import Operand, QuantLayer, QuantWeighted
@@ -72,17 +72,17 @@ def follow(
     normalised images are on average. Raises ``ValueError`` where there are no statistics, and for a module or an
     operation that cannot be followed.
     """
-    graph = trace(model)
-    known = any(isinstance(form := describe_norm(module), NormForm) and form.trained for module in graph.modules())
-    if not statistics and not known:
+    forms = [describe_norm(module) for module in model.modules()]
+    if not statistics and not any(isinstance(form, NormForm) and form.trained for form in forms):
         raise ValueError(
             f"statistics of {type(model).__name__}: it has no batch norm that has seen training data, which is where "
             "they come from; give trained weights of a model with batch norm, or take images"
         )
+    graph = trace(model)
     flow = Flow(graph, statistics, deviations)
     with torch.no_grad(), evaluating(model):
         if image is None:
-            first = next((m for m in graph.modules() if isinstance(m, _ConvNd | nn.Linear)), None)
+            first = next((module for _, module in calls(graph) if isinstance(module, _ConvNd | nn.Linear)), None)
             channels = getattr(first, "in_channels", getattr(first, "in_features", 1))
             image = flow.normal(torch.zeros(channels), torch.ones(channels)).to(next(model.parameters()).device)
         flow.run(image)

@@ -120,10 +120,10 @@ def _along(weight: Tensor, factor: Tensor) -> Tensor:
 
 def _foldable(model: nn.Module, asked: str, skipped: Skipped) -> Iterator[tuple[str, nn.Module, str, NormForm]]:
     """(layer's name, layer, norm's name, norm's form) wherever a batch norm is all that a layer's output goes to."""
+    if all(describe_norm(module) is None for module in model.modules()):
+        raise ValueError(f"{asked}: {type(model).__name__} has no batch norm to merge; leave quantize.fold=none for it")
     graph = trace(model)
     norms = [(node, form) for node, module in calls(graph) if (form := describe_norm(module)) is not None]
-    if not norms:
-        raise ValueError(f"{asked}: {type(model).__name__} has no batch norm to merge; leave quantize.fold=none for it")
     for node, form in norms:
         name, source = str(node.target), _source(graph, node)
         if isinstance(form, str):

@@ -135,8 +135,12 @@ def test_without_batch_norm_there_is_one_line() -> None:
 
 def test_a_model_that_cannot_be_traced_is_named() -> None:
     class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
         def forward(self, x: Tensor) -> Tensor:
-            return x if bool(x.sum() > 0) else -x
+            return self.norm(x) if bool(x.sum() > 0) else x
 
     with pytest.raises(ValueError, match=r"Branching cannot be traced by torch\.fx"):
         fold_batchnorm_(Branching(), torch.zeros(1, 3, 4, 4))
