@@ -189,9 +189,21 @@ def test_file_opens_with_a_comment(path: Path) -> None:
 def test_experiment_composes(experiment: str, budget: str) -> None:
     cfg = compose([f"+experiment={experiment}", f"budget={budget}"])
     assert cfg.experiment == experiment, "an experiment names itself after its file"
-    for name, overrides in (cfg.variants or {}).items():
-        variant = compose([f"+experiment={experiment}", f"budget={budget}", f"name={name}", *overrides])
-        assert Path(variant.run_dir).name == name
+
+
+VARIANTS = {
+    (experiment, str(name)): list(overrides)
+    for experiment in options("experiment")
+    for name, overrides in (compose([f"+experiment={experiment}"]).variants or {}).items()
+}
+
+
+@pytest.mark.parametrize(("experiment", "name"), VARIANTS)
+def test_variant_composes(experiment: str, name: str) -> None:
+    """With one budget: another one has other numbers in the same places."""
+    overrides = VARIANTS[experiment, name]
+    variant = compose([f"+experiment={experiment}", "budget=cpu", f"name={name}", *overrides])
+    assert Path(variant.run_dir).name == name
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))

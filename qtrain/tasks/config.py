@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,9 @@ def _check_choice(key: str, value: str, choices: Mapping[str, Any]) -> None:
 
 def _check_admitted(where: str, overrides: Sequence[str]) -> None:
     for override in overrides:
-        if _key(override) == "allow_targets" or _key(override).startswith("hydra"):
+        # To parse is slow and variants are many: what does not hold the words at all cannot have them as its key.
+        suspect = "allow_targets" in override or "hydra" in override
+        if suspect and (_key(override) == "allow_targets" or _key(override).startswith("hydra")):
             raise ConfigError(f"{where}: {override!r} may be given on the command line only")
 
 
@@ -154,6 +157,7 @@ def _check_hydra(node: Any, where: str = "hydra") -> None:
             raise ConfigError(f"{where}.{key}: {value!r} is not admitted here; remove it")
 
 
+@cache
 def _key(override: str) -> str:
     parsed = OverridesParser.create().parse_override(override)
     return str(parsed.key_or_group)

@@ -89,6 +89,7 @@ def test_parquet_without_its_training_files(parquet_root: Path, tmp_path: Path, 
     for file in parquet_root.glob("train*"):
         file.unlink()
     options = {"root": str(parquet_root), "test_split": "test", "cache_dir": str(tmp_path / "cache"), **RGB}
+    options |= {"workers": 0} if kind is ParquetImages else {}
     data = kind(name="set", **options)  # type: ignore[arg-type]
     data.test_only()
     check_test_only(data, 20)
