@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from qtrain.spec import DataInfo
 from qtrain.synthesis.base import Made, Synthesis, to_bytes
-from qtrain.synthesis.descent import Descent, balanced_labels, figures_of, gaussian_noise
+from qtrain.synthesis.descent import Descent, figures_of
 from qtrain.synthesis.judge import Judge
 from qtrain.synthesis.priors import squared_norm, total_variation
+from qtrain.synthesis.start import balanced_labels, natural_noise, white_noise
 from qtrain.synthesis.statistics import statistics_layers
 from qtrain.synthesis.views import Views
 
@@ -33,7 +34,10 @@ class BNStatistics(Synthesis):
     """Batches from batch norm's statistics, labels, and priors on images; see the module for the objective.
 
     ``steps`` and ``lr`` are Adam's (:class:`Descent`), ``shift``, ``flip``, ``smallest_crop`` and ``crop_steps`` say
-    how the models look at the images in each step (:class:`Views`), the others are weights of the objective's terms.
+    how the models look at the images in each step (:class:`Views`). ``natural_start`` begins from
+    :func:`natural_noise`, otherwise from white noise. ``statistics``, ``label``, ``total_variation`` and ``norm`` are
+    the weights of the objective's terms. ``compile`` pays on a CPU from about a thousand images on.
+
     Statistics are those of a whole batch: of few images they are a matter of chance, so ``batch_size`` is large.
     """
 
@@ -51,6 +55,7 @@ class BNStatistics(Synthesis):
         flip: bool = True,
         smallest_crop: float = 1.0,
         crop_steps: float = 0.5,
+        natural_start: bool = True,
         compile: bool = False,
     ) -> None:
         if batch_size < 1:
@@ -66,6 +71,7 @@ class BNStatistics(Synthesis):
         self._views = Views(shift=shift, flip=flip, smallest_crop=smallest_crop, crop_steps=crop_steps)
         self._statistics, self._label = statistics, label
         self._total_variation, self._norm = total_variation, norm
+        self._natural_start = natural_start
         self._compile = compile
         self._judge: Judge | None = None
 
@@ -83,7 +89,8 @@ class BNStatistics(Synthesis):
     ) -> Made:
         judge = self._judge = Judge.of(models, self._judge, compile=self._compile)
         labels = balanced_labels(info, batch_size=self.batch_size, number=number, device=device)
-        start = gaussian_noise(info, batch_size=self.batch_size, number=number, seed=seed, device=device)
+        begin = natural_noise if self._natural_start else white_noise
+        start = begin(info, batch_size=self.batch_size, number=number, seed=seed, device=device)
 
         def objective(x: Tensor) -> Tensor:
             told = [self._statistics * a.statistics + self._label * F.cross_entropy(a.logits, labels) for a in judge(x)]
@@ -91,7 +98,5 @@ class BNStatistics(Synthesis):
 
         images = self._descent(start, objective, self._views, info, seed=seed, number=number)
         pixels = to_bytes(images, info)
-        figures = figures_of(
-            judge, info, self._views, start=start, pixels=pixels, labels=labels, seed=seed, number=number
-        )
+        figures = figures_of(judge, info, self._views, pixels=pixels, labels=labels, seed=seed, number=number)
         return Made(pixels, labels.cpu(), figures)

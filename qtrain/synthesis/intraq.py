@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from qtrain.functional import random
 from qtrain.spec import DataInfo
 from qtrain.synthesis.base import Made, Synthesis, to_bytes
-from qtrain.synthesis.descent import Descent, balanced_labels, figures_of, gaussian_noise
+from qtrain.synthesis.descent import Descent, figures_of
 from qtrain.synthesis.judge import Judge, last_linear
 from qtrain.synthesis.priors import total_variation
+from qtrain.synthesis.start import balanced_labels, natural_noise, white_noise
 from qtrain.synthesis.statistics import statistics_layers
 from qtrain.synthesis.views import Views
 
@@ -84,6 +85,7 @@ class IntraQ(Synthesis):
         flip: bool = True,
         smallest_crop: float = 0.5,
         crop_steps: float = 0.5,
+        natural_start: bool = True,
         compile: bool = False,
     ) -> None:
         for name, size in (("batch_size", batch_size), ("images_per_class", images_per_class)):
@@ -107,6 +109,7 @@ class IntraQ(Synthesis):
         self._statistics, self._label, self._distance = statistics, label, distance
         self._total_variation = total_variation
         self._smallest_target, self._nearest, self._farthest = smallest_target, nearest, farthest
+        self._natural_start = natural_start
         self._compile = compile
         self._judge: Judge | None = None
 
@@ -126,7 +129,8 @@ class IntraQ(Synthesis):
         judge = self._judge = Judge.of(models, self._judge, compile=self._compile)
         size = self.batch_size
         labels = balanced_labels(info, batch_size=size, number=number, device=device, run=self._images_per_class)
-        start = gaussian_noise(info, batch_size=size, number=number, seed=seed, device=device)
+        begin = natural_noise if self._natural_start else white_noise
+        start = begin(info, batch_size=size, number=number, seed=seed, device=device)
         wanted = self._wanted(number=number, seed=seed).to(device)
 
         def objective(x: Tensor) -> Tensor:
@@ -141,9 +145,7 @@ class IntraQ(Synthesis):
 
         images = self._descent(start, objective, self._views, info, seed=seed, number=number)
         pixels = to_bytes(images, info)
-        figures = figures_of(
-            judge, info, self._views, start=start, pixels=pixels, labels=labels, seed=seed, number=number
-        )
+        figures = figures_of(judge, info, self._views, pixels=pixels, labels=labels, seed=seed, number=number)
         return Made(pixels, labels.cpu(), figures)
 
     def _wanted(self, *, number: int, seed: int) -> Tensor:

@@ -23,8 +23,9 @@ from torch.utils.hooks import RemovableHandle
 
 from qtrain.spec import DataInfo
 from qtrain.synthesis.base import Made, Synthesis, from_bytes, pixel_range, to_bytes
-from qtrain.synthesis.descent import Descent, balanced_labels, gaussian_noise
+from qtrain.synthesis.descent import Descent
 from qtrain.synthesis.priors import total_variation
+from qtrain.synthesis.start import balanced_labels, white_noise
 from qtrain.synthesis.views import Views
 
 FLOOR = 1e-4
@@ -172,7 +173,7 @@ class PatchSimilarity(Synthesis):
         self, models: Sequence[nn.Module], info: DataInfo, *, number: int, seed: int, device: torch.device
     ) -> Made:
         labels = balanced_labels(info, batch_size=self.batch_size, number=number, device=device)
-        start = gaussian_noise(info, batch_size=self.batch_size, number=number, seed=seed, device=device)
+        start = white_noise(info, batch_size=self.batch_size, number=number, seed=seed, device=device)
 
         def objective(x: Tensor) -> Tensor:
             told = []

@@ -84,7 +84,7 @@ def test_the_models_are_left_as_they_were(trained_net: Net, digits_info: DataInf
 
 
 def test_several_models_are_matched_together(trained_net: Net, digits_info: DataInfo) -> None:
-    """Two models of other statistics: images for both are at their mean distance; images for one are far from the other."""
+    """Two models with different statistics: images made for both are closer to the second than those for one."""
     net, other = trained_net(), trained_net()
     assert isinstance(other[1], nn.BatchNorm2d) and other[1].running_mean is not None
     other[1].running_mean += 0.3

@@ -137,7 +137,7 @@ def test_deit_and_two_prefix_tokens() -> None:
 
 
 def test_a_model_without_attention_is_refused() -> None:
-    with pytest.raises(ValueError, match="no self-attention of timm's kind.*bn_statistics"):
+    with pytest.raises(ValueError, match=r"no self-attention of timm's kind.*bn_statistics"):
         PatchSimilarity().check([nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))])
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from qtrain.spec import DataInfo
 from qtrain.synthesis.base import from_bytes, pixel_range, to_bytes
-from qtrain.synthesis.descent import Descent, balanced_labels, gaussian_noise
+from qtrain.synthesis.descent import Descent
 from qtrain.synthesis.priors import squared_norm, total_variation
+from qtrain.synthesis.start import balanced_labels, natural_noise, white_noise
 from qtrain.synthesis.views import Views, window
 
 CPU = torch.device("cpu")
@@ -111,12 +112,28 @@ def test_labels_come_equally_often_over_all_batches() -> None:
 
 def test_noise_is_normal_and_belongs_to_the_images_number() -> None:
     info = info_of(size=32)
-    noise = gaussian_noise(info, batch_size=8, number=1, seed=5, device=CPU)
+    noise = white_noise(info, batch_size=8, number=1, seed=5, device=CPU)
     assert noise.mean().abs() < 0.02 and (noise.std() - 1).abs() < 0.02
     assert (noise.square().square().mean() - 3).abs() < 0.15, "the fourth moment of a normal distribution"
-    halves = [gaussian_noise(info, batch_size=4, number=k, seed=5, device=CPU) for k in (2, 3)]
+    halves = [white_noise(info, batch_size=4, number=k, seed=5, device=CPU) for k in (2, 3)]
     assert torch.equal(noise, torch.cat(halves)), "images 8 to 15, whatever the batch around them"
-    assert not torch.equal(noise, gaussian_noise(info, batch_size=8, number=1, seed=6, device=CPU))
+    assert not torch.equal(noise, white_noise(info, batch_size=8, number=1, seed=6, device=CPU))
+
+
+def test_natural_noise_has_the_spectrum_and_the_colours_that_are_told() -> None:
+    """Of many images: variance 1, power falling as f^-3 along an axis, and the channels' correlation by hand."""
+    info = info_of(size=32, channels=3)
+    noise = natural_noise(info, batch_size=200, number=1, seed=0, device=CPU)
+    assert noise.square().mean().item() == pytest.approx(1.0, abs=0.05)
+    power = torch.fft.fft2(noise).abs().square().mean(dim=(0, 1))
+    measured = [(power[0, k] / power[0, 2 * k]).log2().item() for k in (1, 2, 4)]
+    assert measured == pytest.approx([3.0, 3.0, 3.0], abs=0.25)
+    # Channel c is (sqrt(.8/3) (w1 + w2 + w3) + sqrt(.2) w_c) / d: 0.8 in common, and the mixed terms twice.
+    mixed = math.sqrt(0.8 * 0.2 / 3)
+    correlation = torch.corrcoef(noise.permute(1, 0, 2, 3).flatten(1))[0, 1].item()
+    assert correlation == pytest.approx((0.8 + 2 * mixed) / (1 + 2 * mixed), abs=0.02)
+    halves = [natural_noise(info, batch_size=100, number=k, seed=0, device=CPU) for k in (2, 3)]
+    torch.testing.assert_close(noise, torch.cat(halves))
 
 
 def test_pixels_survive_the_way_to_images_and_back() -> None:
