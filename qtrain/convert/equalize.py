@@ -86,7 +86,8 @@ class Ranges:
     def __init__(self, layer: ScaledLayer) -> None:
         self.layer = layer
         weight: Tensor = layer.module.weight  # type: ignore[assignment]
-        largest = weight.abs().flatten(2).amax(dim=2) if weight.ndim > 2 else weight.abs()
+        largest = weight.detach().abs()
+        largest = largest.flatten(2).amax(dim=2) if weight.ndim > 2 else largest
         self.table = largest.float().cpu()
         self.groups = int(getattr(layer.module, "groups", 1))
 
@@ -142,12 +143,12 @@ def equalizing_factors(
 
     Sweeps over the sides: their factors are multiplied by ``sqrt(r1 / r2)``, which for one layer on either side is
     equation 11, until nothing changes. With several layers on a side, ``r`` is the largest of their ranges, each
-    relative to its tensor's. Of all sweeps the one with the least spread counts, so that the spread never grows.
-    Channels of zeros on either side keep their factor. Changes the ``ranges``.
+    relative to its tensor's. Should the spread have grown, the sweep with the least counts. Channels of zeros on either
+    side keep their factor. Changes the ``ranges``.
     """
     factors = torch.ones(count, dtype=torch.float64)
     best, start = factors.clone(), spread(ranges)
-    least = start
+    now = least = start
     for _ in range(sweeps):
         before = factors.clone()
         for side in among:
@@ -163,7 +164,7 @@ def equalizing_factors(
             best, least = factors.clone(), now
         if float((factors / before - 1).abs().max()) < CONVERGED:
             break
-    return best, start, least
+    return (factors, start, now) if now <= start else (best, start, least)
 
 
 def spread(ranges: Sequence[Ranges]) -> float:
