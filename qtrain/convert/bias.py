@@ -53,6 +53,8 @@ class FromStatistics(BiasCorrection):
 
     needs_images = False
 
+    needs_images = False
+
     @torch.no_grad()
     def __call__(
         self, student: nn.Module, images: Sequence[Tensor], statistics: Mapping[str, OutputStatistics]
@@ -78,6 +80,8 @@ class FromBatches(BiasCorrection):
     All images are run as one batch, so that each layer is corrected before the next one sees its output: one forward in
     full precision, one quantised, both with the memory that a batch of that size takes.
     """
+
+    needs_images = True
 
     @torch.no_grad()
     def __call__(

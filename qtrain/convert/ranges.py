@@ -40,7 +40,8 @@ def calibrate_from_statistics(
     if deviations <= 0:
         raise ValueError(f"calibrate_from_statistics: deviations must be above 0, got {deviations}; 6 is usual")
     calibrate_weights(model, plans)
-    inputs = follow(model, statistics, image_values(low, high), deviations=deviations)
+    device = next(model.parameters()).device
+    inputs = follow(model, statistics, image_values(low, high).to(device), deviations=deviations)
     for name, layer in quant_layers(model).items():
         quantizer = layer.input_quantizer
         if quantizer is None:
