@@ -53,8 +53,6 @@ class FromStatistics(BiasCorrection):
 
     needs_images = False
 
-    needs_images = False
-
     @torch.no_grad()
     def __call__(
         self, student: nn.Module, images: Sequence[Tensor], statistics: Mapping[str, OutputStatistics]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import final
 
 import torch
@@ -30,6 +32,7 @@ class FoldedWeight(nn.Module):
                 "FoldedWeight: the norm keeps no running statistics; track them, or set quantize.fold=none"
             )
         self._norm = (norm,)  # in a tuple, which hides it from the state dict and not from a deep copy
+        self._held: Tensor | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
         """``g W``: what is quantised, (O, I, ...)."""
@@ -39,7 +42,13 @@ class FoldedWeight(nn.Module):
         """``W / g``: what is convolved."""
         return weight / self._factor(weight)
 
+    def hold(self, held: bool) -> None:
+        """Keep the factor as it is now while the norm's statistics change, or let it follow them again."""
+        self._held = self._factor(self._norm[0].running_var).detach() if held else None  # type: ignore[arg-type]
+
     def _factor(self, weight: Tensor) -> Tensor:
+        if self._held is not None:
+            return self._held.to(weight.dtype).reshape(-1, *(1 for _ in weight.shape[1:]))
         (norm,) = self._norm
         assert norm.running_var is not None
         factor = (norm.running_var + norm.eps).rsqrt()
@@ -47,3 +56,16 @@ class FoldedWeight(nn.Module):
             factor = factor * norm.weight
         factor = torch.where(factor.abs() < LEAST, LEAST, factor)
         return factor.to(weight.dtype).reshape(-1, *(1 for _ in weight.shape[1:]))
+
+
+@contextmanager
+def holding_factors(model: nn.Module) -> Iterator[None]:
+    """Inside, no factor of ``model`` follows its norm: for statistics that are reset and estimated anew."""
+    folded = [module for module in model.modules() if isinstance(module, FoldedWeight)]
+    for module in folded:
+        module.hold(True)
+    try:
+        yield
+    finally:
+        for module in folded:
+            module.hold(False)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from qtrain.functional.ste import round_ste
 from qtrain.nn import QuantConv
-from qtrain.nn.folded import LEAST, FoldedWeight
+from qtrain.nn.folded import LEAST, FoldedWeight, holding_factors
 from qtrain.quantizers.affine import Affine
 from qtrain.spec import Observed, PerChannel, QuantSpec
 
@@ -107,6 +107,16 @@ def test_the_step_compiles_without_a_break() -> None:
     compiled = torch.compile(twin, fullgraph=True, backend="eager")
     for _ in range(2):
         torch.testing.assert_close(compiled(x), model(x))
+
+
+def test_a_held_factor_does_not_follow_statistics_that_are_reset() -> None:
+    conv, norm = pair()
+    model, x = nn.Sequential(conv, norm), torch.randn(4, 2, 8, 8)
+    before = conv(x)
+    with holding_factors(model):
+        norm.reset_running_stats()
+        torch.testing.assert_close(conv(x), before)
+    assert float((conv(x) - before).detach().abs().max()) > 0.1
 
 
 def test_a_norm_without_running_statistics_is_refused() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qtrain.modes import evaluating
+from qtrain.nn.folded import holding_factors
 
 
 @torch.no_grad()
@@ -34,7 +35,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> int:
     seen = 0
     try:
         # Eagerly: a graph compiled for training has the old momentum in it.
-        with evaluating(model), torch.compiler.set_stance("force_eager"):
+        with evaluating(model), holding_factors(model), torch.compiler.set_stance("force_eager"):
             for layer in layers:
                 layer.reset_running_stats()
                 layer.momentum = None  # torch's word for: the mean of all batches since the reset
