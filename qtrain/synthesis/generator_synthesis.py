@@ -110,8 +110,8 @@ class GeneratorSynthesis(Synthesis):
         self.check(models)
         if info.num_classes < 2:
             raise ValueError(
-                f"GeneratorSynthesis: a generator is told classes apart, and {info.name} has {info.num_classes}; "
-                "take synthesis=bn_statistics"
+                f"GeneratorSynthesis: {info.name} has {info.num_classes} class, and a generator learns from the class "
+                "that a model sees in its images; give data with at least two"
             )
         learned = Learned(folder=folder / "generator", identity=self._identity(models, info, seed))
         generator = self._new(models, info, seed).to(device)
