@@ -30,7 +30,7 @@ def equal(one: Made, other: Made) -> bool:
 
 
 def test_statistics_fall_to_a_fortieth_of_those_of_noise(trained_net: Net, digits_info: DataInfo) -> None:
-    method = BNStatistics(batch_size=40, steps=50, lr=0.1, label=0.0, flip=False)
+    method = BNStatistics(batch_size=40, steps=50, lr=0.1, label=0.0, shift=0, flip=False)
     net = trained_net()
     made = make(method, net, digits_info)
     assert made.figures["statistics"] < made.figures["noise_statistics"] / 40
@@ -88,7 +88,7 @@ def test_several_models_are_matched_together(trained_net: Net, digits_info: Data
     net, other = trained_net(), trained_net()
     assert isinstance(other[1], nn.BatchNorm2d) and other[1].running_mean is not None
     other[1].running_mean += 0.3
-    method = BNStatistics(batch_size=40, steps=50, label=0.0, flip=False)
+    method = BNStatistics(batch_size=40, steps=50, lr=0.1, label=0.0, shift=0, flip=False)
     both = method.make([net, other], digits_info, number=0, seed=0, device=CPU)
     alone = make(method, net, digits_info)
     distances = []
@@ -104,7 +104,7 @@ def test_several_models_are_matched_together(trained_net: Net, digits_info: Data
 
 def test_priors_count(trained_net: Net, digits_info: DataInfo) -> None:
     def images(**weights: float) -> torch.Tensor:
-        made = make(BNStatistics(batch_size=20, steps=20, **weights), trained_net(), digits_info)
+        made = make(BNStatistics(batch_size=20, steps=20, lr=0.1, shift=0, **weights), trained_net(), digits_info)
         return from_bytes(made.images, digits_info, CPU)
 
     plain = images()
