@@ -243,3 +243,8 @@ def test_wrong_options() -> None:
         callback_of(share=2)
     with pytest.raises(ValueError, match="every_n_steps must be at least 1, got 0"):
         callback_of(every_n_steps=0)
+    layer, callback = quantised(QuantLinear(source=nn.Linear(4, 4))), callback_of(share=Linear(start=0.0, end=2.0))
+    started(callback, nn.Sequential(layer))
+    before_step(callback, 5)
+    with pytest.raises(ValueError, match=r"share must be in \[0, 1\], got 1\.2"):
+        before_step(callback, 6)

@@ -126,6 +126,7 @@ class GradientInundation(pl.Callback):
     ) -> None:
         step = trainer.global_step
         share = rate_at(self.share, step / self._total_steps)
+        checked_share("GradientInundation", "share", share)  # what a schedule gives is known only now
         measure = (step + 1) % self.every_n_steps == 0
         factors = []
         for name, layer in self._layers.items():
