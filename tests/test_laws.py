@@ -57,6 +57,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "pact": [{}, {"init": 10.0}],
     "power_of_two": [{}, {"scale": "calibrated"}, {"scale": "power_of_two"}],
     "product": [{}, {"train": "both", "start": 0.6}],
+    "pruned": [{}, {"share": 0.9, "gap_bits": 2, "huffman": True}],
     "prox_quant": [{}, {"norm": "l2", "hard_from": 0.5}],
     "qil": [{}, {"learn_gamma": False}],
     "quant_noise": [{}, {"block": 3, "rate": 1.0}],

@@ -26,10 +26,10 @@ class AdaRound(Rounding):
     def __init__(
         self,
         *,
-        iterations: int = 1000,
+        iterations: int = 300,
         batch_size: int = 32,
-        rate: float = 0.01,
-        strength: float = 1.0,
+        rate: float = 0.1,
+        strength: float = 0.1,
         warmup: float = 0.2,
         beta_start: float = 20.0,
         beta_end: float = 2.0,

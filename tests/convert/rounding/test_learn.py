@@ -7,7 +7,7 @@ import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import pytest
@@ -27,7 +27,7 @@ from qtrain.convert.rounding.qdrop import QDrop
 from qtrain.convert.rounding.units import blocks_of, layers_of
 from qtrain.convert.swap import swap_layers
 from qtrain.models.factory import create_model
-from qtrain.observers.squared_error import SquaredError
+from qtrain.observers.min_max import MinMax
 from qtrain.quantizers.affine import Affine
 from qtrain.quantizers.lsq import LSQ
 from qtrain.spec import PerChannel
@@ -45,8 +45,8 @@ def student(model: nn.Module, images: Sequence[Tensor], *, bits: int = 3, input:
     recipe = LayerPlan(
         weight=partial(LSQ, granularity=PerChannel(0), init="range"),
         input=input or partial(LSQ, init="range"),
-        weight_observer=SquaredError,
-        input_observer=SquaredError,
+        weight_observer=MinMax,
+        input_observer=MinMax,
     )
     plans = plan_layers(found, Uniform(weight=bits, input=bits)(found.weighted), recipe)
     swap_layers(model, found, plans)
@@ -55,17 +55,23 @@ def student(model: nn.Module, images: Sequence[Tensor], *, bits: int = 3, input:
 
 
 def resnet(**options: Any) -> tuple[nn.Module, list[Tensor]]:
+    model, images = made_resnet(**options)
+    return copy.deepcopy(model), images
+
+
+@lru_cache
+def made_resnet(**options: Any) -> tuple[nn.Module, list[Tensor]]:
     torch.manual_seed(0)
     model = create_model(name="cifar_resnet8", num_classes=10, in_channels=3, image_size=8, width=0.25)
     images = [torch.randn(4, 3, 8, 8) for _ in range(3)]
     return student(model, images, **options), images
 
 
-def two_layers() -> tuple[nn.Module, list[Tensor]]:
+def two_layers(bits: int = 2) -> tuple[nn.Module, list[Tensor]]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 2))
     images = [torch.randn(16, 5) @ torch.randn(5, 5) for _ in range(2)]
-    return student(model, images, bits=2), images
+    return student(model, images, bits=bits), images
 
 
 @torch.no_grad()
@@ -146,8 +152,8 @@ def test_what_is_written_is_on_the_grid_and_next_to_the_weight() -> None:
 
 
 def test_a_part_that_gets_worse_keeps_nearest_rounding_and_its_inputs() -> None:
-    """One step with an absurd rate turns every weight the wrong way."""
-    model, images = two_layers()
+    """One step with absurd rates takes every weight to the other side, and inputs to nothing."""
+    model, images = two_layers(bits=6)
     before = copy.deepcopy(model.state_dict())
     recipe = replace(RECIPE, iterations=1, rate=1e4, input_rate=100.0)
     outcomes = learn_rounding_(model, ["0", "2"], images, recipe=recipe, seed=0)
