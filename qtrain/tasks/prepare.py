@@ -148,7 +148,8 @@ def convert(cfg: DictConfig, model: nn.Module, example: torch.Tensor) -> Convert
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError(f"quantize: {str(error).removeprefix('quantize.')}") from error
+        message = str(error)
+        raise ConfigError(message if message.startswith("quantize.") else f"quantize: {message}") from error
     return Converted(plans, statistics)
 
 
