@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +56,17 @@ class Imagined:
 
 @dataclass(frozen=True)
 class Synthesizer:
-    """All that a worker needs: the models, the method, and where the images go."""
+    """All that a worker needs: the models, the method, where the images go, and where what the method learned lies.
+
+    The latter is of all numbers of images: to ask for more of them is not to learn anew.
+    """
 
     cfg: DictConfig
     models: dict[str, nn.Module]
     method: Synthesis
     info: DataInfo
     folder: Path
+    learned: Path
 
     @property
     def batches(self) -> int:
@@ -118,9 +122,11 @@ def _synthesizer(cfg: DictConfig) -> Synthesizer:
         method.check(list(models.values()))
     except ValueError as error:
         raise ConfigError(f"synthesis: {error}") from error
-    unplaced = Synthesizer(cfg, models, method, info, Path())
-    folder = Path(cfg.synthesize.folder).expanduser() / f"{cfg.data.name}-{config_hash(_made_from(unplaced))}"
-    return Synthesizer(cfg, models, method, info, folder)
+    unplaced = Synthesizer(cfg, models, method, info, Path(), Path())
+    made_from = _made_from(unplaced)
+    folder, key = Path(cfg.synthesize.folder).expanduser(), config_hash(made_from)
+    learned = folder / f"{cfg.data.name}-learned-{config_hash(made_from, ignore=('batches',))}"
+    return replace(unplaced, folder=folder / f"{cfg.data.name}-{key}", learned=learned)
 
 
 def _frozen(model: nn.Module) -> nn.Module:
@@ -182,9 +188,9 @@ def _work(worker: int, plain: dict[str, Any], missing: list[int], workers: int) 
 
 def _learn(made_by: Synthesizer, device: torch.device) -> None:
     made_by.folder.mkdir(parents=True, exist_ok=True)
-    with _lock(made_by.folder), _threads(device):
+    with _lock(made_by.learned.with_name(f".{made_by.learned.name}.lock")), _threads(device):
         models = [model.to(device) for model in made_by.models.values()]
-        made_by.method.learn(models, made_by.info, seed=made_by.cfg.seed, folder=made_by.folder, device=device)
+        made_by.method.learn(models, made_by.info, seed=made_by.cfg.seed, folder=made_by.learned, device=device)
 
 
 def _make(made_by: Synthesizer, number: int, worker: int) -> None:
@@ -222,8 +228,8 @@ def _threads(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def _lock(path: Path) -> Iterator[None]:
     """One process at a time."""
-    with (folder / ".lock").open("w") as file:
+    with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

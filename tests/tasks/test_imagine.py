@@ -71,6 +71,19 @@ def test_images_are_kept_and_found_again(overrides: list[str]) -> None:
     assert not set(hashes(other).values()) & set(hashes(made).values())
 
 
+def test_more_images_of_a_generator_are_not_learned_anew(overrides: list[str], tmp_path: Path) -> None:
+    short = ["synthesis=gdfq", "synthesis.width=4", "synthesis.snapshots=1", "synthesis.steps=2"]
+    asked = [word for word in overrides if not word.startswith("synthesis.")] + [*short, "synthesis.batch_size=8"]
+    few = imagine(compose([*asked, "synthesize.images=8"]))
+    (learned,) = (tmp_path / "images").glob("synthetic-digits-learned-*")
+    times = {path: path.stat().st_mtime_ns for path in learned.rglob("*") if path.is_file()}
+    assert times
+    more = imagine(compose([*asked, "synthesize.images=16"]))
+    assert more.folder != few.folder
+    assert more.made == 16
+    assert {path: path.stat().st_mtime_ns for path in learned.rglob("*") if path.is_file()} == times
+
+
 def test_two_processes_make_the_images_of_one(overrides: list[str], tmp_path: Path) -> None:
     one = imagine(compose(overrides))
     two = imagine(compose([*overrides, f"synthesize.folder={tmp_path / 'two'}", "synthesize.workers=2"]))
