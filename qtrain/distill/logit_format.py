@@ -87,7 +87,8 @@ class TopK(LogitFormat):
     def __init__(self, *, num_classes: int, k: int) -> None:
         if not 1 <= k < num_classes:
             raise ValueError(
-                f"TopK: k must be at least 1 and below the {num_classes} classes, got {k}; teacher_cache=full keeps all of them"
+                f"TopK: k must be at least 1 and below the {num_classes} classes, got {k}; "
+                "teacher_cache=full keeps all of them"
             )
         self.num_classes = num_classes
         self.k = k
