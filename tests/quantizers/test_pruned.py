@@ -142,7 +142,7 @@ def test_what_is_refused() -> None:
         ({"gap_bits": 0}, "Pruned: gap_bits must be 1..16, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
-            Pruned(spec=spec, quantizer=Affine, **options)  # type: ignore[arg-type]
+            Pruned(spec=spec, quantizer=Affine, **options)
     with pytest.raises(ValueError, match="quantises weights only, not an input"):
         Pruned(spec=QuantSpec(bits=4), quantizer=Affine)
     with pytest.raises(ValueError, match="Product has no code for each weight"):

@@ -97,7 +97,7 @@ def test_never_worse_than_nearest_on_the_reconstruction_loss(parts: Any, drop: f
     model, images = resnet()
     exact = full_precision(model)
     learned = copy.deepcopy(model)
-    recipe = replace(RECIPE, iterations=20, drop=drop, input_rate=0.01)
+    recipe = replace(RECIPE, iterations=10, drop=drop, input_rate=0.01)
     outcomes = learn_rounding_(learned, parts(learned), images, recipe=recipe, seed=0)
     assert [outcome.name for outcome in outcomes] == parts(model)
     before = copy.deepcopy(model)
@@ -116,7 +116,7 @@ def test_close_to_the_best_of_all_ways_to_round() -> None:
     """A layer with 2 x 6 weights: each output's 2^6 ways are tried, on the asymmetric target with correlated inputs."""
     model, images = two_layers()
     learned = copy.deepcopy(model)
-    learn_rounding_(learned, ["2"], images, recipe=replace(RECIPE, iterations=400), seed=0)
+    learn_rounding_(learned, ["2"], images, recipe=replace(RECIPE, iterations=150), seed=0)
     target = outputs(full_precision(model), "2", images)
     chosen = all_candidates(model)["2"]
 
@@ -168,7 +168,7 @@ def test_the_same_seed_gives_the_same_student_and_another_seed_draws_otherwise(w
     for seed, noise in ((0, 1), (0, 2), (1, 1)):
         model, images = resnet()
         torch.manual_seed(noise)
-        rounding: Rounding = WAYS[way](iterations=5, batch_size=4)
+        rounding: Rounding = WAYS[way](iterations=3, batch_size=4)
         rounding(model, images, seed=seed)
         results.append(torch.cat([p.detach().reshape(-1) for p in model.parameters()]))
     assert torch.equal(results[0], results[1])
@@ -194,7 +194,7 @@ def test_only_blocks_learn_what_input_quantizers_have() -> None:
         layer = quant_layers(model)["layer2.0.conv2"]
         assert layer.input_quantizer is not None
         before = layer.input_quantizer.scale.detach().clone()
-        WAYS[way](iterations=10)(model, images, seed=0)
+        WAYS[way](iterations=4, batch_size=4)(model, images, seed=0)
         assert bool(layer.input_quantizer.scale != before) == learns
         assert all(p.grad is None for p in model.parameters())
         assert all(isinstance(q.input_quantizer, LSQ) for q in quant_layers(model).values()), "nothing stands in"
@@ -259,6 +259,6 @@ def test_wrong_options_and_missing_images_are_said() -> None:
         ({"beta_start": 1.0}, "got 1.0 and 2.0"),
     ):
         with pytest.raises(ValueError, match=message):
-            QDrop(**options)  # type: ignore[arg-type]
+            QDrop(**options)
     with pytest.raises(ValueError, match="rounding: has no images"):
         AdaRound()(resnet()[0], [], seed=0)

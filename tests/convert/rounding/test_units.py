@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -26,7 +28,7 @@ def converted(model: nn.Module, images: Tensor) -> nn.Module:
     return model.eval()
 
 
-def made(name: str, size: int = 32, **options: object) -> tuple[nn.Module, Tensor]:
+def made(name: str, size: int = 32, **options: Any) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     images = torch.randn(2, 3, size, size)
     return converted(timm.create_model(name, num_classes=10, **options).eval(), images), images
