@@ -5,8 +5,8 @@
 
 A table stands between ``<!-- results:NAME -->`` and ``<!-- /results -->`` and is made of ``results/NAME.csv``. With
 ``<!-- results:NAME variants -->`` it has a row for each variant of an experiment; ``recipes`` in that place holds them
-against the variant ``none``. Of several rows of one configuration the last counts; seeds are averaged. A file that is
-not there yet gives no table.
+against the variant ``none``, ``drops`` against full precision. Of several rows of one configuration the last counts;
+seeds are averaged. A file that is not there yet gives no table.
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ from qtrain.tasks.table import COLUMNS, LEFT, order, outcomes, table_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(
-    r"(<!-- results:(?P<name>[\w-]+)(?: (?P<kind>variants|recipes))? -->\n)(?P<table>.*?)(<!-- /results -->)", re.DOTALL
+    r"(<!-- results:(?P<name>[\w-]+)(?: (?P<kind>variants|recipes|drops))? -->\n)(?P<table>.*?)(<!-- /results -->)",
+    re.DOTALL,
 )
 SEED = re.compile(r"-seed\d+$")
+MADE = ("train", "calibrate")
+"""Tasks that leave a student."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,7 +66,7 @@ def render(text: str, results: Path) -> str:
 
     def table(match: re.Match[str]) -> str:
         path = results / f"{match['name']}.csv"
-        made = {"variants": variants, "recipes": recipes}.get(match["kind"], markdown)
+        made = {"variants": variants, "recipes": recipes, "drops": drops}.get(match["kind"], markdown)
         return match[1] + (made(read_rows(path)) if path.is_file() else "") + match[5]
 
     return BLOCK.sub(table, text)
@@ -136,11 +139,11 @@ def gather_variants(rows: list[dict[str, str]]) -> list[Variant]:
     Of several rows of one run the last counts. A name that ends in ``-seed1`` is a repeat of the one without.
     """
     latest = {(row["name"], row["task"]): row for row in rows}
-    names = dict.fromkeys(SEED.sub("", row["name"]) for row in rows if row["task"] == "train")
+    names = dict.fromkeys(SEED.sub("", row["name"]) for row in rows if row["task"] in MADE)
     found = [
         Variant(
             name,
-            [row for (own, task), row in latest.items() if task == "train" and SEED.sub("", own) == name],
+            [row for (own, task), row in latest.items() if task in MADE and SEED.sub("", own) == name],
             latest.get((name, "bench")),
         )
         for name in names
@@ -187,6 +190,19 @@ def recipes(rows: list[dict[str, str]]) -> str:
         lines.append((variant.name, variant.bits, run["distill"], variant.accuracy, gain, *last))
     columns = ("Run", "Bits", "Teacher's terms", "Top-1 %", "Against none", "Epochs", "Hardware")
     return _markdown_table(columns, lines, figures=range(3, 6))
+
+
+def drops(rows: list[dict[str, str]]) -> str:
+    """One row a variant, trained or not: accuracy, what that is less than full precision, and the time it took."""
+    lines = []
+    for variant in gather_variants(rows):
+        top1, full, run = variant.mean("top1"), variant.mean("fp_top1"), variant.runs[-1]
+        change = "" if top1 is None or full is None else f"{top1 - full:+.2f}"
+        made = "calibrated" if run["task"] == "calibrate" else f"trained, {run['epochs']} epochs"
+        size, minutes = _figure(variant.mean("size_bytes"), 1e-3, ".1f"), _figure(variant.mean("wall_s"), 1 / 60, ".1f")
+        lines.append((variant.name, variant.bits, made, variant.accuracy, change, size, minutes, run["hardware"]))
+    columns = ("Run", "Bits", "Student", "Top-1 %", "Change", "kB", "Minutes", "Hardware")
+    return _markdown_table(columns, lines, figures=range(3, 7))
 
 
 def _number_or_none(step: dict[str, str] | None) -> float | None:

@@ -85,6 +85,8 @@ class RunSummary:
     def way(self) -> str:
         if self.full_precision:
             return FLOAT
+        if self.epochs == 0:
+            return CALIBRATED
         return DISTILLED if self.distilled else TRAINED
 
 

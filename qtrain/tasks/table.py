@@ -181,7 +181,8 @@ def _accuracies(summary: RunSummary) -> Iterator[tuple[Key, float]]:
     if summary.ptq_top1 is not None and not summary.full_precision:
         yield own._replace(way=CALIBRATED, terms=""), summary.ptq_top1
     if summary.top1 is not None:
-        yield own, summary.top1
+        # What task=calibrate left is one of several ways to calibrate; what training began from is not.
+        yield own._replace(name=summary.name or "") if own.way == CALIBRATED else own, summary.top1
 
 
 def _outcome(key: Key, members: list[tuple[float, RunSummary]]) -> Outcome:

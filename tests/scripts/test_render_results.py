@@ -160,3 +160,21 @@ def test_recipes_are_held_against_none_at_the_same_bits(page: Path) -> None:
         ["none", "W2A2", "none", "86.25 ± 0.35, 2 seeds", "", "2"],
         ["qkd", "W2A2", "soft", "85.00", "-1.25", "2"],
     ]
+
+
+def test_drops_are_held_against_full_precision(page: Path) -> None:
+    csv = page.parent / "some.csv"
+    page.write_text(page.read_text().replace("results:some", "results:some drops"))
+    common = {"ptq_top1": None, "fp_top1": 91.73, "wall_s": 90.0, "distill": "none"}
+    append_row(
+        csv, row(name="dfq", task="calibrate", epochs=0, top1=91.5, w_bits=8, a_bits=8, config_hash="d", **common)
+    )
+    for seed, top1 in ((0, 90.0), (1, 91.0)):
+        name = "w4a4-seed1" if seed else "w4a4"
+        append_row(csv, row(name=name, seed=seed, top1=top1, epochs=150, config_hash=name, **common))
+    append_row(csv, row(name="", task="synthesize", top1=None, w_bits=None, a_bits=None))
+    script.main(["--results", str(page.parent), str(page)])
+    assert table(page)[2:] == [
+        ["dfq", "W8A8", "calibrated", "91.50", "-0.23", "150.0", "1.5", "laptop"],
+        ["w4a4", "W4A4", "trained, 150 epochs", "90.50 ± 0.71, 2 seeds", "-1.23", "150.0", "1.5", "laptop"],
+    ]

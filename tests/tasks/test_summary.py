@@ -107,6 +107,19 @@ def test_seeds_share_a_row_and_other_differences_do_not() -> None:
     assert [row[1] for row in table_rows(rows)] == ["32", "W4A4 affine", "W4A4 affine", "W4A4 lsq", "W4A4 lsq"]
 
 
+def test_students_that_were_only_calibrated_are_told_apart_by_name() -> None:
+    ways = [
+        summary(name=name, epochs=0, top1=top1, ptq_top1=None) for name, top1 in (("nearest", 89.0), ("brecq", 91.0))
+    ]
+    rows = outcomes([*ways, summary(top1=95.0, ptq_top1=70.0)])
+    assert [(row.key.way, row.key.name, row.top1) for row in rows[1:]] == [
+        ("calibrated only", "", 70.0),
+        ("calibrated only", "brecq", 91.0),
+        ("calibrated only", "nearest", 89.0),
+        ("trained", "", 95.0),
+    ]
+
+
 def test_a_full_precision_run_is_the_reference_row_of_its_model() -> None:
     rows = outcomes([summary(model="teacher", w_bits=32, a_bits=32, top1=98.0, fp_top1=None, ptq_top1=None)])
     assert [(row.key.way, row.top1) for row in rows] == [("full precision", 98.0)]
