@@ -48,6 +48,14 @@ WRONG = {
         "teacher_cache=ful: there is no such teacher_cache; did you mean 'full'?",
     ),
     "unknown key of the cache": (["teacher.cache.size=1"], "unknown key 'teacher.cache.size'; did you mean"),
+    "unknown way to fold": (
+        ["quantize.fold=befor"],
+        "quantize.fold: must be one of none, before, training, got 'befor'; did you mean 'before'?",
+    ),
+    "unknown rounding": (
+        ["rounding@quantize.rounding=adaroun"],
+        "there is no such rounding; did you mean 'adaround'?",
+    ),
     "a typo in a stage": (["+stages.a=['fit.epoch=3']"], "stages.a: unknown key 'fit.epoch'; did you mean"),
     "a stage of another seed": (["+stages.a=['seed=3']"], "stages.a: changes seed, which all stages of a run share"),
     "no equals sign": (["seed"], "Error parsing override 'seed'"),
@@ -151,6 +159,18 @@ REFUSED = {
     "a policy that fits nothing": (
         ["+policy@quantize.policies.head=policy", "quantize.policies.head.layers=[fc]"],
         r"quantize: policies\.head: pattern 'fc' matches no layer that can be quantised",
+    ),
+    "folding without batch norm": (
+        ["model=vit_tiny", "quantize.fold=before"],
+        r"^quantize\.fold=before: VisionTransformer has no batch norm to merge; leave quantize\.fold=none for it",
+    ),
+    "equalization without folding": (
+        ["equalize@quantize.equalize=cross_layer"],
+        r"^quantize\.equalize: no channel of CifarResNet can be scaled without changing the function; set quantize\.fold",
+    ),
+    "equalization without a sweep": (
+        ["equalize@quantize.equalize=cross_layer", "quantize.equalize.sweeps=0"],
+        r"quantize\.equalize: CrossLayerEqualization: sweeps must be at least 1, got 0; 40 is usual",
     ),
     "an operation that is not there": (["quantize.operations.matmul=8"], r"operations\.matmul: CifarResNet has none"),
 }
