@@ -160,10 +160,6 @@ REFUSED = {
         ["+policy@quantize.policies.head=policy", "quantize.policies.head.layers=[fc]"],
         r"quantize: policies\.head: pattern 'fc' matches no layer that can be quantised",
     ),
-    "folding without batch norm": (
-        ["model=vit_tiny", "quantize.fold=before"],
-        r"^quantize\.fold=before: VisionTransformer has no batch norm to merge; leave quantize\.fold=none for it",
-    ),
     "equalization without folding": (
         ["equalize@quantize.equalize=cross_layer"],
         r"^quantize\.equalize: no channel of CifarResNet can be scaled without changing the function; set quantize\.fold",
