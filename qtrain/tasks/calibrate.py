@@ -16,6 +16,7 @@ from qtrain.lit.evaluation import evaluate
 from qtrain.tasks import prepare, record
 from qtrain.tasks.build import build_model, example_input
 from qtrain.tasks.load import load_data
+from qtrain.tasks.picture import keep_picture
 from qtrain.tasks.summary import FINISHED
 from qtrain.tasks.table import print_summary
 from qtrain.tasks.targets import ConfigError
@@ -41,6 +42,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     torch.manual_seed(cfg.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = load_data(cfg, test_only=not prepare.needs_images(cfg))
+    keep_picture(data, folder)
     full_precision = build_model(cfg.model, data.info)
     prepared = prepare.quantise(cfg, copy.deepcopy(full_precision).to(device), data)
     seconds = time.perf_counter() - start

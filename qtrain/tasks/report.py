@@ -24,6 +24,7 @@ from qtrain.files import write_text
 from qtrain.spec import FULL_PRECISION
 from qtrain.tasks import curves
 from qtrain.tasks.figures import BIT_OPERATIONS, COMPRESSION, DARK, LIGHT, CostAxis, accuracy_plot
+from qtrain.tasks.picture import PICTURE
 from qtrain.tasks.results import commit
 from qtrain.tasks.summary import METRICS, Run, RunSummary, gather
 from qtrain.tasks.table import COLUMNS, Outcome, outcomes, print_summary, size_text, table_rows
@@ -45,7 +46,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Section:
-    """What the page shows of one run below the tables."""
+    """What the page shows of one run below the tables; ``picture`` is a PNG of the images that it imagined."""
 
     anchor: str
     title: str
@@ -53,6 +54,7 @@ class Section:
     charts: list[curves.Chart]
     damaged_lines: int
     layers: list[list[Cell]]
+    picture: str | None
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -112,6 +114,7 @@ def _plot(path: Path, rows: list[Outcome], axis: CostAxis) -> dict[str, str]:
 def _section(number: int, run: Run, folder: Path) -> Section:
     rows, damaged = curves.read_metrics(run.folder / METRICS)
     last = {name: value for row in rows for name, value in row.items()}
+    picture = run.folder / PICTURE
     return Section(
         anchor=f"run-{number}",
         title=_relative(run.folder, folder),
@@ -119,6 +122,7 @@ def _section(number: int, run: Run, folder: Path) -> Section:
         charts=curves.charts(rows),
         damaged_lines=damaged,
         layers=[_layer_cells(layer, last) for layer in run.summary.layers if isinstance(layer, dict)],
+        picture=base64.b64encode(picture.read_bytes()).decode() if picture.is_file() else None,
     )
 
 

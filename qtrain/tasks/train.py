@@ -26,6 +26,7 @@ from qtrain.tasks.build import build_model, example_input
 from qtrain.tasks.fit import named_callbacks
 from qtrain.tasks.instantiate import instantiate
 from qtrain.tasks.load import load_data
+from qtrain.tasks.picture import keep_picture
 from qtrain.tasks.pretrain import full_precision_weights
 from qtrain.tasks.run_stage import Trained, run_stage
 from qtrain.tasks.stages import Stage, StageState, stages_of
@@ -49,6 +50,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     torch.manual_seed(cfg.seed)
 
     data = load_data(cfg)
+    keep_picture(data, folder)
     stages = stages_of(cfg, folder)
     for stage in stages:
         _check(stage.cfg)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from qtrain.data.imagined import MANIFEST, read_images, read_manifest, write_sha
 from qtrain.tasks.config import compose
 from qtrain.tasks.imagine import Imagined, imagine
 from qtrain.tasks.record import identity_of
+from qtrain.tasks.report import write_report
 from qtrain.tasks.targets import ConfigError
 from qtrain.tasks.variants import run_task
 
@@ -146,16 +148,20 @@ def test_the_closed_loop_needs_no_training_image(overrides: list[str], tmp_path:
     root = tmp_path / "real"
     write_shard(root / "test-0.parquet", pixels[:200], digits.target[:200], {})
     real = ["data@data.test=cifar10", f"data.test.root={root}", f"data.test.cache_dir={tmp_path / 'cache'}"]
-    loop = [*overrides, *real, "teacher=self", "objective=kl", "fit.epochs=2", "synthesis.steps=20"]
+    loop = [*overrides, *real, "teacher=self", "objective=kl", "fit.epochs=2", "synthesis.steps=20", "optimizer=adam"]
     trained = run_task(compose(loop), loop)
     assert trained["fp_top1"] > 80, "the test images are the digits that the model knows"
     assert trained["ptq_top1"] is not None
-    assert trained["top1"] > 30
+    assert trained["top1"] > 80
+    run = tmp_path / "out" / "adhoc"
+    picture = base64.b64encode((run / "w4a4-distill" / "images.png").read_bytes()).decode()
+    page, _, _ = write_report(run)
+    assert f"data:image/png;base64,{picture}" in page.read_text()
     calibrated = run_task(compose([*loop, "task=calibrate"]), loop)
     assert calibrated["top1"] == trained["ptq_top1"]
     free = ["task=calibrate", "quantize.fold=before", "quantize.calibration=statistics", "name=dfq"]
     from_nothing = run_task(compose([*loop, *free, f"synthesize.folder={tmp_path / 'never'}"]), loop)
-    assert from_nothing["top1"] > 30
+    assert from_nothing["top1"] > 80
     assert not (tmp_path / "never").exists(), "statistics alone need no imagined image either"
 
 
