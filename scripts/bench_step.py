@@ -103,7 +103,7 @@ def quantised(cfg: DictConfig) -> nn.Module:
     """The experiment's student, calibrated on random images."""
     model = build(cfg.model)
     images = torch.randn(8, CHANNELS, SIZE, SIZE)
-    calibrate(model, [images], convert(cfg, model, images[:1]))
+    calibrate(model, [images], convert(cfg, model, images[:1]).plans)
     return model
 
 
