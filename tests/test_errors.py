@@ -35,7 +35,7 @@ WRONG = {
     "missing value": (["model=timm"], "missing: give model.name=..."),
     "unknown task": (
         ["task=tain"],
-        "task: must be one of train, tune, evaluate, report, got 'tain'; did you mean 'train'?",
+        "task: must be one of train, tune, calibrate, synthesize, evaluate, report, got 'tain'; did you mean 'train'?",
     ),
     "unknown budget": (["budget=gpu"], "budget: must be one of full, cpu, probe, got 'gpu'"),
     "unknown term": (

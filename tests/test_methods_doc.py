@@ -77,7 +77,7 @@ def test_method_composes_from_its_config(method: Method) -> None:
     assert (conf_dir() / file).is_file()
     cfg = compose(method.overrides)
     if file != Path("config.yaml"):
-        chosen = [override for override in method.overrides if override.endswith(f"={file.with_suffix('').name}")]
+        chosen = [override for override in method.overrides if re.search(rf"[=/]{file.stem}$", override)]
         group = file.parts[0]
         assert any(re.match(rf"\+?{group}[@=]", choice) for choice in chosen) or is_default(file), (
             f"what to type does not choose {file}"

@@ -208,11 +208,10 @@ def sabotage_writes(moment: str, step: int) -> None:
     """Die in the middle of the checkpoint of ``step``, or between its last byte and its name."""
     save, replace = torch.save, os.replace
 
-    def half_save(state: dict[str, Any], file: Any) -> None:
-        save(state, file)
+    def half_save(state: dict[str, Any], path: Path) -> None:
+        save(state, path)
         if moment == "mid_write" and state["global_step"] == step:
-            file.flush()
-            os.ftruncate(file.fileno(), file.tell() // 2)
+            os.truncate(path, path.stat().st_size // 2)
             kill()
 
     def no_replace(source: str, target: str | Path) -> None:
