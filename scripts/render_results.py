@@ -5,8 +5,8 @@
 
 A table stands between ``<!-- results:NAME -->`` and ``<!-- /results -->`` and is made of ``results/NAME.csv``. With
 ``<!-- results:NAME variants -->`` it has a row for each variant of an experiment; ``recipes`` in that place holds them
-against the variant ``none``, ``drops`` against full precision. Of several rows of one configuration the last counts;
-seeds are averaged. A file that is not there yet gives no table.
+against the variant ``none``, ``drops`` against full precision; ``imagined`` has the images of ``task=synthesize``. Of
+several rows of one configuration the last counts; seeds are averaged. A file that is not there yet gives no table.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from qtrain.tasks.summary import CALIBRATED, FLOAT, NUMBERS, RunSummary
 from qtrain.tasks.table import COLUMNS, LEFT, order, outcomes, table_rows
 
 ROOT = Path(__file__).resolve().parent.parent
+KINDS = "variants|recipes|drops|imagined"
 BLOCK = re.compile(
-    r"(<!-- results:(?P<name>[\w-]+)(?: (?P<kind>variants|recipes|drops))? -->\n)(?P<table>.*?)(<!-- /results -->)",
-    re.DOTALL,
+    rf"(<!-- results:(?P<name>[\w-]+)(?: (?P<kind>{KINDS}))? -->\n)(?P<table>.*?)(<!-- /results -->)", re.DOTALL
 )
 SEED = re.compile(r"-seed\d+$")
 MADE = ("train", "calibrate")
@@ -66,7 +66,9 @@ def render(text: str, results: Path) -> str:
 
     def table(match: re.Match[str]) -> str:
         path = results / f"{match['name']}.csv"
-        made = {"variants": variants, "recipes": recipes, "drops": drops}.get(match["kind"], markdown)
+        made = {"variants": variants, "recipes": recipes, "drops": drops, "imagined": imagined}.get(
+            match["kind"], markdown
+        )
         return match[1] + (made(read_rows(path)) if path.is_file() else "") + match[5]
 
     return BLOCK.sub(table, text)
@@ -203,6 +205,18 @@ def drops(rows: list[dict[str, str]]) -> str:
         lines.append((variant.name, variant.bits, made, variant.accuracy, change, size, minutes, run["hardware"]))
     columns = ("Run", "Bits", "Student", "Top-1 %", "Change", "kB", "Minutes", "Hardware")
     return _markdown_table(columns, lines, figures=range(3, 7))
+
+
+def imagined(rows: list[dict[str, str]]) -> str:
+    """One row for each set of images that ``task=synthesize`` made, the last of each configuration and machine."""
+    made = [row for row in rows if row["task"] == "synthesize" and row.get("s_per_1000_images")]
+    lines = []
+    for row in {(row["config_hash"], row["hardware"]): row for row in made}.values():
+        figures = [f"{float(row[name]):.3g}" for name in ("statistics", "noise_statistics", "s_per_1000_images")]
+        method, shown = row["notes"].partition(",")[0], f"{100 * float(row['as_labelled']):.0f}"
+        lines.append((method, row["images"], *figures[:2], shown, figures[2], row["hardware"]))
+    columns = ("Method", "Images", "Distance", "Of noise", "As labelled %", "s per 1,000", "Hardware")
+    return _markdown_table(columns, lines, figures=range(1, 6))
 
 
 def _number_or_none(step: dict[str, str] | None) -> float | None:

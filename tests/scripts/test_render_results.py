@@ -178,3 +178,15 @@ def test_drops_are_held_against_full_precision(page: Path) -> None:
         ["dfq", "W8A8", "calibrated", "91.50", "-0.23", "150.0", "1.5", "laptop"],
         ["w4a4", "W4A4", "trained, 150 epochs", "90.50 ± 0.71, 2 seeds", "-1.23", "150.0", "1.5", "laptop"],
     ]
+
+
+def test_imagined_images_have_a_row_for_each_set(page: Path) -> None:
+    csv = page.parent / "some.csv"
+    page.write_text(page.read_text().replace("results:some", "results:some imagined"))
+    figures = {"images": 1024, "statistics": 1.926, "noise_statistics": 816.3, "as_labelled": 0.996}
+    for seconds in (300.0, 180.4, ""):  # measured twice, then found
+        made = row(task="synthesize", notes="IntraQ, 1024 images made", s_per_1000_images=seconds, **figures)
+        append_row(csv, made)
+    append_row(csv, row(name="w4a4"))
+    script.main(["--results", str(page.parent), str(page)])
+    assert table(page)[2:] == [["IntraQ", "1024", "1.93", "816", "100", "180", "laptop"]]
