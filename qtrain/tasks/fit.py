@@ -34,15 +34,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a fit leaves behind: the device it ran on, and how many optimizer steps and epochs it took in all.
+    """What a fit leaves behind, beside a trained module.
 
-    ``train_s`` are the seconds of training, ``earlier_s`` those of them that were spent before a resumption.
+    ``device`` is what it ran on. ``train_s`` are the seconds of training, ``earlier_s`` those of them that were spent before a resumption.
     ``end`` is where the run stands now, ``optimizer`` the optimizer's state dict, ``figures`` what
     callbacks found, by their name in the config.
     """
 
     device: torch.device
-    steps: int
     train_s: float
     earlier_s: float
     resumed: bool
@@ -112,7 +111,6 @@ def fit(
         trainer.fit(module, datamodule=data, ckpt_path=str(point) if point else None)
     return Fitted(
         device=trainer.strategy.root_device,
-        steps=trainer.global_step,
         train_s=journal.elapsed_s,
         earlier_s=journal.earlier_s,
         resumed=point is not None,

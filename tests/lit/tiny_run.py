@@ -321,7 +321,7 @@ def run_product(job: dict[str, Any]) -> int:
     fitted = fit(
         cfg, module=module, data=data, folder=folder, identity="product", epochs=cfg.fit.epochs, title="product"
     )
-    final = {"average": digest(student.state_dict()), "all": digest(module.state_dict()), "steps": fitted.steps}
+    final = {"average": digest(student.state_dict()), "all": digest(module.state_dict()), "steps": fitted.end.step}
     (folder / "final.json").write_text(json.dumps(final))
     return 0
 
