@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 class Fitted:
     """What a fit leaves behind, beside a trained module.
 
-    ``device`` is what it ran on. ``train_s`` are the seconds of training, ``earlier_s`` those of them that were spent before a resumption.
-    ``end`` is where the run stands now, ``optimizer`` the optimizer's state dict, ``figures`` what
+    ``device`` is what it ran on. ``train_s`` are the seconds of training, ``earlier_s`` those of them that were spent
+    before a resumption. ``end`` is where the run stands now, ``optimizer`` the optimizer's state dict, ``figures`` what
     callbacks found, by their name in the config.
     """
 
