@@ -208,10 +208,10 @@ def drops(rows: list[dict[str, str]]) -> str:
 
 
 def imagined(rows: list[dict[str, str]]) -> str:
-    """One row for each set of images that ``task=synthesize`` made, the last of each configuration and machine."""
+    """One row for each kind of images that ``task=synthesize`` made: the last of each method, number and machine."""
     made = [row for row in rows if row["task"] == "synthesize" and row.get("s_per_1000_images")]
     lines = []
-    for row in {(row["config_hash"], row["hardware"]): row for row in made}.values():
+    for row in {(row["notes"], row["hardware"]): row for row in made}.values():
         figures = [f"{float(row[name]):.3g}" for name in ("statistics", "noise_statistics", "s_per_1000_images")]
         method, shown = row["notes"].partition(",")[0], f"{100 * float(row['as_labelled']):.0f}"
         lines.append((method, row["images"], *figures[:2], shown, figures[2], row["hardware"]))
