@@ -16,7 +16,6 @@ from qtrain.lit.evaluation import evaluate
 from qtrain.models.weights import load_weights
 from qtrain.tasks import prepare, record
 from qtrain.tasks.build import build_model, example_input
-from qtrain.tasks.imagine import is_imagined
 from qtrain.tasks.load import load_data
 from qtrain.tasks.stages import last_stage
 from qtrain.tasks.summary import SUMMARY, read_summary
@@ -37,7 +36,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if trained is not None:
         cfg = _with_config_of(trained, cfg)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = load_data(cfg, test_only=is_imagined(cfg.data) if trained else not prepare.needs_images(cfg))
+    data = load_data(cfg, test_only=not trained and not prepare.needs_images(cfg), imagines=not trained)
     if cfg.model.get("weights") is None and not cfg.model.get("pretrained", False) and trained is None:
         raise ConfigError("model.weights: evaluate needs weights; give a file, or checkpoint=RUN_FOLDER")
     model = build_model(cfg.model, data.info)

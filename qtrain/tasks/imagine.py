@@ -25,6 +25,7 @@ from torch import nn
 from qtrain.data.imagined import (
     MANIFEST,
     Manifest,
+    Shard,
     read_manifest,
     read_shard,
     shard_path,
@@ -73,13 +74,8 @@ class Synthesizer:
         return -(-int(self.cfg.synthesize.images) // self.method.batch_size)
 
     @property
-    def shards(self) -> list[Path]:
+    def paths(self) -> list[Path]:
         return [shard_path(self.folder, number, self.batches) for number in range(self.batches)]
-
-
-def is_imagined(node: DictConfig) -> bool:
-    """Whether the data node is one of imagined images."""
-    return str(node.get("_target_", "")).endswith(".SyntheticImages")
 
 
 def imagine(cfg: DictConfig) -> Imagined:
@@ -94,16 +90,17 @@ def imagine(cfg: DictConfig) -> Imagined:
         log.info("imagined images: found %s", folder)
         return Imagined(folder, read_manifest(folder), 0, 0.0)
     log.info("imagining %d images in %s", made_by.batches * made_by.method.batch_size, folder)
-    start, kept = time.perf_counter(), _images(made_by)
+    start, kept = time.perf_counter(), sum(shard.images for shard in _shards(made_by))
     _make_all(made_by)
-    shards = [shard for path in made_by.shards if (shard := read_shard(path)) is not None]
+    shards = _shards(made_by)
     if len(shards) < made_by.batches:
         raise ConfigError(
             f"synthesize: {made_by.batches - len(shards)} of {made_by.batches} batches are still to be made by other "
             f"ranks of synthesize.world_size={cfg.synthesize.world_size}; the last one to end finishes the folder"
         )
     manifest = write_manifest(folder, _made_from(made_by), shards)
-    return Imagined(folder, manifest, _images(made_by) - kept, time.perf_counter() - start)
+    made = sum(shard.images for shard in shards) - kept
+    return Imagined(folder, manifest, made, time.perf_counter() - start)
 
 
 def _synthesizer(cfg: DictConfig) -> Synthesizer:
@@ -148,8 +145,9 @@ def _made_from(made_by: Synthesizer) -> dict[str, Any]:
     }
 
 
-def _images(made_by: Synthesizer) -> int:
-    return sum(shard.images for path in made_by.shards if (shard := read_shard(path)) is not None)
+def _shards(made_by: Synthesizer) -> list[Shard]:
+    """The batches that are there whole; damaged ones are removed."""
+    return [shard for path in made_by.paths if (shard := read_shard(path)) is not None]
 
 
 def _make_all(made_by: Synthesizer) -> None:
@@ -160,22 +158,22 @@ def _make_all(made_by: Synthesizer) -> None:
             f"synthesize.rank: must be in 0..{section.world_size - 1}, below synthesize.world_size, got {section.rank}"
         )
     share = range(section.rank, made_by.batches, section.world_size)
-    missing = [number for number in share if not made_by.shards[number].is_file()]
+    missing = [number for number in share if not made_by.paths[number].is_file()]
     workers = min(section.workers or _default_workers(), len(missing))
     _learn(made_by, torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
     if workers <= 1:
         for number in missing:
             _make(made_by, number, worker=0)
-            _say(made_by, len(missing))
+            _say(made_by)
         return
     plain = OmegaConf.to_container(made_by.cfg, resolve=True)
     context = torch.multiprocessing.spawn(_work, (plain, missing, workers), nprocs=workers, join=False)
     assert context is not None
     kept = -1
     while not context.join(timeout=POLL_S):
-        if (now := sum(path.is_file() for path in made_by.shards)) != kept:
+        if (now := sum(path.is_file() for path in made_by.paths)) != kept:
             kept = now
-            log.info("imagined %d of %d batches", kept, made_by.batches)
+            _say(made_by)
 
 
 def _work(worker: int, plain: dict[str, Any], missing: list[int], workers: int) -> None:
@@ -198,12 +196,11 @@ def _make(made_by: Synthesizer, number: int, worker: int) -> None:
     with _threads(device):
         models = [model.to(device) for model in made_by.models.values()]
         made = made_by.method.make(models, made_by.info, number=number, seed=made_by.cfg.seed, device=device)
-    write_shard(made_by.shards[number], made.images.numpy(), made.labels.numpy(), made.figures)
+    write_shard(made_by.paths[number], made.images.numpy(), made.labels.numpy(), made.figures)
 
 
-def _say(made_by: Synthesizer, missing: int) -> None:
-    kept = sum(path.is_file() for path in made_by.shards)
-    log.info("imagined %d of %d batches", kept, made_by.batches)
+def _say(made_by: Synthesizer) -> None:
+    log.info("imagined %d of %d batches", sum(path.is_file() for path in made_by.paths), made_by.batches)
 
 
 def _device(worker: int) -> torch.device:

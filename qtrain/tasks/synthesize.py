@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from qtrain.data.synthetic import SyntheticImages
 from qtrain.tasks import record
-from qtrain.tasks.imagine import imagine, is_imagined
+from qtrain.tasks.imagine import imagine
+from qtrain.tasks.instantiate import instantiate
 from qtrain.tasks.picture import PICTURE, draw
 from qtrain.tasks.targets import ConfigError
 
@@ -21,7 +23,7 @@ log = logging.getLogger(__name__)
 def run(cfg: DictConfig) -> dict[str, Any]:
     """Make the images of ``cfg.synthesis``, or find them; returns their folder and the figures of the manifest."""
     start = time.perf_counter()
-    if not is_imagined(cfg.data):
+    if not isinstance(instantiate(cfg.data), SyntheticImages):
         raise ConfigError("data: task=synthesize makes images for data=synthetic, which says their shape and classes")
     imagined = imagine(cfg)
     folder = Path(cfg.run_dir)
