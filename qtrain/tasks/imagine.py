@@ -108,13 +108,19 @@ def _synthesizer(cfg: DictConfig) -> Synthesizer:
         raise ConfigError("synthesis: no method; take synthesis=bn_statistics, or give data.folder with images")
     info = instantiate(cfg.data, seed=cfg.seed).facts
     method: Synthesis = instantiate(cfg.synthesis)
+    # Further models go by their names in the config: two may be of one kind, with other weights.
+    nodes = {str(cfg.model.name): cfg.model}
+    for name, node in (cfg.synthesize.models or {}).items():
+        if name in nodes:
+            raise ConfigError(f"synthesize.models.{name}: is what the model itself is called; take another name")
+        nodes[str(name)] = node
     models = {}
-    for node in (cfg.model, *(cfg.synthesize.models or {}).values()):
+    for name, node in nodes.items():
         if node.get("weights") is None and not node.get("pretrained", False):
             raise ConfigError(
                 f"{node._get_full_key(None)}.weights: images are imagined by a trained model; give its weights"
             )
-        models[str(node.name)] = _frozen(build_model(node, info))
+        models[name] = _frozen(build_model(node, info))
     try:
         method.check(list(models.values()))
     except ValueError as error:

@@ -86,6 +86,18 @@ def test_more_images_of_a_generator_are_not_learned_anew(overrides: list[str], t
     assert {path: path.stat().st_mtime_ns for path in learned.rglob("*") if path.is_file()} == times
 
 
+def test_several_models_of_one_kind_are_all_asked(overrides: list[str], weights: str) -> None:
+    def twin(name: str) -> list[str]:
+        place = f"synthesize.models.{name}"
+        return [f"+model@{place}=cifar_resnet8", f"{place}.width=0.5", f"{place}.weights={weights}"]
+
+    both = imagine(compose([*overrides, *twin("other"), "synthesize.images=16"]))
+    assert set(both.manifest.made_from["models"]) == {"cifar_resnet8", "other"}
+    assert both.folder != imagine(compose([*overrides, "synthesize.images=16"])).folder
+    with pytest.raises(ConfigError, match=r"synthesize.models.cifar_resnet8: is what the model itself is called"):
+        imagine(compose([*overrides, *twin("cifar_resnet8")]))
+
+
 def test_two_processes_make_the_images_of_one(overrides: list[str], tmp_path: Path) -> None:
     one = imagine(compose(overrides))
     two = imagine(compose([*overrides, f"synthesize.folder={tmp_path / 'two'}", "synthesize.workers=2"]))
