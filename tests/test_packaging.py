@@ -69,3 +69,24 @@ def extras(project: dict[str, dict[str, list[str]]], name: str) -> list[str]:
 
 def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_a_plain_installation_trains_and_calibrates(tmp_path: Path) -> None:
+    """The embedded data needs no extra: the README's first command works without any."""
+    small = "trainer=cpu model=cifar_resnet8 model.width=0.25 data.max_train=64 data.max_test=32 fit.epochs=1"
+    train = [*small.split(), "full_precision.epochs=1", f"full_precision.folder={tmp_path / 'weights'}", "name=run"]
+    program = (
+        "import sys\n"
+        "for extra in ('pyarrow', 'datasets', 'wandb'): sys.modules[extra] = None\n"
+        "from qtrain.cli import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *train], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "outputs" / "adhoc" / "run" / "student.safetensors").is_file()
+    command = [sys.executable, "-c", program, "data=synthetic", "data.test=null", "data.name=mine", "data.mean=[0.5]"]
+    done = subprocess.run(
+        [*command, "data.std=[0.5]", "data.in_channels=1", "task=synthesize", "model.weights=none.th"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr

@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 from PIL import Image
 
 from qtrain.files import whole_file, write_text
@@ -75,6 +73,7 @@ def shard_path(folder: Path, number: int, batches: int) -> Path:
 
 def write_shard(path: Path, images: np.ndarray, labels: np.ndarray, figures: Mapping[str, float]) -> None:
     """Keep ``images`` (N, H, W, C) uint8 without loss, ``labels`` (N,) and ``figures``, as one file."""
+    pyarrow = _pyarrow()
     rows = {
         "image": [{"bytes": _png(image), "path": None} for image in images],
         "label": pyarrow.array(labels, pyarrow.int64()),
@@ -90,6 +89,7 @@ def read_shard(path: Path) -> Shard | None:
     """What is known of a kept batch; ``None`` where the file is not there, or is damaged and therefore removed."""
     if not path.is_file():
         return None
+    pyarrow = _pyarrow()
     try:
         table = pyarrow.parquet.read_table(path)
         figures = json.loads(table.schema.metadata[b"figures"])
@@ -102,7 +102,7 @@ def read_shard(path: Path) -> Shard | None:
 
 def read_images(path: Path, count: int) -> np.ndarray:
     """The first ``count`` images of a kept batch (N, H, W, C) uint8."""
-    column = pyarrow.parquet.read_table(path, columns=["image"])["image"].to_pylist()[:count]
+    column = _pyarrow().parquet.read_table(path, columns=["image"])["image"].to_pylist()[:count]
     images = [np.asarray(Image.open(io.BytesIO(row["bytes"]))) for row in column]
     return np.stack([image if image.ndim == 3 else image[..., None] for image in images])
 
@@ -134,6 +134,15 @@ def read_manifest(folder: str | Path) -> Manifest:
         return Manifest(path.parent, content["made_from"], content["figures"], content["files"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"data.folder: {path} is no manifest of synthesized images ({error}); delete it") from error
+
+
+def _pyarrow() -> Any:
+    """The library, where a run needs it: most have no imagined images, and it is an extra."""
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError(f"data: imagined images need {error.name}; pip install 'qtrain[data]'") from error
+    return pyarrow
 
 
 def _png(image: np.ndarray) -> bytes:

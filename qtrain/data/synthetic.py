@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qtrain.data import source
 from qtrain.data.base import VisionData
 from qtrain.data.imagined import read_manifest
 from qtrain.data.loader import EpochLoader
@@ -68,6 +67,8 @@ class SyntheticImages(VisionData):
             self._check_test(self.test.info)
 
     def _imagined(self, folder: str) -> tuple[np.ndarray, np.ndarray]:
+        from qtrain.data import source  # an extra that only those need who have imagined images
+
         where = f"{self.name} (imagined)"
         files = read_manifest(folder).checked_files()
         rows = source.find_columns(source.open_small(files), image="image", label="label", where=where)
