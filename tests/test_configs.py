@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import pytest
@@ -26,6 +27,8 @@ from qtrain.observers.base import Observer
 from qtrain.quantizers.base import Quantizer
 from qtrain.schedules.base import Schedule
 from qtrain.spec import Granularity, LayerBits, PerTensor, QuantSpec
+from qtrain.sweep.scheduler import Scheduler
+from qtrain.sweep.search import Search
 from qtrain.synthesis.base import Synthesis
 from qtrain.tasks import conf_dir, schema
 from qtrain.tasks.config import compose
@@ -48,6 +51,8 @@ PACKAGES = {
     "bias": "quantize.bias",
     "teacher_cache": "teacher.cache.keeps",
     "term": "objective.terms.some",
+    "search": "sweep.search",
+    "scheduler": "sweep.scheduler",
 }
 """Groups whose place in the config is not their own name."""
 
@@ -124,14 +129,14 @@ def build_teacher_cache(made: Any) -> None:
     assert made is None or isinstance(made(num_classes=7), LogitFormat)
 
 
-def may_be_a(kind: type) -> Callable[[Any], None]:
+def may_be_a(kind: type | UnionType) -> Callable[[Any], None]:
     def build(made: Any) -> None:
         assert made == {} or isinstance(made, kind), "none.yaml leaves it empty"
 
     return build
 
 
-def is_a(kind: type) -> Callable[[Any], None]:
+def is_a(kind: type | UnionType) -> Callable[[Any], None]:
     def build(made: Any) -> None:
         assert isinstance(made, kind)
 
@@ -160,6 +165,8 @@ BUILD: dict[str, Callable[[Any], None]] = {
     "bias": may_be_a(object),
     "synthesis": may_be_a(Synthesis),
     "teacher_cache": build_teacher_cache,
+    "search": is_a(Search),
+    "scheduler": may_be_a(Scheduler),
 }
 """Group -> what its options must become. A new option needs no line here, a new group does."""
 
@@ -169,7 +176,7 @@ def test_option_composes_and_builds(group: str, option: str) -> None:
     place = PACKAGES.get(group, group)
     sets_its_place = group == "teacher_cache"  # its files say themselves where they belong
     choice = f"{group}={option}" if place == group or sets_its_place else f"{group}@{place}={option}"
-    if group in ("policy", "callback", "term"):  # the root config has none, so one more is added and not replaced
+    if group in ("policy", "callback", "term", "knob"):  # the root config has none: one is added, not replaced
         choice = f"+{choice}"
     cfg = compose([choice, *FILL.get(f"{group}/{option}", ())])
     if group == "stages":  # composed and validated by now, each a config of its own
@@ -217,6 +224,7 @@ def test_the_schema_and_the_root_config_have_the_same_keys() -> None:
         "tune": schema.Tune,
         "synthesize": schema.Synthesize,
         "report": schema.Report,
+        "sweep": schema.Sweep,
     }
     for place, kind in sections.items():
         node = OmegaConf.select(cfg, place) if place else cfg

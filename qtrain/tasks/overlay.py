@@ -24,6 +24,9 @@ def plain_config(cfg: DictConfig) -> dict[str, Any]:
     plain.pop("run_dir", None)
     # Only a source of values: those that the run uses stand resolved where it uses them.
     plain.pop("budgets", None)
+    # What a run is a trial of, and where it is looked at: the same run, alone or in a sweep.
+    for section in ("sweep", "review"):
+        plain.pop(section, None)
     # Where imagined images are kept, and who makes them.
     for key in ("folder", "workers", "rank", "world_size"):
         plain.get("synthesize", {}).pop(key, None)

@@ -123,6 +123,31 @@ class Tune:
 
 
 @dataclass
+class Resources:
+    cpu: float = MISSING
+    gpu: float = MISSING
+
+
+@dataclass
+class Sweep:
+    space: dict[str, Any] | None = MISSING
+    start: list[dict[str, Any]] = MISSING
+    objectives: dict[str, str | None] = MISSING
+    search: Any = MISSING
+    scheduler: Any = None
+    trials: int = MISSING
+    time_budget_s: float | None = MISSING
+    parallel: int | None = MISSING
+    resources: Resources = field(default_factory=Resources)
+    workers: int = MISSING
+    max_failures: int = MISSING
+    address: str | None = MISSING
+    storage: str | None = MISSING
+    val_fraction: float = MISSING
+    test_front: bool = MISSING
+
+
+@dataclass
 class Report:
     folder: str = MISSING
 
@@ -145,6 +170,7 @@ class Root:
     synthesis: Any = None
     synthesize: Synthesize = field(default_factory=Synthesize)
     tune: Tune = field(default_factory=Tune)
+    sweep: Sweep = field(default_factory=Sweep)
     report: Report = field(default_factory=Report)
     task: str = MISSING
     experiment: str | None = MISSING

@@ -1,0 +1,67 @@
+"""Which trials nobody beats: the Pareto front, and the volume that it dominates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Literal
+
+from qtrain.sweep.trials import Trial
+
+Direction = Literal["max", "min"]
+Objectives = Mapping[str, Direction]
+"""Figure -> whether more or less of it is better. The first one drives a scheduler."""
+
+
+def front(trials: Iterable[Trial], objectives: Objectives) -> list[Trial]:
+    """The finished trials that no other one dominates, the best by the first objective first.
+
+    A trial dominates another if it is at least as good by each objective and better by one. Trials of equal figures do
+    not dominate each other. One that lacks a figure is not compared.
+    """
+    found = [(losses(trial, objectives), trial) for trial in trials if comparable(trial, objectives)]
+    best = [(own, trial) for own, trial in found if not any(dominates(other, own) for other, _ in found)]
+    return [trial for _, trial in sorted(best, key=lambda pair: pair[0])]
+
+
+def comparable(trial: Trial, objectives: Objectives) -> bool:
+    """Whether ``trial`` was run to its end and has each of the figures."""
+    return trial.status == "finished" and all(name in trial.figures for name in objectives)
+
+
+def losses(trial: Trial, objectives: Objectives) -> tuple[float, ...]:
+    """The figures of ``trial``, signs such that less is better."""
+    return losses_of(trial.figures, objectives)
+
+
+def losses_of(figures: Mapping[str, float], objectives: Objectives) -> tuple[float, ...]:
+    """``figures`` in the order of ``objectives``, signs such that less is better."""
+    return tuple(-figures[name] if direction == "max" else figures[name] for name, direction in objectives.items())
+
+
+def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether losses ``a`` are nowhere above ``b``, and somewhere below."""
+    return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
+
+
+def hypervolume(trials: Iterable[Trial], objectives: Objectives, reference: Mapping[str, float]) -> float:
+    """The volume between ``reference`` and the front: what is dominated, in the product of the figures' units.
+
+    ``reference`` gives a figure that is just not worth having for each objective; trials that do not better all of them
+    add nothing. It grows when the front moves out or closes a gap, and so measures a sweep by one number
+    (Zitzler, Thiele 1999, https://doi.org/10.1109/4235.797969).
+    """
+    corner = losses_of(reference, objectives)
+    points = [losses(trial, objectives) for trial in front(trials, objectives)]
+    return _volume([p for p in points if all(x < c for x, c in zip(p, corner, strict=True))], corner)
+
+
+def _volume(points: list[tuple[float, ...]], corner: Sequence[float]) -> float:
+    """The union of the boxes from each point to ``corner``, cut into slabs along the first axis."""
+    if len(corner) == 1:
+        return max((corner[0] - point[0] for point in points), default=0.0)
+    edges = [*sorted({point[0] for point in points}), corner[0]]
+    return sum(
+        (right - left) * _volume([point[1:] for point in points if point[0] <= left], corner[1:])
+        for left, right in pairwise(edges)
+    )

@@ -1,0 +1,97 @@
+"""The front against its definition, and the volume against counting cells."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Mapping
+
+import pytest
+
+from qtrain.sweep.pareto import Direction, dominates, front, hypervolume
+from qtrain.sweep.trials import Status, Trial
+
+OBJECTIVES: dict[str, Direction] = {"top1": "max", "size_bytes": "min", "bops": "min"}
+
+
+def trial(name: str, /, status: Status = "finished", **figures: float) -> Trial:
+    return Trial(id=name, key=name, status=status, figures=figures)
+
+
+def drawn(seed: int, objectives: Mapping[str, Direction], count: int = 40, span: int = 8) -> list[Trial]:
+    """Trials with small whole figures, so that ties and equal points abound."""
+    source = random.Random(seed)
+    figures = ({name: float(source.randrange(span)) for name in objectives} for _ in range(count))
+    return [Trial(id=str(i), key=str(i), status="finished", figures=own) for i, own in enumerate(figures)]
+
+
+def beats(a: Trial, b: Trial, objectives: Mapping[str, Direction]) -> bool:
+    """Domination as the textbook has it, word for word."""
+    better = {
+        name: a.figures[name] > b.figures[name] if way == "max" else a.figures[name] < b.figures[name]
+        for name, way in objectives.items()
+    }
+    worse = {
+        name: a.figures[name] < b.figures[name] if way == "max" else a.figures[name] > b.figures[name]
+        for name, way in objectives.items()
+    }
+    return any(better.values()) and not any(worse.values())
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_the_front_is_what_no_other_trial_beats(seed: int, number: int) -> None:
+    objectives = dict(list(OBJECTIVES.items())[:number])
+    trials = drawn(seed, objectives)
+    expected = {t.id for t in trials if not any(beats(other, t, objectives) for other in trials)}
+    found = front(trials, objectives)
+    assert {t.id for t in found} == expected
+    tops = [t.figures["top1"] for t in found]
+    assert tops == sorted(tops, reverse=True), "the best by the first objective comes first"
+
+
+def test_only_what_was_run_to_its_end_is_compared() -> None:
+    best = trial("finished", top1=50.0, size_bytes=10.0)
+    others = [
+        trial("stopped", "stopped", top1=90.0, size_bytes=1.0),
+        trial("failed", "failed", top1=90.0, size_bytes=1.0),
+        trial("duplicate", "duplicate", top1=90.0, size_bytes=1.0),
+        trial("lacks a figure", top1=90.0),
+    ]
+    assert front([*others, best], {"top1": "max", "size_bytes": "min"}) == [best]
+
+
+def test_equal_trials_do_not_beat_each_other() -> None:
+    twins = [trial("a", top1=1.0), trial("b", top1=1.0)]
+    assert front(twins, {"top1": "max"}) == twins
+    assert not dominates((1.0, 2.0), (1.0, 2.0))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_the_volume_counts_the_unit_cells_that_are_dominated(seed: int, number: int) -> None:
+    span = 6
+    objectives = dict(list(OBJECTIVES.items())[:number])
+    trials = drawn(seed, objectives, count=6, span=span)
+    reference = {name: 0.0 if way == "max" else float(span) for name, way in objectives.items()}
+    cells = 0
+    for corner in itertools.product(range(span), repeat=number):
+        # The cell spans corner..corner+1; it is dominated if a trial is at least as good as its better end.
+        inside = (
+            all(
+                t.figures[name] >= low + 1 if way == "max" else t.figures[name] <= low
+                for low, (name, way) in zip(corner, objectives.items(), strict=True)
+            )
+            for t in trials
+        )
+        cells += any(inside)
+    assert hypervolume(trials, objectives, reference) == pytest.approx(cells)
+
+
+def test_trials_that_are_not_worth_having_add_no_volume() -> None:
+    reference = {"top1": 50.0, "size_bytes": 10.0}
+    good = trial("good", top1=60.0, size_bytes=8.0)
+    useless = [trial("too bad", top1=40.0, size_bytes=1.0), trial("too large", top1=99.0, size_bytes=11.0)]
+    objectives: dict[str, Direction] = {"top1": "max", "size_bytes": "min"}
+    assert hypervolume([good, *useless], objectives, reference) == pytest.approx(20.0)
+    assert hypervolume(useless, objectives, reference) == 0
