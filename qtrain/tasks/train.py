@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
@@ -20,7 +21,6 @@ from qtrain.data.base import VisionData
 from qtrain.lit.callbacks.batchnorm import reestimate_batchnorm
 from qtrain.lit.callbacks.journal import MetricJournal
 from qtrain.lit.evaluation import evaluate
-from qtrain.lit.loggers import close
 from qtrain.tasks import prepare, record
 from qtrain.tasks.build import build_model, example_input
 from qtrain.tasks.fit import named_callbacks
@@ -32,6 +32,7 @@ from qtrain.tasks.run_stage import Trained, run_stage
 from qtrain.tasks.stages import Stage, StageState, stages_of
 from qtrain.tasks.summary import FINISHED
 from qtrain.tasks.table import print_summary
+from qtrain.tasks.tracking import open_loggers
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,11 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         log.info("%s is finished; overwrite=true runs it again", folder)
         print_summary(folder.parent)
         return {"top1": finished.top1, "fp_top1": finished.fp_top1, "ptq_top1": finished.ptq_top1}
+    with open_loggers(cfg, folder) as loggers:
+        return _train(cfg, folder, loggers)
+
+
+def _train(cfg: DictConfig, folder: Path, loggers: tuple[Logger, ...]) -> dict[str, Any]:
     start = time.perf_counter()
     torch.manual_seed(cfg.seed)
 
@@ -58,7 +64,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     # A full-precision run starts from what its config names, a quantised one from trained weights in any case.
     weights = full_precision_weights(cfg.model, cfg, data) if cfg.quantize.enabled else None
     full_precision = build_model(cfg.model, data.info, weights=weights)
-    ended = _fit_stages(cfg, stages, full_precision, data, folder)
+    ended = _fit_stages(cfg, stages, full_precision, data, folder, loggers)
 
     last = ended.last
     student, fitted, final = last.prepared.student, last.fitted, stages[-1].cfg
@@ -102,38 +108,35 @@ def _check(cfg: DictConfig) -> None:
 
 
 def _fit_stages(
-    cfg: DictConfig, stages: list[Stage], full_precision: nn.Module, data: VisionData, folder: Path
+    cfg: DictConfig,
+    stages: list[Stage],
+    full_precision: nn.Module,
+    data: VisionData,
+    folder: Path,
+    loggers: tuple[Logger, ...],
 ) -> Ended:
     """Run the stages that have not ended yet, one after the other."""
-    # A logger's maker may decide that there is nothing to log to (no wandb, mode=disabled).
-    made = [make(folder=folder, config=record.plain_config(cfg)) for make in instantiate(cfg.logger).values()]
-    loggers = tuple(logger for logger in made if logger is not None)
     before: StageState | None = None
     calibrated: nn.Module | None = None
     earlier_s = 0.0
-    failed = True
-    try:
-        for number, stage in enumerate(stages, start=1):
-            final = number == len(stages)
-            if not final and (kept := stage.load()) is not None:
-                log.info("stage %d of %d, %s: has ended before", number, len(stages), stage.name)
-                before, earlier_s = kept, kept.train_s
-                continue
-            if stage.name:
-                log.info("stage %d of %d: %s", number, len(stages), stage.name)
-            images = data if stage.cfg.data == cfg.data else load_data(stage.cfg)
-            heritage = None if before is None else before.student
-            prepared = prepare.quantise(stage.cfg, copy.deepcopy(full_precision), images, heritage)
-            if final:
-                _log_size(prepared.student, images, folder.name)
-                calibrated = copy.deepcopy(prepared.student) if before is None else None
-            trained = run_stage(stage, prepared, before, images, folder, loggers)
-            before, earlier_s = trained.state, earlier_s + trained.fitted.earlier_s
-            if not final:
-                _keep(stage, trained.state)
-        failed = False
-    finally:
-        close(loggers, failed=failed)
+    for number, stage in enumerate(stages, start=1):
+        final = number == len(stages)
+        if not final and (kept := stage.load()) is not None:
+            log.info("stage %d of %d, %s: has ended before", number, len(stages), stage.name)
+            before, earlier_s = kept, kept.train_s
+            continue
+        if stage.name:
+            log.info("stage %d of %d: %s", number, len(stages), stage.name)
+        images = data if stage.cfg.data == cfg.data else load_data(stage.cfg)
+        heritage = None if before is None else before.student
+        prepared = prepare.quantise(stage.cfg, copy.deepcopy(full_precision), images, heritage)
+        if final:
+            _log_size(prepared.student, images, folder.name)
+            calibrated = copy.deepcopy(prepared.student) if before is None else None
+        trained = run_stage(stage, prepared, before, images, folder, loggers)
+        before, earlier_s = trained.state, earlier_s + trained.fitted.earlier_s
+        if not final:
+            _keep(stage, trained.state)
     return Ended(trained, calibrated, earlier_s)
 
 
