@@ -82,7 +82,9 @@ class LiveTable:
         self._live: Live | None = None
         console = Console(file=self.file)
         if console.is_terminal and not console.is_dumb_terminal:
-            self._live = Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop")
+            # What others print then goes above the table; but not what they print into a pipe.
+            shared = sys.stdout.isatty()
+            self._live = Live(console=console, auto_refresh=False, transient=True, redirect_stdout=shared)
             self._live.start()
 
     def __enter__(self) -> Self:

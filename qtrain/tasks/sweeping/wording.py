@@ -105,7 +105,7 @@ def uniform_bits(trial: Trial) -> tuple[int, int] | None:
 
 
 def bits_text(trial: Trial) -> str:
-    """``W4A4`` where layers agree, else their means, ``W2.9A3.4``, of all but the first and the last; empty if unknown."""
+    """``W4A4`` where layers agree, else means, ``W2.9A3.4``; without the first and the last; empty if unknown."""
     if (same := uniform_bits(trial)) is not None:
         return "full precision" if same == (FULL_PRECISION, FULL_PRECISION) else f"W{same[0]}A{same[1]}"
     means = mean_bits(trial)
