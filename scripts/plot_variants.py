@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from render_results import Variant, gather_variants
 
-from qtrain.tasks.figures import LIGHT, place_labels
+from qtrain.tasks.canvas import LIGHT, place_labels
 from qtrain.tasks.results import read_rows
 
 LOWEST = 8.0

@@ -6,44 +6,23 @@ teacher helped, open and dashed where none did, a cross where it was merely cali
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
-from matplotlib.transforms import Bbox
 
+from qtrain.tasks.canvas import LIGHT, Theme, dress, new_figure, place_labels, png
 from qtrain.tasks.summary import CALIBRATED, DISTILLED, FLOAT, TRAINED
 from qtrain.tasks.table import Outcome
-
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours that are legible on ``background``; ``series`` are told apart also by readers with colour blindness."""
-
-    background: str
-    foreground: str
-    grid: str
-    series: tuple[str, ...]
-
-
-LIGHT = Theme("#ffffff", "#1f2430", "#e3e6eb", ("#0b62c4", "#c2410c", "#0f766e", "#9333ea", "#a16207", "#be185d"))
-DARK = Theme("#14171c", "#e6e8ec", "#2c323b", ("#6cb0ff", "#ff9a5c", "#4fd1c0", "#c79bff", "#e2c04b", "#ff8ab8"))
 
 MARKERS = {CALIBRATED: "x", TRAINED: "o", DISTILLED: "o"}
 LINES: dict[str, Literal["-", "--"]] = {TRAINED: "--", DISTILLED: "-"}
 WORDS = {CALIBRATED: "calibrated only", TRAINED: "trained without teacher", DISTILLED: "trained with teacher"}
 BELOW = " (lowest line: below the scale)"
-
-DIRECTIONS = ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1))
-DISTANCES = (8, 15, 25, 38, 55)
-"""Where a label may go: so many points away from what it names, nearest first."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +40,10 @@ BIT_OPERATIONS = CostAxis("bit operations saved: times fewer than full precision
 def accuracy_plot(outcomes: Iterable[Outcome], axis: CostAxis, theme: Theme = LIGHT) -> bytes:
     """A PNG of all rows of the closing table, 1200 x 750 pixels."""
     rows = list(outcomes)
-    figure = Figure(figsize=(8, 5), dpi=150, facecolor=theme.background, layout="constrained")
-    axes = figure.add_subplot(facecolor=theme.background)
-    _dress(axes, axis, theme)
+    figure = new_figure(theme)
+    axes = figure.add_subplot()
+    dress(axes, theme, x=axis.label, y="top-1 accuracy, %")
+    _scale(axes)
     placed = [row for row in rows if row.key.way != FLOAT and _drawable(axis.value(row))]
     floor = _set_limits(axes, rows, placed, axis)
     series: dict[str, list[Outcome]] = {}
@@ -81,79 +61,7 @@ def accuracy_plot(outcomes: Iterable[Outcome], axis: CostAxis, theme: Theme = LI
         labels += [(text, x, y, colours[name]) for text, x, y in texts]
     _legend(axes, placed, colours, theme, cut=any(row.top1 < floor for row in placed))
     place_labels(axes, labels)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor=theme.background)
-    return buffer.getvalue()
-
-
-def place_labels(axes: Axes, labels: Sequence[tuple[str, float, float, str]]) -> list[Bbox]:
-    """Write each (text, x, y, colour) close to its point, over no other label, marker or line if that can be.
-
-    Greedy: the nearest free place of :data:`DIRECTIONS` and :data:`DISTANCES`, else the one with the least overlap. A
-    thin line leads to a label that had to move away. Returns the labels' boxes in pixels.
-    """
-    figure = axes.get_figure()
-    assert isinstance(figure, Figure)
-    figure.draw_without_rendering()
-    taken = _occupied(axes)
-    bounds = axes.get_window_extent()
-    boxes: list[Bbox] = []
-    for text, x, y, colour in labels:
-        note = axes.annotate(
-            text, (x, y), xytext=(0, 0), textcoords="offset points", color=colour, fontsize=9, annotation_clip=False
-        )
-        best: tuple[float, tuple[float, float], tuple[str, str]] | None = None
-        for distance in DISTANCES:
-            for right, up in DIRECTIONS:
-                align = ("center", "left", "right")[right], ("center", "bottom", "top")[up]
-                box = _move(note, (right * distance, up * distance), align)
-                cost = sum(_overlap(box, other) for other in taken) + 100 * _outside(box, bounds)
-                if best is None or cost < best[0]:
-                    best = cost, (right * distance, up * distance), align
-            if best is not None and best[0] == 0:
-                break
-        assert best is not None
-        box = _move(note, best[1], best[2])
-        if max(map(abs, best[1])) > DISTANCES[1]:
-            arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkB": 4}
-            axes.annotate("", (x, y), xytext=best[1], textcoords="offset points", arrowprops=arrow)
-        taken.append(box)
-        boxes.append(box)
-    return boxes
-
-
-def _move(note: Any, offset: tuple[float, float], align: tuple[str, str]) -> Bbox:
-    note.set_position(offset)
-    note.set(ha=align[0], va=align[1])
-    return note.get_window_extent().padded(2)
-
-
-def _occupied(axes: Axes) -> list[Bbox]:
-    """Small boxes on every marker and along every line, and the legend's, in pixels."""
-    boxes = []
-    for line in axes.get_lines():
-        pixels = line.get_transform().transform(line.get_xydata())
-        if line.get_marker() not in ("None", None, ""):
-            boxes += [Bbox.from_bounds(x - 9, y - 9, 18, 18) for x, y in pixels]
-        if line.get_linestyle() != "None":
-            for (x0, y0), (x1, y1) in pairwise(pixels):
-                steps = max(2, int(math.hypot(x1 - x0, y1 - y0) / 8))
-                along = [(x0 + (x1 - x0) * i / steps, y0 + (y1 - y0) * i / steps) for i in range(steps + 1)]
-                boxes += [Bbox.from_bounds(x - 2, y - 2, 4, 4) for x, y in along]
-    legend = axes.get_legend()
-    if legend is not None:
-        boxes.append(legend.get_window_extent())
-    return boxes
-
-
-def _overlap(a: Bbox, b: Bbox) -> float:
-    """Common area in square pixels."""
-    width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
-    return width * height if width > 0 and height > 0 else 0.0
-
-
-def _outside(box: Bbox, bounds: Bbox) -> float:
-    return box.width * box.height - _overlap(box, bounds)
+    return png(figure)
 
 
 def _draw_way(axes: Axes, way: str, points: list[tuple[float, float]], colour: str, theme: Theme) -> None:
@@ -219,16 +127,9 @@ def _set_limits(axes: Axes, rows: list[Outcome], placed: list[Outcome], axis: Co
     return lowest if any(row.top1 < lowest for row in placed) else bottom
 
 
-def _dress(axes: Axes, axis: CostAxis, theme: Theme) -> None:
+def _scale(axes: Axes) -> None:
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
-    axes.set_xlabel(axis.label, color=theme.foreground)
-    axes.set_ylabel("top-1 accuracy, %", color=theme.foreground)
-    axes.tick_params(colors=theme.foreground, which="both", length=0)
-    axes.grid(color=theme.grid, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
 
 
 def _legend(axes: Axes, placed: list[Outcome], colours: dict[str, str], theme: Theme, *, cut: bool) -> None:

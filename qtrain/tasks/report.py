@@ -23,7 +23,8 @@ from qtrain.cost.count import OUTSIDE_LAYERS
 from qtrain.files import write_text
 from qtrain.spec import FULL_PRECISION
 from qtrain.tasks import curves
-from qtrain.tasks.figures import BIT_OPERATIONS, COMPRESSION, DARK, LIGHT, CostAxis, accuracy_plot
+from qtrain.tasks.canvas import DARK, LIGHT
+from qtrain.tasks.figures import BIT_OPERATIONS, COMPRESSION, CostAxis, accuracy_plot
 from qtrain.tasks.picture import PICTURE
 from qtrain.tasks.results import commit
 from qtrain.tasks.summary import METRICS, Run, RunSummary, gather

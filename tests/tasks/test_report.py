@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from PIL import Image
 
-from qtrain.tasks.figures import BIT_OPERATIONS, COMPRESSION, DARK, LIGHT, accuracy_plot, place_labels
+from qtrain.tasks.canvas import DARK, LIGHT, place_labels
+from qtrain.tasks.figures import BIT_OPERATIONS, COMPRESSION, accuracy_plot
 from qtrain.tasks.report import run, write_report
 from qtrain.tasks.summary import RunSummary, write_summary
 from qtrain.tasks.table import outcomes
