@@ -19,6 +19,7 @@ from qtrain.lit.optim import MakeOptimizer, parameter_groups
 from qtrain.lit.step import LearningTeacher, StudentStep
 from qtrain.models.teacher import Teacher
 from qtrain.nn.project import partition_weights_, project_weights_
+from qtrain.nn.sync_batchnorm import sync_batchnorm_
 from qtrain.quantizers.hooks import begin_step_
 from qtrain.schedules.base import Schedule
 from qtrain.spec import Batch, Position
@@ -32,6 +33,7 @@ class QATModule(pl.LightningModule):
 
     Metrics: ``train/<term>`` and ``train/total`` per step, in nats; ``val/top1`` in percent and ``val/loss`` in nats.
     The learning rate is the optimizer's times ``lr_schedule`` at progress, the share of this fit's steps done.
+    With ``sync_batchnorm`` batch norm takes its statistics over the batches of all ranks.
     ``start`` is where the run stands when the fit begins, which seeds and the teacher's epochs go on from;
     ``optimizer_state`` is the optimizer's state dict then, where moments are carried on. ``teacher_logits`` are what a
     frozen teacher said of the last batch, for callbacks.
@@ -51,10 +53,15 @@ class QATModule(pl.LightningModule):
         teacher_lr: float | None = None,
         norm_decay: bool = False,
         compile: bool = False,
+        sync_batchnorm: bool = False,
         start: Position = Position(),  # noqa: B008 - immutable
         optimizer_state: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if sync_batchnorm:  # before anything looks at a layer
+            sync_batchnorm_(student)
+            if isinstance(teacher, LearningTeacher):
+                sync_batchnorm_(teacher.model)
         self.student = student
         self.objective = objective
         # A frozen teacher is no nn.Module: neither state dict nor optimizer see it.

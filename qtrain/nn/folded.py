@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import final
 
@@ -45,6 +45,10 @@ class FoldedWeight(nn.Module):
     def hold(self, held: bool) -> None:
         """Keep the factor as it is now while the norm's statistics change, or let it follow them again."""
         self._held = self._factor(self._norm[0].running_var).detach() if held else None  # type: ignore[arg-type]
+
+    def follow(self, replaced: Mapping[_BatchNorm, _BatchNorm]) -> None:
+        """Look at the norm that took the place of the one so far, if there is one."""
+        self._norm = (replaced.get(self._norm[0], self._norm[0]),)
 
     def _factor(self, weight: Tensor) -> Tensor:
         if self._held is not None:

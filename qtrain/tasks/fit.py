@@ -24,6 +24,7 @@ from qtrain.lit.callbacks.signals import StopOnSignal
 from qtrain.lit.checkpoint import AtomicCheckpointIO, find_resume_point
 from qtrain.lit.loggers import JsonlLogger
 from qtrain.lit.module import QATModule
+from qtrain.lit.ranks import agree_, strategy_for
 from qtrain.lit.resume import ResumePoints
 from qtrain.spec import Position
 from qtrain.tasks.instantiate import instantiate
@@ -98,6 +99,7 @@ def fit(
         logger=False,
         limit_val_batches=1.0 if data.info.val_size else 0,
         precision=_precision(cfg.fit.precision),
+        strategy=strategy_for(cfg.trainer.strategy, devices=cfg.trainer.devices, nodes=cfg.trainer.num_nodes),
         default_root_dir=str(folder),
     )()
     point = find_resume_point(points) if cfg.resume else None
@@ -109,6 +111,8 @@ def fit(
         # Frozen layers' weight quantizers are so on purpose.
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
         trainer.fit(module, datamodule=data, ckpt_path=str(point) if point else None)
+    agree_(module)
+    module.float()  # after a fit in 64 bits, or in 16: what is evaluated and kept has 32
     return Fitted(
         device=trainer.strategy.root_device,
         train_s=journal.elapsed_s,

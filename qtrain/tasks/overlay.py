@@ -34,6 +34,9 @@ def plain_config(cfg: DictConfig) -> dict[str, Any]:
     for config in (plain, *(stage for stage in stages if isinstance(stage, dict))):
         config.get("full_precision", {}).pop("folder", None)
         config.get("teacher", {}).get("cache", {}).pop("folder", None)
+        # On how many processes: they train what one process trains, and a run may go on on more or fewer.
+        for key in ("devices", "num_nodes", "strategy"):
+            config.get("trainer", {}).pop(key, None)
     return {str(key): value for key, value in plain.items()}
 
 

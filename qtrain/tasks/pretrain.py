@@ -17,6 +17,7 @@ from qtrain.data.base import VisionData
 from qtrain.distill.hard import Hard
 from qtrain.distill.objective import Objective
 from qtrain.lit.module import QATModule
+from qtrain.lit.ranks import wait_for_all
 from qtrain.tasks.build import build_model
 from qtrain.tasks.fit import fit
 from qtrain.tasks.instantiate import instantiate
@@ -78,10 +79,12 @@ def full_precision_weights(node: DictConfig, cfg: DictConfig, data: VisionData) 
         num_classes=data.info.num_classes,
         seed=cfg.seed,
         compile=cfg.fit.compile,
+        sync_batchnorm=cfg.fit.sync_batchnorm,
     )
     title = f"full-precision {node.name}"
     plain = cfg.copy()
     plain.callbacks = None  # they are about the student
     fit(plain, module=module, data=data, folder=folder, identity=key, epochs=recipe.epochs, title=title)
     save_weights(model, kept)
+    wait_for_all()
     return str(kept)

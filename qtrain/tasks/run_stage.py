@@ -74,6 +74,7 @@ def run_stage(
         teacher_lr=cfg.teacher.lr,
         norm_decay=cfg.fit.norm_decay,
         compile=cfg.fit.compile,
+        sync_batchnorm=cfg.fit.sync_batchnorm,
         optimizer_state=before.optimizer if before is not None and cfg.fit.carry_optimizer else None,
         **start,
     )

@@ -85,6 +85,7 @@ class Fit:
     weight_average: float | None = MISSING
     reestimate_bn: int = MISSING
     compile: bool = MISSING
+    sync_batchnorm: bool = MISSING
     checkpoint_every_steps: int = MISSING
     precision: str | None = MISSING
     channels_last: bool = MISSING

@@ -13,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.loggers import Logger
+from torch import Tensor
 
 from qtrain.lit.loggers import JsonlLogger, close
 from qtrain.spec import Position
@@ -82,7 +84,9 @@ class MetricJournal(pl.Callback):
         if step % self.every_n_steps != 0 or step == self._row_step:
             return
         self._row_step = step
-        row = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
+        row = _of_all_ranks(
+            {name: value for name, value in trainer.callback_metrics.items() if name.startswith("train/")}, trainer
+        )
         now = time.perf_counter()
         rate = self._images * trainer.world_size / max(now - self._since, 1e-9)
         self._since, self._images = now, 0
@@ -116,6 +120,15 @@ class MetricJournal(pl.Callback):
 
     def _files(self) -> list[JsonlLogger]:
         return [logger for logger in self.loggers if isinstance(logger, JsonlLogger)]
+
+
+def _of_all_ranks(row: Mapping[str, Tensor], trainer: pl.Trainer) -> dict[str, float]:
+    """The means over all ranks, whose shares of a batch are equal; every rank comes here at the same steps."""
+    if trainer.world_size == 1 or not row:
+        return {name: float(value) for name, value in row.items()}
+    own = torch.stack([value.double() for value in row.values()]).to(trainer.strategy.root_device)
+    means = trainer.strategy.reduce(own, reduce_op="mean")
+    return dict(zip(row, means.tolist(), strict=True))
 
 
 def _learning_rates(trainer: pl.Trainer) -> dict[str, float]:

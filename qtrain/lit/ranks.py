@@ -1,0 +1,57 @@
+"""Several processes that train one model: how gradients meet, who waits for whom, and what all agree on in the end.
+
+Floor 5. Each rank takes its slice of every batch; gradients are averaged, so that the step is that of the whole batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities import rank_zero_only
+from torch import nn
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.5
+
+
+def strategy_for(asked: Any, *, devices: Any, nodes: int) -> Any:
+    """What Lightning's trainer gets for ``asked``: with several processes, unless something else is named, DDP.
+
+    The graph of a step is the same every time, and DDP is told so: it finds out once which parameters the objective
+    does not reach (those behind a hint, for one) and waits for none of them.
+    """
+    if asked not in ("auto", "ddp") or (devices in (1, "1") and nodes == 1):
+        return asked
+    return DDPStrategy(static_graph=True, gradient_as_bucket_view=True)
+
+
+def wait_for_all() -> None:
+    """Return when every rank has come here; at once where there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+
+
+def agree_(model: nn.Module) -> None:
+    """Give every rank the parameters and buffers of rank 0, in place.
+
+    Parameters are equal already; batch norm that is not synchronised has followed each rank's own images.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return
+    for tensor in model.state_dict().values():
+        dist.broadcast(tensor, src=0)
+
+
+def first_rank_first(ready: Callable[[], bool], *, what: str) -> None:
+    """On all ranks but the first, return when ``ready``; before a fit ranks know each other by the file system alone."""
+    if rank_zero_only.rank == 0 or ready():
+        return
+    log.info("waiting for rank 0: %s", what)
+    while not ready():
+        time.sleep(POLL_S)
