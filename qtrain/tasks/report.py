@@ -12,11 +12,9 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from omegaconf import DictConfig
 
 from qtrain.cost.count import OUTSIDE_LAYERS
@@ -25,8 +23,8 @@ from qtrain.spec import FULL_PRECISION
 from qtrain.tasks import curves
 from qtrain.tasks.canvas import DARK, LIGHT
 from qtrain.tasks.figures import BIT_OPERATIONS, COMPRESSION, CostAxis, accuracy_plot
+from qtrain.tasks.markup import Cell, number, render, word
 from qtrain.tasks.picture import PICTURE
-from qtrain.tasks.results import commit
 from qtrain.tasks.summary import METRICS, Run, RunSummary, gather
 from qtrain.tasks.table import COLUMNS, Outcome, outcomes, print_summary, size_text, table_rows
 
@@ -34,15 +32,6 @@ log = logging.getLogger(__name__)
 
 REPORT = "report.html"
 PLOTS = {"accuracy_vs_compression.png": COMPRESSION, "accuracy_vs_bops.png": BIT_OPERATIONS}
-TEMPLATES = Path(__file__).resolve().parent / "templates"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell of the sortable table: what is shown, and the number or text that it is sorted by."""
-
-    text: str
-    order: float | str
 
 
 @dataclass(frozen=True)
@@ -79,15 +68,9 @@ def write_report(folder: Path) -> tuple[Path, int, int]:
         raise FileNotFoundError(f"report.folder: no run below {folder}; train one first, or give another folder")
     rows = outcomes(run.summary for run in runs)
     plots = [_plot(folder / name, rows, axis) for name, axis in PLOTS.items()] if rows else []
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     sections = [_section(number, run, folder) for number, run in enumerate(runs)]
-    page = environment.get_template("report.html.j2").render(
+    page = render(
+        "report.html.j2",
         title=folder.resolve().name,
         plots=plots,
         columns=COLUMNS,
@@ -97,8 +80,6 @@ def write_report(folder: Path) -> tuple[Path, int, int]:
         layer_columns=(*LAYER_COLUMNS, *HEALTH_COLUMNS),
         problems=[(_relative(problem.folder, folder), problem.reason) for problem in problems],
         size=curves,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        commit=commit(),
     )
     write_text(folder / REPORT, page)
     return folder / REPORT, len(runs), len(problems)
@@ -132,18 +113,6 @@ def _relative(path: Path, folder: Path) -> str:
     return folder.resolve().name if text == "." else text
 
 
-def _word(value: object) -> Cell:
-    text = "" if value is None else str(value)
-    return Cell(text, text)
-
-
-def _number(value: object, show: Callable[[float], str]) -> Cell:
-    """A figure, or an empty cell that sorts below all figures where it is unknown."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return Cell("" if value is None else str(value), -math.inf)
-    return Cell(show(float(value)), float(value))
-
-
 def _change(summary: RunSummary) -> float | None:
     if summary.top1 is None or summary.fp_top1 is None or summary.full_precision:
         return None
@@ -151,23 +120,23 @@ def _change(summary: RunSummary) -> float | None:
 
 
 RUN_COLUMNS: dict[str, Callable[[RunSummary], Cell]] = {
-    "Data": lambda s: _word(s.dataset),
-    "Model": lambda s: _word(s.model),
-    "Quantizer": lambda s: _word(s.quantizer),
-    "W bits": lambda s: _number(s.w_bits, "{:g}".format),
-    "A bits": lambda s: _number(s.a_bits, "{:g}".format),
-    "Training": lambda s: _word(f"{s.way} ({s.distill})" if s.distilled and isinstance(s.distill, str) else s.way),
-    "Seed": lambda s: _number(s.seed, "{:g}".format),
-    "Epochs": lambda s: _number(s.epochs, "{:g}".format),
-    "Top-1 %": lambda s: _number(s.top1, "{:.2f}".format),
-    "Change": lambda s: _number(_change(s), "{:+.2f}".format),
-    "Calibrated %": lambda s: _number(s.ptq_top1, "{:.2f}".format),
-    "Size": lambda s: _number(s.size_bytes, size_text),
-    "Smaller": lambda s: _number(s.compression, "{:.1f}x".format),
-    "Bits/weight": lambda s: _number(s.effective_bits, "{:.2f}".format),
-    "GBOPs": lambda s: _number(s.bops, lambda value: f"{value / 1e9:.3g}"),
-    "ms/step": lambda s: _number(s.step_ms, "{:.1f}".format),
-    "Time": lambda s: _number(s.wall_s, lambda value: f"{value:.0f} s" if value < 600 else f"{value / 60:.0f} min"),
+    "Data": lambda s: word(s.dataset),
+    "Model": lambda s: word(s.model),
+    "Quantizer": lambda s: word(s.quantizer),
+    "W bits": lambda s: number(s.w_bits, "{:g}".format),
+    "A bits": lambda s: number(s.a_bits, "{:g}".format),
+    "Training": lambda s: word(f"{s.way} ({s.distill})" if s.distilled and isinstance(s.distill, str) else s.way),
+    "Seed": lambda s: number(s.seed, "{:g}".format),
+    "Epochs": lambda s: number(s.epochs, "{:g}".format),
+    "Top-1 %": lambda s: number(s.top1, "{:.2f}".format),
+    "Change": lambda s: number(_change(s), "{:+.2f}".format),
+    "Calibrated %": lambda s: number(s.ptq_top1, "{:.2f}".format),
+    "Size": lambda s: number(s.size_bytes, size_text),
+    "Smaller": lambda s: number(s.compression, "{:.1f}x".format),
+    "Bits/weight": lambda s: number(s.effective_bits, "{:.2f}".format),
+    "GBOPs": lambda s: number(s.bops, lambda value: f"{value / 1e9:.3g}"),
+    "ms/step": lambda s: number(s.step_ms, "{:.1f}".format),
+    "Time": lambda s: number(s.wall_s, lambda value: f"{value:.0f} s" if value < 600 else f"{value / 60:.0f} min"),
 }
 
 LAYER_COLUMNS = ("Layer", "Kind", "Weight", "W bits", "A bits", "Bits/weight", "Size", "MMACs", "MBOPs")
@@ -194,16 +163,16 @@ def _layer_cells(layer: dict[str, Any], last: dict[str, Any]) -> list[Cell]:
     health = [last.get(figure.format(layer.get("name"))) for figure in HEALTH_COLUMNS.values()]
     own = layer.get("name") == OUTSIDE_LAYERS  # no weight, so that these cells would mean nothing
     return [
-        _word(layer.get("name")),
-        _word(layer.get("kind")),
+        word(layer.get("name")),
+        word(layer.get("kind")),
         Cell("x".join(str(n) for n in shape), float(math.prod(shape)) if shape else -math.inf),
-        _number(None if own else layer.get("weight_bits"), _bits_text),
-        _number(layer.get("input_bits"), _bits_text),
-        _number(None if own else layer.get("effective_bits"), "{:.2f}".format),
-        _number(bits / 8 if isinstance(bits, int | float) and not own else None, size_text),
-        _number(layer.get("macs"), lambda value: f"{value / 1e6:.3g}"),
-        _number(layer.get("bops"), lambda value: f"{value / 1e6:.4g}"),
-        *(_number(value, lambda value: f"{100 * value:.3g}") for value in health),
+        number(None if own else layer.get("weight_bits"), _bits_text),
+        number(layer.get("input_bits"), _bits_text),
+        number(None if own else layer.get("effective_bits"), "{:.2f}".format),
+        number(bits / 8 if isinstance(bits, int | float) and not own else None, size_text),
+        number(layer.get("macs"), lambda value: f"{value / 1e6:.3g}"),
+        number(layer.get("bops"), lambda value: f"{value / 1e6:.4g}"),
+        *(number(value, lambda value: f"{100 * value:.3g}") for value in health),
     ]
 
 
