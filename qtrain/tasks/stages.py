@@ -61,12 +61,16 @@ class Stage:
         """Where the state lies once the stage has ended."""
         return self.folder / STATE
 
-    def save(self, state: StageState) -> None:
-        """Keep ``state``; the stage then counts as finished, and its resume points go."""
+    def save(self, state: StageState, *, finished: bool = True) -> None:
+        """Keep ``state``; the stage then counts as finished, and its resume points go.
+
+        Where the run has yet to make something of it, ``finished`` is false: it may be killed and need the points again.
+        """
         plain = {**vars(state), "student": vars(state.student), "end": tuple(state.end)}
         with whole_file(self.path) as temporary:
             torch.save(plain, temporary)
-        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        if finished:
+            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
     def load(self) -> StageState | None:
         """The state that the stage has left, or ``None`` where it has not ended, or its file is damaged."""

@@ -37,10 +37,11 @@ from qtrain.tasks.tracking import open_loggers
 log = logging.getLogger(__name__)
 
 
-def run(cfg: DictConfig) -> dict[str, Any]:
+def run(cfg: DictConfig, *, keep_last: bool = False) -> dict[str, Any]:
     """Train one student; returns ``top1``, ``fp_top1`` and ``ptq_top1`` in percent (``None`` without a final test).
 
-    A finished run of the same config is not repeated, only shown.
+    A finished run of the same config is not repeated, only shown. With ``keep_last`` the state of the last stage is kept
+    as those before it are, so that a run of more stages may go on from it.
     """
     folder = Path(cfg.run_dir)
     if (finished := record.claim_folder(cfg, folder)) is not None:
@@ -65,6 +66,8 @@ def _train(cfg: DictConfig, folder: Path, loggers: tuple[Logger, ...]) -> dict[s
     weights = full_precision_weights(cfg.model, cfg, data) if cfg.quantize.enabled else None
     full_precision = build_model(cfg.model, data.info, weights=weights)
     ended = _fit_stages(cfg, stages, full_precision, data, folder, loggers)
+    if keep_last:
+        _keep(stages[-1], ended.last.state, finished=False)
 
     last = ended.last
     student, fitted, final = last.prepared.student, last.fitted, stages[-1].cfg
@@ -141,8 +144,8 @@ def _fit_stages(
 
 
 @rank_zero_only
-def _keep(stage: Stage, state: StageState) -> None:
-    stage.save(state)
+def _keep(stage: Stage, state: StageState, *, finished: bool = True) -> None:
+    stage.save(state, finished=finished)
 
 
 def _epochs(cfg: DictConfig, trained: Trained, data: VisionData) -> float:
