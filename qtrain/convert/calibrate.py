@@ -18,11 +18,21 @@ from qtrain.observers.base import Observer
 def calibrate(model: nn.Module, images: Iterable[Tensor], plans: Mapping[str, LayerPlan]) -> None:
     """Initialise every quantizer of ``model`` in place, with the observers of its layer's plan.
 
-    Weights are observed as they are; inputs over a full-precision forward of ``images``, an iterable of
-    (N, C, H, W), in eval mode, so that one layer's rounding does not colour what the next one observes. The modes of
-    all modules are restored. Raises ``ValueError`` where a layer with an input quantizer saw no image.
+    Weights are observed as they are, inputs by :func:`observe_inputs`. Raises ``ValueError`` where a layer with an
+    input quantizer saw no image.
     """
     calibrate_weights(model, plans)
+    calibrate_inputs(model, observe_inputs(model, images, plans))
+
+
+@torch.no_grad()
+def observe_inputs(model: nn.Module, images: Iterable[Tensor], plans: Mapping[str, LayerPlan]) -> dict[str, Observer]:
+    """What each layer with an input quantizer is given: its observer, by the layer's name.
+
+    The forward of ``images``, an iterable of (N, C, H, W), is in full precision and in eval mode, so that one layer's
+    rounding does not colour what the next one observes. So what is seen is the same at any bits. The modes of all
+    modules are restored.
+    """
     layers = quant_layers(model)
     observers: dict[str, Observer] = {}
     handles = []
@@ -40,7 +50,13 @@ def calibrate(model: nn.Module, images: Iterable[Tensor], plans: Mapping[str, La
         for handle in handles:
             handle.remove()
         set_quantization(model, enabled=True)
+    return observers
 
+
+@torch.no_grad()
+def calibrate_inputs(model: nn.Module, observers: Mapping[str, Observer]) -> None:
+    """Initialise the input quantizers of ``model`` in place from what :func:`observe_inputs` saw."""
+    layers = quant_layers(model)
     for name, observer in observers.items():
         quantizer = layers[name].input_quantizer
         assert quantizer is not None

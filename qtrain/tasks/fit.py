@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,11 +66,12 @@ def fit(
     command: str = "",
     start: Position = Position(),  # noqa: B008 - immutable
     checkpoints: Path | None = None,
+    watchers: Sequence[pl.Callback] = (),
 ) -> Fitted:
     """Fit ``module`` for ``epochs``, or for ``steps`` optimizer steps where given, in ``folder``.
 
     The folder gets ``metrics.jsonl``, and resume points below it, or in ``checkpoints``. ``start`` is where the run's
-    earlier stages stopped.
+    earlier stages stopped; ``watchers`` are callbacks that only look on.
 
     With ``cfg.resume`` a resume point of the same ``identity`` in the folder is continued. ``command`` is what an
     interrupted run tells its user to type. Raises ``RunInterruptedError`` after a signal, once all is saved.
@@ -86,6 +88,7 @@ def fit(
         *named.values(),
         *([Health(journal=journal, every_n_steps=n)] if (n := cfg.fit.health_every_steps) else []),
         journal,
+        *watchers,
         Progress(title=title),
         resume_points,
         StopOnSignal(resume_points=resume_points, command=command),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
+import copy
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from qtrain.data.base import VisionData
 from qtrain.data.synthetic import SyntheticImages
 from qtrain.tasks.imagine import imagine
 from qtrain.tasks.instantiate import instantiate
 from qtrain.tasks.targets import ConfigError
+from qtrain.tasks.warm import kept
 
 
 def load_data(cfg: DictConfig, *, test_only: bool = False, imagines: bool = True) -> VisionData:
@@ -17,6 +21,21 @@ def load_data(cfg: DictConfig, *, test_only: bool = False, imagines: bool = True
     Imagined images that it does not name are made first, by the config's own model, and kept. Where they do not matter,
     without ``imagines``, they are neither made nor opened.
     """
+    how = {"test_only": test_only, "imagines": imagines}
+    # A shallow copy has a trainer and a first epoch of its own, and the images of the one that is kept.
+    return kept("data", {**depends_on(cfg), **how}, lambda: _load(cfg, **how), copy.copy)
+
+
+def depends_on(cfg: DictConfig) -> dict[str, Any]:
+    """All that the config's images are a function of, as plain data."""
+    sections = {name: cfg.get(name) for name in ("data", "synthesis", "synthesize", "model", "full_precision")}
+    return {
+        "seed": cfg.seed,
+        **{name: OmegaConf.to_container(node, resolve=True) for name, node in sections.items() if node},
+    }
+
+
+def _load(cfg: DictConfig, *, test_only: bool, imagines: bool) -> VisionData:
     data: VisionData = instantiate(cfg.data, seed=cfg.seed)
     if test_only or (isinstance(data, SyntheticImages) and not imagines):
         data.test_only()

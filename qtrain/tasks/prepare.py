@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from qtrain.convert.calibrate import calibrate
+from qtrain.convert.calibrate import calibrate_inputs, calibrate_weights, observe_inputs
 from qtrain.convert.fold import OutputStatistics, fold_batchnorm_, fold_in_training_
 from qtrain.convert.freeze import layers_to_freeze
 from qtrain.convert.inherit import Heritage, inherit_quantizers_, inherit_weights_
@@ -28,12 +28,15 @@ from qtrain.convert.swap import swap_layers
 from qtrain.convert.switch import switch_bits_
 from qtrain.data.base import VisionData
 from qtrain.models.forms import merge_fused_biases
+from qtrain.observers.base import Observer
 from qtrain.quantizers.base import MakeQuantizer
 from qtrain.quantizers.wrapper import Wrapper
 from qtrain.spec import FULL_PRECISION, Allocation, LayerBits
 from qtrain.tasks.build import build_model, example_input
 from qtrain.tasks.instantiate import instantiate
+from qtrain.tasks.load import depends_on
 from qtrain.tasks.targets import ConfigError, as_config_error
+from qtrain.tasks.warm import kept
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +78,7 @@ def quantise(cfg: DictConfig, model: nn.Module, data: VisionData, heritage: Heri
         with as_config_error("stages"):
             inherit_weights_(model, heritage)
     if converted.plans:
-        images = _calibrate(cfg, model, data, converted)
+        images = _calibrate(cfg, model, data, converted, afresh=heritage is None)
         if heritage is None:
             _correct(cfg, model, images, converted)
         elif wanted := inherit_quantizers_(model, heritage):
@@ -93,21 +96,42 @@ def needs_images(cfg: DictConfig) -> bool:
     )
 
 
-def _calibrate(cfg: DictConfig, model: nn.Module, data: VisionData, converted: Converted) -> list[torch.Tensor]:
-    """Fill the quantizers; returns the images that served, or that later corrections need."""
+def _calibrate(
+    cfg: DictConfig, model: nn.Module, data: VisionData, converted: Converted, *, afresh: bool
+) -> list[torch.Tensor]:
+    """Fill the quantizers; returns the images that served, or that later corrections need.
+
+    ``afresh``: the weights are the full-precision model's own, so that what is observed is a function of the config.
+    """
     q, images = cfg.quantize, []
     if needs_images(cfg):
         device = next(model.parameters()).device
         images = [batch.image.to(device) for batch in data.calibration_batches(q.calibration_batches)]
     if q.get("calibration", "images") == "images":
         log.info("calibrating %d layers on %d batches", len(converted.plans), len(images))
-        calibrate(model, images, converted.plans)
+        calibrate_weights(model, converted.plans)
+        calibrate_inputs(model, _observe(cfg, model, images, converted, afresh=afresh))
         return images
     log.info("calibrating %d layers from the statistics of batch norm", len(converted.plans))
     mean, std = torch.tensor(data.info.mean), torch.tensor(data.info.std)
     with as_config_error("quantize.calibration"):
         calibrate_from_statistics(model, converted.plans, converted.statistics, low=-mean / std, high=(1 - mean) / std)
     return images
+
+
+def _observe(
+    cfg: DictConfig, model: nn.Module, images: list[torch.Tensor], converted: Converted, *, afresh: bool
+) -> dict[str, Observer]:
+    """What the layers are given in full precision, hence the same at any bits, and kept by a process of many runs."""
+    if not afresh:
+        return observe_inputs(model, images, converted.plans)
+    recipe = OmegaConf.to_container(cfg.quantize, resolve=True)
+    assert isinstance(recipe, dict)
+    del recipe["bits"]
+    # A layer whose input stays in full precision is not observed.
+    layers = [name for name, plan in converted.plans.items() if plan.bits.input < FULL_PRECISION]
+    what = {**depends_on(cfg), "recipe": recipe, "layers": layers, "channels_last": cfg.fit.channels_last}
+    return kept("inputs", what, lambda: observe_inputs(model, images, converted.plans))
 
 
 def _correct(cfg: DictConfig, student: nn.Module, images: list[torch.Tensor], converted: Converted) -> None:

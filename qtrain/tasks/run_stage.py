@@ -20,13 +20,17 @@ from qtrain.distill.objective import Objective
 from qtrain.lit.module import QATModule
 from qtrain.lit.step import LearningTeacher
 from qtrain.models.teacher import Teacher
+from qtrain.spec import Position
 from qtrain.tasks import record, teaching
 from qtrain.tasks.fit import Fitted, fit
 from qtrain.tasks.instantiate import instantiate
+from qtrain.tasks.load import depends_on
 from qtrain.tasks.prepare import Prepared
 from qtrain.tasks.pretrain import trained_model
 from qtrain.tasks.stages import Stage, StageState
 from qtrain.tasks.targets import ConfigError
+from qtrain.tasks.warm import kept
+from qtrain.tasks.watch import watchers
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +94,7 @@ def run_stage(
         loggers=loggers,
         command="python -m qtrain " + shlex.join(sys.argv[1:]),
         checkpoints=stage.folder / "checkpoints",
+        watchers=watchers(before.end if before is not None else Position()),
         **start,
     )
     return Trained(prepared, fitted, _leave(cfg, student, objective, teacher, fitted, before))
@@ -113,7 +118,8 @@ def _teacher_model(cfg: DictConfig, data: VisionData, before: StageState | None)
         raise ConfigError(
             "teacher.model: has options but names no model; take teacher=cifar_resnet56, or another of that group"
         )
-    model = trained_model(node, cfg, data)
+    what = {**depends_on(cfg), "teacher": _plain(node), "channels_last": cfg.fit.channels_last}
+    model = kept("teacher", what, lambda: trained_model(node, cfg, data))
     if before is not None and before.teacher is not None and before.teacher_model == _plain(node):
         model.load_state_dict(before.teacher)
     return model
