@@ -64,7 +64,7 @@ class Stage:
     def save(self, state: StageState, *, finished: bool = True) -> None:
         """Keep ``state``; the stage then counts as finished, and its resume points go.
 
-        Where the run has yet to make something of it, ``finished`` is false: it may be killed and need the points again.
+        Where the run has yet to make something of it, ``finished`` is false: killed, it needs the points again.
         """
         plain = {**vars(state), "student": vars(state.student), "end": tuple(state.end)}
         with whole_file(self.path) as temporary:

@@ -25,7 +25,7 @@ from qtrain.tasks import prepare, record
 from qtrain.tasks.build import build_model, example_input
 from qtrain.tasks.fit import named_callbacks
 from qtrain.tasks.instantiate import instantiate
-from qtrain.tasks.load import load_data
+from qtrain.tasks.load import depends_on, load_data
 from qtrain.tasks.picture import keep_picture
 from qtrain.tasks.pretrain import full_precision_weights
 from qtrain.tasks.run_stage import Trained, run_stage
@@ -33,6 +33,7 @@ from qtrain.tasks.stages import Stage, StageState, stages_of
 from qtrain.tasks.summary import FINISHED
 from qtrain.tasks.table import print_summary
 from qtrain.tasks.tracking import open_loggers
+from qtrain.tasks.warm import kept
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +41,8 @@ log = logging.getLogger(__name__)
 def run(cfg: DictConfig, *, keep_last: bool = False) -> dict[str, Any]:
     """Train one student; returns ``top1``, ``fp_top1`` and ``ptq_top1`` in percent (``None`` without a final test).
 
-    A finished run of the same config is not repeated, only shown. With ``keep_last`` the state of the last stage is kept
-    as those before it are, so that a run of more stages may go on from it.
+    A finished run of the same config is not repeated, only shown. With ``keep_last`` the state of the last stage is
+    kept as those before it are, so that a run of more stages may go on from it.
     """
     folder = Path(cfg.run_dir)
     if (finished := record.claim_folder(cfg, folder)) is not None:
@@ -49,10 +50,10 @@ def run(cfg: DictConfig, *, keep_last: bool = False) -> dict[str, Any]:
         print_summary(folder.parent)
         return {"top1": finished.top1, "fp_top1": finished.fp_top1, "ptq_top1": finished.ptq_top1}
     with open_loggers(cfg, folder) as loggers:
-        return _train(cfg, folder, loggers)
+        return _train(cfg, folder, loggers, keep_last=keep_last)
 
 
-def _train(cfg: DictConfig, folder: Path, loggers: tuple[Logger, ...]) -> dict[str, Any]:
+def _train(cfg: DictConfig, folder: Path, loggers: tuple[Logger, ...], *, keep_last: bool = False) -> dict[str, Any]:
     start = time.perf_counter()
     torch.manual_seed(cfg.seed)
 
@@ -64,7 +65,9 @@ def _train(cfg: DictConfig, folder: Path, loggers: tuple[Logger, ...]) -> dict[s
         prepare.rehearse(stage.cfg, data)
     # A full-precision run starts from what its config names, a quantised one from trained weights in any case.
     weights = full_precision_weights(cfg.model, cfg, data) if cfg.quantize.enabled else None
-    full_precision = build_model(cfg.model, data.info, weights=weights)
+    full_precision = kept(
+        "model", {**depends_on(cfg), "weights": weights}, lambda: build_model(cfg.model, data.info, weights=weights)
+    )
     ended = _fit_stages(cfg, stages, full_precision, data, folder, loggers)
     if keep_last:
         _keep(stages[-1], ended.last.state, finished=False)
