@@ -29,6 +29,7 @@ from qtrain.tasks.prepare import Prepared
 from qtrain.tasks.pretrain import trained_model
 from qtrain.tasks.stages import Stage, StageState
 from qtrain.tasks.targets import ConfigError
+from qtrain.tasks.tracking import tell_teacher
 from qtrain.tasks.warm import kept
 from qtrain.tasks.watch import watchers
 
@@ -60,6 +61,7 @@ def run_stage(
     if cfg.fit.compile:
         torch.compiler.reset()  # graphs of an earlier fit in this process would count against the limit for one
     teacher_model = _teacher_model(cfg, data, before)
+    tell_teacher(loggers, cfg, data)
     objective = teaching.build_objective(cfg, student, teacher_model, data)
     if before is not None:
         _inherit_(objective, before.objective, stage.name)

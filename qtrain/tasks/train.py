@@ -16,7 +16,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
-from qtrain.cost.count import count
+from qtrain.cost.count import CostReport, count
 from qtrain.data.base import VisionData
 from qtrain.lit.callbacks.batchnorm import reestimate_batchnorm
 from qtrain.lit.callbacks.journal import MetricJournal
@@ -32,7 +32,7 @@ from qtrain.tasks.run_stage import Trained, run_stage
 from qtrain.tasks.stages import Stage, StageState, stages_of
 from qtrain.tasks.summary import FINISHED
 from qtrain.tasks.table import print_summary
-from qtrain.tasks.tracking import open_loggers
+from qtrain.tasks.tracking import open_loggers, tell_outcome, tell_source, tell_student
 from qtrain.tasks.warm import kept
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ def _train(cfg: DictConfig, folder: Path, loggers: tuple[Logger, ...], *, keep_l
     full_precision = kept(
         "model", {**depends_on(cfg), "weights": weights}, lambda: build_model(cfg.model, data.info, weights=weights)
     )
+    tell_source(loggers, weights)
     ended = _fit_stages(cfg, stages, full_precision, data, folder, loggers)
     if keep_last:
         _keep(stages[-1], ended.last.state, finished=False)
@@ -89,7 +90,8 @@ def _train(cfg: DictConfig, folder: Path, loggers: tuple[Logger, ...], *, keep_l
     cost = count(student.cpu(), example_input(data.info))
     described = record.describe(final, data.info, last.prepared.allocation, cost)
     described["epochs"] = _epochs(final, last, data)
-    _record(cfg, folder, {**described, **metrics}, last, wall_s=time.perf_counter() - start + ended.earlier_s)
+    wall_s = time.perf_counter() - start + ended.earlier_s
+    _record(cfg, folder, {**described, **metrics}, last, loggers, wall_s=wall_s)
     return metrics
 
 
@@ -137,7 +139,9 @@ def _fit_stages(
         heritage = None if before is None else before.student
         prepared = prepare.quantise(stage.cfg, copy.deepcopy(full_precision), images, heritage)
         if final:
-            _log_size(prepared.student, images, folder.name)
+            cost = count(prepared.student, example_input(images.info))
+            _log_size(cost, folder.name)
+            tell_student(loggers, record.describe(stage.cfg, images.info, prepared.allocation, cost))
             calibrated = copy.deepcopy(prepared.student) if before is None else None
         trained = run_stage(stage, prepared, before, images, folder, loggers)
         before, earlier_s = trained.state, earlier_s + trained.fitted.earlier_s
@@ -157,8 +161,7 @@ def _epochs(cfg: DictConfig, trained: Trained, data: VisionData) -> float:
     return round(epochs) if abs(epochs - round(epochs)) < 0.01 else round(epochs, 2)
 
 
-def _log_size(student: nn.Module, data: VisionData, name: str) -> None:
-    cost = count(student, example_input(data.info))
+def _log_size(cost: CostReport, name: str) -> None:
     log.info(
         "%s: %.1f kB, in full precision %.1f kB; %.2f bits per weight",
         name, cost.size_bytes / 1e3, cost.fp_size_bytes / 1e3, cost.effective_bits,
@@ -177,7 +180,15 @@ def _reestimate_batchnorm(cfg: DictConfig, student: nn.Module, data: VisionData,
 
 
 @rank_zero_only
-def _record(cfg: DictConfig, folder: Path, summary: dict[str, Any], trained: Trained, *, wall_s: float) -> None:
+def _record(
+    cfg: DictConfig,
+    folder: Path,
+    summary: dict[str, Any],
+    trained: Trained,
+    loggers: tuple[Logger, ...],
+    *,
+    wall_s: float,
+) -> None:
     fitted, state = trained.fitted, trained.state
     record.save_weights(trained.prepared.student, folder / record.STUDENT)
     summary |= {
@@ -192,4 +203,5 @@ def _record(cfg: DictConfig, folder: Path, summary: dict[str, Any], trained: Tra
         notes += ", stages " + " ".join(cfg.stages)
     record.append_results(cfg, folder, summary, device=fitted.device, notes=notes)
     record.finish(folder, summary)
+    tell_outcome(loggers, folder, summary)
     print_summary(folder.parent)

@@ -17,7 +17,8 @@ import torch
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
-from qtrain.lit.loggers import JsonlLogger, close
+from qtrain.lit.loggers import JsonlLogger, close, read_rows
+from qtrain.lit.wandb_run import WandbRun
 from qtrain.spec import Position
 
 
@@ -75,6 +76,8 @@ class MetricJournal(pl.Callback):
             # Rows of a run that was killed before its first save.
             for logger in self._files():
                 logger.rewind(self.start.written)
+        if trainer.is_global_zero:
+            self._replay()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -101,7 +104,7 @@ class MetricJournal(pl.Callback):
         self._write_split(trainer, "test/")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        close(self.loggers, failed=True)
+        close(self._files(), error=exception)  # the others belong to the run, which tells them how it ended
 
     def state_dict(self) -> dict[str, Any]:
         positions = [logger.position() for logger in self._files()]
@@ -117,6 +120,14 @@ class MetricJournal(pl.Callback):
     def _write_split(self, trainer: pl.Trainer, prefix: str) -> None:
         metrics = trainer.callback_metrics
         self.write(trainer, {name: float(value) for name, value in metrics.items() if name.startswith(prefix)})
+
+    def _replay(self) -> None:
+        """Tell W&B what its run may lack: the rows that were written before this process, and are to be kept."""
+        runs = [logger for logger in self.loggers if isinstance(logger, WandbRun)]
+        for file in self._files() if runs else ():
+            rows = read_rows(file.path) if file.path.is_file() else []
+            for run in runs:
+                run.replay(rows)
 
     def _files(self) -> list[JsonlLogger]:
         return [logger for logger in self.loggers if isinstance(logger, JsonlLogger)]

@@ -1,0 +1,353 @@
+"""Floor 5: a run in W&B, beside the record of our own that ``metrics.jsonl`` is.
+
+W&B may be slow, absent or gone, and none of that is a reason for a training to wait or to end. So nothing here waits
+for the server after the run has begun, and nothing raises: what goes wrong is said once. Lightning's own logger does
+neither, and once offline it keeps its process offline, which a sweep's workers share.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import shutil
+import threading
+import uuid
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+from qtrain.files import write_text
+from qtrain.lit.loggers import split_metrics
+from qtrain.lit.wandb_mode import check_mode, unreachable, wandb_mode
+
+if TYPE_CHECKING:
+    import wandb
+
+log = logging.getLogger(__name__)
+
+RUN_ID = "wandb_run_id.txt"
+"""The W&B run's id, made once for the run's folder and kept there."""
+
+AXES = ("step", "epoch", "layer")
+"""What others are drawn against: optimizer steps, epochs, and the number of a layer in the order of the forward."""
+
+LAYER_COLUMNS = ("name", "kind", "weights", "weight_bits", "input_bits", "effective_bits", "macs", "bops")
+"""What the table ``allocation`` shows of each layer, beside its number."""
+
+DATA_DIR = "WANDB_DATA_DIR"
+
+
+@final
+class WandbRun(Logger):
+    """Rows of metrics, bits and costs, and the files that a run used and made, in W&B.
+
+    ``config`` is the run's configuration as plain data; ``knobs`` what a sweep chose for it, shown beside it as
+    ``knobs.<name>``. ``online`` falls back to ``offline`` without a key, a network, or a server that answers within
+    ``init_timeout_s``; one log line says so, and how to upload. The end waits at most ``finish_timeout_s`` for uploads.
+
+    A run that goes on in the same folder goes on in W&B: :meth:`replay` gives it the rows that W&B lacks.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: str | Path,
+        config: Mapping[str, Any] | None = None,
+        project: str = "qtrain",
+        entity: str | None = None,
+        group: str | None = None,
+        job_type: str | None = None,
+        name: str | None = None,
+        tags: Sequence[str] = (),
+        knobs: Mapping[str, Any] | None = None,
+        mode: str = "online",
+        host_timeout_s: float = 3.0,
+        init_timeout_s: float = 15.0,
+        finish_timeout_s: float = 60.0,
+    ) -> None:
+        super().__init__()
+        check_mode("WandbRun", mode)
+        self.folder = Path(folder).resolve()
+        self.mode = mode
+        self.host_timeout_s = host_timeout_s
+        self._options: dict[str, Any] = {
+            "project": project,
+            "entity": entity,
+            "group": group,
+            "job_type": job_type,
+            "name": name,
+            "tags": list(tags),
+            "config": {**(config or {}), **({"knobs": dict(knobs)} if knobs else {})},
+        }
+        self._init_timeout_s, self._finish_timeout_s = init_timeout_s, finish_timeout_s
+        self._run: wandb.Run | None = None
+        self._over = False
+        """No more to be logged: the run has ended, W&B is off, or the client has failed."""
+        self._online = False
+        self._known_step = -1
+        self._used: set[tuple[Path, ...]] = set()
+        self._whole = False
+        """The rows from before this process have been replayed."""
+
+    @property
+    def name(self) -> str:
+        return str(self._options["project"])
+
+    @property
+    def version(self) -> str:
+        return run_id(self.folder)
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.folder)
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the configuration went along when the run began."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """One row, with ``step`` and its ``epoch`` to be drawn against; figures that are not finite are left out."""
+        metrics = dict(metrics)
+        head = {"step": int(step or 0), "epoch": int(metrics.pop("epoch", 0))}
+        rows = split_metrics(metrics)
+        self._tell(lambda run: self._log_row(run, head, rows))
+
+    def replay(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Log ``rows`` of the run's ``metrics.jsonl``, from before this process, as far as W&B does not have them.
+
+        W&B writes behind: a killed run lacks its last rows there, and a run that was offline is whole only if its last
+        part has all. Only the first call counts, and it comes before this process logs a row of its own.
+        """
+        if not self._whole:
+            self._tell(lambda run: self._log_rows(run, rows))
+            self._whole = True
+
+    def summarise(self, figures: Mapping[str, Any]) -> None:
+        """Set ``figures`` in the run's summary, what its row in W&B's table shows; not finite ones are left out."""
+        kept = {name: value for name, value in figures.items() if value is not None and _finite(value)}
+        self._tell(lambda run: run.summary.update(kept))
+
+    def log_layers(self, layers: Sequence[Mapping[str, Any]]) -> None:
+        """The table ``allocation``, a row for each of ``layers``, and curves of their bits against their number.
+
+        ``layers`` are rows of :mod:`qtrain.cost.count`.
+        """
+        self._tell(lambda run: self._log_layers(run, layers))
+
+    def use_files(self, files: Sequence[Path], *, name: str, kind: str, about: Mapping[str, Any] | None = None) -> None:
+        """Say that the run was made from ``files``: they become the artifact ``name``, and the run its user.
+
+        Files that were named before, by an earlier stage, are not named again.
+        """
+        if tuple(files) in self._used:
+            return
+        self._used.add(tuple(files))
+        self._tell(lambda run: self._publish(run, files, name, kind, about, used=True))
+
+    def keep_files(
+        self, files: Sequence[Path], *, name: str, kind: str, about: Mapping[str, Any] | None = None
+    ) -> None:
+        """Say that the run made ``files``: they become the artifact ``name`` of the type ``kind``.
+
+        They are read when they are uploaded, which for an offline run is when it is synced. ``about`` is shown with it.
+        """
+        self._tell(lambda run: self._publish(run, files, name, kind, about, used=False))
+
+    def finalize(self, status: str) -> None:
+        """End the run: ``success``, ``failed``, or ``interrupted`` where it will go on later."""
+        run, self._run, self._over = self._run, None, True
+        if run is None:
+            return
+        place = Path(run.settings.sync_dir)
+        reason = unreachable(self.host_timeout_s) if self._online else None
+        try:
+            if status == "interrupted":
+                run.mark_preempting()
+            if reason is None:
+                run.finish(exit_code=int(status != "success"))
+            else:
+                # The client would wait for the whole of its timeout. It goes on trying meanwhile, and as the process
+                # ends; what it does not get rid of lies on the disk.
+                ending = threading.Thread(target=run.finish, args=(int(status != "success"),), daemon=True)
+                ending.start()
+                ending.join(self.host_timeout_s)
+                log.warning("W&B: %s; upload the rest of this run later with `wandb sync %s`", reason, place)
+        except TimeoutError:
+            log.warning("W&B: uploads take too long; finish them later with `wandb sync %s`", place)
+        except Exception as error:
+            self._give_up(error)
+        else:
+            if self._whole and not self._online:
+                _remove_parts_before(place)
+
+    @rank_zero_only
+    def _tell(self, what: Callable[[wandb.Run], object]) -> None:
+        """Call ``what`` with the run, which begins at the first call."""
+        if self._over:
+            return
+        try:
+            # Without this, what waits for an upload lies in the user's home, by the name of no run.
+            with _environment(DATA_DIR, str(self.folder / "wandb")):
+                if self._run is None:
+                    self._run = self._begin()
+                if self._run is not None:
+                    what(self._run)
+        except Exception as error:  # the client knows many kinds, of the system's and its own; none may end a training
+            self._over = True
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        log.warning(
+            "W&B has failed (%s: %s); the run goes on without it, its metrics are in %s",
+            type(error).__name__, str(error).partition("\n")[0], self.folder / "metrics.jsonl",
+        )  # fmt: skip
+
+    def _begin(self) -> wandb.Run | None:
+        possible, reason = wandb_mode(mode=self.mode, host_timeout_s=self.host_timeout_s)
+        if possible == "disabled":
+            log.info("W&B is off: %s", reason)
+            self._over = True
+            return None
+        import wandb
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if possible == "online":
+            try:
+                run = self._init("online")
+            except wandb.Error as error:  # the key is refused, or the server accepts and does not answer
+                possible, reason = "offline", str(error).partition("\n")[0]
+        if possible == "offline":
+            run = self._init("offline")
+            log.info("W&B is offline: %s; upload later with `wandb sync %s`", reason, run.settings.sync_dir)
+        self._online = possible == "online"
+        # Only a server can tell what it has of an earlier process. The last step may lack the row of a split.
+        self._known_step = int(run.summary.get("step", -1)) if run.resumed else -1
+        _define_metrics(run)
+        return run
+
+    def _init(self, mode: str) -> wandb.Run:
+        import wandb
+
+        settings = wandb.Settings(
+            silent=True,
+            disable_git=True,
+            console="off",
+            reinit="create_new",  # a sweep's worker has one run after the other, whatever else its process logs
+            init_timeout=self._init_timeout_s,
+            finish_timeout=self._finish_timeout_s,
+            finish_timeout_raises=True,
+        )
+        options = {**self._options, "dir": str(self.folder), "id": run_id(self.folder)}
+        return wandb.init(mode=mode, resume="allow", settings=settings, **options)  # type: ignore[arg-type]
+
+    def _log_row(self, run: wandb.Run, head: Mapping[str, int], rows: Mapping[str, Mapping[str, float]]) -> None:
+        if head["step"] < self._known_step:
+            return
+        named = {f"{split}/{name}": value for split, values in rows.items() for name, value in values.items()}
+        # One that is not finite would be the maximum for good.
+        run.log({**head, **{name: float(value) for name, value in named.items() if _finite(value)}})
+
+    def _log_rows(self, run: wandb.Run, rows: Iterable[Mapping[str, Any]]) -> None:
+        for row in rows:
+            self._log_row(run, *_parts(row))
+
+    def _log_layers(self, run: wandb.Run, layers: Sequence[Mapping[str, Any]]) -> None:
+        if "allocation" in run.summary.keys():  # noqa: SIM118 - a summary iterates otherwise
+            return  # from before this process
+        import wandb
+
+        data = [[number, *(layer.get(column) for column in LAYER_COLUMNS)] for number, layer in enumerate(layers)]
+        run.log({"allocation": wandb.Table(columns=["layer", *LAYER_COLUMNS], data=data)})
+        for number, layer in enumerate(layers):
+            run.log({"layer": number, "bits/weight": layer.get("weight_bits"), "bits/input": layer.get("input_bits")})
+
+    def _publish(
+        self,
+        run: wandb.Run,
+        files: Sequence[Path],
+        name: str,
+        kind: str,
+        about: Mapping[str, Any] | None,
+        *,
+        used: bool,
+    ) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(artifact_name(name), kind, metadata=dict(about or {}))
+        for file in files:
+            # The file itself is uploaded, not a copy: it appears whole, and is replaced, never written into.
+            artifact.add_file(str(file.resolve()), policy="immutable", skip_cache=True)
+        artifact.finalize()
+        # What run.use_artifact and run.log_artifact come down to. They themselves refuse to use an artifact offline,
+        # and online they ask the server before and wait for it afterwards.
+        assert run._interface is not None
+        run._interface.publish_artifact(
+            run, artifact, ["latest"], [], finalize=True, is_user_created=True, use_after_commit=used
+        )
+
+
+def run_id(folder: Path) -> str:
+    """The id of the W&B run of ``folder``, made at the first call."""
+    path = folder / RUN_ID
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, uuid.uuid4().hex[:12] + "\n")
+    return path.read_text(encoding="utf-8").strip()
+
+
+def artifact_name(text: str) -> str:
+    """``text`` with what W&B does not allow in an artifact's name replaced, and not longer than it allows.
+
+    >>> artifact_name("cifar10/resnet20 w4a4")
+    'cifar10-resnet20-w4a4'
+    """
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text)[:128]
+
+
+def _define_metrics(run: wandb.Run) -> None:
+    """What each figure is drawn against, and what of it stands in the run's summary."""
+    for axis in AXES:
+        run.define_metric(axis, hidden=True)
+    run.define_metric("train/*", step_metric="step")
+    run.define_metric("test/*", step_metric="step")
+    run.define_metric("val/*", step_metric="epoch")
+    run.define_metric("val/top1", step_metric="epoch", summary="max,last")
+    run.define_metric("val/loss", step_metric="epoch", summary="min,last")
+    run.define_metric("bits/*", step_metric="layer", summary="mean")
+
+
+def _parts(row: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:
+    """A row of metrics.jsonl: where it stands, and its figures by split."""
+    figures = {name: value for name, value in row.items() if name not in ("step", "epoch", "split", "time")}
+    return {"step": row["step"], "epoch": row["epoch"]}, {row["split"]: figures}
+
+
+def _finite(value: object) -> bool:
+    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
+
+
+def _remove_parts_before(place: Path) -> None:
+    """Of an offline run, what earlier processes have left beside ``place``: each part holds all that was before it."""
+    run = place.name.rpartition("-")[2]
+    for part in place.parent.glob(f"offline-run-*-{run}"):
+        if part.name < place.name:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """``value`` for the environment variable ``name``, unless the user has given one."""
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
