@@ -82,12 +82,13 @@ def svg(figure: Figure, name: str, theme: Theme) -> str:
     text = re.sub(rf'id="{MARK}([^"]*)"', r'data-mark="\1"', text)
     used = set(re.findall(r"#([\w.-]+)[\")]", text))
     text = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used or m[1] == f"plot-{name}" else "", text)
-    text = re.sub(r"font: [^;\"]*?(\d+(?:\.\d+)?px)[^;\"]*", r"font-size: \1", text)
+    text = re.sub(r" font-family: [^;\"]*;", "", text)  # the page's own
+    text = re.sub(r"\s*\n\s*", " ", text)
     colours = {theme.background: "back", theme.foreground: "front", theme.grid: "line"}
     colours |= {colour: f"c{number}" for number, colour in enumerate(theme.series)}
     for colour, variable in colours.items():
         text = re.sub(rf"{colour}\b", f"var(--{variable})", text)
-    return text.strip()
+    return text
 
 
 def place_labels(axes: Axes, labels: Sequence[tuple[str, float, float, str]]) -> list[Bbox]:
