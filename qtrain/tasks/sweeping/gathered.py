@@ -15,6 +15,7 @@ from qtrain.sweep.trials import TRIALS, Trial, read_trials
 from qtrain.tasks.curves import read_metrics
 from qtrain.tasks.summary import METRICS
 from qtrain.tasks.sweeping.spending import Spending, spending
+from qtrain.tasks.sweeping.wording import grouped
 
 SWEEP = "sweep.yaml"
 """The sweep's resolved config; under ``overrides`` those that led to it."""
@@ -49,11 +50,19 @@ class Sweep:
         return next(iter(self.objectives))
 
     @property
+    def space(self) -> list[str]:
+        """Names of the knobs, as the config has them."""
+        return list((self.config.get("sweep") or {}).get("space") or {})
+
+    @property
     def knobs(self) -> list[str]:
-        """Names of what was searched, in the order of the space, then what else trials had."""
-        space = (self.config.get("sweep") or {}).get("space") or {}
-        names = [name for trial in self.trials for name in trial.knobs]
-        return list(dict.fromkeys([*(name for name in space if name in names), *names]))
+        """Names of the knobs that trials have, in the order of the space, then what else they had."""
+        names = [name for trial in self.trials for name in self.chosen(trial)]
+        return list(dict.fromkeys([*(name for name in self.space if name in names), *names]))
+
+    def chosen(self, trial: Trial) -> dict[str, Any]:
+        """What the search chose for ``trial`` by knob; of a knob of several parameters their list."""
+        return grouped(trial.knobs, self.space)
 
     @property
     def epochs(self) -> float:

@@ -24,13 +24,10 @@ from qtrain.lit.callbacks.progress import duration
 from qtrain.sweep.pareto import Objectives, front
 from qtrain.sweep.trials import Trial
 from qtrain.tasks.sweeping.spending import Spending, spending
-from qtrain.tasks.sweeping.wording import bits_text, figure_label, figure_said, figure_text, knob_label, knob_text
+from qtrain.tasks.sweeping.wording import bits_text, figure_label, figure_said, figure_text, knobs_text
 
 MOST_RUNNING, MOST_FRONT = 8, 12
 """Rows of the two tables at a terminal; what is left out is counted."""
-
-KNOBS_WIDTH = 60
-"""Characters of a trial's knobs in one row or line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +49,9 @@ class Running:
 class LiveTable:
     """Shows a sweep of ``trials`` trials (``None``: no such limit) under ``title``, and what ``update`` is told of it.
 
-    ``epochs`` are those of a full training. ``spent_s`` is how much of ``time_budget_s`` an earlier command had spent.
-    ``file`` is stderr where not given, ``every_s`` the time between two lines of the whole sweep where that is no
-    terminal, ``clock`` tells Unix seconds. Use it in a ``with`` block, or call ``close``.
+    ``epochs`` are those of a full training, ``space`` names the knobs. ``spent_s`` is how much of ``time_budget_s`` an
+    earlier command had spent. ``file`` is stderr where not given, ``every_s`` the time between two lines of the whole
+    sweep where that is no terminal, ``clock`` tells Unix seconds. Use it in a ``with`` block, or call ``close``.
     """
 
     def __init__(
@@ -63,6 +60,7 @@ class LiveTable:
         title: str,
         objectives: Objectives,
         epochs: float,
+        space: Iterable[str] = (),
         trials: int | None = None,
         time_budget_s: float | None = None,
         spent_s: float = 0.0,
@@ -73,6 +71,7 @@ class LiveTable:
         if every_s <= 0:
             raise ValueError(f"LiveTable: every_s must be positive, got {every_s}")
         self.title, self.objectives, self.epochs = title, objectives, epochs
+        self.space = tuple(space)
         self.trials, self.time_budget_s, self.spent_s = trials, time_budget_s, spent_s
         self.file, self.every_s, self.clock = file or sys.stderr, every_s, clock
         self._began = clock()
@@ -120,7 +119,10 @@ class LiveTable:
         for number, trial in enumerate(trials, start=1):
             if trial.id not in self._known:
                 self._known.add(trial.id)
-                self.file.write(ended_line(trial, number, self.trials, self.objectives, on_front=trial.id in best))
+                place = f"trial {number}" + ("" if self.trials is None else f" of {self.trials}")
+                knobs = knobs_text(trial.knobs, self.space)
+                told = ended_line(trial, self.objectives, on_front=trial.id in best)
+                self.file.write(f"{place} {told}" + (f"; {knobs}" if knobs else "") + "\n")
         if now - self._said >= self.every_s:
             self._said = now
             self.file.write(f"{self.title}: {self._status(trials, running, now)}; on the front {len(best)}\n")
@@ -156,7 +158,7 @@ class LiveTable:
         if running:
             parts.append(self._running_table(running, now))
         if best:
-            parts.append(_front_table(best, self.objectives, numbers))
+            parts.append(_front_table(best, self.objectives, numbers, self.space))
         return Group(*parts)
 
     def _running_table(self, running: list[Running], now: float) -> Table:
@@ -169,25 +171,23 @@ class LiveTable:
             of = "" if run.epochs is None else f"/{run.epochs:g}"
             value = figure_text(first, run.figures[first]) if first in run.figures else ""
             taken = duration(now - run.started) if run.started else "waits"
-            table.add_row(f"{run.epoch:g}{of}", value, taken, knobs_text(run.knobs))
+            table.add_row(f"{run.epoch:g}{of}", value, taken, knobs_text(run.knobs, self.space))
         return table
 
 
-def ended_line(trial: Trial, number: int, of: int | None, objectives: Objectives, *, on_front: bool) -> str:
-    """``trial 7 of 64 finished: 8 epochs, val top-1 90.12 %, size 68.5 kB, W4A4, on the front; lr=0.001``."""
-    parts = [] if trial.status == "duplicate" else [f"{trial.epochs:g} epochs"]
-    parts += [figure_said(name, trial.figures[name]) for name in objectives if name in trial.figures]
-    parts += [text for text in (bits_text(trial), "on the front" if on_front else "") if text]
+def ended_line(trial: Trial, objectives: Objectives, *, on_front: bool) -> str:
+    """``finished: 8 epochs, val top-1 90.12 %, size 68.5 kB, W4A4, on the front``, and the reason if there is one."""
     if trial.status == "duplicate":
-        parts = [f"of {trial.of}"]
-    elif trial.reason:
-        parts.append(trial.reason)
-    total = "" if of is None else f" of {of}"
-    knobs = knobs_text(trial.knobs)
-    return f"trial {number}{total} {trial.status}: {', '.join(parts)}" + (f"; {knobs}" if knobs else "") + "\n"
+        return f"duplicate: of {trial.of}"
+    parts = [f"{trial.epochs:g} epochs"]
+    parts += [figure_said(name, trial.figures[name]) for name in objectives if name in trial.figures]
+    parts += [text for text in (bits_text(trial), "on the front" if on_front else "", trial.reason) if text]
+    return f"{trial.status}: {', '.join(parts)}"
 
 
-def print_front(trials: Sequence[Trial], objectives: Objectives, *, file: TextIO | None = None) -> None:
+def print_front(
+    trials: Sequence[Trial], objectives: Objectives, *, space: Iterable[str] = (), file: TextIO | None = None
+) -> None:
     """The front as a table, to standard output: framed at a terminal, plain columns elsewhere."""
     file = file or sys.stdout
     numbers = {trial.id: str(number) for number, trial in enumerate(trials, start=1)}
@@ -196,7 +196,7 @@ def print_front(trials: Sequence[Trial], objectives: Objectives, *, file: TextIO
     if not best:
         console.print("front: no trial has finished")
         return
-    table = _front_table(best, objectives, numbers, most=len(best))
+    table = _front_table(best, objectives, numbers, tuple(space), most=len(best))
     if not file.isatty():
         table.box = None
     # rich would cut cells where the terminal is too narrow; lines that the terminal wraps show everything.
@@ -204,14 +204,12 @@ def print_front(trials: Sequence[Trial], objectives: Objectives, *, file: TextIO
     console.print(table)
 
 
-def knobs_text(knobs: Mapping[str, Any]) -> str:
-    """``lr=0.001 soft=0.7``, cut at :data:`KNOBS_WIDTH` characters."""
-    text = " ".join(f"{knob_label(name, list(knobs))}={knob_text(value)}" for name, value in knobs.items())
-    return text if len(text) <= KNOBS_WIDTH else text[: KNOBS_WIDTH - 1] + "…"
-
-
 def _front_table(
-    best: Sequence[Trial], objectives: Objectives, numbers: Mapping[str, str], most: int = MOST_FRONT
+    best: Sequence[Trial],
+    objectives: Objectives,
+    numbers: Mapping[str, str],
+    space: Iterable[str],
+    most: int = MOST_FRONT,
 ) -> Table:
     """``best`` as rows, the first objective's best first; ``numbers`` are the trials', by id."""
     table = _table("Front", len(best), most)
@@ -221,7 +219,7 @@ def _front_table(
     table.add_column("Knobs", overflow="ellipsis", no_wrap=True)
     for trial in best[:most]:
         figures = [figure_text(name, trial.figures[name]) for name in objectives]
-        table.add_row(numbers[trial.id], *figures, bits_text(trial), knobs_text(trial.knobs))
+        table.add_row(numbers[trial.id], *figures, bits_text(trial), knobs_text(trial.knobs, space))
     return table
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from qtrain.spec import FULL_PRECISION
@@ -20,8 +20,8 @@ LABELS = {
 }
 """Figure of a trial -> what it is called where there is little room; any other is called by its own name."""
 
-LONGEST = 28
-"""A knob's value of more characters, such as the widths of all layers, is cut."""
+LONGEST, KNOBS_WIDTH = 28, 60
+"""Characters of one knob's value, and of all knobs of a trial, in a row or line; more are cut."""
 
 
 def figure_label(name: str) -> str:
@@ -55,7 +55,24 @@ def figure_said(name: str, value: float) -> str:
     return f"{text} {label}" if name in ("bops", "effective_bits") else f"{label} {text}"
 
 
-def knob_label(name: str, names: Sequence[str]) -> str:
+def grouped(knobs: Mapping[str, Any], space: Iterable[str]) -> dict[str, Any]:
+    """``knobs``, parameters as the search knows them, by the names in ``space``: bits of blocks become one list.
+
+    >>> grouped({"widths.layer1.0": 4, "widths.layer1.1": 3, "optimizer.lr": 0.1}, ["widths", "optimizer.lr"])
+    {'widths': [4, 3], 'optimizer.lr': 0.1}
+    """
+    names = sorted(space, key=len, reverse=True)
+    together: dict[str, Any] = {}
+    for parameter, value in knobs.items():
+        name = next((name for name in names if parameter.startswith(f"{name}.")), None)
+        if name is None or parameter in names:
+            together[parameter] = value
+        else:
+            together.setdefault(name, []).append(value)
+    return together
+
+
+def knob_label(name: str, names: Iterable[str]) -> str:
     """The last part of a dotted ``name``, or all of it where another of ``names`` ends the same.
 
     >>> knob_label("optimizer.lr", ["optimizer.lr", "fit.epochs"]), knob_label("a.lr", ["a.lr", "b.lr"])
@@ -65,10 +82,17 @@ def knob_label(name: str, names: Sequence[str]) -> str:
     return last if [other.rpartition(".")[2] for other in names].count(last) == 1 else name
 
 
-def knob_text(value: Any) -> str:
-    """What the search chose; a list or mapping by its values, cut where it is long.
+def knobs_text(knobs: Mapping[str, Any], space: Iterable[str]) -> str:
+    """``lr=0.001 soft=0.7``, cut at :data:`KNOBS_WIDTH` characters."""
+    known = grouped(knobs, space)
+    text = " ".join(f"{knob_label(name, known)}={knob_text(value)}" for name, value in known.items())
+    return text if len(text) <= KNOBS_WIDTH else text[: KNOBS_WIDTH - 1] + "…"
 
-    >>> knob_text(0.00031622), knob_text({"layer1.0": 4, "layer1.1": 3}), knob_text(None)
+
+def knob_text(value: Any) -> str:
+    """What the search chose, cut where it is long.
+
+    >>> knob_text(0.00031622), knob_text([4, 3]), knob_text(None)
     ('0.0003162', '4 3', 'none')
     """
     if value is None:
@@ -77,11 +101,7 @@ def knob_text(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, int | float):
         return f"{value:.4g}"
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        value = " ".join("/".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for v in value)
-    text = str(value)
+    text = " ".join(map(knob_text, value)) if isinstance(value, list | tuple) else str(value)
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
