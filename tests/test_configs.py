@@ -27,6 +27,7 @@ from qtrain.observers.base import Observer
 from qtrain.quantizers.base import Quantizer
 from qtrain.schedules.base import Schedule
 from qtrain.spec import Granularity, LayerBits, PerTensor, QuantSpec
+from qtrain.sweep.knobs import Knob
 from qtrain.sweep.scheduler import Scheduler
 from qtrain.sweep.search import Search
 from qtrain.synthesis.base import Synthesis
@@ -52,6 +53,7 @@ PACKAGES = {
     "teacher_cache": "teacher.cache.keeps",
     "term": "objective.terms.some",
     "search": "sweep.search",
+    "knob": "sweep.space.some",
     "scheduler": "sweep.scheduler",
 }
 """Groups whose place in the config is not their own name."""
@@ -60,6 +62,11 @@ FILL = {
     "model/timm": ["model.name=test_efficientnet"],
     "data/imagefolder": ["data.root=images"],
     "data/parquet": ["data.root=images"],
+    "knob/choice": ["sweep.space.some.options=[1,2]"],
+    "knob/bundle": ["sweep.space.some.options={plain:[],long:[fit.epochs=9]}"],
+    "knob/uniform": ["sweep.space.some.low=0", "sweep.space.some.high=1"],
+    "knob/log_uniform": ["sweep.space.some.low=0.1", "sweep.space.some.high=1"],
+    "knob/integers": ["sweep.space.some.low=1", "sweep.space.some.high=3"],
     "policy/policy": ["quantize.policies.some.kinds=[linear]"],
 }
 """Values that a file leaves to the user (``???``): what a user would give."""
@@ -166,6 +173,7 @@ BUILD: dict[str, Callable[[Any], None]] = {
     "synthesis": may_be_a(Synthesis),
     "teacher_cache": build_teacher_cache,
     "search": is_a(Search),
+    "knob": is_a(Knob),
     "scheduler": may_be_a(Scheduler),
 }
 """Group -> what its options must become. A new option needs no line here, a new group does."""

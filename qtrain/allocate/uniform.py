@@ -24,9 +24,9 @@ class Uniform:
         first: LayerBits | None = None,
         last: LayerBits | None = None,
     ) -> None:
-        self.rest = _checked("", LayerBits(weight, input))
-        self.first = _checked("first.", first or self.rest)
-        self.last = _checked("last.", last or self.rest)
+        self.rest = checked("Uniform: ", LayerBits(weight, input))
+        self.first = checked("Uniform: first.", first or self.rest)
+        self.last = checked("Uniform: last.", last or self.rest)
 
     def __call__(self, layers: Sequence[str]) -> Allocation:
         """Bits for ``layers``, the qualified names of the quantizable layers in the order in which they run."""
@@ -37,10 +37,9 @@ class Uniform:
         return allocation
 
 
-def _checked(where: str, bits: LayerBits) -> LayerBits:
+def checked(where: str, bits: LayerBits) -> LayerBits:
+    """``bits``, if a quantizer may have them. Raises ``ValueError`` that begins with ``where``."""
     for name, value in zip(LayerBits._fields, bits, strict=True):
         if value != FULL_PRECISION and not 1 <= value <= 16:
-            raise ValueError(
-                f"Uniform: {where}{name} must be 1..16 bits, or {FULL_PRECISION} for full precision, got {value}"
-            )
+            raise ValueError(f"{where}{name} must be 1..16 bits, or {FULL_PRECISION} for full precision, got {value}")
     return bits

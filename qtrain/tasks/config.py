@@ -185,7 +185,7 @@ def _run_name(root: DictConfig) -> str:
     bits = root.quantize.bits
     if not root.quantize.enabled:
         name = "fp"
-    elif "weight" in bits and "input" in bits:
+    elif "weight" in bits and "input" in bits and not bits.get("layers"):
         name = f"w{bits.weight}a{bits.input}"
     else:
         name = str(bits.get("_target_", "quantised")).rpartition(".")[2].lower()
