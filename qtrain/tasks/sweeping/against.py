@@ -65,9 +65,9 @@ def against(sweep: Sweep, cost: str, theme: Theme) -> Figure | None:
     edge = _set_limits(axes, sweep, shown, best, cost)
 
     def place(trial: Trial) -> tuple[float, float]:
-        value = _unit(sweep.first) * trial.figures[sweep.first]
+        value = unit_of(sweep.first) * trial.figures[sweep.first]
         inside = max if sweep.direction(sweep.first) == "max" else min
-        return _unit(cost) * trial.figures[cost], inside(value, edge)
+        return unit_of(cost) * trial.figures[cost], inside(value, edge)
 
     _stairs(axes, [place(trial) for trial in best], theme, cheap_left=sweep.direction(cost) == "min")
     labels = []
@@ -134,7 +134,8 @@ def _any_uniform(trials: Iterable[Trial]) -> bool:
     return any(uniform_bits(trial) is not None for trial in trials)
 
 
-def _unit(figure: str) -> float:
+def unit_of(figure: str) -> float:
+    """What values of ``figure`` are multiplied by to be drawn."""
     return UNITS.get(figure, ("", 1.0))[1]
 
 
@@ -153,15 +154,15 @@ def _set_limits(axes: Axes, sweep: Sweep, shown: Sequence[Trial], best: Sequence
     A model that collapsed to chance lies tens of points below, and would press all others together.
     """
     sign = 1 if sweep.direction(sweep.first) == "max" else -1
-    values = {trial.id: sign * _unit(sweep.first) * trial.figures[sweep.first] for trial in shown}
+    values = {trial.id: sign * unit_of(sweep.first) * trial.figures[sweep.first] for trial in shown}
     ours = [values[trial.id] for trial in shown if trial.id in sweep.points or trial in best]
     ours += [v for t in shown if t.status == "finished" and uniform_bits(t) and (v := values[t.id]) > min(ours) - 15]
-    ours += [sign * _unit(sweep.first) * top1 for top1 in _references(sweep)]
+    ours += [sign * unit_of(sweep.first) * top1 for top1 in _references(sweep)]
     reach = max(max(ours) - min(ours), 0.02 * abs(max(ours)), 1e-9)
     lowest = max(min(values.values()), min(ours) - REACH * reach)
     low, high = lowest - 0.08 * reach, max(ours) + 0.14 * reach
     axes.set_ylim(*sorted((sign * low, sign * high)))
-    xs = [_unit(cost) * trial.figures[cost] for trial in shown]
+    xs = [unit_of(cost) * trial.figures[cost] for trial in shown]
     if min(xs) > 0 and max(xs) / min(xs) >= LOGARITHMIC:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
