@@ -63,7 +63,7 @@ FILL = {
     "data/imagefolder": ["data.root=images"],
     "data/parquet": ["data.root=images"],
     "knob/choice": ["sweep.space.some.options=[1,2]"],
-    "knob/bundle": ["sweep.space.some.options={plain:[],long:[fit.epochs=9]}"],
+    "knob/bundle": ["sweep.space.some.options={plain:[],long:['fit.epochs=9']}"],
     "knob/uniform": ["sweep.space.some.low=0", "sweep.space.some.high=1"],
     "knob/log_uniform": ["sweep.space.some.low=0.1", "sweep.space.some.high=1"],
     "knob/integers": ["sweep.space.some.low=1", "sweep.space.some.high=3"],
