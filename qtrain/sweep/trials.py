@@ -24,7 +24,8 @@ class Trial:
     """One trial, as it ended.
 
     ``id`` is the trial's name in the sweep, ``key`` the identity of its config and the name of its run's folder.
-    ``overrides`` come after the sweep's own on the command line; ``knobs`` are what the search chose, by parameter.
+    ``overrides`` are all that its config is composed of, as one would type them to repeat it alone; ``knobs`` are what
+    the search chose, by parameter.
     ``figures`` hold ``top1`` (percent, on validation images, at the last epoch), ``best_top1``, ``size_bytes``,
     ``bops``, ``effective_bits``, ``loss`` and what else was logged. ``widths`` are [weight, input] bits by layer.
     ``train_s`` are seconds of training, ``overhead_s`` all others that the trial took. ``reason`` says why it was
