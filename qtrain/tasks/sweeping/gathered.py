@@ -91,6 +91,12 @@ class Sweep:
         """Whether more of ``figure`` is better; what is no objective is a cost, unless it is an accuracy."""
         return self.objectives.get(figure, "max" if figure.endswith("top1") else "min")
 
+    def importance(self, objective: str) -> dict[str, float]:
+        """How much each parameter explains of ``objective``, shares of 1; empty where too few trials tell."""
+        from qtrain.sweep.importance import importance
+
+        return importance(self.trials, objective)
+
     def curve(self, trial: Trial) -> list[tuple[float, float]]:
         """(epochs trained, first objective) after each epoch, of a trial whose run is still in its folder."""
         name = self.first.removeprefix("val/").removeprefix("best_")
