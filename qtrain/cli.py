@@ -89,6 +89,7 @@ def _run_hydra(arguments: list[str]) -> None:
     import hydra
     from hydra._internal.utils import get_args_parser
 
+    from qtrain.lit.signals import requeue_outside_of_training, wait_for_the_end
     from qtrain.tasks.config import ConfigError, compose
 
     def refuse(message: str) -> NoReturn:
@@ -110,8 +111,11 @@ def _run_hydra(arguments: list[str]) -> None:
         if failures:  # of an earlier job of this multirun
             return None
         try:
-            return _run_task(cfg)
+            with requeue_outside_of_training():
+                return _run_task(cfg)
         except Exception as error:
+            if getattr(error, "requeued", None):
+                wait_for_the_end()
             if not _is_users(error):
                 raise
             failures.append(error)

@@ -1,7 +1,10 @@
-"""Ctrl-C and SIGTERM as a wish that is granted at the next good moment.
+"""Ctrl-C, SIGTERM and SIGUSR1 as a wish that is granted at the next good moment.
 
 Floor 5. Saving inside a signal handler deadlocks when ranks are at different batches, and loader workers that were
 forked run the handler too. So the handler only notes the signal, and only in the process that installed it.
+
+SIGTERM and Ctrl-C ask a run to stop, SIGUSR1 asks it to stop and to go on in a new start of its SLURM job: a batch
+script has SLURM send it some minutes before the time limit.
 """
 
 from __future__ import annotations
@@ -10,29 +13,82 @@ import logging
 import os
 import signal
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, final
 
+from qtrain.lit.slurm import SlurmJob
+
 log = logging.getLogger(__name__)
 
-HANDLED = (signal.SIGINT, signal.SIGTERM)
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+LAST_WAIT_S = 600
+"""How long a process whose job is requeued waits to be ended by SLURM, which takes ``KillWait`` (30 s) at the most."""
 
 
 class RunInterruptedError(Exception):
-    """The run was asked to stop, saved itself and stopped. ``exit_code`` follows the shell: 128 + signal number."""
+    """The run was asked to stop, saved itself and stopped. ``exit_code`` follows the shell: 128 + signal number.
 
-    def __init__(self, *, signum: int, resume_point: Path | None) -> None:
+    ``requeued`` is the SLURM job that will go on with the run, or ``None``.
+    """
+
+    def __init__(self, *, signum: int, resume_point: Path | None, requeued: SlurmJob | None = None) -> None:
         self.signum = signum
         self.resume_point = resume_point
+        self.requeued = requeued
         self.exit_code = 128 + signum
         saved = f"saved {resume_point}" if resume_point else "nothing was saved yet"
-        super().__init__(f"stopped by {signal.Signals(signum).name}; {saved}")
+        on = f"; SLURM job {requeued.number} is requeued and goes on from there" if requeued else ""
+        super().__init__(f"stopped by {signal.Signals(signum).name}; {saved}{on}")
+
+
+def wait_for_the_end() -> None:
+    """Stay until SLURM, which was asked to requeue this job, ends this process.
+
+    A rank that left of its own would have ``srun --kill-on-bad-exit`` kill the others, in the middle of closing their
+    loggers; and a multirun's parent would take the exit for the job's result.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own raises for each loader worker that SLURM ends as well
+    time.sleep(LAST_WAIT_S)
+
+
+@contextmanager
+def requeue_outside_of_training() -> Iterator[None]:
+    """Within a SLURM job: SIGUSR1 requeues it, where nothing else has the signal.
+
+    A fit takes the signal over. Before, between and after fits there is nothing to save that is not kept already.
+    Without this SIGUSR1, whose default is to kill, would end the job for good.
+    """
+    job = SlurmJob.current()
+    if job is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pid = os.getpid()
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != pid:
+            return
+        log.warning("SIGUSR1 outside of training: nothing to save, %s starts again", job)
+        # The other ranks have the signal too, and wait for what the first one asks for.
+        if os.environ.get("SLURM_PROCID", "0") != "0" or job.requeue():
+            wait_for_the_end()
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before if before is not None else signal.SIG_DFL)
 
 
 @final
 class SignalNote:
-    """Remembers the first SIGINT or SIGTERM between ``install()`` and ``restore()``.
+    """Remembers SIGINT, SIGUSR1 or SIGTERM (the last of these that came, in this order) until ``restore()``.
 
     The second Ctrl-C does what the first would have done without this: it interrupts at once.
     """
@@ -43,7 +99,7 @@ class SignalNote:
         self._pid = -1
 
     def install(self) -> None:
-        """Take over both signals; without effect outside the main thread, where Python allows no handlers."""
+        """Take over these signals; without effect outside the main thread, where Python allows no handlers."""
         if self._previous or threading.current_thread() is not threading.main_thread():
             return
         self._pid = os.getpid()
@@ -51,14 +107,14 @@ class SignalNote:
             self._previous[signum] = signal.signal(signum, self._handle)
 
     def restore(self) -> None:
-        """Give both signals back to whoever had them."""
+        """Give the signals back to whoever had them."""
         for signum, handler in self._previous.items():
             signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
         self._previous = {}
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
-            # A forked loader worker: on Ctrl-C the main process stops it in good order; SIGTERM ends it as ever.
+            # A forked loader worker: the main process stops it in good order; SIGTERM ends it as ever.
             if signum == signal.SIGTERM:
                 signal.signal(signum, signal.SIG_DFL)
                 os.kill(os.getpid(), signum)
@@ -66,7 +122,7 @@ class SignalNote:
         if self.signum is not None and signum == signal.SIGINT:
             self.restore()
             raise KeyboardInterrupt
-        self.signum = signum
+        self.signum = max(signum, self.signum or 0)
         log.warning(
             "%s: stopping after this batch (during validation: after it); Ctrl-C again stops at once",
             signal.Signals(signum).name,

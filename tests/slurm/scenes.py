@@ -1,0 +1,149 @@
+"""What happens to a training on a cluster: each scene submits one, brings something upon it, and waits for its end.
+
+Scenes are played side by side where they do not disturb each other, since most of their time is waiting; tests look at
+what is left of them.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from tests.slurm.cluster import signal_processes, until
+from tests.slurm.trainings import Run, Trainings
+
+SLOW = "+callbacks.slow={_target_: faults.Slow, _partial_: true, rank: %s, seconds: %s}"
+DIE = "+callbacks.die={_target_: faults.DieWhileSaving, _partial_: true, step: 12}"
+
+PREEMPTING = "--exclusive --nodes=2 --partition=high --output=/dev/null".split()
+
+
+@final
+@dataclass(frozen=True)
+class Played:
+    """What is left of a scene: output of its job, how often SLURM restarted it, folder of the run; or what failed."""
+
+    log: str = ""
+    restarts: int = 0
+    folder: Path = Path()
+    seconds: float = 0.0
+    failure: str = ""
+
+    def check(self) -> None:
+        """``AssertionError`` if the scene itself failed."""
+        assert not self.failure, f"{self.failure}\n{self.log[-6000:]}"
+
+
+def undisturbed(trainings: Trainings) -> Run:
+    """Nothing happens."""
+    run = trainings.submit("undisturbed")
+    run.completed()
+    return run
+
+
+def usr1(trainings: Trainings) -> Run:
+    """SIGUSR1 for all ranks, of which one is slow; loader workers are alive."""
+    run = trainings.submit("usr1", SLOW % (1, 0.3))
+    run.wait_for_step(3)
+    trainings.cluster.run("scancel", "--signal=USR1", run.job)
+    run.completed()
+    return run
+
+
+def time_limit(trainings: Trainings) -> Run:
+    """The first start would take longer than the job may."""
+    run = trainings.submit("time_limit", SLOW % ("null", 3), sbatch=("--nodes=2", "--time=1", "--signal=USR1@25"))
+    run.completed()
+    return run
+
+
+def killed_rank(trainings: Trainings) -> Run:
+    """SIGKILL for the rank on the second node, as the kernel sends it where memory runs out."""
+    run = trainings.submit("killed_rank", SLOW % ("null", 0.2))
+    run.wait_for_step(10)
+    # The first of them is the rank, the others are its loader workers.
+    signal_processes(trainings.cluster.processes(run.job, "node2", " -m qtrain ")[:1], signal.SIGKILL)
+    run.completed()
+    return run
+
+
+def killed_while_saving(trainings: Trainings) -> Run:
+    """SIGKILL when half of a resume point is written."""
+    run = trainings.submit("killed_while_saving", DIE)
+    run.completed()
+    return run
+
+
+def preempted(trainings: Trainings) -> Run:
+    """A job of a higher partition needs the nodes."""
+    run = trainings.submit("preempted", SLOW % ("null", 0.2), sbatch=("--nodes=2", "--partition=low"))
+    run.wait_for_step(3)
+    other = trainings.cluster.submit(*PREEMPTING, "--wrap=sleep 1", cwd=trainings.folder)
+    trainings.cluster.wait(other, "COMPLETED")
+    run.completed()
+    return run
+
+
+def crashed_node(trainings: Trainings) -> Run:
+    """The second node dies in the middle of an epoch, and is back some seconds later."""
+    run = trainings.submit("crashed_node", SLOW % ("null", 0.2))
+    run.wait_for_step(10)
+    trainings.cluster.crash("node2")
+    time.sleep(3)
+    trainings.cluster.up("node2")
+    run.completed()
+    return run
+
+
+def crashed_first_node(trainings: Trainings) -> Run:
+    """The node of the batch script dies, and with it all that could requeue the job from within."""
+    run = trainings.submit("crashed_first_node", SLOW % ("null", 0.2))
+    run.wait_for_step(10)
+    trainings.cluster.crash("node1")
+    until(lambda: trainings.cluster.state(run.job) != "RUNNING", seconds=60, what="SLURM to miss node1")
+    trainings.cluster.up("node1")
+    run.completed()
+    return run
+
+
+SIDE_BY_SIDE: dict[str, Callable[[Trainings], Run]] = {
+    "time_limit": time_limit,
+    "usr1": usr1,
+    "killed_rank": killed_rank,
+    "killed_while_saving": killed_while_saving,
+}
+ALONE: dict[str, Callable[[Trainings], Run]] = {
+    "preempted": preempted,
+    "crashed_node": crashed_node,
+    "crashed_first_node": crashed_first_node,
+}
+SCENES = ["undisturbed", *SIDE_BY_SIDE, *ALONE]
+
+
+def play(trainings: Trainings, names: Sequence[str]) -> dict[str, Played]:
+    """Play the scenes; the undisturbed one first, in any case, which leaves full-precision weights to the others."""
+    played = {"undisturbed": _play(undisturbed, trainings)}
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        waiting = {name: pool.submit(_play, scene, trainings) for name, scene in SIDE_BY_SIDE.items() if name in names}
+    played |= {name: future.result() for name, future in waiting.items()}
+    for name, scene in ALONE.items():
+        if name in names:
+            played[name] = _play(scene, trainings)
+    return played
+
+
+def _play(scene: Callable[[Trainings], Run], trainings: Trainings) -> Played:
+    begin = time.monotonic()
+    try:
+        run = scene(trainings)
+    except Exception:
+        output = trainings.folder / f"{scene.__name__}.out"
+        log = output.read_text(errors="replace") if output.exists() else ""
+        return Played(log=log, failure=traceback.format_exc(), seconds=time.monotonic() - begin)
+    return Played(run.log(), trainings.cluster.restarts(run.job), run.folder, time.monotonic() - begin)

@@ -1,0 +1,64 @@
+"""Whatever happens to a job, its run ends as if nothing had: the same weights and metrics, bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.slurm.scenes import Played
+from tests.slurm.trainings import STEPS, differences, metrics
+
+
+@pytest.mark.scene("undisturbed")
+def test_two_nodes_train_the_quickstart(played: Played) -> None:
+    played.check()
+    assert "2 nodes (node[1-2]), 2 ranks, no GPUs on a node" in played.log
+    assert "SLURM job 1: training begins at step 0, epoch 0" in played.log
+    assert [row["step"] for row in metrics(played.folder) if row["split"] == "train"] == list(range(1, STEPS + 1))
+
+
+def went_on(played: Played, undisturbed: Played, *, said: list[str], restarts: int = 1) -> None:
+    undisturbed.check()
+    played.check()
+    assert played.restarts == restarts
+    for text in said:
+        assert text in played.log, played.log
+    assert differences(played.folder, undisturbed.folder) == []
+
+
+@pytest.mark.scene("usr1")
+def test_usr1_saves_and_requeues_though_ranks_are_skewed(played: Played, undisturbed: Played) -> None:
+    # Ranks agree every 16 steps, and rank 0 is the one that has to wait.
+    said = ["stopped by SIGUSR1; saved", "step=00000016.ckpt", "restarted once: training begins at step 16, epoch 0"]
+    went_on(played, undisturbed, said=said)
+
+
+@pytest.mark.scene("time_limit")
+def test_what_exceeds_the_time_limit_goes_on_in_another_start(played: Played, undisturbed: Played) -> None:
+    went_on(played, undisturbed, said=["SIGUSR1", "restarted once: training begins at step"])
+    assert "DUE TO TIME LIMIT" not in played.log
+
+
+@pytest.mark.scene("killed_rank")
+def test_a_killed_rank_restarts_the_job(played: Played, undisturbed: Played) -> None:
+    went_on(played, undisturbed, said=["ended with code 137; requeued", "restarted once: training begins at step"])
+
+
+@pytest.mark.scene("killed_while_saving")
+def test_a_kill_during_a_save_costs_that_save(played: Played, undisturbed: Played) -> None:
+    went_on(played, undisturbed, said=["requeued, to go on", "restarted once: training begins at step 8, epoch 0"])
+
+
+@pytest.mark.scene("preempted")
+def test_a_preempted_job_saves_and_comes_back(played: Played, undisturbed: Played) -> None:
+    said = ["stopped by SIGTERM; saved", "is requeued and goes on", "restarted once: training begins at step 16"]
+    went_on(played, undisturbed, said=said)
+
+
+@pytest.mark.scene("crashed_node")
+def test_a_node_that_crashed_comes_back_into_the_run(played: Played, undisturbed: Played) -> None:
+    went_on(played, undisturbed, said=["restarted once: training begins at step"])
+
+
+@pytest.mark.scene("crashed_first_node")
+def test_slurm_restarts_a_job_whose_batch_script_died(played: Played, undisturbed: Played) -> None:
+    went_on(played, undisturbed, said=["restarted once: training begins at step"])
