@@ -44,6 +44,34 @@ def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
     return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
 
 
+def ranked(points: Sequence[Sequence[float]]) -> list[int]:
+    """Places of ``points`` (losses), the best first: front by front, and within one the loneliest first.
+
+    The first front is what nobody dominates, the second what nobody else does, and so on; how lonely a point is, its
+    crowding distance says (Deb et al. 2002, §III-A and B, https://doi.org/10.1109/4235.996017).
+    """
+    left, order = list(range(len(points))), []
+    while left:
+        best = [i for i in left if not any(dominates(points[j], points[i]) for j in left)]
+        distance = dict(zip(best, _crowding([points[i] for i in best]), strict=True))
+        order += sorted(best, key=lambda i: (-distance[i], points[i], i))
+        left = [i for i in left if i not in distance]
+    return order
+
+
+def _crowding(points: Sequence[Sequence[float]]) -> list[float]:
+    """Half the girth of the box that each point's neighbours span, as parts of the whole; infinite at the ends."""
+    distances = [0.0] * len(points)
+    for axis in range(len(points[0])):
+        order = sorted(range(len(points)), key=lambda i: points[i][axis])
+        span = points[order[-1]][axis] - points[order[0]][axis]
+        for before, here, after in zip(order, order[1:], order[2:], strict=False):
+            distances[here] += (points[after][axis] - points[before][axis]) / span if span else 0.0
+        for end in (order[0], order[-1]):
+            distances[end] = float("inf")
+    return distances
+
+
 def hypervolume(trials: Iterable[Trial], objectives: Objectives, reference: Mapping[str, float]) -> float:
     """The volume between ``reference`` and the front: what is dominated, in the product of the figures' units.
 

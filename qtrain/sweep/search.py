@@ -1,4 +1,4 @@
-"""How a sweep chooses what to try next: the settings of each way. Ray carries them out (``qtrain/tasks/sweeping``)."""
+"""How a sweep chooses what to try next: the settings of each way, of which the task makes a searcher."""
 
 from __future__ import annotations
 
@@ -62,20 +62,26 @@ class Nsga2:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Population:
-    """Population-based training (Jaderberg et al., arXiv 1711.09846): ``size`` students train side by side.
+    """Students side by side that learn from each other while they train (Jaderberg et al., arXiv 1711.09846).
 
-    Every ``interval`` epochs the worst ``quantile`` take over the state of one of the best and go on with knobs that
-    are changed a little, or drawn anew with probability ``resample``; bits may be among them.
+    Every ``interval`` epochs all ``size`` of them are ranked, by fronts where there are several objectives (Dushatskiy
+    et al., ICML 2023, arXiv 2306.01436). The last ``quantile`` of them take over weights, scales and optimizer of one
+    of the first, and knobs of which each is changed with probability ``change``: drawn anew with probability
+    ``resample``, otherwise moved to a neighbouring value. Bits may be among them.
+
+    ``carry_optimizer``: the optimizer's moments go on as well; not where a knob changes which parameters there are.
     """
 
     size: int = 8
     interval: int = 1
     quantile: float = 0.25
+    change: float = 0.2
     resample: float = 0.25
+    carry_optimizer: bool = True
 
     def __post_init__(self) -> None:
         _at_least("Population", size=(self.size, 2), interval=(self.interval, 1))
-        _share("Population", resample=self.resample)
+        _share("Population", change=self.change, resample=self.resample)
         if not 0 < self.quantile <= 0.5:
             raise ValueError(f"Population: quantile must be above 0 and at most 0.5, got {self.quantile}")
 

@@ -111,6 +111,25 @@ class Space:
         """How many :meth:`combinations` there are, without making them."""
         return self._count(list(self.knobs), {}, points)
 
+    def covering(self) -> Iterator[Point]:
+        """A few points in which every listed value and both ends of every range occur, where conditions let them."""
+        unseen = {name: list(domain.grid(2)) for name, domain in self.parameters.items()}
+        patience = max(map(len, unseen.values()))
+        idle = turn = 0
+
+        def pick(name: str, domain: Domain) -> Any:
+            """What was not seen; then each value in turn, so that it lets others meet their conditions."""
+            values = domain.grid(2)
+            return unseen[name].pop(0) if unseen[name] else values[turn % len(values)]
+
+        while idle < patience:
+            before = sum(map(len, unseen.values()))
+            point = self.choose(pick)
+            turn, idle = turn + 1, idle + 1
+            if sum(map(len, unseen.values())) < before:
+                idle = 0
+                yield point
+
     def _counts(self, name: str, point: Mapping[str, Any]) -> bool:
         """Whether the conditions of ``name`` hold; one on a knob that does not count itself does not."""
         return all(other in point and point[other] in values for other, values in self.knobs[name].when.items())

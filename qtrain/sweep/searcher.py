@@ -1,0 +1,100 @@
+"""What proposes the trials of a sweep, one after the other. It is a function of its seed and of what happened to it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from random import Random
+from typing import Any, Final, final
+
+from qtrain.sweep.pareto import Objectives
+from qtrain.sweep.space import Point, Space
+
+FINISHED: Final = "FINISHED"
+"""What a searcher says that will propose nothing more; Ray's searchers say the same."""
+
+LARGEST_GRID = 100_000
+
+
+class SpaceSearcher(ABC):
+    """Proposes points of a space and learns what became of them. Asked and told the same, it proposes the same.
+
+    ``trials`` is how many it proposes at most; ``None``: as many as it is asked for.
+    """
+
+    trials: int | None = None
+
+    @abstractmethod
+    def suggest(self, trial_id: str) -> Point | str | None:
+        """The point of a new trial; ``None`` while it has to wait for others; :data:`FINISHED` after the last."""
+
+    @abstractmethod
+    def overrides(self, trial_id: str) -> list[str]:
+        """What that trial changes in the sweep's config."""
+
+    @abstractmethod
+    def parent(self, trial_id: str) -> str | None:
+        """The trial whose training that one goes on with; ``None`` where it starts by itself."""
+
+    @abstractmethod
+    def on_trial_result(self, trial_id: str, figures: Mapping[str, float]) -> None:
+        """The trial has done one more epoch."""
+
+    @abstractmethod
+    def on_trial_complete(self, trial_id: str, figures: Mapping[str, float] | None = None, error: bool = False) -> None:
+        """The trial has ended with ``figures``, or without any where it failed."""
+
+
+@final
+class GridSearcher(SpaceSearcher):
+    """Every combination of ``space`` once, in random order; those that agree with one of ``start`` come first.
+
+    A range counts as ``points`` values. There are at most ``trials``.
+    """
+
+    def __init__(
+        self, space: Space, *, points: int, trials: int, seed: int, start: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        count = space.count(points)
+        if count > LARGEST_GRID:
+            raise ValueError(
+                f"Grid: the space has {count:,} combinations, of which nobody will see a part that counts; take fewer "
+                "points, or search@sweep.search=nsga2"
+            )
+        self.trials = min(count, trials)
+        found = list(space.combinations(points))
+        Random(seed).shuffle(found)
+        wanted = [space.completed(point) for point in start]
+        self._left = sorted(found, key=lambda point: _turn(point, wanted))[:trials]
+        self._space = space
+        self._points: dict[str, Point] = {}
+
+    def suggest(self, trial_id: str) -> Point | str | None:
+        if not self._left:
+            return FINISHED
+        self._points[trial_id] = self._left.pop(0)
+        return self._points[trial_id]
+
+    def overrides(self, trial_id: str) -> list[str]:
+        return self._space.overrides(self._points[trial_id])
+
+    def parent(self, trial_id: str) -> str | None:
+        return None
+
+    def on_trial_result(self, trial_id: str, figures: Mapping[str, float]) -> None:
+        """Nothing: a grid learns nothing."""
+
+    def on_trial_complete(self, trial_id: str, figures: Mapping[str, float] | None = None, error: bool = False) -> None:
+        """Nothing, for the same reason."""
+
+
+def complete(figures: Mapping[str, float] | None, objectives: Objectives) -> bool:
+    """Whether a trial has a finite figure for each of ``objectives``."""
+    return figures is not None and all(name in figures and isfinite(figures[name]) for name in objectives)
+
+
+def _turn(point: Point, wanted: Sequence[Point]) -> int:
+    """The place of the first of ``wanted`` whose values ``point`` has, as far as they count in it."""
+    agree = (all(name not in point or point[name] == value for name, value in own.items()) for own in wanted)
+    return next((place for place, agrees in enumerate(agree) if agrees), len(wanted))
