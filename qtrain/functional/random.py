@@ -79,15 +79,16 @@ def permutation(*, seed: int, epoch: int, n: int, stream: int = ORDER) -> Tensor
     return torch.argsort(hash_index(seed=seed, epoch=epoch, index=torch.arange(n), stream=stream), stable=True)
 
 
-def keyed_uniform(key: Tensor, shape: tuple[int, ...]) -> Tensor:
+def keyed_uniform(key: Tensor, shape: tuple[int, ...], *, first: int = 0) -> Tensor:
     """Numbers for the elements of a tensor: ``shape`` float32 in [0, 1), a function of ``key`` and the element's place.
 
     ``key`` is 0-dim int64 on the device of the result; being a tensor, a new key is no recompilation. The same key
-    gives the same numbers on every device and rank, compiled or not.
+    gives the same numbers on every device and rank, compiled or not. ``first`` is the place of the first element: that
+    of a rank's slice within the batch.
     """
     count = 1
     for n in shape:
         count *= n
-    index = torch.arange(count, device=key.device, dtype=torch.int64)
+    index = torch.arange(first, first + count, device=key.device, dtype=torch.int64)
     bits = _mix(_mix(index * _signed(_GOLDEN) + key) ^ key)
     return (((bits >> 40) & ((1 << 24) - 1)).to(torch.float32) * 2.0**-24).reshape(shape)

@@ -49,8 +49,8 @@ def agree_(model: nn.Module) -> None:
 
 
 def first_rank_first(ready: Callable[[], bool], *, what: str) -> None:
-    """On all ranks but the first, return when ``ready``; before a fit ranks know each other by the file system alone."""
-    if rank_zero_only.rank == 0 or ready():
+    """On all ranks but the first, return when ``ready``: before a fit, ranks meet in the file system alone."""
+    if getattr(rank_zero_only, "rank", 0) == 0 or ready():
         return
     log.info("waiting for rank 0: %s", what)
     while not ready():

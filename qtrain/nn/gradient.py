@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.functional.random import keyed_uniform
+from qtrain.functional.ranks import largest_of_ranks, place_in_batch
 from qtrain.functional.ste import with_gradient_rule
 from qtrain.functional.stochastic import stochastic_round
 from qtrain.spec import Granularity, PerSample, PerTensor
@@ -30,7 +31,7 @@ def dorefa_gradient(grad: Tensor, key: Tensor, bits: Tensor) -> Tensor:
     """
     largest = largest_magnitude(grad, PerSample() if grad.ndim else PerTensor())
     steps = torch.exp2(bits.float()) - 1
-    noise = keyed_uniform(key, tuple(grad.shape)) - 0.5
+    noise = keyed_uniform(key, tuple(grad.shape), first=place_in_batch(grad)) - 0.5
     share = grad.float() / (2 * torch.where(largest > 0, largest, 1.0))
     codes = ((share + 0.5) * steps + noise).round()
     codes = torch.minimum(codes.clamp(min=0), steps)
@@ -43,8 +44,11 @@ def integer_gradient(grad: Tensor, key: Tensor, bits: Tensor, granularity: Granu
     The result's expectation is ``grad``; shape and dtype are kept.
     """
     largest = largest_magnitude(grad, granularity)
+    if isinstance(granularity, PerTensor):
+        largest = largest_of_ranks(largest)
     scale = torch.where(largest > 0, largest, 1.0) / (torch.exp2(bits.float() - 1) - 1)
-    codes = stochastic_round(grad.float() / scale, keyed_uniform(key, tuple(grad.shape)))
+    drawn = keyed_uniform(key, tuple(grad.shape), first=place_in_batch(grad))
+    codes = stochastic_round(grad.float() / scale, drawn)
     return (codes * scale).to(grad.dtype)
 
 

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import final
 
 import torch
-import torch.distributed as dist
-import torch.distributed._functional_collectives as collectives
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from qtrain.functional.ranks import gathered, world_size
 from qtrain.nn.folded import FoldedWeight
 
 
-def batch_moments(x: Tensor, group: Any = None) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel of ``x`` (N, C, ...) over all ranks of ``group``: (C,) each.
+def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel of ``x`` (N, C, ...) over all ranks: (C,) each.
 
     Ranks hold equally many values. With ``m_r``, ``v_r`` of each rank, ``mean = E[m_r]`` and
     ``var = E[v_r + (m_r - mean)^2]`` (Chan et al. 1979), which loses no digits where a mean is large. Gradients reach
-    every rank's ``x``. Without ``group``, of this rank alone.
+    every rank's ``x``.
     """
     dims = [0, *range(2, x.dim())]
     mean, var = x.mean(dim=dims), x.var(dim=dims, unbiased=False)
-    if group is None:
-        return mean, var
-    moments = collectives.all_gather_tensor_autograd(torch.stack([mean, var])[None], 0, group)
-    means, variances = moments.unbind(1)
+    means, variances = gathered(torch.stack([mean, var])).unbind(1)
     mean = means.mean(dim=0)
     return mean, (variances + (means - mean).square()).mean(dim=0)
 
@@ -54,10 +50,8 @@ class SyncBatchNorm(_BatchNorm):
             raise ValueError(f"SyncBatchNorm: needs (N, C, ...), got {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.training and _world_size() > 1:
-            output = self._over_all_ranks(input)
-        else:
-            output = super().forward(input)
+        together = self.training and world_size() > 1
+        output = self._over_all_ranks(input) if together else super().forward(input)
         for child in self.children():
             output = child(output)
         return output
@@ -65,9 +59,9 @@ class SyncBatchNorm(_BatchNorm):
     def _over_all_ranks(self, x: Tensor) -> Tensor:
         # As torch's: statistics in float32 where the values have fewer digits.
         values = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        mean, var = batch_moments(values, dist.group.WORLD)
+        mean, var = batch_moments(values)
         if self.running_mean is not None and self.running_var is not None:
-            self._follow(mean.detach(), var.detach(), x.numel() // x.shape[1] * _world_size())
+            self._follow(mean.detach(), var.detach(), x.numel() // x.shape[1] * world_size())
         shape = (1, -1, *(1 for _ in x.shape[2:]))
         scale = (var + self.eps).rsqrt()
         if self.weight is not None:
@@ -107,7 +101,3 @@ def sync_batchnorm_(model: nn.Module) -> int:
         if isinstance(module, FoldedWeight):
             module.follow(replaced)
     return len(replaced)
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

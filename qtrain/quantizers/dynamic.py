@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qtrain.functional.affine import asymmetric_scale, fake_quantize, symmetric_scale
+from qtrain.functional.ranks import largest_of_ranks
 from qtrain.functional.ste import straight_through
 from qtrain.quantizers.base import Quantizer, Served, full_range, index_range
 from qtrain.spec import Granularity, Observed, PerSample, PerTensor, PerToken, QuantSpec
@@ -30,10 +31,10 @@ class Dynamic(Quantizer):
     """``x^ = (clamp(round(x / s) + z, Qn, Qp) - z) s`` with ``s``, ``z`` from the extremes of ``x`` itself.
 
     Krishnamoorthi 2018, arXiv 1806.08342, §2; for inputs only. ``granularity`` says what shares a scale: ``PerTensor``
-    the whole batch, ``PerSample`` each sample, ``PerToken`` each vector over the channels (its axis is taken from the
-    spec). ``symmetric`` fixes ``z = 0``, and calibration only chooses between signed and unsigned codes; otherwise
-    codes are unsigned and zero is representable. Nothing is stored. Scales count as constants for the gradient, which
-    passes unchanged but for negative values under unsigned codes.
+    the whole batch (in training, that of all ranks), ``PerSample`` each sample, ``PerToken`` each vector over the
+    channels (its axis is taken from the spec). ``symmetric`` fixes ``z = 0``, and calibration only chooses between
+    signed and unsigned codes; otherwise codes are unsigned and zero is representable. Nothing is stored. Scales count
+    as constants for the gradient, which passes unchanged but for negative values under unsigned codes.
     """
 
     serves: ClassVar[Set[Served]] = frozenset({"input"})
@@ -57,15 +58,18 @@ class Dynamic(Quantizer):
         if not symmetric:
             self.set_range_(bits=spec.bits, signed=False)
 
-    def scale_and_zero_point(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def scale_and_zero_point(self, x: Tensor, *, of_all_ranks: bool = False) -> tuple[Tensor, Tensor | None]:
         """Of the batch ``x``, in the state shape of the granularity; no zero point where codes are symmetric."""
         low, high = extremes(x.detach(), self.sharing)
+        if of_all_ranks and isinstance(self.sharing, PerTensor):
+            high, below = largest_of_ranks(torch.stack([high, -low])).unbind()
+            low = -below
         if self.symmetric:
             return symmetric_scale(low, high, self.code_low, self.code_high), None
         return asymmetric_scale(low, high, self.code_low, self.code_high)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        scale, zero_point = self.scale_and_zero_point(x)
+        scale, zero_point = self.scale_and_zero_point(x, of_all_ranks=self.training)
         value = fake_quantize(x.detach(), scale, self.code_low, self.code_high, zero_point)
         # The extremes lie on the range's very ends, where a clamp would halve their gradient.
         inside = (x >= 0) | (self.code_low < 0) if self.symmetric else torch.ones_like(x, dtype=torch.bool)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qtrain.functional.affine import require_finite
 from qtrain.functional.levels import bucket
+from qtrain.functional.ranks import mean_of_ranks
 from qtrain.functional.ste import clamp_to, straight_through
 from qtrain.quantizers.base import Quantizer
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
@@ -50,15 +51,18 @@ def encode(x: Tensor, basis: Tensor, signed: Tensor, granularity: Granularity) -
     return [(word >> (planes - 1 - m)) & 1 for m in range(planes)], levels[0], levels[-1]
 
 
-def least_squares(rows: Tensor, digits: Tensor, basis: Tensor) -> Tensor:
+def least_squares(rows: Tensor, digits: Tensor, basis: Tensor, *, shared: bool = False) -> Tensor:
     """The basis (M, G) that fits ``rows`` (G, n) best for given ``digits`` (M, G, n): ``(B B^T)^-1 B x`` (eq. 8).
 
     As a correction of the present ``basis``, from which a ridge of 1e-5 holds what the data do not determine: the
-    squared error never grows, and digits that are all alike are no division by zero.
+    squared error never grows, and digits that are all alike are no division by zero. Where ``shared``, over the rows of
+    all ranks.
     """
     count = max(rows.shape[1], 1)
     gram = torch.einsum("mgn,kgn->gmk", digits, digits) / count
     missing = torch.einsum("mgn,gn->gm", digits, rows - (digits * basis[:, :, None]).sum(dim=0)) / count
+    if shared:
+        gram, missing = mean_of_ranks(gram), mean_of_ranks(missing)
     ridge = RIDGE * torch.eye(len(digits), device=rows.device)
     return basis + torch.linalg.solve_ex(gram + ridge, missing).result.T
 
@@ -69,8 +73,8 @@ class LQNets(Quantizer):
 
     The basis ``v``, ``bits`` values for each group, is not learned by gradient. In each training forward the levels'
     digits give its least-squares successor (QEM, algorithm 1, with T = 1), towards which it moves:
-    ``v <- decay v + (1 - decay) v*``; the values of that forward are those of the basis before the move. Under DDP the
-    ranks' bases are, as batch-norm statistics, those of rank 0. The gradient passes straight through: everywhere for
+    ``v <- decay v + (1 - decay) v*``; the values of that forward are those of the basis before the move. Of an
+    input, over the batch of all ranks. The gradient passes straight through: everywhere for
     weights, between the outer levels for inputs (eq. 10).
 
     Calibration starts from even levels over the observed range; of a weight, QEM then goes on until it settles, 20
@@ -118,7 +122,9 @@ class LQNets(Quantizer):
         """Move the basis towards the least-squares one for ``values`` and the digits that they have."""
         rows = self.granularity.flatten(values)
         planes = torch.stack([self.granularity.flatten(plane) for plane in digits]).float()
-        best = least_squares(rows, planes, self.basis.reshape(len(digits), len(rows))).reshape(self.basis.shape)
+        basis = self.basis.reshape(len(digits), len(rows))
+        shared = self.training and not self.spec.is_weight
+        best = least_squares(rows, planes, basis, shared=shared).reshape(self.basis.shape)
         self.basis.copy_(decay * self.basis + (1 - decay) * best)
 
     def quantize(self, x: Tensor) -> QTensor:

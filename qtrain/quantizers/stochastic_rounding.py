@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from qtrain.functional.affine import fake_quantize, symmetric_scale
 from qtrain.functional.random import keyed_uniform
+from qtrain.functional.ranks import place_in_batch
 from qtrain.functional.ste import clamp_to, straight_through
 from qtrain.functional.stochastic import stochastic_round
 from qtrain.quantizers.base import Quantizer
@@ -32,7 +33,8 @@ class StochasticRounding(Quantizer):
 
     Gupta et al. 2015, arXiv 1502.02551. In training the mean over draws is ``x`` itself wherever it is not clipped, so
     that small updates are not lost; in eval mode, and in storage, codes are the nearest. The scale is set by
-    calibration and not learned. Draws are a function of the step's key and the element's place.
+    calibration and not learned. Draws are a function of the step's key and the element's place, in the batch of
+    all ranks.
     """
 
     scale: Tensor
@@ -50,7 +52,8 @@ class StochasticRounding(Quantizer):
         scale = self.spread(self.scale, x)
         if not self.training:
             return fake_quantize(x, scale, self.code_low, self.code_high)
-        uniform = keyed_uniform(self.key, tuple(x.shape))
+        first = 0 if self.spec.is_weight else place_in_batch(x)
+        uniform = keyed_uniform(self.key, tuple(x.shape), first=first)
         return stochastic_fake_quantize(x, scale, self.code_low, self.code_high, uniform)
 
     def quantize(self, x: Tensor) -> QTensor:

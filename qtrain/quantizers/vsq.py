@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qtrain.functional.affine import require_finite
+from qtrain.functional.ranks import largest_of_ranks
 from qtrain.functional.ste import straight_through
 from qtrain.quantizers.base import Quantizer, narrow_range
 from qtrain.spec import Observed, PerTensor, QuantSpec
@@ -25,7 +26,7 @@ class VSQ(Quantizer):
 
     Dai et al. 2021, arXiv 2102.04503, §4.2, two-level. ``s = max|x| / Qp`` of a vector along the spec's channel axis
     (the last may be short) first gives the codes; then it is itself rounded to ``scale_bits`` bits, unsigned, in units
-    of ``gamma = max s / (2^scale_bits - 1)``: the largest of each output channel for weights, of the whole tensor for
+    of ``gamma = max s / (2^scale_bits - 1)``: the largest of each output channel for weights, of the whole batch for
     inputs. Both follow from the tensor at hand in each forward, so that there is no state; calibration decides only
     whether inputs are unsigned. A vector far smaller than the largest, ``s < gamma / 2``, becomes zero. Scales are
     constants for the gradient, which passes everywhere but to negative values of unsigned inputs.
@@ -44,7 +45,7 @@ class VSQ(Quantizer):
         # A weight without inputs (a vector) has no vector of its own for each output: one coarse scale for all.
         self.coarse_shape = (spec.shape[0], *(1 for _ in spec.shape[1:])) if len(spec.shape) > 1 else ()
 
-    def codes_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def codes_of(self, x: Tensor, *, of_all_ranks: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Codes (shape of ``x``), fine scales (a whole number for each vector) and coarse scales; all float32."""
         values = x.detach().float()
         # What no unsigned code represents has no part in the scale.
@@ -54,7 +55,10 @@ class VSQ(Quantizer):
         used = exact * (exact > TINY)
         codes = values / self.blocks.spread(torch.where(used > 0, used, 1.0), tuple(x.shape))
         top = 2**self.scale_bits - 1
-        coarse = self.coarsest(used) / top
+        coarse = self.coarsest(used)
+        if of_all_ranks and not self.spec.is_weight:
+            coarse = largest_of_ranks(coarse)
+        coarse = coarse / top
         coarse = torch.where(coarse > TINY, coarse, 1.0)
         return codes.round().clamp(self.code_low, self.code_high), (used / coarse).round().clamp(0, top), coarse
 
@@ -65,7 +69,7 @@ class VSQ(Quantizer):
         return scales.amax(dim=tuple(range(1, scales.ndim)), keepdim=True) if self.coarse_shape else scales.amax()
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        codes, fine, coarse = self.codes_of(x)
+        codes, fine, coarse = self.codes_of(x, of_all_ranks=self.training)
         values = codes * self.blocks.spread(fine * coarse, tuple(x.shape))
         passed = torch.where((self.code_low < 0) | (x >= 0), x, 0.0)
         return straight_through(values.to(x.dtype), passed)

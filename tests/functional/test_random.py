@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from qtrain.functional.random import CROP, MIX, hash_index, permutation, seed_of, uniform
+from qtrain.functional.random import CROP, MIX, hash_index, keyed_uniform, permutation, seed_of, uniform
 
 GOLDEN_UNIFORM = [[11592488, 15229426], [3907458, 14741356]]
 GOLDEN_ORDER = [5, 4, 3, 0, 2, 7, 1, 6]
@@ -101,3 +101,10 @@ def test_seed_of_depends_on_order_and_every_argument() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_devices_agree_bit_for_bit() -> None:
     assert torch.equal(draw(device="cuda").cpu(), draw())
+
+
+def test_a_slice_of_a_batch_draws_the_slice_of_its_numbers() -> None:
+    key = torch.tensor(123)
+    whole = keyed_uniform(key, (6, 2, 3))
+    parts = [keyed_uniform(key, (2, 2, 3), first=12 * rank) for rank in range(3)]
+    assert torch.equal(torch.cat(parts), whole)

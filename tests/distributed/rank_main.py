@@ -1,0 +1,44 @@
+"""One rank of a test: trains each config of a list, one after the other, in one process group.
+
+``python rank_main.py JOBS``: a JSON file, a list of ``{"overrides": [...]}``. Each run that ends leaves what
+``train.run`` leaves; one that is refused leaves ``refused-<rank>.txt`` in its folder, and the next one is tried.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from qtrain.tasks import train
+from qtrain.tasks.config import compose
+
+
+def main(jobs: Path) -> None:
+    torch.set_num_threads(1)
+    ranks = int(os.environ["WORLD_SIZE"])
+    if ranks > 1:
+        # Before Lightning does it: ranks must meet also where every config fails before its fit.
+        dist.init_process_group("gloo")
+    for job in json.loads(jobs.read_text()):
+        cfg = compose([*job["overrides"], f"trainer.devices={ranks}", "trainer=cpu"])
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                train.run(cfg)
+        except Exception:
+            folder = Path(cfg.run_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"refused-{os.environ['RANK']}.txt").write_text(traceback.format_exc())
+    if ranks > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
