@@ -32,6 +32,7 @@ from qtrain.data.imagined import (
     write_manifest,
     write_shard,
 )
+from qtrain.lit.ranks import first_rank_first
 from qtrain.models.identity import structure_digest, weights_digest
 from qtrain.spec import DataInfo
 from qtrain.synthesis.base import Synthesis
@@ -86,6 +87,8 @@ def imagine(cfg: DictConfig) -> Imagined:
     """
     made_by = _synthesizer(cfg)
     folder = made_by.folder
+    if cfg.synthesize.world_size == 1:  # ranks of a training share the images, and the first one makes them
+        first_rank_first((folder / MANIFEST).is_file, what=f"imagines images in {folder}")
     if (folder / MANIFEST).is_file():
         log.info("imagined images: found %s", folder)
         return Imagined(folder, read_manifest(folder), 0, 0.0)
