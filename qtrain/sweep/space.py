@@ -68,6 +68,7 @@ class Space:
         """What ``point`` changes, as one would type it. Equal changes are equal lists."""
         changed: list[str] = []
         bits: dict[str, LayerBits] = {}
+        point = self.choose(lambda name, domain: point[name])  # without what does not count
         for name, knob in self.knobs.items():
             if not self._counts(name, point):
                 continue
