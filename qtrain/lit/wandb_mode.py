@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import netrc
 import os
-import socket
+import ssl
+import urllib.error
+import urllib.request
 from urllib.parse import urlsplit
 
 MODES = ("online", "offline", "disabled")
@@ -17,8 +19,8 @@ API_KEY, MODE, BASE_URL = "WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"
 def wandb_mode(*, mode: str, host_timeout_s: float) -> tuple[str, str]:
     """What W&B can do here, and why: (``online`` | ``offline`` | ``disabled``, reason).
 
-    Online needs a key (``WANDB_API_KEY`` or ``~/.netrc``) and a host that accepts a connection within
-    ``host_timeout_s`` seconds; the client's own attempt would hold a run without a network for 100 seconds.
+    Online needs a key (``WANDB_API_KEY`` or ``~/.netrc``) and a host that answers within ``host_timeout_s`` seconds;
+    the client's own attempt would hold a run without a network for 100 seconds.
     Raises ``ValueError`` for a mode that there is not.
     """
     check_mode("wandb_mode", mode)
@@ -28,12 +30,12 @@ def wandb_mode(*, mode: str, host_timeout_s: float) -> tuple[str, str]:
         return mode, f"logger.wandb.mode={mode}"
     if os.environ.get(MODE) in ("offline", "disabled"):
         return os.environ[MODE], f"{MODE}={os.environ[MODE]}"
-    host, port = server_address()
+    host = urlsplit(server_url()).hostname or ""
     if not _has_key(host):
         return "offline", f"no key for {host} (set {API_KEY} or run `wandb login`)"
     if (reason := unreachable(host_timeout_s)) is not None:
         return "offline", reason
-    return "online", f"{host}:{port} is reachable"
+    return "online", f"{host} answers"
 
 
 def check_mode(owner: str, mode: str) -> None:
@@ -41,19 +43,26 @@ def check_mode(owner: str, mode: str) -> None:
         raise ValueError(f"{owner}: mode must be one of {', '.join(MODES)}, got {mode!r}")
 
 
-def server_address() -> tuple[str, int]:
-    """Host and port of the server that ``WANDB_BASE_URL`` names; W&B's own without it."""
-    url = urlsplit(os.environ.get(BASE_URL) or "https://api.wandb.ai")
-    return url.hostname or "api.wandb.ai", url.port or (80 if url.scheme == "http" else 443)
+def server_url() -> str:
+    """The server that ``WANDB_BASE_URL`` names; W&B's own without it."""
+    return os.environ.get(BASE_URL) or "https://api.wandb.ai"
 
 
 def unreachable(timeout_s: float) -> str | None:
-    """Why the server accepts no connection within ``timeout_s`` seconds; ``None`` where it does."""
-    host, port = server_address()
+    """Why the server gives no answer within ``timeout_s`` seconds; ``None`` where it gives one, whatever it says.
+
+    That it accepts a connection is not enough: a server that hangs does so, too. Proxies of the environment are used,
+    as the client does.
+    """
     try:
-        socket.create_connection((host, port), timeout=timeout_s).close()
-    except OSError as error:
-        return f"{host}:{port} is not reachable ({error})"
+        urllib.request.urlopen(server_url(), timeout=timeout_s).close()
+    except urllib.error.HTTPError:
+        return None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLError):
+            return None  # somebody answered; the client knows more certificates
+        return f"{server_url()} does not answer ({reason})"
     return None
 
 

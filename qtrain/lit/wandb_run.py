@@ -12,7 +12,6 @@ import math
 import os
 import re
 import shutil
-import threading
 import uuid
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,6 +36,8 @@ RUN_ID = "wandb_run_id.txt"
 
 AXES = ("step", "epoch", "layer")
 """What others are drawn against: optimizer steps, epochs, and the number of a layer in the order of the forward."""
+
+TOP1 = "val/top1"
 
 LAYER_COLUMNS = ("name", "kind", "weights", "weight_bits", "input_bits", "effective_bits", "macs", "bops")
 """What the table ``allocation`` shows of each layer, beside its number."""
@@ -70,7 +71,7 @@ class WandbRun(Logger):
         mode: str = "online",
         host_timeout_s: float = 3.0,
         init_timeout_s: float = 15.0,
-        finish_timeout_s: float = 60.0,
+        finish_timeout_s: float = 20.0,
     ) -> None:
         super().__init__()
         check_mode("WandbRun", mode)
@@ -90,8 +91,10 @@ class WandbRun(Logger):
         self._run: wandb.Run | None = None
         self._over = False
         """No more to be logged: the run has ended, W&B is off, or the client has failed."""
+        self._failed = False
         self._online = False
         self._known_step = -1
+        self._best_top1 = -math.inf
         self._used: set[tuple[Path, ...]] = set()
         self._whole = False
         """The rows from before this process have been replayed."""
@@ -165,23 +168,15 @@ class WandbRun(Logger):
         if run is None:
             return
         place = Path(run.settings.sync_dir)
-        reason = unreachable(self.host_timeout_s) if self._online else None
         try:
             if status == "interrupted":
                 run.mark_preempting()
-            if reason is None:
-                run.finish(exit_code=int(status != "success"))
-            else:
-                # The client would wait for the whole of its timeout. It goes on trying meanwhile, and as the process
-                # ends; what it does not get rid of lies on the disk.
-                ending = threading.Thread(target=run.finish, args=(int(status != "success"),), daemon=True)
-                ending.start()
-                ending.join(self.host_timeout_s)
-                log.warning("W&B: %s; upload the rest of this run later with `wandb sync %s`", reason, place)
+            run.finish(exit_code=int(status != "success"))
         except TimeoutError:
-            log.warning("W&B: uploads take too long; finish them later with `wandb sync %s`", place)
+            reason = unreachable(self.host_timeout_s) or "uploads take longer than logger.wandb.finish_timeout_s"
+            log.warning("W&B: %s; upload the rest of this run later with `wandb sync %s`", reason, place)
         except Exception as error:
-            self._give_up(error)
+            self._fail(error)
         else:
             if self._whole and not self._online:
                 _remove_parts_before(place)
@@ -199,14 +194,17 @@ class WandbRun(Logger):
                 if self._run is not None:
                     what(self._run)
         except Exception as error:  # the client knows many kinds, of the system's and its own; none may end a training
-            self._over = True
-            self._give_up(error)
+            self._fail(error)
 
-    def _give_up(self, error: Exception) -> None:
-        log.warning(
-            "W&B has failed (%s: %s); the run goes on without it, its metrics are in %s",
-            type(error).__name__, str(error).partition("\n")[0], self.folder / "metrics.jsonl",
-        )  # fmt: skip
+    def _fail(self, error: Exception) -> None:
+        """Say so once; W&B then lacks what failed, or all that would follow where there is no run to tell it to."""
+        self._over = self._over or self._run is None
+        if not self._failed:
+            self._failed = True
+            log.warning(
+                "W&B has failed (%s: %s) and may be incomplete; the run goes on, its metrics are in %s",
+                type(error).__name__, str(error).partition("\n")[0], self.folder / "metrics.jsonl",
+            )  # fmt: skip
 
     def _begin(self) -> wandb.Run | None:
         possible, reason = wandb_mode(mode=self.mode, host_timeout_s=self.host_timeout_s)
@@ -227,7 +225,9 @@ class WandbRun(Logger):
             log.info("W&B is offline: %s; upload later with `wandb sync %s`", reason, run.settings.sync_dir)
         self._online = possible == "online"
         # Only a server can tell what it has of an earlier process. The last step may lack the row of a split.
-        self._known_step = int(run.summary.get("step", -1)) if run.resumed else -1
+        if run.resumed:
+            self._known_step = int(run.summary.get("step", -1))
+            self._best_top1 = float(run.summary.get("best_val_top1", -math.inf))
         _define_metrics(run)
         return run
 
@@ -248,10 +248,15 @@ class WandbRun(Logger):
 
     def _log_row(self, run: wandb.Run, head: Mapping[str, int], rows: Mapping[str, Mapping[str, float]]) -> None:
         if head["step"] < self._known_step:
-            return
+            return  # the server has it from an earlier process
         named = {f"{split}/{name}": value for split, values in rows.items() for name, value in values.items()}
         # One that is not finite would be the maximum for good.
-        run.log({**head, **{name: float(value) for name, value in named.items() if _finite(value)}})
+        row = {name: float(value) for name, value in named.items() if _finite(value)}
+        run.log({**head, **row})
+        if TOP1 in row:
+            # The client's own maximum (define_metric) begins anew where a run is resumed.
+            self._best_top1 = max(self._best_top1, row[TOP1])
+            run.summary.update({"val_top1": row[TOP1], "best_val_top1": self._best_top1})
 
     def _log_rows(self, run: wandb.Run, rows: Iterable[Mapping[str, Any]]) -> None:
         for row in rows:
@@ -288,7 +293,7 @@ class WandbRun(Logger):
         # and online they ask the server before and wait for it afterwards.
         assert run._interface is not None
         run._interface.publish_artifact(
-            run, artifact, ["latest"], [], finalize=True, is_user_created=True, use_after_commit=used
+            run, artifact, ["latest"], [], finalize=True, is_user_created=used, use_after_commit=used
         )
 
 
@@ -317,7 +322,7 @@ def _define_metrics(run: wandb.Run) -> None:
     run.define_metric("train/*", step_metric="step")
     run.define_metric("test/*", step_metric="step")
     run.define_metric("val/*", step_metric="epoch")
-    run.define_metric("val/top1", step_metric="epoch", summary="max,last")
+    run.define_metric(TOP1, step_metric="epoch", summary="max,last")
     run.define_metric("val/loss", step_metric="epoch", summary="min,last")
     run.define_metric("bits/*", step_metric="layer", summary="mean")
 
