@@ -154,6 +154,16 @@ class Report:
 
 
 @dataclass
+class Review:
+    folder: str | None = MISSING
+    project: str = MISSING
+    entity: str | None = MISSING
+    group: str | None = MISSING
+    accuracy: str | None = MISSING
+    knobs: list[str] | None = MISSING
+
+
+@dataclass
 class Root:
     data: Any = MISSING
     model: Any = MISSING
@@ -173,6 +183,7 @@ class Root:
     tune: Tune = field(default_factory=Tune)
     sweep: Sweep = field(default_factory=Sweep)
     report: Report = field(default_factory=Report)
+    review: Review = field(default_factory=Review)
     task: str = MISSING
     experiment: str | None = MISSING
     name: str | None = MISSING
