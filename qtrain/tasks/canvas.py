@@ -136,10 +136,13 @@ def _move(note: Any, offset: tuple[float, float], align: tuple[str, str]) -> Bbo
 def _occupied(axes: Axes) -> list[Bbox]:
     """Small boxes on every marker and along every line, and the legend's, in pixels."""
     boxes = []
+    figure = axes.get_figure()
+    assert figure is not None
     for line in axes.get_lines():
         pixels = line.get_transform().transform(line.get_xydata())
         if line.get_marker() not in ("None", None, ""):
-            boxes += [Bbox.from_bounds(x - 9, y - 9, 18, 18) for x, y in pixels]
+            half = 1 + line.get_markersize() * figure.dpi / 144
+            boxes += [Bbox.from_bounds(x - half, y - half, 2 * half, 2 * half) for x, y in pixels]
         if line.get_linestyle() != "None":
             for (x0, y0), (x1, y1) in pairwise(pixels):
                 steps = max(2, int(math.hypot(x1 - x0, y1 - y0) / 8))

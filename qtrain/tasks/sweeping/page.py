@@ -36,6 +36,10 @@ ALSO = ("test_top1", "size_bytes", "bops", "effective_bits")
 """Figures that tables show beside the objectives, where a trial has them."""
 
 
+PIXELS = 118
+"""Of the page, for an inch of a picture at its widest: its small text is then as large as the page's."""
+
+
 def write_sweep_report(folder: Path) -> Path:
     """``sweep.html``, its pictures, ``pareto.csv`` and ``front/`` in the sweep's ``folder``; returns the page's path.
 
@@ -47,12 +51,15 @@ def write_sweep_report(folder: Path) -> Path:
     figures = figures_of(sweep)
     columns, front_rows = front_table(sweep, figures)
     trial_columns, trial_rows = trial_table(sweep, figures)
+    pictures = _pictures(sweep)
+    decided = sum(picture["decides"] for picture in pictures)
     page = render(
         "sweep.html.j2",
         title=sweep.name,
         counted=sweep.spending.counted(),
         tiles=tiles(sweep),
-        plots=_pictures(sweep),
+        deciding=pictures[:decided],
+        explaining=pictures[decided:],
         front_columns=columns,
         front=list(zip(sweep.front, front_rows, made, strict=True)),
         trial_columns=trial_columns,
@@ -136,7 +143,7 @@ def tip(sweep: Sweep, trial: Trial) -> str:
     return "\n".join(line for line in [*lines, knobs_text(trial.knobs, sweep.space)] if line)
 
 
-def _pictures(sweep: Sweep) -> list[dict[str, str]]:
+def _pictures(sweep: Sweep) -> list[dict[str, Any]]:
     """Each picture as a PNG beside the page, and as SVG for it."""
     shown = []
     for plot in plots(sweep):
@@ -148,9 +155,15 @@ def _pictures(sweep: Sweep) -> list[dict[str, str]]:
         with whole_file(path) as temporary:
             temporary.write_bytes(png(figure))
         shown.append(
-            {"name": plot.name, "title": plot.title, "note": plot.note, "svg": svg(figure, plot.name, LIGHT),
-             "pair": "pair" if "_vs_" in plot.name else ""}
-        )  # fmt: skip
+            {
+                "title": plot.title,
+                "note": plot.note,
+                "half": plot.half,
+                "decides": plot.decides,
+                "width": round(PIXELS * figure.get_figwidth()),
+                "svg": svg(figure, plot.name, LIGHT),
+            }
+        )
     return shown
 
 

@@ -43,7 +43,7 @@ def parallel(sweep: Sweep, theme: Theme) -> Figure | None:
     axes_ += [axis for name in sweep.objectives if (axis := _figure_axis(sweep, name, shown)) is not None]
     if len(axes_) < 2:
         return None
-    figure = new_figure(theme, width=max(8.0, 1.35 * len(axes_)), height=4.6)
+    figure = new_figure(theme, width=min(16.0, max(8.0, 1.8 * len(axes_))), height=4.6)
     axes = figure.add_subplot()
     axes.axis("off")
     axes.set_xlim(-0.45, len(axes_) - 0.6)

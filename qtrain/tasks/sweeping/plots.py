@@ -24,12 +24,18 @@ MOST_BARS = 24
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture: ``name`` is its file's without ``.png``; ``note`` says on the page how to read it."""
+    """A picture: ``name`` is its file's without ``.png``; ``note`` says on the page how to read it.
+
+    A ``half`` one shares its line with another where the page is wide. Those that decide come first, the front's
+    table after them.
+    """
 
     name: str
     title: str
     note: str
     draw: Callable[[Sweep, Theme], Figure | None]
+    half: bool = False
+    decides: bool = False
 
 
 def plots(sweep: Sweep) -> Iterator[Plot]:
@@ -42,11 +48,13 @@ def plots(sweep: Sweep) -> Iterator[Plot]:
             f"{first[0].upper()}{first[1:]} against {label}",
             f"The line is the best {first} at each {label}. Numbers are places on the front.",
             partial(_against, cost=cost),
+            half=True,
+            decides=True,
         )
     yield Plot(
         "layer_bits",
         "Bits of each layer",
-        "The models of the front, the best first. The more bits, the darker.",
+        "The models of the front, the best first. The stronger the colour, the more bits.",
         layer_bits,
     )
     yield Plot(
@@ -61,12 +69,14 @@ def plots(sweep: Sweep) -> Iterator[Plot]:
         "Importance of each knob",
         "How much of the differences between finished trials each knob explains, alone and with the others.",
         importance,
+        half=True,
     )
     yield Plot(
         "learning_curves",
         "Learning curves",
         "The front's are blue, with their places; a grey line that ends early was stopped.",
         learning_curves,
+        half=True,
     )
 
 
