@@ -118,7 +118,14 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 
 def close(loggers: Sequence[Logger | None], *, error: BaseException | None = None) -> None:
     """End the loggers: files closed, the W&B run finished. ``error`` is what the run ended with."""
-    status = "success" if error is None else "interrupted" if isinstance(error, RunInterruptedError) else "failed"
     for logger in loggers:
         if logger is not None:
-            logger.finalize(status)
+            logger.finalize(_status(error))
+
+
+def _status(error: BaseException | None) -> str:
+    if error is None:
+        return "success"
+    if isinstance(error, RunInterruptedError):
+        return "interrupted"
+    return "stopped" if isinstance(error, SystemExit) else "failed"  # a sweep's scheduler ends a trial by SystemExit

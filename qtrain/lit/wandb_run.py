@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import re
-import shutil
 import uuid
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -24,6 +20,17 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from qtrain.files import write_text
 from qtrain.lit.loggers import split_metrics
+from qtrain.lit.wandb_client import (
+    DATA_DIR,
+    TOP1,
+    define_metrics,
+    environment,
+    finite,
+    log_table,
+    named_knobs,
+    publish,
+    remove_parts_before,
+)
 from qtrain.lit.wandb_mode import check_mode, unreachable, wandb_mode
 
 if TYPE_CHECKING:
@@ -34,15 +41,8 @@ log = logging.getLogger(__name__)
 RUN_ID = "wandb_run_id.txt"
 """The W&B run's id, made once for the run's folder and kept there."""
 
-AXES = ("step", "epoch", "layer")
-"""What others are drawn against: optimizer steps, epochs, and the number of a layer in the order of the forward."""
-
-TOP1 = "val/top1"
-
 LAYER_COLUMNS = ("name", "kind", "weights", "weight_bits", "input_bits", "effective_bits", "macs", "bops")
 """What the table ``allocation`` shows of each layer, beside its number."""
-
-DATA_DIR = "WANDB_DATA_DIR"
 
 
 @final
@@ -85,7 +85,7 @@ class WandbRun(Logger):
             "job_type": job_type,
             "name": name,
             "tags": list(tags),
-            "config": {**(config or {}), **({"knobs": dict(knobs)} if knobs else {})},
+            "config": {**(config or {}), **({"knobs": named_knobs(knobs)} if knobs else {})},
         }
         self._init_timeout_s, self._finish_timeout_s = init_timeout_s, finish_timeout_s
         self._run: wandb.Run | None = None
@@ -95,7 +95,7 @@ class WandbRun(Logger):
         self._online = False
         self._known_step = -1
         self._best_top1 = -math.inf
-        self._used: set[tuple[Path, ...]] = set()
+        self._used: set[tuple[object, ...]] = set()
         self._whole = False
         """The rows from before this process have been replayed."""
 
@@ -133,7 +133,7 @@ class WandbRun(Logger):
 
     def summarise(self, figures: Mapping[str, Any]) -> None:
         """Set ``figures`` in the run's summary, what its row in W&B's table shows; not finite ones are left out."""
-        kept = {name: value for name, value in figures.items() if value is not None and _finite(value)}
+        kept = {name: value for name, value in figures.items() if value is not None and finite(value)}
         self._tell(lambda run: run.summary.update(kept))
 
     def log_layers(self, layers: Sequence[Mapping[str, Any]]) -> None:
@@ -143,27 +143,33 @@ class WandbRun(Logger):
         """
         self._tell(lambda run: self._log_layers(run, layers))
 
-    def use_files(self, files: Sequence[Path], *, name: str, kind: str, about: Mapping[str, Any] | None = None) -> None:
+    def log_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A table with a column for each key that occurs; what is neither text nor number is shown as text."""
+        self._tell(lambda run: log_table(run, name, rows))
+
+    def use_files(self, files: Mapping[str, Path], *, name: str, kind: str) -> None:
         """Say that the run was made from ``files``: they become the artifact ``name``, and the run its user.
 
-        Files that were named before, by an earlier stage, are not named again.
+        Content that W&B has under this name already is the version that it has: the run that made it is then linked to
+        this one. Files that were named before, by an earlier stage, are not named again.
         """
-        if tuple(files) in self._used:
-            return
-        self._used.add(tuple(files))
-        self._tell(lambda run: self._publish(run, files, name, kind, about, used=True))
+        said = (name, *files.values())
+        if said not in self._used:
+            self._used.add(said)
+            self._tell(lambda run: publish(run, files, name, kind, {}, used=True))
 
     def keep_files(
-        self, files: Sequence[Path], *, name: str, kind: str, about: Mapping[str, Any] | None = None
+        self, files: Mapping[str, Path], *, name: str, kind: str, about: Mapping[str, Any] | None = None
     ) -> None:
         """Say that the run made ``files``: they become the artifact ``name`` of the type ``kind``.
 
-        They are read when they are uploaded, which for an offline run is when it is synced. ``about`` is shown with it.
+        ``files`` have the names that they bear in it. They are read when they are uploaded, which for an offline run is
+        when it is synced. ``about`` is shown with the artifact.
         """
-        self._tell(lambda run: self._publish(run, files, name, kind, about, used=False))
+        self._tell(lambda run: publish(run, files, name, kind, about or {}, used=False))
 
     def finalize(self, status: str) -> None:
-        """End the run: ``success``, ``failed``, or ``interrupted`` where it will go on later."""
+        """End the run: ``success``, ``stopped``, ``failed``, or ``interrupted`` where it will go on later."""
         run, self._run, self._over = self._run, None, True
         if run is None:
             return
@@ -171,7 +177,9 @@ class WandbRun(Logger):
         try:
             if status == "interrupted":
                 run.mark_preempting()
-            run.finish(exit_code=int(status != "success"))
+            if status != "success":
+                run.summary.update({"status": status})
+            run.finish(exit_code=int(status in ("failed", "interrupted")))
         except TimeoutError:
             reason = unreachable(self.host_timeout_s) or "uploads take longer than logger.wandb.finish_timeout_s"
             log.warning("W&B: %s; upload the rest of this run later with `wandb sync %s`", reason, place)
@@ -179,7 +187,7 @@ class WandbRun(Logger):
             self._fail(error)
         else:
             if self._whole and not self._online:
-                _remove_parts_before(place)
+                remove_parts_before(place)
 
     @rank_zero_only
     def _tell(self, what: Callable[[wandb.Run], object]) -> None:
@@ -188,7 +196,7 @@ class WandbRun(Logger):
             return
         try:
             # Without this, what waits for an upload lies in the user's home, by the name of no run.
-            with _environment(DATA_DIR, str(self.folder / "wandb")):
+            with environment(DATA_DIR, str(self.folder / "wandb")):
                 if self._run is None:
                     self._run = self._begin()
                 if self._run is not None:
@@ -228,7 +236,7 @@ class WandbRun(Logger):
         if run.resumed:
             self._known_step = int(run.summary.get("step", -1))
             self._best_top1 = float(run.summary.get("best_val_top1", -math.inf))
-        _define_metrics(run)
+        define_metrics(run)
         return run
 
     def _init(self, mode: str) -> wandb.Run:
@@ -251,7 +259,7 @@ class WandbRun(Logger):
             return  # the server has it from an earlier process
         named = {f"{split}/{name}": value for split, values in rows.items() for name, value in values.items()}
         # One that is not finite would be the maximum for good.
-        row = {name: float(value) for name, value in named.items() if _finite(value)}
+        row = {name: float(value) for name, value in named.items() if finite(value)}
         run.log({**head, **row})
         if TOP1 in row:
             # The client's own maximum (define_metric) begins anew where a run is resumed.
@@ -265,36 +273,12 @@ class WandbRun(Logger):
     def _log_layers(self, run: wandb.Run, layers: Sequence[Mapping[str, Any]]) -> None:
         if "allocation" in run.summary.keys():  # noqa: SIM118 - a summary iterates otherwise
             return  # from before this process
-        import wandb
-
-        data = [[number, *(layer.get(column) for column in LAYER_COLUMNS)] for number, layer in enumerate(layers)]
-        run.log({"allocation": wandb.Table(columns=["layer", *LAYER_COLUMNS], data=data)})
+        rows = [
+            {"layer": number} | {name: row.get(name) for name in LAYER_COLUMNS} for number, row in enumerate(layers)
+        ]
+        log_table(run, "allocation", rows)
         for number, layer in enumerate(layers):
             run.log({"layer": number, "bits/weight": layer.get("weight_bits"), "bits/input": layer.get("input_bits")})
-
-    def _publish(
-        self,
-        run: wandb.Run,
-        files: Sequence[Path],
-        name: str,
-        kind: str,
-        about: Mapping[str, Any] | None,
-        *,
-        used: bool,
-    ) -> None:
-        import wandb
-
-        artifact = wandb.Artifact(artifact_name(name), kind, metadata=dict(about or {}))
-        for file in files:
-            # The file itself is uploaded, not a copy: it appears whole, and is replaced, never written into.
-            artifact.add_file(str(file.resolve()), policy="immutable", skip_cache=True)
-        artifact.finalize()
-        # What run.use_artifact and run.log_artifact come down to. They themselves refuse to use an artifact offline,
-        # and online they ask the server before and wait for it afterwards.
-        assert run._interface is not None
-        run._interface.publish_artifact(
-            run, artifact, ["latest"], [], finalize=True, is_user_created=used, use_after_commit=used
-        )
 
 
 def run_id(folder: Path) -> str:
@@ -306,53 +290,7 @@ def run_id(folder: Path) -> str:
     return path.read_text(encoding="utf-8").strip()
 
 
-def artifact_name(text: str) -> str:
-    """``text`` with what W&B does not allow in an artifact's name replaced, and not longer than it allows.
-
-    >>> artifact_name("cifar10/resnet20 w4a4")
-    'cifar10-resnet20-w4a4'
-    """
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text)[:128]
-
-
-def _define_metrics(run: wandb.Run) -> None:
-    """What each figure is drawn against, and what of it stands in the run's summary."""
-    for axis in AXES:
-        run.define_metric(axis, hidden=True)
-    run.define_metric("train/*", step_metric="step")
-    run.define_metric("test/*", step_metric="step")
-    run.define_metric("val/*", step_metric="epoch")
-    run.define_metric(TOP1, step_metric="epoch", summary="max,last")
-    run.define_metric("val/loss", step_metric="epoch", summary="min,last")
-    run.define_metric("bits/*", step_metric="layer", summary="mean")
-
-
 def _parts(row: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:
     """A row of metrics.jsonl: where it stands, and its figures by split."""
     figures = {name: value for name, value in row.items() if name not in ("step", "epoch", "split", "time")}
     return {"step": row["step"], "epoch": row["epoch"]}, {row["split"]: figures}
-
-
-def _finite(value: object) -> bool:
-    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
-
-
-def _remove_parts_before(place: Path) -> None:
-    """Of an offline run, what earlier processes have left beside ``place``: each part holds all that was before it."""
-    run = place.name.rpartition("-")[2]
-    for part in place.parent.glob(f"offline-run-*-{run}"):
-        if part.name < place.name:
-            shutil.rmtree(part, ignore_errors=True)
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    """``value`` for the environment variable ``name``, unless the user has given one."""
-    if name in os.environ:
-        yield
-        return
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        os.environ.pop(name, None)

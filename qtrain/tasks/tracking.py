@@ -17,6 +17,9 @@ from pytorch_lightning.loggers import Logger
 from qtrain.data.base import VisionData
 from qtrain.lit.loggers import close
 from qtrain.lit.wandb_run import WandbRun
+from qtrain.lit.wandb_sweep import log_sweep
+from qtrain.sweep.pareto import Objectives
+from qtrain.sweep.trials import Trial
 from qtrain.tasks.instantiate import instantiate
 from qtrain.tasks.overlay import plain_config
 from qtrain.tasks.pretrain import full_precision_weights
@@ -24,6 +27,9 @@ from qtrain.tasks.record import STUDENT
 
 MODEL = "model"
 """What weights are in W&B, whoever's: an artifact's type."""
+
+RUNS = "trials"
+"""Folder, within a sweep's, of its trials' runs."""
 
 
 @contextmanager
@@ -74,7 +80,7 @@ def tell_outcome(loggers: Sequence[Logger], folder: Path, summary: Mapping[str, 
     for run in _wandb_runs(loggers):
         run.summarise(figures)
         name = student_name(summary.get("experiment"), folder)
-        run.keep_files([folder / STUDENT], name=name, kind=MODEL, about=figures)
+        run.keep_files({STUDENT: folder / STUDENT}, name=name, kind=MODEL, about=figures)
 
 
 def student_name(experiment: str | None, folder: Path) -> str:
@@ -90,8 +96,29 @@ def weights_name(path: Path) -> str:
 def _use(run: WandbRun, weights: str | None) -> None:
     path = Path(weights).expanduser() if weights else None
     if path is not None and path.is_file():
-        run.use_files([path], name=weights_name(path), kind=MODEL)
+        run.use_files({path.name: path}, name=weights_name(path), kind=MODEL)
 
 
 def _wandb_runs(loggers: Sequence[Logger]) -> list[WandbRun]:
     return [logger for logger in loggers if isinstance(logger, WandbRun)]
+
+
+def tell_sweep(cfg: DictConfig, folder: Path, objectives: Objectives) -> None:
+    """Log what came of the sweep ``cfg`` in ``folder``, as a run of its own in the group of its trials."""
+    for make in instantiate(cfg.logger).values():
+        if getattr(make, "func", None) is not WandbRun:
+            continue
+        group = sweep_group(cfg)
+        run: WandbRun = make(folder=folder, config=plain_config(cfg), group=group, job_type="sweep", name=group)
+
+        def student(trial: Trial) -> tuple[str, Path]:
+            place = folder / RUNS / trial.key
+            return student_name(cfg.experiment, place), place / STUDENT
+
+        log_sweep(run, folder, name=group, objectives=objectives, student=student)
+        run.finalize("success")
+
+
+def sweep_group(cfg: DictConfig) -> str:
+    """The group in W&B of the sweep ``cfg`` and its trials."""
+    return str(cfg.name or cfg.experiment or Path(cfg.run_dir).resolve().name)
