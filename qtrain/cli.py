@@ -9,7 +9,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             # A run that was told to stop, and did in good order, brings the code that the shell expects.
             stopped: int | None = getattr(error, "exit_code", None)
             _say(_one_line(error) if stopped else f"error: {_one_line(error)}")
+            _tell_batch_script(stopped or USER_ERROR)
             sys.exit(stopped or USER_ERROR)
 
 
@@ -116,7 +117,7 @@ def _run_hydra(arguments: list[str]) -> None:
         except Exception as error:
             if getattr(error, "requeued", None):
                 wait_for_the_end()
-            if not _is_users(error):
+            if not _is_users(error) or "SUBMITIT_EXECUTOR" in os.environ:  # a job elsewhere, with a list of its own
                 raise
             failures.append(error)
             return None
@@ -172,6 +173,13 @@ def _is_users(error: BaseException) -> bool:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _tell_batch_script(code: int) -> None:
+    """That this end is final, for whoever would start a failed job again; see slurm/env.sh."""
+    if file := os.environ.get("QTRAIN_EXIT_FILE"):
+        with suppress(OSError):
+            Path(file).write_text(f"{code}\n", encoding="utf-8")
 
 
 def _say(message: str) -> None:

@@ -6,7 +6,7 @@
 : "${QTRAIN_OUTPUT:=${SLURM_SUBMIT_DIR:-$PWD}/outputs}"            # where runs go: a folder that all nodes share
 : "${QTRAIN_DATA:=}"                                               # a folder with images that all nodes see; empty: none
 
-: "${QTRAIN_RESTARTS:=10}"   # so many times a job that failed for no reason of the user's starts again by itself
+: "${QTRAIN_RESTARTS:=10}"   # so many times a job starts again by itself after a failure that is not the user's
 
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"   # newer SLURMs do not hand it on to srun
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$SRUN_CPUS_PER_TASK}"
@@ -18,6 +18,13 @@ export TORCH_NCCL_ASYNC_ERROR_HANDLING="${TORCH_NCCL_ASYNC_ERROR_HANDLING:-1}"  
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 
+notes=$QTRAIN_OUTPUT/.jobs/$SLURM_JOB_ID   # of an array's task: its own
+export QTRAIN_EXIT_FILE=$notes.exit
+
+# A job that starts again goes on, whatever its first start was asked to do with what it found.
+# shellcheck disable=SC2034  # for the files that source this one
+if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then again=(resume=true overwrite=false); else again=(); fi
+
 say() { echo "qtrain: $*"; }
 
 # Run on each node by check: prints what is wrong there, nothing if all is well.
@@ -26,9 +33,9 @@ check_node() {
     here=$(hostname -s)
     "$QTRAIN_PYTHON" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("qtrain") is None)' 2>/dev/null ||
         echo "$here: $QTRAIN_PYTHON is no Python that has qtrain; edit QTRAIN_PYTHON in slurm/env.sh"
-    [ -e "$QTRAIN_OUTPUT/.check-$SLURM_JOB_ID" ] ||
+    [ -e "$QTRAIN_OUTPUT/.jobs/$SLURM_JOB_ID.check" ] ||
         echo "$here: does not see what the first node wrote to $QTRAIN_OUTPUT; QTRAIN_OUTPUT in slurm/env.sh must be a folder that all nodes share"
-    at=$QTRAIN_OUTPUT/.check-$SLURM_JOB_ID-$here
+    at=$QTRAIN_OUTPUT/.jobs/$SLURM_JOB_ID.check-$here
     (: >"$at") 2>/dev/null || echo "$here: cannot write to $QTRAIN_OUTPUT; edit QTRAIN_OUTPUT in slurm/env.sh"
     rm -f "$at"
     if [ -n "$QTRAIN_DATA" ] && ! ls "$QTRAIN_DATA/" >/dev/null 2>&1; then
@@ -45,12 +52,13 @@ check() {
     if [ "${SLURM_NTASKS:-1}" -gt 1 ] && [ -z "${SLURM_NTASKS_PER_NODE:-}" ]; then
         say "error: give --ntasks-per-node, one task for each device, instead of --ntasks" && exit 2
     fi
-    mkdir -p "$QTRAIN_OUTPUT" 2>/dev/null
-    (: >"$QTRAIN_OUTPUT/.check-$SLURM_JOB_ID") 2>/dev/null
+    mkdir -p "$QTRAIN_OUTPUT/.jobs" 2>/dev/null
+    rm -f "$QTRAIN_EXIT_FILE"
+    (: >"$notes.check") 2>/dev/null
     export QTRAIN_PYTHON QTRAIN_OUTPUT QTRAIN_DATA
     export -f check_node
     wrong=$(srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 bash -c check_node 2>&1)
-    rm -f "$QTRAIN_OUTPUT/.check-$SLURM_JOB_ID"
+    rm -f "$notes.check"
     if [ -n "$wrong" ]; then
         while read -r line; do say "error: $line"; done <<<"$wrong"
         exit 2
@@ -73,14 +81,26 @@ persist() {
     trap - TERM USR1
 }
 
-# End with $code; or start the job anew where a node, a rank or the network failed, and not the user. Codes that are
-# final: 0, 2 (something to mend, said in one line), 130 and 143 (somebody wanted an end).
+# End with $code; or start the job anew where a node, a rank or the network failed, and not the user. srun's code does not
+# tell: it is the highest of all ranks, and those that srun itself ends have 143. A run that wants its end to be final,
+# since something is to be mended or somebody stopped it, leaves its code in $QTRAIN_EXIT_FILE.
 finish() {
-    case $code in
-    0 | 2 | 130 | 143) exit "$code" ;;
-    esac
-    if [ "${SLURM_RESTART_COUNT:-0}" -ge "$QTRAIN_RESTARTS" ]; then
-        say "ended with code $code, and was restarted $QTRAIN_RESTARTS times (QTRAIN_RESTARTS in slurm/env.sh): no more"
+    local failures
+    if [ -e "$QTRAIN_EXIT_FILE" ]; then
+        code=$(cat "$QTRAIN_EXIT_FILE")
+        rm -f "$notes".*
+        exit "$code"
+    fi
+    if [ "$code" -eq 0 ]; then
+        rm -f "$notes".*
+        exit 0
+    fi
+    [[ $(scontrol show job --oneliner "$job") == *JobState=RUNNING* ]] || exit "$code"   # cancelled, or requeued already
+    echo "$code" >>"$notes.failures"
+    failures=$(wc -l <"$notes.failures")
+    if [ "$failures" -gt "$QTRAIN_RESTARTS" ]; then
+        say "ended with code $code, for the ${failures}th time (QTRAIN_RESTARTS=$QTRAIN_RESTARTS in slurm/env.sh): no more"
+        rm -f "$notes".*
         exit "$code"
     fi
     say "ended with code $code; requeued, to go on from the last resume point"

@@ -126,6 +126,19 @@ def test_a_task_may_choose_its_exit_code(task: Any) -> None:
     assert call(*task(leave)) == 143
 
 
+@pytest.mark.parametrize(("error", "told"), [(ValueError("yours"), "2\n"), (AttributeError("ours"), None)])
+def test_a_batch_script_is_told_which_end_is_final(
+    task: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, told: str | None
+) -> None:
+    def fail(cfg: DictConfig) -> None:
+        raise error
+
+    file = tmp_path / "exit"
+    monkeypatch.setenv("QTRAIN_EXIT_FILE", str(file))
+    assert call(*task(fail)) != 0
+    assert (file.read_text() if file.exists() else None) == told
+
+
 def test_full_error_brings_the_traceback_back(task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(cfg: DictConfig) -> None:
         raise ValueError("here")

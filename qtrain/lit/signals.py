@@ -46,13 +46,18 @@ class RunInterruptedError(Exception):
         super().__init__(f"stopped by {signal.Signals(signum).name}; {saved}{on}")
 
 
+_asked_to_end = threading.Event()
+
+
 def wait_for_the_end() -> None:
-    """Stay until SLURM, which was asked to requeue this job, ends this process.
+    """Stay until SLURM, which was asked to requeue this job, ends this process, unless it has tried already.
 
     A rank that left of its own would have ``srun --kill-on-bad-exit`` kill the others, in the middle of closing their
     loggers; and a multirun's parent would take the exit for the job's result.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if _asked_to_end.is_set():
+        return
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own raises for each loader worker that SLURM ends as well
     time.sleep(LAST_WAIT_S)
 
@@ -97,6 +102,7 @@ class SignalNote:
         self.signum: int | None = None
         self._previous: dict[int, Any] = {}
         self._pid = -1
+        self._closing = False
 
     def install(self) -> None:
         """Take over these signals; without effect outside the main thread, where Python allows no handlers."""
@@ -105,6 +111,10 @@ class SignalNote:
         self._pid = os.getpid()
         for signum in HANDLED:
             self._previous[signum] = signal.signal(signum, self._handle)
+
+    def close(self) -> None:
+        """The run has stopped, and its job is requeued: SIGTERM no longer ends the process, which cleans up first."""
+        self._closing = True
 
     def restore(self) -> None:
         """Give the signals back to whoever had them."""
@@ -118,6 +128,9 @@ class SignalNote:
             if signum == signal.SIGTERM:
                 signal.signal(signum, signal.SIG_DFL)
                 os.kill(os.getpid(), signum)
+            return
+        if self._closing:
+            _asked_to_end.set()
             return
         if self.signum is not None and signum == signal.SIGINT:
             self.restore()

@@ -21,6 +21,7 @@ from qtrain.lit.ranks import wait_for_all
 from qtrain.tasks.build import build_model
 from qtrain.tasks.fit import fit
 from qtrain.tasks.instantiate import instantiate
+from qtrain.tasks.lock import only_run_in
 from qtrain.tasks.record import save_weights
 from qtrain.tasks.results import config_hash
 from qtrain.tasks.targets import ConfigError
@@ -64,6 +65,15 @@ def full_precision_weights(node: DictConfig, cfg: DictConfig, data: VisionData) 
     if kept.is_file():
         log.info("full-precision %s: found %s", node.name, kept)
         return str(kept)
+    # Jobs that start together, an array's for instance, need the same weights: one trains them, the others wait.
+    with only_run_in(folder, wait_until=kept.is_file):
+        if not kept.is_file():
+            _train(node, cfg, data, folder, kept, identity=key)
+    return str(kept)
+
+
+def _train(node: DictConfig, cfg: DictConfig, data: VisionData, folder: Path, kept: Path, *, identity: str) -> None:
+    recipe = cfg.full_precision
     log.info("full-precision %s: no weights; training %d epochs, to be kept in %s", node.name, recipe.epochs, folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
@@ -84,7 +94,6 @@ def full_precision_weights(node: DictConfig, cfg: DictConfig, data: VisionData) 
     title = f"full-precision {node.name}"
     plain = cfg.copy()
     plain.callbacks = None  # they are about the student
-    fit(plain, module=module, data=data, folder=folder, identity=key, epochs=recipe.epochs, title=title)
+    fit(plain, module=module, data=data, folder=folder, identity=identity, epochs=recipe.epochs, title=title)
     save_weights(model, kept)
     wait_for_all()
-    return str(kept)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from qtrain.cost.count import CostReport
-from qtrain.files import whole_file
+from qtrain.files import whole_file, write_text
 from qtrain.spec import FULL_PRECISION, Allocation, DataInfo
 from qtrain.tasks.overlay import plain_config
 from qtrain.tasks.results import append_row, config_hash, provenance
@@ -53,13 +53,19 @@ def claim_folder(cfg: DictConfig, folder: Path) -> RunSummary | None:
             summary = read_summary(folder / SUMMARY)
             if summary.status == FINISHED:
                 return summary
+    _make_ready(cfg, folder)
+    return None
+
+
+@rank_zero_only
+def _make_ready(cfg: DictConfig, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if cfg.overwrite or not cfg.resume:
         for stale in (*folder.glob("checkpoints/*.ckpt"), folder / SUMMARY, folder / "metrics.jsonl"):
             stale.unlink(missing_ok=True)
         shutil.rmtree(folder / STAGES, ignore_errors=True)
-    OmegaConf.save(OmegaConf.create(plain_config(cfg)), folder / CONFIG)
-    return None
+    # Whole at once: other ranks look into it.
+    write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(plain_config(cfg))))
 
 
 def describe(cfg: DictConfig, info: DataInfo, allocation: Allocation, cost: CostReport) -> dict[str, Any]:

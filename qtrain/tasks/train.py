@@ -26,6 +26,7 @@ from qtrain.tasks.build import build_model, example_input
 from qtrain.tasks.fit import named_callbacks
 from qtrain.tasks.instantiate import instantiate
 from qtrain.tasks.load import depends_on, load_data
+from qtrain.tasks.lock import only_run_in
 from qtrain.tasks.picture import keep_picture
 from qtrain.tasks.pretrain import full_precision_weights
 from qtrain.tasks.run_stage import Trained, run_stage
@@ -45,12 +46,13 @@ def run(cfg: DictConfig, *, keep_last: bool = False) -> dict[str, Any]:
     kept as those before it are, so that a run of more stages may go on from it.
     """
     folder = Path(cfg.run_dir)
-    if (finished := record.claim_folder(cfg, folder)) is not None:
-        log.info("%s is finished; overwrite=true runs it again", folder)
-        print_summary(folder.parent)
-        return {"top1": finished.top1, "fp_top1": finished.fp_top1, "ptq_top1": finished.ptq_top1}
-    with open_loggers(cfg, folder) as loggers:
-        return _train(cfg, folder, loggers, keep_last=keep_last)
+    with only_run_in(folder):
+        if (finished := record.claim_folder(cfg, folder)) is not None:
+            log.info("%s is finished; overwrite=true runs it again", folder)
+            print_summary(folder.parent)
+            return {"top1": finished.top1, "fp_top1": finished.fp_top1, "ptq_top1": finished.ptq_top1}
+        with open_loggers(cfg, folder) as loggers:
+            return _train(cfg, folder, loggers, keep_last=keep_last)
 
 
 def _train(cfg: DictConfig, folder: Path, loggers: tuple[Logger, ...], *, keep_last: bool = False) -> dict[str, Any]:

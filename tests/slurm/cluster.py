@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -18,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import final
 
-PROGRAMS = ("slurmctld", "slurmd", "sbatch", "scontrol", "munged", "ip", "nsenter", "unshare")
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "scontrol", "munged", "ip", "nsenter", "unshare", "setpriv")
 NODES = ("node1", "node2")
 CPUS = 4
 
@@ -153,25 +152,21 @@ class Cluster:
         # The first process of the new PID namespace is unshare's child; with unshare goes the whole namespace.
         enter = ["nsenter", f"--net=/run/netns/{self._netns(i)}"]
         isolate = ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
-        with log.open("ab") as file:
-            self._nodes[node] = subprocess.Popen(
-                [*enter, *isolate, "bash", "-ec", inside],
-                env=self.environment(), stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
-            )  # fmt: skip
+        self._nodes[node] = self._daemon(*enter, *isolate, "bash", "-ec", inside, log=log)
 
-    def processes(self, job: str, node: str, pattern: str) -> list[int]:
-        """Numbers, as this machine counts, of the job's processes on ``node`` whose command line holds ``pattern``."""
-        found = []
+    def ranks(self, job: str, node: str) -> list[int]:
+        """Numbers, as this machine counts, of the job's trainings on ``node``; not of their loader workers."""
+        parents = {}
         for folder in Path("/proc").iterdir():
             if not folder.name.isdigit():
                 continue
             with contextlib.suppress(OSError):
                 environ = (folder / "environ").read_bytes().split(b"\0")
-                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                of_job = {f"SLURM_JOB_ID={job}".encode(), f"SLURMD_NODENAME={node}".encode()} <= set(environ)
-                if of_job and f"SLURM_CONF={self._conf}".encode() in environ and pattern in command:
-                    found.append(int(folder.name))
-        return sorted(found)
+                wanted = {f"SLURM_JOB_ID={job}", f"SLURMD_NODENAME={node}", f"SLURM_CONF={self._conf}"}
+                is_training = b"-m\0qtrain\0" in (folder / "cmdline").read_bytes()
+                if is_training and {text.encode() for text in wanted} <= set(environ):
+                    parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        return [pid for pid, parent in parents.items() if parent not in parents]
 
     # ---- how it comes up
 
@@ -184,6 +179,15 @@ class Cluster:
 
     def _cable(self, node: int) -> str:
         return f"qs{self._number}v{node}"
+
+    def _daemon(self, *command: str, log: Path) -> subprocess.Popen[bytes]:
+        # It ends with this process, should that be killed.
+        command = ("setpriv", "--pdeathsig=KILL", *command)
+        with log.open("ab") as file:
+            return subprocess.Popen(
+                command, env=self.environment(), stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+                start_new_session=True,
+            )  # fmt: skip
 
     def _start(self) -> None:
         for name in ("state", "spool", "run", "log"):
@@ -202,8 +206,8 @@ class Cluster:
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
-                )  # fmt: skip
-            )
+                )
+            )  # fmt: skip
         for node in NODES:
             self.up(node)
         try:
@@ -245,13 +249,8 @@ class Cluster:
         key.write_bytes(os.urandom(1024))
         run, log = self.folder / "run", self.folder / "log/munged.log"
         files = [f"--key-file={key}", f"--socket={run}/munge.sock", f"--pid-file={run}/munged.pid"]
-        command = ["munged", "--foreground", *files, f"--log-file={log}", f"--seed-file={run}/munge.seed"]
-        self._daemons.append(
-            subprocess.Popen(
-                command, env=self.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        )  # fmt: skip
+        options = [*files, f"--log-file={log}", f"--seed-file={run}/munge.seed"]
+        self._daemons.append(self._daemon("munged", "--foreground", *options, log=self.folder / "log/munged.start"))
         until((run / "munge.sock").exists, seconds=20, what="munge")
 
     def _configure(self) -> None:
@@ -311,10 +310,3 @@ class Cluster:
         """
         lines = [line.strip() for line in options.strip().splitlines()]
         self._conf.write_text("\n".join([*lines, *nodes, *partitions]) + "\n")
-
-
-def signal_processes(pids: list[int], signum: signal.Signals) -> None:
-    """Send ``signum`` to each of ``pids`` that is still there."""
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signum)

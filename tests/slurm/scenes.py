@@ -6,6 +6,7 @@ what is left of them.
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 import traceback
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from tests.slurm.cluster import signal_processes, until
+from tests.slurm.cluster import until
 from tests.slurm.trainings import Run, Trainings
 
 SLOW = "+callbacks.slow={_target_: faults.Slow, _partial_: true, rank: %s, seconds: %s}"
@@ -67,8 +68,8 @@ def killed_rank(trainings: Trainings) -> Run:
     """SIGKILL for the rank on the second node, as the kernel sends it where memory runs out."""
     run = trainings.submit("killed_rank", SLOW % ("null", 0.2))
     run.wait_for_step(10)
-    # The first of them is the rank, the others are its loader workers.
-    signal_processes(trainings.cluster.processes(run.job, "node2", " -m qtrain ")[:1], signal.SIGKILL)
+    (rank,) = trainings.cluster.ranks(run.job, "node2")
+    os.kill(rank, signal.SIGKILL)
     run.completed()
     return run
 

@@ -40,7 +40,7 @@ def test_what_exceeds_the_time_limit_goes_on_in_another_start(played: Played, un
 
 @pytest.mark.scene("killed_rank")
 def test_a_killed_rank_restarts_the_job(played: Played, undisturbed: Played) -> None:
-    went_on(played, undisturbed, said=["ended with code 137; requeued", "restarted once: training begins at step"])
+    went_on(played, undisturbed, said=["Killed", "requeued, to go on", "restarted once: training begins at step"])
 
 
 @pytest.mark.scene("killed_while_saving")

@@ -58,7 +58,9 @@ class StopOnSignal(Checkpoint):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         # A requeued job is about to be ended by SIGTERM, and has to close its loggers first.
-        if not (isinstance(exception, RunInterruptedError) and exception.requeued):
+        if isinstance(exception, RunInterruptedError) and exception.requeued:
+            self.note.close()
+        else:
             self.note.restore()
 
     def on_train_batch_end(
