@@ -21,7 +21,7 @@ def calibrate(model: nn.Module, images: Iterable[Tensor], plans: Mapping[str, La
     Weights are observed as they are, inputs by :func:`observe_inputs`. Raises ``ValueError`` where a layer with an
     input quantizer saw no image.
     """
-    calibrate_weights(model, plans)
+    calibrate_weights(model, observe_weights(model, plans))
     calibrate_inputs(model, observe_inputs(model, images, plans))
 
 
@@ -66,12 +66,20 @@ def calibrate_inputs(model: nn.Module, observers: Mapping[str, Observer]) -> Non
 
 
 @torch.no_grad()
-def calibrate_weights(model: nn.Module, plans: Mapping[str, LayerPlan]) -> None:
-    """Initialise every weight quantizer of ``model`` in place, with the observer of its layer's plan."""
+def calibrate_weights(model: nn.Module, observers: Mapping[str, Observer]) -> None:
+    """Initialise the weight quantizers of ``model`` in place from what :func:`observe_weights` saw."""
     for name, layer in quant_layers(model).items():
         if layer.weight_quantizer is not None and not isinstance(layer, Operand):
-            tensor = layer.effective_weight()
-            observer = plans[name].weight_observer(granularity=layer.weight_quantizer.granularity)
-            observer.update(tensor)
-            observed = observer.observed(int(layer.weight_quantizer.bits))
-            layer.weight_quantizer.calibrate_(observed._replace(tensor=tensor))
+            observed = observers[name].observed(int(layer.weight_quantizer.bits))
+            layer.weight_quantizer.calibrate_(observed._replace(tensor=layer.effective_weight()))
+
+
+@torch.no_grad()
+def observe_weights(model: nn.Module, plans: Mapping[str, LayerPlan]) -> dict[str, Observer]:
+    """The observer of each layer with a weight quantizer, by the layer's name, once it has seen the weight."""
+    observers: dict[str, Observer] = {}
+    for name, layer in quant_layers(model).items():
+        if layer.weight_quantizer is not None and not isinstance(layer, Operand):
+            observers[name] = plans[name].weight_observer(granularity=layer.weight_quantizer.granularity)
+            observers[name].update(layer.effective_weight())
+    return observers

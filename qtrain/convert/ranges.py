@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from qtrain.convert.calibrate import calibrate_weights
+from qtrain.convert.calibrate import calibrate_weights, observe_weights
 from qtrain.convert.flow import BOUNDS, DEVIATIONS, ROWS, follow, standard_normal
 from qtrain.convert.fold import OutputStatistics
 from qtrain.convert.layers import quant_layers
@@ -39,7 +39,7 @@ def calibrate_from_statistics(
     """
     if deviations <= 0:
         raise ValueError(f"calibrate_from_statistics: deviations must be above 0, got {deviations}; 6 is usual")
-    calibrate_weights(model, plans)
+    calibrate_weights(model, observe_weights(model, plans))
     device = next(model.parameters()).device
     inputs = follow(model, statistics, image_values(low, high).to(device), deviations=deviations)
     for name, layer in quant_layers(model).items():

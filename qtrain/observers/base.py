@@ -25,6 +25,7 @@ class Observer(ABC):
         self.shape: tuple[int, ...] | None = None
         self.magnitude = torch.zeros(0, dtype=torch.int64)
         self.count = 0
+        self._found: dict[int, Observed] = {}
 
     @final
     @torch.no_grad()
@@ -32,6 +33,7 @@ class Observer(ABC):
         """Take one batch ``x`` of the tensor into account."""
         if x.numel() == 0:
             return
+        self._found.clear()
         rows = self.granularity.flatten(x.detach())
         if not torch.isfinite(rows).all():
             raise ValueError(
@@ -54,6 +56,7 @@ class Observer(ABC):
             )
         if other.shape is None:
             return
+        self._found.clear()
         if self.shape is None:
             self.shape, self.magnitude = other.shape, torch.zeros_like(other.magnitude)
         self.magnitude += other.magnitude
@@ -65,9 +68,12 @@ class Observer(ABC):
         """The range to represent with ``bits`` bits, and the mean magnitude, each of the quantizer's state shape."""
         if self.shape is None:
             raise ValueError(f"{type(self).__name__}: nothing was observed; feed at least one non-empty batch")
-        low, high = self.bounds(bits)
-        mean = (total_magnitude(self.magnitude) / self.count).float()
-        return Observed(low.reshape(self.shape), high.reshape(self.shape), mean.reshape(self.shape))
+        # The search for bounds takes longer than looking at the images, and many models may ask for the same bits.
+        if bits not in self._found:
+            low, high = self.bounds(bits)
+            mean = (total_magnitude(self.magnitude) / self.count).float()
+            self._found[bits] = Observed(low.reshape(self.shape), high.reshape(self.shape), mean.reshape(self.shape))
+        return self._found[bits]
 
     @abstractmethod
     def accumulate(self, rows: Tensor) -> None:

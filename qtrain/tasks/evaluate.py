@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from qtrain.cost.count import count
+from qtrain.data.base import VisionData
 from qtrain.lit.evaluation import evaluate
 from qtrain.models.weights import load_weights
 from qtrain.tasks import prepare, record
@@ -39,16 +40,13 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     data = load_data(cfg, test_only=not trained and not prepare.needs_images(cfg), imagines=not trained)
     if cfg.model.get("weights") is None and not cfg.model.get("pretrained", False) and trained is None:
         raise ConfigError("model.weights: evaluate needs weights; give a file, or checkpoint=RUN_FOLDER")
-    model = build_model(cfg.model, data.info)
     figures: dict[str, Any] = {}
     if trained is None:
+        model = build_model(cfg.model, data.info)
         figures["fp_top1"] = evaluate(copy.deepcopy(model), data.test_dataloader(), device)["top1"]
-    if trained is None:
         prepared = prepare.quantise(cfg, model, data)
     else:
-        allocation = prepare.convert(cfg, model, example_input(data.info)).allocation if cfg.quantize.enabled else {}
-        prepared = prepare.Prepared(model, allocation)
-        load_weights(model, str(trained / record.STUDENT))
+        prepared = trained_student(cfg, trained, data)
     if prepared.allocation or trained is not None:
         figures["top1"] = evaluate(prepared.student, data.test_dataloader(), device)["top1"]
     else:
@@ -70,6 +68,14 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             f"{cost.compression:.1f}x smaller"
         )
     return figures
+
+
+def trained_student(cfg: DictConfig, folder: Path, data: VisionData) -> prepare.Prepared:
+    """The student that a run of ``cfg`` has left in ``folder``, converted as it was and with its weights."""
+    model = build_model(cfg.model, data.info)
+    allocation = prepare.convert(cfg, model, example_input(data.info)).allocation if cfg.quantize.enabled else {}
+    load_weights(model, str(folder / record.STUDENT))
+    return prepare.Prepared(model, allocation)
 
 
 def _run_folder(checkpoint: str | None) -> Path | None:

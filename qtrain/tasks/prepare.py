@@ -10,13 +10,13 @@ import logging
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from qtrain.convert.calibrate import calibrate_inputs, calibrate_weights, observe_inputs
+from qtrain.convert.calibrate import calibrate_inputs, calibrate_weights, observe_inputs, observe_weights
 from qtrain.convert.fold import OutputStatistics, fold_batchnorm_, fold_in_training_
 from qtrain.convert.freeze import layers_to_freeze
 from qtrain.convert.inherit import Heritage, inherit_quantizers_, inherit_weights_
@@ -109,8 +109,9 @@ def _calibrate(
         images = [batch.image.to(device) for batch in data.calibration_batches(q.calibration_batches)]
     if q.get("calibration", "images") == "images":
         log.info("calibrating %d layers on %d batches", len(converted.plans), len(images))
-        calibrate_weights(model, converted.plans)
-        calibrate_inputs(model, _observe(cfg, model, images, converted, afresh=afresh))
+        seen = _observe(cfg, model, images, converted, afresh=afresh)
+        calibrate_weights(model, seen.weights)
+        calibrate_inputs(model, seen.inputs)
         return images
     log.info("calibrating %d layers from the statistics of batch norm", len(converted.plans))
     mean, std = torch.tensor(data.info.mean), torch.tensor(data.info.std)
@@ -119,19 +120,30 @@ def _calibrate(
     return images
 
 
+class _Seen(NamedTuple):
+    """Observers of the layers' weights and of their inputs, by the layer's name."""
+
+    weights: dict[str, Observer]
+    inputs: dict[str, Observer]
+
+
 def _observe(
     cfg: DictConfig, model: nn.Module, images: list[torch.Tensor], converted: Converted, *, afresh: bool
-) -> dict[str, Observer]:
-    """What the layers are given in full precision, hence the same at any bits, and kept by a process of many runs."""
+) -> _Seen:
+    """What is seen of the model in full precision, hence the same at any bits, and kept by a process of many runs."""
+
+    def observe() -> _Seen:
+        return _Seen(observe_weights(model, converted.plans), observe_inputs(model, images, converted.plans))
+
     if not afresh:
-        return observe_inputs(model, images, converted.plans)
+        return observe()
     recipe = OmegaConf.to_container(cfg.quantize, resolve=True)
     assert isinstance(recipe, dict)
     del recipe["bits"]
-    # A layer whose input stays in full precision is not observed.
-    layers = [name for name, plan in converted.plans.items() if plan.bits.input < FULL_PRECISION]
+    # What stays in full precision is not observed.
+    layers = [[name, *(bits < FULL_PRECISION for bits in plan.bits)] for name, plan in converted.plans.items()]
     what = {**depends_on(cfg), "recipe": recipe, "layers": layers, "channels_last": cfg.fit.channels_last}
-    return kept("inputs", what, lambda: observe_inputs(model, images, converted.plans))
+    return kept("observed", what, observe, lambda seen: seen)  # only looked at
 
 
 def _correct(cfg: DictConfig, student: nn.Module, images: list[torch.Tensor], converted: Converted) -> None:

@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 WITH_VARIANTS = ("train", "calibrate")
 """Tasks that leave a student."""
 
+COMPOSES = ("sweep",)
+"""Tasks that compose further configs from the overrides that led to their own."""
+
 
 def run_task(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Run ``cfg.task``; ``overrides`` are those that led to ``cfg``.
@@ -29,7 +32,7 @@ def run_task(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     report. Figures of variants come back as ``<variant>/<figure>``.
     """
     if cfg.task not in WITH_VARIANTS or not cfg.variants:
-        return _run(cfg)
+        return _run(cfg, overrides)
     together: dict[str, Any] = {}
     chosen = selected(cfg)
     for number, name in enumerate(chosen, start=1):
@@ -42,8 +45,9 @@ def run_task(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return together
 
 
-def _run(cfg: DictConfig) -> dict[str, Any]:
-    figures: dict[str, Any] = importlib.import_module(f"qtrain.tasks.{cfg.task}").run(cfg)
+def _run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    run = importlib.import_module(f"qtrain.tasks.{cfg.task}").run
+    figures: dict[str, Any] = run(cfg, overrides) if cfg.task in COMPOSES else run(cfg)
     return figures
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qtrain.convert.calibrate import calibrate_weights
+from qtrain.convert.calibrate import calibrate_weights, observe_weights
 from qtrain.convert.fold import fold_batchnorm_, fold_in_training_
 from qtrain.convert.layers import find_layers
 from qtrain.convert.plan import LayerPlan, plan_layers
@@ -163,7 +163,8 @@ def converted(model: nn.Module, example: Tensor, bits: int = 4) -> nn.Module:
 
 
 def calibrated(model: nn.Module) -> nn.Module:
-    calibrate_weights(model, dict.fromkeys([name for name, _ in model.named_modules()], RECIPE))
+    plans = dict.fromkeys([name for name, _ in model.named_modules()], RECIPE)
+    calibrate_weights(model, observe_weights(model, plans))
     return model
 
 
