@@ -1,0 +1,130 @@
+"""Floor 6: the task that runs many trials and shows which of them are worth having.
+
+A trial is a run of ``task=train`` whose config differs in the knobs of ``sweep.space``, judged on images held out of
+the training images. What is proposed, told and ended is written down as it happens, so that the same command goes on
+after a kill at any moment: trials from their resume points, the search from what it knew.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from omegaconf import DictConfig
+
+from qtrain.lit.signals import RunInterruptedError
+from qtrain.tasks.load import load_data
+from qtrain.tasks.stages import stages_of
+from qtrain.tasks.sweeping import engine
+from qtrain.tasks.sweeping.closing import show, test_front
+from qtrain.tasks.sweeping.configs import Configs
+from qtrain.tasks.sweeping.ground import check_folder, check_machines, check_seen_from_all, start_ray
+from qtrain.tasks.sweeping.journal import Journal
+from qtrain.tasks.sweeping.judge import Judge
+from qtrain.tasks.sweeping.ledger import Ledger
+from qtrain.tasks.sweeping.live import LiveTable
+from qtrain.tasks.sweeping.proposals import Proposals
+from qtrain.tasks.sweeping.search import check_sweep, make_scheduler, make_searcher
+from qtrain.tasks.sweeping.space import make_space
+
+log = logging.getLogger(__name__)
+
+RAY = "ray"
+"""Folder of Ray's own files, which nothing is read back from."""
+
+
+def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Run the sweep ``cfg``, that ``overrides`` led to; returns how many trials ended how, and the best figures.
+
+    Raises ``RunInterruptedError`` after a signal, once the trials are stopped; the same command goes on with them.
+    """
+    check_sweep(cfg)
+    folder = Path(cfg.run_dir).resolve()
+    storage = Path(cfg.sweep.storage).expanduser().resolve() if cfg.sweep.storage else folder / RAY
+    check_folder(folder, "run_dir")
+    check_folder(storage, "sweep.storage")
+    with Ledger.of(cfg, overrides, folder) as ledger:
+        for name, value in engine.ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        started = start_ray(cfg)
+        try:
+            interrupted = _run_trials(cfg, overrides, ledger, storage)
+        finally:
+            if started:
+                ray.shutdown()
+        if interrupted:
+            raise RunInterruptedError(signum=interrupted, resume_point=ledger.path)
+        if cfg.sweep.test_front:
+            test_front(cfg, ledger)
+        return show(cfg, ledger)
+
+
+def _run_trials(cfg: DictConfig, overrides: Sequence[str], ledger: Ledger, storage: Path) -> int | None:
+    """Run the trials that are left; returns the signal that stopped them, if one did."""
+    resources, place = check_machines(cfg)
+    check_seen_from_all(ledger.folder)
+    threads = max(1, int(cfg.sweep.resources.cpu))
+    epochs = sum(stage.cfg.fit.share * stage.cfg.fit.epochs for stage in stages_of(cfg, ledger.folder))
+    search = make_searcher(cfg, make_space(cfg, load_data(cfg)))
+    scheduler, first = make_scheduler(cfg), next(iter(ledger.objectives))
+    journal = Journal(ledger.folder)
+    spent_s = journal.spent_s
+    left_s = None if cfg.sweep.time_budget_s is None else max(0.0, cfg.sweep.time_budget_s - spent_s)
+    judge = None
+    if scheduler is not None:
+        judge = Judge(scheduler, metric=first, name=lambda trial: trial.config["proposal"]["id"])
+    trials = search.trials if search.trials is not None else cfg.sweep.trials
+    proposals = Proposals(
+        search,
+        compose=Configs(cfg, overrides, folder=ledger.runs),
+        journal=journal,
+        ended=ledger.trials,
+        record=ledger.write,
+        trials=trials,
+        # Ray itself counts where it was told how many places there are.
+        parallel=None if place else cfg.sweep.parallel,
+        again=judge.again if judge is not None else lambda event: None,
+    )
+    ledger.complete(proposals)
+    end = engine.EndOfSweep(left_s)
+    title = f"sweep {cfg.experiment or ledger.folder.name}"
+    with LiveTable(
+        title=title,
+        objectives=ledger.objectives,
+        epochs=epochs,
+        trials=trials,
+        time_budget_s=cfg.sweep.time_budget_s,
+        spent_s=spent_s,
+    ) as table:
+        record = engine.Record(
+            proposals=proposals,
+            folder=ledger.runs,
+            record=ledger.write,
+            trials=lambda: list(ledger.trials.values()),
+            table=table,
+            epochs=epochs,
+            threads=threads,
+        )
+        engine.run_trials(
+            proposals,
+            rule=judge,
+            record=record,
+            end=end,
+            place=place,
+            setting=engine.Setting(
+                folder=str(ledger.runs),
+                storage=str(storage),
+                resources=resources,
+                threads=threads,
+                workers=cfg.sweep.workers,
+                max_failures=cfg.sweep.max_failures,
+                cwd=os.getcwd(),
+            ),
+        )
+        if end.signum is None and end.out_of_time:
+            record.unfinished("the time budget was over")
+    return end.signum

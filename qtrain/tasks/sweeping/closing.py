@@ -1,0 +1,59 @@
+"""Floor 6: what a sweep ends with: the front's models on the test images, tables, page and pictures, and W&B."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from qtrain.lit.evaluation import evaluate
+from qtrain.sweep.pareto import front
+from qtrain.tasks import record
+from qtrain.tasks.evaluate import trained_student
+from qtrain.tasks.load import load_data
+from qtrain.tasks.stages import last_stage
+from qtrain.tasks.sweeping.ledger import Ledger
+from qtrain.tasks.sweeping.live import print_front
+from qtrain.tasks.sweeping.page import write_sweep_report
+from qtrain.tasks.sweeping.spending import spending
+
+log = logging.getLogger(__name__)
+
+TEST = "test_top1"
+"""Figure of a trial of the front: accuracy on the test images, in percent. No search has seen it."""
+
+
+def test_front(cfg: DictConfig, ledger: Ledger) -> None:
+    """Evaluate each model of the front on the test images, once, and keep what comes of it as its ``test_top1``."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    best = [trial for trial in front(list(ledger.trials.values()), ledger.objectives) if TEST not in trial.figures]
+    for number, trial in enumerate(best, start=1):
+        log.info("test images: model %d of %d of the front", number, len(best))
+        folder = ledger.runs / trial.key
+        run = OmegaConf.load(folder / record.CONFIG)
+        assert isinstance(run, DictConfig)
+        run = last_stage(run)
+        data = load_data(run)
+        top1 = evaluate(trained_student(run, folder, data).student, data.test_dataloader(), device)["top1"]
+        ledger.write(replace(trial, figures={**trial.figures, TEST: top1}))
+
+
+def show(cfg: DictConfig, ledger: Ledger) -> dict[str, Any]:
+    """Print the front, write the page; returns how many trials ended how, and the best value of each objective."""
+    trials = list(ledger.trials.values())
+    print_front(trials, ledger.objectives)
+    spent = spending(trials, cfg.fit.epochs)
+    print(
+        f"\n{spent.counted()}; {spent.epochs:g} epochs, full training of all {spent.full_epochs:g} ({spent.share:.0%})"
+    )
+    print(f"sweep: {write_sweep_report(ledger.folder)}")
+    figures: dict[str, Any] = {status: count for status, count in spent.counts.items()}
+    best = front(trials, ledger.objectives)
+    figures["front"] = len(best)
+    for name, way in ledger.objectives.items():
+        if values := [trial.figures[name] for trial in best]:
+            figures[f"best/{name}"] = max(values) if way == "max" else min(values)
+    return figures

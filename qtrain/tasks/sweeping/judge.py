@@ -1,0 +1,74 @@
+"""Floor 6: between Ray and the rule that stops trials early: the rule sees trials by their ids in the sweep.
+
+So it judges a trial that another command has begun as the one it knows, and can be told what earlier commands saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from qtrain.tasks.sweeping.journal import Event
+
+EPOCHS = "epochs"
+"""The figure that rules take for time."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a rule may look at of a trial."""
+
+    trial_id: str
+
+
+@final
+class Judge(FIFOScheduler):
+    """Asks ``rule`` about the figure ``metric`` of each trial, whose id in the sweep ``name`` gives.
+
+    A rule stops a trial or lets it go on: one that pauses it would have it begin anew.
+    """
+
+    def __init__(self, rule: TrialScheduler, *, metric: str, name: Callable[[Any], str]) -> None:
+        super().__init__()
+        self._rule: Any = rule  # which is given less than Ray's types say, and looks at no more
+        self._metric, self._name = metric, name
+        self._known: dict[str, Known] = {}
+        self.stopped: set[str] = set()
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        return True  # the rule knows its metric by itself
+
+    def again(self, event: Event) -> None:
+        """Tell the rule what an earlier command saw."""
+        if event.kind == "reported" and event.figures is not None:
+            self._judge(event.id, event.figures)
+        elif event.kind == "told" and event.id in self._known:
+            self._end(event.id, event.figures or {})
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        id = self._name(trial)
+        # What has ended is not judged: its student is there.
+        decision = TrialScheduler.CONTINUE if "status" in result else self._judge(id, result)
+        if decision != TrialScheduler.STOP:
+            return TrialScheduler.CONTINUE
+        self.stopped.add(id)
+        return TrialScheduler.STOP
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        self._end(self._name(trial), result)
+
+    def _judge(self, id: str, figures: dict[str, Any]) -> str:
+        if self._metric not in figures or EPOCHS not in figures:
+            return TrialScheduler.CONTINUE
+        if id not in self._known:
+            self._known[id] = Known(id)
+            self._rule.on_trial_add(None, self._known[id])
+        decision: str = self._rule.on_trial_result(None, self._known[id], figures)
+        return decision
+
+    def _end(self, id: str, figures: dict[str, Any]) -> None:
+        if id in self._known and self._metric in figures and EPOCHS in figures:
+            self._rule.on_trial_complete(None, self._known[id], figures)

@@ -1,0 +1,215 @@
+"""Floor 6: between Ray and a search: which trial is next, and what the search is told of it.
+
+Ray asks for a trial when it has room. What the search proposes becomes a config here, on the driver and ahead of time,
+so that no worker waits for it; a config that has been run is recognised by its identity, told to the search, not run.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, final
+
+from ray.tune.search import Searcher
+
+from qtrain.sweep.searcher import FINISHED, SpaceSearcher
+from qtrain.sweep.trials import Trial
+from qtrain.tasks.sweeping.journal import Event, Journal
+from qtrain.tasks.sweeping.trial import Proposal, described
+from qtrain.tasks.targets import ConfigError
+
+log = logging.getLogger(__name__)
+
+Compose = Callable[[list[str]], tuple[str, list[str]]]
+"""From what the knobs change, as overrides, to the identity of the trial's config and all of its overrides.
+
+Raises ``ConfigError`` where they make no config.
+"""
+
+
+@final
+class Proposals(Searcher):
+    """Up to ``trials`` trials of ``search``, at most ``parallel`` of them at once.
+
+    ``ended`` are trials of earlier commands; those that were asked for and have not ended are proposed again, under
+    their own ids. ``record`` is told of each trial that ends without being run: a duplicate, or one whose config is
+    refused. ``again`` is told of each event of earlier commands that the search is told, in order.
+    """
+
+    def __init__(
+        self,
+        search: SpaceSearcher,
+        *,
+        compose: Compose,
+        journal: Journal,
+        ended: Mapping[str, Trial],
+        record: Callable[[Trial], None],
+        trials: int,
+        parallel: int | None = None,
+        again: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        super().__init__()
+        self._search, self._compose, self._journal, self._record = search, compose, journal, record
+        self._trials, self._parallel = trials, parallel
+        self._by_key = {trial.key: trial.id for trial in ended.values() if trial.status != "duplicate" and trial.key}
+        self._ended = dict(ended)
+        self._finished = False
+        self._ids: dict[str, str] = {}
+        self._twins: dict[str, list[Proposal]] = {}
+        self._next: Proposal | None = None
+        self._knobs: dict[str, dict[str, Any]] = {}
+        self.proposals: dict[str, Proposal] = {}
+        self.ended_before: dict[str, dict[str, float] | None] = {}
+        self._count, self._waiting = self._replay(again)
+        for id, _ in self._waiting:
+            self._ended.pop(id, None)  # stopped together with an earlier command
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        return True  # the search knows its objectives by itself
+
+    @property
+    def ids(self) -> Mapping[str, str]:
+        """The id in the sweep of each trial that Ray has, by Ray's id."""
+        return self._ids
+
+    def suggest(self, trial_id: str) -> Any:
+        """A proposal's plain fields; ``None`` while there is no room; ``FINISHED`` when there will be no more."""
+        live = sum(id not in self._ended for id in self._ids.values())
+        if self._parallel is not None and live >= self._parallel:
+            return None
+        proposal, self._next = self._next or self._propose(), None
+        if proposal is None:
+            return FINISHED if self._finished else None
+        self._ids[trial_id] = proposal.id
+        return {"proposal": vars(proposal)}  # plain values: Ray writes them down
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """An epoch of a trial has ended. Its worker goes on, so there is time to make the next proposal."""
+        figures = figures_in(result)
+        if "status" not in result and figures:
+            self._journal.write(Event(kind="reported", id=self._ids[trial_id], figures=figures))
+            self._search.on_trial_result(self._ids[trial_id], figures)
+        if self._next is None:
+            self._next = self._propose()
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """The trial has ended, by itself or because it was stopped."""
+        failed = error or not result or result.get("status") == "failed"
+        self.tell(self._ids[trial_id], None if failed else figures_in(result or {}))
+
+    def tell(self, id: str, figures: dict[str, float] | None) -> None:
+        """Trial ``id`` has ended with ``figures``, or failed; whoever repeats it has ended as well."""
+        if id in self._ended:
+            return
+        self._tell(id, figures)
+        self._ended[id] = Trial(id=id, key=self.proposals[id].key, status="finished", figures=figures or {})
+        for twin in self._twins.pop(id, ()):
+            self._record(_duplicate(twin, id, self._ended[id]))
+            self._tell(twin.id, figures)
+
+    def proposal_of(self, id: str) -> Proposal:
+        """The proposal of a trial that has been asked for. Raises ``ConfigError`` where its knobs make no config."""
+        if id not in self.proposals:
+            key, overrides = self._compose(self._search.overrides(id))
+            parent = self._search.parent(id)
+            self.proposals[id] = Proposal(
+                id=id,
+                key=key,
+                overrides=overrides,
+                knobs=self._knobs[id],
+                parent=None if parent is None else self._ended[parent].key,
+            )
+        return self.proposals[id]
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the journal is what a later command goes on from."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, for the same reason."""
+
+    def _tell(self, id: str, figures: dict[str, float] | None) -> None:
+        self._journal.write(Event(kind="told", id=id, figures=figures))
+        self._search.on_trial_complete(id, figures, error=figures is None)
+
+    def _propose(self) -> Proposal | None:
+        """The next trial that has to be run, those of earlier commands first."""
+        while self._waiting:
+            id, knobs = self._waiting.pop(0)
+            if (proposal := self._admitted(id, knobs)) is not None:
+                return proposal
+        while self._count < self._trials and not self._finished:
+            id = f"{self._count + 1:04d}"
+            point = self._search.suggest(id)
+            if point is None:
+                return None
+            if isinstance(point, str):
+                break
+            knobs = dict(point)
+            self._count += 1
+            self._knobs[id] = knobs
+            self._journal.write(Event(kind="asked", id=id, knobs=knobs))
+            if (proposal := self._admitted(id, knobs)) is not None:
+                return proposal
+        self._finished = True
+        return None
+
+    def _admitted(self, id: str, knobs: dict[str, Any]) -> Proposal | None:
+        """The proposal, or ``None`` where it needs no run and what became of it is recorded."""
+        now = time.time()
+        try:
+            proposal = self.proposal_of(id)
+        except ConfigError as error:
+            self._record(Trial(id=id, key="", status="failed", knobs=knobs, reason=str(error), started=now, ended=now))
+            self._tell(id, None)
+            return None
+        first = self._by_key.setdefault(proposal.key, id)
+        if first == id:
+            return proposal
+        ended = self._ended.get(first)
+        self._record(_duplicate(proposal, first, ended))
+        if ended is None:
+            self._twins.setdefault(first, []).append(proposal)
+        else:
+            self._tell(id, None if ended.status == "failed" else ended.figures)
+        return None
+
+    def _replay(self, again: Callable[[Event], None]) -> tuple[int, list[tuple[str, dict[str, Any]]]]:
+        """Ask and tell the search what it was asked and told before; returns how many it proposed, and what is open."""
+        open_: dict[str, dict[str, Any]] = {}
+        count, differs = 0, False
+        for event in list(self._journal.events):
+            if event.kind == "asked":
+                count += 1
+                differs |= self._search.suggest(event.id) != event.knobs
+                open_[event.id] = self._knobs[event.id] = event.knobs
+            elif event.kind == "reported" and event.figures is not None:
+                self._search.on_trial_result(event.id, event.figures)
+            elif event.kind == "told":
+                open_.pop(event.id, None)
+                self.ended_before[event.id] = event.figures
+                self._search.on_trial_complete(event.id, event.figures, error=event.figures is None)
+            again(event)
+        if differs:
+            log.warning(
+                "the search proposes other knobs than before (other versions of its library, or another space or "
+                "seed); it goes on with what it was told"
+            )
+        return count, list(open_.items())
+
+
+def figures_in(result: Mapping[str, Any]) -> dict[str, float]:
+    """The figures that a trial reported, without what Ray adds to them."""
+    return {name.removeprefix(FIGURES): float(v) for name, v in result.items() if name.startswith(FIGURES)}
+
+
+FIGURES = "figures/"
+"""In front of a figure's name in what Ray is told, which has many names of its own."""
+
+
+def _duplicate(proposal: Proposal, first: str, ended: Trial | None) -> Trial:
+    now = time.time()
+    figures, widths = ({}, {}) if ended is None else (ended.figures, ended.widths)
+    return Trial(
+        **described(proposal), status="duplicate", of=first, figures=figures, widths=widths, started=now, ended=now
+    )
