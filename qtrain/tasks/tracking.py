@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 
 from qtrain.data.base import VisionData
@@ -27,9 +27,6 @@ from qtrain.tasks.record import STUDENT
 
 MODEL = "model"
 """What weights are in W&B, whoever's: an artifact's type."""
-
-RUNS = "trials"
-"""Folder, within a sweep's, of its trials' runs."""
 
 
 @contextmanager
@@ -103,22 +100,25 @@ def _wandb_runs(loggers: Sequence[Logger]) -> list[WandbRun]:
     return [logger for logger in loggers if isinstance(logger, WandbRun)]
 
 
-def tell_sweep(cfg: DictConfig, folder: Path, objectives: Objectives) -> None:
-    """Log what came of the sweep ``cfg`` in ``folder``, as a run of its own in the group of its trials."""
+def tell_sweep(cfg: DictConfig, folder: Path, runs: Path, objectives: Objectives) -> None:
+    """Log what came of the sweep ``cfg`` in ``folder``, as a run of its own in the group of its trials.
+
+    ``runs`` is the folder of their runs, each named by its trial's key.
+    """
     for make in instantiate(cfg.logger).values():
         if getattr(make, "func", None) is not WandbRun:
             continue
-        group = sweep_group(cfg)
-        run: WandbRun = make(folder=folder, config=plain_config(cfg), group=group, job_type="sweep", name=group)
+        group = sweep_group(cfg, folder)
+        config = {**plain_config(cfg), "sweep": OmegaConf.to_container(cfg.sweep, resolve=True)}
+        run: WandbRun = make(folder=folder, config=config, group=group, job_type="sweep", name=group)
 
         def student(trial: Trial) -> tuple[str, Path]:
-            place = folder / RUNS / trial.key
-            return student_name(cfg.experiment, place), place / STUDENT
+            return student_name(cfg.experiment, runs / trial.key), runs / trial.key / STUDENT
 
         log_sweep(run, folder, name=group, objectives=objectives, student=student)
         run.finalize("success")
 
 
-def sweep_group(cfg: DictConfig) -> str:
-    """The group in W&B of the sweep ``cfg`` and its trials."""
-    return str(cfg.name or cfg.experiment or Path(cfg.run_dir).resolve().name)
+def sweep_group(config: Mapping[str, Any] | DictConfig, folder: Path) -> str:
+    """The group in W&B of the sweep in ``folder``, of this ``config``, and of its trials."""
+    return str(config.get("name") or config.get("experiment") or folder.resolve().name)

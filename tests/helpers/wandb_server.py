@@ -197,6 +197,16 @@ class Memory:
         self.artifacts[given["artifactID"]]["used_by"].append(given["runName"])
         return {"useArtifact": {"artifact": {"id": given["artifactID"]}}}
 
+    def on_UpsertView2(self, variables: dict[str, Any]) -> dict[str, Any]:
+        view = {**variables, "spec": json.loads(variables["spec"])}
+        known = [known for known in self.views if known["id"] == variables.get("id")]
+        if known:
+            known[0].update(view)
+        else:
+            self.views.append({**view, "id": f"view{next(self._numbers)}"})
+        saved = known[0] if known else self.views[-1]
+        return {"upsertView": {"view": {"id": saved["id"], "name": saved["name"]}, "inserted": not known}}
+
     def on_CreateRunFiles(self, variables: dict[str, Any]) -> dict[str, Any]:
         files = [{"name": name, "uploadUrl": self._url(f"run/{name}")} for name in variables["files"]]
         return {"createRunFiles": {"runID": variables.get("run", ""), "uploadHeaders": [], "files": files}}
