@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from qtrain.sweep.pareto import Direction, dominates, front, hypervolume
+from qtrain.sweep.pareto import Direction, dominates, front, hypervolume, losses_of, ranked
 from qtrain.sweep.trials import Status, Trial
 
 OBJECTIVES: dict[str, Direction] = {"top1": "max", "size_bytes": "min", "bops": "min"}
@@ -95,3 +95,22 @@ def test_trials_that_are_not_worth_having_add_no_volume() -> None:
     objectives: dict[str, Direction] = {"top1": "max", "size_bytes": "min"}
     assert hypervolume([good, *useless], objectives, reference) == pytest.approx(20.0)
     assert hypervolume(useless, objectives, reference) == 0
+
+
+def test_ranks_go_front_by_front_and_within_one_to_the_loneliest() -> None:
+    """Worked by hand: of the front a, b, c, d the ends come first, then c, whose neighbours are further apart."""
+    points = {"a": (0.0, 10.0), "b": (1.0, 9.0), "c": (5.0, 2.0), "d": (10.0, 0.0), "e": (6.0, 6.0), "f": (11.0, 11.0)}
+    order = [list(points)[place] for place in ranked(list(points.values()))]
+    assert order == ["a", "d", "c", "b", "e", "f"]
+    assert ranked([]) == []
+    assert ranked([(1.0,), (0.0,), (1.0,)]) == [1, 0, 2], "with one objective the order of its values"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nobody_is_ranked_behind_whom_it_beats(seed: int) -> None:
+    trials = drawn(seed, OBJECTIVES)
+    points = [losses_of(t.figures, OBJECTIVES) for t in trials]
+    order = ranked(points)
+    assert sorted(order) == list(range(len(points)))
+    for place, here in enumerate(order):
+        assert not any(dominates(points[later], points[here]) for later in order[place + 1 :])
