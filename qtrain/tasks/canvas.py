@@ -134,20 +134,21 @@ def _move(note: Any, offset: tuple[float, float], align: tuple[str, str]) -> Bbo
 
 
 def _occupied(axes: Axes) -> list[Bbox]:
-    """Small boxes on every marker and along every line, and the legend's, in pixels."""
+    """Small boxes on every marker and along every line, those of texts and of the legend, in pixels."""
     boxes = []
     figure = axes.get_figure()
     assert figure is not None
     for line in axes.get_lines():
         pixels = line.get_transform().transform(line.get_xydata())
         if line.get_marker() not in ("None", None, ""):
-            half = 1 + line.get_markersize() * figure.dpi / 144
+            half = 1 + 1.25 * line.get_markersize() * figure.dpi / 144  # a diamond is wider than it says
             boxes += [Bbox.from_bounds(x - half, y - half, 2 * half, 2 * half) for x, y in pixels]
         if line.get_linestyle() != "None":
             for (x0, y0), (x1, y1) in pairwise(pixels):
                 steps = max(2, int(math.hypot(x1 - x0, y1 - y0) / 8))
                 along = [(x0 + (x1 - x0) * i / steps, y0 + (y1 - y0) * i / steps) for i in range(steps + 1)]
                 boxes += [Bbox.from_bounds(x - 2, y - 2, 4, 4) for x, y in along]
+    boxes += [text.get_window_extent() for text in axes.texts]
     legend = axes.get_legend()
     if legend is not None:
         boxes.append(legend.get_window_extent())

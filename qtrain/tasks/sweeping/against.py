@@ -198,8 +198,8 @@ def _full_precision(axes: Axes, sweep: Sweep, theme: Theme) -> None:
         axes.axhline(top1, color=theme.foreground, linewidth=1, linestyle=(0, (1, 2)))
         text = f"full precision {top1:.2f} %"
         axes.annotate(
-            text, (1, top1), xycoords=("axes fraction", "data"), xytext=(-2, 3), textcoords="offset points",
-            ha="right", color=theme.foreground, fontsize=9,
+            text, (0, top1), xycoords=("axes fraction", "data"), xytext=(2, 3), textcoords="offset points",
+            ha="left", color=theme.foreground, fontsize=9,
         )  # fmt: skip
 
 

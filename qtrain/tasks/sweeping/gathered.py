@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from qtrain.sweep.importance import importance
 from qtrain.sweep.pareto import Direction, Objectives, front
 from qtrain.sweep.trials import TRIALS, Trial, read_trials
 from qtrain.tasks.curves import read_metrics
@@ -93,8 +94,6 @@ class Sweep:
 
     def importance(self, objective: str) -> dict[str, float]:
         """How much each parameter explains of ``objective``, shares of 1; empty where too few trials tell."""
-        from qtrain.sweep.importance import importance
-
         return importance(self.trials, objective)
 
     def curve(self, trial: Trial) -> list[tuple[float, float]]:
