@@ -66,11 +66,12 @@ class Interval:
 
     def at(self, share: float) -> float:
         if self.log:
-            value = math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
-        else:
-            value = self.low + share * (self.high - self.low)
-        value = min(max(value, self.low), self.high)  # the logarithm's last digit
-        return round(value) if self.whole else value
+            return self.rounded(math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low))))
+        return self.rounded(self.low + share * (self.high - self.low))
+
+    def rounded(self, value: float) -> float:
+        """``value`` with four digits, which is as many as can matter and can be read, and within the ends."""
+        return round(value) if self.whole else min(max(float(f"{value:.4g}"), self.low), self.high)
 
     def share(self, value: float) -> float:
         """The inverse of :meth:`at`. Raises ``ValueError`` outside the range."""

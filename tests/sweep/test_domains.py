@@ -15,6 +15,7 @@ def test_a_logarithmic_interval_spreads_digits() -> None:
     rate = Interval(1e-4, 1e-1, log=True)
     assert [rate.at(share) for share in (0.0, 1 / 3, 2 / 3, 1.0)] == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1])
     drawn = [rate.draw(Random(seed)) for seed in range(3000)]
+    assert all(len(f"{value:.10e}".split("e")[0].strip("0")) <= 5 for value in drawn), "four digits and a point"
     decades = Counter(math.floor(math.log10(value)) for value in drawn)
     assert all(850 < decades[decade] < 1150 for decade in (-4, -3, -2)), "a third of them in each decade"
 
@@ -26,7 +27,7 @@ def test_share_undoes_at(interval: Interval) -> None:
     for share in (0.0, 0.13, 0.5, 1.0):
         value = interval.at(share)
         assert interval.low <= value <= interval.high
-        assert interval.at(interval.share(value)) == pytest.approx(value)
+        assert interval.at(interval.share(value)) == value, "to the digits that are kept"
 
 
 def test_whole_numbers_are_equally_likely_up_to_the_ends() -> None:

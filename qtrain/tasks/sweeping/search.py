@@ -211,7 +211,7 @@ def _suggested(trial: Any, name: str, domain: Domain) -> Any:
     if isinstance(domain, Interval):
         if domain.whole:
             return trial.suggest_int(name, int(domain.low), int(domain.high), log=domain.log)
-        return trial.suggest_float(name, domain.low, domain.high, log=domain.log)
+        return domain.rounded(trial.suggest_float(name, domain.low, domain.high, log=domain.log))
     places = len(domain.values)
     if domain.ordered:
         return domain.values[trial.suggest_int(name, 0, places - 1)]
