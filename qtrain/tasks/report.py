@@ -26,6 +26,9 @@ from qtrain.tasks.figures import BIT_OPERATIONS, COMPRESSION, CostAxis, accuracy
 from qtrain.tasks.markup import Cell, number, render, word
 from qtrain.tasks.picture import PICTURE
 from qtrain.tasks.summary import METRICS, Run, RunSummary, gather
+from qtrain.tasks.sweeping.gathered import is_sweep, read_sweep
+from qtrain.tasks.sweeping.live import print_front
+from qtrain.tasks.sweeping.page import write_sweep_report
 from qtrain.tasks.table import COLUMNS, Outcome, outcomes, print_summary, size_text, table_rows
 
 log = logging.getLogger(__name__)
@@ -48,8 +51,17 @@ class Section:
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
-    """Write the report of ``cfg.report.folder`` into that folder; returns its path and how many runs it shows."""
+    """Write the report of ``cfg.report.folder`` into that folder; returns its path and how many runs it shows.
+
+    The folder of a sweep gets the page of the sweep.
+    """
     folder = Path(cfg.report.folder)
+    if is_sweep(folder):
+        trials = read_sweep(folder)
+        print_front(trials.trials, trials.objectives, space=trials.space)
+        sweep_page = write_sweep_report(folder)
+        print(f"report: {sweep_page}")
+        return {"report": str(sweep_page), "trials": len(trials.trials), "front": len(trials.front)}
     page, finished, unfinished = write_report(folder)
     print_summary(folder)
     print(f"report: {page}")

@@ -15,6 +15,7 @@ from typing import Any
 
 from qtrain.files import write_text
 from qtrain.spec import FULL_PRECISION
+from qtrain.sweep.trials import TRIALS
 
 SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
@@ -143,12 +144,15 @@ def read_summary(path: Path) -> RunSummary:
 def gather(folder: Path | str) -> tuple[list[Run], list[Problem]]:
     """All runs in ``folder`` and below, by path: those that finished, and those that did not with the reason.
 
-    A folder counts as a run where it holds ``summary.json`` or ``metrics.jsonl``.
+    A folder counts as a run where it holds ``summary.json`` or ``metrics.jsonl``. The trials of a sweep are left to the
+    sweep's own page, unless ``folder`` is theirs.
     """
     folder = Path(folder)
     runs: list[Run] = []
     problems: list[Problem] = []
     for place in sorted({path.parent for name in (SUMMARY, METRICS) for path in folder.rglob(name)}):
+        if any((above / TRIALS).is_file() for above in _between(folder, place)):
+            continue
         if not (place / SUMMARY).exists():
             problems.append(Problem(place, f"unfinished: there is no {SUMMARY}; start it again to resume"))
             continue
@@ -164,3 +168,8 @@ def gather(folder: Path | str) -> tuple[list[Run], list[Problem]]:
         else:
             runs.append(Run(place, summary))
     return runs, problems
+
+
+def _between(folder: Path, place: Path) -> list[Path]:
+    """``folder`` and what lies between it and ``place``."""
+    return [above for above in place.parents if above == folder or folder in above.parents]

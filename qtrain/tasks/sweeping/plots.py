@@ -135,14 +135,15 @@ def importance(sweep: Sweep, theme: Theme) -> Figure | None:
                 color=theme.foreground,
             )  # fmt: skip
         axes.set_xlim(0, 1.12 * max(100 * max(shares.values()) for shares in found.values()))
-        axes.set_yticks(range(len(knobs)), [_bar_name(knob, knobs) for knob in knobs])
+        axes.set_yticks(range(len(knobs)), [_bar_name(sweep, knob) for knob in knobs])
     panels[0].invert_yaxis()
     return figure
 
 
-def _bar_name(knob: str, knobs: Sequence[str]) -> str:
+def _bar_name(sweep: Sweep, parameter: str) -> str:
     """A parameter of a knob keeps its own name: ``layer1.0`` of ``widths.layer1.0`` says little."""
-    return knob if knob.rpartition(".")[2].isdigit() else knob_label(knob, knobs)
+    of_a_knob = any(parameter.startswith(f"{name}.") for name in sweep.space if parameter not in sweep.space)
+    return parameter if of_a_knob else knob_label(parameter, sweep.knobs)
 
 
 def _end_labels(axes: Axes, labels: Sequence[tuple[str, float]], theme: Theme, *, least: float = 0.03) -> None:
