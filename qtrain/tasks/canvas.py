@@ -15,6 +15,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
@@ -42,7 +43,9 @@ DISTANCES = (8, 15, 25, 38, 55)
 
 def new_figure(theme: Theme, *, width: float = 8, height: float = 5) -> Figure:
     """An empty figure of ``width`` by ``height`` inches, on the ground of ``theme``."""
-    return Figure(figsize=(width, height), dpi=150, facecolor=theme.background, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=150, facecolor=theme.background, layout="constrained")
+    FigureCanvasAgg(figure)  # the plain canvas has no renderer, and measures each text by drawing the whole picture
+    return figure
 
 
 def dress(axes: Axes, theme: Theme, *, x: str = "", y: str = "") -> None:

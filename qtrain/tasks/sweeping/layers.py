@@ -69,9 +69,10 @@ def _panel(axes: Axes, sweep: Sweep, rows: Sequence[Trial], layers: Sequence[str
             if len(layers) <= MOST_NUMBERS:
                 text = "float" if bits == FULL_PRECISION else str(bits)
                 size = 5 if bits == FULL_PRECISION else 8
-                axes.annotate(
-                    text, (x + 0.5, y + 0.52), ha="center", va="center", color=theme.foreground, fontsize=size
+                number = axes.text(
+                    x + 0.5, y + 0.52, text, ha="center", va="center", color=theme.foreground, fontsize=size
                 )
+                number.set_in_layout(False)  # it lies inside, and to measure hundreds of them takes seconds
         # A frame around the row, for a script to find it by.
         axes.add_patch(
             Rectangle(
