@@ -5,6 +5,7 @@ Nothing heavy is imported here: help reads the YAML files as text, a typo in a k
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import textwrap
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 USER_ERROR = 2
 INTERRUPTED = 130
+
+PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENOTCONN)
+"""Errors of a file system that is away for a while; nobody has to mend a command for them."""
 
 USAGE = """\
 qtrain: a full-precision vision model goes in, a small low-bit student comes out.
@@ -53,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             # A run that was told to stop, and did in good order, brings the code that the shell expects.
             stopped: int | None = getattr(error, "exit_code", None)
             _say(_one_line(error) if stopped else f"error: {_one_line(error)}")
-            _tell_batch_script(stopped or USER_ERROR)
+            if getattr(error, "errno", None) not in PASSING:
+                _tell_batch_script(stopped or USER_ERROR)
             sys.exit(stopped or USER_ERROR)
 
 

@@ -23,7 +23,7 @@ export QTRAIN_EXIT_FILE=$notes.exit
 
 # A job that starts again goes on, whatever its first start was asked to do with what it found.
 # shellcheck disable=SC2034  # for the files that source this one
-if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then again=(resume=true overwrite=false); else again=(); fi
+if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then go_on=(resume=true overwrite=false); else go_on=(); fi
 
 say() { echo "qtrain: $*"; }
 
@@ -85,7 +85,12 @@ persist() {
 # tell: it is the highest of all ranks, and those that srun itself ends have 143. A run that wants its end to be final,
 # since something is to be mended or somebody stopped it, leaves its code in $QTRAIN_EXIT_FILE.
 finish() {
-    local failures
+    local failures shown
+    shown=$(scontrol show job --oneliner "$job")
+    if [[ $shown == *JobState=RUNNING* && $shown == *PreemptTime=2* ]]; then
+        say "preempted; requeued"
+        again
+    fi
     if [ -e "$QTRAIN_EXIT_FILE" ]; then
         code=$(cat "$QTRAIN_EXIT_FILE")
         rm -f "$notes".*
@@ -95,15 +100,21 @@ finish() {
         rm -f "$notes".*
         exit 0
     fi
-    [[ $(scontrol show job --oneliner "$job") == *JobState=RUNNING* ]] || exit "$code"   # cancelled, or requeued already
+    [[ $shown == *JobState=RUNNING* ]] || exit "$code"   # cancelled, or requeued already
     echo "$code" >>"$notes.failures"
     failures=$(wc -l <"$notes.failures")
     if [ "$failures" -gt "$QTRAIN_RESTARTS" ]; then
-        say "ended with code $code, for the ${failures}th time (QTRAIN_RESTARTS=$QTRAIN_RESTARTS in slurm/env.sh): no more"
+        say "ended with code $code after $QTRAIN_RESTARTS restarts, no more (QTRAIN_RESTARTS in slurm/env.sh)"
         rm -f "$notes".*
         exit "$code"
     fi
     say "ended with code $code; requeued, to go on from the last resume point"
+    again
+}
+
+# Have SLURM start this job anew, and wait for the end of this start.
+again() {
     scontrol requeue "$job" || exit "$code"
-    sleep 600   # SLURM ends the job now
+    sleep 600
+    exit "$code"
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -126,7 +127,15 @@ def test_a_task_may_choose_its_exit_code(task: Any) -> None:
     assert call(*task(leave)) == 143
 
 
-@pytest.mark.parametrize(("error", "told"), [(ValueError("yours"), "2\n"), (AttributeError("ours"), None)])
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError("yours"), "2\n"),
+        (FileNotFoundError(2, "no such file"), "2\n"),
+        (OSError(errno.ESTALE, "stale file handle"), None),  # of a file server that is away, for one
+        (AttributeError("ours"), None),
+    ],
+)
 def test_a_batch_script_is_told_which_end_is_final(
     task: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, told: str | None
 ) -> None:

@@ -124,10 +124,12 @@ class SignalNote:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
-            # A forked loader worker: the main process stops it in good order; SIGTERM ends it as ever.
-            if signum == signal.SIGTERM:
+            # A forked loader worker. The main process stops it in good order, and needs it to finish the batch: SLURM's
+            # preemption sends SIGTERM to every process of a job. Asked twice, it ends.
+            if signum == signal.SIGTERM and self.signum == signal.SIGTERM:
                 signal.signal(signum, signal.SIG_DFL)
                 os.kill(os.getpid(), signum)
+            self.signum = signum
             return
         if self._closing:
             _asked_to_end.set()

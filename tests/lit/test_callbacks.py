@@ -272,7 +272,8 @@ def test_a_forked_worker_does_not_take_the_signal_for_its_own() -> None:
     try:
         pid = os.fork()
         if pid == 0:
-            os.kill(os.getpid(), signal.SIGINT)  # passed over
+            for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+                os.kill(os.getpid(), signum)  # passed over
             os.kill(os.getpid(), signal.SIGTERM)  # ends it
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM

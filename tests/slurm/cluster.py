@@ -270,7 +270,7 @@ class Cluster:
             "PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10",
             f"PartitionName=low Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 GraceTime={GRACE_S}",
         ]
-        # cred_expire also says how long a requeued job has to wait; 120 s if nothing is said.
+        # cred_expire also says how long a requeued job has to wait: 120 s if nothing is said, and 5 s is the least.
         options = f"""
             ClusterName=qtrain
             SlurmctldHost={me}({control})
@@ -279,7 +279,7 @@ class Cluster:
             SlurmdUser=root
             AuthType=auth/munge
             CredType=cred/munge
-            AuthInfo=socket={folder}/run/munge.sock,cred_expire=2
+            AuthInfo=socket={folder}/run/munge.sock,cred_expire=5
             StateSaveLocation={folder}/state
             SlurmdSpoolDir={folder}/spool/%n
             SlurmctldPidFile={folder}/run/slurmctld.pid

@@ -40,6 +40,7 @@ class DieWhileSaving(pl.Callback):
 
     def _write_half(self, state: dict[str, Any], path: str | Path) -> None:
         whole = Path(path).with_suffix(".whole")
+        whole.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.torch.save(state, whole)
         content = whole.read_bytes()
         whole.unlink()

@@ -6,6 +6,7 @@ what is left of them.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -44,7 +45,7 @@ class Played:
 def undisturbed(trainings: Trainings) -> Run:
     """Nothing happens."""
     run = trainings.submit("undisturbed")
-    run.completed()
+    run.ended()
     return run
 
 
@@ -53,31 +54,38 @@ def usr1(trainings: Trainings) -> Run:
     run = trainings.submit("usr1", SLOW % (1, 0.3))
     run.wait_for_step(3)
     trainings.cluster.run("scancel", "--signal=USR1", run.job)
-    run.completed()
+    run.ended()
     return run
 
 
 def time_limit(trainings: Trainings) -> Run:
-    """The first start would take longer than the job may."""
-    run = trainings.submit("time_limit", SLOW % ("null", 3), sbatch=("--nodes=2", "--time=1", "--signal=USR1@25"))
-    run.completed()
+    """The first start would take longer than the job may.
+
+    SLURM sends the signal up to a minute early, so it comes 45 s after the start or later.
+    """
+    run = trainings.submit("time_limit", SLOW % ("null", 4), sbatch=("--nodes=2", "--time=2", "--signal=USR1@15"))
+    run.ended()
     return run
 
 
 def killed_rank(trainings: Trainings) -> Run:
-    """SIGKILL for the rank on the second node, as the kernel sends it where memory runs out."""
-    run = trainings.submit("killed_rank", SLOW % ("null", 0.2))
-    run.wait_for_step(10)
+    """SIGKILL for the rank on the second node, as the kernel sends it where memory runs out.
+
+    Before that, another job is given the same folder.
+    """
+    run = trainings.submit("killed_rank", SLOW % ("null", 3))
+    run.wait_for_step(4)
+    trainings.submit("second", "name=killed_rank", sbatch=("--nodes=1",)).ended("FAILED")
     (rank,) = trainings.cluster.ranks(run.job, "node2")
     os.kill(rank, signal.SIGKILL)
-    run.completed()
+    run.ended()
     return run
 
 
 def killed_while_saving(trainings: Trainings) -> Run:
     """SIGKILL when half of a resume point is written."""
     run = trainings.submit("killed_while_saving", DIE)
-    run.completed()
+    run.ended()
     return run
 
 
@@ -87,7 +95,7 @@ def preempted(trainings: Trainings) -> Run:
     run.wait_for_step(3)
     other = trainings.cluster.submit(*PREEMPTING, "--wrap=sleep 1", cwd=trainings.folder)
     trainings.cluster.wait(other, "COMPLETED")
-    run.completed()
+    run.ended()
     return run
 
 
@@ -98,7 +106,7 @@ def crashed_node(trainings: Trainings) -> Run:
     trainings.cluster.crash("node2")
     time.sleep(3)
     trainings.cluster.up("node2")
-    run.completed()
+    run.ended()
     return run
 
 
@@ -109,8 +117,43 @@ def crashed_first_node(trainings: Trainings) -> Run:
     trainings.cluster.crash("node1")
     until(lambda: trainings.cluster.state(run.job) != "RUNNING", seconds=60, what="SLURM to miss node1")
     trainings.cluster.up("node1")
-    run.completed()
+    run.ended()
     return run
+
+
+def array(trainings: Trainings) -> Run:
+    """Two tasks that need the same full-precision weights, which nobody has trained yet."""
+    lines = trainings.folder / "lines.txt"
+    lines.write_text("name=first quantize.bits.weight=8\nname='second' quantize.bits.weight=2\n")
+    own = f"full_precision.folder={trainings.folder}/weights_of_array"
+    return trainings.submit_array(lines, "--array=1-2", own)
+
+
+def multirun(trainings: Trainings) -> Run:
+    """By submitit: each job of a Hydra multirun is one of SLURM."""
+    return trainings.multirun("quantize.bits.weight=4,8")
+
+
+def batch_files(trainings: Trainings) -> Run:
+    """What batch files do around a training; their ends and exit codes go into a file."""
+    two, train = ("--nodes=2", "--open-mode=append"), "slurm/train.sbatch"
+    final = "[ $SLURM_PROCID = 1 ] && sleep 60; echo 2 > $QTRAIN_EXIT_FILE; exit 2"
+    runs = {
+        "unfit": trainings.submit_stub("unfit", *two, train, does="", QTRAIN_PYTHON="/nowhere", QTRAIN_DATA="/none"),
+        "final": trainings.submit_stub("final", *two, train, does=final),
+        "failing": trainings.submit_stub("failing", train, "overwrite=true", does="exit 1", QTRAIN_RESTARTS="1"),
+        "seeds": trainings.submit_stub("seeds", "--array=7", "slurm/array.sbatch", "a=b", does=""),
+        "cancelled": trainings.submit_stub("cancelled", train, does="sleep 100"),
+    }
+    until(lambda: "rank 0" in runs["cancelled"].log(), seconds=60, what="a start")
+    trainings.cluster.run("scancel", runs["cancelled"].job)
+    ends = {}
+    for name, run in runs.items():
+        run.ended("COMPLETED", "FAILED", "CANCELLED")
+        facts = trainings.cluster.job(run.job)
+        ends[name] = [facts["JobState"], facts["ExitCode"], facts["Restarts"]]
+    (trainings.folder / "ends.json").write_text(json.dumps(ends))
+    return runs["unfit"]
 
 
 SIDE_BY_SIDE: dict[str, Callable[[Trainings], Run]] = {
@@ -118,6 +161,9 @@ SIDE_BY_SIDE: dict[str, Callable[[Trainings], Run]] = {
     "usr1": usr1,
     "killed_rank": killed_rank,
     "killed_while_saving": killed_while_saving,
+    "array": array,
+    "multirun": multirun,
+    "batch_files": batch_files,
 }
 ALONE: dict[str, Callable[[Trainings], Run]] = {
     "preempted": preempted,
@@ -147,4 +193,5 @@ def _play(scene: Callable[[Trainings], Run], trainings: Trainings) -> Played:
         output = trainings.folder / f"{scene.__name__}.out"
         log = output.read_text(errors="replace") if output.exists() else ""
         return Played(log=log, failure=traceback.format_exc(), seconds=time.monotonic() - begin)
-    return Played(run.log(), trainings.cluster.restarts(run.job), run.folder, time.monotonic() - begin)
+    restarts = trainings.cluster.restarts(run.job) if run.job else 0
+    return Played(run.log(), restarts, run.folder, time.monotonic() - begin)

@@ -43,6 +43,15 @@ def test_a_killed_rank_restarts_the_job(played: Played, undisturbed: Played) -> 
     went_on(played, undisturbed, said=["Killed", "requeued, to go on", "restarted once: training begins at step"])
 
 
+@pytest.mark.scene("killed_rank")
+def test_a_second_job_in_the_same_folder_is_refused(played: Played) -> None:
+    played.check()
+    log = (played.folder.parents[2] / "second.out").read_text()
+    (line,) = [line for line in log.splitlines() if "error: " in line and "qtrain" in line]
+    assert "is in use by SLURM job" in line and "on node1, since" in line
+    assert "requeued" not in log
+
+
 @pytest.mark.scene("killed_while_saving")
 def test_a_kill_during_a_save_costs_that_save(played: Played, undisturbed: Played) -> None:
     went_on(played, undisturbed, said=["requeued, to go on", "restarted once: training begins at step 8, epoch 0"])

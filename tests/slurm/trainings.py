@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ def write_digits(root: Path) -> None:
 @final
 @dataclass(frozen=True)
 class Run:
-    """A submitted training: its job, its output, the folder of its run."""
+    """A submitted training: its job, its output, the folder of its run. A multirun has many jobs, and names none."""
 
     cluster: Cluster
     job: str
@@ -65,8 +66,8 @@ class Run:
 
         until(there, seconds=seconds, what=f"step {step} of job {self.job}")
 
-    def completed(self, seconds: float = 200) -> None:
-        self.cluster.wait(self.job, "COMPLETED", seconds=seconds)
+    def ended(self, *states: str, seconds: float = 200) -> None:
+        self.cluster.wait(self.job, *states, seconds=seconds)
 
 
 @final
@@ -77,13 +78,46 @@ class Trainings:
     cluster: Cluster
     folder: Path
 
-    def submit(
-        self, name: str, *overrides: str, sbatch: tuple[str, ...] = ("--nodes=2",), file: str = "slurm/train.sbatch"
-    ) -> Run:
+    def submit(self, name: str, *overrides: str, sbatch: tuple[str, ...] = ("--nodes=2",)) -> Run:
+        """One training by slurm/train.sbatch."""
         output = self.folder / f"{name}.out"
-        arguments = [*sbatch, f"--output={output}", file, *self.overrides(), f"name={name}", *overrides]
+        arguments = [*sbatch, f"--output={output}", "slurm/train.sbatch", *self.overrides(), f"name={name}", *overrides]
         job = self.cluster.submit(*arguments, cwd=ROOT, env=self.environment())
         return Run(self.cluster, job, output, self.folder / "outputs/quickstart" / name)
+
+    def submit_stub(self, name: str, *arguments: str, does: str, **environment: str) -> Run:
+        """A batch file with a shell script in the place of Python, which ``does`` what a training might."""
+        output = self.folder / f"stub-{name}.out"
+        stub = {"QTRAIN_PYTHON": str(Path(__file__).with_name("stub.sh")), "STUB": does}
+        env = {**self.environment(), **stub, **environment}
+        job = self.cluster.submit(f"--output={output}", *arguments, cwd=ROOT, env=env)
+        return Run(self.cluster, job, output, self.folder)
+
+    def submit_array(self, lines: Path, tasks: str, *overrides: str) -> Run:
+        """Tasks of slurm/array.sbatch, one for each line, until they have ended; their output one after the other."""
+        env = {**self.environment(), "QTRAIN_LINES": str(lines)}
+        output = self.folder / "array-%a.out"
+        arguments = [tasks, f"--output={output}", "slurm/array.sbatch", *self.overrides(), *overrides]
+        job = self.cluster.submit(*arguments, cwd=ROOT, env=env)
+        numbers = range(1, len(lines.read_text().splitlines()) + 1)
+        for number in numbers:
+            self.cluster.wait(f"{job}_{number}", seconds=200)
+        together = self.folder / "array.out"
+        together.write_text("".join((self.folder / f"array-{number}.out").read_text() for number in numbers))
+        return Run(self.cluster, "", together, self.folder / "outputs/quickstart")
+
+    def multirun(self, *overrides: str) -> Run:
+        """What ``python -m qtrain -m hydra/launcher=slurm`` makes of ``overrides``, when it has ended."""
+        output = self.folder / "multirun.out"
+        launcher = ["-m", "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"]
+        command = [sys.executable, "-m", "qtrain", *launcher, f"output={self.folder}/multirun"]
+        env = {**self.cluster.environment(), **self.environment()}
+        with output.open("w") as file:
+            subprocess.run(
+                [*command, *self.overrides(), *overrides], cwd=ROOT, env=env, stdout=file, stderr=file, timeout=300,
+                check=True,
+            )  # fmt: skip
+        return Run(self.cluster, "", output, self.folder / "multirun/quickstart")
 
     def environment(self) -> Mapping[str, str]:
         """What a user edits in slurm/env.sh, and what these tests add."""

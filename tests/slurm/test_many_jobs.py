@@ -1,0 +1,36 @@
+"""Many jobs at once: an array, and a multirun of which SLURM runs each job."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.slurm.scenes import Played
+from tests.slurm.trainings import STEPS, metrics
+
+
+@pytest.mark.scene("array")
+def test_an_array_has_a_run_for_each_line(played: Played) -> None:
+    played.check()
+    for name, bits in (("first", 8), ("second", 2)):
+        summary = json.loads((played.folder / name / "summary.json").read_text())
+        assert (summary["status"], summary["w_bits"]) == ("finished", bits)
+        assert metrics(played.folder / name)[-1]["step"] == STEPS
+    assert "task 2: name=second quantize.bits.weight=2" in played.log
+
+
+@pytest.mark.scene("array")
+def test_of_two_tasks_one_trains_the_weights_that_both_need(played: Played) -> None:
+    played.check()
+    assert played.log.count("full-precision cifar_resnet20: no weights; training 1 epochs") == 1
+    assert played.log.count("full-precision cifar_resnet8: no weights; training 1 epochs") == 1
+
+
+@pytest.mark.scene("multirun")
+def test_a_multirun_has_a_job_for_each_value(played: Played) -> None:
+    played.check()
+    for name, bits in (("w4a4-distill", 4), ("w8a4-distill", 8)):
+        summary = json.loads((played.folder / name / "summary.json").read_text())
+        assert (summary["status"], summary["w_bits"]) == ("finished", bits)
+    assert "Submitit 'slurm' sweep output dir" in played.log
