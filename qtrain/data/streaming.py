@@ -23,6 +23,7 @@ from qtrain.data.augment import mix, plan_mix
 from qtrain.data.base import VisionData
 from qtrain.data.loader import EpochLoader
 from qtrain.data.order import BatchOrder
+from qtrain.data.workers import outlive_sigterm
 from qtrain.functional.random import seed_of
 from qtrain.models.transforms import create_transform
 from qtrain.spec import Batch, DataInfo
@@ -171,6 +172,7 @@ class StreamingLoader(EpochLoader):
             persistent_workers=workers > 0 and order.train,
             pin_memory=pin_memory,
             generator=torch.Generator(),
+            worker_init_fn=outlive_sigterm,
         )
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:

@@ -58,7 +58,6 @@ def wait_for_the_end() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if _asked_to_end.is_set():
         return
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own raises for each loader worker that SLURM ends as well
     time.sleep(LAST_WAIT_S)
 
 
@@ -115,6 +114,7 @@ class SignalNote:
     def close(self) -> None:
         """The run has stopped, and its job is requeued: SIGTERM no longer ends the process, which cleans up first."""
         self._closing = True
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own raises for each loader worker that SLURM ends
 
     def restore(self) -> None:
         """Give the signals back to whoever had them."""
@@ -124,12 +124,10 @@ class SignalNote:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
-            # A forked loader worker. The main process stops it in good order, and needs it to finish the batch: SLURM's
-            # preemption sends SIGTERM to every process of a job. Asked twice, it ends.
-            if signum == signal.SIGTERM and self.signum == signal.SIGTERM:
+            # Some forked process: the main process stops it in good order; SIGTERM ends it as ever.
+            if signum == signal.SIGTERM:
                 signal.signal(signum, signal.SIG_DFL)
                 os.kill(os.getpid(), signum)
-            self.signum = signum
             return
         if self._closing:
             _asked_to_end.set()

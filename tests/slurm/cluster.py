@@ -1,6 +1,6 @@
 """A SLURM cluster of two nodes on this machine: Debian's slurmctld, slurmd and munge, and a namespace for each node.
 
-A node has its own network, host name, process numbers and /dev/shm, so that jobs on it find each other by name as on a
+A node has its own network, host name, process numbers, /dev/shm and /tmp/ray, so that jobs on it find each other by name as on a
 real cluster, and so that a node can crash: one SIGKILL takes all that runs on it. Starting takes two seconds.
 """
 
@@ -147,6 +147,8 @@ class Cluster:
             mount --bind {self.folder}/hosts /etc/hosts
             mount --bind {self.folder}/nsswitch.conf /etc/nsswitch.conf
             mount -t tmpfs shm /dev/shm
+            mkdir -p /tmp/ray
+            mount -t tmpfs ray /tmp/ray
             exec slurmd -D -N {node} -f {self._conf}
         """
         # The first process of the new PID namespace is unshare's child; with unshare goes the whole namespace.
