@@ -24,6 +24,13 @@ class Known:
     trial_id: str
 
 
+class Alone:
+    """What a rule may look at of Ray's loop: no trial that waits, for which another would have to pause."""
+
+    def get_live_trials(self) -> list[Any]:
+        return []
+
+
 @final
 class Judge(FIFOScheduler):
     """Asks ``rule`` about the figure ``metric`` of each trial, whose id in the sweep ``name`` gives.
@@ -35,6 +42,7 @@ class Judge(FIFOScheduler):
         super().__init__()
         self._rule: Any = rule  # which is given less than Ray's types say, and looks at no more
         self._metric, self._name = metric, name
+        self._loop = Alone()
         self._known: dict[str, Known] = {}
         self.stopped: set[str] = set()
 
@@ -65,10 +73,10 @@ class Judge(FIFOScheduler):
             return TrialScheduler.CONTINUE
         if id not in self._known:
             self._known[id] = Known(id)
-            self._rule.on_trial_add(None, self._known[id])
-        decision: str = self._rule.on_trial_result(None, self._known[id], figures)
+            self._rule.on_trial_add(self._loop, self._known[id])
+        decision: str = self._rule.on_trial_result(self._loop, self._known[id], figures)
         return decision
 
     def _end(self, id: str, figures: dict[str, Any]) -> None:
         if id in self._known and self._metric in figures and EPOCHS in figures:
-            self._rule.on_trial_complete(None, self._known[id], figures)
+            self._rule.on_trial_complete(self._loop, self._known[id], figures)
