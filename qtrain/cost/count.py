@@ -106,14 +106,19 @@ class CostReport:
         return {name: getattr(self, name) for name in totals} | {"layers": rows}
 
 
-def count(model: nn.Module, example: Tensor) -> CostReport:
+Products = tuple[dict[str, int], int]
+"""MACs of one image: by layer, in the order of the first call, and of all products outside of layers."""
+
+
+def count(model: nn.Module, example: Tensor, products: Products | None = None) -> CostReport:
     """What ``model`` costs on images like ``example`` (N, C, H, W); arithmetic is given for one image.
 
     Runs one forward in eval mode without gradient and leaves the model as it was. A quantizer counts whether or not
     it is enabled at the moment. Call it on the plain module, before ``torch.compile``. Raises ``ValueError`` where a
-    quantised weight is not finite.
+    quantised weight is not finite. ``products`` are those of :func:`count_products` for a model that differs at most in
+    bits, where they are known.
     """
-    macs, outside = _count_macs(model, example)
+    macs, outside = products or count_products(model, example)
     rows = {name: _layer_cost(name, module, macs.get(name, 0)) for name, module in _layers(model)}
     called = [rows[name] for name in macs]
     layers = called + [row for name, row in rows.items() if name not in macs]
@@ -183,7 +188,7 @@ def _kind(module: nn.Module) -> str:
     return f"conv{transposed}{len(module.kernel_size)}d"
 
 
-def _count_macs(model: nn.Module, example: Tensor) -> tuple[dict[str, int], int]:
+def count_products(model: nn.Module, example: Tensor) -> Products:
     """MACs of one image: by layer, in the order of the first call, and of all products outside of layers.
 
     A layer's follow from its weight and the elements that it maps; the total of all products that torch executes is

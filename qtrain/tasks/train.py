@@ -16,13 +16,14 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
-from qtrain.cost.count import CostReport, count
+from qtrain.cost.count import CostReport
 from qtrain.data.base import VisionData
 from qtrain.lit.callbacks.batchnorm import reestimate_batchnorm
 from qtrain.lit.callbacks.journal import MetricJournal
 from qtrain.lit.evaluation import evaluate
 from qtrain.tasks import prepare, record
-from qtrain.tasks.build import build_model, example_input
+from qtrain.tasks.build import build_model
+from qtrain.tasks.costs import costs
 from qtrain.tasks.fit import named_callbacks
 from qtrain.tasks.instantiate import instantiate
 from qtrain.tasks.load import depends_on, load_data
@@ -39,20 +40,25 @@ from qtrain.tasks.warm import kept
 log = logging.getLogger(__name__)
 
 
-def run(cfg: DictConfig, *, keep_last: bool = False) -> dict[str, Any]:
+def run(cfg: DictConfig, *, keep_last: bool = False, show: bool = True) -> dict[str, Any]:
     """Train one student; returns ``top1``, ``fp_top1`` and ``ptq_top1`` in percent (``None`` without a final test).
 
     A finished run of the same config is not repeated, only shown. With ``keep_last`` the state of the last stage is
-    kept as those before it are, so that a run of more stages may go on from it.
+    kept as those before it are, so that a run of more stages may go on from it. ``show`` prints it beside the others of
+    its experiment.
     """
     folder = Path(cfg.run_dir)
     with only_run_in(folder):
         if (finished := record.claim_folder(cfg, folder)) is not None:
             log.info("%s is finished; overwrite=true runs it again", folder)
-            print_summary(folder.parent)
+            if show:
+                print_summary(folder.parent)
             return {"top1": finished.top1, "fp_top1": finished.fp_top1, "ptq_top1": finished.ptq_top1}
         with open_loggers(cfg, folder) as loggers:
-            return _train(cfg, folder, loggers, keep_last=keep_last)
+            metrics = _train(cfg, folder, loggers, keep_last=keep_last)
+        if show:
+            _show(folder)
+        return metrics
 
 
 def _train(cfg: DictConfig, folder: Path, loggers: tuple[Logger, ...], *, keep_last: bool = False) -> dict[str, Any]:
@@ -89,7 +95,7 @@ def _train(cfg: DictConfig, folder: Path, loggers: tuple[Logger, ...], *, keep_l
             models["ptq_top1"] = calibrated
         for name, model in models.items():
             metrics[name] = evaluate(model, data.test_dataloader(), fitted.device)["top1"]
-    cost = count(student.cpu(), example_input(data.info))
+    cost = costs(final, student.cpu(), data)
     described = record.describe(final, data.info, last.prepared.allocation, cost)
     described["epochs"] = _epochs(final, last, data)
     wall_s = time.perf_counter() - start + ended.earlier_s
@@ -141,7 +147,7 @@ def _fit_stages(
         heritage = None if before is None else before.student
         prepared = prepare.quantise(stage.cfg, copy.deepcopy(full_precision), images, heritage)
         if final:
-            cost = count(prepared.student, example_input(images.info))
+            cost = costs(stage.cfg, prepared.student, images)
             _log_size(cost, folder.name)
             tell_student(loggers, record.describe(stage.cfg, images.info, prepared.allocation, cost))
             calibrated = copy.deepcopy(prepared.student) if before is None else None
@@ -206,4 +212,8 @@ def _record(
     record.append_results(cfg, folder, summary, device=fitted.device, notes=notes)
     record.finish(folder, summary)
     tell_outcome(loggers, folder, summary)
+
+
+@rank_zero_only
+def _show(folder: Path) -> None:
     print_summary(folder.parent)

@@ -19,6 +19,7 @@ from qtrain.tasks.sweeping.ledger import Ledger
 from qtrain.tasks.sweeping.live import print_front
 from qtrain.tasks.sweeping.page import write_sweep_report
 from qtrain.tasks.sweeping.spending import spending
+from qtrain.tasks.tracking import tell_sweep
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def test_front(cfg: DictConfig, ledger: Ledger) -> None:
 
 
 def show(cfg: DictConfig, ledger: Ledger) -> dict[str, Any]:
-    """Print the front, write the page; returns how many trials ended how, and the best value of each objective."""
+    """Print the front, write the page, tell W&B; returns how many trials ended how, and the best value of each objective."""
     trials = list(ledger.trials.values())
     print_front(trials, ledger.objectives)
     spent = spending(trials, cfg.fit.epochs)
@@ -50,6 +51,7 @@ def show(cfg: DictConfig, ledger: Ledger) -> dict[str, Any]:
         f"\n{spent.counted()}; {spent.epochs:g} epochs, full training of all {spent.full_epochs:g} ({spent.share:.0%})"
     )
     print(f"sweep: {write_sweep_report(ledger.folder)}")
+    tell_sweep(cfg, ledger.folder, ledger.runs, ledger.objectives)
     figures: dict[str, Any] = {status: count for status, count in spent.counts.items()}
     best = front(trials, ledger.objectives)
     figures["front"] = len(best)

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from qtrain.files import write_text
 from qtrain.tasks import conf_dir, record
 from qtrain.tasks.config import compose
+from qtrain.tasks.tracking import sweep_group
 
 COMPOSED = "composed.json"
 """The whole config of a trial in its run's folder, for the worker, which so has nothing to compose."""
@@ -28,7 +29,7 @@ class Configs:
         self.folder = folder
         self._own = [override for override in overrides if not _is_the_sweeps(override)]
         self._always = always(cfg)
-        self._group = str(cfg.name or cfg.experiment or folder.parent.name)
+        self._group = sweep_group(cfg, folder.parent)
         self._keys: dict[tuple[str, ...], str] = {}
 
     def __call__(self, changes: Sequence[str]) -> tuple[str, list[str]]:

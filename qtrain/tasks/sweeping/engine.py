@@ -122,6 +122,10 @@ class Record(Callback):
         self._begun: dict[str, float] = {}
         self._last = 0.0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray writes down what it is given, and nobody reads that back."""
+        return {}
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         proposal = self._of(trial)
         self._begun.setdefault(proposal.id, time.time())

@@ -65,6 +65,10 @@ class Proposals(Searcher):
         for id, _ in self._waiting:
             self._ended.pop(id, None)  # stopped together with an earlier command
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: the journal is what a later command goes on from, not what Ray writes down."""
+        return {}
+
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True  # the search knows its objectives by itself
 
@@ -123,10 +127,10 @@ class Proposals(Searcher):
         return self.proposals[id]
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the journal is what a later command goes on from."""
+        """Nothing, for the same reason."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, for the same reason."""
+        """Likewise."""
 
     def _tell(self, id: str, figures: dict[str, float] | None) -> None:
         self._journal.write(Event(kind="told", id=id, figures=figures))

@@ -26,7 +26,6 @@ import torch
 from omegaconf import DictConfig
 
 from qtrain.convert.layers import quant_layers
-from qtrain.cost.count import count
 from qtrain.files import write_text
 from qtrain.lit.loggers import read_rows
 from qtrain.lit.student import student_of
@@ -34,6 +33,7 @@ from qtrain.nn import Operand
 from qtrain.spec import FULL_PRECISION, Position
 from qtrain.sweep.trials import Trial
 from qtrain.tasks import train
+from qtrain.tasks.costs import costs
 from qtrain.tasks.stages import stages_of
 from qtrain.tasks.summary import METRICS, SUMMARY, read_summary
 from qtrain.tasks.sweeping.population import inherit_stages
@@ -90,17 +90,16 @@ class EpochReport(pl.Callback):
     and the exact costs. Before the epoch's resume point is written: an epoch that is done again reports the same again.
     """
 
-    def __init__(self, *, report: Report, watched: Watched, epochs: float, start: Position) -> None:
+    def __init__(self, *, cfg: DictConfig, report: Report, watched: Watched, epochs: float, start: Position) -> None:
         super().__init__()
-        self._report, self._watched, self._epochs, self._start = report, watched, epochs, start
+        self._cfg, self._report, self._watched, self._epochs, self._start = cfg, report, watched, epochs, start
         self._began = self._val_began = 0.0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._began = time.perf_counter()
         student = copy.deepcopy(student_of(pl_module)).cpu()
-        images = trainer.datamodule.info  # type: ignore[attr-defined]
-        cost = count(student, torch.zeros(1, images.in_channels, images.image_size, images.image_size)).as_dict()
-        self._watched.costs = {name: float(cost[name]) for name in COSTS}
+        cost = costs(self._cfg, student, trainer.datamodule)  # type: ignore[attr-defined]
+        self._watched.costs = {name: float(getattr(cost, name)) for name in COSTS}
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._watched.fit_s += time.perf_counter() - self._began
@@ -162,14 +161,14 @@ def run_trial(
     epochs = sum(stage.cfg.fit.share * stage.cfg.fit.epochs for stage in stages_of(cfg, folder))
 
     def watcher(start: Position) -> EpochReport:
-        return EpochReport(report=report, watched=watched, epochs=epochs, start=start)
+        return EpochReport(cfg=cfg, report=report, watched=watched, epochs=epochs, start=start)
 
     try:
         with keeping(store), watched_by(watcher), _said_in(folder / LOG), redirect_stdout(io.StringIO()):
             if proposal.parent is not None:
                 inherit_stages(folder.parent / proposal.parent, folder)
             # A later trial may go on from the last of several stages.
-            train.run(cfg, keep_last=bool(cfg.stages))
+            train.run(cfg, keep_last=bool(cfg.stages), show=False)
         about |= {"status": "finished", "figures": figures_of(folder)}
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # nothing resumes from what has ended
     except Exception as error:

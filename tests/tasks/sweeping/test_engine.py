@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -231,7 +232,7 @@ def test_what_cannot_be_is_said_before_the_first_trial(
 def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from qtrain.tasks.sweeping.ground import check_folder
 
-    monkeypatch.setattr("shutil.disk_usage", lambda path: (10, 10, 5_000_000))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=5_000_000))
     with pytest.raises(ConfigError, match=r"^run_dir: .* has 5 MB left, and a sweep needs at least 67; free some"):
         check_folder(tmp_path, "run_dir")
 
