@@ -68,6 +68,7 @@ class FrozenTeacher(Teacher):
     @torch.no_grad()
     def __call__(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits (N, K) float32 and the tapped features by name."""
+        image = image.float()  # of a student that trains in 64 bits, or 16
         if self._renormalise is not None:
             factor, offset = self._renormalise
             image = torch.addcmul(offset, image, factor)

@@ -36,7 +36,7 @@ def fitted_factors(signs: Tensor, rows: Tensor) -> Tensor:
     """
     n = max(rows.shape[1], 1)
     gram = torch.einsum("agn,bgn->gab", signs, signs).double() / n
-    right = torch.einsum("agn,gn->ga", signs, rows).double() / n
+    right = torch.einsum("agn,gn->ga", signs, rows.to(signs.dtype)).double() / n
     unused = (gram.diagonal(dim1=1, dim2=2) == 0).double()
     solved: Tensor = torch.linalg.solve(gram + torch.diag_embed(unused + RIDGE), right)
     return solved.to(rows.dtype).T

@@ -36,7 +36,7 @@ def encode(x: Tensor, basis: Tensor, signed: Tensor, granularity: Granularity) -
     """
     planes = len(basis)
     shifts = torch.arange(planes - 1, -1, -1, device=basis.device)
-    words = ((torch.arange(2**planes, device=basis.device)[:, None] >> shifts) & 1).float()
+    words = ((torch.arange(2**planes, device=basis.device)[:, None] >> shifts) & 1).to(basis.dtype)
     digits = torch.where(signed, 2 * words - 1, words)
     levels, order = (digits @ basis.reshape(planes, basis[0].numel())).sort(dim=0, stable=True)
     levels, order = (found.reshape(len(words), *basis.shape[1:]) for found in (levels, order))
@@ -106,7 +106,7 @@ class LQNets(Quantizer):
         self.register_buffer("basis", powers.expand(spec.bits, *self.state_shape) / (2**spec.bits - 1))
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        values = x.detach().float()
+        values = x.detach().to(self.basis.dtype)
         codes, lowest, highest = encode(values, self.basis, self.signed, self.granularity)
         digits = [torch.where(self.signed, 2 * code - 1, code) for code in codes]
         result = signed_sum(digits, self.basis, self.granularity).to(x.dtype)
@@ -114,14 +114,14 @@ class LQNets(Quantizer):
             self.update_(values, digits, self.decay)
         if self.spec.is_weight:
             return straight_through(result, x)
-        inside = clamp_to(x.float(), self.spread(lowest, x), self.spread(highest, x))
+        inside = clamp_to(x.to(values.dtype), self.spread(lowest, x), self.spread(highest, x))
         return straight_through(result, inside.to(x.dtype))
 
     @torch.no_grad()
     def update_(self, values: Tensor, digits: list[Tensor], decay: float) -> None:
         """Move the basis towards the least-squares one for ``values`` and the digits that they have."""
         rows = self.granularity.flatten(values)
-        planes = torch.stack([self.granularity.flatten(plane) for plane in digits]).float()
+        planes = torch.stack([self.granularity.flatten(plane) for plane in digits]).to(values.dtype)
         basis = self.basis.reshape(len(digits), len(rows))
         shared = self.training and not self.spec.is_weight
         best = least_squares(rows, planes, basis, shared=shared).reshape(self.basis.shape)
@@ -129,7 +129,7 @@ class LQNets(Quantizer):
 
     def quantize(self, x: Tensor) -> QTensor:
         require_finite(x)
-        codes, _, _ = encode(x.detach().float(), self.basis, self.signed, self.granularity)
+        codes, _, _ = encode(x.detach().to(self.basis.dtype), self.basis, self.signed, self.granularity)
         return BitPlanes(
             codes=torch.stack(codes).to(torch.int32),
             bits=int(self.bits),

@@ -36,7 +36,7 @@ def nearest_vector(vectors: Tensor, codebook: Tensor) -> Tensor:
 def members(indices: Tensor, count: int) -> Tensor:
     """How many of ``indices`` (n,) are each of ``0 .. count-1``: (count,) float32."""
     ones = torch.ones_like(indices, dtype=torch.float32)
-    return torch.zeros(count, device=indices.device).scatter_add(0, indices, ones)
+    return torch.zeros(count, device=indices.device, dtype=ones.dtype).scatter_add(0, indices, ones)
 
 
 def lloyd_step(vectors: Tensor, codebook: Tensor, key: int) -> Tensor:
@@ -49,7 +49,7 @@ def lloyd_step(vectors: Tensor, codebook: Tensor, key: int) -> Tensor:
     indices = nearest_vector(vectors, codebook)
     sizes = members(indices, count)
     sums = torch.zeros_like(codebook, dtype=torch.float64).index_put((indices,), vectors.double(), accumulate=True)
-    means = torch.where(sizes[:, None] > 0, sums / sizes[:, None].clamp(min=1), codebook).float()
+    means = torch.where(sizes[:, None] > 0, sums / sizes[:, None].clamp(min=1), codebook).to(codebook.dtype)
     empty = (sizes == 0).nonzero()[:, 0]
     # The most populated ones that have members to give away; not more of them than there are empty ones.
     largest = sizes.argsort(descending=True, stable=True)
@@ -139,7 +139,7 @@ class Product(Quantizer):
 
     def vectors(self, x: Tensor) -> Tensor:
         """The blocks of ``x``, (O R / d, d) float32."""
-        return x.detach().float().reshape(x.numel() // self.block, self.block)
+        return x.detach().to(self.codebook.dtype).reshape(x.numel() // self.block, self.block)
 
     def indices(self, x: Tensor) -> Tensor:
         """Which vector each block takes: (O R / d,) int64."""
