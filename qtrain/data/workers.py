@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from types import FrameType
+import threading
 
 
 def outlive_sigterm(worker: int) -> None:
-    """A DataLoader's ``worker_init_fn``: the first SIGTERM is passed over, the second ends the worker.
+    """A DataLoader's ``worker_init_fn``: SIGTERM ends the worker if its owner sends it, and only then.
 
     A scheduler that wants a job's place sends SIGTERM to every process of it. The main process then finishes its batch
-    and saves, for which it needs its workers; torch's own handler ends them, and raises in the main process.
+    and saves, for which it needs its workers. torch's own handler would end them, and raise in the main process.
     """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_obey, args=(os.getppid(),), name="sigterm", daemon=True).start()
 
-    def pass_over(signum: int, frame: FrameType | None) -> None:
-        signal.signal(signum, signal.SIG_DFL)
 
-    signal.signal(signal.SIGTERM, pass_over)
+def _obey(owner: int) -> None:
+    # A handler is not told who sent a signal; who waits for one is.
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != owner:
+        pass
+    os._exit(0)

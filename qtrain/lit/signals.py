@@ -112,9 +112,11 @@ class SignalNote:
             self._previous[signum] = signal.signal(signum, self._handle)
 
     def close(self) -> None:
-        """The run has stopped, and its job is requeued: SIGTERM no longer ends the process, which cleans up first."""
+        """The run has heard: from now on SIGTERM and SIGUSR1 change nothing, and the process cleans up until it ends.
+
+        SLURM sends SIGTERM while it ends a job that was requeued.
+        """
         self._closing = True
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own raises for each loader worker that SLURM ends
 
     def restore(self) -> None:
         """Give the signals back to whoever had them."""
@@ -129,12 +131,13 @@ class SignalNote:
                 signal.signal(signum, signal.SIG_DFL)
                 os.kill(os.getpid(), signum)
             return
-        if self._closing:
-            _asked_to_end.set()
-            return
         if self.signum is not None and signum == signal.SIGINT:
             self.restore()
             raise KeyboardInterrupt
+        if self._closing:
+            if signum == signal.SIGTERM:
+                _asked_to_end.set()
+            return
         self.signum = max(signum, self.signum or 0)
         log.warning(
             "%s: stopping after this batch (during validation: after it); Ctrl-C again stops at once",

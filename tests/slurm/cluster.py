@@ -1,7 +1,7 @@
 """A SLURM cluster of two nodes on this machine: Debian's slurmctld, slurmd and munge, and a namespace for each node.
 
-A node has its own network, host name, process numbers, /dev/shm and /tmp/ray, so that jobs on it find each other by name as on a
-real cluster, and so that a node can crash: one SIGKILL takes all that runs on it. Starting takes two seconds.
+A node has its own network, host name, process numbers, /dev/shm and /tmp/ray, so that jobs find each other by name as
+on a real cluster, and so that a node can crash: one SIGKILL takes all that runs on it. Starting takes two seconds.
 """
 
 from __future__ import annotations

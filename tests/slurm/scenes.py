@@ -156,6 +156,15 @@ def batch_files(trainings: Trainings) -> Run:
     return runs["unfit"]
 
 
+def sweep(trainings: Trainings) -> Run:
+    """Two trials by slurm/sweep.sbatch, over two nodes of one CPU each."""
+    output = trainings.folder / "sweep.out"
+    fast = ["sweep.trials=2", "sweep.start=[]", "search@sweep.search=random", "scheduler@sweep.scheduler=none"]
+    run = trainings.submit_sweep(output, *fast)
+    run.ended(seconds=300)
+    return run
+
+
 SIDE_BY_SIDE: dict[str, Callable[[Trainings], Run]] = {
     "time_limit": time_limit,
     "usr1": usr1,
@@ -169,6 +178,7 @@ ALONE: dict[str, Callable[[Trainings], Run]] = {
     "preempted": preempted,
     "crashed_node": crashed_node,
     "crashed_first_node": crashed_first_node,
+    "sweep": sweep,
 }
 SCENES = ["undisturbed", *SIDE_BY_SIDE, *ALONE]
 

@@ -34,3 +34,13 @@ def test_a_multirun_has_a_job_for_each_value(played: Played) -> None:
         summary = json.loads((played.folder / name / "summary.json").read_text())
         assert (summary["status"], summary["w_bits"]) == ("finished", bits)
     assert "Submitit 'slurm' sweep output dir" in played.log
+
+
+@pytest.mark.scene("sweep")
+def test_a_sweep_has_all_nodes_of_its_allocation(played: Played) -> None:
+    played.check()
+    assert "Ray on 2 nodes, head 10.89." in played.log
+    trials = [json.loads(line) for line in (played.folder / "trials.jsonl").read_text().splitlines()]
+    assert [trial["status"] for trial in trials] == ["finished", "finished"]
+    assert {trial["host"] for trial in trials} == {"node1", "node2"}
+    assert (played.folder / "sweep.html").exists()

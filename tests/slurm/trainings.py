@@ -106,6 +106,14 @@ class Trainings:
         together.write_text("".join((self.folder / f"array-{number}.out").read_text() for number in numbers))
         return Run(self.cluster, "", together, self.folder / "outputs/quickstart")
 
+    def submit_sweep(self, output: Path, *overrides: str) -> Run:
+        """A sweep of the quickstart by slurm/sweep.sbatch."""
+        chosen = ["+experiment=sweep_quickstart", "full_precision.epochs=1", "fit.epochs=1", "trainer.accelerator=cpu"]
+        kept = f"full_precision.folder={self.folder}/weights"
+        sbatch = ["--nodes=2", "--cpus-per-task=1", f"--output={output}", "slurm/sweep.sbatch"]
+        job = self.cluster.submit(*sbatch, *chosen, kept, *overrides, cwd=ROOT, env=self.environment())
+        return Run(self.cluster, job, output, self.folder / "outputs/sweep_quickstart/sweep")
+
     def multirun(self, *overrides: str) -> Run:
         """What ``python -m qtrain -m hydra/launcher=slurm`` makes of ``overrides``, when it has ended."""
         output = self.folder / "multirun.out"

@@ -57,10 +57,7 @@ class StopOnSignal(Checkpoint):
         self.note.restore()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        # A requeued job is about to be ended by SIGTERM, and has to close its loggers first.
-        if isinstance(exception, RunInterruptedError) and exception.requeued:
-            self.note.close()
-        else:
+        if not (isinstance(exception, RunInterruptedError) and exception.requeued):
             self.note.restore()
 
     def on_train_batch_end(
@@ -85,6 +82,7 @@ class StopOnSignal(Checkpoint):
         return int(trainer.strategy.reduce(mine, reduce_op="max"))
 
     def _stop(self, trainer: pl.Trainer, signum: int) -> None:
+        self.note.close()
         points = list_resume_points(self.resume_points.folder)
         newest: Path | None = points[-1][1] if points else None
         requeued = trainer.strategy.broadcast(self._requeued(signum) if trainer.is_global_zero else None)
