@@ -43,7 +43,7 @@ def test_front(cfg: DictConfig, ledger: Ledger) -> None:
 
 
 def show(cfg: DictConfig, ledger: Ledger) -> dict[str, Any]:
-    """Print the front, write the page, tell W&B; returns how many trials ended how, and the best value of each objective."""
+    """Print the front, write the page, tell W&B; returns how many trials ended how, and each objective's best value."""
     trials = list(ledger.trials.values())
     print_front(trials, ledger.objectives)
     spent = spending(trials, cfg.fit.epochs)
