@@ -48,7 +48,7 @@ class SpaceSearcher(ABC):
 
 @final
 class GridSearcher(SpaceSearcher):
-    """Every combination of ``space`` once, in random order; those that agree with one of ``start`` come first.
+    """Every combination of ``space`` once, in random order, after one that agrees with each of ``start``.
 
     A range counts as ``points`` values. There are at most ``trials``.
     """
@@ -66,7 +66,9 @@ class GridSearcher(SpaceSearcher):
         found = list(space.combinations(points))
         Random(seed).shuffle(found)
         wanted = [space.completed(point) for point in start]
-        self._left = sorted(found, key=lambda point: _turn(point, wanted))[:trials]
+        first = [place for own in wanted if (place := _agreeing(found, own)) is not None]
+        order = dict.fromkeys([*first, *range(count)])
+        self._left = [found[place] for place in order][:trials]
         self._space = space
         self._points: dict[str, Point] = {}
 
@@ -94,7 +96,6 @@ def complete(figures: Mapping[str, float] | None, objectives: Objectives) -> boo
     return figures is not None and all(name in figures and isfinite(figures[name]) for name in objectives)
 
 
-def _turn(point: Point, wanted: Sequence[Point]) -> int:
-    """The place of the first of ``wanted`` whose values ``point`` has, as far as they count in it."""
-    agree = (all(name not in point or point[name] == value for name, value in own.items()) for own in wanted)
-    return next((place for place, agrees in enumerate(agree) if agrees), len(wanted))
+def _agreeing(points: Sequence[Point], wanted: Point) -> int | None:
+    """The place of the first of ``points`` that has the values ``wanted``, as far as they count in it."""
+    return next((n for n, own in enumerate(points) if all(own.get(k, v) == v for k, v in wanted.items())), None)

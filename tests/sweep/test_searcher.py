@@ -35,15 +35,16 @@ def test_a_grid_is_every_combination_once_in_an_order_of_its_seed() -> None:
     assert first != list(space.combinations(3)), "its order tells nothing of the knobs"
 
 
-def test_what_agrees_with_the_start_comes_first() -> None:
-    start: list[Point] = [{"objective": "hard", "optimizer.lr": 0.5}, {"distill.temperature": 4.0}]
+def test_one_that_agrees_with_each_start_comes_first() -> None:
+    start: list[Point] = [{"objective": "soft", "optimizer.lr": 0.5}, {"distill.temperature": 4.0, "optimizer.lr": 1.0}]
     searcher = GridSearcher(Space(KNOBS), points=3, trials=4, seed=0, start=start)
     points = proposed(searcher)
-    assert points[0] == {"objective": "hard", "optimizer.lr": 0.5}
-    # Without a temperature it is the second's as well as anything else.
-    assert all(point.get("distill.temperature", 4.0) == 4.0 for point in points[1:])
+    assert (points[0]["objective"], points[0]["optimizer.lr"]) == ("soft", 0.5)
+    # Without a temperature it is the second's as well.
+    assert (points[1].get("distill.temperature", 4.0), points[1]["optimizer.lr"]) == (4.0, 1.0)
     assert len(points) == searcher.trials == 4
-    assert searcher.overrides("t0") == ["objective=hard", "optimizer.lr=0.5"]
+    assert len({str(point) for point in points}) == 4, "none of them comes again"
+    assert searcher.overrides("t0") == Space(KNOBS).overrides(points[0])
     assert searcher.parent("t0") is None
 
 

@@ -5,7 +5,6 @@ Ray's own classes are made here and nowhere else: its OptunaSearch over a space 
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast, final
@@ -51,7 +50,7 @@ def check_sweep(cfg: DictConfig) -> None:
     objectives_of(cfg)
     if cfg.stages and isinstance(instantiate(sweep.search), Population):
         raise ConfigError(
-            "sweep.search: a population makes stages of its own, and this experiment has some; add stages=none"
+            "sweep.search: a population makes stages of its own, beside which there are none; add stages=none"
         )
     make_scheduler(cfg)
 
@@ -98,12 +97,12 @@ def make_scheduler(cfg: DictConfig) -> TrialScheduler | None:
 
     It needs no trial of Ray's own: whatever has a ``trial_id`` will do.
     """
-    scheduler: Scheduler | None = instantiate(cfg.sweep.scheduler) or None
-    if scheduler is None:
+    if "_target_" not in (cfg.sweep.scheduler or {}):  # none, whatever settings an experiment gave another one
         return None
+    scheduler: Scheduler = instantiate(cfg.sweep.scheduler)
     if isinstance(instantiate(cfg.sweep.search), Population):
         raise ConfigError(
-            "sweep.scheduler: a population stops its worst by itself; take scheduler@sweep.scheduler=none"
+            "sweep.scheduler: a population replaces its worst by itself; take scheduler@sweep.scheduler=none"
         )
     metric, mode = next(iter(objectives_of(cfg).items()))
     if scheduler.grace > cfg.fit.epochs:
@@ -127,7 +126,7 @@ def make_scheduler(cfg: DictConfig) -> TrialScheduler | None:
         mode=mode,
         grace_period=scheduler.grace,
         min_samples_required=scheduler.least,
-        min_time_slice=sys.maxsize,  # never pauses a trial to let others come as far
+        min_time_slice=cast(int, float("inf")),  # never pauses a trial to let others come as far
     )
 
 
@@ -184,7 +183,10 @@ class OptunaSearcher(SpaceSearcher):
         )
 
     def suggest(self, trial_id: str) -> Point | str | None:
-        self._search.suggest(trial_id)
+        with warnings.catch_warnings():
+            # On a busy machine; there is nothing in it but the choice.
+            warnings.filterwarnings("ignore", message="Define-by-run function")
+            self._search.suggest(trial_id)
         self._points[trial_id] = self._latest
         return self._latest
 
