@@ -168,6 +168,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def _explain_missing_file(error: MissingConfigException) -> str:
+    if str(error.missing_cfg_file).startswith("hydra/launcher/submitit"):
+        return "hydra/launcher=slurm: needs a package that is not installed: pip install 'qtrain[slurm]'"
     group, _, option = str(error.missing_cfg_file or "").partition("/")
     folder = conf_dir() / group
     options = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))

@@ -4,10 +4,27 @@ from __future__ import annotations
 
 import json
 
+import hydra
 import pytest
+from hydra.errors import MissingConfigException
 
+from qtrain.tasks import conf_dir
+from qtrain.tasks.config import explain
 from tests.slurm.scenes import Played
 from tests.slurm.trainings import STEPS, metrics
+
+
+def test_the_launcher_composes_and_builds() -> None:
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = hydra.compose("config", overrides=["hydra/launcher=slurm"], return_hydra_config=True)
+        launcher = hydra.utils.instantiate(cfg.hydra.launcher)
+    assert launcher.params["tasks_per_node"] == 1 and launcher.params["signal_delay_s"] == 300
+
+
+def test_what_is_missing_is_named() -> None:
+    """As Hydra puts it where the plugin is not installed."""
+    error = MissingConfigException("", missing_cfg_file="hydra/launcher/submitit_slurm")
+    assert explain(error).endswith("pip install 'qtrain[slurm]'")
 
 
 @pytest.mark.scene("array")
