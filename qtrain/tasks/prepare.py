@@ -190,11 +190,8 @@ def convert(cfg: DictConfig, model: nn.Module, example: torch.Tensor) -> Convert
 
 
 def rehearse(cfg: DictConfig, data: VisionData) -> None:
-    """Convert a model that nobody keeps, so that what cannot be quantised is said before hours of pretraining.
-
-    Only where weights have to be trained first; otherwise the conversion itself is next.
-    """
-    if not cfg.quantize.enabled or cfg.model.get("weights") is not None:
+    """Convert a model that nobody keeps, so that what cannot be quantised is said before hours of pretraining."""
+    if not cfg.quantize.enabled:
         return
     logger = logging.getLogger("qtrain.convert")
     level = logger.level

@@ -52,6 +52,25 @@ def full_precision_weights(node: DictConfig, cfg: DictConfig, data: VisionData) 
     """
     if node.get("weights") is not None or node.get("pretrained", False):
         return None
+    key, kept = _kept(node, cfg, data)
+    if kept.is_file():
+        log.info("full-precision %s: found %s", node.name, kept)
+        return str(kept)
+    # Jobs that start together, an array's for instance, need the same weights: one trains them, the others wait.
+    with only_run_in(kept.parent, wait_until=kept.is_file):
+        if not kept.is_file():
+            _train(node, cfg, data, kept.parent, kept, identity=key)
+    return str(kept)
+
+
+def must_train(node: DictConfig, cfg: DictConfig, data: VisionData) -> bool:
+    """Whether :func:`full_precision_weights` would begin with hours of training."""
+    own = node.get("weights") is not None or node.get("pretrained", False)
+    return not own and not _kept(node, cfg, data)[1].is_file()
+
+
+def _kept(node: DictConfig, cfg: DictConfig, data: VisionData) -> tuple[str, Path]:
+    """The key of weights for the model of ``node``, and the file where they are or will be."""
     recipe = cfg.full_precision
     depends_on = {
         "model": OmegaConf.to_container(node, resolve=True),
@@ -60,16 +79,7 @@ def full_precision_weights(node: DictConfig, cfg: DictConfig, data: VisionData) 
         "seed": cfg.seed,
     }
     key = config_hash(depends_on)
-    folder = Path(recipe.folder).expanduser() / f"{data.info.name}-{node.name}-{key}"
-    kept = folder / "model.safetensors"
-    if kept.is_file():
-        log.info("full-precision %s: found %s", node.name, kept)
-        return str(kept)
-    # Jobs that start together, an array's for instance, need the same weights: one trains them, the others wait.
-    with only_run_in(folder, wait_until=kept.is_file):
-        if not kept.is_file():
-            _train(node, cfg, data, folder, kept, identity=key)
-    return str(kept)
+    return key, Path(recipe.folder).expanduser() / f"{data.info.name}-{node.name}-{key}" / "model.safetensors"
 
 
 def _train(node: DictConfig, cfg: DictConfig, data: VisionData, folder: Path, kept: Path, *, identity: str) -> None:

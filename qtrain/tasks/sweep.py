@@ -57,6 +57,7 @@ def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
             if started:
                 ray.shutdown()
         if interrupted:
+            log.warning("%d trials have ended; the same command goes on with the others", len(ledger.trials))
             raise RunInterruptedError(signum=interrupted, resume_point=ledger.path)
         if cfg.sweep.test_front:
             test_front(cfg, ledger)

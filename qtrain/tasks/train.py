@@ -29,7 +29,7 @@ from qtrain.tasks.instantiate import instantiate
 from qtrain.tasks.load import depends_on, load_data
 from qtrain.tasks.lock import only_run_in
 from qtrain.tasks.picture import keep_picture
-from qtrain.tasks.pretrain import full_precision_weights
+from qtrain.tasks.pretrain import full_precision_weights, must_train
 from qtrain.tasks.run_stage import Trained, run_stage
 from qtrain.tasks.stages import Stage, StageState, stages_of
 from qtrain.tasks.summary import FINISHED
@@ -68,9 +68,12 @@ def _train(cfg: DictConfig, folder: Path, loggers: tuple[Logger, ...], *, keep_l
     data = load_data(cfg)
     keep_picture(data, folder)
     stages = stages_of(cfg, folder)
+    # With the weights at hand the conversion itself is next, and in later stages it comes soon.
+    rehearsed = cfg.quantize.enabled and must_train(cfg.model, cfg, data)
     for stage in stages:
         _check(stage.cfg)
-        prepare.rehearse(stage.cfg, data)
+        if rehearsed:
+            prepare.rehearse(stage.cfg, data)
     # A full-precision run starts from what its config names, a quantised one from trained weights in any case.
     weights = full_precision_weights(cfg.model, cfg, data) if cfg.quantize.enabled else None
     full_precision = kept(
