@@ -1,4 +1,4 @@
-"""A SLURM cluster of two nodes on this machine: Debian's slurmctld, slurmd and munge, and a namespace for each node.
+"""A SLURM cluster of four nodes on this machine: Debian's slurmctld, slurmd and munge, and a namespace for each node.
 
 A node has its own network, host name, process numbers, /dev/shm and /tmp/ray, so that jobs find each other by name as
 on a real cluster, and so that a node can crash: one SIGKILL takes all that runs on it. Starting takes two seconds.
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import final
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "scontrol", "munged", "ip", "nsenter", "unshare", "setpriv")
-NODES = ("node1", "node2")
+NODES = ("node1", "node2", "node3", "node4")
 CPUS = 4
 
 GRACE_S = 40
@@ -51,7 +51,8 @@ def _path() -> str:
 class Cluster:
     """Started by ``with``; what it started is ended by process number when the block ends.
 
-    Partitions: ``high`` preempts ``low`` with a grace time, and ``debug`` is left alone by both. No accounting.
+    Nodes 1 and 2 are the partition ``debug``, where nothing but jobs happens. Nodes 3 and 4 are ``high`` and ``low``,
+    of which the first preempts the second with a grace time; they are those that crash. No accounting.
     """
 
     def __init__(self) -> None:
@@ -219,7 +220,7 @@ class Cluster:
             raise AssertionError("\n".join([str(error), *logs])) from error
 
     def _idle(self) -> bool:
-        command = ["sinfo", "--noheader", "--Node", "--partition=debug", "--states=idle", "--format=%N"]
+        command = ["sinfo", "--noheader", "--Node", "--partition=debug,high", "--states=idle", "--format=%N"]
         done = subprocess.run(command, env=self.environment(), capture_output=True, text=True)
         return sorted(done.stdout.split()) == sorted(NODES)
 
@@ -268,9 +269,9 @@ class Cluster:
             for i, node in enumerate(NODES, start=1)
         ]
         partitions = [
-            "PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=5 PreemptMode=OFF",
-            "PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10",
-            f"PartitionName=low Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 GraceTime={GRACE_S}",
+            "PartitionName=debug Nodes=node[1-2] Default=YES MaxTime=INFINITE State=UP PreemptMode=OFF",
+            "PartitionName=high Nodes=node[3-4] MaxTime=INFINITE State=UP PriorityTier=10",
+            f"PartitionName=low Nodes=node[3-4] MaxTime=INFINITE State=UP PriorityTier=1 GraceTime={GRACE_S}",
         ]
         # cred_expire also says how long a requeued job has to wait: 120 s if nothing is said, and 5 s is the least.
         options = f"""

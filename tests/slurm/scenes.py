@@ -101,22 +101,22 @@ def preempted(trainings: Trainings) -> Run:
 
 def crashed_node(trainings: Trainings) -> Run:
     """The second node dies in the middle of an epoch, and is back some seconds later."""
-    run = trainings.submit("crashed_node", SLOW % ("null", 0.2))
+    run = trainings.submit("crashed_node", SLOW % ("null", 0.2), sbatch=("--nodes=2", "--partition=high"))
     run.wait_for_step(10)
-    trainings.cluster.crash("node2")
+    trainings.cluster.crash("node4")
     time.sleep(3)
-    trainings.cluster.up("node2")
+    trainings.cluster.up("node4")
     run.ended()
     return run
 
 
 def crashed_first_node(trainings: Trainings) -> Run:
     """The node of the batch script dies, and with it all that could requeue the job from within."""
-    run = trainings.submit("crashed_first_node", SLOW % ("null", 0.2))
+    run = trainings.submit("crashed_first_node", SLOW % ("null", 0.2), sbatch=("--nodes=2", "--partition=high"))
     run.wait_for_step(10)
-    trainings.cluster.crash("node1")
-    until(lambda: trainings.cluster.state(run.job) != "RUNNING", seconds=60, what="SLURM to miss node1")
-    trainings.cluster.up("node1")
+    trainings.cluster.crash("node3")
+    until(lambda: trainings.cluster.state(run.job) != "RUNNING", seconds=60, what="SLURM to miss node3")
+    trainings.cluster.up("node3")
     run.ended()
     return run
 
@@ -173,26 +173,32 @@ SIDE_BY_SIDE: dict[str, Callable[[Trainings], Run]] = {
     "array": array,
     "multirun": multirun,
     "batch_files": batch_files,
+    "sweep": sweep,
 }
-ALONE: dict[str, Callable[[Trainings], Run]] = {
+"""Scenes on the first two nodes."""
+
+ONE_BY_ONE: dict[str, Callable[[Trainings], Run]] = {
     "preempted": preempted,
     "crashed_node": crashed_node,
     "crashed_first_node": crashed_first_node,
-    "sweep": sweep,
 }
-SCENES = ["undisturbed", *SIDE_BY_SIDE, *ALONE]
+"""Scenes that need the other two nodes for themselves."""
+
+SCENES = ["undisturbed", *SIDE_BY_SIDE, *ONE_BY_ONE]
 
 
 def play(trainings: Trainings, names: Sequence[str]) -> dict[str, Played]:
     """Play the scenes; the undisturbed one first, in any case, which leaves full-precision weights to the others."""
     played = {"undisturbed": _play(undisturbed, trainings)}
+
+    def one_by_one() -> dict[str, Played]:
+        return {name: _play(scene, trainings) for name, scene in ONE_BY_ONE.items() if name in names}
+
     with ThreadPoolExecutor(max_workers=4) as pool:
+        others = pool.submit(one_by_one)
         waiting = {name: pool.submit(_play, scene, trainings) for name, scene in SIDE_BY_SIDE.items() if name in names}
-    played |= {name: future.result() for name, future in waiting.items()}
-    for name, scene in ALONE.items():
-        if name in names:
-            played[name] = _play(scene, trainings)
-    return played
+        played |= {name: future.result() for name, future in waiting.items()}
+        return played | others.result()
 
 
 def _play(scene: Callable[[Trainings], Run], trainings: Trainings) -> Played:
