@@ -25,6 +25,7 @@ from qtrain.lit.slurm import SlurmJob
 log = logging.getLogger(__name__)
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Of several that come, the last of these counts: SLURM follows SIGUSR1 by SIGTERM where saving takes too long."""
 
 LAST_WAIT_S = 600
 """How long a process whose job is requeued waits to be ended by SLURM, which takes ``KillWait`` (30 s) at the most."""
@@ -57,7 +58,7 @@ def wait_for_the_end() -> None:
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if _asked_to_end.is_set():
-        return
+        os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(LAST_WAIT_S)
 
 
@@ -92,13 +93,13 @@ def requeue_outside_of_training() -> Iterator[None]:
 
 @final
 class SignalNote:
-    """Remembers SIGINT, SIGUSR1 or SIGTERM (the last of these that came, in this order) until ``restore()``.
+    """Remembers which of the handled signals came, until ``restore()``.
 
     The second Ctrl-C does what the first would have done without this: it interrupts at once.
     """
 
     def __init__(self) -> None:
-        self.signum: int | None = None
+        self.signum: signal.Signals | None = None
         self._previous: dict[int, Any] = {}
         self._pid = -1
         self._closing = False
@@ -138,7 +139,8 @@ class SignalNote:
             if signum == signal.SIGTERM:
                 _asked_to_end.set()
             return
-        self.signum = max(signum, self.signum or 0)
+        if self.signum is None or HANDLED.index(signum) > HANDLED.index(self.signum):
+            self.signum = signal.Signals(signum)
         log.warning(
             "%s: stopping after this batch (during validation: after it); Ctrl-C again stops at once",
             signal.Signals(signum).name,

@@ -40,7 +40,12 @@ class SlurmJob:
         return f"SLURM job {self.number}" + (f", restarted {_times(self.restarts)}" if self.restarts else "")
 
     def requeue(self) -> bool:
-        """Ask SLURM to end this job and to start it anew; whether it will. Why not is logged."""
+        """Ask SLURM to end this job and to start it anew; whether it will. Why not is logged.
+
+        A job that is being cancelled is left alone: SLURM would bring it back.
+        """
+        if "JobState=CANCELLED" in self._shown():
+            return False
         done = _scontrol("requeue", self.number)
         if done.returncode != 0:
             log.warning("SLURM job %s cannot be requeued (%s)", self.number, done.stderr.strip() or done.returncode)
@@ -51,9 +56,12 @@ class SlurmJob:
 
         A preemption's SIGTERM looks like that of ``scancel``; ``scontrol`` tells them apart.
         """
-        shown = _scontrol("show", "job", "--oneliner", self.number).stdout
+        shown = self._shown()
         time = re.search(r"PreemptTime=(\S+)", shown)
         return time is not None and time.group(1) not in ("None", "Unknown") and "JobState=RUNNING" in shown
+
+    def _shown(self) -> str:
+        return _scontrol("show", "job", "--oneliner", self.number).stdout
 
 
 def _times(number: int) -> str:

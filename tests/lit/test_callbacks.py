@@ -266,6 +266,17 @@ def test_the_note_remembers_and_the_second_ctrl_c_interrupts() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_wish_to_go_on_is_not_lost_when_sigterm_follows() -> None:
+    note = SignalNote()
+    note.install()
+    try:
+        for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
+            os.kill(os.getpid(), signum)
+        assert note.signum == signal.SIGUSR1
+    finally:
+        note.restore()
+
+
 def test_a_forked_worker_does_not_take_the_signal_for_its_own() -> None:
     note = SignalNote()
     note.install()

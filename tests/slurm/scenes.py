@@ -61,9 +61,9 @@ def usr1(trainings: Trainings) -> Run:
 def time_limit(trainings: Trainings) -> Run:
     """The first start would take longer than the job may.
 
-    SLURM sends the signal up to a minute early, so it comes 45 s after the start or later.
+    SLURM sends the signal up to a minute early, so it comes in the first half of the two minutes that the job has.
     """
-    run = trainings.submit("time_limit", SLOW % ("null", 4), sbatch=("--nodes=2", "--time=2", "--signal=USR1@15"))
+    run = trainings.submit("time_limit", SLOW % ("null", 2), sbatch=("--nodes=2", "--time=2", "--signal=USR1@60"))
     run.ended()
     return run
 

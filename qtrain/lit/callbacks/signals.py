@@ -20,7 +20,7 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from qtrain.lit.checkpoint import list_resume_points
 from qtrain.lit.resume import ResumePoints
-from qtrain.lit.signals import RunInterruptedError, SignalNote
+from qtrain.lit.signals import HANDLED, RunInterruptedError, SignalNote
 from qtrain.lit.slurm import SlurmJob
 
 log = logging.getLogger(__name__)
@@ -71,17 +71,17 @@ class StopOnSignal(Checkpoint):
             self.resume_points.on_train_epoch_end(trainer, pl_module)
             self._stop(trainer, signum)
 
-    def _agreed(self, trainer: pl.Trainer, batch_idx: int) -> int:
-        """The signal that some rank got, the same number on each of them; 0 for none."""
-        signum = self.note.signum or 0
+    def _agreed(self, trainer: pl.Trainer, batch_idx: int) -> signal.Signals | None:
+        """The signal that some rank got, the same on each of them."""
         if trainer.world_size == 1:
-            return signum
+            return self.note.signum
         if (batch_idx + 1) % self.agree_every_n_steps != 0:
-            return 0
-        mine = torch.tensor(signum, device=trainer.strategy.root_device)
-        return int(trainer.strategy.reduce(mine, reduce_op="max"))
+            return None
+        rank = 0 if self.note.signum is None else 1 + HANDLED.index(self.note.signum)
+        most = trainer.strategy.reduce(torch.tensor(rank, device=trainer.strategy.root_device), reduce_op="max")
+        return HANDLED[int(most) - 1] if int(most) else None
 
-    def _stop(self, trainer: pl.Trainer, signum: int) -> None:
+    def _stop(self, trainer: pl.Trainer, signum: signal.Signals) -> None:
         self.note.close()
         points = list_resume_points(self.resume_points.folder)
         newest: Path | None = points[-1][1] if points else None
