@@ -17,7 +17,7 @@ from qtrain.tasks.tracking import sweep_group
 COMPOSED = "composed.json"
 """The whole config of a trial in its run's folder, for the worker, which so has nothing to compose."""
 
-NOT_OF_A_TRIAL = ("task", "name", "run_dir", "output", "resume", "overwrite", "results", "report", "select", "variants")
+NOT_OF_A_TRIAL = ("task", "name", "run_dir", "output", "resume", "overwrite", "results", "report", "select")
 """Keys of the sweep's own overrides that say nothing of a trial's run."""
 
 
@@ -65,7 +65,7 @@ def always(cfg: DictConfig) -> list[str]:
     if cfg.variants:
         overrides.append("variants=null")
     if cfg.sweep.workers > 1:
-        overrides += [f"trainer.devices={cfg.sweep.workers}", "trainer.strategy=ddp"]
+        overrides.append(f"trainer.devices={cfg.sweep.workers}")
     return overrides
 
 
