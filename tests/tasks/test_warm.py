@@ -1,4 +1,4 @@
-"""What runs of one process share: values, never objects that one of them changes, and random numbers as if made anew."""
+"""What runs of one process share: values that none of them changes, and random numbers as if made anew."""
 
 from __future__ import annotations
 

@@ -11,15 +11,17 @@ from qtrain.tasks.config import compose
 from qtrain.tasks.sweeping.configs import Configs, always, joined, read_config
 from qtrain.tasks.targets import ConfigError
 
-SWEEP = ["task=sweep", "+experiment=quickstart", "objective=hard", "teacher=none", "variants=null", "name=mine",
-         "+sweep.space.objective=[soft,hard]", "search@sweep.search=grid", "sweep.trials=3", "results=here.csv"]  # fmt: skip
+SWEEP = """
+    task=sweep +experiment=quickstart objective=hard teacher=none variants=null name=mine results=here.csv
+    +sweep.space.objective=[soft,hard] search@sweep.search=grid sweep.trials=3
+""".split()
 
 
 def test_a_trial_is_what_its_overrides_compose(tmp_path: Path) -> None:
     configs = Configs(compose(SWEEP), SWEEP, folder=tmp_path)
     key, overrides = configs(["teacher=cifar_resnet20", "objective=soft"])
-    assert overrides == ["+experiment=quickstart", "teacher=cifar_resnet20", "objective=soft", "task=train",
-                         "fit.final_test=false", "data.val_fraction=0.1"]  # fmt: skip
+    own = ["+experiment=quickstart", "variants=null", "teacher=cifar_resnet20", "objective=soft"]
+    assert overrides == [*own, "task=train", "fit.final_test=false", "data.val_fraction=0.1"]
     assert record.identity_of(compose(overrides)) == key
     kept = read_config(tmp_path / key, name="0001", knobs={"objective": "soft"})
     assert record.identity_of(kept) == key
@@ -27,13 +29,9 @@ def test_a_trial_is_what_its_overrides_compose(tmp_path: Path) -> None:
 
 
 def test_what_says_how_a_sweep_is_run_does_not_change_its_trials(tmp_path: Path) -> None:
-    keys = {
-        Configs(compose(typed), typed, folder=tmp_path)(["optimizer.lr=0.01"])[0]
-        for typed in (
-            SWEEP,
-            [*SWEEP, "sweep.trials=9", "sweep.parallel=1", f"output={tmp_path}", "+sweep.space.seed=[1]"],
-        )
-    }
+    other = [*SWEEP, "sweep.trials=9", "sweep.parallel=1", f"output={tmp_path}", "+sweep.space.seed=[1]"]
+    typed = [Configs(compose(own), own, folder=tmp_path) for own in (SWEEP, other)]
+    keys = {configs(["optimizer.lr=0.01"])[0] for configs in typed}
     assert len(keys) == 1
 
 
