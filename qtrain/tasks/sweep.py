@@ -22,7 +22,7 @@ from qtrain.tasks.stages import stages_of
 from qtrain.tasks.sweeping import engine
 from qtrain.tasks.sweeping.closing import show, test_front
 from qtrain.tasks.sweeping.configs import Configs
-from qtrain.tasks.sweeping.ground import check_folder, check_machines, check_seen_from_all, start_ray
+from qtrain.tasks.sweeping.ground import check_folder, check_machines, check_seen_from_all, room, start_ray
 from qtrain.tasks.sweeping.journal import Journal
 from qtrain.tasks.sweeping.judge import Judge
 from qtrain.tasks.sweeping.ledger import Ledger
@@ -86,8 +86,7 @@ def _run_trials(cfg: DictConfig, overrides: Sequence[str], ledger: Ledger, stora
         ended=ledger.trials,
         record=ledger.write,
         trials=trials,
-        # Ray itself counts where it was told how many places there are.
-        parallel=None if place else cfg.sweep.parallel,
+        parallel=_parallel(cfg, counted=bool(place)),
         again=judge.again if judge is not None else lambda event: None,
     )
     ledger.complete(proposals)
@@ -129,3 +128,12 @@ def _run_trials(cfg: DictConfig, overrides: Sequence[str], ledger: Ledger, stora
         if end.signum is None and end.out_of_time:
             record.unfinished("the time budget was over")
     return end.signum
+
+
+def _parallel(cfg: DictConfig, *, counted: bool) -> int | None:
+    """How many trials may run at once; ``None`` where Ray finds out, by resources or by places ``counted`` there."""
+    most = None if counted else cfg.sweep.parallel
+    if cfg.sweep.workers == 1:
+        return most
+    # What waits for workers of its own takes no resources that Ray could count.
+    return min(room(cfg), most or room(cfg))

@@ -41,8 +41,8 @@ ENVIRONMENT = {
 }  # fmt: skip
 """What Ray is told by the environment, where the user says nothing else."""
 
-NEXT_TO_NOTHING = 0.001
-"""CPUs of a process that only waits for others; Ray wants some resource for each."""
+NEXT_TO_NOTHING = {"memory": 1.0}
+"""Bytes of a process that only waits for others; Ray wants some resource for each."""
 
 _STORE = Warm()
 """What this worker keeps between its trials."""
@@ -249,7 +249,7 @@ def run_trials(
     ``place`` is what Ray keeps for a trial besides the resources of its workers.
     """
     alone = setting.workers == 1
-    bundle = {**place, **(setting.resources if alone else {})} or {"CPU": NEXT_TO_NOTHING}
+    bundle = {**place, **(setting.resources if alone else {})} or NEXT_TO_NOTHING
     trainable = tune.with_parameters(train_trial, setting=setting)
     tuner = tune.Tuner(
         tune.with_resources(trainable, tune.PlacementGroupFactory([bundle])),

@@ -77,14 +77,23 @@ def check_machines(cfg: DictConfig) -> tuple[dict[str, float], dict[str, float]]
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for kind, amount in wanted.items():
         most = max((machine.get(kind, 0.0) for machine in machines), default=0.0)
-        times = cfg.sweep.workers if len(machines) == 1 else 1
-        if amount * times > most:
+        asked = amount * cfg.sweep.workers
+        if asked > most:
             raise ConfigError(
-                f"sweep.resources.{kind.lower()}: a trial asks for {amount * times:g} and no machine has more than "
+                f"sweep.resources.{kind.lower()}: a trial asks for {asked:g} and no machine has more than "
                 f"{most:g}; ask for less, or attach to a larger cluster (sweep.address)"
             )
     limited = any(TRIAL in machine for machine in machines)
     return {kind: amount for kind, amount in wanted.items() if amount}, {TRIAL: 1.0} if limited else {}
+
+
+def room(cfg: DictConfig) -> int:
+    """How many trials of several workers fit on the cluster, each on one machine."""
+    wanted = {"CPU": cfg.sweep.resources.cpu * cfg.sweep.workers, "GPU": cfg.sweep.resources.gpu * cfg.sweep.workers}
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(
+        int(min(machine.get(kind, 0.0) // amount for kind, amount in wanted.items() if amount)) for machine in machines
+    )
 
 
 def check_seen_from_all(folder: Path) -> None:

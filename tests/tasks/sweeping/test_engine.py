@@ -199,14 +199,32 @@ def test_asha_stops_trials_and_tells_the_search(cluster: None, cache: Path, tmp_
     assert reported and max(reported) < 4, "the last epoch is told by the end"
 
 
+def test_a_trial_of_two_workers_is_the_run_of_two_devices(cluster: None, cache: Path, tmp_path: Path) -> None:
+    more = ["+sweep.space={optimizer.lr: [0.03]}", "sweep.trials=1", "sweep.workers=2", "sweep.test_front=false"]
+    _, (trial,) = sweep(tmp_path / "sweep", cache, *more)
+    assert (trial.status, trial.epochs) == ("finished", 2), trial.reason
+    assert "trainer.devices=2" in trial.overrides
+    again = rows(alone(trial, tmp_path / "alone"))
+    assert again[-1]["top1"] == trial.figures["top1"]
+    assert again == rows(tmp_path / "sweep" / "adhoc" / "sweep" / "trials" / trial.key)
+
+
 def test_time_that_is_over_stops_trials_and_more_time_goes_on_with_them(
     cluster: None, cache: Path, tmp_path: Path
 ) -> None:
     more = ["+sweep.space={optimizer.lr: [0.03]}", "sweep.trials=1", "fit.epochs=400", "sweep.test_front=false"]
-    _, (trial,) = sweep(tmp_path, cache, *more, "sweep.time_budget_s=12")
-    assert (trial.status, trial.reason) == ("stopped", "the time budget was over")
-    _, again = sweep(tmp_path, cache, *more, "sweep.time_budget_s=13")
-    assert [t.id for t in again] == ["0001"] and again[0].key == trial.key
+    trials: list[Trial] = []
+    for budget in range(10, 400, 10):  # a busy machine takes long to begin
+        _, trials = sweep(tmp_path, cache, *more, f"sweep.time_budget_s={budget}")
+        if trials and trials[0].epochs:
+            break
+    (trial,) = trials
+    assert (trial.id, trial.status, trial.reason) == ("0001", "stopped", "the time budget was over")
+    # The same time again is over at once; more of it goes on with the same trial, from its resume point.
+    _, (same,) = sweep(tmp_path, cache, *more, f"sweep.time_budget_s={budget}")
+    assert same == trial
+    _, (later,) = sweep(tmp_path, cache, *more, f"sweep.time_budget_s={4 * budget}")
+    assert (later.id, later.key) == (trial.id, trial.key) and later.epochs > trial.epochs
 
 
 def test_a_folder_with_another_sweep_is_refused(swept: tuple[Path, list[Trial]], cache: Path) -> None:
