@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.helpers.wandb_server import WandbServer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,3 +41,26 @@ def shared_data() -> Path:
     if os.environ.get("QTRAIN_REQUIRE_DATA") == "1":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture
+def wandb_client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """W&B's real client as on a machine that has never seen it: no key, no settings, no server."""
+    wandb = pytest.importorskip("wandb")
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    yield
+    wandb.teardown()  # the next test has another server
+
+
+@pytest.fixture
+def wandb_server(wandb_client: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    """A W&B server on this machine, which the client finds and has a key for."""
+    from tests.helpers.wandb_server import WandbServer
+
+    server = WandbServer()
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    yield server
+    server.kill()
