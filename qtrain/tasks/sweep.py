@@ -90,12 +90,16 @@ def _run_trials(cfg: DictConfig, overrides: Sequence[str], ledger: Ledger, stora
         again=judge.again if judge is not None else lambda event: None,
     )
     ledger.complete(proposals)
+    if left_s == 0:
+        log.warning("sweep.time_budget_s: earlier commands have spent %.0f s, which is all; give more", spent_s)
+        return None
     end = engine.EndOfSweep(left_s)
     title = f"sweep {cfg.experiment or ledger.folder.name}"
     with LiveTable(
         title=title,
         objectives=ledger.objectives,
         epochs=epochs,
+        space=cfg.sweep.space,
         trials=trials,
         time_budget_s=cfg.sweep.time_budget_s,
         spent_s=spent_s,
