@@ -45,7 +45,7 @@ def test_front(cfg: DictConfig, ledger: Ledger) -> None:
 def show(cfg: DictConfig, ledger: Ledger) -> dict[str, Any]:
     """Print the front, write the page, tell W&B; returns how many trials ended how, and each objective's best value."""
     trials = list(ledger.trials.values())
-    print_front(trials, ledger.objectives)
+    print_front(trials, ledger.objectives, space=cfg.sweep.space)
     spent = spending(trials, cfg.fit.epochs)
     print(
         f"\n{spent.counted()}; {spent.epochs:g} epochs, full training of all {spent.full_epochs:g} ({spent.share:.0%})"
