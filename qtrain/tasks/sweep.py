@@ -17,6 +17,7 @@ import ray
 from omegaconf import DictConfig
 
 from qtrain.lit.signals import RunInterruptedError
+from qtrain.sweep.space import Space
 from qtrain.tasks.load import load_data
 from qtrain.tasks.stages import stages_of
 from qtrain.tasks.sweeping import engine
@@ -29,7 +30,7 @@ from qtrain.tasks.sweeping.ledger import Ledger
 from qtrain.tasks.sweeping.live import LiveTable
 from qtrain.tasks.sweeping.proposals import Proposals
 from qtrain.tasks.sweeping.search import check_sweep, make_scheduler, make_searcher
-from qtrain.tasks.sweeping.space import make_space
+from qtrain.tasks.sweeping.space import make_space, rehearse
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +49,15 @@ def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     check_folder(folder, "run_dir")
     check_folder(storage, "sweep.storage")
     with Ledger.of(cfg, overrides, folder) as ledger:
+        space = make_space(cfg, load_data(cfg))
+        configs = Configs(cfg, overrides, folder=ledger.runs)
+        if not ledger.begun:
+            rehearse(cfg, space, configs.config)
         for name, value in engine.ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         started = start_ray(cfg)
         try:
-            interrupted = _run_trials(cfg, overrides, ledger, storage)
+            interrupted = _run_trials(cfg, space, configs, ledger, storage)
         finally:
             if started:
                 ray.shutdown()
@@ -64,13 +69,13 @@ def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
         return show(cfg, ledger)
 
 
-def _run_trials(cfg: DictConfig, overrides: Sequence[str], ledger: Ledger, storage: Path) -> int | None:
+def _run_trials(cfg: DictConfig, space: Space, configs: Configs, ledger: Ledger, storage: Path) -> int | None:
     """Run the trials that are left; returns the signal that stopped them, if one did."""
     resources, place = check_machines(cfg)
     check_seen_from_all(ledger.folder)
     threads = max(1, int(cfg.sweep.resources.cpu))
     epochs = sum(stage.cfg.fit.share * stage.cfg.fit.epochs for stage in stages_of(cfg, ledger.folder))
-    search = make_searcher(cfg, make_space(cfg, load_data(cfg)))
+    search = make_searcher(cfg, space)
     scheduler, first = make_scheduler(cfg), next(iter(ledger.objectives))
     journal = Journal(ledger.folder)
     spent_s = journal.spent_s
@@ -81,7 +86,7 @@ def _run_trials(cfg: DictConfig, overrides: Sequence[str], ledger: Ledger, stora
     trials = search.trials if search.trials is not None else cfg.sweep.trials
     proposals = Proposals(
         search,
-        compose=Configs(cfg, overrides, folder=ledger.runs),
+        compose=configs,
         journal=journal,
         ended=ledger.trials,
         record=ledger.write,

@@ -34,7 +34,7 @@ class Configs:
 
     def __call__(self, changes: Sequence[str]) -> tuple[str, list[str]]:
         """Identity and overrides of the trial in which the knobs make ``changes``. Raises ``ConfigError``."""
-        overrides = joined([*self._own, *changes, *self._always])
+        overrides = self._overrides(changes)
         if (known := self._keys.get(tuple(overrides))) is not None:
             return known, overrides
         cfg = compose(overrides)
@@ -45,6 +45,13 @@ class Configs:
                 logger.group, logger.job_type = self._group, "trial"
         write_text(self.folder / key / COMPOSED, json.dumps(OmegaConf.to_container(cfg, resolve=True)))
         return key, overrides
+
+    def config(self, changes: Sequence[str]) -> DictConfig:
+        """What that trial would be, and nothing kept."""
+        return compose(self._overrides(changes))
+
+    def _overrides(self, changes: Sequence[str]) -> list[str]:
+        return joined([*self._own, *changes, *self._always])
 
 
 def read_config(folder: Path, *, name: str, knobs: Mapping[str, Any]) -> DictConfig:

@@ -47,6 +47,11 @@ class Ledger:
             yield cls(folder, objectives_of(cfg))
 
     @property
+    def begun(self) -> bool:
+        """Whether an earlier command has asked for trials."""
+        return (self.folder / SEARCH).is_file()
+
+    @property
     def path(self) -> Path:
         return self.folder / TRIALS
 

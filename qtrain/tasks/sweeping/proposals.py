@@ -109,7 +109,8 @@ class Proposals(Searcher):
         self._tell(id, figures)
         self._ended[id] = Trial(id=id, key=self.proposals[id].key, status="finished", figures=figures or {})
         for twin in self._twins.pop(id, ()):
-            self._record(_duplicate(twin, id, self._ended[id]))
+            self._ended[twin.id] = _duplicate(twin, id, self._ended[id])
+            self._record(self._ended[twin.id])
             self._tell(twin.id, figures)
 
     def proposal_of(self, id: str) -> Proposal:
@@ -171,10 +172,12 @@ class Proposals(Searcher):
         if first == id:
             return proposal
         ended = self._ended.get(first)
-        self._record(_duplicate(proposal, first, ended))
+        duplicate = _duplicate(proposal, first, ended)
+        self._record(duplicate)
         if ended is None:
             self._twins.setdefault(first, []).append(proposal)
         else:
+            self._ended[id] = duplicate
             self._tell(id, None if ended.status == "failed" else ended.figures)
         return None
 
