@@ -68,6 +68,13 @@ class ResumePoints(Checkpoint):
         if loop.restarting and loop._combined_loader_states_to_load and loop._data_fetcher is not None:
             loop._load_combined_loader_states()
             iter(loop._data_fetcher)
+        first = trainer.strategy.broadcast(trainer.global_step)
+        if first != trainer.global_step:
+            # Of a file system that shows one machine what another does not see yet; a new start mends it.
+            raise RuntimeError(
+                f"ResumePoints: rank {trainer.global_rank} resumes at step {trainer.global_step}, rank 0 at {first}; "
+                f"do all machines see the same files in {self.folder}? Start again"
+            )
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

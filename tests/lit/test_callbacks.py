@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import pytorch_lightning as pl
@@ -315,6 +316,13 @@ def test_handlers_are_given_back_after_a_whole_run(tmp_path: Path) -> None:
     points = ResumePoints(folder=tmp_path)
     fit(Module(student()), [StopOnSignal(resume_points=points), points])
     assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_ranks_that_resume_at_different_steps_are_stopped(tmp_path: Path) -> None:
+    trainer = Mock(global_step=12, global_rank=1, fit_loop=Mock(restarting=False))
+    trainer.strategy.broadcast.return_value = 16  # what rank 0 has
+    with pytest.raises(RuntimeError, match="rank 1 resumes at step 12, rank 0 at 16"):
+        ResumePoints(folder=tmp_path).on_train_start(trainer, Module(student()))
 
 
 def test_validation_within_epochs_is_refused(tmp_path: Path) -> None:
