@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
+from wandb_workspaces.expr import And
 from wandb_workspaces.reports.v2.interface import PanelTypes
 
 COSTS = {"compression": "Times smaller than full precision", "bops": "Bit operations", "size_bytes": "Bytes"}
@@ -37,7 +38,7 @@ def make_workspace(
         sections=sections,
         settings=ws.WorkspaceSettings(max_runs=MOST_RUNS),
         runset_settings=ws.RunsetSettings(
-            filters=[ws.Metric("Group") == group] if group else [],
+            filters=And(ws.Metric("Group") == group) if group else [],
             order=[ws.Ordering(ws.Summary(accuracy), ascending=False)],
             pinned_columns=["run:displayName", *columns],
         ),
