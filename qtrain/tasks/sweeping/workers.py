@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,6 +58,8 @@ def run_with_workers(
 def _work(config: dict[str, Any]) -> None:
     """One of the processes. Ray Train has set RANK, LOCAL_RANK and the others, and has joined them in a group."""
     proposal = Proposal(**config["proposal"])
+    # The variables are torchrun's; with its name for the launch Lightning and the run's lock know what they mean.
+    os.environ.setdefault("TORCHELASTIC_RUN_ID", proposal.key)
     cfg = read_config(Path(config["folder"]), name=proposal.id, knobs=proposal.knobs)
     leads = ray_train.get_context().get_world_rank() == 0
 
