@@ -150,9 +150,10 @@ class Cluster:
             mount -t tmpfs shm /dev/shm
             mkdir -p /tmp/ray
             mount -t tmpfs ray /tmp/ray
-            exec slurmd -D -N {node} -f {self._conf}
+            exec slurmd -D -b -N {node} -f {self._conf}
         """
-        # The first process of the new PID namespace is unshare's child; with unshare goes the whole namespace.
+        # -b says that the node has booted: SLURM compares that with the start of its jobs, and would not miss those of a
+        # node that is back soon. The first process of the new PID namespace is unshare's child, and goes with it.
         enter = ["nsenter", f"--net=/run/netns/{self._netns(i)}"]
         isolate = ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
         self._nodes[node] = self._daemon(*enter, *isolate, "bash", "-ec", inside, log=log)
