@@ -152,7 +152,7 @@ class Cluster:
             mount -t tmpfs ray /tmp/ray
             exec slurmd -D -b -N {node} -f {self._conf}
         """
-        # -b says that the node has booted: SLURM compares that with the start of its jobs, and would not miss those of a
+        # -b says that the node has booted: SLURM compares that with the start of jobs, and would not miss those of a
         # node that is back soon. The first process of the new PID namespace is unshare's child, and goes with it.
         enter = ["nsenter", f"--net=/run/netns/{self._netns(i)}"]
         isolate = ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
