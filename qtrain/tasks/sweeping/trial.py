@@ -169,8 +169,9 @@ def run_trial(
                 inherit_stages(folder.parent / proposal.parent, folder)
             # A later trial may go on from the last of several stages.
             train.run(cfg, keep_last=bool(cfg.stages), show=False)
-        about |= {"status": "finished", "figures": figures_of(folder)}
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # nothing resumes from what has ended
+        about |= {"status": "finished", "figures": figures_of(folder) if leads else {}}
+        if leads:
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # nothing resumes from what has ended
     except Exception as error:
         log.warning("trial %s failed: %s", proposal.id, reason_of(error))
         folder.mkdir(parents=True, exist_ok=True)
