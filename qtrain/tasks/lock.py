@@ -41,6 +41,19 @@ BEAT_S = 15.0
 MISSED_BEATS = 4
 """So many beats without a sign, and a holder on another machine counts as dead."""
 
+_held: set[int] = set()
+"""Descriptors of locks that this process holds."""
+
+
+def _leave_to_the_parent() -> None:
+    """A forked loader worker may outlive its owner for some seconds, and must not keep the lock so long."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_the_parent)
+
 
 @final
 @dataclass(frozen=True)
@@ -89,6 +102,7 @@ def only_run_in(folder: Path, *, wait_until: Callable[[], bool] | None = None) -
         return
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    _held.add(descriptor)
     try:
         if not _take(descriptor, path, wait_until):
             yield
@@ -99,6 +113,7 @@ def only_run_in(folder: Path, *, wait_until: Callable[[], bool] | None = None) -
             finally:
                 os.ftruncate(descriptor, 0)
     finally:
+        _held.discard(descriptor)
         os.close(descriptor)
 
 

@@ -22,10 +22,13 @@ from qtrain.tasks.lock import LOCK, Holder, only_run_in
 from qtrain.tasks.targets import ConfigError
 
 HOLD = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from qtrain.tasks.lock import only_run_in
 with only_run_in(Path(sys.argv[1])):
+    if os.fork() == 0:  # as a loader worker, which lives on for some seconds if its owner is killed
+        sys.stdin.read()
+        os._exit(0)
     print("held", flush=True)
     time.sleep(60)
 """
@@ -75,9 +78,10 @@ def test_a_folder_is_free_again_after_a_run(tmp_path: Path) -> None:
 
 
 def test_a_second_run_is_refused_and_a_dead_one_is_succeeded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
-        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        assert other.stdin is not None and other.stdout is not None and other.stdout.readline() == "held\n"
         said = f"is in use by process {other.pid} on .*; wait for its end"
         with pytest.raises(ConfigError, match=said), only_run_in(tmp_path):
             pytest.fail("there were two")
@@ -89,6 +93,7 @@ def test_a_second_run_is_refused_and_a_dead_one_is_succeeded(tmp_path: Path, cap
         other.wait()
     with caplog.at_level("INFO"), only_run_in(tmp_path):
         assert f"taken over from process {other.pid} on" in caplog.text
+    other.stdin.close()
 
 
 def test_the_heartbeat_of_a_live_run_far_away_is_seen(tmp_path: Path, quick: None) -> None:
