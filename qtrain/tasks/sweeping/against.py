@@ -69,13 +69,16 @@ def against(sweep: Sweep, cost: str, theme: Theme) -> Figure | None:
         inside = max if sweep.direction(sweep.first) == "max" else min
         return unit_of(cost) * trial.figures[cost], inside(value, edge)
 
+    def beyond(trial: Trial) -> bool:
+        return place(trial)[1] != unit_of(sweep.first) * trial.figures[sweep.first]
+
     _stairs(axes, [place(trial) for trial in best], theme, cheap_left=sweep.direction(cost) == "min")
     labels = []
     for trial in sorted(shown, key=lambda trial: (trial.id in sweep.points, trial.status == "finished")):
         x, y = place(trial)
         kind = _kind(sweep, trial)
         style = STYLES[kind](theme)
-        if y == edge and kind in ("finished", "stopped"):
+        if beyond(trial) and kind in ("finished", "stopped"):
             style |= {"marker": "v" if sweep.direction(sweep.first) == "max" else "^", "clip_on": False}
         axes.plot(x, y, linestyle="None", gid=f"{MARK}{sweep.numbers[trial.id]}", **style)
         uniform = uniform_bits(trial) is not None and trial.status == "finished"
@@ -85,7 +88,7 @@ def against(sweep: Sweep, cost: str, theme: Theme) -> Figure | None:
         if trial.id in sweep.points:
             labels.append((str(sweep.points[trial.id]), x, y, theme.series[BLUE]))
     _full_precision(axes, sweep, theme)
-    cut = any(place(trial)[1] == edge for trial in shown)
+    cut = any(map(beyond, shown))
     _legend(axes, [_kind(sweep, trial) for trial in shown], theme, uniform=_any_uniform(finished), cut=cut)
     place_labels(axes, _once(labels))
     return figure

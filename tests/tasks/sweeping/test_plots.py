@@ -81,6 +81,13 @@ def test_a_collapsed_trial_does_not_press_the_others_together(sweep: Sweep) -> N
     assert legend is not None and "off the scale" in [text.get_text() for text in legend.get_texts()]
 
 
+def test_the_worst_of_all_is_on_the_scale(sweep: Sweep) -> None:
+    figure = against(Sweep(sweep.folder, sweep.config, sweep.trials[:3], sweep.objectives), "size_bytes", LIGHT)
+    assert figure is not None
+    legend = figure.axes[0].get_legend()
+    assert legend is not None and "off the scale" not in [text.get_text() for text in legend.get_texts()]
+
+
 def test_full_precision_is_a_line_where_it_is_known(sweep: Sweep) -> None:
     known = [replace(t, figures={**t.figures, "fp_top1": 97.25}) for t in sweep.trials]
     figure = against(Sweep(sweep.folder, sweep.config, known, sweep.objectives), "bops", LIGHT)
