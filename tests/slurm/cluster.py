@@ -150,10 +150,9 @@ class Cluster:
             mount -t tmpfs shm /dev/shm
             mkdir -p /tmp/ray
             mount -t tmpfs ray /tmp/ray
-            exec slurmd -D -b -N {node} -f {self._conf}
+            exec slurmd -D -N {node} -f {self._conf}
         """
-        # -b says that the node has booted: SLURM compares that with the start of jobs, and would not miss those of a
-        # node that is back soon. The first process of the new PID namespace is unshare's child, and goes with it.
+        # The first process of the new PID namespace is unshare's child; with unshare goes the whole namespace.
         enter = ["nsenter", f"--net=/run/netns/{self._netns(i)}"]
         isolate = ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
         self._nodes[node] = self._daemon(*enter, *isolate, "bash", "-ec", inside, log=log)
@@ -304,7 +303,7 @@ class Cluster:
             PreemptMode=REQUEUE
             ReturnToService=2
             SlurmctldTimeout=30
-            SlurmdTimeout=10
+            SlurmdTimeout=6
             InactiveLimit=0
             KillWait=10
             MinJobAge=3600

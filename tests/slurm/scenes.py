@@ -100,23 +100,21 @@ def preempted(trainings: Trainings) -> Run:
 
 
 def crashed_node(trainings: Trainings) -> Run:
-    """The second node dies in the middle of an epoch, and is back some seconds later."""
-    run = trainings.submit("crashed_node", SLOW % ("null", 0.2), sbatch=("--nodes=2", "--partition=high"))
-    run.wait_for_step(10)
-    trainings.cluster.crash("node4")
-    time.sleep(3)
-    trainings.cluster.up("node4")
-    run.ended()
-    return run
+    """The second node dies in the middle of an epoch, and comes back when SLURM has missed it."""
+    return _crash(trainings, "crashed_node", "node4")
 
 
 def crashed_first_node(trainings: Trainings) -> Run:
     """The node of the batch script dies, and with it all that could requeue the job from within."""
-    run = trainings.submit("crashed_first_node", SLOW % ("null", 0.2), sbatch=("--nodes=2", "--partition=high"))
+    return _crash(trainings, "crashed_first_node", "node3")
+
+
+def _crash(trainings: Trainings, name: str, node: str) -> Run:
+    run = trainings.submit(name, SLOW % ("null", 0.2), sbatch=("--nodes=2", "--partition=high"))
     run.wait_for_step(10)
-    trainings.cluster.crash("node3")
-    until(lambda: trainings.cluster.state(run.job) != "RUNNING", seconds=60, what="SLURM to miss node3")
-    trainings.cluster.up("node3")
+    trainings.cluster.crash(node)
+    until(lambda: trainings.cluster.state(run.job) != "RUNNING", seconds=120, what=f"SLURM to miss {node}")
+    trainings.cluster.up(node)
     run.ended()
     return run
 
@@ -161,7 +159,7 @@ def sweep(trainings: Trainings) -> Run:
     output = trainings.folder / "sweep.out"
     fast = ["sweep.trials=2", "sweep.start=[]", "search@sweep.search=random", "scheduler@sweep.scheduler=none"]
     run = trainings.submit_sweep(output, *fast)
-    run.ended(seconds=300)
+    run.ended(seconds=400)
     return run
 
 

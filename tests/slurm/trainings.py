@@ -57,7 +57,7 @@ class Run:
     def log(self) -> str:
         return self.output.read_text(errors="replace") if self.output.exists() else ""
 
-    def wait_for_step(self, step: int, seconds: float = 200) -> None:
+    def wait_for_step(self, step: int, seconds: float = 400) -> None:
         """Until so many optimizer steps are written to metrics.jsonl."""
 
         def there() -> bool:
@@ -66,7 +66,7 @@ class Run:
 
         until(there, seconds=seconds, what=f"step {step} of job {self.job}")
 
-    def ended(self, *states: str, seconds: float = 200) -> None:
+    def ended(self, *states: str, seconds: float = 400) -> None:
         self.cluster.wait(self.job, *states, seconds=seconds)
 
 
