@@ -155,9 +155,9 @@ def batch_files(trainings: Trainings) -> Run:
 
 
 def sweep(trainings: Trainings) -> Run:
-    """Two trials by slurm/sweep.sbatch, over two nodes of one CPU each."""
+    """Four trials by slurm/sweep.sbatch, over two nodes of one CPU each."""
     output = trainings.folder / "sweep.out"
-    fast = ["sweep.trials=2", "sweep.start=[]", "search@sweep.search=random", "scheduler@sweep.scheduler=none"]
+    fast = ["sweep.trials=4", "sweep.start=[]", "search@sweep.search=random", "scheduler@sweep.scheduler=none"]
     run = trainings.submit_sweep(output, *fast)
     run.ended(seconds=400)
     return run

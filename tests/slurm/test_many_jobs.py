@@ -8,6 +8,7 @@ import hydra
 import pytest
 from hydra.errors import MissingConfigException
 
+from qtrain.sweep.trials import read_trials
 from qtrain.tasks import conf_dir
 from qtrain.tasks.config import explain
 from tests.slurm.scenes import Played
@@ -57,7 +58,7 @@ def test_a_multirun_has_a_job_for_each_value(played: Played) -> None:
 def test_a_sweep_has_all_nodes_of_its_allocation(played: Played) -> None:
     played.check()
     assert "Ray on 2 nodes, head 10.89." in played.log
-    trials = [json.loads(line) for line in (played.folder / "trials.jsonl").read_text().splitlines()]
-    assert [trial["status"] for trial in trials] == ["finished", "finished"]
-    assert {trial["host"] for trial in trials} == {"node1", "node2"}
+    trials = read_trials(played.folder)
+    assert [trial.status for trial in trials] == ["finished"] * 4
+    assert {trial.host for trial in trials} == {"node1", "node2"}
     assert (played.folder / "sweep.html").exists()
