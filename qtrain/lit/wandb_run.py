@@ -92,6 +92,8 @@ class WandbRun(Logger):
         self._over = False
         """No more to be logged: the run has ended, W&B is off, or the client has failed."""
         self._failed = False
+        self._later: list[Callable[[wandb.Run], object]] = []
+        """Files that could not be published, since the server had gone."""
         self._online = False
         self._known_step = -1
         self._best_top1 = -math.inf
@@ -156,7 +158,7 @@ class WandbRun(Logger):
         said = (name, *files.values())
         if said not in self._used:
             self._used.add(said)
-            self._tell(lambda run: publish(run, files, name, kind, {}, used=True))
+            self._publish(lambda run: publish(run, files, name, kind, {}, used=True))
 
     def keep_files(
         self, files: Mapping[str, Path], *, name: str, kind: str, about: Mapping[str, Any] | None = None
@@ -166,7 +168,7 @@ class WandbRun(Logger):
         ``files`` have the names that they bear in it. They are read when they are uploaded, which for an offline run is
         when it is synced. ``about`` is shown with the artifact.
         """
-        self._tell(lambda run: publish(run, files, name, kind, about or {}, used=False))
+        self._publish(lambda run: publish(run, files, name, kind, about or {}, used=False))
 
     def finalize(self, status: str) -> None:
         """End the run: ``success``, ``stopped``, ``failed``, or ``interrupted`` where it will go on later."""
@@ -174,6 +176,7 @@ class WandbRun(Logger):
         if run is None:
             return
         place = Path(run.settings.sync_dir)
+        reason = None
         try:
             if status == "interrupted":
                 run.mark_preempting()
@@ -182,12 +185,37 @@ class WandbRun(Logger):
             run.finish(exit_code=int(status in ("failed", "interrupted")))
         except TimeoutError:
             reason = unreachable(self.host_timeout_s) or "uploads take longer than logger.wandb.finish_timeout_s"
-            log.warning("W&B: %s; upload the rest of this run later with `wandb sync %s`", reason, place)
         except Exception as error:
             self._fail(error)
         else:
             if self._whole and not self._online:
                 remove_parts_before(place)
+        self._finish_later(place, reason)
+
+    def _finish_later(self, place: Path, reason: str | None) -> None:
+        """Put what the server did not get where ``wandb sync`` finds it, and say so."""
+        places = [place] if reason is not None else []
+        if self._later:
+            try:
+                with environment(DATA_DIR, str(self.folder / "wandb")):
+                    part = self._init("offline")
+                    for publish_files in self._later:
+                        publish_files(part)
+                    part.finish()
+                places.append(Path(part.settings.sync_dir))
+            except Exception as error:
+                self._fail(error)
+        if places:
+            told, rest = reason or "it was out of reach for a while", " ".join(map(str, places))
+            log.warning("W&B: %s; upload the rest of this run later with `wandb sync %s`", told, rest)
+
+    def _publish(self, what: Callable[[wandb.Run], object]) -> None:
+        """Publish files, or keep them for a part of the run on the disk: with files waiting for a server that has gone
+        the client's end would wait for minutes, whatever timeout it was given."""
+        if self._run is not None and self._online and unreachable(self.host_timeout_s) is not None:
+            self._later.append(what)
+        else:
+            self._tell(what)
 
     @rank_zero_only
     def _tell(self, what: Callable[[wandb.Run], object]) -> None:

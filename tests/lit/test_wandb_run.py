@@ -97,7 +97,7 @@ def test_an_offline_run_is_whole_on_the_disk(
         {"layer": 1, "bits/weight": 2, "bits/input": 4},
     ]
     # Not a number is left out: it would be the maximum for good.
-    assert (found.summary["val/top1.max"], found.summary["val/top1.last"]) == (90.0, 88.0)
+    assert found.summary["val/top1"] == {"max": 90.0, "last": 88.0}
     assert (found.summary["best_val_top1"], found.summary["val_top1"]) == (90.0, 88.0)
     assert (found.summary["size_bytes"], found.summary["bops"]) == (1234, 6640)
     assert "top1" not in found.summary and "ptq_top1" not in found.summary
@@ -258,8 +258,8 @@ def test_the_server_dies_in_the_middle(
     run.keep_files({"s": student}, name="student", kind="model")
     close([run])
     (line,) = told(caplog)
-    (place,) = (tmp_path / "run" / "wandb").glob("run-*")
-    assert "does not answer" in line and f"wandb sync {place}" in line
+    (place,), (rest,) = (tmp_path / "run" / "wandb").glob("run-*"), parts(tmp_path / "run")
+    assert "does not answer" in line and f"wandb sync {place} {rest}" in line
 
     later = WandbRun(folder=tmp_path / "later", host_timeout_s=1.0)  # the next trial of the same worker
     rows_of(later, range(1))
@@ -268,7 +268,7 @@ def test_the_server_dies_in_the_middle(
 
     server = WandbServer()
     try:
-        sync(server, place)
+        sync(server, place, rest)
         run_state = the_run(server)
         assert [step for step, _ in figures(run_state["history"], "val/top1")] == [10 * step for step in range(60)]
         assert run_state["summary"]["size_bytes"] == 1234
