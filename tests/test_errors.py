@@ -35,7 +35,8 @@ WRONG = {
     "missing value": (["model=timm"], "missing: give model.name=..."),
     "unknown task": (
         ["task=tain"],
-        "task: must be one of train, tune, calibrate, synthesize, evaluate, report, got 'tain'; did you mean 'train'?",
+        "task: must be one of train, tune, sweep, calibrate, synthesize, evaluate, report, review, got 'tain'; "
+        "did you mean 'train'?",
     ),
     "unknown budget": (["budget=gpu"], "budget: must be one of full, cpu, probe, got 'gpu'"),
     "unknown term": (
@@ -124,6 +125,23 @@ RUN_INTO = {
         r"fit\.freeze\.layers: pattern 'nowhere\*' matches no layer with a weight",
     ),
     "tuning without a teacher": (["task=tune"], r"tune: there is no teacher to learn from; name one"),
+    "a sweep over nothing": (["task=sweep"], r"sweep\.space: the space is empty, .* add a knob"),
+    "a knob that is no knob": (
+        ["task=sweep", "+sweep.space.lr=0.1"],
+        r"sweep\.space\.lr: must be a list of values",
+    ),
+    "a direction that is none": (
+        ["task=sweep", "+sweep.space.seed=[1]", "sweep.objectives.top1=up"],
+        r"sweep\.objectives\.top1: must be max or min, got 'up'",
+    ),
+    "a start without its knob": (
+        ["task=sweep", "+sweep.space.seed=[1]", "sweep.start=[{sed:1}]"],
+        r"sweep\.start: there is no knob 'sed' in the space; did you mean 'seed'\?",
+    ),
+    "storage that cannot be written": (
+        ["task=sweep", "+sweep.space.seed=[1]", "sweep.storage=/proc/nowhere"],
+        r"sweep\.storage: cannot write to /proc/nowhere",
+    ),
     "a report of nothing": (["task=report", "report.folder=nowhere"], r"nowhere"),
     "evaluate without weights": (["task=evaluate"], r"model\.weights|checkpoint"),
 }
