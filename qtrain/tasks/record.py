@@ -35,7 +35,14 @@ def identity_of(cfg: DictConfig) -> str:
 
 
 def claim_folder(cfg: DictConfig, folder: Path) -> RunSummary | None:
-    """Make ``folder`` this run's, or return the summary of the run of this very config that has finished in it.
+    """Make ``folder`` this run's, or return what :func:`finished_run` does, and raise what it raises."""
+    if (finished := finished_run(cfg, folder)) is None:
+        _make_ready(cfg, folder)
+    return finished
+
+
+def finished_run(cfg: DictConfig, folder: Path) -> RunSummary | None:
+    """The summary of the run of this very config that has finished in ``folder``, where nothing is written.
 
     Raises ``ConfigError`` where it holds a run of another config and ``cfg.overwrite`` is false.
     """
@@ -53,7 +60,6 @@ def claim_folder(cfg: DictConfig, folder: Path) -> RunSummary | None:
             summary = read_summary(folder / SUMMARY)
             if summary.status == FINISHED:
                 return summary
-    _make_ready(cfg, folder)
     return None
 
 

@@ -32,7 +32,7 @@ from qtrain.tasks.picture import keep_picture
 from qtrain.tasks.pretrain import full_precision_weights, must_train
 from qtrain.tasks.run_stage import Trained, run_stage
 from qtrain.tasks.stages import Stage, StageState, stages_of
-from qtrain.tasks.summary import FINISHED
+from qtrain.tasks.summary import FINISHED, RunSummary
 from qtrain.tasks.table import print_summary
 from qtrain.tasks.tracking import open_loggers, tell_outcome, tell_source, tell_student
 from qtrain.tasks.warm import kept
@@ -48,17 +48,23 @@ def run(cfg: DictConfig, *, keep_last: bool = False, show: bool = True) -> dict[
     its experiment.
     """
     folder = Path(cfg.run_dir)
+    if (finished := record.finished_run(cfg, folder)) is not None:
+        return _shown(finished, folder, show)
     with only_run_in(folder):
-        if (finished := record.claim_folder(cfg, folder)) is not None:
-            log.info("%s is finished; overwrite=true runs it again", folder)
-            if show:
-                print_summary(folder.parent)
-            return {"top1": finished.top1, "fp_top1": finished.fp_top1, "ptq_top1": finished.ptq_top1}
+        if (finished := record.claim_folder(cfg, folder)) is not None:  # by another process, just now
+            return _shown(finished, folder, show)
         with open_loggers(cfg, folder) as loggers:
             metrics = _train(cfg, folder, loggers, keep_last=keep_last)
         if show:
             _show(folder)
         return metrics
+
+
+def _shown(finished: RunSummary, folder: Path, show: bool) -> dict[str, Any]:
+    log.info("%s is finished; overwrite=true runs it again", folder)
+    if show:
+        print_summary(folder.parent)
+    return {"top1": finished.top1, "fp_top1": finished.fp_top1, "ptq_top1": finished.ptq_top1}
 
 
 def _train(cfg: DictConfig, folder: Path, loggers: tuple[Logger, ...], *, keep_last: bool = False) -> dict[str, Any]:
