@@ -303,7 +303,7 @@ class Cluster:
             PreemptMode=REQUEUE
             ReturnToService=2
             SlurmctldTimeout=30
-            SlurmdTimeout=6
+            SlurmdTimeout=15
             InactiveLimit=0
             KillWait=10
             MinJobAge=3600
