@@ -207,7 +207,7 @@ class WandbRun(Logger):
                 self._fail(error)
         if places:
             told, rest = reason or "it was out of reach for a while", " ".join(map(str, places))
-            log.warning("W&B: %s; upload the rest of this run later with `wandb sync %s`", told, rest)
+            log.warning("W&B: %s; upload the rest of this run later: wandb sync --include-online %s", told, rest)
 
     def _publish(self, what: Callable[[wandb.Run], object]) -> None:
         """Publish files, or keep them for a part of the run on the disk: with files waiting for a server that has gone

@@ -259,7 +259,7 @@ def test_the_server_dies_in_the_middle(
     close([run])
     (line,) = told(caplog)
     (place,), (rest,) = (tmp_path / "run" / "wandb").glob("run-*"), parts(tmp_path / "run")
-    assert "does not answer" in line and f"wandb sync {place} {rest}" in line
+    assert "does not answer" in line and line.endswith(f"wandb sync --include-online {place} {rest}")
 
     later = WandbRun(folder=tmp_path / "later", host_timeout_s=1.0)  # the next trial of the same worker
     rows_of(later, range(1))
@@ -346,7 +346,7 @@ def test_a_typo_in_the_mode(tmp_path: Path) -> None:
 def sync(server: WandbServer, *places: Path) -> None:
     """``wandb sync``, as a user types it."""
     subprocess.run(
-        [sys.executable, "-m", "wandb", "sync", *map(str, places)],
+        [sys.executable, "-m", "wandb", "sync", "--include-online", *map(str, places)],
         env={**os.environ, **server.environment},
         check=True,
         capture_output=True,
