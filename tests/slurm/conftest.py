@@ -17,12 +17,13 @@ from tests.slurm.trainings import Trainings, write_digits
 def scenes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Played]:
     """What became of each scene that a selected test asks for by ``@pytest.mark.scene(name)``.
 
-    Where there can be no SLURM the tests are skipped, or fail if ``QTRAIN_REQUIRE_SLURM=1``.
+    They take minutes, and a machine that is busy makes daemons miss each other: played where ``QTRAIN_REQUIRE_SLURM=1``
+    asks for them, and a failure then where there can be no SLURM.
     """
+    if os.environ.get("QTRAIN_REQUIRE_SLURM") != "1":
+        pytest.skip("QTRAIN_REQUIRE_SLURM=1 plays the scenes on a SLURM cluster of the tests' own, in some minutes")
     if (reason := unavailable()) is not None:
-        if os.environ.get("QTRAIN_REQUIRE_SLURM") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        pytest.fail(reason)
     asked = {name for item in request.session.items for mark in item.iter_markers("scene") for name in mark.args}
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
