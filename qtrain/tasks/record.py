@@ -15,6 +15,7 @@ from torch import nn
 
 from qtrain.cost.count import CostReport
 from qtrain.files import whole_file, write_text
+from qtrain.lit.wandb_run import RUN_ID
 from qtrain.spec import FULL_PRECISION, Allocation, DataInfo
 from qtrain.tasks.overlay import plain_config
 from qtrain.tasks.results import append_row, config_hash, provenance
@@ -67,7 +68,7 @@ def finished_run(cfg: DictConfig, folder: Path) -> RunSummary | None:
 def _make_ready(cfg: DictConfig, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if cfg.overwrite or not cfg.resume:
-        for stale in (*folder.glob("checkpoints/*.ckpt"), folder / SUMMARY, folder / "metrics.jsonl"):
+        for stale in (*folder.glob("checkpoints/*.ckpt"), folder / SUMMARY, folder / "metrics.jsonl", folder / RUN_ID):
             stale.unlink(missing_ok=True)
         shutil.rmtree(folder / STAGES, ignore_errors=True)
     # Whole at once: other ranks look into it.
