@@ -7,12 +7,16 @@ from its own slice would be off by far more, from the first step on.
 
 from __future__ import annotations
 
+import fcntl
+import itertools
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from qtrain.tasks import conf_dir
 from qtrain.tasks.build import build_model
 from qtrain.tasks.config import compose
 from qtrain.tasks.load import load_data
@@ -40,14 +44,22 @@ INPUTS = {
 WRAPPERS = ("blend", "incremental", "oscillation", "outlier", "pruned", "quant_noise")
 
 
-def _with(side: str, name: str, bits: int) -> list[str]:
-    low = [f"quantize.bits.{side}={bits}", "quantize.bits.first=null", "quantize.bits.last=null"]
-    return [f"quantizer@quantize.{side}={name}", *low]
+ENDS_TOO = ["quantize.bits.first=null", "quantize.bits.last=null"]
+
+
+def _pairs() -> dict[str, list[str]]:
+    """Each quantizer of weights beside one of inputs, so that all are tried in half the runs."""
+    named = {}
+    for (weight, w_bits), (input, a_bits) in zip(WEIGHTS.items(), itertools.cycle(INPUTS.items()), strict=False):
+        named[f"{weight}-{input}"] = [
+            f"quantizer@quantize.weight={weight}", f"quantize.bits.weight={w_bits}",
+            f"quantizer@quantize.input={input}", f"quantize.bits.input={a_bits}", *ENDS_TOO,
+        ]  # fmt: skip
+    return named
 
 
 RUNS: dict[str, list[str]] = {
-    **{f"weight-{name}": _with("weight", name, bits) for name, bits in WEIGHTS.items()},
-    **{f"input-{name}": _with("input", name, bits) for name, bits in INPUTS.items()},
+    **_pairs(),
     **{f"around-{name}": [f"+quantizer@quantize.weight_wrapper={name}"] for name in WRAPPERS},
     "gradient-dorefa": ["gradient@quantize.gradient=dorefa"],
     "gradient-int8": ["gradient@quantize.gradient=int8"],
@@ -58,35 +70,51 @@ RUNS: dict[str, list[str]] = {
     "average": ["fit.weight_average=0.9"],
     "accumulated": ["trainer.accumulate_grad_batches=2", "fit.epochs=2"],
 }
-THREE = ("input-dynamic", "input-stochastic_rounding", "weight-lsq", "soft")
-"""Also tried on three ranks."""
+THREE = ("dynamic", "stochastic_rounding", "soft")
+"""Also tried on three ranks: runs whose names hold one of these words."""
 
 
-@pytest.fixture(scope="module")
+def _on_three() -> dict[str, list[str]]:
+    return {name: own for name, own in RUNS.items() if any(word in name for word in THREE)}
+
+
+def test_every_quantizer_is_among_the_runs() -> None:
+    known = {path.stem for path in (conf_dir() / "quantizer").glob("*.yaml")}
+    assert known == {*WEIGHTS, *INPUTS, *WRAPPERS}
+
+
+@pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A file of weights, so that nothing is trained first."""
-    torch.manual_seed(0)
     cfg = compose(SMALL)
-    model = build_model(cfg.model, load_data(cfg).info)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model(cfg.model, load_data(cfg).info)
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
     save_file(model.state_dict(), path)
     return f"model.weights={path}"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, weights: str) -> dict[int, Path]:
-    folder = tmp_path_factory.mktemp("ranks")
-    shared = [*EXACT, weights]
-    three = {name: RUNS[name] for name in THREE}
-    return {
-        1: train_on(1, RUNS, folder / "one", shared=shared),
-        2: train_on(2, RUNS, folder / "two", shared=shared),
-        3: train_on(3, three, folder / "three", shared=shared),
-    }
+    """All runs on one, two and three ranks, trained once for all workers of a parallel session."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder = folder / "ranks"
+    folder.mkdir(exist_ok=True)
+    wanted = {1: RUNS, 2: RUNS, 3: _on_three()}
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the first worker that comes trains, the others wait
+        for ranks, runs in wanted.items():
+            if not (folder / f"done{ranks}").exists():
+                train_on(ranks, runs, folder / str(ranks), shared=[*EXACT, weights])
+                (folder / f"done{ranks}").touch()
+    return {ranks: folder / str(ranks) / "adhoc" for ranks in wanted}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "ranks"), [*((name, 2) for name in RUNS), *((name, 3) for name in THREE)])
+@pytest.mark.parametrize(("name", "ranks"), [*((name, 2) for name in RUNS), *((name, 3) for name in _on_three())])
 def test_ranks_train_what_one_rank_trains(trained: dict[int, Path], name: str, ranks: int) -> None:
     one, several = trained[1] / name, trained[ranks] / name
     expected = student_of(one)
