@@ -347,6 +347,7 @@ def sync(server: WandbServer, *places: Path) -> None:
     """``wandb sync``, as a user types it."""
     subprocess.run(
         [sys.executable, "-m", "wandb", "sync", "--include-online", *map(str, places)],
+        cwd=places[0].parent,  # where the client writes what it did
         env={**os.environ, **server.environment},
         check=True,
         capture_output=True,
