@@ -20,15 +20,17 @@ log = logging.getLogger(__name__)
 POLL_S = 0.5
 
 
-def strategy_for(asked: Any, *, devices: Any, nodes: int) -> Any:
+def strategy_for(asked: Any, *, devices: Any, nodes: int, accumulated: int = 1) -> Any:
     """What Lightning's trainer gets for ``asked``: with several processes, unless something else is named, DDP.
 
     The graph of a step is the same every time, and DDP is told so: it finds out once which parameters the objective
-    does not reach (those behind a hint, for one) and waits for none of them.
+    does not reach (those behind a hint, for one) and waits for none of them. Where gradients of several batches are
+    ``accumulated`` it cannot learn that, since not every backward meets the other ranks, and looks for them each time.
     """
     if asked not in ("auto", "ddp") or (devices in (1, "1") and nodes == 1):
         return asked
-    return DDPStrategy(static_graph=True, gradient_as_bucket_view=True)
+    same = accumulated == 1
+    return DDPStrategy(static_graph=same, find_unused_parameters=not same, gradient_as_bucket_view=True)
 
 
 def wait_for_all() -> None:

@@ -102,7 +102,7 @@ def fit(
         logger=False,
         limit_val_batches=1.0 if data.info.val_size else 0,
         precision=_precision(cfg.fit.precision),
-        strategy=strategy_for(cfg.trainer.strategy, devices=cfg.trainer.devices, nodes=cfg.trainer.num_nodes),
+        strategy=_strategy(cfg.trainer),
         default_root_dir=str(folder),
     )()
     point = find_resume_point(points) if cfg.resume else None
@@ -141,6 +141,15 @@ def named_callbacks(cfg: DictConfig, journal: MetricJournal) -> dict[str, pl.Cal
             except ValueError as error:
                 raise ConfigError(f"callbacks.{name}: {error}") from error
     return made
+
+
+def _strategy(trainer: DictConfig) -> Any:
+    return strategy_for(
+        trainer.strategy,
+        devices=trainer.devices,
+        nodes=trainer.num_nodes,
+        accumulated=trainer.accumulate_grad_batches,
+    )
 
 
 def _precision(asked: str | None) -> str:

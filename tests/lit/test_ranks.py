@@ -30,6 +30,11 @@ def test_several_processes_train_with_a_graph_that_stays(asked: str, devices: in
     assert strategy._ddp_kwargs["static_graph"] is True
 
 
+def test_accumulated_gradients_have_no_graph_that_stays() -> None:
+    strategy = ranks.strategy_for("auto", devices=2, nodes=1, accumulated=4)
+    assert (strategy._ddp_kwargs["static_graph"], strategy._ddp_kwargs["find_unused_parameters"]) == (False, True)
+
+
 def test_alone_nobody_waits_and_nothing_changes() -> None:
     model = torch.nn.Linear(2, 2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
