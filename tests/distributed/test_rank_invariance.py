@@ -142,7 +142,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path, weights: str
         process.wait()
     assert not (folder / "adhoc" / "run" / "summary.json").exists(), "it was to be killed before its end"
     run = train_on(after, {"run": []}, folder, shared=shared) / "run"
-    assert "resuming from" in (folder / "rank0.log").read_text()
+    assert "Restored all states from the checkpoint" in (folder / "rank0.log").read_text()
     assert losses_of(run) == pytest.approx(losses_of(undisturbed), rel=1e-5)
     off = {name: error for name, error in distance(student_of(undisturbed), student_of(run)).items() if error > 1e-4}
     assert off == {}
