@@ -85,6 +85,12 @@ def test_a_plain_installation_trains_and_calibrates(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program, *train], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "outputs" / "adhoc" / "run" / "student.safetensors").is_file()
+    done = subprocess.run(
+        [sys.executable, "-c", program, "task=sweep", "+sweep.space.seed=[0,1]"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "qtrain: error: task=sweep: ray is not installed; pip install 'qtrain[sweep]'" in done.stderr
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
     command = [sys.executable, "-c", program, "data=synthetic", "data.test=null", "data.name=mine", "data.mean=[0.5]"]
     done = subprocess.run(
         [*command, "data.std=[0.5]", "data.in_channels=1", "task=synthesize", "model.weights=none.th"],

@@ -22,6 +22,9 @@ WITH_VARIANTS = ("train", "calibrate")
 COMPOSES = ("sweep",)
 """Tasks that compose further configs from the overrides that led to their own."""
 
+EXTRAS = {"sweep": "sweep", "review": "wandb"}
+"""Tasks that need more than a plain installation, and the extra that brings it."""
+
 
 def run_task(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Run ``cfg.task``; ``overrides`` are those that led to ``cfg``.
@@ -46,7 +49,13 @@ def run_task(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    run = importlib.import_module(f"qtrain.tasks.{cfg.task}").run
+    try:
+        run = importlib.import_module(f"qtrain.tasks.{cfg.task}").run
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get(cfg.task)
+        if extra is None or (error.name or "").startswith("qtrain"):
+            raise
+        raise ConfigError(f"task={cfg.task}: {error.name} is not installed; pip install 'qtrain[{extra}]'") from error
     figures: dict[str, Any] = run(cfg, overrides) if cfg.task in COMPOSES else run(cfg)
     return figures
 
