@@ -158,9 +158,9 @@ def _end_labels(axes: Axes, labels: Sequence[tuple[str, float]], theme: Theme, *
 
 
 def _set_height(axes: Axes, curves: Iterable[Sequence[tuple[float, float]]], best: list[float]) -> None:
-    """Show the front's curves in full; trials far below them would press all together."""
+    """Show the front's curves in full; trials far below them would press all together. Without a front, all curves."""
     values = [value for curve in curves for _, value in curve]
-    low, high = min(best), max(best)
+    low, high = min(best or values), max(best or values)
     reach = max(high - low, 0.02 * abs(high), 1e-9)
     bottom = max(min(values), low - 0.1 * reach)
     top = min(max(values), high + 0.1 * reach)

@@ -142,6 +142,17 @@ def test_curves_begin_after_the_first_epoch(sweep: Sweep) -> None:
     assert sorted(texts(figure)) == ["1", "2"]
 
 
+def test_curves_without_a_front_are_all_in_sight(sweep: Sweep) -> None:
+    """As of a sweep whose time was over before a trial had finished."""
+    stopped = [replace(trial, status="stopped") for trial in sweep.trials if trial.status == "finished"]
+    figure = learning_curves(Sweep(sweep.folder, sweep.config, stopped, sweep.objectives), LIGHT)
+    assert figure is not None
+    (axes,) = figure.axes
+    values = [y for points in marked(axes).values() for _, y in points]
+    bottom, top = axes.get_ylim()
+    assert values and bottom < min(values) and max(values) < top
+
+
 def test_importance_is_one_panel_an_objective(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     shares = {"top1": {"optimizer.lr": 0.7, "widths.layer1.0": 0.3}, "size_bytes": {"widths.layer1.0": 1.0}}
     monkeypatch.setattr(Sweep, "importance", lambda self, name: shares[name])
