@@ -223,7 +223,11 @@ def test_time_that_is_over_stops_trials_and_more_time_goes_on_with_them(
     # The same time again is over at once; more of it goes on with the same trial, from its resume point.
     _, (same,) = sweep(tmp_path, cache, *more, f"sweep.time_budget_s={budget}")
     assert same == trial
-    _, (later,) = sweep(tmp_path, cache, *more, f"sweep.time_budget_s={3 * budget}")
+    later = trial
+    for longer in range(20, 400, 20):
+        _, (later,) = sweep(tmp_path, cache, *more, f"sweep.time_budget_s={budget + longer}")
+        if later.epochs > trial.epochs:
+            break
     assert (later.id, later.key) == (trial.id, trial.key) and later.epochs > trial.epochs
 
 
