@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 NOT_IN_IMAGES = (
     "batch_size", "eval_batch_size", "val_fraction", "max_train", "max_test", "mean", "std",
-    "device", "channels_last", "workers", "cache_dir",
+    "device", "channels_last", "workers", "cache_dir", "test",
 )  # fmt: skip
 """Options that change which images are seen, when or where, and no training image; mean and std are facts as well."""
 

@@ -75,6 +75,15 @@ def test_test_images_are_those_of_the_real_set(tmp_path: Path) -> None:
     assert real.info.train_size == 0
 
 
+def test_an_identity_is_that_of_the_imagined_images_alone(tmp_path: Path) -> None:
+    folder_of(tmp_path)
+    with_test = synthetic(tmp_path, num_classes=10, test=Digits(max_test=20, mean=GREY["mean"], std=GREY["std"]))
+    alone = synthetic(tmp_path, num_classes=10)
+    for data in (with_test, alone):
+        data.setup()
+    assert json.dumps(with_test.identity(), sort_keys=True) == json.dumps(alone.identity(), sort_keys=True)
+
+
 def test_without_real_images_nothing_is_tested(tmp_path: Path) -> None:
     folder_of(tmp_path)
     data = synthetic(tmp_path)
