@@ -15,9 +15,16 @@ from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
+from qtrain.functional.ranks import world_size
+
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
+
+
+def several(*, devices: Any, nodes: int) -> bool:
+    """Whether Lightning's trainer may come to have several processes; all devices there are may be one."""
+    return nodes != 1 or devices not in (1, "1")
 
 
 def strategy_for(asked: Any, *, devices: Any, nodes: int, accumulated: int = 1) -> Any:
@@ -27,7 +34,7 @@ def strategy_for(asked: Any, *, devices: Any, nodes: int, accumulated: int = 1) 
     does not reach (those behind a hint, for one) and waits for none of them. Where gradients of several batches are
     ``accumulated`` it cannot learn that, since not every backward meets the other ranks, and looks for them each time.
     """
-    if asked not in ("auto", "ddp") or (devices in (1, "1") and nodes == 1):
+    if asked not in ("auto", "ddp") or not several(devices=devices, nodes=nodes):
         return asked
     same = accumulated == 1
     return DDPStrategy(static_graph=same, find_unused_parameters=not same, gradient_as_bucket_view=True)
@@ -35,7 +42,7 @@ def strategy_for(asked: Any, *, devices: Any, nodes: int, accumulated: int = 1) 
 
 def wait_for_all() -> None:
     """Return when every rank has come here; at once where there is one."""
-    if dist.is_available() and dist.is_initialized():
+    if world_size() > 1:
         dist.barrier()
 
 
@@ -44,10 +51,9 @@ def agree_(model: nn.Module) -> None:
 
     Parameters are equal already; batch norm that is not synchronised has followed each rank's own images.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return
-    for tensor in model.state_dict().values():
-        dist.broadcast(tensor, src=0)
+    if world_size() > 1:
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, src=0)
 
 
 def first_rank_first(ready: Callable[[], bool], *, what: str) -> None:

@@ -6,10 +6,13 @@ import math
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from qtrain.files import write_text
 
 if TYPE_CHECKING:
     import wandb
@@ -20,6 +23,21 @@ AXES = ("step", "epoch", "layer")
 TOP1 = "val/top1"
 
 DATA_DIR = "WANDB_DATA_DIR"
+
+RUN_ID = "wandb_run_id.txt"
+"""The W&B run's id, made once for the run's folder and kept there."""
+
+LAYER_COLUMNS = ("name", "kind", "weights", "weight_bits", "input_bits", "effective_bits", "macs", "bops")
+"""What the table ``allocation`` shows of each layer, beside its number."""
+
+
+def run_id(folder: Path) -> str:
+    """The id of the W&B run of ``folder``, made at the first call."""
+    path = folder / RUN_ID
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, uuid.uuid4().hex[:12] + "\n")
+    return path.read_text(encoding="utf-8").strip()
 
 
 def define_metrics(run: wandb.Run) -> None:
@@ -40,6 +58,16 @@ def log_table(run: wandb.Run, name: str, rows: Sequence[Mapping[str, Any]]) -> N
     columns = list(dict.fromkeys(key for row in rows for key in row))
     data = [[_cell(row.get(column)) for column in columns] for row in rows]
     run.log({name: wandb.Table(columns=[*columns], data=data, allow_mixed_types=True)})
+
+
+def log_layers(run: wandb.Run, layers: Sequence[Mapping[str, Any]]) -> None:
+    """The table ``allocation`` and curves of bits against the layer's number; once for a run, however often resumed."""
+    if "allocation" in run.summary.keys():  # noqa: SIM118 - a summary iterates otherwise
+        return
+    rows = [{"layer": number} | {name: row.get(name) for name in LAYER_COLUMNS} for number, row in enumerate(layers)]
+    log_table(run, "allocation", rows)
+    for number, layer in enumerate(layers):
+        run.log({"layer": number, "bits/weight": layer.get("weight_bits"), "bits/input": layer.get("input_bits")})
 
 
 def publish(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import uuid
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import TYPE_CHECKING, Any, final
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from qtrain.files import write_text
 from qtrain.lit.loggers import split_metrics
 from qtrain.lit.wandb_client import (
     DATA_DIR,
@@ -26,10 +24,12 @@ from qtrain.lit.wandb_client import (
     define_metrics,
     environment,
     finite,
+    log_layers,
     log_table,
     named_knobs,
     publish,
     remove_parts_before,
+    run_id,
 )
 from qtrain.lit.wandb_mode import check_mode, unreachable, wandb_mode
 
@@ -37,12 +37,6 @@ if TYPE_CHECKING:
     import wandb
 
 log = logging.getLogger(__name__)
-
-RUN_ID = "wandb_run_id.txt"
-"""The W&B run's id, made once for the run's folder and kept there."""
-
-LAYER_COLUMNS = ("name", "kind", "weights", "weight_bits", "input_bits", "effective_bits", "macs", "bops")
-"""What the table ``allocation`` shows of each layer, beside its number."""
 
 
 @final
@@ -143,7 +137,7 @@ class WandbRun(Logger):
 
         ``layers`` are rows of :mod:`qtrain.cost.count`.
         """
-        self._tell(lambda run: self._log_layers(run, layers))
+        self._tell(lambda run: log_layers(run, layers))
 
     def log_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """A table with a column for each key that occurs; what is neither text nor number is shown as text."""
@@ -297,25 +291,6 @@ class WandbRun(Logger):
     def _log_rows(self, run: wandb.Run, rows: Iterable[Mapping[str, Any]]) -> None:
         for row in rows:
             self._log_row(run, *_parts(row))
-
-    def _log_layers(self, run: wandb.Run, layers: Sequence[Mapping[str, Any]]) -> None:
-        if "allocation" in run.summary.keys():  # noqa: SIM118 - a summary iterates otherwise
-            return  # from before this process
-        rows = [
-            {"layer": number} | {name: row.get(name) for name in LAYER_COLUMNS} for number, row in enumerate(layers)
-        ]
-        log_table(run, "allocation", rows)
-        for number, layer in enumerate(layers):
-            run.log({"layer": number, "bits/weight": layer.get("weight_bits"), "bits/input": layer.get("input_bits")})
-
-
-def run_id(folder: Path) -> str:
-    """The id of the W&B run of ``folder``, made at the first call."""
-    path = folder / RUN_ID
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, uuid.uuid4().hex[:12] + "\n")
-    return path.read_text(encoding="utf-8").strip()
 
 
 def _parts(row: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:

@@ -46,8 +46,31 @@ class SpaceSearcher(ABC):
         """The trial has ended with ``figures``, or without any where it failed."""
 
 
+class PointSearcher(SpaceSearcher):
+    """Base of those whose trials each stand for a point of ``space``, start by themselves, and count once ended.
+
+    :meth:`suggest` of a subclass keeps what it proposes in ``_points``.
+    """
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+        self._points: dict[str, Point] = {}
+
+    @final
+    def overrides(self, trial_id: str) -> list[str]:
+        return self._space.overrides(self._points[trial_id])
+
+    @final
+    def parent(self, trial_id: str) -> str | None:
+        return None
+
+    @final
+    def on_trial_result(self, trial_id: str, figures: Mapping[str, float]) -> None:
+        """Nothing: what has not ended teaches nothing."""
+
+
 @final
-class GridSearcher(SpaceSearcher):
+class GridSearcher(PointSearcher):
     """Every combination of ``space`` once, in random order, after one that agrees with each of ``start``.
 
     A range counts as ``points`` values. There are at most ``trials``.
@@ -56,6 +79,7 @@ class GridSearcher(SpaceSearcher):
     def __init__(
         self, space: Space, *, points: int, trials: int, seed: int, start: Sequence[Mapping[str, Any]] = ()
     ) -> None:
+        super().__init__(space)
         count = space.count(points)
         if count > LARGEST_GRID:
             raise ValueError(
@@ -69,8 +93,6 @@ class GridSearcher(SpaceSearcher):
         first = [place for own in wanted if (place := _agreeing(found, own)) is not None]
         order = dict.fromkeys([*first, *range(count)])
         self._left = [found[place] for place in order][:trials]
-        self._space = space
-        self._points: dict[str, Point] = {}
 
     def suggest(self, trial_id: str) -> Point | str | None:
         if not self._left:
@@ -78,17 +100,8 @@ class GridSearcher(SpaceSearcher):
         self._points[trial_id] = self._left.pop(0)
         return self._points[trial_id]
 
-    def overrides(self, trial_id: str) -> list[str]:
-        return self._space.overrides(self._points[trial_id])
-
-    def parent(self, trial_id: str) -> str | None:
-        return None
-
-    def on_trial_result(self, trial_id: str, figures: Mapping[str, float]) -> None:
-        """Nothing: a grid learns nothing."""
-
     def on_trial_complete(self, trial_id: str, figures: Mapping[str, float] | None = None, error: bool = False) -> None:
-        """Nothing, for the same reason."""
+        """Nothing: a grid learns nothing."""
 
 
 def complete(figures: Mapping[str, float] | None, objectives: Objectives) -> bool:

@@ -25,7 +25,7 @@ from qtrain.lit.callbacks.signals import StopOnSignal
 from qtrain.lit.checkpoint import AtomicCheckpointIO, find_resume_point
 from qtrain.lit.loggers import JsonlLogger
 from qtrain.lit.module import QATModule
-from qtrain.lit.ranks import agree_, strategy_for
+from qtrain.lit.ranks import agree_, several, strategy_for
 from qtrain.lit.resume import ResumePoints
 from qtrain.spec import Position
 from qtrain.tasks.instantiate import instantiate
@@ -141,6 +141,12 @@ def named_callbacks(cfg: DictConfig, journal: MetricJournal) -> dict[str, pl.Cal
             except ValueError as error:
                 raise ConfigError(f"callbacks.{name}: {error}") from error
     return made
+
+
+def shares_batches(cfg: DictConfig) -> bool:
+    """Whether batch norm is to look at the images of several processes."""
+    own = cfg.trainer
+    return bool(cfg.fit.get("sync_batchnorm", True)) and several(devices=own.devices, nodes=own.num_nodes)
 
 
 def _strategy(trainer: DictConfig) -> Any:

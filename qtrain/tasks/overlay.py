@@ -5,6 +5,7 @@ Loads neither torch nor Lightning, since every mistyped command comes through he
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -34,10 +35,17 @@ def plain_config(cfg: DictConfig) -> dict[str, Any]:
     for config in (plain, *(stage for stage in stages if isinstance(stage, dict))):
         config.get("full_precision", {}).pop("folder", None)
         config.get("teacher", {}).get("cache", {}).pop("folder", None)
-        # On how many processes: they train what one process trains, and a run may go on on more or fewer.
+    return {str(key): value for key, value in plain.items()}
+
+
+def identifying(plain: dict[str, Any]) -> dict[str, Any]:
+    """A :func:`plain_config` without the number of processes: a run may go on on more or fewer, and is the same run."""
+    own = copy.deepcopy(plain)
+    stages = (own.get("stages") or {}).values()
+    for config in (own, *(stage for stage in stages if isinstance(stage, dict))):
         for key in ("devices", "num_nodes", "strategy"):
             config.get("trainer", {}).pop(key, None)
-    return {str(key): value for key, value in plain.items()}
+    return own
 
 
 def changes(base: DictConfig, stage: DictConfig, name: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from qtrain.distill.objective import Objective
 from qtrain.lit.module import QATModule
 from qtrain.lit.ranks import wait_for_all
 from qtrain.tasks.build import build_model
-from qtrain.tasks.fit import fit
+from qtrain.tasks.fit import fit, shares_batches
 from qtrain.tasks.instantiate import instantiate
 from qtrain.tasks.lock import only_run_in
 from qtrain.tasks.record import save_weights
@@ -99,7 +99,7 @@ def _train(node: DictConfig, cfg: DictConfig, data: VisionData, folder: Path, ke
         num_classes=data.info.num_classes,
         seed=cfg.seed,
         compile=cfg.fit.compile,
-        sync_batchnorm=cfg.fit.sync_batchnorm,
+        sync_batchnorm=shares_batches(cfg),
     )
     title = f"full-precision {node.name}"
     plain = cfg.copy()

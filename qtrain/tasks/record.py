@@ -15,9 +15,9 @@ from torch import nn
 
 from qtrain.cost.count import CostReport
 from qtrain.files import whole_file, write_text
-from qtrain.lit.wandb_run import RUN_ID
+from qtrain.lit.wandb_client import RUN_ID
 from qtrain.spec import FULL_PRECISION, Allocation, DataInfo
-from qtrain.tasks.overlay import plain_config
+from qtrain.tasks.overlay import identifying, plain_config
 from qtrain.tasks.results import append_row, config_hash, provenance
 from qtrain.tasks.summary import FINISHED, SUMMARY, RunSummary, read_summary, write_summary
 from qtrain.tasks.targets import ConfigError
@@ -32,7 +32,7 @@ STUDENT = "student.safetensors"
 
 def identity_of(cfg: DictConfig) -> str:
     """A hash that two configs share exactly if a run of one may go on as a run of the other."""
-    return config_hash(plain_config(cfg))
+    return config_hash(identifying(plain_config(cfg)))
 
 
 def claim_folder(cfg: DictConfig, folder: Path) -> RunSummary | None:

@@ -22,7 +22,7 @@ from qtrain.lit.step import LearningTeacher
 from qtrain.models.teacher import Teacher
 from qtrain.spec import Position
 from qtrain.tasks import record, teaching
-from qtrain.tasks.fit import Fitted, fit
+from qtrain.tasks.fit import Fitted, fit, shares_batches
 from qtrain.tasks.instantiate import instantiate
 from qtrain.tasks.load import depends_on
 from qtrain.tasks.prepare import Prepared
@@ -80,7 +80,7 @@ def run_stage(
         teacher_lr=cfg.teacher.lr,
         norm_decay=cfg.fit.norm_decay,
         compile=cfg.fit.compile,
-        sync_batchnorm=cfg.fit.sync_batchnorm,
+        sync_batchnorm=shares_batches(cfg),
         optimizer_state=before.optimizer if before is not None and cfg.fit.carry_optimizer else None,
         **start,
     )

@@ -51,3 +51,8 @@ def test_other_ranks_wait_until_the_first_is_ready(monkeypatch: pytest.MonkeyPat
     calls = []
     ranks.first_rank_first(lambda: calls.append(1) or next(answers), what="a test")  # type: ignore[func-returns-value]
     assert len(calls) == asked
+
+
+def test_alone_is_one_device_on_one_node() -> None:
+    assert not ranks.several(devices=1, nodes=1)
+    assert all(ranks.several(devices=d, nodes=n) for d, n in ((2, 1), (-1, 1), ("auto", 1), ([0, 1], 1), (1, 2)))

@@ -13,8 +13,8 @@ import pytest
 
 from qtrain.lit.loggers import JsonlLogger, close, read_rows
 from qtrain.lit.signals import RunInterruptedError
-from qtrain.lit.wandb_client import artifact_name, named_knobs
-from qtrain.lit.wandb_run import WandbRun, run_id
+from qtrain.lit.wandb_client import artifact_name, named_knobs, run_id
+from qtrain.lit.wandb_run import WandbRun
 from tests.helpers.wandb_records import Recorded, read_run
 from tests.helpers.wandb_server import WandbServer
 

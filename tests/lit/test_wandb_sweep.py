@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from qtrain.lit.wandb_run import WandbRun, run_id
+from qtrain.lit.wandb_client import run_id
+from qtrain.lit.wandb_run import WandbRun
 from qtrain.lit.wandb_sweep import log_sweep
 from qtrain.sweep.trials import Trial, append_trial
 from tests.helpers.wandb_records import read_run

@@ -17,6 +17,7 @@ import torch
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
+from qtrain.functional.ranks import mean_of_ranks, world_size
 from qtrain.lit.loggers import JsonlLogger, close, read_rows
 from qtrain.lit.wandb_run import WandbRun
 from qtrain.spec import Position
@@ -87,9 +88,7 @@ class MetricJournal(pl.Callback):
         if step % self.every_n_steps != 0 or step == self._row_step:
             return
         self._row_step = step
-        row = _of_all_ranks(
-            {name: value for name, value in trainer.callback_metrics.items() if name.startswith("train/")}, trainer
-        )
+        row = _of_all_ranks({n: value for n, value in trainer.callback_metrics.items() if n.startswith("train/")})
         now = time.perf_counter()
         rate = self._images * trainer.world_size / max(now - self._since, 1e-9)
         self._since, self._images = now, 0
@@ -133,12 +132,11 @@ class MetricJournal(pl.Callback):
         return [logger for logger in self.loggers if isinstance(logger, JsonlLogger)]
 
 
-def _of_all_ranks(row: Mapping[str, Tensor], trainer: pl.Trainer) -> dict[str, float]:
+def _of_all_ranks(row: Mapping[str, Tensor]) -> dict[str, float]:
     """The means over all ranks, whose shares of a batch are equal; every rank comes here at the same steps."""
-    if trainer.world_size == 1 or not row:
+    if world_size() == 1 or not row:
         return {name: float(value) for name, value in row.items()}
-    own = torch.stack([value.double() for value in row.values()]).to(trainer.strategy.root_device)
-    means = trainer.strategy.reduce(own, reduce_op="mean")
+    means = mean_of_ranks(torch.stack([value.double() for value in row.values()]))
     return dict(zip(row, means.tolist(), strict=True))
 
 

@@ -20,7 +20,7 @@ from qtrain.sweep.pareto import Direction, Objectives
 from qtrain.sweep.population import PopulationSearcher
 from qtrain.sweep.scheduler import Asha, Median, Scheduler
 from qtrain.sweep.search import Grid, Nsga2, Population, Random, Search, Tpe
-from qtrain.sweep.searcher import GridSearcher, SpaceSearcher, complete
+from qtrain.sweep.searcher import GridSearcher, PointSearcher, SpaceSearcher, complete
 from qtrain.sweep.space import Point, Space
 from qtrain.tasks.instantiate import instantiate
 from qtrain.tasks.targets import ConfigError, as_config_error
@@ -154,7 +154,7 @@ def _sampler(search: Random | Tpe | Nsga2, seed: int) -> optuna.samplers.BaseSam
 
 
 @final
-class OptunaSearcher(SpaceSearcher):
+class OptunaSearcher(PointSearcher):
     """Ray's OptunaSearch over ``space``, which it walks knob by knob, so that conditions hold.
 
     Optuna sees places in lists rather than values: rising numbers in their order, so that it learns what lies between,
@@ -170,8 +170,8 @@ class OptunaSearcher(SpaceSearcher):
         start: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._space, self._objectives = space, objectives
-        self._points: dict[str, Point] = {}
+        super().__init__(space)
+        self._objectives = objectives
         self._latest: Point = {}
         given = [space.completed(point) for point in start]
         self._search = OptunaSearch(
@@ -189,15 +189,6 @@ class OptunaSearcher(SpaceSearcher):
             self._search.suggest(trial_id)
         self._points[trial_id] = self._latest
         return self._latest
-
-    def overrides(self, trial_id: str) -> list[str]:
-        return self._space.overrides(self._points[trial_id])
-
-    def parent(self, trial_id: str) -> str | None:
-        return None
-
-    def on_trial_result(self, trial_id: str, figures: Mapping[str, float]) -> None:
-        """Nothing: it learns from trials that have ended."""
 
     def on_trial_complete(self, trial_id: str, figures: Mapping[str, float] | None = None, error: bool = False) -> None:
         if error or figures is None or not complete(figures, self._objectives):
