@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,7 @@ def test_an_offline_run_that_goes_on_is_whole_in_one_part(wandb_client: None, tm
         killed.log_metrics({"val/top1": 50.0 + step, "epoch": step}, step=step)
     close([killed], error=RuntimeError("killed"))
     before = parts(tmp_path)
+    time.sleep(1.0)  # a part is named by the second in which it begins
 
     resumed = WandbRun(folder=tmp_path)
     resumed.replay(read_rows(file.path)[:2])  # the row of step 2 is undone: the resume point is of before
