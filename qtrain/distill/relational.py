@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qtrain.distill.layers import LayerTerm, Shape
 from qtrain.functional.losses import relational_angle_loss, relational_distance_loss
+from qtrain.functional.ranks import whole_batch
 from qtrain.schedules.base import Schedule
 
 
@@ -48,7 +49,7 @@ class Relational(LayerTerm):
         return {len(student), len(teacher)} <= {2, 3, 4}
 
     def compare(self, pair: int, student: Tensor, teacher: Tensor) -> Tensor:
-        mine, theirs = embedding(student), embedding(teacher)
+        mine, theirs = whole_batch(embedding(student)), whole_batch(embedding(teacher))
         losses = []
         if self.distance:
             losses.append(self.distance * relational_distance_loss(mine, theirs))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from qtrain.distill.layers import LayerTerm, Shape
 from qtrain.functional.losses import similarity_loss
+from qtrain.functional.ranks import whole_batch
 
 
 @final
@@ -24,4 +25,4 @@ class Similarity(LayerTerm):
         return min(len(student), len(teacher)) >= 2
 
     def compare(self, pair: int, student: Tensor, teacher: Tensor) -> Tensor:
-        return similarity_loss(student, teacher)
+        return similarity_loss(whole_batch(student), whole_batch(teacher))

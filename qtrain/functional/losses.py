@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qtrain.functional.ranks import mean_of_ranks
+
 
 def hard_loss(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy, mean over the batch, in nats.
@@ -42,10 +44,11 @@ def hint_loss(guided: Tensor, hint: Tensor) -> Tensor:
 def relative_squared_error(x: Tensor, reference: Tensor) -> Tensor:
     """``mean((x - reference)^2) / mean(reference^2)``, both of one shape: 0 for equal, 1 for ``x = 0``.
 
-    Free of the reference's unit, so that blocks whose outputs differ in size count alike.
+    Free of the reference's unit, so that blocks whose outputs differ in size count alike. That unit is taken over the
+    slices of all ranks.
     """
     x, reference = _wide(x), _wide(reference)
-    energy = reference.square().mean().clamp(min=torch.finfo(reference.dtype).tiny)
+    energy = mean_of_ranks(reference.square().mean()).clamp(min=torch.finfo(reference.dtype).tiny)
     return F.mse_loss(x, reference) / energy
 
 

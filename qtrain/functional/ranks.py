@@ -33,6 +33,15 @@ def gathered(x: Tensor) -> Tensor:
     return result
 
 
+def whole_batch(x: Tensor) -> Tensor:
+    """The rows (R N, ...) of all ranks, in their order, for this rank's ``x`` (N, ...).
+
+    For a loss that compares samples with each other. Every rank then computes it whole, and the mean of the ranks'
+    gradients is its gradient.
+    """
+    return gathered(x).flatten(0, 1)
+
+
 @torch.no_grad()
 def largest_of_ranks(x: Tensor) -> Tensor:
     """Element-wise maximum of ``x`` over the ranks; no gradient."""

@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from qtrain.functional.ranks import mean_of_ranks
 from qtrain.lit.callbacks.journal import MetricJournal
 from qtrain.lit.module import QATModule
 
@@ -22,6 +23,7 @@ from qtrain.lit.module import QATModule
 def gradient_norms(losses: Mapping[str, Tensor], parameters: list[nn.Parameter]) -> dict[str, Tensor]:
     """The Euclidean norm of each loss's gradient with respect to all ``parameters``, 0-dim float32.
 
+    The gradient is the mean of all ranks', which all come here together.
     A penalty that a quantizer adds in the backward, whatever the loss, is not of the loss's making and is taken out.
     The graph of ``losses`` is kept; ``.grad`` of the parameters is not touched.
     """
@@ -29,7 +31,7 @@ def gradient_norms(losses: Mapping[str, Tensor], parameters: list[nn.Parameter])
     for name, loss in losses.items():
         added = _gradient(0 * loss, parameters)  # of the quantizers on this loss's way alone
         parts = [g.float() - a.float() for g, a in zip(_gradient(loss, parameters), added, strict=True)]
-        norms[name] = torch.stack(torch._foreach_norm(parts)).norm()
+        norms[name] = mean_of_ranks(torch.cat([part.flatten() for part in parts])).norm()
     return norms
 
 
@@ -102,8 +104,7 @@ class GradientBalance(pl.Callback):
         with _no_trace(pl_module), trainer.precision_plugin.train_step_context():
             losses = pl_module.losses(batch)
             norms = gradient_norms({name: losses[name] for name in _terms(pl_module)}, parameters)
-        measured = trainer.strategy.reduce(torch.stack(list(norms.values())), reduce_op="mean")
-        assert isinstance(measured, Tensor)
+        measured = torch.stack(list(norms.values()))
         if not torch.isfinite(measured).all():
             return  # whoever watches for that stops the run, or a loss scaler skips the step
         for name, norm in zip(norms, measured.tolist(), strict=True):
