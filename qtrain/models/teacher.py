@@ -6,6 +6,7 @@ optimises it: the teacher is absent from the checkpoint and the optimizer by con
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -13,7 +14,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from qtrain.functional.ranks import world_size
 from qtrain.models.identity import structure_digest, weights_digest
+from qtrain.models.sharding import shard_
 from qtrain.models.taps import FeatureTaps
 from qtrain.spec import Batch
 
@@ -41,7 +44,8 @@ class FrozenTeacher(Teacher):
     ``image`` (N, C, H, W) comes normalised with the data's ``data_mean`` and ``data_std``; where the teacher was
     trained with others (``mean``, ``std``) it is converted, x * (data_std / std) + (data_mean - mean) / std, and
     left as it is where they agree. ``bf16`` runs the forward under autocast; logits come back in float32,
-    features as they are computed. ``names`` are the layers to tap.
+    features as they are computed. ``names`` are the layers to tap. ``shard`` spreads the parameters of a copy over the
+    ranks, where there are several, for a teacher that one device cannot hold.
     """
 
     def __init__(
@@ -55,7 +59,10 @@ class FrozenTeacher(Teacher):
         data_std: Sequence[float] | None = None,
         bf16: bool = False,
         compile: bool = False,
+        shard: bool = False,
     ) -> None:
+        if compile and shard:
+            raise ValueError("FrozenTeacher: a sharded teacher gathers its blocks by hooks and is not compiled")
         self._model = model.eval().requires_grad_(False)
         self._taps = FeatureTaps(model, names)
         self._bf16 = bf16
@@ -64,6 +71,8 @@ class FrozenTeacher(Teacher):
         self._forward: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]] = self._taps.forward_with_features
         if compile:
             self._forward = torch.compile(self._forward, fullgraph=True)
+        self._shard = shard
+        self._whole: dict[str, str] | None = None  # what it was before it was sharded
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -92,8 +101,7 @@ class FrozenTeacher(Teacher):
     def identity(self) -> dict[str, Any]:
         """What an answer depends on besides the image, as plain values, except for how numbers are rounded."""
         return {
-            "weights": weights_digest(self._model),
-            "structure": structure_digest(self._model),
+            **(self._whole or _digests(self._model)),
             "renormalise": None if self._renormalise is None else [v.flatten().tolist() for v in self._renormalise],
             "bf16": self._bf16,
             "device": self._device.type,
@@ -104,12 +112,29 @@ class FrozenTeacher(Teacher):
         return self
 
     def to(self, device: torch.device | str, memory_format: torch.memory_format = torch.preserve_format) -> Self:
-        self._model.to(device).to(memory_format=memory_format)
+        if not self._shard or world_size() == 1:
+            self._model.to(device).to(memory_format=memory_format)
+        elif self._whole is None:
+            self._shard_(device)
         self._device = torch.device(device)
         if self._renormalise is not None:
             factor, offset = self._renormalise
             self._renormalise = (factor.to(device), offset.to(device))
         return self
+
+    def _shard_(self, device: torch.device | str) -> None:
+        """Go on with a copy, of which this rank has its share; whoever else has the model keeps it whole."""
+        self._whole = _digests(self._model)
+        names = self._taps.names
+        self._taps.close()
+        self._model = copy.deepcopy(self._model).to(memory_format=torch.contiguous_format)  # as FSDP2 wants it
+        self._taps = FeatureTaps(self._model, names)
+        self._forward = self._taps.forward_with_features
+        shard_(self._model, device)
+
+
+def _digests(model: nn.Module) -> dict[str, str]:
+    return {"weights": weights_digest(model), "structure": structure_digest(model)}
 
 
 def _renormalisation(

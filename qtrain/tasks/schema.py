@@ -50,6 +50,7 @@ class Teacher:
     mean: list[float] | None = None
     std: list[float] | None = None
     compile: bool = False
+    shard: bool = False
     learns: bool = False
     objective: Any = None
     lr: float | None = None

@@ -57,6 +57,8 @@ def build_learning_teacher(cfg: DictConfig, model: nn.Module, student: nn.Module
         raise ConfigError(
             "teacher.learns: a teacher that learns sees images as the student does; leave teacher.mean and std null"
         )
+    if cfg.teacher.shard:
+        raise ConfigError("teacher.shard: only a frozen teacher can be sharded; leave teacher.learns false")
     if cfg.teacher.cache.keeps is not None:
         log.warning("teacher.cache: a teacher that learns answers otherwise at each step; nothing is kept")
     if cfg.fit.channels_last:
@@ -81,7 +83,8 @@ def build_teacher(cfg: DictConfig, model: nn.Module, objective: Objective, data:
         data_mean=data.info.mean,
         data_std=data.info.std,
         bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
-        compile=cfg.teacher.compile,
+        compile=cfg.teacher.compile and not cfg.teacher.shard,
+        shard=cfg.teacher.shard,
     )
     cache = cfg.teacher.cache
     if cache.keeps is None:

@@ -68,6 +68,8 @@ RUNS: dict[str, list[str]] = {
     "similarity": ["teacher=self", "objective=similarity"],
     "relational": ["teacher=self", "objective=relational"],
     "blockwise-balanced": ["teacher=self", "objective=blockwise", "+callback@callbacks.balance=balance"],
+    "soft-sharded": ["teacher=self", "objective=soft", "teacher.shard=true", "teacher_cache=full"],
+    "hint-sharded": ["teacher=self", "objective=hint", "teacher.shard=true"],
     "folded": ["quantize.fold=training"],
     "stages": ["stages=progressive"],
     "average": ["fit.weight_average=0.9"],
