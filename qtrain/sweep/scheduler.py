@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import final
 
 
-@final
 @dataclass(frozen=True, kw_only=True)
-class Asha:
-    """Asynchronous successive halving (Li et al., arXiv 1810.05934): of each rung, one in ``reduction`` goes on.
+class Halving:
+    """Asynchronous successive halving: of each rung, one trial in ``reduction`` goes on.
 
     Rungs lie at ``grace``, ``grace * reduction``, ``grace * reduction**2``, ... epochs.
     """
@@ -19,9 +18,22 @@ class Asha:
 
     def __post_init__(self) -> None:
         if self.grace < 1:
-            raise ValueError(f"Asha: grace must be at least 1 epoch, got {self.grace}")
+            raise ValueError(f"{type(self).__name__}: grace must be at least 1 epoch, got {self.grace}")
         if self.reduction <= 1:
-            raise ValueError(f"Asha: reduction must be above 1, got {self.reduction}")
+            raise ValueError(f"{type(self).__name__}: reduction must be above 1, got {self.reduction}")
+
+
+@final
+class Asha(Halving):
+    """The best by the first objective go on (Li et al., arXiv 1810.05934)."""
+
+
+@final
+class MoAsha(Halving):
+    """The best by all objectives go on, front by front, so that the cheap are not stopped for being less accurate.
+
+    Schmucker et al., arXiv 2106.12639, with the ranking of :func:`qtrain.sweep.pareto.ranked` in each rung.
+    """
 
 
 @final
@@ -41,5 +53,5 @@ class Median:
                 raise ValueError(f"Median: {name} must be at least 1, got {value}")
 
 
-Scheduler = Asha | Median
+Scheduler = Asha | MoAsha | Median
 """The rules there are; ``None`` in a config runs every trial to its last epoch."""

@@ -28,7 +28,7 @@ from qtrain.tasks.sweeping.journal import Journal
 from qtrain.tasks.sweeping.judge import Judge
 from qtrain.tasks.sweeping.ledger import Ledger
 from qtrain.tasks.sweeping.live import LiveTable
-from qtrain.tasks.sweeping.proposals import Proposals
+from qtrain.tasks.sweeping.proposals import Proposals, trial_id
 from qtrain.tasks.sweeping.search import check_sweep, make_scheduler, make_searcher
 from qtrain.tasks.sweeping.space import make_space, rehearse
 
@@ -82,7 +82,12 @@ def _run_trials(cfg: DictConfig, space: Space, configs: Configs, ledger: Ledger,
     left_s = None if cfg.sweep.time_budget_s is None else max(0.0, cfg.sweep.time_budget_s - spent_s)
     judge = None
     if scheduler is not None:
-        judge = Judge(scheduler, metric=first, name=lambda trial: trial.config["proposal"]["id"])
+        judge = Judge(
+            scheduler,
+            metric=first,
+            name=lambda trial: trial.config["proposal"]["id"],
+            spared=[trial_id(number) for number in range(1, 1 + len(cfg.sweep.start))],
+        )
     trials = search.trials if search.trials is not None else cfg.sweep.trials
     proposals = Proposals(
         search,

@@ -18,21 +18,28 @@ from qtrain.tasks.stages import last_stage
 from qtrain.tasks.sweeping.ledger import Ledger
 from qtrain.tasks.sweeping.live import print_front
 from qtrain.tasks.sweeping.page import write_sweep_report
+from qtrain.tasks.sweeping.proposals import trial_id
 from qtrain.tasks.sweeping.spending import spending
 from qtrain.tasks.tracking import tell_sweep
 
 log = logging.getLogger(__name__)
 
 TEST = "test_top1"
-"""Figure of a trial of the front: accuracy on the test images, in percent. No search has seen it."""
+"""Figure of a trial of the front, or of the start: accuracy on the test images, in percent. No search has seen it."""
 
 
 def test_front(cfg: DictConfig, ledger: Ledger) -> None:
-    """Evaluate each model of the front on the test images, once, and keep what comes of it as its ``test_top1``."""
+    """Evaluate each model of the front, and those that the sweep was told to start with, on the test images, once.
+
+    What comes of it is the trial's ``test_top1``.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    best = [trial for trial in front(list(ledger.trials.values()), ledger.objectives) if TEST not in trial.figures]
-    for number, trial in enumerate(best, start=1):
-        log.info("test images: model %d of %d of the front", number, len(best))
+    starts = [ledger.trials.get(trial_id(number)) for number in range(1, 1 + len(cfg.sweep.start))]
+    wanted = {trial.id: trial for trial in front(list(ledger.trials.values()), ledger.objectives)}
+    wanted |= {trial.id: trial for trial in starts if trial is not None and trial.status == "finished"}
+    models = [trial for trial in wanted.values() if TEST not in trial.figures]
+    for number, trial in enumerate(models, start=1):
+        log.info("test images: model %d of %d", number, len(models))
         folder = ledger.runs / trial.key
         run = OmegaConf.load(folder / record.CONFIG)
         assert isinstance(run, DictConfig)

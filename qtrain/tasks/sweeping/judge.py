@@ -5,7 +5,7 @@ So it judges a trial that another command has begun as the one it knows, and can
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -35,13 +35,21 @@ class Alone:
 class Judge(FIFOScheduler):
     """Asks ``rule`` about the figure ``metric`` of each trial, whose id in the sweep ``name`` gives.
 
-    A rule stops a trial or lets it go on: one that pauses it would have it begin anew.
+    A rule stops a trial or lets it go on: one that pauses it would have it begin anew. The trials that ``spared`` holds
+    are not stopped, and the rule looks at them all the same.
     """
 
-    def __init__(self, rule: TrialScheduler, *, metric: str, name: Callable[[Any], str]) -> None:
+    def __init__(
+        self,
+        rule: TrialScheduler,
+        *,
+        metric: str,
+        name: Callable[[Any], str],
+        spared: Container[str] = (),
+    ) -> None:
         super().__init__()
         self._rule: Any = rule  # which is given less than Ray's types say, and looks at no more
-        self._metric, self._name = metric, name
+        self._metric, self._name, self._spared = metric, name, spared
         self._loop = Alone()
         self._known: dict[str, Known] = {}
         self.stopped: set[str] = set()
@@ -60,7 +68,7 @@ class Judge(FIFOScheduler):
         id = self._name(trial)
         # What has ended is not judged: its student is there.
         decision = TrialScheduler.CONTINUE if "status" in result else self._judge(id, result)
-        if decision != TrialScheduler.STOP:
+        if decision != TrialScheduler.STOP or id in self._spared:
             return TrialScheduler.CONTINUE
         self.stopped.add(id)
         return TrialScheduler.STOP

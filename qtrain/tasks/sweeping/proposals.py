@@ -144,7 +144,7 @@ class Proposals(Searcher):
             if (proposal := self._admitted(id, knobs)) is not None:
                 return proposal
         while self._count < self._trials and not self._finished:
-            id = f"{self._count + 1:04d}"
+            id = trial_id(self._count + 1)
             point = self._search.suggest(id)
             if point is None:
                 return None
@@ -203,6 +203,11 @@ class Proposals(Searcher):
                 "seed); it goes on with what it was told"
             )
         return count, list(open_.items())
+
+
+def trial_id(number: int) -> str:
+    """The id of the ``number``-th trial that a search proposes, from 1; those of ``sweep.start`` come first."""
+    return f"{number:04d}"
 
 
 def figures_in(result: Mapping[str, Any]) -> dict[str, float]:

@@ -12,13 +12,14 @@ from typing import Any, cast, final
 import optuna
 from omegaconf import DictConfig, OmegaConf
 from optuna.exceptions import ExperimentalWarning
-from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from qtrain.sweep.domains import Domain, Interval, Options
-from qtrain.sweep.pareto import Direction, Objectives
+from qtrain.sweep.halving import ParetoHalving
+from qtrain.sweep.pareto import Direction, Objectives, losses_of
 from qtrain.sweep.population import PopulationSearcher
-from qtrain.sweep.scheduler import Asha, Median, Scheduler
+from qtrain.sweep.scheduler import Asha, Median, MoAsha, Scheduler
 from qtrain.sweep.search import Grid, Nsga2, Population, Random, Search, Tpe
 from qtrain.sweep.searcher import GridSearcher, PointSearcher, SpaceSearcher, complete
 from qtrain.sweep.space import Point, Space
@@ -93,7 +94,7 @@ def make_searcher(cfg: DictConfig, space: Space) -> SpaceSearcher:
 
 
 def make_scheduler(cfg: DictConfig) -> TrialScheduler | None:
-    """Ray's scheduler for ``cfg.sweep.scheduler``, by the first objective and :data:`EPOCHS`; ``None`` for none.
+    """Ray's scheduler for ``cfg.sweep.scheduler``, in time :data:`EPOCHS`; ``None`` for none.
 
     It needs no trial of Ray's own: whatever has a ``trial_id`` will do.
     """
@@ -109,6 +110,9 @@ def make_scheduler(cfg: DictConfig) -> TrialScheduler | None:
         raise ConfigError(
             f"sweep.scheduler.grace: must be at most fit.epochs, got {scheduler.grace} of {cfg.fit.epochs}; give less"
         )
+    if isinstance(scheduler, MoAsha):
+        halving = ParetoHalving(grace=scheduler.grace, reduction=scheduler.reduction, last=cfg.fit.epochs)
+        return StopDominated(halving, objectives_of(cfg))
     if isinstance(scheduler, Asha):
         return ASHAScheduler(
             time_attr=EPOCHS,
@@ -128,6 +132,21 @@ def make_scheduler(cfg: DictConfig) -> TrialScheduler | None:
         min_samples_required=scheduler.least,
         min_time_slice=cast(int, float("inf")),  # never pauses a trial to let others come as far
     )
+
+
+@final
+class StopDominated(FIFOScheduler):
+    """Ray's view of ``rule``: a trial that it does not let go on is stopped."""
+
+    def __init__(self, rule: ParetoHalving, objectives: Objectives) -> None:
+        super().__init__()
+        self._rule, self._objectives = rule, objectives
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if any(name not in result for name in self._objectives):
+            return TrialScheduler.CONTINUE
+        on = self._rule.goes_on(trial.trial_id, result[EPOCHS], losses_of(result, self._objectives))
+        return TrialScheduler.CONTINUE if on else TrialScheduler.STOP
 
 
 def _sampler(search: Random | Tpe | Nsga2, seed: int) -> optuna.samplers.BaseSampler:

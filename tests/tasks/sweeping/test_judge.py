@@ -66,3 +66,14 @@ def test_a_failed_trial_leaves_the_rule_as_it_was() -> None:
     rule.on_trial_complete(None, ray_trial("b"), {"status": "failed"})
     rule.on_trial_complete(None, ray_trial("unknown"), {"epochs": 1, "top1": 3.0})
     assert rule.on_trial_result(None, ray_trial("d"), {"epochs": 1, "top1": 10.0}) == TrialScheduler.STOP
+
+
+def test_whom_the_sweep_was_told_to_start_with_is_spared_and_still_counts() -> None:
+    spared = Judge(asha(), metric="top1", name=lambda trial: trial.config, spared=["c"])
+    whole = judge(asha())
+    for id, epochs, top1 in REPORTS:
+        told = {"epochs": epochs, "top1": top1}
+        expected = whole.on_trial_result(None, ray_trial(id), told)
+        found = spared.on_trial_result(None, ray_trial(id), told)
+        assert found == (TrialScheduler.CONTINUE if id == "c" else expected)
+    assert whole.stopped - spared.stopped == {"c"}

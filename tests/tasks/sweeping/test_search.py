@@ -196,6 +196,22 @@ def test_asha_lets_one_in_so_many_go_on_at_each_rung() -> None:
     assert set(judged(again, rising).values()) == {9}, "who comes later and is better is never stopped"
 
 
+def test_mo_asha_lets_the_cheap_go_on_that_asha_stops() -> None:
+    """Two trials of 4 bits that are better by the point, and one of 2 bits: accuracy alone would stop the cheap one."""
+    figures = {"dear": (91.0, 100.0), "worse": (90.0, 101.0), "cheap": (80.0, 50.0), "worst": (79.0, 102.0)}
+    went_on = {}
+    for name in ("asha", "mo_asha"):
+        scheduler = make_scheduler(config(f"scheduler@sweep.scheduler={name}", "sweep.scheduler.reduction=2"))
+        assert scheduler is not None
+        decisions = {}
+        for id, (top1, size) in figures.items():
+            scheduler.on_trial_add(None, Told(id))  # type: ignore[arg-type]
+            told = {"epochs": 1.0, "top1": top1, "size_bytes": size}
+            decisions[id] = scheduler.on_trial_result(None, Told(id), told)  # type: ignore[arg-type]
+        went_on[name] = {id for id, decision in decisions.items() if decision == TrialScheduler.CONTINUE}
+    assert went_on == {"asha": {"dear"}, "mo_asha": {"dear", "cheap"}}
+
+
 def test_the_median_stops_who_is_worse_than_most() -> None:
     cfg = config("scheduler@sweep.scheduler=median")
     cfg.sweep.scheduler.grace = 2
