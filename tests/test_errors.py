@@ -201,17 +201,32 @@ def test_what_cannot_be_quantised_is_said_before_pretraining(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RUN_INTO)
-def test_a_task_stops_with_one_line(name: str, tmp_path: Path) -> None:
+def test_a_task_stops_with_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments, line = RUN_INTO[name]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*arguments, "fit.epochs=1", "hydra/job_logging=none"])
+    assert stop.value.code == 2
+    one_line_in(capsys.readouterr().err, line)
+
+
+def test_a_process_of_its_own_stops_with_one_line(tmp_path: Path) -> None:
+    arguments, line = RUN_INTO["data that is not there"]
     command = [sys.executable, "-m", "qtrain", *arguments, "fit.epochs=1", "hydra/job_logging=none"]
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 2, done.stderr
-    errors = [text for text in done.stderr.splitlines() if text.startswith("qtrain: error: ")]
-    assert len(errors) == 1, done.stderr
-    assert re.search(line, errors[0])
-    assert "Traceback" not in done.stderr
+    one_line_in(done.stderr, line)
+
+
+def one_line_in(stderr: str, pattern: str) -> None:
+    errors = [text for text in stderr.splitlines() if text.startswith("qtrain: error: ")]
+    assert len(errors) == 1, stderr
+    assert re.search(pattern, errors[0])
+    assert "Traceback" not in stderr
 
 
 def experiment(folder: Path, text: str) -> list[str]:

@@ -138,8 +138,8 @@ def test_a_killed_worker_costs_time_and_nothing_else(cluster: None, cache: Path,
     ended = threading.Event()
 
     def kill() -> None:
-        """End the trial's process once it has a resume point, and again in its second life."""
-        while len(killed) < 2 and not ended.wait(0.02):
+        """End the trial's process once it has a resume point."""
+        while not killed and not ended.wait(0.02):
             for lock in (tmp_path / "sweep").glob("adhoc/sweep/trials/*/.lock"):
                 steps = len(list(lock.parent.glob("checkpoints/*.ckpt")))
                 try:
@@ -156,7 +156,7 @@ def test_a_killed_worker_costs_time_and_nothing_else(cluster: None, cache: Path,
         _, (trial,) = sweep(tmp_path / "sweep", cache, *more)
     finally:
         ended.set()
-    assert len(killed) == 2
+    assert len(killed) == 1
     assert (trial.status, trial.epochs) == ("finished", 6)
     assert rows(alone(trial, tmp_path / "alone")) == rows(tmp_path / "sweep" / "adhoc" / "sweep" / "trials" / trial.key)
 
@@ -262,11 +262,11 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_driver_that_is_stopped_or_killed_is_taken_up(cache: Path, tmp_path: Path) -> None:
-    """SIGTERM after the first trial, SIGKILL after the third, then to the end; nothing is done twice."""
+    """SIGTERM after the first trial, SIGKILL after the next, then to the end; nothing is done twice."""
     folder = tmp_path / "adhoc" / "sweep"
-    rates = "0.01,0.02,0.03,0.04,0.05,0.06"
+    rates = "0.01,0.02,0.03,0.04"
     more = [
-        f"+sweep.space={{optimizer.lr: [{rates}]}}", "search@sweep.search=grid", "sweep.parallel=2", "fit.epochs=3",
+        f"+sweep.space={{optimizer.lr: [{rates}]}}", "search@sweep.search=grid", "sweep.parallel=1", "fit.epochs=3",
         "sweep.test_front=false",
     ]  # fmt: skip
     command = [sys.executable, "-m", "qtrain", *typed(tmp_path, cache, *more)]
@@ -291,7 +291,7 @@ def test_a_driver_that_is_stopped_or_killed_is_taken_up(cache: Path, tmp_path: P
     }
     assert before
 
-    code, output = run_until(len(before) + 2, signal.SIGKILL)
+    code, output = run_until(len(before) + 1, signal.SIGKILL)
     assert code == -signal.SIGKILL, output
     for lock in folder.glob("trials/*/.lock"):  # workers go with their driver
         if content := lock.read_text():
@@ -300,10 +300,10 @@ def test_a_driver_that_is_stopped_or_killed_is_taken_up(cache: Path, tmp_path: P
         trial.id: (folder / "trials" / trial.key / "trial.json").stat().st_mtime_ns for trial in read_trials(folder)
     }
 
-    code, output = run_until(6, None)
+    code, output = run_until(4, None)
     assert code == 0, output
     trials = {trial.id: trial for trial in read_trials(folder)}
-    assert sorted(trials) == [f"{n:04d}" for n in range(1, 7)]
+    assert sorted(trials) == [f"{n:04d}" for n in range(1, 5)]
     assert all(trial.status == "finished" and trial.epochs == 3 for trial in trials.values())
     assert {trial.knobs["optimizer.lr"] for trial in trials.values()} == {float(rate) for rate in rates.split(",")}
     assert before.items() <= when_ended(folder).items(), "not run again"
