@@ -31,11 +31,8 @@ class Widths(Knob):
         when: When | None = None,
     ) -> None:
         super().__init__(when)
-        if not choices:
-            raise ValueError("Widths: choices must not be empty; give bit widths such as [2, 3, 4]")
-        for bits in (*choices, *([] if ends is None else [ends])):
-            if bits != FULL_PRECISION and not 1 <= bits <= 16:
-                raise ValueError(f"Widths: bits must be 1..16, or {FULL_PRECISION} for full precision, got {bits}")
+        check_bits("Widths", choices)
+        check_bits("Widths", [8 if ends is None else ends])
         self.choices = Options(tuple(sorted(set(choices))))
         self.of, self.per, self.ends = of, per, ends
 
@@ -53,7 +50,7 @@ class Widths(Knob):
             for layer in members
         }
         if self.ends is not None:
-            bits |= {layer: self._pair(self.ends) for layer in _ends(layers)}
+            bits |= {layer: self._pair(self.ends) for layer in ends_of(layers)}
         return Effect(bits=bits)
 
     def _pair(self, bits: int) -> tuple[int | None, int | None]:
@@ -63,7 +60,7 @@ class Widths(Knob):
         return f".{group}" if group else ""
 
     def _free(self, layers: Sequence[str]) -> list[str]:
-        fixed = _ends(layers) if self.ends is not None else ()
+        fixed = ends_of(layers) if self.ends is not None else ()
         return [layer for layer in layers if layer not in fixed]
 
     def _groups(self, layers: Sequence[str]) -> dict[str, list[str]]:
@@ -75,6 +72,15 @@ class Widths(Knob):
             group = {"model": "", "block": blocks[layer], "layer": layer}[self.per]
             groups.setdefault(group, []).append(layer)
         return groups
+
+
+def check_bits(owner: str, choices: Sequence[int]) -> None:
+    """Raise ``ValueError`` unless ``choices`` of the knob ``owner`` are bit widths, one at least."""
+    if not choices:
+        raise ValueError(f"{owner}: choices must not be empty; give bit widths such as [2, 3, 4]")
+    for bits in choices:
+        if bits != FULL_PRECISION and not 1 <= bits <= 16:
+            raise ValueError(f"{owner}: bits must be 1..16, or {FULL_PRECISION} for full precision, got {bits}")
 
 
 def blocks_of(layers: Sequence[str]) -> dict[str, str]:
@@ -98,5 +104,6 @@ def _numbered(layer: str) -> list[str]:
     return [".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1) if parts[n - 1][-1:].isdigit()]
 
 
-def _ends(layers: Sequence[str]) -> tuple[str, ...]:
+def ends_of(layers: Sequence[str]) -> tuple[str, ...]:
+    """The first and the last of ``layers``, which most recipes keep at more bits than the rest."""
     return (layers[0], layers[-1]) if layers else ()

@@ -9,6 +9,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from qtrain.sweep.domains import Interval, Options
+from qtrain.sweep.ends import Ends
 from qtrain.sweep.knobs import Bundle, Choice, Integers, LogUniform, Uniform, spelled
 from qtrain.sweep.widths import Of, Per, Widths, blocks_of
 
@@ -117,6 +118,8 @@ def test_widths_give_bits_to_each_layer(of: Of, pair: tuple[int | None, int | No
         (lambda: Widths(choices=[]), "Widths: choices must not be empty"),
         (lambda: Widths(choices=[2, 17]), r"Widths: bits must be 1\.\.16, or 32 .* got 17"),
         (lambda: Widths(choices=[2], ends=0), "Widths: bits must be"),
+        (lambda: Ends(choices=[]), "Ends: choices must not be empty"),
+        (lambda: Ends(choices=[8, 0]), "Ends: bits must be"),
         (
             lambda: Widths(choices=[2]).domains(["conv", "fc"]),
             "has 2 quantizable layers, all of them ends; give ends=null",

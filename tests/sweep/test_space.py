@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from qtrain.spec import LayerBits
-from qtrain.sweep.knobs import Bundle, Choice, Integers, Knob, LogUniform, Uniform
+from qtrain.sweep.ends import Ends
+from qtrain.sweep.knobs import Bundle, Choice, Integers, Knob, LogUniform, Uniform, spelled
 from qtrain.sweep.space import BY_HAND, Space
 from qtrain.sweep.widths import Widths
 
@@ -85,6 +86,15 @@ def test_bits_of_several_knobs_come_together_over_the_base() -> None:
     ]
     weights = Space({"w": Widths(choices=[2], of="weight")}, layers=LAYERS, base=BASE)
     assert "layer2.0.conv1:[2,6]" in weights.overrides({"w.layer1.0": 2, "w.layer2.0": 2})[-1], "inputs stay"
+
+
+def test_ends_have_the_last_word_on_the_first_and_the_last_layer() -> None:
+    space = Space({"widths": Widths(choices=[2, 3]), "ends": Ends(choices=[6, 4])}, layers=LAYERS, base=BASE)
+    (override,) = [o for o in space.overrides(space.completed({"widths": 2, "ends": 6})) if "bits.layers" in o]
+    inner = LAYERS[1:-1]
+    expected = {LAYERS[0]: [6, 6], **{layer: [2, 2] for layer in inner}, LAYERS[-1]: [6, 6]}
+    assert override == f"++quantize.bits.layers={spelled(expected)}"
+    assert space.parameters["ends"].values == (4, 6)  # type: ignore[union-attr]
 
 
 def test_a_start_is_completed_for_knobs_of_several_parameters() -> None:
