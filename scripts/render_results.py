@@ -25,7 +25,7 @@ from qtrain.tasks.summary import CALIBRATED, FLOAT, NUMBERS, RunSummary
 from qtrain.tasks.table import COLUMNS, LEFT, order, outcomes, table_rows
 
 ROOT = Path(__file__).resolve().parent.parent
-KINDS = "variants|recipes|drops|imagined"
+KINDS = "variants|recipes|drops|imagined|front"
 BLOCK = re.compile(
     rf"(<!-- results:(?P<name>[\w-]+)(?: (?P<kind>{KINDS}))? -->\n)(?P<table>.*?)(<!-- /results -->)", re.DOTALL
 )
@@ -66,7 +66,7 @@ def render(text: str, results: Path) -> str:
 
     def table(match: re.Match[str]) -> str:
         path = results / f"{match['name']}.csv"
-        made = {"variants": variants, "recipes": recipes, "drops": drops, "imagined": imagined}.get(
+        made = {"variants": variants, "recipes": recipes, "drops": drops, "imagined": imagined, "front": front}.get(
             match["kind"], markdown
         )
         return match[1] + (made(read_rows(path)) if path.is_file() else "") + match[5]
@@ -192,6 +192,27 @@ def recipes(rows: list[dict[str, str]]) -> str:
         lines.append((variant.name, variant.bits, run["distill"], variant.accuracy, gain, *last))
     columns = ("Run", "Bits", "Teacher's terms", "Top-1 %", "Against none", "Epochs", "Hardware")
     return _markdown_table(columns, lines, figures=range(3, 6))
+
+
+def front(rows: list[dict[str, str]]) -> str:
+    """The models of a sweep's front and of its start, smallest first; of the latter, what on the front is better.
+
+    Better: at least as accurate on test images, no larger and with no more bit operations, and ahead in one of them.
+    """
+    models = [row for row in rows if row["task"] == "sweep" and row["size_bytes"]]
+    lines = []
+    for row in sorted(models, key=lambda row: (float(row["size_bytes"]), float(row["top1"]))):
+        better = [other["point"] for other in models if other["point"] and _ahead(other, row)]
+        said = (", ".join(sorted(better, key=int)) or "none") if row["start"] == "true" else ""
+        cells = (row["point"], row["bits"], f"{float(row['size_bytes']) / 1e3:.1f}", f"{float(row['bops']) / 1e9:.3g}")
+        lines.append((*cells, f"{float(row['val_top1']):.2f}", f"{float(row['top1']):.2f}", said, row["knobs"]))
+    columns = ("Point", "Bits", "kB", "GBOPs", "Validation %", "Test %", "Beaten by", "Knobs")
+    return _markdown_table(columns, lines, figures=range(2, 6))
+
+
+def _ahead(one: dict[str, str], other: dict[str, str]) -> bool:
+    losses = [(-float(row["top1"]), float(row["size_bytes"]), float(row["bops"])) for row in (one, other)]
+    return losses[0] != losses[1] and all(a <= b for a, b in zip(*losses, strict=True))
 
 
 def drops(rows: list[dict[str, str]]) -> str:

@@ -29,6 +29,7 @@ from qtrain.tasks.sweeping.judge import Judge
 from qtrain.tasks.sweeping.ledger import Ledger
 from qtrain.tasks.sweeping.live import LiveTable
 from qtrain.tasks.sweeping.proposals import Proposals, trial_id
+from qtrain.tasks.sweeping.rows import append_rows
 from qtrain.tasks.sweeping.search import check_sweep, make_scheduler, make_searcher
 from qtrain.tasks.sweeping.space import make_space, rehearse
 
@@ -66,6 +67,7 @@ def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
             raise RunInterruptedError(signum=interrupted, resume_point=ledger.path)
         if cfg.sweep.test_front:
             test_front(cfg, ledger)
+            append_rows(cfg, ledger)
         return show(cfg, ledger)
 
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from qtrain.lit.evaluation import evaluate
 from qtrain.sweep.pareto import front
+from qtrain.sweep.trials import Trial
 from qtrain.tasks import record
 from qtrain.tasks.evaluate import trained_student
 from qtrain.tasks.load import load_data
@@ -34,9 +35,7 @@ def test_front(cfg: DictConfig, ledger: Ledger) -> None:
     What comes of it is the trial's ``test_top1``.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    starts = [ledger.trials.get(trial_id(number)) for number in range(1, 1 + len(cfg.sweep.start))]
-    wanted = {trial.id: trial for trial in front(list(ledger.trials.values()), ledger.objectives)}
-    wanted |= {trial.id: trial for trial in starts if trial is not None and trial.status == "finished"}
+    wanted = {trial.id: trial for trial in [*front(ledger.trials.values(), ledger.objectives), *starts(cfg, ledger)]}
     models = [trial for trial in wanted.values() if TEST not in trial.figures]
     for number, trial in enumerate(models, start=1):
         log.info("test images: model %d of %d", number, len(models))
@@ -47,6 +46,12 @@ def test_front(cfg: DictConfig, ledger: Ledger) -> None:
         data = load_data(run)
         top1 = evaluate(trained_student(run, folder, data).student, data.test_dataloader(), device)["top1"]
         ledger.write(replace(trial, figures={**trial.figures, TEST: top1}))
+
+
+def starts(cfg: DictConfig, ledger: Ledger) -> list[Trial]:
+    """The trials that the sweep was told to start with and that came to their end."""
+    known = [ledger.trials.get(trial_id(number)) for number in range(1, 1 + len(cfg.sweep.start))]
+    return [trial for trial in known if trial is not None and trial.status == "finished"]
 
 
 def show(cfg: DictConfig, ledger: Ledger) -> dict[str, Any]:

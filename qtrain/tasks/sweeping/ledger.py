@@ -15,6 +15,7 @@ from qtrain.sweep.pareto import Objectives
 from qtrain.sweep.trials import TRIALS, Trial, append_trial, read_trials
 from qtrain.tasks.lock import only_run_in
 from qtrain.tasks.overlay import plain_config
+from qtrain.tasks.results import config_hash
 from qtrain.tasks.sweeping.gathered import RUNS, SWEEP
 from qtrain.tasks.sweeping.journal import SEARCH
 from qtrain.tasks.sweeping.proposals import Proposals
@@ -91,6 +92,11 @@ def _claim(cfg: DictConfig, overrides: Sequence[str], folder: Path) -> None:
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     write_text(folder / SWEEP, OmegaConf.to_yaml(OmegaConf.create({**plain, "overrides": list(overrides)})))
+
+
+def sweep_hash(cfg: DictConfig) -> str:
+    """A hash that two commands share exactly if one may go on with the sweep of the other."""
+    return config_hash(_identity(cfg), ignore=())
 
 
 def _identity(cfg: DictConfig) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ class Spending:
     """``counts`` of trials by status; ``epochs`` trained, and ``full_epochs`` had each been trained to its end.
 
     A duplicate cost nothing and would have cost its full training. ``train_s`` and ``overhead_s`` are seconds over all
-    trials, ``overhead_median_s`` the median of one that ran; ``wall_s`` those from the first start to the last end.
+    trials, ``overhead_median_s`` the median of one that finished; ``wall_s`` those from the first start to the last end.
     """
 
     counts: dict[Status, int]
@@ -47,7 +47,7 @@ def spending(trials: Iterable[Trial], epochs: float) -> Spending:
     """What ``trials`` cost; ``epochs`` are those of one that is not stopped and whose own overrides do not say."""
     known = list(trials)
     ran = [trial for trial in known if trial.status != "duplicate"]
-    overheads = [trial.overhead_s for trial in ran if trial.status != "failed"]
+    overheads = [trial.overhead_s for trial in ran if trial.status == "finished"]
     started = [trial.started for trial in ran if trial.started]
     return Spending(
         counts={status: sum(trial.status == status for trial in known) for status in get_args(Status)},

@@ -82,11 +82,11 @@ def knob_label(name: str, names: Iterable[str]) -> str:
     return last if [other.rpartition(".")[2] for other in names].count(last) == 1 else name
 
 
-def knobs_text(knobs: Mapping[str, Any], space: Iterable[str]) -> str:
-    """``lr=0.001 soft=0.7``, cut at :data:`KNOBS_WIDTH` characters."""
+def knobs_text(knobs: Mapping[str, Any], space: Iterable[str], *, width: int | None = KNOBS_WIDTH) -> str:
+    """``lr=0.001 soft=0.7``, cut at ``width`` characters; ``None``: whole."""
     known = grouped(knobs, space)
     text = " ".join(f"{knob_label(name, known)}={knob_text(value)}" for name, value in known.items())
-    return text if len(text) <= KNOBS_WIDTH else text[: KNOBS_WIDTH - 1] + "…"
+    return text if width is None or len(text) <= width else text[: width - 1] + "…"
 
 
 def knob_text(value: Any) -> str:

@@ -1,0 +1,75 @@
+"""Floor 6: a sweep in a results file: a row for each model of its front and of its start, and one of what it spent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from qtrain.sweep.pareto import front
+from qtrain.sweep.trials import Trial
+from qtrain.tasks.results import append_row, provenance, read_rows
+from qtrain.tasks.sweeping.closing import TEST, starts
+from qtrain.tasks.sweeping.ledger import Ledger, sweep_hash
+from qtrain.tasks.sweeping.spending import spending
+from qtrain.tasks.sweeping.wording import bits_text, knobs_text
+
+TASK = "sweep"
+
+
+def append_rows(cfg: DictConfig, ledger: Ledger) -> None:
+    """Add the sweep to the file ``cfg.results``, where that names one; what stands there already is left alone.
+
+    The row of a model is that of its run, with the accuracy on test images as ``top1`` and what the sweep knows of it
+    in further columns: ``point``, its place on the front; ``start``, whether the sweep was told to begin with it.
+    """
+    if not cfg.results:
+        return
+    path = Path(cfg.results)
+    known = {(row["config_hash"], row["name"]) for row in read_rows(path)} if path.is_file() else set()
+    for row in [*_models(cfg, ledger), _spent(cfg, ledger)]:
+        if (row["config_hash"], row["name"]) not in known:
+            append_row(path, row)
+
+
+def _models(cfg: DictConfig, ledger: Ledger) -> Iterator[dict[str, Any]]:
+    points = {t.id: place for place, t in enumerate(front(ledger.trials.values(), ledger.objectives), start=1)}
+    begun = {trial.id for trial in starts(cfg, ledger)}
+    for trial in ledger.trials.values():
+        if TEST in trial.figures and (trial.id in points or trial.id in begun):
+            own = {"point": points.get(trial.id), "start": trial.id in begun}
+            yield {**_run_of(trial, ledger), **own, **_told(cfg, trial)}
+
+
+def _run_of(trial: Trial, ledger: Ledger) -> dict[str, str]:
+    return read_rows(ledger.runs / trial.key / "results.csv")[-1]
+
+
+def _told(cfg: DictConfig, trial: Trial) -> dict[str, Any]:
+    return {
+        "task": TASK,
+        "name": trial.id,
+        "top1": trial.figures[TEST],
+        "val_top1": trial.figures["top1"],
+        "bits": bits_text(trial),
+        "knobs": knobs_text(trial.knobs, cfg.sweep.space, width=None),
+    }
+
+
+def _spent(cfg: DictConfig, ledger: Ledger) -> dict[str, Any]:
+    spent = spending(list(ledger.trials.values()), cfg.fit.epochs)
+    return {
+        **provenance(),
+        "config_hash": sweep_hash(cfg),
+        "experiment": cfg.experiment,
+        "task": TASK,
+        "name": TASK,
+        "seed": cfg.seed,
+        "epochs": spent.epochs,
+        "full_epochs": spent.full_epochs,
+        "wall_s": spent.wall_s,
+        "overhead_median_s": spent.overhead_median_s,
+        "notes": spent.counted(),
+    }
