@@ -141,9 +141,9 @@ def test_a_reason_follows_what_was_reached() -> None:
 def test_what_was_spent() -> None:
     """Epochs of runs over those that all trials, duplicates too, would have taken; a trial may have chosen its own."""
     trials = [
-        trial(1), trial(2, "stopped", epochs=1.0, overhead_s=0.6), trial(3, "failed", epochs=0.5, overhead_s=9.0),
+        trial(1), trial(2, "stopped", epochs=1.0, overhead_s=0.0), trial(3, "failed", epochs=0.5, overhead_s=9.0),
         trial(4, "duplicate", epochs=0.0, of="0001", ended=1e9),
-        trial(5, epochs=8.0, overrides=["fit.epochs=2", "fit.epochs=8"], overhead_s=0.5),
+        trial(5, epochs=8.0, overrides=["fit.epochs=2", "fit.epochs=8"], overhead_s=0.6),
     ]  # fmt: skip
     spent = spending(trials, 4)
     assert (spent.epochs, spent.full_epochs) == (13.5, 4 * 4 + 8) and spent.share == 13.5 / 24
