@@ -17,7 +17,7 @@ class Spending:
     """``counts`` of trials by status; ``epochs`` trained, and ``full_epochs`` had each been trained to its end.
 
     A duplicate cost nothing and would have cost its full training. ``train_s`` and ``overhead_s`` are seconds over all
-    trials; ``overhead_median_s`` is the median of those that finished, which alone tell; ``wall_s`` those from the first
+    trials; ``overhead_median_s`` is the median of those that finished, which alone tell; ``wall_s`` from the first
     start to the last end.
     """
 
