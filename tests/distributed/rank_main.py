@@ -40,5 +40,16 @@ def main(jobs: Path) -> None:
         dist.destroy_process_group()
 
 
+def as_rank(rank: int, ranks: int, port: int, overrides: list[str], log: Path) -> None:
+    """Be rank ``rank`` of the one run ``overrides``, in this process; what it says goes to ``log``."""
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks), "RANK": str(rank),
+        "LOCAL_RANK": str(rank), "NODE_RANK": "0", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    with log.open("a") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        train.run(compose(overrides))
+
+
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
