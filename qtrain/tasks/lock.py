@@ -222,6 +222,8 @@ def _launch() -> str:
         return f"slurm-{job.number}-{job.restarts}-{env['SLURM_STEP_ID']}"
     if run := env.get("TORCHELASTIC_RUN_ID"):
         return f"torchrun-{run}-{env.get('MASTER_PORT')}-{env.get('TORCHELASTIC_RESTART_COUNT')}"
+    if "RANK" in env and "MASTER_PORT" in env:  # each started by hand, or by a script
+        return f"ranks-{env.get('MASTER_ADDR')}:{env['MASTER_PORT']}"
     return ""
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from pytorch_lightning.utilities import rank_zero_only
 
 from qtrain.tasks import train
 from qtrain.tasks.config import compose
@@ -47,6 +48,7 @@ def as_rank(rank: int, ranks: int, port: int, overrides: list[str], log: Path) -
         "LOCAL_RANK": str(rank), "NODE_RANK": "0", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
     }  # fmt: skip
     torch.set_num_threads(1)
+    rank_zero_only.rank = rank  # which it reads from the environment when it is imported
     with log.open("a") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         train.run(compose(overrides))
 
