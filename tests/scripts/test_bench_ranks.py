@@ -1,0 +1,49 @@
+"""What ranks gain: cases in turn, their medians, and rows that say where they come from."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from qtrain.tasks.results import read_rows
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    path = Path(__file__).resolve().parents[2] / "scripts" / "bench_ranks.py"
+    spec = importlib.util.spec_from_file_location("bench_ranks", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["bench_ranks"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_ratios_are_to_one_rank_and_rows_are_kept(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = {(1, 1): 0.4, (1, 2): 0.3, (2, 1): 0.2}
+    asked = []
+
+    def step(case: bench.Case, chosen: list[str]) -> float:  # type: ignore[name-defined]
+        asked.append(case.name)
+        return times[case.ranks, case.threads] * (2 if len(asked) <= 4 else 1)  # the first round is slow
+
+    monkeypatch.setattr(bench, "_step_s", step)
+    assert bench.main(["data=digits", "model=cifar_resnet8", "--results", str(tmp_path / "r.csv")]) == 0
+    assert asked == asked[:4] * 3
+    rows = read_rows(tmp_path / "r.csv")
+    assert [float(row["ratio"]) for row in rows] == pytest.approx([1, 0.75, 0.5, 1])
+    assert {row["hardware"] for row in rows} and rows[2]["case"] == "2 ranks, one thread each"
+    assert "2 ranks, one thread each" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_step_is_measured_in_a_run_of_its_own(bench: ModuleType) -> None:
+    small = ["data=digits", "model=cifar_resnet8", "data.max_train=192", "data.batch_size=16", "data.max_test=32"]
+    case = bench.Case("one", 1, 1, bench.NEVER)
+    assert 1e-4 < bench._step_s(case, [*small, "full_precision.epochs=1", "model.width=0.25"]) < 60
