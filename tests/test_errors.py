@@ -49,6 +49,10 @@ WRONG = {
         "teacher_cache=ful: there is no such teacher_cache; did you mean 'full'?",
     ),
     "unknown key of the cache": (["teacher.cache.size=1"], "unknown key 'teacher.cache.size'; did you mean"),
+    "a teacher that learns in shards": (
+        ["teacher.learns=true", "teacher.shard=true"],
+        "teacher.shard: a teacher that learns",
+    ),
     "unknown way to fold": (
         ["quantize.fold=befor"],
         "quantize.fold: must be one of none, before, training, got 'befor'; did you mean 'before'?",

@@ -96,6 +96,8 @@ def validate(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     _check_choice("quantize.fold", plain["quantize"]["fold"], dict.fromkeys(FOLDS))
     _check_choice("quantize.calibration", plain["quantize"]["calibration"], dict.fromkeys(CALIBRATIONS))
     _check_choice("budget", plain["budget"], plain["budgets"])
+    if plain["teacher"]["learns"] and plain["teacher"]["shard"]:
+        raise ConfigError("teacher.shard: a teacher that learns is whole on each process; leave one of the two false")
     if plain["allow_targets"] and not any(_key(override) == "allow_targets" for override in overrides):
         raise ConfigError("allow_targets: may be given on the command line only, not by a YAML file; remove it there")
     for name, variant in (plain["variants"] or {}).items():

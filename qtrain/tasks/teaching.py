@@ -57,8 +57,6 @@ def build_learning_teacher(cfg: DictConfig, model: nn.Module, student: nn.Module
         raise ConfigError(
             "teacher.learns: a teacher that learns sees images as the student does; leave teacher.mean and std null"
         )
-    if cfg.teacher.shard:
-        raise ConfigError("teacher.shard: only a frozen teacher can be sharded; leave teacher.learns false")
     if cfg.teacher.cache.keeps is not None:
         log.warning("teacher.cache: a teacher that learns answers otherwise at each step; nothing is kept")
     if cfg.fit.channels_last:
