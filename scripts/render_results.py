@@ -195,19 +195,27 @@ def recipes(rows: list[dict[str, str]]) -> str:
 
 
 def front(rows: list[dict[str, str]]) -> str:
-    """The models of a sweep's front and of its start, smallest first; of the latter, what on the front is better.
+    """The models of the fronts of sweeps and of their starts, smallest first; of the latter, what on a front is better.
 
-    Better: at least as accurate on test images, no larger and with no more bit operations, and ahead in one of them.
+    Better: at least as accurate on test images, no larger and with no more bit operations, and ahead in one of them. A
+    model that several sweeps started with has one row.
     """
-    models = [row for row in rows if row["task"] == "sweep" and row["size_bytes"]]
+    models: dict[str, dict[str, str]] = {}
+    for row in rows:
+        if row["task"] == "sweep" and row["size_bytes"] and (row["point"] or row["config_hash"] not in models):
+            models[row["config_hash"]] = row
     lines = []
-    for row in sorted(models, key=lambda row: (float(row["size_bytes"]), float(row["top1"]))):
-        better = [other["point"] for other in models if other["point"] and _ahead(other, row)]
-        said = (", ".join(sorted(better, key=int)) or "none") if row["start"] == "true" else ""
-        cells = (row["point"], row["bits"], f"{float(row['size_bytes']) / 1e3:.1f}", f"{float(row['bops']) / 1e9:.3g}")
+    for row in sorted(models.values(), key=lambda row: (float(row["size_bytes"]), float(row["top1"]))):
+        better = [_point(other) for other in models.values() if other["point"] and _ahead(other, row)]
+        said = (", ".join(better) or "none") if row["start"] == "true" else ""
+        cells = (_point(row), row["bits"], f"{float(row['size_bytes']) / 1e3:.1f}", f"{float(row['bops']) / 1e9:.3g}")
         lines.append((*cells, f"{float(row['val_top1']):.2f}", f"{float(row['top1']):.2f}", said, row["knobs"]))
     columns = ("Point", "Bits", "kB", "GBOPs", "Validation %", "Test %", "Beaten by", "Knobs")
     return _markdown_table(columns, lines, figures=range(2, 6))
+
+
+def _point(row: dict[str, str]) -> str:
+    return f"{row['sweep']} {row['point']}" if row["point"] else "start"
 
 
 def _ahead(one: dict[str, str], other: dict[str, str]) -> bool:

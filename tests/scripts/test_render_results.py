@@ -190,3 +190,23 @@ def test_imagined_images_have_a_row_for_each_set(page: Path) -> None:
     append_row(csv, row(name="w4a4"))
     script.main(["--results", str(page.parent), str(page)])
     assert table(page)[2:] == [["IntraQ", "1024", "1.93", "816", "100", "180", "laptop"]]
+
+
+def test_of_what_a_sweep_started_with_the_table_says_what_is_better(page: Path) -> None:
+    csv = page.parent / "some.csv"
+    page.write_text(page.read_text().replace("results:some", "results:some front"))
+    told = {"task": "sweep", "sweep": "tpe", "bits": "W4A4", "val_top1": 95.0, "knobs": "widths=4"}
+    small = {"size_bytes": 140_000, "bops": 9e8}
+    for name, changes in {
+        "a": {"top1": 90.0, "start": True},
+        "b": {"top1": 90.0, "start": False, "point": 2, **small},
+        "c": {"top1": 89.0, "start": True, "point": 1, **small},
+        "d": {"top1": 91.0, "start": False, "point": 3, "bops": 2e9},
+    }.items():
+        append_row(csv, row(name=name, config_hash=name, **told, **changes))
+    append_row(csv, row(name="a", config_hash="a", **told | {"sweep": "evolved"}, top1=90.0, start=True))
+    append_row(csv, row(name="sweep", config_hash="s", task="sweep", size_bytes=None, top1=None))
+    script.main(["--results", str(page.parent), str(page)])
+    assert [(cells[0], cells[5], cells[6]) for cells in table(page)[2:]] == [
+        ("tpe 1", "89.00", "tpe 2"), ("tpe 2", "90.00", ""), ("start", "90.00", "tpe 2"), ("tpe 3", "91.00", ""),
+    ]  # fmt: skip

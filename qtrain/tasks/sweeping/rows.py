@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,20 @@ def append_rows(cfg: DictConfig, ledger: Ledger) -> None:
     """Add the sweep to the file ``cfg.results``, where that names one; what stands there already is left alone.
 
     The row of a model is that of its run, with the accuracy on test images as ``top1`` and what the sweep knows of it
-    in further columns: ``point``, its place on the front; ``start``, whether the sweep was told to begin with it.
+    in further columns: ``sweep``, the sweep's name; ``point``, its place on the front; ``start``, whether the sweep was
+    told to begin with it.
     """
     if not cfg.results:
         return
     path = Path(cfg.results)
-    known = {(row["config_hash"], row["name"]) for row in read_rows(path)} if path.is_file() else set()
+    known = {_key(row) for row in read_rows(path)} if path.is_file() else set()
     for row in [*_models(cfg, ledger), _spent(cfg, ledger)]:
-        if (row["config_hash"], row["name"]) not in known:
+        if _key(row) not in known:
             append_row(path, row)
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["config_hash"], row["name"], row.get("sweep")
 
 
 def _models(cfg: DictConfig, ledger: Ledger) -> Iterator[dict[str, Any]]:
@@ -39,7 +44,7 @@ def _models(cfg: DictConfig, ledger: Ledger) -> Iterator[dict[str, Any]]:
     begun = {trial.id for trial in starts(cfg, ledger)}
     for trial in ledger.trials.values():
         if TEST in trial.figures and (trial.id in points or trial.id in begun):
-            own = {"point": points.get(trial.id), "start": trial.id in begun}
+            own = {"sweep": ledger.folder.name, "point": points.get(trial.id), "start": trial.id in begun}
             yield {**_run_of(trial, ledger), **own, **_told(cfg, trial)}
 
 
@@ -66,6 +71,7 @@ def _spent(cfg: DictConfig, ledger: Ledger) -> dict[str, Any]:
         "experiment": cfg.experiment,
         "task": TASK,
         "name": TASK,
+        "sweep": ledger.folder.name,
         "seed": cfg.seed,
         "epochs": spent.epochs,
         "full_epochs": spent.full_epochs,

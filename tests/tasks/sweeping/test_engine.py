@@ -21,6 +21,7 @@ import ray
 from qtrain.lit.loggers import WALL_CLOCK_FIELDS, read_rows
 from qtrain.sweep.trials import Trial, read_trials
 from qtrain.tasks.config import compose
+from qtrain.tasks.results import read_rows as read_results
 from qtrain.tasks.sweeping.journal import SEARCH, Journal
 from qtrain.tasks.targets import ConfigError
 from qtrain.tasks.variants import run_task
@@ -77,7 +78,8 @@ def swept(cluster: None, cache: Path, tmp_path_factory: pytest.TempPathFactory) 
     """Six random trials of two good values and a poisonous one; three of them must be duplicates."""
     folder = tmp_path_factory.mktemp("swept")
     space = "+sweep.space={optimizer.lr: [0.05, 0.01, 1.0e+18]}"
-    figures, trials = sweep(folder, cache, space, "sweep.trials=9", "sweep.parallel=2")
+    more = [space, "sweep.trials=9", "sweep.parallel=2", f"results={folder}/results.csv"]
+    figures, trials = sweep(folder, cache, *more)
     assert figures["finished"] == 2 and figures["failed"] == 1 and figures["duplicate"] == 6
     assert figures["best/top1"] == max(trial.figures["top1"] for trial in trials if trial.status == "finished")
     return folder / "adhoc" / "sweep", trials
@@ -131,6 +133,20 @@ def test_the_front_is_evaluated_on_test_images_and_no_other_trial(swept: tuple[P
         summary = json.loads((folder / "trials" / trial.key / "summary.json").read_text())
         assert summary["top1"] is None and summary["fp_top1"] is None
     assert (folder / "sweep.html").is_file() and (folder / "pareto.csv").is_file()
+
+
+def test_the_front_and_what_was_spent_are_rows_of_the_results_file(swept: tuple[Path, list[Trial]]) -> None:
+    folder, trials = swept
+    *models, spent = read_results(folder.parent.parent / "results.csv")
+    tested = {trial.id: trial for trial in trials if "test_top1" in trial.figures}
+    assert {row["name"] for row in models} == tested.keys()
+    for row in models:
+        trial = tested[row["name"]]
+        assert float(row["top1"]) == pytest.approx(trial.figures["test_top1"], rel=1e-5)
+        assert (row["config_hash"], row["sweep"], row["start"]) == (trial.key, "sweep", "false")
+    assert sorted(int(row["point"]) for row in models) == list(range(1, 1 + len(models)))
+    assert spent["notes"].startswith("9 trials: 2 finished, 1 failed, 6 duplicates") and not spent["top1"]
+    assert float(spent["epochs"]) < float(spent["full_epochs"]) == 18
 
 
 def test_a_killed_worker_costs_time_and_nothing_else(cluster: None, cache: Path, tmp_path: Path) -> None:
