@@ -201,7 +201,9 @@ def test_mo_asha_lets_the_cheap_go_on_that_asha_stops() -> None:
     figures = {"dear": (91.0, 100.0), "worse": (90.0, 101.0), "cheap": (80.0, 50.0), "worst": (79.0, 102.0)}
     went_on = {}
     for name in ("asha", "mo_asha"):
-        scheduler = make_scheduler(config(f"scheduler@sweep.scheduler={name}", "sweep.scheduler.reduction=2"))
+        scheduler = make_scheduler(
+            config(f"scheduler@sweep.scheduler={name}", "sweep.scheduler.grace=1", "sweep.scheduler.reduction=2")
+        )
         assert scheduler is not None
         decisions = {}
         for id, (top1, size) in figures.items():
