@@ -1,8 +1,10 @@
-"""The knob that turns bits: of all layers together, of each block, or of each layer."""
+"""The knob that turns bits: of all layers together, of each stage, of each block, or of each layer."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, Literal, final
 
 from qtrain.spec import FULL_PRECISION
@@ -10,12 +12,12 @@ from qtrain.sweep.domains import Domain, Options
 from qtrain.sweep.knobs import Effect, Knob, When
 
 Of = Literal["both", "weight", "input"]
-Per = Literal["model", "block", "layer"]
+Per = Literal["model", "stage", "block", "layer"]
 
 
 @final
 class Widths(Knob):
-    """Bits of layers, out of ``choices``: ``of`` weights, inputs, or both alike; one value ``per`` model, block, layer.
+    """Bits of layers, out of ``choices``: ``of`` weights, inputs, or both alike; one value ``per`` part of the model.
 
     The first and the last layer have ``ends`` bits; ``None`` treats them as the rest. Weights and inputs with widths
     of their own are two such knobs.
@@ -65,11 +67,10 @@ class Widths(Knob):
 
     def _groups(self, layers: Sequence[str]) -> dict[str, list[str]]:
         """Layers that share a width, by the name of what they form; "" is the model."""
-        free = self._free(layers)
-        blocks = blocks_of(layers)
+        stages, blocks = stages_of(layers), blocks_of(layers)
         groups: dict[str, list[str]] = {}
-        for layer in free:
-            group = {"model": "", "block": blocks[layer], "layer": layer}[self.per]
+        for layer in self._free(layers):
+            group = {"model": "", "stage": stages[layer], "block": blocks[layer], "layer": layer}[self.per]
             groups.setdefault(group, []).append(layer)
         return groups
 
@@ -91,17 +92,26 @@ def blocks_of(layers: Sequence[str]) -> dict[str, str]:
     >>> blocks_of(["conv1", "layer1.0.conv1", "layer1.0.downsample.0", "fc"]).values()
     dict_values(['conv1', 'layer1.0', 'layer1.0', 'fc'])
     """
-    held: dict[str, int] = {}
+    return {layer: next(iter(around), layer) for layer, around in _shared(layers).items()}
+
+
+def stages_of(layers: Sequence[str]) -> dict[str, str]:
+    """The stage that each of ``layers`` is in: the outermost such module, which is the block where blocks form none.
+
+    >>> stages_of(["conv1", "layer1.0.conv1", "layer1.0.conv2", "layer1.1.conv1", "fc"]).values()
+    dict_values(['conv1', 'layer1', 'layer1', 'layer1', 'fc'])
+    """
+    return {layer: next(reversed(around), layer) for layer, around in _shared(layers).items()}
+
+
+def _shared(layers: Sequence[str]) -> dict[str, list[str]]:
+    """Modules around each of ``layers`` whose own name ends in a digit and that hold others, too; innermost first."""
+    numbered = {}
     for layer in layers:
-        for module in _numbered(layer):
-            held[module] = held.get(module, 0) + 1
-    return {layer: next((module for module in _numbered(layer) if held[module] > 1), layer) for layer in layers}
-
-
-def _numbered(layer: str) -> list[str]:
-    """Modules around ``layer`` whose own name ends in a digit, innermost first."""
-    parts = layer.split(".")
-    return [".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1) if parts[n - 1][-1:].isdigit()]
+        parts = layer.split(".")
+        numbered[layer] = [".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1) if parts[n - 1][-1:].isdigit()]
+    held = Counter(chain.from_iterable(numbered.values()))
+    return {layer: [module for module in around if held[module] > 1] for layer, around in numbered.items()}
 
 
 def ends_of(layers: Sequence[str]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from qtrain.sweep.domains import Interval, Options
 from qtrain.sweep.ends import Ends
 from qtrain.sweep.knobs import Bundle, Choice, Integers, LogUniform, Uniform, spelled
-from qtrain.sweep.widths import Of, Per, Widths, blocks_of
+from qtrain.sweep.widths import Of, Per, Widths, blocks_of, stages_of
 
 RESNET = """
     conv1 layer1.0.conv1 layer1.0.conv2 layer2.0.conv1 layer2.0.conv2 layer2.0.downsample.0 fc
@@ -79,9 +79,24 @@ def test_blocks_are_what_repeats(layers: list[str], expected: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ([*RESNET[:-1], "layer1.1.conv1", "fc"], "conv1 layer1 layer1 layer2 layer2 layer2 layer1 fc"),
+        (TRANSFORMER, "patch_embed.proj blocks.0 blocks.0 blocks.1 blocks.1 head"),
+        (MOBILENET, "conv_stem blocks.0 blocks.0 blocks.1 blocks.1 blocks.2.0.conv head"),
+        (CONVNEXT, "stages.1 stages.1 stages.1 stages.1 stages.1"),
+    ],
+    ids=["resnet", "transformer", "mobilenet", "convnext"],
+)
+def test_stages_are_what_holds_blocks(layers: list[str], expected: str) -> None:
+    assert list(stages_of(layers).values()) == expected.split()
+
+
+@pytest.mark.parametrize(
     ("per", "ends", "groups"),
     [
         ("model", 8, {""}),
+        ("stage", 8, {".layer1", ".layer2"}),
         ("block", 8, {".layer1.0", ".layer2.0"}),
         ("block", None, {".conv1", ".layer1.0", ".layer2.0", ".fc"}),
         ("layer", 8, {f".{name}" for name in RESNET[1:-1]}),
