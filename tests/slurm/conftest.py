@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pickle
+import shutil
 
 import pytest
 
@@ -37,6 +38,7 @@ def scenes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             write_digits(folder / "digits")
             with Cluster() as cluster:
                 done = play(Trainings(cluster, folder), [name for name in SCENES if name in asked])
+                shutil.copytree(cluster.folder / "log", folder / "log")  # to be read when a scene has failed
             kept.write_bytes(pickle.dumps(done))
     played: dict[str, Played] = pickle.loads(kept.read_bytes())
     return played

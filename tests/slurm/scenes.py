@@ -1,7 +1,6 @@
 """What happens to a training on a cluster: each scene submits one, brings something upon it, and waits for its end.
 
-Scenes are played side by side where they do not disturb each other, since most of their time is waiting; tests look at
-what is left of them.
+Scenes on one half of the nodes are played beside those on the other half; tests look at what is left of them.
 """
 
 from __future__ import annotations
@@ -61,10 +60,10 @@ def usr1(trainings: Trainings) -> Run:
 def time_limit(trainings: Trainings) -> Run:
     """The first start would take longer than the job may.
 
-    SLURM sends the signal up to a minute early, so it comes in the first half of the two minutes that the job has.
+    SLURM sends the signal up to a minute early: 20 to 80 seconds after the start, so that there are 100 for a save.
     """
-    run = trainings.submit("time_limit", SLOW % ("null", 2), sbatch=("--nodes=2", "--time=2", "--signal=USR1@60"))
-    run.ended()
+    run = trainings.submit("time_limit", SLOW % ("null", 2), sbatch=("--nodes=2", "--time=3", "--signal=USR1@100"))
+    run.ended(seconds=800)
     return run
 
 
@@ -73,9 +72,10 @@ def killed_rank(trainings: Trainings) -> Run:
 
     Before that, another job is given the same folder.
     """
-    run = trainings.submit("killed_rank", SLOW % ("null", 3))
+    slow = SLOW % ("null", 3)
+    run = trainings.submit("killed_rank", slow)
     run.wait_for_step(4)
-    trainings.submit("second", "name=killed_rank", sbatch=("--nodes=1",)).ended("FAILED")
+    trainings.submit("second", slow, "name=killed_rank", sbatch=("--nodes=1",)).ended("FAILED")
     (rank,) = trainings.cluster.ranks(run.job, "node2")
     os.kill(rank, signal.SIGKILL)
     run.ended()
@@ -163,7 +163,7 @@ def sweep(trainings: Trainings) -> Run:
     return run
 
 
-SIDE_BY_SIDE: dict[str, Callable[[Trainings], Run]] = {
+ON_FIRST_NODES: dict[str, Callable[[Trainings], Run]] = {
     "time_limit": time_limit,
     "usr1": usr1,
     "killed_rank": killed_rank,
@@ -175,28 +175,27 @@ SIDE_BY_SIDE: dict[str, Callable[[Trainings], Run]] = {
 }
 """Scenes on the first two nodes."""
 
-ONE_BY_ONE: dict[str, Callable[[Trainings], Run]] = {
+ON_OTHER_NODES: dict[str, Callable[[Trainings], Run]] = {
     "preempted": preempted,
     "crashed_node": crashed_node,
     "crashed_first_node": crashed_first_node,
 }
-"""Scenes that need the other two nodes for themselves."""
+"""Scenes in which nodes crash or jobs are preempted, on the other two."""
 
-SCENES = ["undisturbed", *SIDE_BY_SIDE, *ONE_BY_ONE]
+SCENES = ["undisturbed", *ON_FIRST_NODES, *ON_OTHER_NODES]
 
 
 def play(trainings: Trainings, names: Sequence[str]) -> dict[str, Played]:
     """Play the scenes; the undisturbed one first, in any case, which leaves full-precision weights to the others."""
     played = {"undisturbed": _play(undisturbed, trainings)}
 
-    def one_by_one() -> dict[str, Played]:
-        return {name: _play(scene, trainings) for name, scene in ONE_BY_ONE.items() if name in names}
+    def one_by_one(scenes: dict[str, Callable[[Trainings], Run]]) -> dict[str, Played]:
+        return {name: _play(scene, trainings) for name, scene in scenes.items() if name in names}
 
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        others = pool.submit(one_by_one)
-        waiting = {name: pool.submit(_play, scene, trainings) for name, scene in SIDE_BY_SIDE.items() if name in names}
-        played |= {name: future.result() for name, future in waiting.items()}
-        return played | others.result()
+    with ThreadPoolExecutor() as pool:
+        for half in [pool.submit(one_by_one, scenes) for scenes in (ON_FIRST_NODES, ON_OTHER_NODES)]:
+            played |= half.result()
+    return played
 
 
 def _play(scene: Callable[[Trainings], Run], trainings: Trainings) -> Played:
