@@ -14,7 +14,7 @@ from qtrain.sweep.widths import check_bits, ends_of
 class Ends(Knob):
     """Bits of the first and the last layer, weights and inputs alike, out of ``choices``.
 
-    Given after a knob of widths, it has the last word on these two layers.
+    It has the last word on these two layers, whatever knobs of widths there are.
     """
 
     def __init__(self, *, choices: Sequence[int], when: When | None = None) -> None:

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, final
 
-from qtrain.sweep.domains import Domain
 from qtrain.sweep.knobs import spelled
 from qtrain.sweep.pareto import Objectives, losses_of, ranked
 from qtrain.sweep.search import Population
 from qtrain.sweep.searcher import FINISHED, SpaceSearcher, complete
 from qtrain.sweep.space import Point, Space
+from qtrain.sweep.variation import varied
 
 GENERATION = "generation"
 """Says in a trial's point how many intervals its student has trained."""
@@ -130,19 +130,7 @@ class PopulationSearcher(SpaceSearcher):
         return self._space.choose(lambda name, domain: given[name] if name in given else domain.draw(source))
 
     def _changed(self, point: Point, source: Random) -> Point:
-        """``point`` with some of its knobs changed, one at least where one can be."""
-        sure = source.choice(sorted(point))
-
-        def pick(name: str, domain: Domain) -> Any:
-            if name not in point:  # a condition has just come to hold
-                return domain.draw(source)
-            if name != sure and source.random() >= self._settings.change:
-                return point[name]
-            if source.random() < self._settings.resample:
-                return domain.draw(source)
-            return domain.neighbour(point[name], source)
-
-        return self._space.choose(pick)
+        return varied(self._space, point, source, change=self._settings.change, resample=self._settings.resample)
 
     def _stage(self, number: int, point: Point) -> list[str]:
         """The overrides of stage ``number``: its knobs, its length, and its part of the learning rate's course."""

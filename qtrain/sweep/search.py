@@ -61,6 +61,25 @@ class Nsga2:
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class Local:
+    """Local search on the front (Paquete, Chiarandini, Stützle 2004): neighbours of what nobody beats so far.
+
+    For good points to begin with, and few trials: each is one of the front of which each knob is changed with
+    probability ``change``, one of them at least: drawn anew with probability ``resample``, otherwise moved to a
+    neighbouring value. The first ``startup`` trials, where no others are given, are random.
+    """
+
+    startup: int = 4
+    change: float = 0.15
+    resample: float = 0.1
+
+    def __post_init__(self) -> None:
+        _at_least("Local", startup=(self.startup, 1))
+        _share("Local", change=self.change, resample=self.resample)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class Population:
     """Students side by side that learn from each other while they train (Jaderberg et al., arXiv 1711.09846).
 
@@ -86,7 +105,7 @@ class Population:
             raise ValueError(f"Population: quantile must be above 0 and at most 0.5, got {self.quantile}")
 
 
-Search = Random | Grid | Tpe | Nsga2 | Population
+Search = Random | Grid | Tpe | Nsga2 | Local | Population
 """The ways there are."""
 
 

@@ -14,6 +14,9 @@ from qtrain.sweep.space import Point, Space
 FINISHED: Final = "FINISHED"
 """What a searcher says that will propose nothing more; Ray's searchers say the same."""
 
+EPOCHS: Final = "epochs"
+"""The figure of a trial that has not ended, or was stopped: how many it had done."""
+
 LARGEST_GRID = 100_000
 
 
@@ -43,7 +46,7 @@ class SpaceSearcher(ABC):
 
     @abstractmethod
     def on_trial_complete(self, trial_id: str, figures: Mapping[str, float] | None = None, error: bool = False) -> None:
-        """The trial has ended with ``figures``, or without any where it failed."""
+        """The trial has ended with ``figures``, or without any where it failed; stopped early, with :data:`EPOCHS`."""
 
 
 class PointSearcher(SpaceSearcher):

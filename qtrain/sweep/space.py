@@ -9,6 +9,7 @@ from typing import Any, final
 
 from qtrain.spec import FULL_PRECISION, Allocation, LayerBits
 from qtrain.sweep.domains import Domain
+from qtrain.sweep.ends import Ends
 from qtrain.sweep.knobs import Knob, spelled
 from qtrain.sweep.widths import Widths
 
@@ -69,7 +70,8 @@ class Space:
         changed: list[str] = []
         bits: dict[str, LayerBits] = {}
         point = self.choose(lambda name, domain: point[name])  # without what does not count
-        for name, knob in self.knobs.items():
+        # Where the bits of the ends are a knob of their own, no other has a say in them.
+        for name, knob in sorted(self.knobs.items(), key=lambda named: isinstance(named[1], Ends)):
             if not self._counts(name, point):
                 continue
             effect = knob.effect(name, {suffix: point[name + suffix] for suffix in self._domains[name]}, self._layers)

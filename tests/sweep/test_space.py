@@ -88,8 +88,10 @@ def test_bits_of_several_knobs_come_together_over_the_base() -> None:
     assert "layer2.0.conv1:[2,6]" in weights.overrides({"w.layer1.0": 2, "w.layer2.0": 2})[-1], "inputs stay"
 
 
-def test_ends_have_the_last_word_on_the_first_and_the_last_layer() -> None:
-    space = Space({"widths": Widths(choices=[2, 3]), "ends": Ends(choices=[6, 4])}, layers=LAYERS, base=BASE)
+@pytest.mark.parametrize("order", [("widths", "ends"), ("ends", "widths")])
+def test_ends_have_the_last_word_on_the_first_and_the_last_layer(order: tuple[str, str]) -> None:
+    knobs = {"widths": Widths(choices=[2, 3]), "ends": Ends(choices=[6, 4])}
+    space = Space({name: knobs[name] for name in order}, layers=LAYERS, base=BASE)
     (override,) = [o for o in space.overrides(space.completed({"widths": 2, "ends": 6})) if "bits.layers" in o]
     inner = LAYERS[1:-1]
     expected = {LAYERS[0]: [6, 6], **{layer: [2, 2] for layer in inner}, LAYERS[-1]: [6, 6]}

@@ -18,9 +18,9 @@ from ray import tune
 from ray.tune import Callback, Stopper
 from ray.tune.schedulers import TrialScheduler
 
+from qtrain.sweep.searcher import EPOCHS
 from qtrain.sweep.trials import Trial
 from qtrain.tasks.sweeping.configs import read_config
-from qtrain.tasks.sweeping.judge import EPOCHS
 from qtrain.tasks.sweeping.live import LiveTable, Running
 from qtrain.tasks.sweeping.proposals import FIGURES, Proposals
 from qtrain.tasks.sweeping.trial import Proposal, described, read_trial, reason_of, run_trial

@@ -11,10 +11,8 @@ from typing import Any, final
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from qtrain.sweep.searcher import EPOCHS
 from qtrain.tasks.sweeping.journal import Event
-
-EPOCHS = "epochs"
-"""The figure that rules take for time."""
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,15 @@ from ray.tune.search.optuna import OptunaSearch
 
 from qtrain.sweep.domains import Domain, Interval, Options
 from qtrain.sweep.halving import ParetoHalving
+from qtrain.sweep.local import LocalSearcher
 from qtrain.sweep.pareto import Direction, Objectives, losses_of
 from qtrain.sweep.population import PopulationSearcher
 from qtrain.sweep.scheduler import Asha, Median, MoAsha, Scheduler
-from qtrain.sweep.search import Grid, Nsga2, Population, Random, Search, Tpe
-from qtrain.sweep.searcher import GridSearcher, PointSearcher, SpaceSearcher, complete
+from qtrain.sweep.search import Grid, Local, Nsga2, Population, Random, Search, Tpe
+from qtrain.sweep.searcher import EPOCHS, GridSearcher, PointSearcher, SpaceSearcher, complete
 from qtrain.sweep.space import Point, Space
 from qtrain.tasks.instantiate import instantiate
 from qtrain.tasks.targets import ConfigError, as_config_error
-
-EPOCHS = "epochs"
-"""The figure that tells time: epochs done."""
 
 
 def check_sweep(cfg: DictConfig) -> None:
@@ -79,6 +77,8 @@ def make_searcher(cfg: DictConfig, space: Space) -> SpaceSearcher:
     with as_config_error("sweep.search"):
         if isinstance(search, Grid):
             return GridSearcher(space, points=search.points, trials=cfg.sweep.trials, seed=cfg.seed, start=start)
+        if isinstance(search, Local):
+            return LocalSearcher(space, search, objectives=objectives, seed=cfg.seed, start=start)
         if isinstance(search, Population):
             schedule = cast(dict[str, Any], OmegaConf.to_container(cfg.lr_schedule, resolve=True))
             return PopulationSearcher(

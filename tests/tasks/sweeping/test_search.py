@@ -20,7 +20,7 @@ from qtrain.tasks.config import compose
 from qtrain.tasks.sweeping.search import check_sweep, make_scheduler, make_searcher
 from qtrain.tasks.targets import ConfigError
 
-WAYS = ["random", "grid", "tpe", "nsga2", "population"]
+WAYS = ["random", "grid", "tpe", "nsga2", "local", "population"]
 LAYERS = ["conv1", *(f"layer{stage}.0.conv{n}" for stage in (1, 2, 3) for n in (1, 2)), "fc"]
 
 
@@ -106,7 +106,7 @@ def test_a_start_comes_first_and_the_search_completes_it(way: str) -> None:
     assert (second["widths.layer2.0"], second["optimizer.lr"]) == (2, 0.1)
 
 
-@pytest.mark.parametrize("way", ["tpe", "nsga2", "population"])
+@pytest.mark.parametrize("way", ["tpe", "nsga2", "local", "population"])
 def test_ways_that_learn_reach_more_than_chance(way: str) -> None:
     """One right width for each of six layers and a rate: what the best of 80 trials lacks, over three seeds."""
     right = dict(zip([f"widths.{layer}" for layer in LAYERS[1:-1]], [2, 4, 3, 4, 2, 3], strict=True))
