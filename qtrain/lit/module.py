@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, final
 
 import pytorch_lightning as pl
@@ -15,10 +16,11 @@ from qtrain.distill.objective import Objective
 from qtrain.functional.losses import hard_loss
 from qtrain.functional.random import seed_of
 from qtrain.lit.callbacks.teacher_cache import TeacherCache
-from qtrain.lit.optim import MakeOptimizer, parameter_groups
+from qtrain.lit.optim import MakeOptimizer, load_optimizer_state_, parameter_groups
 from qtrain.lit.step import LearningTeacher, StudentStep
+from qtrain.models.sharding import is_sharded, whole_weights
 from qtrain.models.teacher import Teacher
-from qtrain.nn.project import partition_weights_, project_weights_
+from qtrain.nn.project import moves_weights, partition_weights_, project_weights_
 from qtrain.nn.sync_batchnorm import sync_batchnorm_
 from qtrain.quantizers.hooks import begin_step_
 from qtrain.schedules.base import Schedule
@@ -92,7 +94,8 @@ class QATModule(pl.LightningModule):
         torch.manual_seed(seed_of(self._seed, step))
         progress = self.global_step / max(1, self._total_steps)
         begin_step_(self.student, seed=self._seed, step=step, progress=progress)
-        partition_weights_(self.student)
+        with self._weights_in_reach():
+            partition_weights_(self.student)
         self.objective.set_progress_(progress)
         if self.learning_teacher is not None:
             self.learning_teacher.objective.set_progress_(progress)
@@ -114,7 +117,14 @@ class QATModule(pl.LightningModule):
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         super().optimizer_step(*arguments, **options)
-        project_weights_(self.student)
+        with self._weights_in_reach():
+            project_weights_(self.student)
+
+    def _weights_in_reach(self) -> AbstractContextManager[None]:
+        """Where quantizers move weights themselves, each rank has these whole in the meantime."""
+        if is_sharded(self.student) and moves_weights(self.student):
+            return whole_weights(self.student, write=True)
+        return nullcontext()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         logits = self.student(batch.image)
@@ -154,6 +164,6 @@ def _carry_on_(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
             f"fit.carry_optimizer: the stage before trained groups of {sizes[1]} parameters, this one trains "
             f"{sizes[0]}; leave it false where what is trained differs"
         )
-    optimizer.load_state_dict(state)
+    load_optimizer_state_(optimizer, state)
     for group, options in zip(optimizer.param_groups, own, strict=True):
         group.update(options)

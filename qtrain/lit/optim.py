@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from torch import nn, optim
+from torch import Tensor, nn, optim
 
+from qtrain.models.sharding import shared_as, whole
 from qtrain.quantizers.base import Quantizer
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], optim.Optimizer]
@@ -39,3 +40,31 @@ def parameter_groups(
     if scale_lr is not None:
         groups[2]["lr"] = scale_lr
     return [group for group in groups if group["params"]]
+
+
+def whole_optimizer_state(optimizer: optim.Optimizer) -> dict[str, Any]:
+    """The state dict of ``optimizer`` with whole tensors, where ranks have shares; all ranks must ask."""
+    state = optimizer.state_dict()
+    moments = {
+        place: {name: whole(value) if isinstance(value, Tensor) else value for name, value in own.items()}
+        for place, own in state["state"].items()
+    }
+    return {**state, "state": moments}
+
+
+def load_optimizer_state_(optimizer: optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """``optimizer.load_state_dict(state)``, where each rank takes its share of the moments of a shared parameter."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    places = [place for group in state["param_groups"] for place in group["params"]]
+    moments = dict(state["state"])
+    for place, parameter in zip(places, parameters, strict=True):
+        moments[place] = {
+            # What has the parameter's shape is a moment, anything else a counter.
+            name: shared_as(value, parameter) if _alike(value, parameter) else value
+            for name, value in moments.get(place, {}).items()
+        }
+    optimizer.load_state_dict({**state, "state": {place: own for place, own in moments.items() if own}})
+
+
+def _alike(value: Any, parameter: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == parameter.shape

@@ -14,8 +14,10 @@ import torch.distributed as dist
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from qtrain.functional.ranks import world_size
+from qtrain.lit.sharded import ShardedStrategy
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +29,10 @@ def several(*, devices: Any, nodes: int) -> bool:
     return nodes != 1 or devices not in (1, "1")
 
 
-def strategy_for(asked: Any, *, devices: Any, nodes: int, accumulated: int = 1) -> Any:
+def strategy_for(asked: Any, *, devices: Any, nodes: int, accumulated: int = 1, shard: bool = False) -> Any:
     """What Lightning's trainer gets for ``asked``: with several processes, unless something else is named, DDP.
+
+    Where these ``shard`` the student it is FSDP2.
 
     The graph of a step is the same every time, and DDP is told so: it finds out once which parameters the objective
     does not reach (those behind a hint, for one) and waits for none of them. Where gradients of several batches are
@@ -36,6 +40,8 @@ def strategy_for(asked: Any, *, devices: Any, nodes: int, accumulated: int = 1) 
     """
     if asked not in ("auto", "ddp") or not several(devices=devices, nodes=nodes):
         return asked
+    if shard:
+        return ShardedStrategy()
     same = accumulated == 1
     return DDPStrategy(static_graph=same, find_unused_parameters=not same, gradient_as_bucket_view=True)
 
@@ -53,7 +59,8 @@ def agree_(model: nn.Module) -> None:
     """
     if world_size() > 1:
         for tensor in model.state_dict().values():
-            dist.broadcast(tensor, src=0)
+            if not isinstance(tensor, DTensor):  # of which each rank has a share
+                dist.broadcast(tensor, src=0)
 
 
 def first_rank_first(ready: Callable[[], bool], *, what: str) -> None:

@@ -1,13 +1,19 @@
-"""Floor 2, models: a model whose parameters are spread over the ranks, each block gathered only while it runs."""
+"""Floor 2, models: a model whose parameters are spread over the ranks, each block gathered only while it runs.
+
+A shared parameter is a ``DTensor``; to optimizers it is one like any other, and its moments are shared with it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from qtrain.functional.ranks import world_size
 
@@ -28,14 +34,69 @@ def blocks(model: nn.Module) -> Iterator[nn.Module]:
             yield from blocks(child)
 
 
-def shard_(model: nn.Module, device: torch.device | str) -> None:
-    """Give each rank of the process group its share of each parameter, in place, on ``device``.
+def shard_(model: nn.Module, device: torch.device | str, *, keep: Collection[nn.Parameter] = ()) -> None:
+    """Give each rank of the process group its share of each parameter but those of ``keep``, in place, on ``device``.
 
-    FSDP2 (``fully_shard``): a block's parameters are gathered for its forward and let go after it. So a model lies on a
-    device that could not hold it whole; beside its share there is the largest block, and what is in no block. Blocks
-    move one after the other. Buffers stay whole. ``model`` must have no 0-dim parameters.
+    FSDP2 (``fully_shard``): a block's parameters are gathered for its forward and its backward and let go after them.
+    So a model lies on a device that could not hold it whole; beside its share there is the largest block, and what is
+    in no block. Blocks move one after the other; what is shared is rank 0's. Buffers stay whole, as does what is to be
+    kept: 0-dim parameters must be.
     """
     mesh = init_device_mesh(torch.device(device).type, (world_size(),))
-    for block in blocks(model):
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    kept = set(keep)
+    for part in [*blocks(model), model]:
+        for parameter in part.parameters():
+            if parameter not in kept and not isinstance(parameter, DTensor):
+                parameter.data = parameter.data.to(device)
+                dist.broadcast(parameter.data, src=0)
+        fully_shard(part, mesh=mesh, ignored_params=kept)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether ranks have shares of ``model``."""
+    return isinstance(model, FSDPModule)
+
+
+@contextmanager
+def whole_weights(model: nn.Module, *, write: bool = False) -> Iterator[None]:
+    """In this block each rank has all of ``model``, where it was sharded; a forward within leaves it so.
+
+    For what looks at weights outside of a forward. With ``write``, what the block changes in them is kept, provided
+    that all ranks change it alike.
+    """
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    shared = {name: own for name, own in model.named_parameters() if isinstance(own, DTensor)}
+    changed: dict[str, Tensor] = {}
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+        if write:
+            for name, parameter in model.named_parameters():
+                if name in shared:  # the gathered tensor goes with the end of the block
+                    changed[name] = shared_as(parameter.detach(), shared[name]).clone()
+    finally:
+        for part in parts:
+            part.reshard()
+            part.set_reshard_after_forward(part is not model, recurse=False)  # the root's would be next again
+    with torch.no_grad():
+        for name, share in changed.items():
+            shared[name].copy_(share)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """``tensor``, of which each rank may have a share, on the CPU; all ranks must ask. What is not shared, as it is."""
+    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+
+
+def shared_as(tensor: Tensor, like: Tensor) -> Tensor:
+    """This rank's share of ``tensor``, which all have, where ``like`` is shared; otherwise ``tensor``."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of ``model`` with whole tensors; all ranks must ask."""
+    return {name: whole(tensor.detach()) for name, tensor in model.state_dict().items()}

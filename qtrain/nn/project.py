@@ -12,6 +12,15 @@ from qtrain.nn.conv_transpose import outputs_first
 from qtrain.quantizers.hooks import Partition, Projection, has_method
 
 
+def moves_weights(model: nn.Module) -> bool:
+    """Whether a quantizer of ``model`` is due to move its weights, in either of the ways below."""
+    for _, layer in _trained(model):
+        for quantizer in layer.weight_quantizer.modules() if layer.weight_quantizer is not None else ():
+            if has_method(quantizer, "project") or (has_method(quantizer, "partition_") and quantizer.due):
+                return True
+    return False
+
+
 @torch.no_grad()
 def project_weights_(model: nn.Module) -> None:
     """Replace, in place, each weight of ``model`` whose quantizer is a ``Projection`` by what that makes of it.

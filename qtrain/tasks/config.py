@@ -98,11 +98,28 @@ def validate(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     _check_choice("budget", plain["budget"], plain["budgets"])
     if plain["teacher"]["learns"] and plain["teacher"]["shard"]:
         raise ConfigError("teacher.shard: a teacher that learns is whole on each process; leave one of the two false")
+    if plain["fit"]["shard"]:
+        _check_sharded(plain)
     if plain["allow_targets"] and not any(_key(override) == "allow_targets" for override in overrides):
         raise ConfigError("allow_targets: may be given on the command line only, not by a YAML file; remove it there")
     for name, variant in (plain["variants"] or {}).items():
         _check_admitted(f"variants.{name}", variant)
     check_targets(plain, allow=plain["allow_targets"])
+
+
+def _check_sharded(plain: dict[Any, Any]) -> None:
+    """Refuse what a student that is spread over processes cannot have."""
+    fit, alone = plain["fit"], "whole on each process; leave one of the two as it was"
+    refused = {
+        "fit.compile=true": fit["compile"],
+        "fit.clip_norm": fit["clip_norm"] is not None,
+        "fit.weight_average": fit["weight_average"] is not None,
+        "teacher.learns=true": plain["teacher"]["learns"],
+        "task=sweep": plain["task"] == "sweep",
+    }
+    for key, given in refused.items():
+        if given:
+            raise ConfigError(f"fit.shard: {key} is for a student that is {alone}")
 
 
 def explain(error: BaseException) -> str:

@@ -102,7 +102,7 @@ def fit(
         logger=False,
         limit_val_batches=1.0 if data.info.val_size else 0,
         precision=_precision(cfg.fit.precision),
-        strategy=_strategy(cfg.trainer),
+        strategy=_strategy(cfg),
         default_root_dir=str(folder),
     )()
     point = find_resume_point(points) if cfg.resume else None
@@ -126,7 +126,7 @@ def fit(
             step=start.step + trainer.global_step,
             written=file.position() if trainer.is_global_zero else 0,
         ),
-        optimizer=trainer.optimizers[0].state_dict(),
+        optimizer=trainer.strategy.optimizer_state(trainer.optimizers[0]),
         figures={name: c.figures() for name, c in named.items() if isinstance(c, FindsFigures)},
     )
 
@@ -149,12 +149,19 @@ def shares_batches(cfg: DictConfig) -> bool:
     return bool(cfg.fit.get("sync_batchnorm", True)) and several(devices=own.devices, nodes=own.num_nodes)
 
 
-def _strategy(trainer: DictConfig) -> Any:
+def shards_student(cfg: DictConfig) -> bool:
+    """Whether the student's weights are to be spread over several processes."""
+    return bool(cfg.fit.get("shard", False)) and several(devices=cfg.trainer.devices, nodes=cfg.trainer.num_nodes)
+
+
+def _strategy(cfg: DictConfig) -> Any:
+    trainer = cfg.trainer
     return strategy_for(
         trainer.strategy,
         devices=trainer.devices,
         nodes=trainer.num_nodes,
         accumulated=trainer.accumulate_grad_batches,
+        shard=shards_student(cfg),
     )
 
 

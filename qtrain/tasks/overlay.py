@@ -39,12 +39,14 @@ def plain_config(cfg: DictConfig) -> dict[str, Any]:
 
 
 def identifying(plain: dict[str, Any]) -> dict[str, Any]:
-    """A :func:`plain_config` without the number of processes: a run may go on on more or fewer, and is the same run."""
+    """A :func:`plain_config` without the processes, how many and who holds what: with others it is the same run."""
     own = copy.deepcopy(plain)
     stages = (own.get("stages") or {}).values()
     for config in (own, *(stage for stage in stages if isinstance(stage, dict))):
         for key in ("devices", "num_nodes", "strategy"):
             config.get("trainer", {}).pop(key, None)
+        for section in ("fit", "teacher"):
+            config.get(section, {}).pop("shard", None)
     return own
 
 

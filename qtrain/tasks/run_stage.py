@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import shlex
 import sys
@@ -19,10 +20,11 @@ from qtrain.data.base import VisionData
 from qtrain.distill.objective import Objective
 from qtrain.lit.module import QATModule
 from qtrain.lit.step import LearningTeacher
+from qtrain.models.sharding import whole_state
 from qtrain.models.teacher import Teacher
 from qtrain.spec import Position
 from qtrain.tasks import record, teaching
-from qtrain.tasks.fit import Fitted, fit, shares_batches
+from qtrain.tasks.fit import Fitted, fit, shards_student, shares_batches
 from qtrain.tasks.instantiate import instantiate
 from qtrain.tasks.load import depends_on
 from qtrain.tasks.prepare import Prepared
@@ -68,8 +70,10 @@ def run_stage(
     teacher = _teacher(cfg, teacher_model, student, objective, data)
     _freeze_(cfg, student, before)
     start = {} if before is None else {"start": before.end}
+    # Of a student that is sharded each process goes on with a copy, of which it has a part.
+    apart = shards_student(cfg)
     module = QATModule(
-        student=student,
+        student=copy.deepcopy(student).to(memory_format=torch.contiguous_format) if apart else student,
         objective=objective,
         teacher=teacher,
         optimizer=instantiate(cfg.optimizer),
@@ -99,6 +103,8 @@ def run_stage(
         watchers=watchers(before.end if before is not None else Position()),
         **start,
     )
+    if apart:
+        student.load_state_dict(whole_state(module.student))
     return Trained(prepared, fitted, _leave(cfg, student, objective, teacher, fitted, before))
 
 

@@ -88,6 +88,7 @@ class Fit:
     compile: bool = MISSING
     sync_batchnorm: bool = MISSING
     checkpoint_every_steps: int = MISSING
+    shard: bool = MISSING
     precision: str | None = MISSING
     channels_last: bool = MISSING
     final_test: bool = MISSING

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,13 @@ SINGLE = {
     for name, own in {"affine": AFFINE, "soft": RUNS["soft"], "average": RUNS["average"]}.items()
 }
 """Runs in 32 bits, of sixteen steps."""
+SHARDED = {
+    f"sharded-{name}": [*RUNS[name], "fit.shard=true"]
+    for name in (*MIXED, "around-quant_noise", "around-incremental", "hint", "stages", "accumulated")
+}
+"""Runs whose student is spread over two ranks, in all that looks at weights or moves them."""
+LONG = {"long": ["fit.epochs=8", "fit.checkpoint_every_steps=1"]}
+"""A run of 32 steps, to be killed."""
 ON_THREE = {name: RUNS[name] for name in (*MIXED, "soft", "soft-sharded")}
 """Also tried on three ranks."""
 
@@ -132,7 +140,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, weights: str) -> dict[int,
         folder = folder.parent
     folder = folder / "ranks"
     folder.mkdir(exist_ok=True)
-    wanted = {1: RUNS | SINGLE, 2: RUNS | SINGLE, 3: ON_THREE}
+    wanted = {1: RUNS | SINGLE | LONG, 2: RUNS | SINGLE | SHARDED, 3: ON_THREE}
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the first worker that comes trains, the others wait
         for ranks, runs in wanted.items():
@@ -155,6 +163,15 @@ def test_ranks_train_what_one_rank_trains(trained: dict[int, Path], name: str, r
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", SHARDED)
+def test_a_sharded_student_trains_what_a_whole_one_does(trained: dict[int, Path], name: str) -> None:
+    one, several = trained[1] / name.removeprefix("sharded-"), trained[2] / name
+    assert losses_of(several) == pytest.approx(losses_of(one), rel=1e-5)
+    off = {tensor: e for tensor, e in distance(student_of(one), student_of(several)).items() if e > 1e-4}
+    assert off == {}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SINGLE)
 def test_in_32_bits_ranks_drift_apart_by_rounding_alone(trained: dict[int, Path], name: str) -> None:
     """The first loss to 1e-6; then codes flip that lay at a tie, and sixteen steps stay within a tenth."""
@@ -165,23 +182,31 @@ def test_in_32_bits_ranks_drift_apart_by_rounding_alone(trained: dict[int, Path]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path, weights: str, before: int, after: int) -> None:
-    """Killed on ``before`` ranks at some step, resumed on ``after``; as if nothing had happened, to rounding errors."""
-    shared = [*EXACT, weights, "fit.epochs=8", "fit.checkpoint_every_steps=1"]
-    undisturbed = train_on(1, {"run": []}, tmp_path / "undisturbed", shared=shared) / "run"
-    folder = tmp_path / "killed"
-    processes = start(before, {"run": []}, folder, shared=shared)
-    metrics = folder / "adhoc" / "run" / "metrics.jsonl"
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((2, False), (1, False)), ((2, True), (1, False)), ((1, False), (2, True))],
+    ids=["two to one", "two that share to one", "one to two that share"],
+)
+def test_a_run_goes_on_with_other_ranks(
+    tmp_path: Path, trained: dict[int, Path], weights: str, before: tuple[int, bool], after: tuple[int, bool]
+) -> None:
+    """Killed on some ranks at some step, resumed on others; as if nothing had happened, to rounding errors."""
+    undisturbed = trained[1] / "long"
+    shared = [*EXACT, weights, *LONG["long"]]
+    ranks, shard = before
+    processes = start(ranks, {"run": [f"fit.shard={shard}"]}, tmp_path, shared=shared)
+    metrics = tmp_path / "adhoc" / "run" / "metrics.jsonl"
     while not (metrics.is_file() and metrics.read_bytes().count(b"\n") >= 5):
-        assert all(process.poll() is None for process in processes), (folder / "rank0.log").read_text()[-2000:]
+        assert all(process.poll() is None for process in processes), (tmp_path / "rank0.log").read_text()[-2000:]
+        time.sleep(0.01)
     for process in processes:
         process.kill()
     for process in processes:
         process.wait()
-    assert not (folder / "adhoc" / "run" / "summary.json").exists(), "it was to be killed before its end"
-    run = train_on(after, {"run": []}, folder, shared=shared) / "run"
-    assert "Restored all states from the checkpoint" in (folder / "rank0.log").read_text()
+    assert not (tmp_path / "adhoc" / "run" / "summary.json").exists(), "it was to be killed before its end"
+    ranks, shard = after
+    run = train_on(ranks, {"run": [f"fit.shard={shard}"]}, tmp_path, shared=shared) / "run"
+    assert "Restored all states from the checkpoint" in (tmp_path / "rank0.log").read_text()
     assert losses_of(run) == pytest.approx(losses_of(undisturbed), rel=1e-5)
     off = {name: error for name, error in distance(student_of(undisturbed), student_of(run)).items() if error > 1e-4}
     assert off == {}

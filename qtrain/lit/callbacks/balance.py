@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from qtrain.functional.ranks import mean_of_ranks
 from qtrain.lit.callbacks.journal import MetricJournal
 from qtrain.lit.module import QATModule
+from qtrain.lit.student import student_of
+from qtrain.models.sharding import is_sharded
 
 
 def gradient_norms(losses: Mapping[str, Tensor], parameters: list[nn.Parameter]) -> dict[str, Tensor]:
@@ -81,6 +83,8 @@ class GradientBalance(pl.Callback):
         self._step = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if is_sharded(student_of(pl_module)):
+            raise ValueError("GradientBalance: needs the gradients of all weights on each process; set fit.shard=false")
         terms = _terms(pl_module)
         if self.reference is not None and self.reference not in terms:
             raise ValueError(

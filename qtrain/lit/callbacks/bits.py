@@ -25,6 +25,7 @@ from qtrain.convert.switch import calibrate_at_, switch_bits_
 from qtrain.lit.callbacks.average import WeightAverage
 from qtrain.lit.callbacks.journal import MetricJournal
 from qtrain.lit.student import student_of
+from qtrain.models.sharding import whole_weights
 from qtrain.observers.squared_error import SquaredError
 from qtrain.quantizers.base import Quantizer
 from qtrain.schedules.base import Schedule
@@ -120,10 +121,12 @@ class BitSchedule(pl.Callback):
         images = batch[0][: self.images]
         if trainer.world_size > 1:  # all ranks must come to the same ranges
             images = trainer.strategy.broadcast(images)
-        if trainer.global_step == 0:  # nothing is learned yet, so there is nothing to keep
-            above = {name: LayerBits(*map(max, bits, self._bits[name])) for name, bits in changed.items()}
-            calibrate_at_(student, above, images, self.observer)
-        rescale_moments_(trainer.optimizers, switch_bits_(student, changed, images))
+        with whole_weights(student):
+            if trainer.global_step == 0:  # nothing is learned yet, so there is nothing to keep
+                above = {name: LayerBits(*map(max, bits, self._bits[name])) for name, bits in changed.items()}
+                calibrate_at_(student, above, images, self.observer)
+            factors = switch_bits_(student, changed, images)
+        rescale_moments_(trainer.optimizers, factors)
         touched = [quantizer for name in changed for quantizer in _quantizers(student.get_submodule(name)).values()]
         for callback in trainer.callbacks:  # type: ignore[attr-defined] # every trainer has them
             if isinstance(callback, WeightAverage):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from qtrain.lit.callbacks.journal import MetricJournal
 from qtrain.lit.student import student_of
+from qtrain.models.sharding import whole_weights
 from qtrain.modes import evaluating
 from qtrain.nn import QuantEmbedding, QuantLinear, QuantWeighted
 
@@ -131,7 +132,9 @@ class Instability(pl.Callback):
         seen, self._seen = self._seen, None
         if not seen or trainer.global_step == self._step:
             return
-        measured = trainer.strategy.reduce(instability(student_of(pl_module), seen), reduce_op="mean")
+        student = student_of(pl_module)
+        with whole_weights(student):
+            measured = trainer.strategy.reduce(instability(student, seen), reduce_op="mean")
         assert isinstance(measured, Tensor)
         self._count += 1
         for name, value in zip(seen, measured.tolist(), strict=True):

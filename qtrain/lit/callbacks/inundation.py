@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from qtrain.lit.callbacks.journal import MetricJournal
 from qtrain.lit.student import student_of
+from qtrain.models.sharding import is_sharded
 from qtrain.nn import QuantConv, QuantConvTranspose, QuantWeighted
 from qtrain.nn.conv_transpose import outputs_first
 from qtrain.quantizers.base import Quantizer
@@ -105,6 +106,8 @@ class GradientInundation(pl.Callback):
         self._largest: Tensor | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if is_sharded(student_of(pl_module)):
+            raise ValueError("GradientInundation: needs whole gradients on each process; set fit.shard=false")
         self._total_steps = max(1, int(trainer.estimated_stepping_batches))
         self._layers = dict(_moved_layers(student_of(pl_module)))
         if trainer.gradient_clip_val:

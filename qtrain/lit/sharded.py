@@ -1,0 +1,72 @@
+"""Lightning's view of a student that is spread over the ranks: FSDP2 for its weights, as with DDP for all else.
+
+Floor 5. Weights, their gradients and their moments are shared (``qtrain.models.sharding``): nearly all that training a
+network holds. Scales, biases, vectors of normalisation layers and the objective's own parameters are whole on every
+rank, so that whatever looks at a quantizer finds it as it is on one rank. Resume points are those of a run that shares
+nothing, so either goes on with the other's, on any number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+import torch.distributed as dist
+from pytorch_lightning.strategies import DDPStrategy
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from qtrain.functional.ranks import world_size
+from qtrain.lit.optim import load_optimizer_state_, whole_optimizer_state
+from qtrain.lit.student import student_of
+from qtrain.models.sharding import shard_, whole_state
+from qtrain.quantizers.base import Quantizer
+
+
+@final
+class ShardedStrategy(DDPStrategy):
+    """Trains ``module.student`` with shared weights, by the process group that DDP would have."""
+
+    def model_to_device(self) -> None:
+        """Nothing yet: as a whole it might not fit."""
+
+    def configure_ddp(self) -> None:
+        assert self.lightning_module is not None
+        student = student_of(self.lightning_module)
+        own = {p for module in student.modules() if isinstance(module, Quantizer) for p in module.parameters()}
+        keep = own | {parameter for parameter in student.parameters() if parameter.ndim <= 1}
+        shard_(student, self.root_device, keep=keep)
+        self.lightning_module.to(self.root_device)
+        for tensor in self.lightning_module.state_dict().values():
+            if not isinstance(tensor, DTensor):
+                dist.broadcast(tensor, src=0)
+
+    def training_step(self, *arguments: Any, **options: Any) -> Any:
+        assert self.lightning_module is not None
+        for buffer in self.lightning_module.buffers():
+            dist.broadcast(buffer, src=0)  # as DDP does
+        return super().training_step(*arguments, **options)
+
+    @torch.no_grad()
+    def post_backward(self, closure_loss: Tensor) -> None:
+        """Average the gradients of what every rank has whole, once the last of the accumulated batches is through."""
+        assert self.lightning_module is not None
+        if self.lightning_module.trainer.fit_loop._should_accumulate():
+            return
+        for parameter in self.lightning_module.parameters():
+            if parameter.grad is not None and not isinstance(parameter, DTensor):
+                dist.all_reduce(parameter.grad)
+                parameter.grad.div_(world_size())
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        assert self.lightning_module is not None
+        return whole_state(self.lightning_module)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        return whole_optimizer_state(getattr(optimizer, "_optimizer", optimizer))
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            load_optimizer_state_(optimizer, state)
