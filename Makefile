@@ -1,13 +1,14 @@
 # Everything on a fresh machine that has Python (3.11 or newer) and make:
 #   make quickstart    a teacher, then low-bit students with and without it, on real images; table and plot
 #   make test          lint, format, types, tests
+#   make slurm         trainings that are preempted, killed and cut short on a SLURM cluster of the tests' own
 
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint types tests install clean
+.PHONY: quickstart test lint types tests slurm install clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m qtrain +experiment=quickstart
@@ -24,6 +25,10 @@ types: $(VENV)/.installed-test
 # One thread for each of the processes that share the cores.
 tests: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+# By one process: its scenes want the cores for themselves. Needs root, slurmctld, slurmd, slurm-client, munge, iproute2.
+slurm: $(VENV)/.installed-test
+	QTRAIN_REQUIRE_SLURM=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/slurm
 
 install: $(VENV)/.installed-test
 

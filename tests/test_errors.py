@@ -53,6 +53,11 @@ WRONG = {
         ["teacher.learns=true", "teacher.shard=true"],
         "teacher.shard: a teacher that learns",
     ),
+    "a compiled student in shards": (
+        ["fit.shard=true", "fit.compile=true"],
+        "fit.shard: fit.compile=true is for a student that is whole on each process",
+    ),
+    "a clipped student in shards": (["fit.shard=true", "fit.clip_norm=1.0"], "fit.shard: fit.clip_norm is for"),
     "unknown way to fold": (
         ["quantize.fold=befor"],
         "quantize.fold: must be one of none, before, training, got 'befor'; did you mean 'before'?",

@@ -94,6 +94,13 @@ RUNS: dict[str, list[str]] = {
     "hint-sharded": ["teacher=self", "objective=hint", "teacher.shard=true"],
     "folded": ["quantize.fold=training"],
     "stages": ["stages=progressive"],
+    "bits-watched": [
+        "+callback@callbacks.bits=bits",
+        "callbacks.bits.weight.milestones=[0.1,0.3,0.6]",
+        "callbacks.bits.input.milestones=[0.1,0.3,0.6]",
+        "+callback@callbacks.instability=instability",
+        "callbacks.instability.every_n_steps=2",
+    ],
     "average": ["fit.weight_average=0.9"],
     "accumulated": ["trainer.accumulate_grad_batches=2", "fit.epochs=2"],
 }
@@ -104,7 +111,7 @@ SINGLE = {
 """Runs in 32 bits, of sixteen steps."""
 SHARDED = {
     f"sharded-{name}": [*RUNS[name], "fit.shard=true"]
-    for name in (*MIXED, "around-quant_noise", "around-incremental", "hint", "stages", "accumulated")
+    for name in ("mixed-0", "around-quant_noise", "around-incremental", "hint", "stages", "accumulated", "bits-watched")
 }
 """Runs whose student is spread over two ranks, in all that looks at weights or moves them."""
 LONG = {"long": ["fit.epochs=8", "fit.checkpoint_every_steps=1"]}
