@@ -208,7 +208,7 @@ def test_experiment_composes(experiment: str, budget: str) -> None:
 
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_variants_compose(experiment: str) -> None:
-    """With one budget, since another one has other numbers in the same places; each override in one variant at least."""
+    """With one budget, since others have other numbers in the same places; each override in one variant at least."""
     chosen = [f"+experiment={experiment}", "budget=cpu"]
     seen: set[str] = set()
     for name, overrides in (compose(chosen).variants or {}).items():
