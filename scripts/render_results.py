@@ -215,7 +215,10 @@ def front(rows: list[dict[str, str]]) -> str:
 
 
 def _point(row: dict[str, str]) -> str:
-    return f"{row['sweep']} {row['point']}" if row["point"] else "start"
+    """The number on the front of the row's sweep, which is called by its experiment, and its own name if it has one."""
+    experiment = row["experiment"].rpartition("/")[2]
+    named = [experiment, *([row["sweep"].removeprefix("sweep-")] if row["sweep"] != "sweep" else []), row["point"]]
+    return " ".join(filter(None, named)) if row["point"] else "start"
 
 
 def _ahead(one: dict[str, str], other: dict[str, str]) -> bool:

@@ -32,9 +32,11 @@ def test_resnet20_in_full_precision_and_calibrated_to_eight_bits(shared_data: Pa
 
 
 def test_resnet56_in_full_precision(shared_data: Path, tmp_path: Path) -> None:
+    """On the first 2,000 of the test images, for time; on all of them it is the published 93.39 %."""
     weights = shared_data / "weights" / "resnet56-4bfd9763.th"
     figures = evaluate(
-        shared_data, tmp_path, "model=cifar_resnet56", f"model.weights={weights}", "quantize.enabled=false"
-    )
-    assert figures["fp_top1"] == pytest.approx(93.39, abs=0.005)
+        shared_data, tmp_path, "model=cifar_resnet56", f"model.weights={weights}", "quantize.enabled=false",
+        "data.max_test=2000",
+    )  # fmt: skip
+    assert figures["fp_top1"] == pytest.approx(93.55, abs=0.06)
     assert figures["top1"] == figures["fp_top1"]

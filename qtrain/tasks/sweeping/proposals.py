@@ -81,6 +81,7 @@ class Proposals(Searcher):
         """A proposal's plain fields; ``None`` while there is no room; ``FINISHED`` when there will be no more."""
         live = sum(id not in self._ended for id in self._ids.values())
         if self._parallel is not None and live >= self._parallel:
+            self._prepare()  # while the others run
             return None
         proposal, self._next = self._next or self._propose(), None
         if proposal is None:
@@ -94,8 +95,7 @@ class Proposals(Searcher):
         if "status" not in result and figures:
             self._journal.write(Event(kind="reported", id=self._ids[trial_id], figures=figures))
             self._search.on_trial_result(self._ids[trial_id], figures)
-        if self._next is None:
-            self._next = self._propose()
+        self._prepare()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The trial has ended, by itself or because it was stopped."""
@@ -136,6 +136,11 @@ class Proposals(Searcher):
     def _tell(self, id: str, figures: dict[str, float] | None) -> None:
         self._journal.write(Event(kind="told", id=id, figures=figures))
         self._search.on_trial_complete(id, figures, error=figures is None)
+
+    def _prepare(self) -> None:
+        """Make the next proposal ahead of time."""
+        if self._next is None and not self._finished:
+            self._next = self._propose()
 
     def _propose(self) -> Proposal | None:
         """The next trial that has to be run, those of earlier commands first."""

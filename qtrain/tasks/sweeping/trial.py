@@ -97,7 +97,9 @@ class EpochReport(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._began = time.perf_counter()
-        student = copy.deepcopy(student_of(pl_module)).cpu()
+        student = student_of(pl_module)
+        if pl_module.device.type != "cpu":
+            student = copy.deepcopy(student).cpu()
         cost = costs(self._cfg, student, trainer.datamodule)  # type: ignore[attr-defined]
         self._watched.costs = {name: float(getattr(cost, name)) for name in COSTS}
 
