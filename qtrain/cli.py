@@ -135,12 +135,14 @@ def _run_hydra(arguments: list[str]) -> None:
 def _run_task(cfg: DictConfig) -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
 
-    from qtrain.tasks.config import validate
+    from qtrain.tasks.config import validate, with_stages
     from qtrain.tasks.variants import run_task
 
-    overrides = list(HydraConfig.get().overrides.task)
+    given = HydraConfig.get().overrides
+    # What composes further configs needs to find the user's own files as well.
+    overrides = [*(own for own in given.hydra if own.startswith("hydra.searchpath=")), *given.task]
     validate(cfg, overrides)
-    return run_task(cfg, overrides)
+    return run_task(with_stages(cfg, overrides), overrides)
 
 
 def _first_of_sweeps(overrides: Sequence[str]) -> list[str]:

@@ -6,7 +6,6 @@ import errno
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -17,6 +16,7 @@ from omegaconf import DictConfig
 
 from qtrain import __version__, cli
 from qtrain.tasks import TASKS, conf_dir
+from qtrain.tasks.stages import stages_of
 
 QUIET = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
 
@@ -46,14 +46,19 @@ def task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Callable[
     return put
 
 
-def test_help_is_answered_within_a_second() -> None:
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = run("--help")
-        seconds.append(time.perf_counter() - start)
-        assert done.returncode == 0
-    assert min(seconds) < 1.0
+def test_help_is_answered_at_once() -> None:
+    """Without importing what takes seconds."""
+    script = """if True:
+        import sys
+        from qtrain import cli
+        try:
+            cli.main(["--help"])
+        except SystemExit as done:
+            print(done.code, sorted({"torch", "hydra", "ray", "numpy"} & sys.modules.keys()))
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "Tasks (task=NAME):" in done.stdout
+    assert done.stdout.splitlines()[-1] in ("0 []", "None []")
 
 
 def test_help_lists_tasks_groups_and_experiments(tmp_path: Path) -> None:
@@ -91,6 +96,24 @@ def test_dispatch_hands_over_the_composed_config(task: Any) -> None:
     assert cfg.seed == 3
     assert cfg.data.seed == 3
     assert Path(cfg.run_dir).name == "w2a4-seed3"
+
+
+def test_stages_are_worked_out(task: Any) -> None:
+    seen: list[DictConfig] = []
+    chosen = [*task(seen.append), "+stages.first=['fit.epochs=1']", "+stages.second=['quantize.bits.weight=2']"]
+    assert call(*chosen) == 0
+    (cfg,) = seen
+    assert cfg.stages.first.fit.epochs == 1 and cfg.stages.second.quantize.bits.weight == 2
+    assert [stage.cfg.fit.epochs for stage in stages_of(cfg, Path())] == [1, cfg.fit.epochs]
+
+
+def test_files_of_the_users_own_are_found_for_variants_too(task: Any, tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    mine = "# @package _global_\nexperiment: mine\nvariants: {one: [seed=1], two: [seed=2]}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(mine)
+    seeds: list[int] = []
+    call(*task(lambda cfg: seeds.append(cfg.seed) or {}), f"hydra.searchpath=[file://{tmp_path}]", "+experiment=mine")
+    assert seeds == [1, 2]
 
 
 def test_multirun_runs_each_value_in_a_folder_of_its_own(task: Any) -> None:

@@ -42,7 +42,11 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
 
     Its ``stages``, lists of overrides in YAML, are worked out: each holds the sections in which it differs.
     """
-    cfg = _compose(overrides)
+    return with_stages(_compose(overrides), overrides)
+
+
+def with_stages(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """``cfg``, that ``overrides`` led to, with its stages worked out; in place."""
     if cfg.stages:
         cfg.stages = {name: _stage(cfg, name, [*overrides, *own]) for name, own in _stage_overrides(cfg).items()}
     return cfg

@@ -215,6 +215,23 @@ def test_asha_stops_trials_and_tells_the_search(cluster: None, cache: Path, tmp_
     assert reported and max(reported) < 4, "the last epoch is told by the end"
 
 
+def test_a_population_trains_in_generations(cluster: None, cache: Path, tmp_path: Path) -> None:
+    """The second generation goes on from the first, and a run of all stages of a line is its last trial."""
+    more = [
+        "+sweep.space={optimizer.lr: [0.01, 0.03, 0.05]}", "search@sweep.search=population", "sweep.search.size=3",
+        "sweep.search.quantile=0.34", "sweep.search.change=1.0", "scheduler@sweep.scheduler=none",
+        "sweep.test_front=false",
+    ]  # fmt: skip
+    _, trials = sweep(tmp_path / "sweep", cache, *more)
+    ran = [trial for trial in trials if trial.status == "finished"]
+    assert len(trials) == 6 and [trial.knobs["generation"] for trial in trials] == [1, 1, 1, 2, 2, 2]
+    second = [trial for trial in ran if trial.knobs["generation"] == 2]
+    assert second and all(trial.epochs == 2 for trial in second)
+    last = second[-1]
+    again = rows(alone(last, tmp_path / "alone"))
+    assert again == rows(tmp_path / "sweep" / "adhoc" / "sweep" / "trials" / last.key)
+
+
 def test_a_trial_of_two_workers_is_the_run_of_two_devices(cluster: None, cache: Path, tmp_path: Path) -> None:
     more = ["+sweep.space={optimizer.lr: [0.03]}", "sweep.trials=1", "sweep.workers=2", "sweep.test_front=false"]
     _, (trial,) = sweep(tmp_path / "sweep", cache, *more)
