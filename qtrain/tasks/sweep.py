@@ -28,10 +28,11 @@ from qtrain.tasks.sweeping.journal import Journal
 from qtrain.tasks.sweeping.judge import Judge
 from qtrain.tasks.sweeping.ledger import Ledger
 from qtrain.tasks.sweeping.live import LiveTable
-from qtrain.tasks.sweeping.proposals import Proposals, trial_id
+from qtrain.tasks.sweeping.proposals import Proposals
 from qtrain.tasks.sweeping.rows import append_rows
 from qtrain.tasks.sweeping.search import check_sweep, make_scheduler, make_searcher
 from qtrain.tasks.sweeping.space import make_space, rehearse
+from qtrain.tasks.sweeping.starts import is_start
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def _run_trials(cfg: DictConfig, space: Space, configs: Configs, ledger: Ledger,
             scheduler,
             metric=first,
             name=lambda trial: trial.config["proposal"]["id"],
-            spared=[trial_id(number) for number in range(1, 1 + len(cfg.sweep.start))],
+            spares=lambda trial: is_start(cfg, trial.config["proposal"]["id"], trial.config["proposal"]["knobs"]),
         )
     trials = search.trials if search.trials is not None else cfg.sweep.trials
     proposals = Proposals(

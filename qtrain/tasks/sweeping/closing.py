@@ -19,8 +19,8 @@ from qtrain.tasks.stages import last_stage
 from qtrain.tasks.sweeping.ledger import Ledger
 from qtrain.tasks.sweeping.live import print_front
 from qtrain.tasks.sweeping.page import write_sweep_report
-from qtrain.tasks.sweeping.proposals import trial_id
 from qtrain.tasks.sweeping.spending import spending
+from qtrain.tasks.sweeping.starts import is_start
 from qtrain.tasks.tracking import tell_sweep
 
 log = logging.getLogger(__name__)
@@ -50,8 +50,7 @@ def test_front(cfg: DictConfig, ledger: Ledger) -> None:
 
 def starts(cfg: DictConfig, ledger: Ledger) -> list[Trial]:
     """The trials that the sweep was told to start with and that came to their end."""
-    known = [ledger.trials.get(trial_id(number)) for number in range(1, 1 + len(cfg.sweep.start))]
-    return [trial for trial in known if trial is not None and trial.status == "finished"]
+    return [t for t in ledger.trials.values() if t.status == "finished" and is_start(cfg, t.id, t.knobs)]
 
 
 def show(cfg: DictConfig, ledger: Ledger) -> dict[str, Any]:

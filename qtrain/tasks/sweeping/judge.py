@@ -5,7 +5,7 @@ So it judges a trial that another command has begun as the one it knows, and can
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -33,8 +33,8 @@ class Alone:
 class Judge(FIFOScheduler):
     """Asks ``rule`` about the figure ``metric`` of each trial, whose id in the sweep ``name`` gives.
 
-    A rule stops a trial or lets it go on: one that pauses it would have it begin anew. The trials that ``spared`` holds
-    are not stopped, and the rule looks at them all the same.
+    A rule stops a trial or lets it go on: one that pauses it would have it begin anew. One that
+    ``spares`` holds for is not stopped, and the rule looks at it all the same.
     """
 
     def __init__(
@@ -43,11 +43,11 @@ class Judge(FIFOScheduler):
         *,
         metric: str,
         name: Callable[[Any], str],
-        spared: Container[str] = (),
+        spares: Callable[[Any], bool] = lambda trial: False,
     ) -> None:
         super().__init__()
         self._rule: Any = rule  # which is given less than Ray's types say, and looks at no more
-        self._metric, self._name, self._spared = metric, name, spared
+        self._metric, self._name, self._spares = metric, name, spares
         self._loop = Alone()
         self._known: dict[str, Known] = {}
         self.stopped: set[str] = set()
@@ -66,7 +66,7 @@ class Judge(FIFOScheduler):
         id = self._name(trial)
         # What has ended is not judged: its student is there.
         decision = TrialScheduler.CONTINUE if "status" in result else self._judge(id, result)
-        if decision != TrialScheduler.STOP or id in self._spared:
+        if decision != TrialScheduler.STOP or self._spares(trial):
             return TrialScheduler.CONTINUE
         self.stopped.add(id)
         return TrialScheduler.STOP

@@ -69,7 +69,7 @@ def test_a_failed_trial_leaves_the_rule_as_it_was() -> None:
 
 
 def test_whom_the_sweep_was_told_to_start_with_is_spared_and_still_counts() -> None:
-    spared = Judge(asha(), metric="top1", name=lambda trial: trial.config, spared=["c"])
+    spared = Judge(asha(), metric="top1", name=lambda trial: trial.config, spares=lambda trial: trial.config == "c")
     whole = judge(asha())
     for id, epochs, top1 in REPORTS:
         told = {"epochs": epochs, "top1": top1}
