@@ -24,6 +24,9 @@ from qtrain.lit.student import student_of
 from qtrain.models.sharding import shard_, whole_state
 from qtrain.quantizers.base import Quantizer
 
+BUCKET_BYTES = 250 * 2**20
+"""Buffers go out in messages of so many bytes."""
+
 
 @final
 class ShardedStrategy(DDPStrategy):
@@ -45,8 +48,9 @@ class ShardedStrategy(DDPStrategy):
 
     def training_step(self, *arguments: Any, **options: Any) -> Any:
         assert self.lightning_module is not None
-        for buffer in self.lightning_module.buffers():
-            dist.broadcast(buffer, src=0)  # as DDP does
+        if buffers := list(self.lightning_module.buffers()):
+            assert dist.group.WORLD is not None
+            dist._broadcast_coalesced(dist.group.WORLD, buffers, BUCKET_BYTES, 0)  # rank 0's, as with DDP
         return super().training_step(*arguments, **options)
 
     @torch.no_grad()
@@ -55,10 +59,15 @@ class ShardedStrategy(DDPStrategy):
         assert self.lightning_module is not None
         if self.lightning_module.trainer.fit_loop._should_accumulate():
             return
-        for parameter in self.lightning_module.parameters():
-            if parameter.grad is not None and not isinstance(parameter, DTensor):
-                dist.all_reduce(parameter.grad)
-                parameter.grad.div_(world_size())
+        mine = (p.grad for p in self.lightning_module.parameters() if not isinstance(p, DTensor))
+        gradients = [gradient for gradient in mine if gradient is not None]
+        if not gradients:
+            return
+        together = torch.cat([gradient.flatten() for gradient in gradients])  # one message, since all are small
+        dist.all_reduce(together)
+        parts = together.div_(world_size()).split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.lightning_module is not None
