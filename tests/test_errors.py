@@ -58,6 +58,7 @@ WRONG = {
         "fit.shard: fit.compile=true is for a student that is whole on each process",
     ),
     "a clipped student in shards": (["fit.shard=true", "fit.clip_norm=1.0"], "fit.shard: fit.clip_norm is for"),
+    "shards by a strategy of one's own": (["fit.shard=true", "trainer.strategy=fsdp"], "trainer.strategy=fsdp is for"),
     "unknown way to fold": (
         ["quantize.fold=befor"],
         "quantize.fold: must be one of none, before, training, got 'befor'; did you mean 'before'?",

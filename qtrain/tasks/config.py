@@ -114,11 +114,13 @@ def validate(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
 def _check_sharded(plain: dict[Any, Any]) -> None:
     """Refuse what a student that is spread over processes cannot have."""
     fit, alone = plain["fit"], "whole on each process; leave one of the two as it was"
+    strategy = plain["trainer"]["strategy"]
     refused = {
         "fit.compile=true": fit["compile"],
         "fit.clip_norm": fit["clip_norm"] is not None,
         "fit.weight_average": fit["weight_average"] is not None,
         "teacher.learns=true": plain["teacher"]["learns"],
+        f"trainer.strategy={strategy}": strategy not in ("auto", "ddp"),
         "task=sweep": plain["task"] == "sweep",
     }
     for key, given in refused.items():

@@ -33,8 +33,8 @@ class Alone:
 class Judge(FIFOScheduler):
     """Asks ``rule`` about the figure ``metric`` of each trial, whose id in the sweep ``name`` gives.
 
-    A rule stops a trial or lets it go on: one that pauses it would have it begin anew. One that
-    ``spares`` holds for is not stopped, and the rule looks at it all the same.
+    A rule stops a trial or lets it go on: one that pauses it would have it begin anew. One that ``spares``
+    holds for is not stopped, and the rule looks at it all the same.
     """
 
     def __init__(
