@@ -1,4 +1,4 @@
-"""Floor 7: `python -m qtrain`."""
+"""`python -m qtrain`."""
 
 from qtrain.cli import main
 

@@ -1,4 +1,4 @@
-"""Floor 7: the command line. Help, one line for each mistake, and the way to a task.
+"""The command line. Help, one line for each mistake, and the way to a task.
 
 Nothing heavy is imported here: help reads the YAML files as text, a typo in a key is found before torch is loaded.
 """
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from qtrain import __version__
-from qtrain.tasks import TASKS, conf_dir
+from qtrain.settings.conf_dir import conf_dir
+from qtrain.settings.tasks import TASKS
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -95,8 +96,8 @@ def _run_hydra(arguments: list[str]) -> None:
     import hydra
     from hydra._internal.utils import get_args_parser
 
-    from qtrain.lit.signals import requeue_outside_of_training, wait_for_the_end
-    from qtrain.tasks.config import ConfigError, compose
+    from qtrain.config.compose import ConfigError, compose
+    from qtrain.training.signals import requeue_outside_of_training, wait_for_the_end
 
     def refuse(message: str) -> NoReturn:
         raise ConfigError(f"{message}; see python -m qtrain --help")
@@ -120,7 +121,7 @@ def _run_hydra(arguments: list[str]) -> None:
             with requeue_outside_of_training():
                 return _run_task(cfg)
         except Exception as error:
-            if getattr(error, "requeued", None):
+            if getattr(error, "requeued_job", None):
                 wait_for_the_end()
             if not _is_users(error) or "SUBMITIT_EXECUTOR" in os.environ:  # a job elsewhere, with a list of its own
                 raise
@@ -135,7 +136,7 @@ def _run_hydra(arguments: list[str]) -> None:
 def _run_task(cfg: DictConfig) -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
 
-    from qtrain.tasks.config import validate, with_stages
+    from qtrain.config.compose import validate, with_stages
     from qtrain.tasks.variants import run_task
 
     given = HydraConfig.get().overrides
@@ -171,7 +172,7 @@ def _is_users(error: BaseException) -> bool:
         ("hydra.errors", "HydraException"),
         ("omegaconf.errors", "OmegaConfBaseException"),
         ("pytorch_lightning.utilities.exceptions", "MisconfigurationException"),
-        ("qtrain.lit.signals", "RunInterruptedError"),
+        ("qtrain.utils.errors", "RunInterruptedError"),
     ):
         if module in sys.modules:
             kinds.append(getattr(sys.modules[module], name))

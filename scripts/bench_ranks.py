@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from qtrain.lit.loggers import read_rows
-from qtrain.tasks.config import compose
-from qtrain.tasks.record import identity_of
-from qtrain.tasks.results import append_row, provenance
+from qtrain.config.compose import compose
+from qtrain.pipeline.results import append_row, provenance
+from qtrain.pipeline.run_folder import identity_of
+from qtrain.utils.json_lines import read_rows
 
 COMMON = """
     trainer=cpu fit.epochs=2 fit.log_every_steps=1 fit.health_every_steps=0 fit.reestimate_bn=0 fit.final_test=false

@@ -1,4 +1,4 @@
-"""What one training step costs: full precision, the quantised student, the student with its teacher, live or cached.
+"""What one training step costs: full precision, the quantized student, the student with its teacher, live or cached.
 
     python scripts/bench_step.py                                       # ResNet-20, W4A4, batch 128, eager and compiled
     python scripts/bench_step.py --no-eager --threads 2 --results results/bench.csv
@@ -27,6 +27,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from qtrain.config.compose import compose
+from qtrain.config.instantiate import instantiate
 from qtrain.convert.calibrate import calibrate
 from qtrain.convert.layers import find_layers
 from qtrain.distill.cached_teacher import CachedTeacher
@@ -34,17 +36,15 @@ from qtrain.distill.hard import Hard
 from qtrain.distill.logit_format import Full
 from qtrain.distill.objective import Objective
 from qtrain.functional import random
-from qtrain.lit.optim import parameter_groups
-from qtrain.lit.step import StudentStep
 from qtrain.models.taps import feature_shapes
 from qtrain.models.teacher import FrozenTeacher, Teacher
+from qtrain.pipeline.prepare import convert
+from qtrain.pipeline.results import append_row, provenance
+from qtrain.pipeline.run_folder import identity_of, typical_bits
 from qtrain.spec import Batch
-from qtrain.tasks.config import compose
-from qtrain.tasks.instantiate import instantiate
-from qtrain.tasks.prepare import convert
-from qtrain.tasks.record import identity_of, typical_bits
-from qtrain.tasks.results import append_row, provenance
 from qtrain.tasks.variants import selected
+from qtrain.training.optim import parameter_groups
+from qtrain.training.step import StudentStep
 
 EXPERIMENT = "cifar10/resnet20_w4a4"
 CLASSES, CHANNELS, SIZE = 10, 3, 32
@@ -56,7 +56,7 @@ FULL, STUDENT, TEACHER, DISTILLED = "full precision", "student", "teacher forwar
 CACHED = "student with cached teacher"
 BASES = {STUDENT: (FULL,), DISTILLED: (STUDENT, TEACHER), CACHED: (STUDENT,)}
 """Case -> the cases whose summed time is the 1 of its ratio."""
-QUANTISED = (STUDENT, DISTILLED, CACHED)
+QUANTIZED = (STUDENT, DISTILLED, CACHED)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def build(node: DictConfig) -> nn.Module:
     return model.to(memory_format=torch.channels_last)
 
 
-def quantised(cfg: DictConfig) -> nn.Module:
+def quantized(cfg: DictConfig) -> nn.Module:
     """The experiment's student, calibrated on random images."""
     model = build(cfg.model)
     images = torch.randn(8, CHANNELS, SIZE, SIZE)
@@ -135,7 +135,7 @@ def cached_teacher(setting: Setting, folder: str) -> CachedTeacher:
 def training_step(
     setting: Setting, student: nn.Module, objective: Objective, teacher: Teacher | None
 ) -> Callable[[], None]:
-    """One step, as :class:`qtrain.lit.module.QATModule` and Lightning make it."""
+    """One step, as :class:`qtrain.training.module.QATModule` and Lightning make it."""
     module = StudentStep(student=student.train(), objective=objective).to(setting.device)
     step = torch.compile(module, fullgraph=True, dynamic=False) if setting.compiled else module
     groups = parameter_groups([student, objective], scale_lr=setting.cfg.fit.scale_lr)
@@ -159,7 +159,7 @@ def make_cases(setting: Setting) -> dict[str, Callable[[], None]]:
     cfg = setting.cfg
     objective: Objective = instantiate(cfg.objective)
     teacher = frozen_teacher(setting, objective.teacher_taps)
-    student = quantised(cfg)
+    student = quantized(cfg)
     example = (1, CHANNELS, SIZE, SIZE)
     objective.bind_(  # hints have regressors of their own
         feature_shapes(student, objective.student_taps, example),
@@ -168,14 +168,14 @@ def make_cases(setting: Setting) -> dict[str, Callable[[], None]]:
     labels = {name: Objective(terms={"hard": Hard()}) for name in (FULL, STUDENT)}
     cases = {
         FULL: training_step(setting, build(cfg.model), labels[FULL], None),
-        STUDENT: training_step(setting, quantised(cfg), labels[STUDENT], None),
+        STUDENT: training_step(setting, quantized(cfg), labels[STUDENT], None),
         TEACHER: lambda: void(teacher(setting.image)),
         DISTILLED: training_step(setting, student, objective, teacher),
     }
     if not teacher.names:  # features are not cached
         with tempfile.TemporaryDirectory() as folder:
             cached = cached_teacher(setting, folder)
-        cases[CACHED] = training_step(setting, quantised(cfg), instantiate(cfg.objective), cached)
+        cases[CACHED] = training_step(setting, quantized(cfg), instantiate(cfg.objective), cached)
     return cases
 
 
@@ -186,7 +186,7 @@ def variant_cases(setting: Setting, overrides: Sequence[str]) -> dict[str, Calla
     for name in selected(setting.cfg):
         cfg = compose([*overrides, *setting.cfg.variants[name], f"name={name}", "variants=null", "select=null"])
         if cfg.quantize.enabled and cfg.seed == setting.cfg.seed:
-            cases[name] = training_step(replace(setting, cfg=cfg), quantised(cfg), labels, None)
+            cases[name] = training_step(replace(setting, cfg=cfg), quantized(cfg), labels, None)
     return cases
 
 
@@ -202,7 +202,7 @@ def measure(
         for _ in range(warmup):
             run()
     for number in range(rounds):
-        # To and fro, so that a machine that grows warmer favours no case.
+        # To and fro, so that a machine that grows warmer favors no case.
         for measured, run in cases if number % 2 == 0 else reversed(cases):
             run()  # brings the case's own memory into the caches
             synchronize(device)
@@ -251,7 +251,7 @@ def append_results(path: Path, results: Sequence[Measured], cfg: DictConfig, dev
     for one in results:
         variant = one.case if one.case in (cfg.variants or {}) else None
         model = cfg.teacher.model.name if one.case == TEACHER else cfg.model.name
-        w_bits, a_bits = bits if one.case in QUANTISED else (None, None) if variant else (32, 32)
+        w_bits, a_bits = bits if one.case in QUANTIZED else (None, None) if variant else (32, 32)
         quantizer = str(cfg.quantize.weight["_target_"]).rpartition(".")[2].lower()
         append_row(
             path,
@@ -259,7 +259,7 @@ def append_results(path: Path, results: Sequence[Measured], cfg: DictConfig, dev
                 **known,
                 "dataset": "random",
                 "model": model,
-                "quantizer": quantizer if one.case in QUANTISED else "",
+                "quantizer": quantizer if one.case in QUANTIZED else "",
                 "w_bits": w_bits,
                 "a_bits": a_bits,
                 "distill": terms if one.case in (DISTILLED, CACHED) else "none",

@@ -20,15 +20,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from qtrain.sweep.trials import Trial, read_trials
-from qtrain.tasks.config import compose
-from qtrain.tasks.record import identity_of
-from qtrain.tasks.results import append_row, provenance
+from qtrain.config.compose import compose
+from qtrain.pipeline.results import append_row, provenance
+from qtrain.pipeline.run_folder import identity_of
+from qtrain.sweep.trial import Trial, read_trials
 from qtrain.tasks.variants import run_task
 
 SWEEP = """
     task=sweep trainer=cpu data=digits model=cifar_resnet20 fit.epochs=1 fit.reestimate_bn=0 fit.health_every_steps=0
-    full_precision.epochs=1 sweep.parallel=1 sweep.test_front=false +knob@sweep.space.widths=widths
+    full_precision.epochs=1 sweep.parallel=1 sweep.test_front=false +knob@sweep.space.widths=bit_widths
     sweep.space.widths.per=block
 """.split()
 

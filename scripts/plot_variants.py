@@ -17,8 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from render_results import Variant, gather_variants
 
-from qtrain.tasks.canvas import LIGHT, place_labels
-from qtrain.tasks.results import read_rows
+from qtrain.pipeline.results import read_rows
+from qtrain.report.canvas import LIGHT, place_labels
 
 LOWEST = 8.0
 """Where the accuracy axis begins, in percent: just below chance among ten classes."""
@@ -38,12 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def draw(variants: Sequence[Variant]) -> Figure:
     """One panel for each bit width of the inputs, widest first."""
     full = [variant for variant in variants if variant.bits == "32"]
-    quantised = [variant for variant in variants if variant.bits != "32"]
-    widths = sorted({int(variant.runs[0]["a_bits"]) for variant in quantised}, reverse=True)
+    quantized = [variant for variant in variants if variant.bits != "32"]
+    widths = sorted({int(variant.runs[0]["a_bits"]) for variant in quantized}, reverse=True)
     panels = [group for group in ([32], [b for b in widths if 4 < b < 32], [4], [2], [1]) if set(group) & set(widths)]
     figure = Figure(figsize=(13, 4.2 * len(panels)), dpi=110, facecolor=LIGHT.background, layout="constrained")
     for axes, group in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
-        members = [variant for variant in quantised if int(variant.runs[0]["a_bits"]) in group]
+        members = [variant for variant in quantized if int(variant.runs[0]["a_bits"]) in group]
         _panel(axes, members, full)
         what = (
             "in full precision"

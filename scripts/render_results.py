@@ -20,9 +20,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
-from qtrain.tasks.results import read_rows
-from qtrain.tasks.summary import CALIBRATED, FLOAT, NUMBERS, RunSummary
-from qtrain.tasks.table import COLUMNS, LEFT, order, outcomes, table_rows
+from qtrain.pipeline.results import read_rows
+from qtrain.pipeline.summary import CALIBRATED, FLOAT, NUMBERS, RunSummary
+from qtrain.report.table import COLUMNS, LEFT, order, outcomes, table_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = "variants|recipes|drops|imagined|front"
@@ -245,9 +245,9 @@ def imagined(rows: list[dict[str, str]]) -> str:
     lines = []
     for row in {(row["notes"], row["hardware"]): row for row in made}.values():
         figures = [f"{float(row[name]):.3g}" for name in ("statistics", "noise_statistics", "s_per_1000_images")]
-        method, shown = row["notes"].partition(",")[0], f"{100 * float(row['as_labelled']):.0f}"
+        method, shown = row["notes"].partition(",")[0], f"{100 * float(row['as_labeled']):.0f}"
         lines.append((method, row["images"], *figures[:2], shown, figures[2], row["hardware"]))
-    columns = ("Method", "Images", "Distance", "Of noise", "As labelled %", "s per 1,000", "Hardware")
+    columns = ("Method", "Images", "Distance", "Of noise", "As labeled %", "s per 1,000", "Hardware")
     return _markdown_table(columns, lines, figures=range(1, 6))
 
 

@@ -13,14 +13,19 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "qtrain"
 
 FLOORS: dict[str, int] = {
-    "spec": 0, "modes": 0, "files": 0, "functional": 0, "storage": 0,
+    "spec": 0, "settings": 0, "functional": 0, "storage": 0, "utils": 0,
     "quantizers": 1, "observers": 1, "schedules": 1,
     "nn": 2, "models": 2,
     "convert": 3, "distill": 3, "synthesis": 3, "cost": 3, "data": 3,
-    "allocate": 4, "export": 4, "sweep": 4,
-    "lit": 5,
-    "tasks": 6,
-    "cli": 7, "__main__": 8,
+    "allocate": 4, "export": 4, "ptq": 4,
+    "tracking": 5,
+    "training": 6,
+    "pipeline": 7,
+    "sweep": 8,
+    "report": 9,
+    "config": 10,
+    "tasks": 11,
+    "cli": 12, "__main__": 13,
 }  # fmt: skip
 """Room -> floor. docs/architecture.md explains them."""
 
@@ -28,12 +33,12 @@ WALLS: dict[str, tuple[str, ...]] = {
     "timm": ("models/",),
     "datasets": ("data/",),
     "pyarrow": ("data/",),
-    "wandb": ("lit/loggers.py", "lit/wandb", "tasks/review"),
-    "wandb_workspaces": ("tasks/review",),
-    "optuna": ("sweep/", "tasks/sweep"),
-    "omegaconf": ("cli.py", "tasks/"),
-    "hydra": ("cli.py", "tasks/"),
-    "ray": ("tasks/sweep",),
+    "wandb": ("tracking/",),
+    "wandb_workspaces": ("tracking/",),
+    "optuna": ("sweep/",),
+    "ray": ("sweep/",),
+    "omegaconf": ("config/", "tasks/", "cli.py"),
+    "hydra": ("config/", "tasks/", "cli.py"),
     "onnx": ("export/",),
     "onnxruntime": ("export/",),
 }
@@ -95,9 +100,9 @@ def test_imports_point_downward(file: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "module", "broken"),
     [
-        ("from qtrain.nn.conv import QuantConv", "qtrain.quantizers.lsq", True),
+        ("from qtrain.nn.conv import QuantConv", "qtrain.quantizers.uniform.lsq", True),
         ("import qtrain.models.factory", "qtrain.nn.conv", True),
-        ("def f():\n    from qtrain import tasks", "qtrain.lit.module", True),
+        ("def f():\n    from qtrain import tasks", "qtrain.training.module", True),
         ("from ..models import factory", "qtrain.nn.conv", True),
         ("from .linear import QuantLinear", "qtrain.nn.conv", False),
         ("from qtrain.spec import QuantSpec", "qtrain.functional.affine", False),
@@ -110,10 +115,10 @@ def test_the_walk_sees_a_broken_floor(source: str, module: str, broken: bool) ->
 
 def test_the_walk_sees_a_broken_wall() -> None:
     assert broken_walls("import timm.layers", "qtrain.nn.conv", "nn/conv.py")
-    assert not broken_walls("import timm.layers", "qtrain.models.forms", "models/forms.py")
+    assert not broken_walls("import timm.layers", "qtrain.models.layer_kinds", "models/layer_kinds.py")
 
 
-@pytest.mark.parametrize("module", ["qtrain", "qtrain.cli", "qtrain.tasks.config"])
+@pytest.mark.parametrize("module", ["qtrain", "qtrain.cli", "qtrain.config.compose"])
 def test_import_is_light(module: str) -> None:
     heavy = ("torch", "torchvision", "pytorch_lightning", "timm", "wandb", "datasets", "sklearn", "matplotlib")
     code = f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])"

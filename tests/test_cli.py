@@ -15,8 +15,9 @@ import pytest
 from omegaconf import DictConfig
 
 from qtrain import __version__, cli
-from qtrain.tasks import TASKS, conf_dir
-from qtrain.tasks.stages import stages_of
+from qtrain.pipeline.stages import stages_of
+from qtrain.settings.conf_dir import conf_dir
+from qtrain.settings.tasks import TASKS
 
 QUIET = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
 

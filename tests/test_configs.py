@@ -16,25 +16,26 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from qtrain.allocate.uniform import Uniform
+from qtrain.config.compose import compose
+from qtrain.config.instantiate import instantiate
 from qtrain.convert.plan import Policy
-from qtrain.convert.rounding.base import Rounding
 from qtrain.data.base import VisionData
 from qtrain.distill.base import Term
 from qtrain.distill.logit_format import LogitFormat
 from qtrain.distill.objective import Objective
-from qtrain.lit.callbacks.journal import MetricJournal
 from qtrain.observers.base import Observer
+from qtrain.pipeline.stages import stages_of
+from qtrain.ptq.rounding.base import Rounding
 from qtrain.quantizers.base import Quantizer
 from qtrain.schedules.base import Schedule
+from qtrain.settings import schema
+from qtrain.settings.conf_dir import conf_dir
 from qtrain.spec import Granularity, LayerBits, PerTensor, QuantSpec
 from qtrain.sweep.knobs import Knob
 from qtrain.sweep.scheduler import Scheduler
 from qtrain.sweep.search import Search
 from qtrain.synthesis.base import Synthesis
-from qtrain.tasks import conf_dir, schema
-from qtrain.tasks.config import compose
-from qtrain.tasks.instantiate import instantiate
-from qtrain.tasks.stages import stages_of
+from qtrain.tracking.metric_log import MetricLog
 
 CONF = conf_dir()
 
@@ -129,7 +130,7 @@ def build_logger(made: Any) -> None:
 
 
 def build_callback(made: Any) -> None:
-    assert isinstance(made(journal=MetricJournal(loggers=[])), pl.Callback)
+    assert isinstance(made(metric_log=MetricLog(loggers=[])), pl.Callback)
 
 
 def build_teacher_cache(made: Any) -> None:

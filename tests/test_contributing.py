@@ -17,9 +17,9 @@ import torch
 from omegaconf import DictConfig
 from safetensors.torch import load_file
 
+from qtrain.config.compose import AD_HOC, compose
+from qtrain.config.instantiate import instantiate
 from qtrain.spec import StepOutputs
-from qtrain.tasks.config import AD_HOC, compose
-from qtrain.tasks.instantiate import instantiate
 from qtrain.tasks.variants import run_task
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,16 +86,16 @@ def test_the_quantizer_is_known_to_conversion_cost_checkpoint_and_training(in_pl
         "data.max_train=256", "data.max_test=64", "model=cifar_resnet8", "model.width=0.25",
         "quantizer@quantize.weight=mine", "quantizer@quantize.input=mine", "fit.health_every_steps=1",
     ]  # fmt: skip
-    figures = run_task(compose(overrides), overrides)
+    metrics = run_task(compose(overrides), overrides)
     summary = json.loads((tmp_path / AD_HOC / "mine" / "summary.json").read_text())
-    assert summary["top1"] == figures["top1"] and summary["quantizer"] == "shift"
+    assert summary["top1"] == metrics["top1"] and summary["quantizer"] == "shift"
     convolution = summary["layers"][1]
     assert convolution["weight_storage_bits"] == convolution["weights"] * 4 + 32, "cost read it off the stored tensor"
     state = load_file(tmp_path / AD_HOC / "mine" / "student.safetensors")
     scales = [tensor for name, tensor in state.items() if name.endswith("weight_quantizer.scale")]
     assert len(scales) == 8 and all(scale.log2() == scale.log2().round() for scale in scales)
     again = [*overrides, "task=evaluate", f"checkpoint={tmp_path / AD_HOC / 'mine'}"]
-    assert run_task(compose(again), again)["top1"] == pytest.approx(figures["top1"])
+    assert run_task(compose(again), again)["top1"] == pytest.approx(metrics["top1"])
 
 
 def test_the_loss_teaches_the_student_alone(in_place: Path) -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from qtrain import cli
-from qtrain.tasks import prepare
-from qtrain.tasks.config import compose
-from qtrain.tasks.instantiate import instantiate
-from qtrain.tasks.load import load_data
-from qtrain.tasks.targets import ADMITTED, ConfigError, admits, check_targets, describe, resolve_target
+from qtrain.config.compose import compose
+from qtrain.config.instantiate import instantiate
+from qtrain.config.targets import ADMITTED, admits, check_targets, describe, resolve_target
+from qtrain.pipeline import prepare
+from qtrain.pipeline.load_data import load_data
+from qtrain.utils.errors import ConfigError
 
 WRONG = {
     "unknown key": (["fit.epoch=3"], "unknown key 'fit.epoch'; did you mean 'fit.epochs'?"),
@@ -160,7 +161,7 @@ RUN_INTO = {
 REFUSED = {
     "a quantizer in the wrong place": (
         ["quantizer@quantize.input=ttq", "quantize.bits.input=2", "quantize.bits.first=null"],
-        r"layer 'conv1': TTQ: quantises weights only, not an input; name another quantizer for quantize\.input",
+        r"layer 'conv1': TTQ: quantizes weights only, not an input; name another quantizer for quantize\.input",
     ),
     "one bit with a sign": (
         ["quantize.bits.weight=1", "quantize.bits.first=null"],
@@ -186,7 +187,7 @@ REFUSED = {
     ),
     "a policy that fits nothing": (
         ["+policy@quantize.policies.head=policy", "quantize.policies.head.layers=[fc]"],
-        r"quantize: policies\.head: pattern 'fc' matches no layer that can be quantised",
+        r"quantize: policies\.head: pattern 'fc' matches no layer that can be quantized",
     ),
     "equalization without folding": (
         ["equalize@quantize.equalize=cross_layer"],
@@ -202,7 +203,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_quantised_is_said_before_pretraining(name: str) -> None:
+def test_what_cannot_be_quantized_is_said_before_pretraining(name: str) -> None:
     overrides, line = REFUSED[name]
     cfg = compose(overrides)
     with pytest.raises(ConfigError, match=line) as refusal:
@@ -294,8 +295,8 @@ def test_the_command_line_may_admit_more() -> None:
         "timm.data.create_dataset",
         "qtrain.cli.sys",
         "qtrain.cli.main",  # with argv it could admit anything
-        "qtrain.tasks.targets.resolve_target",
-        "qtrain.tasks.config.hydra",
+        "qtrain.config.targets.resolve_target",
+        "qtrain.config.compose.hydra",
         "qtrain.__main__.main",
     ],
 )

@@ -19,19 +19,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from qtrain.config.compose import compose
+from qtrain.config.instantiate import instantiate
 from qtrain.observers.min_max import MinMax
 from qtrain.quantizers.base import Quantizer
 from qtrain.quantizers.hooks import begin_step_
+from qtrain.settings.conf_dir import conf_dir
 from qtrain.spec import Granularity, PerBlock, PerChannel, PerGroup, PerTensor, QuantSpec
 from qtrain.storage.base import QTensor, pack, unpack
-from qtrain.tasks import conf_dir
-from qtrain.tasks.config import compose
-from qtrain.tasks.instantiate import instantiate
 
 REFUSALS = (
     "bits must be",
-    "quantises weights only",
-    "quantises inputs only",
+    "quantizes weights only",
+    "quantizes inputs only",
     "leave no positive code",
     "is outside a",
     "does not divide",
@@ -44,8 +44,8 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "apot": [{}, {"normalize": False}, {"rescale": True}],
     "binary_connect": [{}, {"stochastic": True}, {"bound": "glorot"}],
     "blend": [{}, {"straight_through": False}],
-    "bnn": [{}, {"centre": False}],
-    "bnn_plus": [{}, {"regulariser": "l1", "strength": 0.1}],
+    "bnn": [{}, {"center": False}],
+    "bnn_plus": [{}, {"regularizer": "l1", "strength": 0.1}],
     "duq": [{}, {"lower": -0.375}],
     "dynamic": [{}, {"symmetric": False}],
     "incremental": [{}, {"by": "random", "share": 0.5}],
@@ -179,7 +179,7 @@ def applicable(name: str, options: tuple[tuple[str, Any], ...]) -> list[Case]:
     ]
 
 
-def forward_is_dequantised_codes(quantizer: Quantizer, x: Tensor, case: Case) -> None:
+def forward_is_dequantized_codes(quantizer: Quantizer, x: Tensor, case: Case) -> None:
     assert torch.equal(quantizer(x), quantizer.quantize(x).dequantize())
     beyond = x * 3 + 1  # values that calibration has not seen, beyond the range on either side
     assert torch.equal(quantizer(beyond), quantizer.quantize(beyond).dequantize())
@@ -292,7 +292,7 @@ def a_step_is_a_function_of_its_number(quantizer: Quantizer, x: Tensor, case: Ca
 
 
 LAWS = [
-    forward_is_dequantised_codes,
+    forward_is_dequantized_codes,
     codes_lie_in_range,
     state_is_there_from_the_start_and_survives_a_file,
     shape_dtype_and_layout_are_kept,

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import pytest
 
-from qtrain.tasks import conf_dir
-from qtrain.tasks.config import compose
+from qtrain.config.compose import compose
+from qtrain.settings.conf_dir import conf_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "methods.md"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qtrain.tasks.config import compose
+from qtrain.config.compose import compose
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

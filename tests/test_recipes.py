@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from qtrain.tasks import conf_dir
-from qtrain.tasks.config import compose
+from qtrain.config.compose import compose
+from qtrain.settings.conf_dir import conf_dir
 from qtrain.tasks.variants import run_task
 
 ROOT = Path(__file__).resolve().parent.parent

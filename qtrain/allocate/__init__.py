@@ -1,1 +1,1 @@
-"""Floor 4: how many bits each layer gets."""
+"""How many bits each layer gets."""

@@ -1,1 +1,1 @@
-"""Floor 3: what is done to a whole model to make it a low-bit one."""
+"""What is done to a whole model to make it a low-bit one."""

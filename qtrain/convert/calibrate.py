@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from qtrain.convert.layers import quant_layers, set_quantization
 from qtrain.convert.plan import LayerPlan
-from qtrain.modes import evaluating
 from qtrain.nn import Operand
 from qtrain.observers.base import Observer
+from qtrain.utils.eval_mode import evaluating
 
 
 @torch.no_grad()
 def calibrate(model: nn.Module, images: Iterable[Tensor], plans: Mapping[str, LayerPlan]) -> None:
-    """Initialise every quantizer of ``model`` in place, with the observers of its layer's plan.
+    """Initialize every quantizer of ``model`` in place, with the observers of its layer's plan.
 
     Weights are observed as they are, inputs by :func:`observe_inputs`. Raises ``ValueError`` where a layer with an
     input quantizer saw no image.
@@ -30,7 +30,7 @@ def observe_inputs(model: nn.Module, images: Iterable[Tensor], plans: Mapping[st
     """What each layer with an input quantizer is given: its observer, by the layer's name.
 
     The forward of ``images``, an iterable of (N, C, H, W), is in full precision and in eval mode, so that one layer's
-    rounding does not colour what the next one observes. So what is seen is the same at any bits. The modes of all
+    rounding does not color what the next one observes. So what is seen is the same at any bits. The modes of all
     modules are restored.
     """
     layers = quant_layers(model)
@@ -55,7 +55,7 @@ def observe_inputs(model: nn.Module, images: Iterable[Tensor], plans: Mapping[st
 
 @torch.no_grad()
 def calibrate_inputs(model: nn.Module, observers: Mapping[str, Observer]) -> None:
-    """Initialise the input quantizers of ``model`` in place from what :func:`observe_inputs` saw."""
+    """Initialize the input quantizers of ``model`` in place from what :func:`observe_inputs` saw."""
     layers = quant_layers(model)
     for name, observer in observers.items():
         quantizer = layers[name].input_quantizer
@@ -67,7 +67,7 @@ def calibrate_inputs(model: nn.Module, observers: Mapping[str, Observer]) -> Non
 
 @torch.no_grad()
 def calibrate_weights(model: nn.Module, observers: Mapping[str, Observer]) -> None:
-    """Initialise the weight quantizers of ``model`` in place from what :func:`observe_weights` saw."""
+    """Initialize the weight quantizers of ``model`` in place from what :func:`observe_weights` saw."""
     for name, layer in quant_layers(model).items():
         if layer.weight_quantizer is not None and not isinstance(layer, Operand):
             observed = observers[name].observed(int(layer.weight_quantizer.bits))

@@ -1,7 +1,7 @@
 """Batch norm as part of the layer before it: before training for good, or in training for the rounding alone.
 
 In eval mode a batch norm is ``scale y + shift``, and with ``y = W x + b`` the two are one layer, ``(scale W) x + (scale
-b + shift)`` (Jacob et al. 2018, arXiv 1712.05877, §3.2). A quantised model that is deployed computes that layer, so its
+b + shift)`` (Jacob et al. 2018, arXiv 1712.05877, §3.2). A quantized model that is deployed computes that layer, so its
 weights should be rounded as they are there.
 """
 
@@ -16,12 +16,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from qtrain.convert.graph import Skipped, called, called_once, calls, trace
 from qtrain.convert.swap import replace_module
-from qtrain.models.forms import LayerForm, describe
+from qtrain.models.layer_kinds import LayerSpec, describe
 from qtrain.models.norms import NormForm, describe_norm
-from qtrain.modes import evaluating
 from qtrain.nn import QuantConv, QuantConvTranspose, QuantLinear
 from qtrain.nn.conv_transpose import outputs_first
 from qtrain.nn.folded import FoldedWeight
+from qtrain.utils.eval_mode import evaluating
 
 
 @dataclass
@@ -74,7 +74,7 @@ def fold_batchnorm_(model: nn.Module, example: Tensor) -> dict[str, OutputStatis
 
 
 def fold_in_training_(model: nn.Module, example: Tensor) -> list[str]:
-    """Have every quantised convolution of ``model`` with a batch norm behind it round its weights as if merged.
+    """Have every quantized convolution of ``model`` with a batch norm behind it round its weights as if merged.
 
     For a converted model, before calibration; the batch norm stays, see :class:`qtrain.nn.folded.FoldedWeight`. Returns
     the names of the convolutions. What stays as it is is logged with the reason. Raises ``ValueError`` where there is
@@ -88,7 +88,7 @@ def fold_in_training_(model: nn.Module, example: Tensor) -> list[str]:
         if not isinstance(layer, QuantConv):
             reason = "only the weights of convolutions are"
         elif layer.weight_transform is not None:
-            reason = "its weight is standardised before it is convolved"
+            reason = "its weight is standardized before it is convolved"
         elif not isinstance(norm, _BatchNorm):
             reason = f"a {type(norm).__name__} does not train"
         else:
@@ -143,7 +143,7 @@ def _source(graph: fx.GraphModule, norm: fx.Node) -> fx.Node | None:
         module = called(graph, node)
         if module is None:
             return None
-        if isinstance(describe(module), LayerForm) or isinstance(module, QuantConv | QuantConvTranspose | QuantLinear):
+        if isinstance(describe(module), LayerSpec) or isinstance(module, QuantConv | QuantConvTranspose | QuantLinear):
             return node
         if not isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d):
             return None
@@ -154,6 +154,6 @@ def _source(graph: fx.GraphModule, norm: fx.Node) -> fx.Node | None:
 def _no_place(layer: nn.Module) -> str | None:
     """Why a norm cannot become part of ``layer``."""
     form = describe(layer)
-    if not isinstance(form, LayerForm) or form.kind == "embedding":
+    if not isinstance(form, LayerSpec) or form.kind == "embedding":
         return f"a {type(layer).__name__} has no weight of its own to merge it into"
-    return "its weight is standardised before it is convolved" if form.weight_transform is not None else None
+    return "its weight is standardized before it is convolved" if form.weight_transform is not None else None

@@ -1,4 +1,4 @@
-"""Layers whose weights have stopped learning, while normalisation, biases and the other layers go on.
+"""Layers whose weights have stopped learning, while normalization, biases and the other layers go on.
 
 PROFIT (Park and Yoo 2020, arXiv 2008.04693) trains all layers first and then in three phases, in which the most
 unstable third, two thirds and finally all of them are frozen: what is left adapts to weights that jump no more.
@@ -16,7 +16,7 @@ from qtrain.nn import QuantWeighted
 
 
 def weighted_layers(student: nn.Module) -> dict[str, nn.Module]:
-    """Layers of ``student`` with a weight of two or more axes, quantised or not, by qualified name."""
+    """Layers of ``student`` with a weight of two or more axes, quantized or not, by qualified name."""
     found = {}
     for name, module in student.named_modules():
         weight = dict(module.named_parameters(recurse=False)).get("weight")
@@ -29,13 +29,13 @@ def layers_to_freeze(
     student: nn.Module,
     *,
     patterns: Sequence[str] = (),
-    figures: Mapping[str, float] | None = None,
+    metrics: Mapping[str, float] | None = None,
     share: float | None = None,
 ) -> list[str]:
     """Names of the layers that match one of ``patterns`` or are among the most unstable ``share``, in model order.
 
-    ``figures`` are layer name -> instability, one for each layer whose weight is quantised. Raises ``ValueError`` for a
-    pattern that matches no layer, and for a ``share`` without figures.
+    ``metrics`` are layer name -> instability, one for each layer whose weight is quantized. Raises ``ValueError`` for a
+    pattern that matches no layer, and for a ``share`` without metrics.
     """
     layers = weighted_layers(student)
     for pattern in patterns:
@@ -44,7 +44,7 @@ def layers_to_freeze(
             raise ValueError(f"fit.freeze.layers: pattern {pattern!r} matches no layer with a weight; close: {close}")
     chosen = {name for name in layers if any(fnmatchcase(name, pattern) for pattern in patterns)}
     if share is not None:
-        chosen |= set(_most_unstable(layers, figures or {}, share))
+        chosen |= set(_most_unstable(layers, metrics or {}, share))
     return [name for name in layers if name in chosen]
 
 
@@ -52,8 +52,8 @@ def freeze_layers_(student: nn.Module, names: Iterable[str]) -> None:
     """Let weight and weight quantizer of these layers stop learning, in place.
 
     The quantizer is in eval mode from here on: statistics that it gathers in training, noise, and a mixture of
-    quantised and raw weights end, so that the layer computes what will be stored. A parameter group of weights that do
-    not learn is not made (:func:`qtrain.lit.optim.parameter_groups`), and projections leave them alone.
+    quantized and raw weights end, so that the layer computes what will be stored. A parameter group of weights that do
+    not learn is not made (:func:`qtrain.training.optim.parameter_groups`), and projections leave them alone.
     """
     layers = weighted_layers(student)
     for name in names:
@@ -69,33 +69,33 @@ def freeze_(
     student: nn.Module,
     *,
     patterns: Sequence[str] = (),
-    figures: Mapping[str, float] | None = None,
+    metrics: Mapping[str, float] | None = None,
     share: float | None = None,
 ) -> list[str]:
     """Freeze what :func:`layers_to_freeze` names; returns these names."""
-    names = layers_to_freeze(student, patterns=patterns, figures=figures, share=share)
+    names = layers_to_freeze(student, patterns=patterns, metrics=metrics, share=share)
     freeze_layers_(student, names)
     return names
 
 
-def _most_unstable(layers: Mapping[str, nn.Module], figures: Mapping[str, float], share: float) -> list[str]:
+def _most_unstable(layers: Mapping[str, nn.Module], metrics: Mapping[str, float], share: float) -> list[str]:
     if not 0 < share <= 1:
         raise ValueError(f"fit.freeze.share: must be in (0, 1], got {share}; null freezes none by instability")
-    if not figures:
+    if not metrics:
         raise ValueError(
             "fit.freeze.share: nothing is known of how unstable the layers are; let an earlier stage measure it with "
             "+callback@callbacks.instability=instability"
         )
-    quantised = [name for name, layer in layers.items() if _has_quantised_weight(layer)]
-    if set(figures) != set(quantised):
-        odd = sorted(set(figures) ^ set(quantised))[0]
+    quantized = [name for name, layer in layers.items() if _has_quantized_weight(layer)]
+    if set(metrics) != set(quantized):
+        odd = sorted(set(metrics) ^ set(quantized))[0]
         raise ValueError(
-            f"fit.freeze.share: instability was measured of other layers than are quantised here ({odd!r} is only in "
-            "one of the two); measure it with the same layers quantised, and none of them frozen"
+            f"fit.freeze.share: instability was measured of other layers than are quantized here ({odd!r} is only in "
+            "one of the two); measure it with the same layers quantized, and none of them frozen"
         )
-    ranked = sorted(quantised, key=lambda name: -figures[name])
+    ranked = sorted(quantized, key=lambda name: -metrics[name])
     return ranked[: max(1, round(share * len(ranked)))]
 
 
-def _has_quantised_weight(layer: nn.Module) -> bool:
+def _has_quantized_weight(layer: nn.Module) -> bool:
     return isinstance(layer, QuantWeighted) and layer.weight_quantizer is not None

@@ -14,14 +14,14 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from qtrain.models.norms import describe_norm
-from qtrain.modes import evaluating
 from qtrain.nn import Operand
+from qtrain.utils.eval_mode import evaluating
 
 log = logging.getLogger(__name__)
 
 
 class _LayerTracer(fx.Tracer):
-    """Traces down to the modules of torch, quantised layers, convolutions and norms of any kind.
+    """Traces down to the modules of torch, quantized layers, convolutions and norms of any kind.
 
     A module whose forward cannot be traced (it branches on a shape, say) becomes one opaque call.
     """

@@ -16,7 +16,7 @@ PLACES = ("weight_quantizer", "input_quantizer")
 
 
 @dataclass(frozen=True)
-class Heritage:
+class StudentState:
     """A student as it can be saved: its state dict, and the kind of each of its quantizers by qualified name."""
 
     tensors: Mapping[str, Tensor]
@@ -34,20 +34,20 @@ def quantizers_of(student: nn.Module) -> dict[str, Quantizer]:
     return found
 
 
-def heritage_of(student: nn.Module) -> Heritage:
+def student_state_of(student: nn.Module) -> StudentState:
     """What ``student`` leaves to a later stage, on the CPU."""
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in student.state_dict().items()}
-    return Heritage(tensors, {name: _kind(quantizer) for name, quantizer in quantizers_of(student).items()})
+    return StudentState(tensors, {name: _kind(quantizer) for name, quantizer in quantizers_of(student).items()})
 
 
 @torch.no_grad()
-def inherit_weights_(student: nn.Module, heritage: Heritage) -> None:
+def inherit_weights_(student: nn.Module, student_state: StudentState) -> None:
     """Give ``student`` all that is not a quantizer's: weights, biases, statistics.
 
     Raises ``ValueError`` where the two are not the same network.
     """
     own = {name: tensor for name, tensor in student.state_dict().items() if not _of_quantizer(name)}
-    theirs = {name: tensor for name, tensor in heritage.tensors.items() if not _of_quantizer(name)}
+    theirs = {name: tensor for name, tensor in student_state.tensors.items() if not _of_quantizer(name)}
     wrong = [name for name in own.keys() | theirs.keys() if _shape(own, name) != _shape(theirs, name)]
     if wrong:
         raise ValueError(
@@ -59,7 +59,7 @@ def inherit_weights_(student: nn.Module, heritage: Heritage) -> None:
 
 
 @torch.no_grad()
-def inherit_quantizers_(student: nn.Module, heritage: Heritage) -> dict[str, LayerBits]:
+def inherit_quantizers_(student: nn.Module, student_state: StudentState) -> dict[str, LayerBits]:
     """Give each quantizer of ``student`` the state of the one before in its place, where that is of the same kind.
 
     Its bits are then those of the earlier stage. Returns the bits that its layers are to have instead, for layers where
@@ -72,17 +72,17 @@ def inherit_quantizers_(student: nn.Module, heritage: Heritage) -> dict[str, Lay
             quantizer = getattr(layer, place, None)
             bits[place] = int(quantizer.bits) if isinstance(quantizer, Quantizer) else FULL_PRECISION
             if isinstance(quantizer, Quantizer):
-                _take_over_(quantizer, f"{layer_name}.{place}", heritage)
+                _take_over_(quantizer, f"{layer_name}.{place}", student_state)
                 differs = differs or int(quantizer.bits) != bits[place]
         if differs:
             wanted[layer_name] = LayerBits(*(bits[place] for place in PLACES))
     return wanted
 
 
-def _take_over_(quantizer: Quantizer, name: str, heritage: Heritage) -> None:
+def _take_over_(quantizer: Quantizer, name: str, student_state: StudentState) -> None:
     own = quantizer.state_dict()
-    theirs = {key: heritage.tensors[f"{name}.{key}"] for key in own if f"{name}.{key}" in heritage.tensors}
-    if heritage.kinds.get(name) != _kind(quantizer) or any(_shape(own, key) != _shape(theirs, key) for key in own):
+    theirs = {key: student_state.tensors[f"{name}.{key}"] for key in own if f"{name}.{key}" in student_state.tensors}
+    if student_state.kinds.get(name) != _kind(quantizer) or any(_shape(own, key) != _shape(theirs, key) for key in own):
         return
     if int(theirs["bits"]) == int(quantizer.bits) or quantizer.switchable:
         quantizer.load_state_dict(theirs)

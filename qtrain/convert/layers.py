@@ -1,4 +1,4 @@
-"""Finding the layers of a model that can be quantised, and saying of the others why not."""
+"""Finding the layers of a model that can be quantized, and saying of the others why not."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from qtrain.models.forms import LayerForm, describe_model
-from qtrain.modes import evaluating
+from qtrain.models.layer_kinds import LayerSpec, describe_model
 from qtrain.nn import QuantLayer
 from qtrain.nn.operations import Add, MatMul, Softmax
+from qtrain.utils.eval_mode import evaluating
 
 OPERATIONS: dict[str, type[nn.Module]] = {"add": Add, "matmul": MatMul, "softmax": Softmax}
 """Kind of an operation on activations -> the module that does it."""
@@ -25,7 +25,7 @@ class Quantizable:
     ``features`` are further kinds that a layer is of: depthwise, pointwise, first, last.
     """
 
-    layers: dict[str, LayerForm]
+    layers: dict[str, LayerSpec]
     skipped: dict[str, str]
     operands: dict[str, str]
     features: dict[str, tuple[str, ...]]
@@ -44,11 +44,11 @@ def find_layers(model: nn.Module, example: Tensor) -> Quantizable:
     """Every convolution, linear, embedding layer and exposed operand of ``model`` that conversion can replace.
 
     One forward of ``example`` (N, C, H, W), in eval mode and without gradient, gives the order, and unmasks layers
-    whose owner uses their weight without calling them: replacing such a layer would quantise nothing, so they are
+    whose owner uses their weight without calling them: replacing such a layer would quantize nothing, so they are
     skipped with that reason.
     """
     described = describe_model(model)
-    forms = {name: form for name, form in described.items() if isinstance(form, LayerForm)}
+    forms = {name: form for name, form in described.items() if isinstance(form, LayerSpec)}
     skipped = {name: reason for name, reason in described.items() if isinstance(reason, str)}
     kinds = {kind: name for name, kind in OPERATIONS.items()}
     operands = {
@@ -66,7 +66,7 @@ def find_layers(model: nn.Module, example: Tensor) -> Quantizable:
     if weighted:
         features[weighted[0]] += ("first",)
         features[weighted[-1]] += ("last",)
-    layers = {name: forms.get(name, LayerForm("operand")) for name in order}
+    layers = {name: forms.get(name, LayerSpec("operand")) for name in order}
     return Quantizable(layers, skipped, {n: k for n, k in operands.items() if n in order}, features)
 
 

@@ -1,4 +1,4 @@
-"""Turning sums, products and softmax that a model writes as operators into modules that can be quantised.
+"""Turning sums, products and softmax that a model writes as operators into modules that can be quantized.
 
 A module whose forward contains such an operation is traced by ``torch.fx`` with its children as they are, the operation
 becomes a child module, and the traced module takes the old one's place: same children, same names, same parameters.
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qtrain.convert.layers import OPERATIONS
-from qtrain.modes import evaluating
+from qtrain.utils.eval_mode import evaluating
 
 log = logging.getLogger(__name__)
 

@@ -96,7 +96,7 @@ def plan_layers(
     for name in allocation:
         if name not in found.layers:
             reason = found.skipped.get(name) or f"no such layer; close: {difflib.get_close_matches(name, found.layers)}"
-            raise ValueError(f"allocation: layer {name!r} cannot be quantised: {reason}")
+            raise ValueError(f"allocation: layer {name!r} cannot be quantized: {reason}")
     plans = {name: replace(recipe, bits=allocation.get(name, recipe.bits)) for name in found.layers}
     for title, policy in (policies or {}).items():
         _check_matches(title, policy, found)
@@ -111,7 +111,7 @@ def _check_matches(title: str, policy: Policy, found: Quantizable) -> None:
         if not any(fnmatchcase(name, pattern) for name in found.layers):
             skipped = [f"{name} ({reason})" for name, reason in found.skipped.items() if fnmatchcase(name, pattern)]
             why = f"only {skipped[0]}" if skipped else f"close: {difflib.get_close_matches(pattern, found.layers)}"
-            raise ValueError(f"policies.{title}: pattern {pattern!r} matches no layer that can be quantised; {why}")
+            raise ValueError(f"policies.{title}: pattern {pattern!r} matches no layer that can be quantized; {why}")
     present = {kind for name in found.layers for kind in found.kinds(name)}
     for kind in policy.kinds:
         if kind not in present:

@@ -1,4 +1,4 @@
-"""Putting quantised layers in place of a model's own, by a plan for each."""
+"""Putting quantized layers in place of a model's own, by a plan for each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from qtrain.convert.layers import Quantizable
 from qtrain.convert.plan import LayerPlan
-from qtrain.models.forms import LayerForm
+from qtrain.models.layer_kinds import LayerSpec
 from qtrain.nn import (
     Operand,
     QuantConv,
@@ -33,10 +33,10 @@ def swap_layers(
     *,
     gradient: MakeGradientQuantizer | None = None,
 ) -> None:
-    """Replace, in place, every layer that has bits in ``plans`` by its quantised form; parameters are shared.
+    """Replace, in place, every layer that has bits in ``plans`` by its quantized form; parameters are shared.
 
     What stays in full precision is logged, once, with the reason. ``gradient`` makes the quantizer of the gradient that
-    comes back to a layer with a quantised weight. Raises ``ValueError``, the layer's name in front, where a quantizer
+    comes back to a layer with a quantized weight. Raises ``ValueError``, the layer's name in front, where a quantizer
     refuses a layer.
     """
     for name, reason in found.skipped.items():
@@ -48,7 +48,7 @@ def swap_layers(
             log.info("left in full precision: %s: the allocation gives it no bits", name)
             continue
         source = model.get_submodule(name)
-        layer = _quantised(source, form)
+        layer = _quantized(source, form)
         try:
             if bits.weight != FULL_PRECISION and not isinstance(layer, Operand):
                 shape = tuple(layer.effective_weight().shape)
@@ -66,7 +66,7 @@ def swap_layers(
         replace_module(model, source, layer)
 
 
-def _quantised(source: nn.Module, form: LayerForm) -> QuantLayer:
+def _quantized(source: nn.Module, form: LayerSpec) -> QuantLayer:
     match form.kind:
         case "conv1d" | "conv2d" | "conv3d":
             assert isinstance(source, _ConvNd)

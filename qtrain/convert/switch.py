@@ -1,7 +1,7 @@
-"""Changing the bits of a converted model in place, with ranges that keep the quantised values where they were.
+"""Changing the bits of a converted model in place, with ranges that keep the quantized values where they were.
 
 More bits: a step is halved for each bit, so that every value there was stays a value, and rounding moves nothing by
-more than half of an old step. Fewer bits: the range is searched so that the quantised values move as little as they
+more than half of an old step. Fewer bits: the range is searched so that the quantized values move as little as they
 can, ``min_f |Q_new(x; f) - Q_old(x)|^2``, for each granularity group on its own.
 """
 
@@ -19,16 +19,16 @@ from torch import Tensor, nn
 
 from qtrain.convert.layers import quant_layers, set_quantization
 from qtrain.convert.plan import MakeObserver
-from qtrain.modes import evaluating
 from qtrain.nn import Operand, QuantLayer
 from qtrain.observers.base import Observer
 from qtrain.observers.squared_error import SquaredError
 from qtrain.quantizers.base import Quantizer
 from qtrain.quantizers.hooks import Rescalable
-from qtrain.quantizers.wrapper import innermost
+from qtrain.quantizers.wrappers.wrapper import innermost
 from qtrain.spec import FULL_PRECISION, Allocation
 from qtrain.storage.affine import AffineTensor
 from qtrain.storage.levels import LevelTensor
+from qtrain.utils.eval_mode import evaluating
 
 log = logging.getLogger(__name__)
 
@@ -51,13 +51,13 @@ class Change(NamedTuple):
 def switch_bits_(model: nn.Module, bits: Allocation, images: Tensor | None = None) -> dict[nn.Parameter, Tensor]:
     """Give the layers that ``bits`` names these widths, in place, and their ranges what keeps their values.
 
-    ``images`` (N, C, H, W), a few dozen, show each input quantizer what it quantises, in a forward in eval mode with
+    ``images`` (N, C, H, W), a few dozen, show each input quantizer what it quantizes, in a forward in eval mode with
     the bits as they were; without them, and for a layer that they do not reach, inputs follow the plain rule: the step
     times ``2^(old - new)``. A quantizer without a range of its own gets its bits and no more, which is logged.
 
     Returns what the gradient of each changed parameter is multiplied by, for the optimizer's moments. Raises
     ``ValueError``, with the layer's name and before anything is changed, for a layer that is not there or not
-    quantised, and for a width that a quantizer cannot take.
+    quantized, and for a width that a quantizer cannot take.
     """
     changes = asked_changes(model, bits)
     factors: dict[Change, Tensor | None] = {}
@@ -128,14 +128,14 @@ def asked_changes(model: nn.Module, bits: Allocation) -> list[Change]:
     for name, (weight, input) in bits.items():
         if name not in layers:
             close = difflib.get_close_matches(name, layers)
-            raise ValueError(f"switch_bits_: {name!r} is not a quantised layer of this model; close: {close}")
+            raise ValueError(f"switch_bits_: {name!r} is not a quantized layer of this model; close: {close}")
         asked: list[tuple[Literal["weight", "input"], Quantizer | None, int]] = [
             ("weight", layers[name].weight_quantizer, weight),
             ("input", layers[name].input_quantizer, input),
         ]
         for role, quantizer, width in asked:
             if (quantizer is None) != (width == FULL_PRECISION):
-                has = "in full precision" if quantizer is None else f"quantised to {int(quantizer.bits)} bits"
+                has = "in full precision" if quantizer is None else f"quantized to {int(quantizer.bits)} bits"
                 raise ValueError(
                     f"switch_bits_: the {role} of layer {name!r} is {has} and cannot become {width} bits; "
                     "convert the model anew"
@@ -149,7 +149,7 @@ def asked_changes(model: nn.Module, bits: Allocation) -> list[Change]:
 def fitted_factor(quantizer: Quantizer, x: Tensor | None, bits: int) -> Tensor | None:
     """What a switch of ``quantizer`` to ``bits`` multiplies its values by, of the state shape, after the bits are set.
 
-    ``None`` where it has no range of its own. With more bits, and without ``x``, what it quantises, the plain rule:
+    ``None`` where it has no range of its own. With more bits, and without ``x``, what it quantizes, the plain rule:
     steps in a ratio of ``2^(old - new)``, levels under the same clip. Else the least squared error to the values of
     before, over factors about the plain rule and that of a new calibration, then refined; no worse than either.
     Raises ``ValueError`` where the quantizer cannot have these bits. ``quantizer`` stays as it is.

@@ -1,4 +1,4 @@
-"""Floor 3: what a model costs: bytes, multiply-accumulates, bit operations."""
+"""What a model costs: bytes, multiply-accumulates, bit operations."""
 
 from qtrain.cost.count import CostReport, LayerCost, count
 

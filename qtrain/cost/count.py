@@ -1,13 +1,13 @@
-"""Floor 3: size and arithmetic of a model, exact, layer by layer; converted or not.
+"""Size and arithmetic of a model, exact, layer by layer; converted or not.
 
-Two figures decide whether a low-bit student was worth its training: the bytes that have to be stored, with the scales
+Two metrics decide whether a low-bit student was worth its training: the bytes that have to be stored, with the scales
 that decode them, and the bit operations of one image. Both follow from the model alone, so they are counted here once,
 for the closing table, the report and every search over bit widths.
 
-- Size: a quantised weight counts ``QTensor.nbits`` (codes, scales, codebooks, outliers), everything else that a
+- Size: a quantized weight counts ``QTensor.nbits`` (codes, scales, codebooks, outliers), everything else that a
   checkpoint would hold (other parameters, batch-norm statistics) 32 bits an element; each tensor is rounded up to whole
   bytes.
-- MACs: multiply-accumulates of convolutions and matrix products for one image; additions of biases, normalisations and
+- MACs: multiply-accumulates of convolutions and matrix products for one image; additions of biases, normalizations and
   activations are not counted, as usual in the field.
 - Bit operations: ``MACs * weight bits * input bits``, 32 for a floating-point side (the product term of Baskin et al.,
   UNIQ, arXiv 1804.10969; the accumulator's additions are left out). What counts is the width of a factor of the
@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode
 
-from qtrain.modes import evaluating
 from qtrain.nn import Operand, QuantLayer, QuantWeighted
 from qtrain.nn.operations import MatMul
 from qtrain.spec import FULL_PRECISION
+from qtrain.utils.eval_mode import evaluating
 
 OUTSIDE_LAYERS = "(outside layers)"
 """Name of the row for matrix products that no layer owns, such as those of attention."""
@@ -66,7 +66,7 @@ class LayerCost:
 class CostReport:
     """Totals of a model and the rows they are made of, in the order in which the layers run.
 
-    Sizes are in bytes, of the whole model; ``fp_`` figures are those of the same model before conversion.
+    Sizes are in bytes, of the whole model; ``fp_`` metrics are those of the same model before conversion.
     """
 
     layers: tuple[LayerCost, ...]
@@ -115,7 +115,7 @@ def count(model: nn.Module, example: Tensor, products: Products | None = None) -
 
     Runs one forward in eval mode without gradient and leaves the model as it was. A quantizer counts whether or not
     it is enabled at the moment. Call it on the plain module, before ``torch.compile``. Raises ``ValueError`` where a
-    quantised weight is not finite. ``products`` are those of :func:`count_products` for a model that differs at most in
+    quantized weight is not finite. ``products`` are those of :func:`count_products` for a model that differs at most in
     bits, where they are known.
     """
     macs, outside = products or count_products(model, example)
@@ -203,7 +203,7 @@ def count_products(model: nn.Module, example: Tensor) -> Products:
         return add
 
     handles = [module.register_forward_hook(hook(name)) for name, module in _layers(model)]
-    # A weight is quantised once, before any image, whatever products that takes.
+    # A weight is quantized once, before any image, whatever products that takes.
     weights = [m.weight_quantizer for m in model.modules() if isinstance(m, QuantWeighted) and m.weight_quantizer]
     enabled = [quantizer.enabled for quantizer in weights]
     products = FlopCounterMode(display=False)

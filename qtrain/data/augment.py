@@ -1,6 +1,6 @@
-"""Augmentation of whole batches on any device: crop, flip, normalise, mixup, cutmix.
+"""Augmentation of whole batches on any device: crop, flip, normalize, mixup, cutmix.
 
-Floor 3. Pure functions; what they need to know of chance comes in as tensors from ``functional.random``, so that
+Pure functions; what they need to know of chance comes in as tensors from ``functional.random``, so that
 they are the same on every device and can be tested with chosen values.
 """
 
@@ -95,7 +95,7 @@ def plan_mix(pair: Tensor, *, seed: int, epoch: int, mixup: float, cutmix: float
 
 
 def mix(image: Tensor, target: Tensor, plan: MixPlan, *, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Mix each sample p of a batch with its neighbour p xor 1.
+    """Mix each sample p of a batch with its neighbor p xor 1.
 
     ``image`` (N, C, H, W) float with N even; ``target`` (N,) int64; ``plan`` for N / 2 pairs, on any device. Returns
     the mixed images and (N, num_classes) float class probabilities.

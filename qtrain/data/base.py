@@ -1,6 +1,6 @@
 """The data module that every dataset derives from: splits, loaders, calibration images.
 
-Floor 3. A dataset's file says where its images are and how they are decoded; which images are trained on, validated
+A dataset's file says where its images are and how they are decoded; which images are trained on, validated
 on and tested on, in which order and by which rank, is decided here, once.
 
 The classes are keyword-only dataclasses: an option is declared in one place and every dataset below has it in its
@@ -107,7 +107,7 @@ class VisionData(pl.LightningDataModule, ABC):
     def identity(self) -> dict[str, Any]:
         """What the training image of a given (epoch, sample) depends on, as plain values; known after ``setup``.
 
-        Mixed images depend on their neighbours in the epoch's order, and so on all samples in use; not on the batch
+        Mixed images depend on their neighbors in the epoch's order, and so on all samples in use; not on the batch
         size, since pairs never cross its edges.
         """
         info = self.info

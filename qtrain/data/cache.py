@@ -1,6 +1,6 @@
 """Decoded datasets on disk, so that 60,000 images are not decompressed on every run.
 
-Floor 3. A cache may be missing, old, half written or damaged, and none of that is the user's business: whatever does
+A cache may be missing, old, half written or damaged, and none of that is the user's business: whatever does
 not read back whole is made anew. The zip container's CRC-32 of each array finds damage; the key in the file's name,
 made from the source files' names, sizes and times, finds age.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qtrain.files import whole_file
+from qtrain.utils.atomic_write import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -70,5 +70,5 @@ def _read(path: Path) -> dict[str, np.ndarray] | None:
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    with whole_file(path) as temporary, open(temporary, "xb") as file:
+    with atomic_write(path) as temporary, open(temporary, "xb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]

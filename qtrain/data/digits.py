@@ -1,6 +1,6 @@
 """scikit-learn's handwritten digits: real images that ship inside a dependency, the embedded default.
 
-Floor 3. 1,797 images of 8x8 pixels and ten classes: the test part of "Optical Recognition of Handwritten Digits"
+1,797 images of 8x8 pixels and ten classes: the test part of "Optical Recognition of Handwritten Digits"
 (Alpaydin and Kaynak 1998, UCI).
 """
 

@@ -1,7 +1,4 @@
-"""Image files in one folder for each class, the layout of ImageNet on disk; streaming.
-
-Floor 3.
-"""
+"""Image files in one folder for each class, the layout of ImageNet on disk; streaming."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Small labelled image sets by way of the ``datasets`` library: CIFAR, MNIST and their like, resident.
+"""Small labeled image sets by way of the ``datasets`` library: CIFAR, MNIST and their like, resident.
 
-Floor 3. Decoded once, kept as bytes in a cache file, held on the training device.
+Decoded once, kept as bytes in a cache file, held on the training device.
 """
 
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ class HubImages(ResidentData):
 
     def _decode(self, rows: source.Rows, split: str) -> dict[str, np.ndarray]:
         where = f"{self.name} ({split})"
-        labelled = source.find_columns(rows, image=self.image_column, label=self.label_column, where=where)
-        targets = source.targets_of(labelled, where)
-        num_classes = labelled.num_classes or int(targets.max()) + 1
-        return {"images": source.decode(labelled, where), "targets": targets, "num_classes": np.asarray(num_classes)}
+        labeled = source.find_columns(rows, image=self.image_column, label=self.label_column, where=where)
+        targets = source.targets_of(labeled, where)
+        num_classes = labeled.num_classes or int(targets.max()) + 1
+        return {"images": source.decode(labeled, where), "targets": targets, "num_classes": np.asarray(num_classes)}

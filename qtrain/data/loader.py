@@ -1,6 +1,6 @@
 """What resident and streaming loaders have in common: an epoch, a place in it, and exact resumption.
 
-Floor 3. Because everything random is a function of (seed, epoch, sample), the whole state of a loader is two
+Because everything random is a function of (seed, epoch, sample), the whole state of a loader is two
 numbers: the epoch, and how many of its batches were handed out. No generator state, no worker snapshots; a run may
 resume with another number of workers or ranks.
 

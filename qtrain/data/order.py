@@ -1,6 +1,6 @@
 """Which samples each batch holds: a function of (seed, epoch, position), sliced evenly over the ranks.
 
-Floor 3. Both loaders take their indices from here, so that resident and streaming data, one process and eight, a run
+Both loaders take their indices from here, so that resident and streaming data, one process and eight, a run
 from start to end and a resumed one all see the same samples in the same order.
 """
 

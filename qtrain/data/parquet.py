@@ -1,6 +1,6 @@
 """Encoded images in parquet files, the layout of ImageNet on the Hugging Face hub; streaming.
 
-Floor 3. Random access needs the rows mapped into memory, for which ``datasets`` keeps an uncompressed copy of the
+Random access needs the rows mapped into memory, for which ``datasets`` keeps an uncompressed copy of the
 files on disk (images stay encoded, so it is about as large as they are).
 """
 
@@ -14,9 +14,9 @@ from qtrain.data.streaming import ImageSet, StreamingData
 
 
 class RowImages(ImageSet):
-    """The rows of a labelled split."""
+    """The rows of a labeled split."""
 
-    def __init__(self, split: source.Labelled, where: str) -> None:
+    def __init__(self, split: source.Labeled, where: str) -> None:
         self._targets: np.ndarray = source.targets_of(split, where)
         self._rows = source.encoded(split)
         self._column = split.image
@@ -72,5 +72,5 @@ class ParquetImages(StreamingData):
             rows = source.open_large(source.parquet_files(self.root, split), self.cache_dir)
         else:
             rows = source.open_hub(str(self.hub), split)
-        labelled = source.find_columns(rows, image=self.image_column, label=self.label_column, where=where)
-        return RowImages(labelled, where)
+        labeled = source.find_columns(rows, image=self.image_column, label=self.label_column, where=where)
+        return RowImages(labeled, where)

@@ -1,6 +1,6 @@
 """Small datasets, whole on the training device: uint8 images in one tensor, augmented batch by batch there.
 
-Floor 3. CIFAR-10 is 184 MB of bytes. Kept beside the model it needs no workers, no decoding and no copies, and a
+CIFAR-10 is 184 MB of bytes. Kept beside the model it needs no workers, no decoding and no copies, and a
 batch costs a few kernels.
 """
 

@@ -1,6 +1,6 @@
-"""Reading labelled images through the ``datasets`` library: from the hub by name, or from a folder of parquet files.
+"""Reading labeled images through the ``datasets`` library: from the hub by name, or from a folder of parquet files.
 
-Floor 3, and the only file that knows ``datasets``. Finds the columns by their types, because every publisher names
+The only file that knows ``datasets``. Finds the columns by their types, because every publisher names
 them differently (``img``, ``image``, ``label``, ``fine_label``).
 """
 
@@ -28,7 +28,7 @@ Rows: TypeAlias = datasets.Dataset
 """A table of rows at random access; other files name the type without importing the library."""
 
 
-class Labelled(NamedTuple):
+class Labeled(NamedTuple):
     """A split with its image and label columns named; ``num_classes`` is None where the labels carry no names."""
 
     rows: datasets.Dataset
@@ -92,7 +92,7 @@ def open_hub(hub: str, split: str) -> datasets.Dataset:
     return loaded
 
 
-def find_columns(rows: datasets.Dataset, *, image: str | None, label: str | None, where: str) -> Labelled:
+def find_columns(rows: datasets.Dataset, *, image: str | None, label: str | None, where: str) -> Labeled:
     """Name the image and the label column by their types, unless they are given.
 
     An image is a column of type Image, or of binary ``bytes`` as image writers without the library store them. A
@@ -112,10 +112,10 @@ def find_columns(rows: datasets.Dataset, *, image: str | None, label: str | None
         rows = rows.cast_column(image, datasets.Image())
     feature = features[label]
     num_classes = feature.num_classes if isinstance(feature, datasets.ClassLabel) else None
-    return Labelled(rows.select_columns([image, label]), image, label, num_classes)
+    return Labeled(rows.select_columns([image, label]), image, label, num_classes)
 
 
-def targets_of(split: Labelled, where: str) -> np.ndarray:
+def targets_of(split: Labeled, where: str) -> np.ndarray:
     """All labels as (D,) int64, without decoding an image; none may be missing or out of range."""
     labels = split.rows.data.column(split.label)
     targets = labels.to_numpy().astype(np.int64) if not labels.null_count else np.array([-1])
@@ -123,18 +123,18 @@ def targets_of(split: Labelled, where: str) -> np.ndarray:
     if targets.min() < 0 or targets.max() >= limit:
         raise ValueError(
             f"{where}: labels must be in 0..{limit - 1}, got {targets.min()}..{targets.max()} or none (published test "
-            "sets often hide theirs); choose a labelled split"
+            "sets often hide theirs); choose a labeled split"
         )
     return targets
 
 
-def encoded(split: Labelled) -> Rows:
+def encoded(split: Labeled) -> Rows:
     """The rows with images as they are stored: a dict of ``bytes`` and ``path``."""
     return split.rows.cast_column(split.image, datasets.Image(decode=False))
 
 
-def decode(split: Labelled, where: str) -> np.ndarray:
-    """All images as (D, H, W, C) uint8, one channel where every image is grey, else three."""
+def decode(split: Labeled, where: str) -> np.ndarray:
+    """All images as (D, H, W, C) uint8, one channel where every image is gray, else three."""
     rows = encoded(split)
 
     def one(number: int) -> np.ndarray:

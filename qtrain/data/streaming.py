@@ -1,6 +1,6 @@
 """Large datasets: encoded images read at random by worker processes, transformed there by timm's pipelines.
 
-Floor 3. The transforms draw from the global generators of Python, NumPy and torch. So that a sample's augmentation
+The transforms draw from the global generators of Python, NumPy and torch. So that a sample's augmentation
 is a function of (seed, epoch, sample) and not of which worker got it when, these are seeded around each sample; the
 sampler therefore hands workers (epoch, sample) pairs, and a worker keeps no state at all.
 """
@@ -39,7 +39,7 @@ Sample = tuple[Tensor, int, int, int]
 
 
 class ImageSet(ABC):
-    """Labelled images at random access; must be cheap to copy into a worker process."""
+    """Labeled images at random access; must be cheap to copy into a worker process."""
 
     num_classes: int
 

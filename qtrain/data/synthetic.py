@@ -1,6 +1,6 @@
 """Images that a model imagined, in place of the training images that it was trained on; resident.
 
-Floor 3. What ``task=synthesize`` writes is a folder of parquet files and a manifest, :mod:`qtrain.data.imagined`. Real
+What ``task=synthesize`` writes is a folder of parquet files and a manifest, :mod:`qtrain.data.synthetic_store`. Real
 images serve for the last evaluation alone, and their data set is told to leave its training images where they are.
 """
 
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from qtrain.data.base import VisionData
-from qtrain.data.imagined import read_manifest
 from qtrain.data.loader import EpochLoader
 from qtrain.data.order import BatchOrder
 from qtrain.data.resident import Augmentation, ResidentLoader
+from qtrain.data.synthetic_store import read_manifest
 from qtrain.spec import DataInfo
 
 

@@ -1,4 +1,4 @@
-"""How a loader's worker process takes signals. Floor 3."""
+"""How a loader's worker process takes signals."""
 
 from __future__ import annotations
 

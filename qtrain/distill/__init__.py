@@ -1,1 +1,1 @@
-"""Floor 3: the objective of training and its terms."""
+"""The objective of training and its terms."""

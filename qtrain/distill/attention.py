@@ -12,7 +12,7 @@ from qtrain.functional.losses import attention_loss
 
 @final
 class Attention(LayerTerm):
-    """Squared distance between normalised activation maps of layer pairs, summed over pairs (arXiv 1612.03928).
+    """Squared distance between normalized activation maps of layer pairs, summed over pairs (arXiv 1612.03928).
 
     Layers may differ in channels and, of maps, in size: the larger grid is average-pooled to the smaller. The paper's
     weight (its beta) is 1000, on the ends of all groups of a ResNet.

@@ -1,4 +1,4 @@
-"""Floor 3, distill: a teacher whose answers are kept on disk, so that a later run need not ask again.
+"""A teacher whose answers are kept on disk, so that a later run need not ask again.
 
 The augmentation of a sample is a function of (seed, epoch, sample), so the teacher's answer is one too: Beyer et al.'s
 consistent teacher (arXiv 2106.05237), who sees just the student's view, at the price of FKD's stored labels

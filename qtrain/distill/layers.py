@@ -39,7 +39,7 @@ class LayerTerm(Term):
 
     needs_teacher = True
     rule: str
-    """What :meth:`comparable` asks of two shapes, to be said where they do not fulfil it."""
+    """What :meth:`comparable` asks of two shapes, to be said where they do not fulfill it."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Floor 3, distill: how a teacher's logits are kept, exactly or in a few bytes: as rows of named tensors."""
+"""How a teacher's logits are kept, exactly or in a few bytes: as rows of named tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Floor 3, distill: a teacher's answers on disk, a file for each epoch and rank; whatever is not whole is not there.
+"""A teacher's answers on disk, a file for each epoch and rank; whatever is not whole is not there.
 
     <folder>/<name>-<key>/manifest.json                   what the answers depend on
                           epoch-00003.rank0.safetensors   sample numbers and their rows
@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qtrain.files import whole_file, write_text
+from qtrain.utils.atomic_write import atomic_write, write_text
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class LogitStore:
         self._describe()
         self._sweep()
         tensors = {_SAMPLE: rows.sample, **rows.columns}
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             save_file(tensors, temporary, metadata={"sha256": self._digest(epoch, tensors)})
 
     def _describe(self) -> None:

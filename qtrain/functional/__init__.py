@@ -1,1 +1,1 @@
-"""Floor 0: pure tensor functions, no state, nothing of qtrain but each other and :mod:`qtrain.spec`."""
+"""Pure tensor functions, no state, nothing of qtrain but each other and :mod:`qtrain.spec`."""

@@ -28,7 +28,7 @@ def code_range(bits: int, *, signed: bool, narrow: bool = False) -> tuple[int, i
 
 
 def fake_quantize(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, zero_point: Tensor | None = None) -> Tensor:
-    """Quantise and dequantise ``x``; same shape and dtype, computed in float32.
+    """Quantize and dequantize ``x``; same shape and dtype, computed in float32.
 
     ``scale`` and ``zero_point`` broadcast against ``x``; ``low`` and ``high`` are the code range, 0-dim, so that a
     change of bits is a change of values and no recompilation. Gradients, with ``t = x / s + z``: 1 for ``x`` where

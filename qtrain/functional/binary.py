@@ -21,7 +21,7 @@ def sign(x: Tensor) -> Tensor:
 def mean_magnitude(x: Tensor, granularity: Granularity) -> Tensor:
     """``mean |x|`` over each group, float32, of the state shape; 0 for groups without elements.
 
-    With ``B = sign(x)`` it is the factor that minimises ``||x - alpha B||^2`` (XNOR-Net, arXiv 1603.05279, eq. 6).
+    With ``B = sign(x)`` it is the factor that minimizes ``||x - alpha B||^2`` (XNOR-Net, arXiv 1603.05279, eq. 6).
     """
     rows = granularity.flatten(x.float().abs())
     return (rows.sum(dim=1) / max(rows.shape[1], 1)).reshape(granularity.state_shape(tuple(x.shape)))

@@ -1,6 +1,6 @@
 """Randomness as a function: numbers hashed from (seed, epoch, sample index), on any device.
 
-Floor 0. A generator is a stream: what it gives depends on how often it was asked before, so a killed run, another
+A generator is a stream: what it gives depends on how often it was asked before, so a killed run, another
 number of workers or another number of ranks changes what every later sample sees. A counter-based generator has no
 history: it hashes the question. Crops, flips, sample order and mixing all come from here.
 

@@ -1,6 +1,6 @@
 """What one process would compute from a whole batch, where several ranks have a slice of it each.
 
-Floor 0. Slices are equal in size and lie in the order of the ranks. On one rank each function gives what it is given.
+Slices are equal in size and lie in the order of the ranks. On one rank each function gives what it is given.
 They can be part of a compiled graph, since the number of ranks never changes while a process lives.
 """
 

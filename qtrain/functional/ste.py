@@ -123,7 +123,7 @@ def sign_ste(x: Tensor) -> Tensor:
 def with_penalty(x: Tensor, penalty: Tensor) -> Tensor:
     """``x``, bit for bit; in the backward ``penalty`` (0-dim) gets the gradient that it would have as part of the loss.
 
-    So a method whose paper adds a regulariser to the loss can do that from inside its own forward. The reported loss
+    So a method whose paper adds a regularizer to the loss can do that from inside its own forward. The reported loss
     does not contain it; every backward through ``x`` adds it once.
     """
     result: Tensor = _WithPenalty.apply(x, penalty)
@@ -146,7 +146,7 @@ class _WithGradientRule(torch.autograd.Function):
 def with_gradient_rule(x: Tensor, rule: GradientRule, key: Tensor, bits: Tensor) -> Tensor:
     """``x``, bit for bit; in the backward its gradient ``g`` is replaced by ``rule(g, key, bits)``, of the same shape.
 
-    So gradients are quantised (DoReFa, arXiv 1606.06160, §2.5): ``bits`` and ``key``, which random draws are a function
+    So gradients are quantized (DoReFa, arXiv 1606.06160, §2.5): ``bits`` and ``key``, which random draws are a function
     of, are tensors, so that a change is no recompilation.
     """
     result: Tensor = _WithGradientRule.apply(x, rule, key, bits)

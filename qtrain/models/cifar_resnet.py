@@ -1,4 +1,4 @@
-"""Floor 2, models: the CIFAR ResNets of He et al., registered with timm.
+"""The CIFAR ResNets of He et al., registered with timm.
 
 timm has no residual network with three stages for 32x32 images, and these are what most of the quantization
 literature reports on CIFAR. Registered, they are created, adapted, tapped and loaded like any other timm model.
@@ -178,7 +178,7 @@ class CifarResNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-# The public checkpoints were trained on CIFAR-10 normalised with ImageNet's statistics.
+# The public checkpoints were trained on CIFAR-10 normalized with ImageNet's statistics.
 _CFG: dict[str, Any] = {
     "url": "",
     "num_classes": 10,

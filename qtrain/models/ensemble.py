@@ -1,4 +1,4 @@
-"""Floor 2, models: several models that answer as one.
+"""Several models that answer as one.
 
 An ensemble is an ordinary module, so whatever works on a model works on it: taps, freezing, compilation, a cache of its
 answers. Its members are children under their names: ``resnet56.layer3`` is a layer of the member ``resnet56``.
@@ -19,7 +19,7 @@ def combine_logits(logits: Tensor, shares: Tensor, combine: Combine) -> Tensor:
     """One answer (N, K) from ``logits`` (M, N, K) of M members, with ``shares`` (M,) that sum to 1; float32.
 
     ``logits``: ``sum_m share_m logits_m``. Its softmax, at any temperature, is the weighted geometric mean of the
-    members' softmaxes at that temperature, normalised. ``probabilities``: ``log sum_m share_m softmax(logits_m)``,
+    members' softmaxes at that temperature, normalized. ``probabilities``: ``log sum_m share_m softmax(logits_m)``,
     whose softmax is the weighted arithmetic mean. Both are named in Hinton et al. 2015 (arXiv 1503.02531, §1).
     """
     logits, shares = logits.float(), shares.float().view(-1, 1, 1)
@@ -32,7 +32,7 @@ def combine_logits(logits: Tensor, shares: Tensor, combine: Combine) -> Tensor:
 class Ensemble(nn.Module):
     """Logits (N, K) float32 of all ``members`` on the same images, combined by :func:`combine_logits`.
 
-    ``shares`` maps each member's name to its weight in the mean, above 0, and is normalised; ``None``: all alike.
+    ``shares`` maps each member's name to its weight in the mean, above 0, and is normalized; ``None``: all alike.
     """
 
     _shares: Tensor

@@ -1,4 +1,4 @@
-"""Floor 2, models: any timm model by its name, fitted to the data's classes, channels and image size.
+"""Any timm model by its name, fitted to the data's classes, channels and image size.
 
 Order: timm builds (and fetches weights of its own, if asked), the stem is adapted (if asked), a weights file is
 loaded. So the architecture depends on the options alone, and a file saved from an adapted model loads again.
@@ -92,7 +92,7 @@ def adapt_small_stem(model: nn.Module, *, keep_weights: bool) -> None:
     """Make a standard stem keep the resolution of small images: first convolution to stride 1, pooling to nothing.
 
     A square kernel larger than 3 becomes 3x3, as in He's networks for CIFAR; with ``keep_weights`` it is the
-    centre of the old kernel, otherwise drawn anew. Patch embeddings (stride as large as the kernel) and stems
+    center of the old kernel, otherwise drawn anew. Patch embeddings (stride as large as the kernel) and stems
     that timm does not name are left, and the log says so.
     """
     name = type(model).__name__

@@ -1,4 +1,4 @@
-"""Floor 2, models: whether the Hugging Face hub answers, found out in seconds.
+"""Whether the Hugging Face hub answers, found out in seconds.
 
 Its client retries for most of a minute before it says that there is no network; models and datasets ask here first.
 """

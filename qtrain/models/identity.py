@@ -1,4 +1,4 @@
-"""Floor 2, models: what two models have in common if they compute the same, as short hashes."""
+"""What two models have in common if they compute the same, as short hashes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def structure_digest(model: nn.Module) -> str:
 def _structure(model: nn.Module) -> Iterator[str]:
     """A line for each module: its name, its class, and those of its options that are plain values or functions."""
     for name, module in model.named_modules():
-        options = {key: spelt for key, value in vars(module).items() if (spelt := _spell(value)) is not None}
+        options = {key: spelled for key, value in vars(module).items() if (spelled := _spell(value)) is not None}
         yield f"{name} {type(module).__module__}.{type(module).__qualname__} {sorted(options.items())}"
 
 

@@ -1,4 +1,4 @@
-"""Floor 2, models: what the batch norm layers of torch and timm compute in eval mode, in terms that need no timm."""
+"""What the batch norm layers of torch and timm compute in eval mode, in terms that need no timm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Floor 2, models: a model whose parameters are spread over the ranks, each block gathered only while it runs.
+"""A model whose parameters are spread over the ranks, each block gathered only while it runs.
 
 A shared parameter is a ``DTensor``; to optimizers it is one like any other, and its moments are shared with it.
 """

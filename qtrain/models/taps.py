@@ -1,4 +1,4 @@
-"""Floor 2, models: the outputs of named layers, beside the logits, from one forward.
+"""The outputs of named layers, beside the logits, from one forward.
 
 Distillation looks at features; a model gives logits. Forward hooks bridge the two for any architecture without
 rewriting it, and torch.compile traces through them with no graph break.
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from qtrain.modes import evaluating
+from qtrain.utils.eval_mode import evaluating
 
 
 class FeatureTaps:

@@ -1,7 +1,7 @@
-"""Floor 2, models: a teacher that answers and never learns.
+"""A teacher that answers and never learns.
 
 It is no ``nn.Module``, so that whoever holds it as an attribute neither registers, saves, moves, trains nor
-optimises it: the teacher is absent from the checkpoint and the optimizer by construction, not by a filter.
+optimizes it: the teacher is absent from the checkpoint and the optimizer by construction, not by a filter.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Teacher(ABC):
 
 
 class FrozenTeacher(Teacher):
-    """``teacher(image) -> (logits, features)``: eval mode, no gradient, the teacher's own input normalisation.
+    """``teacher(image) -> (logits, features)``: eval mode, no gradient, the teacher's own input normalization.
 
-    ``image`` (N, C, H, W) comes normalised with the data's ``data_mean`` and ``data_std``; where the teacher was
+    ``image`` (N, C, H, W) comes normalized with the data's ``data_mean`` and ``data_std``; where the teacher was
     trained with others (``mean``, ``std``) it is converted, x * (data_std / std) + (data_mean - mean) / std, and
     left as it is where they agree. ``bf16`` runs the forward under autocast; logits come back in float32,
     features as they are computed. ``names`` are the layers to tap. ``shard`` spreads the parameters of a copy over the
@@ -67,7 +67,7 @@ class FrozenTeacher(Teacher):
         self._taps = FeatureTaps(model, names)
         self._bf16 = bf16
         self._device = next(model.parameters()).device
-        self._renormalise = _renormalisation(mean, std, data_mean, data_std, self._device)
+        self._renormalize = _renormalization(mean, std, data_mean, data_std, self._device)
         self._forward: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]] = self._taps.forward_with_features
         if compile:
             self._forward = torch.compile(self._forward, fullgraph=True)
@@ -78,8 +78,8 @@ class FrozenTeacher(Teacher):
     def __call__(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits (N, K) float32 and the tapped features by name."""
         image = image.float()  # of a student that trains in 64 bits, or 16
-        if self._renormalise is not None:
-            factor, offset = self._renormalise
+        if self._renormalize is not None:
+            factor, offset = self._renormalize
             image = torch.addcmul(offset, image, factor)
         # Whoever calls may himself be under autocast; the teacher's precision is its own affair.
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
@@ -102,7 +102,7 @@ class FrozenTeacher(Teacher):
         """What an answer depends on besides the image, as plain values, except for how numbers are rounded."""
         return {
             **(self._whole or _digests(self._model)),
-            "renormalise": None if self._renormalise is None else [v.flatten().tolist() for v in self._renormalise],
+            "renormalize": None if self._renormalize is None else [v.flatten().tolist() for v in self._renormalize],
             "bf16": self._bf16,
             "device": self._device.type,
         }
@@ -117,9 +117,9 @@ class FrozenTeacher(Teacher):
         elif self._whole is None:
             self._shard_(device)
         self._device = torch.device(device)
-        if self._renormalise is not None:
-            factor, offset = self._renormalise
-            self._renormalise = (factor.to(device), offset.to(device))
+        if self._renormalize is not None:
+            factor, offset = self._renormalize
+            self._renormalize = (factor.to(device), offset.to(device))
         return self
 
     def _shard_(self, device: torch.device | str) -> None:
@@ -137,7 +137,7 @@ def _digests(model: nn.Module) -> dict[str, str]:
     return {"weights": weights_digest(model), "structure": structure_digest(model)}
 
 
-def _renormalisation(
+def _renormalization(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     data_mean: Sequence[float] | None,

@@ -1,4 +1,4 @@
-"""Floor 2, models: timm's transforms for large images, behind one function, so that data loading needs no timm.
+"""Timm's transforms for large images, behind one function, so that data loading needs no timm.
 
 They draw from the global generators of python, numpy and torch: whoever wants a sample's augmentation to be a
 function of (seed, epoch, index) seeds these three around the call, as the streaming loader does.
@@ -17,7 +17,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
 class ToMode:
-    """Any PIL image to grey (``L``) or colour (``RGB``): palettes, transparency and CMYK occur in large sets."""
+    """Any PIL image to gray (``L``) or color (``RGB``): palettes, transparency and CMYK occur in large sets."""
 
     def __init__(self, *, mode: str) -> None:
         self.mode = mode
@@ -38,13 +38,13 @@ def create_transform(
     interpolation: str = "bicubic",
     crop_pct: float = 0.875,
 ) -> Callable[[Image.Image], Tensor]:
-    """A function from a PIL image of any size and mode to a normalised tensor (C, image_size, image_size).
+    """A function from a PIL image of any size and mode to a normalized tensor (C, image_size, image_size).
 
     In training: a random resized crop, a flip, then timm's ``auto_augment`` policy (``rand-m9-mstd0.5-inc1``,
     ``original``, ``augmix-m5-w4-d2``, ...) or ``color_jitter``, and random erasing with probability ``re_prob``.
-    Otherwise: the shorter side to image_size / ``crop_pct`` pixels and the centre (``interpolation`` ``random``, a
+    Otherwise: the shorter side to image_size / ``crop_pct`` pixels and the center (``interpolation`` ``random``, a
     choice for each training image, means bicubic here). ``mean`` and ``std`` are in
-    units of pixel value / 255; their length, 1 or 3, decides between grey and colour.
+    units of pixel value / 255; their length, 1 or 3, decides between gray and color.
     """
     _check(image_size, mean, std, re_prob, interpolation, crop_pct)
     if train:

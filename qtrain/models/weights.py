@@ -1,4 +1,4 @@
-"""Floor 2, models: weights from a file into a model, without running anything that the file contains.
+"""Weights from a file into a model, without running anything that the file contains.
 
 One function for the formats people have: ``.th``, ``.pth``, ``.pt`` (zip and the older pickle), ``.safetensors``
 and Lightning's ``.ckpt``. The model is changed only if everything fits.

@@ -1,4 +1,4 @@
-"""Floor 2: layers with a weight and an input quantizer."""
+"""Layers with a weight and an input quantizer."""
 
 from qtrain.nn.conv import QuantConv
 from qtrain.nn.conv_transpose import QuantConvTranspose

@@ -1,4 +1,4 @@
-"""What all quantised layers do: quantise weight and input, multiply, and let the gradient back."""
+"""What all quantized layers do: quantize weight and input, multiply, and let the gradient back."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from qtrain.nn.folded import FoldedWeight
 from qtrain.quantizers.base import Quantizer
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""(quantised input, quantised weight, bias) -> output."""
+"""(quantized input, quantized weight, bias) -> output."""
 
 
-class Quantised(Protocol):
-    """The part of a quantised layer that is the same for all."""
+class Quantized(Protocol):
+    """The part of a quantized layer that is the same for all."""
 
     weight_quantizer: Quantizer | None
     input_quantizer: Quantizer | None
@@ -25,13 +25,13 @@ class Quantised(Protocol):
     def effective_weight(self) -> Tensor: ...
 
 
-def quantised_product(layer: Quantised, input: Tensor, product: Product, bias: Tensor | None) -> Tensor:
+def quantized_product(layer: Quantized, input: Tensor, product: Product, bias: Tensor | None) -> Tensor:
     """``product(Q_x(input), Q_w(W'), bias)``, whose gradient passes through the layer's gradient quantizer.
 
     An input quantizer with an ``output_factor`` (XNOR-Net's map of input magnitudes) multiplies the product by it
     before the bias.
     """
-    weight = quantised_weight(layer)
+    weight = quantized_weight(layer)
     quantizer = layer.input_quantizer
     x = input if quantizer is None else quantizer(input)
     factor = getattr(quantizer, "output_factor", None)
@@ -44,7 +44,7 @@ def quantised_product(layer: Quantised, input: Tensor, product: Product, bias: T
     return output if layer.gradient_quantizer is None else layer.gradient_quantizer(output)
 
 
-def quantised_weight(layer: Quantised) -> Tensor:
+def quantized_weight(layer: Quantized) -> Tensor:
     """``Q_w(W')``, (O, I / groups, ...), as it is multiplied.
 
     A weight that is rounded as if merged with the batch norm behind is divided by that norm's factor again.

@@ -1,4 +1,4 @@
-"""Convolutions of quantised weights with quantised inputs."""
+"""Convolutions of quantized weights with quantized inputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from qtrain.nn.base import adopt_convolution, quantised_product
+from qtrain.nn.base import adopt_convolution, quantized_product
 from qtrain.quantizers.base import Quantizer
 
 _FUNCTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -19,9 +19,9 @@ class QuantConv(_ConvNd):
     """``conv(Q_x(x), Q_w(W'))`` in place of ``conv(x, W')``; without quantizers it is ``source``, bit for bit.
 
     ``source`` convolves over one, two or three axes. The parameters are its own (shared, not copied), so that a state
-    dict keeps their keys (but a gain of weight standardisation moves to ``weight_transform.gain``). ``pad`` is applied
-    to the quantised input, for convolutions that compute their own padding; ``weight_transform`` turns the stored
-    weight into the one that is convolved, ``W'``, for weight standardisation. Input x (N, C, ...).
+    dict keeps their keys (but a gain of weight standardization moves to ``weight_transform.gain``). ``pad`` is applied
+    to the quantized input, for convolutions that compute their own padding; ``weight_transform`` turns the stored
+    weight into the one that is convolved, ``W'``, for weight standardization. Input x (N, C, ...).
     """
 
     pad: nn.Module | None
@@ -40,7 +40,7 @@ class QuantConv(_ConvNd):
         return self.weight if self.weight_transform is None else self.weight_transform(self.weight)
 
     def forward(self, input: Tensor) -> Tensor:
-        return quantised_product(self, input, self._product, self.bias)
+        return quantized_product(self, input, self._product, self.bias)
 
     def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding: Any = self.padding

@@ -1,4 +1,4 @@
-"""Transposed convolutions of quantised weights with quantised inputs."""
+"""Transposed convolutions of quantized weights with quantized inputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from qtrain.nn.base import adopt_convolution, quantised_product
+from qtrain.nn.base import adopt_convolution, quantized_product
 from qtrain.quantizers.base import Quantizer
 
 _FUNCTIONS = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -54,4 +54,4 @@ class QuantConvTranspose(_ConvTransposeNd):
             weight = outputs_first(weight, self.groups)
             return _FUNCTIONS[axes](x, weight, bias, stride, padding, extra, self.groups, dilation)
 
-        return quantised_product(self, input, product, self.bias)
+        return quantized_product(self, input, product, self.bias)

@@ -1,4 +1,4 @@
-"""A table of quantised vectors."""
+"""A table of quantized vectors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qtrain.quantizers.base import Quantizer
 class QuantEmbedding(nn.Embedding):
     """Rows of ``Q_w(W)`` in place of rows of ``W``; without a quantizer it is ``source``, bit for bit.
 
-    Indices have nothing to quantise, so there is never an input quantizer. The whole table is quantised in each
+    Indices have nothing to quantize, so there is never an input quantizer. The whole table is quantized in each
     forward, which for the tables of vision models is cheap.
     """
 

@@ -35,7 +35,7 @@ class FoldedWeight(nn.Module):
         self._held: Tensor | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
-        """``g W``: what is quantised, (O, I, ...)."""
+        """``g W``: what is quantized, (O, I, ...)."""
         return weight * self._factor(weight)
 
     def restore(self, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Quantised gradients: modules behind a layer that are the identity forward and round what comes back."""
+"""Quantized gradients: modules behind a layer that are the identity forward and round what comes back."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def integer_gradient(grad: Tensor, key: Tensor, bits: Tensor, granularity: Granu
 class GradientQuantizer(nn.Module, ABC):
     """Base of gradient quantizers: stands behind a layer, so that both of the layer's backward products see few bits.
 
-    Forward: the input, bit for bit. Backward, in training mode: the incoming gradient, quantised; in eval mode it is
+    Forward: the input, bit for bit. Backward, in training mode: the incoming gradient, quantized; in eval mode it is
     left as it is. Draws are a function of the step's key and the element's place in the batch. ``bits`` is a buffer.
     Subclasses are final.
     """
@@ -81,7 +81,7 @@ class GradientQuantizer(nn.Module, ABC):
 
     @abstractmethod
     def rule(self, grad: Tensor, key: Tensor, bits: Tensor) -> Tensor:
-        """``grad`` quantised to ``bits`` bits, of the same shape and dtype."""
+        """``grad`` quantized to ``bits`` bits, of the same shape and dtype."""
 
     @final
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""Matrix product of quantised weights with quantised inputs."""
+"""Matrix product of quantized weights with quantized inputs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qtrain.nn.base import quantised_product, without_quantizers
+from qtrain.nn.base import quantized_product, without_quantizers
 from qtrain.quantizers.base import Quantizer
 
 
@@ -35,4 +35,4 @@ class QuantLinear(nn.Linear):
         return self.weight
 
     def forward(self, input: Tensor) -> Tensor:
-        return quantised_product(self, input, F.linear, self.bias)
+        return quantized_product(self, input, F.linear, self.bias)

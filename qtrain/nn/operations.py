@@ -1,4 +1,4 @@
-"""Sums, products and softmax of activations as modules, so that their operands can be quantised.
+"""Sums, products and softmax of activations as modules, so that their operands can be quantized.
 
 Most models write these as operators in a forward. Conversion puts the modules below in their place where the config
 asks for it; each :class:`Operand` is then a layer like any other: it has a name, bits, a calibration, a cost.
@@ -17,7 +17,7 @@ from qtrain.quantizers.base import Quantizer
 
 @final
 class Operand(nn.Module):
-    """The identity, or ``Q_x``: a place where an activation is quantised that is no layer's input."""
+    """The identity, or ``Q_x``: a place where an activation is quantized that is no layer's input."""
 
     weight_quantizer: Quantizer | None
     input_quantizer: Quantizer | None

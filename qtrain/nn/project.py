@@ -25,7 +25,7 @@ def moves_weights(model: nn.Module) -> bool:
 def project_weights_(model: nn.Module) -> None:
     """Replace, in place, each weight of ``model`` whose quantizer is a ``Projection`` by what that makes of it.
 
-    The quantizer sees the weight as it is multiplied (O, I, ...). A weight that is standardised before it is multiplied
+    The quantizer sees the weight as it is multiplied (O, I, ...). A weight that is standardized before it is multiplied
     has no place of its own to be put back to, and stays; so does one that is frozen.
     """
     for _, layer in _trained(model):
@@ -47,7 +47,7 @@ def partition_weights_(model: nn.Module) -> None:
             assert isinstance(quantizer, Partition)
             if quantizer.due and not replace_weight_(layer, quantizer.partition_):
                 raise ValueError(
-                    f"layer {name!r}: {type(quantizer).__name__}: the weight is standardised before it is multiplied, "
+                    f"layer {name!r}: {type(quantizer).__name__}: the weight is standardized before it is multiplied, "
                     "so that no part of it can be set for good; give this layer a policy with another quantizer"
                 )
 

@@ -1,1 +1,1 @@
-"""Floor 1: what was seen of a tensor, and the range to represent that follows from it."""
+"""What was seen of a tensor, and the range to represent that follows from it."""

@@ -52,7 +52,7 @@ class AnalyticError(Observer):
 
     ``distribution`` is ``laplace``, ``T = best b``, ``b = mean|x|``; ``gauss``, ``T = best sigma``, ``sigma^2 = mean
     x^2``; or ``auto``, for each group the one whose ratio ``mean|x| / sigma``, 0.707 and 0.798, is nearer. Values are
-    taken as centred at zero. Where nothing negative was seen they are taken as the positive half of such values, zeros
+    taken as centered at zero. Where nothing negative was seen they are taken as the positive half of such values, zeros
     left out, and unsigned codes have twice the levels there. Moments are those of a histogram with bins of a relative
     width of 1/256, so that two observers merge exactly.
     """

@@ -46,7 +46,7 @@ class Entropy(Observer):
     which no threshold changes, do not count. ``stride`` is the distance of the thresholds tried, in bins; the
     original's is 1.
 
-    Counts are kept in bins of the float format and put into the 2048 at the end, each with its centre, so that two
+    Counts are kept in bins of the float format and put into the 2048 at the end, each with its center, so that two
     observers merge exactly.
     """
 

@@ -1,1 +1,1 @@
-"""Floor 1: one quantizer a file."""
+"""One quantizer a file."""

@@ -79,7 +79,7 @@ class Quantizer(nn.Module, ABC):
         if served not in self.serves:
             other = "an input" if served == "input" else "a weight"
             raise ValueError(
-                f"{type(self).__name__}: quantises {' and '.join(sorted(self.serves))}s only, not {other}; "
+                f"{type(self).__name__}: quantizes {' and '.join(sorted(self.serves))}s only, not {other}; "
                 f"name another quantizer for quantize.{served}, lsq for instance"
             )
         self.state_shape = granularity.state_shape(spec.shape)
@@ -92,7 +92,7 @@ class Quantizer(nn.Module, ABC):
 
     @final  # type: ignore[misc] # nn.Module declares forward as an attribute
     def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantised ``x``: same shape and dtype, differentiable in ``x`` and in what the quantizer learns."""
+        """Fake-quantized ``x``: same shape and dtype, differentiable in ``x`` and in what the quantizer learns."""
         return self.fake_quantize(x) if self.enabled else x
 
     @abstractmethod

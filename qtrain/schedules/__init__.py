@@ -1,1 +1,1 @@
-"""Floor 1: a number as a function of progress."""
+"""A number as a function of progress."""

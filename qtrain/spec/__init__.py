@@ -1,6 +1,6 @@
-"""The value types that every floor shares: frozen, small, without behaviour that needs a model.
+"""The value types that every floor shares: frozen, small, without behavior that needs a model.
 
-Floor 0: imports nothing of qtrain.
+Imports nothing of qtrain.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ FULL_PRECISION = 32
 class Batch(NamedTuple):
     """What a loader yields.
 
-    ``image`` (N, C, H, W) float, normalised with the data module's mean and std; ``target`` (N,) int64 class
+    ``image`` (N, C, H, W) float, normalized with the data module's mean and std; ``target`` (N,) int64 class
     indices, or (N, K) float probabilities after mixup or cutmix; ``index`` (N,) int64, the samples' numbers in
     the dataset, which with (seed, epoch) determine every random choice that was made for them.
     """
@@ -115,7 +115,7 @@ class QuantSpec:
 
 
 class Observed(NamedTuple):
-    """What an observer has seen of a tensor; every figure has the quantizer's state shape, float32.
+    """What an observer has seen of a tensor; every metric has the quantizer's state shape, float32.
 
     ``low`` and ``high`` bound the range to represent (the observer may have clipped outliers away);
     ``mean_abs`` is the mean magnitude. ``tensor`` is the tensor itself where it is at hand, which is so for weights.

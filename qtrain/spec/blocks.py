@@ -1,4 +1,4 @@
-"""Which elements of a tensor form a block of a block format: neighbours along one axis, the last block perhaps short.
+"""Which elements of a tensor form a block of a block format: neighbors along one axis, the last block perhaps short.
 
 Unlike a granularity's groups, blocks follow the tensor at hand: their number need not be known ahead, and no size has
 to divide the axis.
@@ -16,7 +16,7 @@ from torch import Tensor
 @final
 @dataclass(frozen=True)
 class Blocks:
-    """``size`` neighbours along ``axis`` are a block; a tensor that lacks this axis has its blocks along the last.
+    """``size`` neighbors along ``axis`` are a block; a tensor that lacks this axis has its blocks along the last.
 
     >>> Blocks(size=32, axis=1).state_shape((8, 40, 3, 3)), Blocks(size=32).state_shape(())
     ((8, 2, 3, 3), ())

@@ -71,7 +71,7 @@ class PerChannel(Granularity):
 @final
 @dataclass(frozen=True)
 class PerGroup(Granularity):
-    """One scale for ``size`` neighbouring output channels: a weight (O, I, kh, kw) has states (O / size, 1, 1, 1)."""
+    """One scale for ``size`` neighboring output channels: a weight (O, I, kh, kw) has states (O / size, 1, 1, 1)."""
 
     size: int
 
@@ -92,7 +92,7 @@ class PerGroup(Granularity):
 @final
 @dataclass(frozen=True)
 class PerBlock(Granularity):
-    """One scale for ``size`` neighbouring input channels of each output channel.
+    """One scale for ``size`` neighboring input channels of each output channel.
 
     A weight (O, I, kh, kw) has states (O, I / size, 1, 1). Blocks lie along the axis that a product sums over, so that
     an accumulator meets a new scale only every ``size`` channels.

@@ -1,1 +1,1 @@
-"""Floor 0: quantised tensors as they are stored, one kind a file; exact sizes, and bytes without loss."""
+"""Quantized tensors as they are stored, one kind a file; exact sizes, and bytes without loss."""

@@ -85,7 +85,7 @@ class Floats(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class QTensor(ABC):
-    """A quantised tensor: integer codes and what decodes them. Subclasses are final.
+    """A quantized tensor: integer codes and what decodes them. Subclasses are final.
 
     ``codes`` are integers in ``low..high``, ``bits`` bits each; ``dtype`` is what :meth:`dequantize` gives, computed in
     float32. What a checkpoint's header holds (shapes, types, bit widths) is not counted as storage.

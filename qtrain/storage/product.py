@@ -1,4 +1,4 @@
-"""Vectors looked up in a table: an index for each block of neighbouring values of an output channel."""
+"""Vectors looked up in a table: an index for each block of neighboring values of an output channel."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Floor 4: what a sweep varies, what became of its trials, and which of them are best. Knows neither Ray nor YAML."""
+"""What a sweep varies, what became of its trials, and which of them are best. Knows neither Ray nor YAML."""

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any, final
 
 STEP = 0.1
-"""How far a number moves to its neighbour, as a part of its range."""
+"""How far a number moves to its neighbor, as a part of its range."""
 
 
 @final
@@ -22,7 +22,7 @@ class Options:
 
     @property
     def ordered(self) -> bool:
-        """Whether neighbours in the list are near each other: rising numbers, such as bit widths."""
+        """Whether neighbors in the list are near each other: rising numbers, such as bit widths."""
         return all(_is_number(value) for value in self.values) and all(a < b for a, b in pairwise(self.values))
 
     def index(self, value: Any) -> int:
@@ -43,7 +43,7 @@ class Options:
     def draw(self, source: Random) -> Any:
         return source.choice(self.values)
 
-    def neighbour(self, value: Any, source: Random) -> Any:
+    def neighbor(self, value: Any, source: Random) -> Any:
         """The value before or after, of numbers; any other one, of what has no order."""
         place = self.index(value)
         near = (place - 1, place + 1) if self.ordered else range(len(self.values))
@@ -95,7 +95,7 @@ class Interval:
             source.randint(int(self.low), int(self.high)) if self.whole and not self.log else self.at(source.random())
         )
 
-    def neighbour(self, value: float, source: Random) -> float:
+    def neighbor(self, value: float, source: Random) -> float:
         """A tenth of the range up or down, at least to the next whole number, and not beyond its ends."""
         up, share = source.random() < 0.5, self.share(value)
         if share in (0.0, 1.0):

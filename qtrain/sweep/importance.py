@@ -1,4 +1,4 @@
-"""How much of a figure's variance over the trials each knob explains."""
+"""How much of a metric's variance over the trials each knob explains."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from statistics import median_low
 from typing import TYPE_CHECKING, Any
 
-from qtrain.sweep.trials import Trial
+from qtrain.sweep.trial import Trial
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -25,16 +25,16 @@ DECADES = 30.0
 """A knob whose largest value is so many times its smallest is regarded by its digits, as rates are."""
 
 
-def importance(trials: Iterable[Trial], figure: str, *, seed: int = 0) -> dict[str, float]:
-    """Knob -> its share of what the knobs explain of ``figure`` over the finished trials, the greatest first.
+def importance(trials: Iterable[Trial], metric: str, *, seed: int = 0) -> dict[str, float]:
+    """Knob -> its share of what the knobs explain of ``metric`` over the finished trials, the greatest first.
 
     Shares add up to 1; there are none for fewer than :data:`FEWEST` trials, or where all reached the same. By
     functional ANOVA over a random forest (Hutter, Hoos, Leyton-Brown, ICML 2014): a share is the variance of the knob's
     marginal, with all others averaged over their ranges. Where a condition leaves a knob out, one of words has that as
     a value of its own, and one of numbers its median, so that only trials in which it counts tell its values apart.
     """
-    told = [trial for trial in trials if trial.status == "finished" and figure in trial.figures]
-    reached = [trial.figures[figure] for trial in told]
+    told = [trial for trial in trials if trial.status == "finished" and metric in trial.metrics]
+    reached = [trial.metrics[metric] for trial in told]
     if len(told) < FEWEST or max(reached) == min(reached):
         return {}
     names = list(dict.fromkeys(name for trial in told for name in trial.knobs))

@@ -13,7 +13,7 @@ from qtrain.sweep.domains import Domain, Interval, Options
 When = Mapping[str, Sequence[Any]]
 """Name of another knob -> values of it with which a knob counts. With any other the knob keeps out."""
 
-Widths = Mapping[str, tuple[int | None, int | None]]
+BitWidths = Mapping[str, tuple[int | None, int | None]]
 """Layer -> weight and input bits; ``None`` leaves one as it is."""
 
 _PLAIN = re.compile(r"[A-Za-z_][\w.@/-]*")
@@ -25,7 +25,7 @@ class Effect:
     """What a knob's value changes in a config: overrides as one would type them, and bits of layers."""
 
     overrides: Sequence[str] = ()
-    bits: Widths = field(default_factory=dict)
+    bits: BitWidths = field(default_factory=dict)
 
 
 class Knob(ABC):

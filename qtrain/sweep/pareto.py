@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Literal
 
-from qtrain.sweep.trials import Trial
+from qtrain.sweep.trial import Trial
 
 Direction = Literal["max", "min"]
 Objectives = Mapping[str, Direction]
@@ -16,8 +16,8 @@ Objectives = Mapping[str, Direction]
 def front(trials: Iterable[Trial], objectives: Objectives) -> list[Trial]:
     """The finished trials that no other one dominates, the best by the first objective first.
 
-    A trial dominates another if it is at least as good by each objective and better by one. Trials of equal figures do
-    not dominate each other. One that lacks a figure is not compared.
+    A trial dominates another if it is at least as good by each objective and better by one. Trials of equal metrics do
+    not dominate each other. One that lacks a metric is not compared.
     """
     found = [(losses(trial, objectives), trial) for trial in trials if comparable(trial, objectives)]
     best = [(own, trial) for own, trial in found if not any(dominates(other, own) for other, _ in found)]
@@ -25,18 +25,18 @@ def front(trials: Iterable[Trial], objectives: Objectives) -> list[Trial]:
 
 
 def comparable(trial: Trial, objectives: Objectives) -> bool:
-    """Whether ``trial`` was run to its end and has each of the figures."""
-    return trial.status == "finished" and all(name in trial.figures for name in objectives)
+    """Whether ``trial`` was run to its end and has each of the metrics."""
+    return trial.status == "finished" and all(name in trial.metrics for name in objectives)
 
 
 def losses(trial: Trial, objectives: Objectives) -> tuple[float, ...]:
-    """The figures of ``trial``, signs such that less is better."""
-    return losses_of(trial.figures, objectives)
+    """The metrics of ``trial``, signs such that less is better."""
+    return losses_of(trial.metrics, objectives)
 
 
-def losses_of(figures: Mapping[str, float], objectives: Objectives) -> tuple[float, ...]:
-    """``figures`` in the order of ``objectives``, signs such that less is better."""
-    return tuple(-figures[name] if direction == "max" else figures[name] for name, direction in objectives.items())
+def losses_of(metrics: Mapping[str, float], objectives: Objectives) -> tuple[float, ...]:
+    """``metrics`` in the order of ``objectives``, signs such that less is better."""
+    return tuple(-metrics[name] if direction == "max" else metrics[name] for name, direction in objectives.items())
 
 
 def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
@@ -60,7 +60,7 @@ def ranked(points: Sequence[Sequence[float]]) -> list[int]:
 
 
 def _crowding(points: Sequence[Sequence[float]]) -> list[float]:
-    """Half the girth of the box that each point's neighbours span, as parts of the whole; infinite at the ends."""
+    """Half the girth of the box that each point's neighbors span, as parts of the whole; infinite at the ends."""
     distances = [0.0] * len(points)
     for axis in range(len(points[0])):
         order = sorted(range(len(points)), key=lambda i: points[i][axis])
@@ -73,9 +73,9 @@ def _crowding(points: Sequence[Sequence[float]]) -> list[float]:
 
 
 def hypervolume(trials: Iterable[Trial], objectives: Objectives, reference: Mapping[str, float]) -> float:
-    """The volume between ``reference`` and the front: what is dominated, in the product of the figures' units.
+    """The volume between ``reference`` and the front: what is dominated, in the product of the metrics' units.
 
-    ``reference`` gives a figure that is just not worth having for each objective; trials that do not better all of them
+    ``reference`` gives a metric that is just not worth having for each objective; trials that do not better all of them
     add nothing. It grows when the front moves out or closes a gap, and so measures a sweep by one number
     (Zitzler, Thiele 1999, https://doi.org/10.1109/4235.797969).
     """

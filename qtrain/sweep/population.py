@@ -2,7 +2,7 @@
 
 A generation is a stage of each of them, and each is a run of its own, whose config has the stages of its whole line: so
 each point that the search reaches can be trained again by one command, and a run goes on from where its parent ended.
-Generations wait for each other, so that the same seed and the same figures make the same line.
+Generations wait for each other, so that the same seed and the same metrics make the same line.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from random import Random
 from typing import Any, final
 
 from qtrain.sweep.knobs import spelled
+from qtrain.sweep.mutation import mutate
 from qtrain.sweep.pareto import Objectives, losses_of, ranked
 from qtrain.sweep.search import Population
 from qtrain.sweep.searcher import FINISHED, SpaceSearcher, complete
 from qtrain.sweep.space import Point, Space
-from qtrain.sweep.variation import varied
 
 GENERATION = "generation"
 """Says in a trial's point how many intervals its student has trained."""
@@ -96,12 +96,12 @@ class PopulationSearcher(SpaceSearcher):
     def parent(self, trial_id: str) -> str | None:
         return self._members[trial_id].parent
 
-    def on_trial_result(self, trial_id: str, figures: Mapping[str, float]) -> None:
+    def on_trial_result(self, trial_id: str, metrics: Mapping[str, float]) -> None:
         """Nothing: students are compared when all have come as far."""
 
-    def on_trial_complete(self, trial_id: str, figures: Mapping[str, float] | None = None, error: bool = False) -> None:
-        whole = not error and figures is not None and complete(figures, self._objectives)
-        self._all[-1].ended[trial_id] = losses_of(figures or {}, self._objectives) if whole else None
+    def on_trial_complete(self, trial_id: str, metrics: Mapping[str, float] | None = None, error: bool = False) -> None:
+        whole = not error and metrics is not None and complete(metrics, self._objectives)
+        self._all[-1].ended[trial_id] = losses_of(metrics or {}, self._objectives) if whole else None
 
     def _next(self) -> bool:
         """Begin the next generation, unless the last one has trained to its end or nobody is left."""
@@ -130,7 +130,7 @@ class PopulationSearcher(SpaceSearcher):
         return self._space.choose(lambda name, domain: given[name] if name in given else domain.draw(source))
 
     def _changed(self, point: Point, source: Random) -> Point:
-        return varied(self._space, point, source, change=self._settings.change, resample=self._settings.resample)
+        return mutate(self._space, point, source, change=self._settings.change, resample=self._settings.resample)
 
     def _stage(self, number: int, point: Point) -> list[str]:
         """The overrides of stage ``number``: its knobs, its length, and its part of the learning rate's course."""

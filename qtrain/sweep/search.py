@@ -30,7 +30,7 @@ class Tpe:
     """Tree-structured Parzen estimator: where good trials are dense, bad ones rare (Bergstra et al., NeurIPS 2011).
 
     The first ``startup`` trials are random. ``multivariate`` regards knobs together, ``group`` each set of knobs that
-    conditions switch on together. With several objectives a good trial is one of the front, and its neighbours
+    conditions switch on together. With several objectives a good trial is one of the front, and its neighbors
     (Ozaki et al., GECCO 2020).
     """
 
@@ -62,11 +62,11 @@ class Nsga2:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Local:
-    """Local search on the front (Paquete, Chiarandini, Stützle 2004): neighbours of what nobody beats so far.
+    """Local search on the front (Paquete, Chiarandini, Stützle 2004): neighbors of what nobody beats so far.
 
     For good points to begin with, and few trials: each is one of the front of which each knob is changed with
     probability ``change``, one of them at least: drawn anew with probability ``resample``, otherwise moved to a
-    neighbouring value. The first ``startup`` trials, where no others are given, are random.
+    neighboring value. The first ``startup`` trials, where no others are given, are random.
     """
 
     startup: int = 4
@@ -86,7 +86,7 @@ class Population:
     Every ``interval`` epochs all ``size`` of them are ranked, by fronts where there are several objectives (Dushatskiy
     et al., ICML 2023, arXiv 2306.01436). The last ``quantile`` of them take over weights, scales and optimizer of one
     of the first, and knobs of which each is changed with probability ``change``: drawn anew with probability
-    ``resample``, otherwise moved to a neighbouring value. Bits may be among them.
+    ``resample``, otherwise moved to a neighboring value. Bits may be among them.
 
     ``carry_optimizer``: the optimizer's moments go on as well; not where a knob changes which parameters there are.
     """

@@ -15,7 +15,7 @@ FINISHED: Final = "FINISHED"
 """What a searcher says that will propose nothing more; Ray's searchers say the same."""
 
 EPOCHS: Final = "epochs"
-"""The figure of a trial that has not ended, or was stopped: how many it had done."""
+"""The metric of a trial that has not ended, or was stopped: how many it had done."""
 
 LARGEST_GRID = 100_000
 
@@ -41,12 +41,12 @@ class SpaceSearcher(ABC):
         """The trial whose training that one goes on with; ``None`` where it starts by itself."""
 
     @abstractmethod
-    def on_trial_result(self, trial_id: str, figures: Mapping[str, float]) -> None:
+    def on_trial_result(self, trial_id: str, metrics: Mapping[str, float]) -> None:
         """The trial has done one more epoch."""
 
     @abstractmethod
-    def on_trial_complete(self, trial_id: str, figures: Mapping[str, float] | None = None, error: bool = False) -> None:
-        """The trial has ended with ``figures``, or without any where it failed; stopped early, with :data:`EPOCHS`."""
+    def on_trial_complete(self, trial_id: str, metrics: Mapping[str, float] | None = None, error: bool = False) -> None:
+        """The trial has ended with ``metrics``, or without any where it failed; stopped early, with :data:`EPOCHS`."""
 
 
 class PointSearcher(SpaceSearcher):
@@ -68,7 +68,7 @@ class PointSearcher(SpaceSearcher):
         return None
 
     @final
-    def on_trial_result(self, trial_id: str, figures: Mapping[str, float]) -> None:
+    def on_trial_result(self, trial_id: str, metrics: Mapping[str, float]) -> None:
         """Nothing: what has not ended teaches nothing."""
 
 
@@ -103,13 +103,13 @@ class GridSearcher(PointSearcher):
         self._points[trial_id] = self._left.pop(0)
         return self._points[trial_id]
 
-    def on_trial_complete(self, trial_id: str, figures: Mapping[str, float] | None = None, error: bool = False) -> None:
+    def on_trial_complete(self, trial_id: str, metrics: Mapping[str, float] | None = None, error: bool = False) -> None:
         """Nothing: a grid learns nothing."""
 
 
-def complete(figures: Mapping[str, float] | None, objectives: Objectives) -> bool:
-    """Whether a trial has a finite figure for each of ``objectives``."""
-    return figures is not None and all(name in figures and isfinite(figures[name]) for name in objectives)
+def complete(metrics: Mapping[str, float] | None, objectives: Objectives) -> bool:
+    """Whether a trial has a finite metric for each of ``objectives``."""
+    return metrics is not None and all(name in metrics and isfinite(metrics[name]) for name in objectives)
 
 
 def _agreeing(points: Sequence[Point], wanted: Point) -> int | None:

@@ -8,15 +8,15 @@ from math import prod
 from typing import Any, final
 
 from qtrain.spec import FULL_PRECISION, Allocation, LayerBits
+from qtrain.sweep.bit_widths import BitWidths
 from qtrain.sweep.domains import Domain
-from qtrain.sweep.ends import Ends
+from qtrain.sweep.first_last_bits import FirstLastBits
 from qtrain.sweep.knobs import Knob, spelled
-from qtrain.sweep.widths import Widths
 
 Point = dict[str, Any]
 """Parameter -> its value, of the parameters that count; plain values, as JSON has them."""
 
-BY_HAND = "allocate@quantize.bits=by_hand"
+MANUAL = "allocate@quantize.bits=manual"
 
 
 @final
@@ -34,7 +34,7 @@ class Space:
         if not knobs:
             raise ValueError(
                 "the space is empty, so that there is nothing to sweep over; add a knob, for instance "
-                "+sweep.space.objective=[soft,hard], or +knob@sweep.space.widths=widths"
+                "+sweep.space.objective=[soft,hard], or +knob@sweep.space.widths=bit_widths"
             )
         self.knobs = _in_order(knobs)
         self._layers = tuple(layers)
@@ -55,7 +55,7 @@ class Space:
     @property
     def turns_bits(self) -> bool:
         """Whether points give bits to the layers of one model by their names."""
-        return any(isinstance(knob, Widths) for knob in self.knobs.values())
+        return any(isinstance(knob, BitWidths) for knob in self.knobs.values())
 
     def choose(self, pick: Callable[[str, Domain], Any]) -> Point:
         """The point that ``pick`` makes by choosing a value for each parameter that counts, one after the other."""
@@ -71,7 +71,7 @@ class Space:
         bits: dict[str, LayerBits] = {}
         point = self.choose(lambda name, domain: point[name])  # without what does not count
         # Where the bits of the ends are a knob of their own, no other has a say in them.
-        for name, knob in sorted(self.knobs.items(), key=lambda named: isinstance(named[1], Ends)):
+        for name, knob in sorted(self.knobs.items(), key=lambda named: isinstance(named[1], FirstLastBits)):
             if not self._counts(name, point):
                 continue
             effect = knob.effect(name, {suffix: point[name + suffix] for suffix in self._domains[name]}, self._layers)
@@ -81,7 +81,7 @@ class Space:
                 bits[layer] = LayerBits(weight or before.weight, input or before.input)
         if bits:
             pairs = {layer: list(bits.get(layer, self._base[layer])) for layer in self._layers}
-            changed += [BY_HAND, f"++quantize.bits.layers={spelled(pairs)}"]
+            changed += [MANUAL, f"++quantize.bits.layers={spelled(pairs)}"]
         return changed
 
     def completed(self, given: Mapping[str, Any]) -> Point:

@@ -17,12 +17,12 @@ from qtrain.spec import DataInfo
 class Made:
     """One batch of synthesized images: ``images`` (N, H, W, C) uint8, ``labels`` (N,) int64 class indices.
 
-    ``figures`` say how far the batch came, by name; a manifest keeps them and reports their means.
+    ``metrics`` say how far the batch came, by name; a manifest keeps them and reports their means.
     """
 
     images: Tensor
     labels: Tensor
-    figures: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class Synthesis(ABC):
@@ -33,7 +33,7 @@ class Synthesis(ABC):
     stopped synthesis goes on with those that are missing.
 
     ``models`` are in full precision, in eval mode, without gradients for their parameters, on ``device``; each takes
-    (N, C, H, W) float, normalised with the mean and std of ``info``. There is at least one.
+    (N, C, H, W) float, normalized with the mean and std of ``info``. There is at least one.
     """
 
     batch_size: int
@@ -59,20 +59,20 @@ class Synthesis(ABC):
 
 
 def to_bytes(images: Tensor, info: DataInfo) -> Tensor:
-    """Normalised ``images`` (N, C, H, W) as pixels (N, H, W, C) uint8, on the CPU."""
+    """Normalized ``images`` (N, C, H, W) as pixels (N, H, W, C) uint8, on the CPU."""
     mean, std = _per_channel(images, info)
     return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
 
 
 def from_bytes(pixels: Tensor, info: DataInfo, device: torch.device) -> Tensor:
-    """Pixels (N, H, W, C) uint8 as normalised images (N, C, H, W) on ``device``, channels last in memory."""
+    """Pixels (N, H, W, C) uint8 as normalized images (N, C, H, W) on ``device``, channels last in memory."""
     images = pixels.to(device).permute(0, 3, 1, 2).float() / 255
     mean, std = _per_channel(images, info)
     return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 def pixel_range(images: Tensor, info: DataInfo) -> tuple[Tensor, Tensor]:
-    """Lowest and highest normalised value of each channel, (1, C, 1, 1): those of black and of white pixels."""
+    """Lowest and highest normalized value of each channel, (1, C, 1, 1): those of black and of white pixels."""
     mean, std = _per_channel(images, info)
     return -mean / std, (1 - mean) / std
 

@@ -1,6 +1,6 @@
-"""Images optimised until batch norm takes them for the training data: ZeroQ and DeepInversion.
+"""Images optimized until batch norm takes them for the training data: ZeroQ and DeepInversion.
 
-Floor 3. Starting from noise, the pixels of a batch descend
+Starting from noise, the pixels of a batch descend
 
     sum over models of  statistics * D(x) + label * CE(f(x), y)   +  total_variation * TV(x) + norm * mean(x^2)
 
@@ -20,21 +20,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qtrain.spec import DataInfo
+from qtrain.synthesis.augment import Augmentation
 from qtrain.synthesis.base import Made, Synthesis, to_bytes
-from qtrain.synthesis.descent import Descent, figures_of
+from qtrain.synthesis.init_noise import balanced_labels, natural_noise, white_noise
 from qtrain.synthesis.judge import Judge
+from qtrain.synthesis.optimize import ImageOptimizer, metrics_of
 from qtrain.synthesis.priors import squared_norm, total_variation
-from qtrain.synthesis.start import balanced_labels, natural_noise, white_noise
 from qtrain.synthesis.statistics import statistics_layers
-from qtrain.synthesis.views import Views
 
 
 @final
 class BNStatistics(Synthesis):
     """Batches from batch norm's statistics, labels, and priors on images; see the module for the objective.
 
-    ``steps`` and ``lr`` are Adam's (:class:`Descent`), ``shift``, ``flip``, ``smallest_crop`` and ``crop_steps`` say
-    how the models look at the images in each step (:class:`Views`). ``natural_start`` begins from
+    ``steps`` and ``lr`` are Adam's (:class:`ImageOptimizer`), ``shift``, ``flip``, ``smallest_crop`` and ``crop_steps``
+    say how the models look at the images in each step (:class:`Augmentation`). ``natural_start`` begins from
     :func:`natural_noise`, otherwise from white noise. ``statistics``, ``label``, ``total_variation`` and ``norm`` are
     the weights of the objective's terms. ``compile`` pays on a CPU from about a thousand images on.
 
@@ -67,8 +67,8 @@ class BNStatistics(Synthesis):
         if statistics == 0 and label == 0:
             raise ValueError("BNStatistics: statistics and label are both 0, and the models say nothing; raise one")
         self.batch_size = batch_size
-        self._descent = Descent(steps=steps, lr=lr)
-        self._views = Views(shift=shift, flip=flip, smallest_crop=smallest_crop, crop_steps=crop_steps)
+        self._descent = ImageOptimizer(steps=steps, lr=lr)
+        self._views = Augmentation(shift=shift, flip=flip, smallest_crop=smallest_crop, crop_steps=crop_steps)
         self._statistics, self._label = statistics, label
         self._total_variation, self._norm = total_variation, norm
         self._natural_start = natural_start
@@ -98,5 +98,5 @@ class BNStatistics(Synthesis):
 
         images = self._descent(start, objective, self._views, info, seed=seed, number=number)
         pixels = to_bytes(images, info)
-        figures = figures_of(judge, info, self._views, pixels=pixels, labels=labels, seed=seed, number=number)
-        return Made(pixels, labels.cpu(), figures)
+        metrics = metrics_of(judge, info, self._views, pixels=pixels, labels=labels, seed=seed, number=number)
+        return Made(pixels, labels.cpu(), metrics)

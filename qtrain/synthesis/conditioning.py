@@ -1,7 +1,4 @@
-"""How a generator is told what to show.
-
-Floor 3.
-"""
+"""How a generator is told what to show."""
 
 from __future__ import annotations
 

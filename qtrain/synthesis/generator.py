@@ -1,7 +1,4 @@
-"""The network that makes images from codes.
-
-Floor 3.
-"""
+"""The network that makes images from codes."""
 
 from __future__ import annotations
 
@@ -42,10 +39,10 @@ def shape_of(image_size: int, width: int) -> Shape:
 
 @final
 class Generator(nn.Module):
-    """Codes (N, ``latent``) to normalised images (N, C, H, W) whose pixels lie between black and white.
+    """Codes (N, ``latent``) to normalized images (N, C, H, W) whose pixels lie between black and white.
 
     The architecture is the one that GDFQ (Xu et al. 2020, arXiv 2003.03603, §4.1) takes from ACGAN: a linear layer to a
-    small map, then doublings by nearest neighbours, each with a 3x3 convolution, batch norm and leaky ReLU, a last
+    small map, then doublings by nearest neighbors, each with a 3x3 convolution, batch norm and leaky ReLU, a last
     convolution, tanh. ``width`` are the channels at full size, 64 in the paper for 32 pixels. The last batch norm is
     before the tanh and not behind it, so that the range is exactly that of the pixels of ``info``.
 

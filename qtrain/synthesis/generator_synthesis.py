@@ -21,7 +21,7 @@ from qtrain.spec import DataInfo
 from qtrain.synthesis.base import Made, Synthesis, from_bytes, to_bytes
 from qtrain.synthesis.conditioning import Conditioning, Mixture, check_at_least, labels_in_turn
 from qtrain.synthesis.generator import Generator
-from qtrain.synthesis.learned import Learned, State
+from qtrain.synthesis.generator_checkpoint import GeneratorCheckpoint, State
 from qtrain.synthesis.statistics import StatisticsMatch, statistics_layers
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Losses(NamedTuple):
 
     classes: Tensor
     statistics: Tensor
-    as_labelled: Tensor
+    as_labeled: Tensor
 
 
 @final
@@ -66,7 +66,7 @@ class GeneratorSynthesis(Synthesis):
     stopped goes on from there as if it had not been, on the CPU bit for bit.
 
     Figures of a batch, on its bytes: ``statistics``, BNS reached; ``noise_statistics``, that of as many images of
-    uniform noise; ``as_labelled``, the share of images that the models give their label; ``class_loss`` in nats;
+    uniform noise; ``as_labeled``, the share of images that the models give their label; ``class_loss`` in nats;
     ``age``, the steps of the generator that made it.
     """
 
@@ -113,7 +113,7 @@ class GeneratorSynthesis(Synthesis):
                 f"GeneratorSynthesis: {info.name} has {info.num_classes} class, and a generator learns from the class "
                 "that a model sees in its images; give data with at least two"
             )
-        learned = Learned(folder=folder / "generator", identity=self._identity(models, info, seed))
+        learned = GeneratorCheckpoint(folder=folder / "generator", identity=self._identity(models, info, seed))
         generator = self._new(models, info, seed).to(device)
         optimizer = torch.optim.Adam(generator.parameters(), lr=self.lr, betas=BETAS)
         done = learned.restore(generator, optimizer)
@@ -139,21 +139,21 @@ class GeneratorSynthesis(Synthesis):
         with watching(models) as matches:
             reached = _losses(models, matches, from_bytes(pixels, info, device), target)
             started = _losses(models, matches, from_bytes(plain, info, device), target)
-        figures = {
+        metrics = {
             "statistics": reached.statistics.item(),
             "noise_statistics": started.statistics.item(),
-            "as_labelled": reached.as_labelled.item(),
+            "as_labeled": reached.as_labeled.item(),
             "class_loss": reached.classes.item(),
             "age": float(self.ages[turn]),
         }
-        return Made(pixels, mixture.classes[:, 0].cpu(), figures)
+        return Made(pixels, mixture.classes[:, 0].cpu(), metrics)
 
     def _learn(
         self,
         models: Sequence[nn.Module],
         info: DataInfo,
         seed: int,
-        learned: Learned,
+        learned: GeneratorCheckpoint,
         generator: ConditionalGenerator,
         optimizer: torch.optim.Optimizer,
         done: int,
@@ -239,7 +239,7 @@ class _Progress:
         self.shown = now
         per_step = (now - self.started) / (done - self.first)
         log.info(
-            "generator: step %d/%d  class loss %.3f  statistics %.3g  as labelled %.1f %%  %.2f s/step  %.1f min left",
-            *(done, self.steps, losses.classes.item(), losses.statistics.item(), 100 * losses.as_labelled.item()),
+            "generator: step %d/%d  class loss %.3f  statistics %.3g  as labeled %.1f %%  %.2f s/step  %.1f min left",
+            *(done, self.steps, losses.classes.item(), losses.statistics.item(), 100 * losses.as_labeled.item()),
             *(per_step, per_step * (self.steps - done) / 60),
         )

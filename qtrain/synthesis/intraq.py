@@ -1,13 +1,13 @@
 """Images of one class that differ from one another: IntraQ.
 
-Floor 3. IntraQ (Zhong et al. 2022, arXiv 2111.09136) finds that images made from batch norm's statistics and hard
+IntraQ (Zhong et al. 2022, arXiv 2111.09136) finds that images made from batch norm's statistics and hard
 labels all look alike within a class, and adds three things against it: local object reinforcement (crops at random
-scales, :class:`Views`), a marginal distance (:func:`marginal_distance`), and soft labels (:func:`soft_inception`).
-The objective is
+scales, :class:`Augmentation`), a marginal distance (:func:`marginal_distance`), and soft labels
+(:func:`soft_inception`). The objective is
 
     statistics * D(x) + label * soft_inception + distance * marginal_distance
 
-Unlike there, the centre of a class is that of its images in the same batch, and not of all batches before: so a batch
+Unlike there, the center of a class is that of its images in the same batch, and not of all batches before: so a batch
 is a function of its number, whoever makes it.
 """
 
@@ -23,13 +23,13 @@ from torch import Tensor, nn
 
 from qtrain.functional import random
 from qtrain.spec import DataInfo
+from qtrain.synthesis.augment import Augmentation
 from qtrain.synthesis.base import Made, Synthesis, to_bytes
-from qtrain.synthesis.descent import Descent, figures_of
+from qtrain.synthesis.init_noise import balanced_labels, natural_noise, white_noise
 from qtrain.synthesis.judge import Judge, last_linear
+from qtrain.synthesis.optimize import ImageOptimizer, metrics_of
 from qtrain.synthesis.priors import total_variation
-from qtrain.synthesis.start import balanced_labels, natural_noise, white_noise
 from qtrain.synthesis.statistics import statistics_layers
-from qtrain.synthesis.views import Views
 
 
 def soft_inception(logits: Tensor, labels: Tensor, wanted: Tensor) -> Tensor:
@@ -42,16 +42,16 @@ def soft_inception(logits: Tensor, labels: Tensor, wanted: Tensor) -> Tensor:
 
 
 def marginal_distance(features: Tensor, labels: Tensor, *, nearest: float, farthest: float) -> Tensor:
-    """How far images leave the ring around their class's centre, 0-dim.
+    """How far images leave the ring around their class's center, 0-dim.
 
-    With ``d_n = 1 - cos(features_n, centre)`` and the centre the mean of the features of all images with that label,
+    With ``d_n = 1 - cos(features_n, center)`` and the center the mean of the features of all images with that label,
     the mean of ``max(nearest - d_n, 0) + max(d_n - farthest, 0)``. An image that is alone in its class has no ring and
     does not count. ``features`` (N, D), ``labels`` (N,) int64.
     """
     same = (labels[:, None] == labels[None, :]).to(features.dtype)
     count = same.sum(dim=1)
-    centre = (same @ features.detach()) / count[:, None]
-    distance = 1 - F.cosine_similarity(features, centre, dim=1)
+    center = (same @ features.detach()) / count[:, None]
+    distance = 1 - F.cosine_similarity(features, center, dim=1)
     outside = (nearest - distance).clamp(min=0) + (distance - farthest).clamp(min=0)
     counts = (count > 1).to(features.dtype)
     return (outside * counts).sum() / counts.sum().clamp(min=1)
@@ -62,7 +62,7 @@ class IntraQ(Synthesis):
     """Batches from batch norm's statistics that differ within each class; see the module for the objective.
 
     ``smallest_target``: the wanted probability of the label is uniform between this and 1, drawn for each image.
-    ``nearest`` and ``farthest`` bound the cosine distance to the class's centre. ``images_per_class``: classes come in
+    ``nearest`` and ``farthest`` bound the cosine distance to the class's center. ``images_per_class``: classes come in
     runs of so many images, so that a batch has some of each class in it also where there are more classes than images.
     The others are those of :class:`~qtrain.synthesis.bn_statistics.BNStatistics`.
     """
@@ -104,8 +104,8 @@ class IntraQ(Synthesis):
                 raise ValueError(f"IntraQ: {name} must be at least 0, got {weight}")
         self.batch_size = batch_size
         self._images_per_class = images_per_class
-        self._descent = Descent(steps=steps, lr=lr)
-        self._views = Views(shift=shift, flip=flip, smallest_crop=smallest_crop, crop_steps=crop_steps)
+        self._descent = ImageOptimizer(steps=steps, lr=lr)
+        self._views = Augmentation(shift=shift, flip=flip, smallest_crop=smallest_crop, crop_steps=crop_steps)
         self._statistics, self._label, self._distance = statistics, label, distance
         self._total_variation = total_variation
         self._smallest_target, self._nearest, self._farthest = smallest_target, nearest, farthest
@@ -145,8 +145,8 @@ class IntraQ(Synthesis):
 
         images = self._descent(start, objective, self._views, info, seed=seed, number=number)
         pixels = to_bytes(images, info)
-        figures = figures_of(judge, info, self._views, pixels=pixels, labels=labels, seed=seed, number=number)
-        return Made(pixels, labels.cpu(), figures)
+        metrics = metrics_of(judge, info, self._views, pixels=pixels, labels=labels, seed=seed, number=number)
+        return Made(pixels, labels.cpu(), metrics)
 
     def _wanted(self, *, number: int, seed: int) -> Tensor:
         """The probability that each image is to have, (N,), a function of the seed and the image's own number."""

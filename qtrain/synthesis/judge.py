@@ -1,6 +1,6 @@
 """What models say of images: their logits, how far the images' statistics are from those of training, their features.
 
-Floor 3. The part of each step that takes all the time, and so the part that is compiled.
+The part of each step that takes all the time, and so the part that is compiled.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Images for transformers, which have no batch norm: PSAQ-ViT.
 
-Floor 3. Self-attention answers to a real image with patches that resemble some and differ from others, to noise with
+Self-attention answers to a real image with patches that resemble some and differ from others, to noise with
 patches that are all alike. PSAQ-ViT (Li et al. 2022, arXiv 2203.02250) measures it by the differential entropy of the
-cosine similarities between patches, and makes images that maximise it in every block:
+cosine similarities between patches, and makes images that maximize it in every block:
 
     - entropy * sum_l H_l(x) + label * CE(f(x), y) + total_variation * TV(x)
 """
@@ -22,11 +22,11 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 from qtrain.spec import DataInfo
+from qtrain.synthesis.augment import Augmentation
 from qtrain.synthesis.base import Made, Synthesis, from_bytes, pixel_range, to_bytes
-from qtrain.synthesis.descent import Descent
+from qtrain.synthesis.init_noise import balanced_labels, white_noise
+from qtrain.synthesis.optimize import ImageOptimizer
 from qtrain.synthesis.priors import total_variation
-from qtrain.synthesis.start import balanced_labels, white_noise
-from qtrain.synthesis.views import Views
 
 FLOOR = 1e-4
 """Added to densities before their logarithm, as by the paper's authors."""
@@ -128,7 +128,7 @@ class PatchSimilarity(Synthesis):
 
     ``entropy``, ``label`` and ``total_variation`` are weights; ``bandwidth`` (in units of cosine similarity) and
     ``points`` are those of :func:`differential_entropy`; ``steps``, ``lr``, ``shift`` and ``flip`` those of
-    :class:`Descent` and :class:`Views`.
+    :class:`ImageOptimizer` and :class:`Augmentation`.
     """
 
     def __init__(
@@ -155,8 +155,8 @@ class PatchSimilarity(Synthesis):
             if weight < 0:
                 raise ValueError(f"PatchSimilarity: {name} must be at least 0, got {weight}")
         self.batch_size = batch_size
-        self._descent = Descent(steps=steps, lr=lr)
-        self._views = Views(shift=shift, flip=flip)
+        self._descent = ImageOptimizer(steps=steps, lr=lr)
+        self._views = Augmentation(shift=shift, flip=flip)
         self._entropy, self._label, self._total_variation = entropy, label, total_variation
         self._bandwidth, self._points = bandwidth, points
 
@@ -187,12 +187,12 @@ class PatchSimilarity(Synthesis):
             reached = self._ask(models, from_bytes(pixels, info, device))
             began = self._ask(models, start.clamp(low, high))
             hits = [(logits.argmax(dim=1) == labels).float().mean() for logits, _ in reached]
-        figures = {
+        metrics = {
             "patch_entropy": float(torch.stack([entropy for _, entropy in reached]).mean()),
             "noise_patch_entropy": float(torch.stack([entropy for _, entropy in began]).mean()),
-            "as_labelled": float(torch.stack(hits).mean()),
+            "as_labeled": float(torch.stack(hits).mean()),
         }
-        return Made(pixels, labels.cpu(), figures)
+        return Made(pixels, labels.cpu(), metrics)
 
     def _ask(self, models: Sequence[nn.Module], x: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Logits (N, K) and entropy (0-dim) of each model."""

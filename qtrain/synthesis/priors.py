@@ -1,6 +1,6 @@
-"""What is expected of any image, whatever it shows: neighbours are alike, values are not extreme.
+"""What is expected of any image, whatever it shows: neighbors are alike, values are not extreme.
 
-Floor 3. The priors of DeepInversion (Yin et al. 2020, arXiv 1912.08795, eq. 2: total variation and l2 norm), here as
+The priors of DeepInversion (Yin et al. 2020, arXiv 1912.08795, eq. 2: total variation and l2 norm), here as
 means, so that their weights do not depend on the size of image and batch.
 """
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def total_variation(images: Tensor) -> Tensor:
-    """Mean squared difference of pixels (N, C, H, W) to the neighbour right, below, and on both diagonals; 0-dim."""
+    """Mean squared difference of pixels (N, C, H, W) to the neighbor right, below, and on both diagonals; 0-dim."""
     differences = (
         images[..., :, 1:] - images[..., :, :-1],
         images[..., 1:, :] - images[..., :-1, :],
@@ -22,5 +22,5 @@ def total_variation(images: Tensor) -> Tensor:
 
 
 def squared_norm(images: Tensor) -> Tensor:
-    """Mean square of the normalised values, 0-dim."""
+    """Mean square of the normalized values, 0-dim."""
     return images.square().mean()

@@ -1,6 +1,6 @@
 """How far the inputs of a model's batch norm layers are from what these saw in training.
 
-Floor 3. A batch norm layer keeps the mean and the variance of its inputs over the training data: all that a model
+A batch norm layer keeps the mean and the variance of its inputs over the training data: all that a model
 alone tells of the images that it was trained on. Images are made by driving this distance down (ZeroQ, Cai et al. 2020,
 arXiv 2001.00281, eq. 2; DeepInversion, Yin et al. 2020, arXiv 1912.08795, eq. 4), and generators are trained by it.
 """

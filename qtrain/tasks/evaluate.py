@@ -1,4 +1,4 @@
-"""Floor 6: accuracy on the test images, of given weights, of a calibrated model, or of a finished run."""
+"""Accuracy on the test images, of given weights, of a calibrated model, or of a finished run."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from omegaconf import DictConfig, OmegaConf
 
 from qtrain.cost.count import count
 from qtrain.data.base import VisionData
-from qtrain.lit.evaluation import evaluate
 from qtrain.models.weights import load_weights
-from qtrain.tasks import prepare, record
-from qtrain.tasks.build import build_model, example_input
-from qtrain.tasks.load import load_data
-from qtrain.tasks.stages import last_stage
-from qtrain.tasks.summary import SUMMARY, read_summary
-from qtrain.tasks.targets import ConfigError
+from qtrain.pipeline import prepare, run_folder
+from qtrain.pipeline.build_model import build_model, example_input
+from qtrain.pipeline.load_data import load_data
+from qtrain.pipeline.stages import last_stage
+from qtrain.pipeline.summary import SUMMARY, read_summary
+from qtrain.training.evaluation import evaluate
+from qtrain.utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
-    """Print and return ``fp_top1`` and, where ``quantize.enabled``, ``top1`` of the quantised model, in percent.
+    """Print and return ``fp_top1`` and, where ``quantize.enabled``, ``top1`` of the quantized model, in percent.
 
-    Without ``checkpoint`` the quantised model is merely calibrated. ``checkpoint=RUN_FOLDER``, or the
+    Without ``checkpoint`` the quantized model is merely calibrated. ``checkpoint=RUN_FOLDER``, or the
     ``student.safetensors`` in it, evaluates that run's student as it was trained; model, quantizers and data are then
     those of the run.
     """
@@ -40,41 +40,41 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     data = load_data(cfg, test_only=not trained and not prepare.needs_images(cfg), imagines=not trained)
     if cfg.model.get("weights") is None and not cfg.model.get("pretrained", False) and trained is None:
         raise ConfigError("model.weights: evaluate needs weights; give a file, or checkpoint=RUN_FOLDER")
-    figures: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     if trained is None:
         model = build_model(cfg.model, data.info)
-        figures["fp_top1"] = evaluate(copy.deepcopy(model), data.test_dataloader(), device)["top1"]
-        prepared = prepare.quantise(cfg, model, data)
+        metrics["fp_top1"] = evaluate(copy.deepcopy(model), data.test_dataloader(), device)["top1"]
+        prepared = prepare.quantize(cfg, model, data)
     else:
         prepared = trained_student(cfg, trained, data)
     if prepared.allocation or trained is not None:
-        figures["top1"] = evaluate(prepared.student, data.test_dataloader(), device)["top1"]
+        metrics["top1"] = evaluate(prepared.student, data.test_dataloader(), device)["top1"]
     else:
-        figures["top1"] = figures["fp_top1"]
+        metrics["top1"] = metrics["fp_top1"]
 
     folder = Path(cfg.run_dir)
     cost = count(prepared.student.cpu(), example_input(data.info))
     way = "trained student" if trained else "calibrated only" if prepared.allocation else "full precision"
-    summary = record.describe(cfg, data.info, prepared.allocation, cost) | figures
+    summary = run_folder.describe(cfg, data.info, prepared.allocation, cost) | metrics
     summary |= _training_of(trained) | {"wall_s": time.perf_counter() - start}
     folder.mkdir(parents=True, exist_ok=True)
-    record.append_results(cfg, folder, summary, device=device, notes=way)
-    if "fp_top1" in figures:
-        print(f"{cfg.model.name}, full precision: {figures['fp_top1']:.2f} %")
+    run_folder.append_results(cfg, folder, summary, device=device, notes=way)
+    if "fp_top1" in metrics:
+        print(f"{cfg.model.name}, full precision: {metrics['fp_top1']:.2f} %")
     if prepared.allocation:
-        weight, input = record.typical_bits(prepared.allocation)
+        weight, input = run_folder.typical_bits(prepared.allocation)
         print(
-            f"{cfg.model.name}, W{weight}A{input}, {way}: {figures['top1']:.2f} %, {cost.size_bytes / 1e3:.1f} kB, "
+            f"{cfg.model.name}, W{weight}A{input}, {way}: {metrics['top1']:.2f} %, {cost.size_bytes / 1e3:.1f} kB, "
             f"{cost.compression:.1f}x smaller"
         )
-    return figures
+    return metrics
 
 
 def trained_student(cfg: DictConfig, folder: Path, data: VisionData) -> prepare.Prepared:
     """The student that a run of ``cfg`` has left in ``folder``, converted as it was and with its weights."""
     model = build_model(cfg.model, data.info)
     allocation = prepare.convert(cfg, model, example_input(data.info)).allocation if cfg.quantize.enabled else {}
-    load_weights(model, str(folder / record.STUDENT))
+    load_weights(model, str(folder / run_folder.STUDENT))
     return prepare.Prepared(model, allocation)
 
 
@@ -83,7 +83,7 @@ def _run_folder(checkpoint: str | None) -> Path | None:
         return None
     path = Path(checkpoint)
     folder = path.parent if path.is_file() else path
-    for name in (record.CONFIG, record.STUDENT):
+    for name in (run_folder.CONFIG, run_folder.STUDENT):
         if not (folder / name).is_file():
             raise ConfigError(
                 f"checkpoint: {checkpoint} is no finished run: {folder / name} is not there; give the folder of a run, "
@@ -102,7 +102,7 @@ def _training_of(folder: Path | None) -> dict[str, Any]:
 
 def _with_config_of(folder: Path, cfg: DictConfig) -> DictConfig:
     """``cfg`` with model, data and quantizers of the run in ``folder``; those of its last stage, where it has some."""
-    before = OmegaConf.load(folder / record.CONFIG)
+    before = OmegaConf.load(folder / run_folder.CONFIG)
     assert isinstance(before, DictConfig)
     before = last_stage(before)
     merged = cfg.copy()

@@ -1,4 +1,4 @@
-"""Floor 6: a search in rungs, of which each has fewer candidates and gives them more.
+"""A search in rungs, of which each has fewer candidates and gives them more.
 
 Successive halving, the inner loop of Hyperband (Li et al. 2018, arXiv 1603.06560, algorithm 1).
 """

@@ -1,4 +1,4 @@
-"""Floor 6: the task that shows all runs below a folder on one page.
+"""The task that shows all runs below a folder on one page.
 
 ``report.html`` needs nothing beside it: pictures, style and the few lines of script that sort a table are inside, so
 that it can be sent around. It is made from ``summary.json`` and ``metrics.jsonl`` alone. A run that did not finish, or
@@ -18,18 +18,19 @@ from typing import Any
 from omegaconf import DictConfig
 
 from qtrain.cost.count import OUTSIDE_LAYERS
-from qtrain.files import write_text
+from qtrain.data.image_grid import PICTURE
+from qtrain.pipeline.summary import METRICS, Run, RunSummary, gather
+from qtrain.report import curves
+from qtrain.report.canvas import DARK, LIGHT
+from qtrain.report.html import Cell, number, render, word
+from qtrain.report.live_table import print_front
+from qtrain.report.run_plots import BIT_OPERATIONS, COMPRESSION, CostAxis, accuracy_plot
+from qtrain.report.sweep_page import write_sweep_report
+from qtrain.report.table import COLUMNS, Outcome, outcomes, print_summary, size_text, table_rows
 from qtrain.spec import FULL_PRECISION
-from qtrain.tasks import curves
-from qtrain.tasks.canvas import DARK, LIGHT
-from qtrain.tasks.figures import BIT_OPERATIONS, COMPRESSION, CostAxis, accuracy_plot
-from qtrain.tasks.markup import Cell, number, render, word
-from qtrain.tasks.picture import PICTURE
-from qtrain.tasks.summary import METRICS, Run, RunSummary, gather
-from qtrain.tasks.sweeping.gathered import is_sweep, read_sweep
-from qtrain.tasks.sweeping.live import print_front
-from qtrain.tasks.sweeping.page import write_sweep_report
-from qtrain.tasks.table import COLUMNS, Outcome, outcomes, print_summary, size_text, table_rows
+from qtrain.sweep.sweep_results import is_sweep, read_sweep
+from qtrain.utils.atomic_write import write_text
+from qtrain.utils.json_lines import read_metrics
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ def _plot(path: Path, rows: list[Outcome], axis: CostAxis) -> dict[str, str]:
 
 
 def _section(number: int, run: Run, folder: Path) -> Section:
-    rows, damaged = curves.read_metrics(run.folder / METRICS)
+    rows, damaged = read_metrics(run.folder / METRICS)
     last = {name: value for row in rows for name, value in row.items()}
     picture = run.folder / PICTURE
     return Section(
@@ -158,7 +159,7 @@ HEALTH_COLUMNS = {
     "A clipped %": "clipped/{}.input",
     "W dead %": "dead/{}.weight",
 }
-"""Column of the per-layer table -> the figure of metrics.jsonl that it shows, as it was last: a share."""
+"""Column of the per-layer table -> the metric of metrics.jsonl that it shows, as it was last: a share."""
 
 
 def _run_cells(summary: RunSummary) -> list[Cell]:
@@ -168,11 +169,11 @@ def _run_cells(summary: RunSummary) -> list[Cell]:
 def _layer_cells(layer: dict[str, Any], last: dict[str, Any]) -> list[Cell]:
     """One row of the per-layer table; fields that an older version did not write stay empty.
 
-    ``last`` are the latest figures of the run's metrics by name.
+    ``last`` are the latest metrics of the run's metrics by name.
     """
     shape = layer.get("shape") or []
     bits = layer.get("weight_storage_bits")
-    health = [last.get(figure.format(layer.get("name"))) for figure in HEALTH_COLUMNS.values()]
+    health = [last.get(metric.format(layer.get("name"))) for metric in HEALTH_COLUMNS.values()]
     own = layer.get("name") == OUTSIDE_LAYERS  # no weight, so that these cells would mean nothing
     return [
         word(layer.get("name")),

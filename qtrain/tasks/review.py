@@ -1,4 +1,4 @@
-"""Floor 6: the task that builds the project's workspace in W&B, or writes its definition where W&B is out of reach.
+"""The task that builds the project's workspace in W&B, or writes its definition where W&B is out of reach.
 
 The definition, ``workspace.json``, is written in any case. A workspace that this command has saved before is replaced,
 not joined by another one.
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from qtrain.files import write_text
-from qtrain.lit.wandb_client import named_knobs
-from qtrain.lit.wandb_mode import wandb_mode
-from qtrain.tasks.sweeping.gathered import Sweep, read_sweep
-from qtrain.tasks.targets import ConfigError
-from qtrain.tasks.tracking import sweep_group
+from qtrain.sweep.sweep_results import Sweep, read_sweep
+from qtrain.tracking.run_tracking import sweep_group
+from qtrain.tracking.wandb_client import named_knobs
+from qtrain.tracking.wandb_mode import wandb_mode
+from qtrain.utils.atomic_write import write_text
+from qtrain.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -37,7 +37,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     # Its client has to be there for the definition as well: it is the one that knows the form.
     possible, reason = wandb_mode(mode="online", host_timeout_s=HOST_TIMEOUT_S)
     try:
-        from qtrain.tasks.review_panels import make_workspace
+        from qtrain.tracking.review_panels import make_workspace
     except ModuleNotFoundError as error:
         raise ConfigError(f"task=review: {error.name} is not installed (pip install 'qtrain[wandb]')") from error
 

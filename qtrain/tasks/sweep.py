@@ -1,4 +1,4 @@
-"""Floor 6: the task that runs many trials and shows which of them are worth having.
+"""The task that runs many trials and shows which of them are worth having.
 
 A trial is a run of ``task=train`` whose config differs in the knobs of ``sweep.space``, judged on images held out of
 the training images. What is proposed, told and ended is written down as it happens, so that the same command goes on
@@ -16,23 +16,23 @@ from typing import Any
 import ray
 from omegaconf import DictConfig
 
-from qtrain.lit.signals import RunInterruptedError
+from qtrain.pipeline.load_data import load_data
+from qtrain.pipeline.stages import stages_of
+from qtrain.report.live_table import LiveTable
+from qtrain.sweep import engine
+from qtrain.sweep.closing import show, test_front
+from qtrain.sweep.early_stopping import EarlyStopping
+from qtrain.sweep.initial_trials import is_start
+from qtrain.sweep.make_search import check_sweep, make_scheduler, make_searcher
+from qtrain.sweep.make_space import make_space, rehearse
+from qtrain.sweep.proposals import Proposals
+from qtrain.sweep.ray_cluster import check_folder, check_machines, check_seen_from_all, room, start_ray
+from qtrain.sweep.result_rows import append_rows
+from qtrain.sweep.search_log import SearchLog
 from qtrain.sweep.space import Space
-from qtrain.tasks.load import load_data
-from qtrain.tasks.stages import stages_of
-from qtrain.tasks.sweeping import engine
-from qtrain.tasks.sweeping.closing import show, test_front
-from qtrain.tasks.sweeping.configs import Configs
-from qtrain.tasks.sweeping.ground import check_folder, check_machines, check_seen_from_all, room, start_ray
-from qtrain.tasks.sweeping.journal import Journal
-from qtrain.tasks.sweeping.judge import Judge
-from qtrain.tasks.sweeping.ledger import Ledger
-from qtrain.tasks.sweeping.live import LiveTable
-from qtrain.tasks.sweeping.proposals import Proposals
-from qtrain.tasks.sweeping.rows import append_rows
-from qtrain.tasks.sweeping.search import check_sweep, make_scheduler, make_searcher
-from qtrain.tasks.sweeping.space import make_space, rehearse
-from qtrain.tasks.sweeping.starts import is_start
+from qtrain.sweep.trial_configs import Configs
+from qtrain.sweep.trial_store import TrialStore
+from qtrain.utils.errors import RunInterruptedError
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ RAY = "ray"
 
 
 def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Run the sweep ``cfg``, that ``overrides`` led to; returns how many trials ended how, and the best figures.
+    """Run the sweep ``cfg``, that ``overrides`` led to; returns how many trials ended how, and the best metrics.
 
     Raises ``RunInterruptedError`` after a signal, once the trials are stopped; the same command goes on with them.
     """
@@ -50,42 +50,42 @@ def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     storage = Path(cfg.sweep.storage).expanduser().resolve() if cfg.sweep.storage else folder / RAY
     check_folder(folder, "run_dir")
     check_folder(storage, "sweep.storage")
-    with Ledger.of(cfg, overrides, folder) as ledger:
+    with TrialStore.of(cfg, overrides, folder) as trial_store:
         space = make_space(cfg, load_data(cfg))
-        configs = Configs(cfg, overrides, folder=ledger.runs)
-        if not ledger.begun:
+        configs = Configs(cfg, overrides, folder=trial_store.runs)
+        if not trial_store.begun:
             rehearse(cfg, space, configs.config)
         for name, value in engine.ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         started = start_ray(cfg)
         try:
-            interrupted = _run_trials(cfg, space, configs, ledger, storage)
+            interrupted = _run_trials(cfg, space, configs, trial_store, storage)
         finally:
             if started:
                 ray.shutdown()
         if interrupted:
-            log.warning("%d trials have ended; the same command goes on with the others", len(ledger.trials))
-            raise RunInterruptedError(signum=interrupted, resume_point=ledger.path)
+            log.warning("%d trials have ended; the same command goes on with the others", len(trial_store.trials))
+            raise RunInterruptedError(signum=interrupted, resume_point=trial_store.path)
         if cfg.sweep.test_front:
-            test_front(cfg, ledger)
-            append_rows(cfg, ledger)
-        return show(cfg, ledger)
+            test_front(cfg, trial_store)
+            append_rows(cfg, trial_store)
+        return show(cfg, trial_store)
 
 
-def _run_trials(cfg: DictConfig, space: Space, configs: Configs, ledger: Ledger, storage: Path) -> int | None:
+def _run_trials(cfg: DictConfig, space: Space, configs: Configs, trial_store: TrialStore, storage: Path) -> int | None:
     """Run the trials that are left; returns the signal that stopped them, if one did."""
     resources, place = check_machines(cfg)
-    check_seen_from_all(ledger.folder)
+    check_seen_from_all(trial_store.folder)
     threads = max(1, int(cfg.sweep.resources.cpu))
-    epochs = sum(stage.cfg.fit.share * stage.cfg.fit.epochs for stage in stages_of(cfg, ledger.folder))
+    epochs = sum(stage.cfg.fit.share * stage.cfg.fit.epochs for stage in stages_of(cfg, trial_store.folder))
     search = make_searcher(cfg, space)
-    scheduler, first = make_scheduler(cfg), next(iter(ledger.objectives))
-    journal = Journal(ledger.folder)
-    spent_s = journal.spent_s
+    scheduler, first = make_scheduler(cfg), next(iter(trial_store.objectives))
+    search_log = SearchLog(trial_store.folder)
+    spent_s = search_log.spent_s
     left_s = None if cfg.sweep.time_budget_s is None else max(0.0, cfg.sweep.time_budget_s - spent_s)
     judge = None
     if scheduler is not None:
-        judge = Judge(
+        judge = EarlyStopping(
             scheduler,
             metric=first,
             name=lambda trial: trial.config["proposal"]["id"],
@@ -95,22 +95,22 @@ def _run_trials(cfg: DictConfig, space: Space, configs: Configs, ledger: Ledger,
     proposals = Proposals(
         search,
         compose=configs,
-        journal=journal,
-        ended=ledger.trials,
-        record=ledger.write,
+        search_log=search_log,
+        ended=trial_store.trials,
+        record=trial_store.write,
         trials=trials,
         parallel=_parallel(cfg, counted=bool(place)),
         again=judge.again if judge is not None else lambda event: None,
     )
-    ledger.complete(proposals)
+    trial_store.complete(proposals)
     if left_s == 0:
         log.warning("sweep.time_budget_s: earlier commands have spent %.0f s, which is all; give more", spent_s)
         return None
     end = engine.EndOfSweep(left_s)
-    title = f"sweep {cfg.experiment or ledger.folder.name}"
+    title = f"sweep {cfg.experiment or trial_store.folder.name}"
     with LiveTable(
         title=title,
-        objectives=ledger.objectives,
+        objectives=trial_store.objectives,
         epochs=epochs,
         space=cfg.sweep.space,
         trials=trials,
@@ -119,9 +119,9 @@ def _run_trials(cfg: DictConfig, space: Space, configs: Configs, ledger: Ledger,
     ) as table:
         record = engine.Record(
             proposals=proposals,
-            folder=ledger.runs,
-            record=ledger.write,
-            trials=lambda: list(ledger.trials.values()),
+            folder=trial_store.runs,
+            record=trial_store.write,
+            trials=lambda: list(trial_store.trials.values()),
             table=table,
             epochs=epochs,
             threads=threads,
@@ -133,7 +133,7 @@ def _run_trials(cfg: DictConfig, space: Space, configs: Configs, ledger: Ledger,
             end=end,
             place=place,
             setting=engine.Setting(
-                folder=str(ledger.runs),
+                folder=str(trial_store.runs),
                 storage=str(storage),
                 resources=resources,
                 threads=threads,

@@ -1,4 +1,4 @@
-"""Floor 6: the task that makes a low-bit student: load, convert, calibrate, distil, evaluate, record."""
+"""The task that makes a low-bit student: load, convert, calibrate, distill, evaluate, record."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
+from qtrain.config.instantiate import instantiate
 from qtrain.cost.count import CostReport
 from qtrain.data.base import VisionData
-from qtrain.lit.callbacks.batchnorm import reestimate_batchnorm
-from qtrain.lit.callbacks.journal import MetricJournal
-from qtrain.lit.evaluation import evaluate
-from qtrain.tasks import prepare, record
-from qtrain.tasks.build import build_model
-from qtrain.tasks.costs import costs
-from qtrain.tasks.fit import named_callbacks
-from qtrain.tasks.instantiate import instantiate
-from qtrain.tasks.load import depends_on, load_data
-from qtrain.tasks.lock import only_run_in
-from qtrain.tasks.picture import keep_picture
-from qtrain.tasks.pretrain import full_precision_weights, must_train
-from qtrain.tasks.run_stage import Trained, run_stage
-from qtrain.tasks.stages import Stage, StageState, stages_of
-from qtrain.tasks.summary import FINISHED, RunSummary
-from qtrain.tasks.table import print_summary
-from qtrain.tasks.tracking import open_loggers, tell_outcome, tell_source, tell_student
-from qtrain.tasks.warm import kept
+from qtrain.data.image_grid import keep_picture
+from qtrain.pipeline import prepare, run_folder
+from qtrain.pipeline.build_model import build_model
+from qtrain.pipeline.costs import costs
+from qtrain.pipeline.fit import named_callbacks
+from qtrain.pipeline.load_data import depends_on, load_data
+from qtrain.pipeline.pretrain import full_precision_weights, must_train
+from qtrain.pipeline.run_cache import cached
+from qtrain.pipeline.run_lock import only_run_in
+from qtrain.pipeline.run_stage import Trained, run_stage
+from qtrain.pipeline.stages import Stage, StageState, stages_of
+from qtrain.pipeline.summary import FINISHED, RunSummary
+from qtrain.report.table import print_summary
+from qtrain.tracking.metric_log import MetricLog
+from qtrain.tracking.run_tracking import open_loggers, tell_outcome, tell_source, tell_student
+from qtrain.training.callbacks.batchnorm import reestimate_batchnorm
+from qtrain.training.evaluation import evaluate
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +48,10 @@ def run(cfg: DictConfig, *, keep_last: bool = False, show: bool = True) -> dict[
     its experiment.
     """
     folder = Path(cfg.run_dir)
-    if (finished := record.finished_run(cfg, folder)) is not None:
+    if (finished := run_folder.finished_run(cfg, folder)) is not None:
         return _shown(finished, folder, show)
     with only_run_in(folder):
-        if (finished := record.claim_folder(cfg, folder)) is not None:  # by another process, just now
+        if (finished := run_folder.claim_folder(cfg, folder)) is not None:  # by another process, just now
             return _shown(finished, folder, show)
         with open_loggers(cfg, folder) as loggers:
             metrics = _train(cfg, folder, loggers, keep_last=keep_last)
@@ -80,9 +80,9 @@ def _train(cfg: DictConfig, folder: Path, loggers: tuple[Logger, ...], *, keep_l
         _check(stage.cfg)
         if rehearsed:
             prepare.rehearse(stage.cfg, data)
-    # A full-precision run starts from what its config names, a quantised one from trained weights in any case.
+    # A full-precision run starts from what its config names, a quantized one from trained weights in any case.
     weights = full_precision_weights(cfg.model, cfg, data) if cfg.quantize.enabled else None
-    full_precision = kept(
+    full_precision = cached(
         "model", {**depends_on(cfg), "weights": weights}, lambda: build_model(cfg.model, data.info, weights=weights)
     )
     tell_source(loggers, weights)
@@ -100,12 +100,12 @@ def _train(cfg: DictConfig, folder: Path, loggers: tuple[Logger, ...], *, keep_l
         if last.prepared.allocation:
             calibrated = ended.calibrated
             if calibrated is None:
-                calibrated = prepare.quantise(final, copy.deepcopy(full_precision), data).student
+                calibrated = prepare.quantize(final, copy.deepcopy(full_precision), data).student
             models["ptq_top1"] = calibrated
         for name, model in models.items():
             metrics[name] = evaluate(model, data.test_dataloader(), fitted.device)["top1"]
     cost = costs(final, student.cpu(), data)
-    described = record.describe(final, data.info, last.prepared.allocation, cost)
+    described = run_folder.describe(final, data.info, last.prepared.allocation, cost)
     described["epochs"] = _epochs(final, last, data)
     wall_s = time.perf_counter() - start + ended.earlier_s
     _record(cfg, folder, {**described, **metrics}, last, loggers, wall_s=wall_s)
@@ -129,7 +129,7 @@ def _check(cfg: DictConfig) -> None:
     """Make what is cheap to make and may be refused, so that nobody waits for a teacher to be trained first."""
     instantiate(cfg.objective)
     instantiate(cfg.lr_schedule)
-    named_callbacks(cfg, MetricJournal(loggers=[]))
+    named_callbacks(cfg, MetricLog(loggers=[]))
 
 
 def _fit_stages(
@@ -153,12 +153,12 @@ def _fit_stages(
         if stage.name:
             log.info("stage %d of %d: %s", number, len(stages), stage.name)
         images = data if stage.cfg.data == cfg.data else load_data(stage.cfg)
-        heritage = None if before is None else before.student
-        prepared = prepare.quantise(stage.cfg, copy.deepcopy(full_precision), images, heritage)
+        student_state = None if before is None else before.student
+        prepared = prepare.quantize(stage.cfg, copy.deepcopy(full_precision), images, student_state)
         if final:
             cost = costs(stage.cfg, prepared.student, images)
             _log_size(cost, folder.name)
-            tell_student(loggers, record.describe(stage.cfg, images.info, prepared.allocation, cost))
+            tell_student(loggers, run_folder.describe(stage.cfg, images.info, prepared.allocation, cost))
             calibrated = copy.deepcopy(prepared.student) if before is None else None
         trained = run_stage(stage, prepared, before, images, folder, loggers)
         before, earlier_s = trained.state, earlier_s + trained.fitted.earlier_s
@@ -207,7 +207,7 @@ def _record(
     wall_s: float,
 ) -> None:
     fitted, state = trained.fitted, trained.state
-    record.save_weights(trained.prepared.student, folder / record.STUDENT)
+    run_folder.save_weights(trained.prepared.student, folder / run_folder.STUDENT)
     summary |= {
         "name": folder.name,
         "distill": "+".join(state.distill) or "none",
@@ -218,8 +218,8 @@ def _record(
     notes = f"budget={cfg.budget}, lr={cfg.optimizer.get('lr')}" + (", resumed" if fitted.resumed else "")
     if cfg.stages:
         notes += ", stages " + " ".join(cfg.stages)
-    record.append_results(cfg, folder, summary, device=fitted.device, notes=notes)
-    record.finish(folder, summary)
+    run_folder.append_results(cfg, folder, summary, device=fitted.device, notes=notes)
+    run_folder.finish(folder, summary)
     tell_outcome(loggers, folder, summary)
 
 

@@ -1,4 +1,4 @@
-"""Floor 6: the task that finds temperature and weight of distillation for a bit width, in a short search.
+"""The task that finds temperature and weight of distillation for a bit width, in a short search.
 
 What helps a student in full precision can wreck one of two bits, so each width is searched for itself. A candidate is a
 training run as ``task=train`` makes it, shorter; candidates are compared on images held out of the training images,
@@ -20,17 +20,18 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 
-from qtrain.files import write_text
-from qtrain.lit.evaluation import evaluate
+from qtrain.config.compose import compose
 from qtrain.models.weights import load_weights
-from qtrain.tasks import prepare, record, train
-from qtrain.tasks.build import build_model, example_input
-from qtrain.tasks.config import compose
+from qtrain.pipeline import prepare, run_folder
+from qtrain.pipeline.build_model import build_model, example_input
+from qtrain.pipeline.load_data import load_data
+from qtrain.pipeline.results import append_row, provenance, read_rows
+from qtrain.report.table import plain_table
+from qtrain.tasks import train
 from qtrain.tasks.halving import Score, rung_epochs, search
-from qtrain.tasks.load import load_data
-from qtrain.tasks.results import append_row, provenance, read_rows
-from qtrain.tasks.table import plain_table
-from qtrain.tasks.targets import ConfigError
+from qtrain.training.evaluation import evaluate
+from qtrain.utils.atomic_write import write_text
+from qtrain.utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -92,13 +93,13 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     known = _known(folder / TABLE)
     found = [_search(cfg, width, folder, known) for width in (cfg.tune.widths or [None])]
     _show(found, folder)
-    figures: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     for search_ in found:
         winner, scores = search_.winner, search_.rungs[-1]
-        figures[f"{search_.label}/temperature"], figures[f"{search_.label}/weight"] = winner.temperature, winner.weight
-        figures[f"{search_.label}/val_top1"] = scores[winner.name].top1
-        figures[f"{search_.label}/val_top1_alone"] = scores[ALONE].top1
-    return figures
+        metrics[f"{search_.label}/temperature"], metrics[f"{search_.label}/weight"] = winner.temperature, winner.weight
+        metrics[f"{search_.label}/val_top1"] = scores[winner.name].top1
+        metrics[f"{search_.label}/val_top1_alone"] = scores[ALONE].top1
+    return metrics
 
 
 def _check(cfg: DictConfig) -> None:
@@ -123,7 +124,7 @@ def _check(cfg: DictConfig) -> None:
             "tune.widths: needs an allocation with one width for all layers; take allocate@quantize.bits=uniform"
         )
     pair = [_of(cfg, Candidate(temperature, weight)) for temperature, weight in ((1.0, 0.25), (2.0, 0.5))]
-    if record.plain_config(pair[0])["objective"] == record.plain_config(pair[1])["objective"]:
+    if run_folder.plain_config(pair[0])["objective"] == run_folder.plain_config(pair[1])["objective"]:
         raise ConfigError(
             "tune: the objective reads neither distill.temperature nor distill.soft, so that there is nothing to find; "
             "take objective=soft"
@@ -143,7 +144,7 @@ def _search(cfg: DictConfig, width: int | None, folder: Path, known: dict[str, S
 
     def measure(name: str, given: int) -> Score:
         own = _of(cfg, candidates[name], epochs=given)
-        key = record.identity_of(own)
+        key = run_folder.identity_of(own)
         if key not in known:
             own.run_dir = str(folder / "candidates" / f"{label}-{name}-{given}ep-{key}")
             log.info("%s: %s for %d epoch(s)", label, name, given)
@@ -181,15 +182,15 @@ def _measure(cfg: DictConfig, candidate: Candidate, table: Path) -> Score:
     data = load_data(cfg)
     student = build_model(cfg.model, data.info)
     allocation = prepare.convert(cfg, student, example_input(data.info)).allocation if cfg.quantize.enabled else {}
-    load_weights(student, str(folder / record.STUDENT))
+    load_weights(student, str(folder / run_folder.STUDENT))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     held_out = data.val_dataloader()
     assert not isinstance(held_out, list), "_of holds images out"
-    figures = evaluate(student, held_out, device)
-    score = Score(figures["top1"], figures["loss"])
-    w_bits, a_bits = record.typical_bits(allocation)
+    metrics = evaluate(student, held_out, device)
+    score = Score(metrics["top1"], metrics["loss"])
+    w_bits, a_bits = run_folder.typical_bits(allocation)
     row = {
-        **provenance(device), "config_hash": record.identity_of(cfg), "experiment": cfg.experiment, "task": "tune",
+        **provenance(device), "config_hash": run_folder.identity_of(cfg), "experiment": cfg.experiment, "task": "tune",
         "dataset": data.info.name, "model": cfg.model.name, "w_bits": w_bits, "a_bits": a_bits,
         "distill": "none" if candidate.weight is None else "soft", "seed": cfg.seed, "epochs": cfg.fit.epochs,
         "wall_s": time.perf_counter() - start, "notes": f"budget={cfg.budget}, {data.info.val_size} validation images",

@@ -1,4 +1,4 @@
-"""Floor 6: one run of a task, or one for each variant that the experiment names, side by side."""
+"""One run of a task, or one for each variant that the experiment names, side by side."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from qtrain.tasks.config import compose
-from qtrain.tasks.targets import ConfigError
+from qtrain.config.compose import compose
+from qtrain.utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def run_task(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Where a training or a calibration names ``variants``, each that ``select`` does not leave out is a run of its own:
     the same overrides, then the variant's, which may name another task, with the variant's name. Finished ones are not
     repeated, so the same command picks up where it was stopped. At the end all of the experiment's runs go into one
-    report. Figures of variants come back as ``<variant>/<figure>``.
+    report. Figures of variants come back as ``<variant>/<metric>``.
     """
     if cfg.task not in WITH_VARIANTS or not cfg.variants:
         return _run(cfg, overrides)
@@ -56,8 +56,8 @@ def _run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
         if extra is None or (error.name or "").startswith("qtrain"):
             raise
         raise ConfigError(f"task={cfg.task}: {error.name} is not installed; pip install 'qtrain[{extra}]'") from error
-    figures: dict[str, Any] = run(cfg, overrides) if cfg.task in COMPOSES else run(cfg)
-    return figures
+    metrics: dict[str, Any] = run(cfg, overrides) if cfg.task in COMPOSES else run(cfg)
+    return metrics
 
 
 def selected(cfg: DictConfig) -> list[str]:

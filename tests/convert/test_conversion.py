@@ -17,10 +17,10 @@ from qtrain.convert.layers import Quantizable, find_layers, quant_layers, set_qu
 from qtrain.convert.plan import LayerPlan, plan_layers
 from qtrain.convert.swap import swap_layers
 from qtrain.models.factory import create_model
-from qtrain.models.forms import merge_fused_biases
+from qtrain.models.layer_kinds import merge_fused_biases
 from qtrain.nn import QuantConv, QuantLayer, QuantLinear
 from qtrain.observers.min_max import MinMax
-from qtrain.quantizers.lsq import LSQ
+from qtrain.quantizers.uniform.lsq import LSQ
 from qtrain.spec import LayerBits, PerChannel
 
 SMALL: dict[str, tuple[int, dict[str, object]]] = {
@@ -149,9 +149,9 @@ def test_what_is_skipped_is_logged_with_its_reason(caplog: pytest.LogCaptureFixt
         found = find_layers(model, torch.zeros(1, 3, 8, 8))
         bits = {"0": LayerBits(4, 4), "2": LayerBits(32, 32)}
         swap_layers(model, found, plan_layers(found, bits, RECIPE))
-    assert found.skipped == {"1": "a bilinear layer has no quantised form"}
+    assert found.skipped == {"1": "a bilinear layer has no quantized form"}
     assert [record.getMessage() for record in caplog.records] == [
-        "left in full precision: 1: a bilinear layer has no quantised form",
+        "left in full precision: 1: a bilinear layer has no quantized form",
         "left in full precision: 2: the allocation gives it no bits",
     ]
     assert isinstance(model[0], QuantConv)
@@ -188,10 +188,10 @@ def test_a_layer_with_two_names_is_converted_under_both() -> None:
     assert model.again is model.one
 
 
-def test_names_that_cannot_be_quantised_are_refused() -> None:
+def test_names_that_cannot_be_quantized_are_refused() -> None:
     model, x = tiny()
     found = find_layers(model, x)
-    with pytest.raises(ValueError, match=r"allocation: layer 'layer1.0.conv9' cannot be quantised.*layer1.0.conv1"):
+    with pytest.raises(ValueError, match=r"allocation: layer 'layer1.0.conv9' cannot be quantized.*layer1.0.conv1"):
         plan_layers(found, {"layer1.0.conv9": LayerBits(4, 4)}, RECIPE)
 
 

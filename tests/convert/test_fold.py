@@ -17,7 +17,7 @@ from qtrain.convert.plan import LayerPlan, plan_layers
 from qtrain.convert.swap import swap_layers
 from qtrain.models.factory import create_model
 from qtrain.observers.min_max import MinMax
-from qtrain.quantizers.affine import Affine
+from qtrain.quantizers.uniform.affine import Affine
 from qtrain.spec import FULL_PRECISION, LayerBits
 
 MODELS: dict[str, dict[str, Any]] = {

@@ -9,19 +9,19 @@ import torch
 from torch import nn
 
 from qtrain.convert.freeze import freeze_, layers_to_freeze, weighted_layers
-from qtrain.lit.optim import parameter_groups
 from qtrain.nn import QuantConv, QuantLinear
 from qtrain.nn.project import project_weights_
-from qtrain.quantizers.lsq import LSQ
-from qtrain.quantizers.prox_quant import ProxQuant
-from qtrain.quantizers.quant_noise import QuantNoise
+from qtrain.quantizers.uniform.lsq import LSQ
+from qtrain.quantizers.wrappers.prox_quant import ProxQuant
+from qtrain.quantizers.wrappers.quant_noise import QuantNoise
 from qtrain.spec import QuantSpec
+from qtrain.training.optim import parameter_groups
 
-FIGURES = {"0": 0.3, "2": 0.1, "5": 0.2}
+METRICS_PREFIX = {"0": 0.3, "2": 0.1, "5": 0.2}
 
 
 def student(make: Any = LSQ) -> nn.Sequential:
-    """Quantised layers "0", "2" and "5", a batch norm "1", and a head "6" in full precision."""
+    """Quantized layers "0", "2" and "5", a batch norm "1", and a head "6" in full precision."""
     torch.manual_seed(0)
     layers: list[Any] = [
         QuantConv(source=nn.Conv2d(1, 4, 3)), QuantConv(source=nn.Conv2d(4, 2, 1)), QuantLinear(source=nn.Linear(8, 3))
@@ -42,11 +42,11 @@ def student(make: Any = LSQ) -> nn.Sequential:
     [
         ({"patterns": ["0"]}, ["0"]),
         ({"patterns": ["[256]"]}, ["2", "5", "6"]),
-        ({"figures": FIGURES, "share": 1 / 3}, ["0"]),
-        ({"figures": FIGURES, "share": 2 / 3}, ["0", "5"]),
-        ({"figures": FIGURES, "share": 1.0}, ["0", "2", "5"]),
-        ({"figures": FIGURES, "share": 0.01}, ["0"]),
-        ({"figures": FIGURES, "share": 0.33, "patterns": ["2"]}, ["0", "2"]),
+        ({"metrics": METRICS_PREFIX, "share": 1 / 3}, ["0"]),
+        ({"metrics": METRICS_PREFIX, "share": 2 / 3}, ["0", "5"]),
+        ({"metrics": METRICS_PREFIX, "share": 1.0}, ["0", "2", "5"]),
+        ({"metrics": METRICS_PREFIX, "share": 0.01}, ["0"]),
+        ({"metrics": METRICS_PREFIX, "share": 0.33, "patterns": ["2"]}, ["0", "2"]),
         ({}, []),
     ],
 )
@@ -60,10 +60,10 @@ def test_which_layers(chosen: dict[str, Any], names: list[str]) -> None:
         ({"patterns": ["fc*"]}, r"fit\.freeze\.layers: pattern 'fc\*' matches no layer with a weight"),
         ({"patterns": ["1"]}, r"pattern '1' matches no layer"),  # batch norm has no weight of two axes
         ({"share": 0.5}, r"fit\.freeze\.share: nothing is known .*\+callback@callbacks\.instability=instability"),
-        ({"share": 0.0, "figures": FIGURES}, r"fit\.freeze\.share: must be in \(0, 1\], got 0\.0"),
-        ({"share": 1.5, "figures": FIGURES}, r"must be in \(0, 1\], got 1\.5"),
-        ({"share": 0.5, "figures": {"0": 1.0, "2": 0.5}}, r"other layers than are quantised here \('5' is only in"),
-        ({"share": 0.5, "figures": FIGURES | {"7": 1.0}}, r"'7' is only in one of the two"),
+        ({"share": 0.0, "metrics": METRICS_PREFIX}, r"fit\.freeze\.share: must be in \(0, 1\], got 0\.0"),
+        ({"share": 1.5, "metrics": METRICS_PREFIX}, r"must be in \(0, 1\], got 1\.5"),
+        ({"share": 0.5, "metrics": {"0": 1.0, "2": 0.5}}, r"other layers than are quantized here \('5' is only in"),
+        ({"share": 0.5, "metrics": METRICS_PREFIX | {"7": 1.0}}, r"'7' is only in one of the two"),
     ],
 )
 def test_wrong_choices(chosen: dict[str, Any], message: str) -> None:
@@ -99,7 +99,7 @@ def test_a_frozen_layer_stays_and_the_others_learn(make_optimizer: Any) -> None:
 
 def test_what_is_frozen_is_in_no_group() -> None:
     model = student()
-    freeze_(model, figures=FIGURES, share=1.0)
+    freeze_(model, metrics=METRICS_PREFIX, share=1.0)
     held = {id(p) for group in parameter_groups([model], norm_decay=True) for p in group["params"]}
     layers: list[Any] = [model[i] for i in (0, 2, 5)]
     frozen = [parameter for layer in layers for parameter in (layer.weight, layer.weight_quantizer.scale)]
@@ -121,7 +121,7 @@ def test_a_projection_leaves_a_frozen_weight_alone() -> None:
 
 
 def test_a_frozen_layer_computes_what_will_be_stored() -> None:
-    """Noise over the weights ends: in training mode too, all of them are quantised."""
+    """Noise over the weights ends: in training mode too, all of them are quantized."""
     model = student(make=lambda spec: QuantNoise(spec=spec, quantizer=LSQ, rate=0.5))
     conv: Any = model[0]
     conv.weight_quantizer.begin_step_(progress=0.0, key=1)

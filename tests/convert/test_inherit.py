@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from qtrain.convert.calibrate import calibrate
-from qtrain.convert.inherit import heritage_of, inherit_quantizers_, inherit_weights_, quantizers_of
+from qtrain.convert.inherit import inherit_quantizers_, inherit_weights_, quantizers_of, student_state_of
 from qtrain.convert.layers import find_layers
 from qtrain.convert.plan import LayerPlan, plan_layers
 from qtrain.convert.swap import swap_layers
 from qtrain.observers.min_max import MinMax
-from qtrain.quantizers.affine import Affine
 from qtrain.quantizers.base import MakeQuantizer
-from qtrain.quantizers.lsq import LSQ
+from qtrain.quantizers.uniform.affine import Affine
+from qtrain.quantizers.uniform.lsq import LSQ
 from qtrain.spec import LayerBits
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -52,9 +52,9 @@ def trained(bits: int) -> nn.Sequential:
 
 def test_the_same_stage_again_is_the_same_student() -> None:
     before, after = trained(4), student(4)
-    heritage = heritage_of(before)
-    inherit_weights_(after, heritage)
-    assert inherit_quantizers_(after, heritage) == {}
+    student_state = student_state_of(before)
+    inherit_weights_(after, student_state)
+    assert inherit_quantizers_(after, student_state) == {}
     for name, tensor in before.state_dict().items():
         assert torch.equal(tensor, after.state_dict()[name]), name
     assert torch.equal(before.eval()(IMAGES), after.eval()(IMAGES))
@@ -62,8 +62,8 @@ def test_the_same_stage_again_is_the_same_student() -> None:
 
 def test_other_bits_are_left_to_switch() -> None:
     before, after = trained(8), student(2)
-    inherit_weights_(after, heritage_of(before))
-    wanted = inherit_quantizers_(after, heritage_of(before))
+    inherit_weights_(after, student_state_of(before))
+    wanted = inherit_quantizers_(after, student_state_of(before))
     assert wanted == {"0": LayerBits(2, 2), "4": LayerBits(2, 2)}
     assert {int(quantizer.bits) for quantizer in quantizers_of(after).values()} == {8}
     assert torch.equal(before.eval()(IMAGES), after.eval()(IMAGES)), "until they are switched nothing changes"
@@ -72,29 +72,29 @@ def test_other_bits_are_left_to_switch() -> None:
 def test_another_kind_of_quantizer_keeps_what_calibration_gave_it() -> None:
     before, after = trained(4), student(4, Affine)
     scale = after.get_buffer("0.weight_quantizer.scale").clone()
-    inherit_weights_(after, heritage_of(before))
-    assert inherit_quantizers_(after, heritage_of(before)) == {}
+    inherit_weights_(after, student_state_of(before))
+    assert inherit_quantizers_(after, student_state_of(before)) == {}
     assert torch.equal(after.get_parameter("0.weight"), before.get_parameter("0.weight"))
     assert torch.equal(after.get_buffer("0.weight_quantizer.scale"), scale)
 
 
 def test_a_student_in_full_precision_takes_the_weights_and_gives_them_on() -> None:
     float_student, after = network(), student(4)
-    inherit_weights_(float_student, heritage_of(trained(4)))
+    inherit_weights_(float_student, student_state_of(trained(4)))
     assert torch.equal(float_student.get_parameter("0.weight"), trained(4).get_parameter("0.weight"))
-    inherit_weights_(after, heritage_of(float_student))
+    inherit_weights_(after, student_state_of(float_student))
     assert torch.equal(after.get_parameter("4.weight"), float_student.get_parameter("4.weight"))
 
 
 def test_what_is_left_does_not_change_any_more() -> None:
     before = trained(4)
-    heritage = heritage_of(before)
-    kept = heritage.tensors["0.weight"].clone()
+    student_state = student_state_of(before)
+    kept = student_state.tensors["0.weight"].clone()
     with torch.no_grad():
         before.get_parameter("0.weight").zero_()
-    assert torch.equal(heritage.tensors["0.weight"], kept)
+    assert torch.equal(student_state.tensors["0.weight"], kept)
 
 
 def test_another_network_is_refused() -> None:
     with pytest.raises(ValueError, match=r"stages: .*must have the same model"):
-        inherit_weights_(student(4, width=8), heritage_of(trained(4)))
+        inherit_weights_(student(4, width=8), student_state_of(trained(4)))

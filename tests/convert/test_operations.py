@@ -1,4 +1,4 @@
-"""Sums, products and softmax become modules without changing the function, and can then be quantised."""
+"""Sums, products and softmax become modules without changing the function, and can then be quantized."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qtrain.convert.swap import swap_layers
 from qtrain.cost.count import OUTSIDE_LAYERS, count
 from qtrain.models.factory import create_model
 from qtrain.observers.min_max import MinMax
-from qtrain.quantizers.affine import Affine
+from qtrain.quantizers.uniform.affine import Affine
 from qtrain.spec import LayerBits
 
 RECIPE = LayerPlan(weight=Affine, input=Affine, weight_observer=MinMax, input_observer=MinMax)
@@ -76,7 +76,7 @@ def test_attention_is_taken_apart() -> None:
         torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def quantised(model: nn.Module, x: Tensor, kinds: dict[str, int]) -> nn.Module:
+def quantized(model: nn.Module, x: Tensor, kinds: dict[str, int]) -> nn.Module:
     expose_operations(model, kinds, x)
     found = find_layers(model, x)
     bits = {name: LayerBits(32, kinds[kind]) for name, kind in found.operands.items()}
@@ -86,11 +86,11 @@ def quantised(model: nn.Module, x: Tensor, kinds: dict[str, int]) -> nn.Module:
     return model
 
 
-def test_the_operands_of_a_sum_are_quantised() -> None:
+def test_the_operands_of_a_sum_are_quantized() -> None:
     """Worked by hand on one block: the sum is that of two rounded tensors."""
     model, x = resnet()
     original = copy.deepcopy(model)
-    quantised(model, x, {"add": 3})
+    quantized(model, x, {"add": 3})
     block, before = model.layer1[0], original.layer1[0]
     with torch.no_grad():
         stem = original.act1(original.bn1(original.conv1(x)))
@@ -110,14 +110,14 @@ def test_a_precision_highway_is_nearer_than_a_low_residual_path() -> None:
         model, x = resnet()
         with torch.no_grad():
             expected = model(x)
-            errors.append((quantised(model, x, {"add": bits})(x) - expected).square().mean().item())
+            errors.append((quantized(model, x, {"add": bits})(x) - expected).square().mean().item())
     assert errors[1] < errors[0] / 10
 
 
 def test_products_count_with_their_bits() -> None:
     model, x = vit()
     before = count(model, x)
-    model = quantised(model, x, {"matmul": 4, "softmax": 8})
+    model = quantized(model, x, {"matmul": 4, "softmax": 8})
     after = count(model, x)
     rows = {layer.name: layer for layer in after.layers}
     product = rows["blocks.0.attn.matmul_0"]
@@ -133,7 +133,7 @@ def test_products_count_with_their_bits() -> None:
 
 def test_it_trains_and_compiles() -> None:
     model, x = resnet()
-    quantised(model, x, {"add": 4}).train()
+    quantized(model, x, {"add": 4}).train()
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     loss = compiled(x).square().mean()

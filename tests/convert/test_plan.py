@@ -13,8 +13,8 @@ from qtrain.convert.plan import IN_FLOAT, LayerPlan, Policy, plan_layers
 from qtrain.convert.swap import swap_layers
 from qtrain.observers.min_max import MinMax
 from qtrain.observers.moving_average import MovingAverage
-from qtrain.quantizers.affine import Affine
-from qtrain.quantizers.lsq import LSQ
+from qtrain.quantizers.uniform.affine import Affine
+from qtrain.quantizers.uniform.lsq import LSQ
 from qtrain.spec import LayerBits, PerChannel, PerGroup, PerTensor
 
 RECIPE = LayerPlan(weight=LSQ, input=LSQ, weight_observer=MinMax, input_observer=MinMax)

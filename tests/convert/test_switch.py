@@ -1,4 +1,4 @@
-"""A change of bits moves the quantised values no more than it must."""
+"""A change of bits moves the quantized values no more than it must."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from qtrain.convert.switch import calibrate_at_, fitted_factor, switch_bits_
 from qtrain.nn import QuantConv, QuantLinear
 from qtrain.observers.min_max import MinMax
 from qtrain.observers.squared_error import SquaredError
-from qtrain.quantizers.affine import Affine
-from qtrain.quantizers.apot import APoT
 from qtrain.quantizers.base import MakeQuantizer, Quantizer
-from qtrain.quantizers.blend import Blend
-from qtrain.quantizers.dorefa import DoReFa
-from qtrain.quantizers.duq import DuQ
+from qtrain.quantizers.codebook.apot import APoT
+from qtrain.quantizers.codebook.kmeans import KMeans
+from qtrain.quantizers.codebook.power_of_two import PowerOfTwo
 from qtrain.quantizers.hooks import Rescalable
-from qtrain.quantizers.kmeans import KMeans
-from qtrain.quantizers.lsq import LSQ
-from qtrain.quantizers.lsq_plus import LSQPlus
-from qtrain.quantizers.outlier import Outlier
-from qtrain.quantizers.pact import PACT
-from qtrain.quantizers.power_of_two import PowerOfTwo
-from qtrain.quantizers.stochastic_rounding import StochasticRounding
+from qtrain.quantizers.uniform.affine import Affine
+from qtrain.quantizers.uniform.dorefa import DoReFa
+from qtrain.quantizers.uniform.duq import DuQ
+from qtrain.quantizers.uniform.lsq import LSQ
+from qtrain.quantizers.uniform.lsq_plus import LSQPlus
+from qtrain.quantizers.uniform.pact import PACT
+from qtrain.quantizers.uniform.stochastic_rounding import StochasticRounding
+from qtrain.quantizers.wrappers.blend import Blend
+from qtrain.quantizers.wrappers.outlier import Outlier
 from qtrain.spec import FULL_PRECISION, LayerBits, PerBlock, PerChannel, PerTensor, QuantSpec
 
 EVEN: dict[str, Any] = {
@@ -46,7 +46,7 @@ EVEN: dict[str, Any] = {
 }
 LEVELS: dict[str, Any] = {
     "apot": partial(APoT, normalize=False),
-    "apot_normalised": APoT,
+    "apot_normalized": APoT,
     "power_of_two": PowerOfTwo,
     "inq": partial(PowerOfTwo, scale="power_of_two"),
 }
@@ -191,7 +191,7 @@ def test_values_that_fewer_bits_have_do_not_move() -> None:
     assert float(coarse.scale) == 1.0
 
 
-@pytest.mark.parametrize("name", [*sorted(set(RANGED) - {"zero_point", "apot_normalised"}), "pact"])
+@pytest.mark.parametrize("name", [*sorted(set(RANGED) - {"zero_point", "apot_normalized"}), "pact"])
 def test_rescaling_scales_every_value(name: str) -> None:
     x = noise(4, 6)
     make, weight = (PACT, False) if name == "pact" else (RANGED[name], True)
@@ -301,8 +301,8 @@ def test_a_quantizer_without_a_range_gets_its_bits_and_that_is_said(caplog: pyte
 
 
 WRONG = [
-    ({"conv": LayerBits(4, 4)}, "'conv' is not a quantised layer of this model"),
-    ({"0": LayerBits(FULL_PRECISION, 4)}, "the weight of layer '0' is quantised to 8 bits and cannot become 32"),
+    ({"conv": LayerBits(4, 4)}, "'conv' is not a quantized layer of this model"),
+    ({"0": LayerBits(FULL_PRECISION, 4)}, "the weight of layer '0' is quantized to 8 bits and cannot become 32"),
     ({"0": LayerBits(4, 4), "3": LayerBits(4, 20)}, "layer '3': LSQ: bits must be 1..16, got 20"),
     ({"0": LayerBits(4, 4), "3": LayerBits(1, 4)}, "layer '3': LSQ: 1 bit.* leave no positive code"),
 ]

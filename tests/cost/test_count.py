@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from qtrain.cost.count import OUTSIDE_LAYERS, count
 from qtrain.nn import QuantConv, QuantConvTranspose, QuantEmbedding, QuantLinear
-from qtrain.quantizers.abc_net import ABCNet
-from qtrain.quantizers.affine import Affine
-from qtrain.quantizers.kmeans import KMeans
-from qtrain.quantizers.lsq import LSQ
-from qtrain.quantizers.xnor import XNOR
+from qtrain.quantizers.binary.abc_net import ABCNet
+from qtrain.quantizers.binary.xnor import XNOR
+from qtrain.quantizers.codebook.kmeans import KMeans
+from qtrain.quantizers.uniform.affine import Affine
+from qtrain.quantizers.uniform.lsq import LSQ
 from qtrain.spec import PerChannel, QuantSpec
 
 
@@ -31,8 +31,8 @@ class Small(nn.Module):
         return self.fc(self.bn(self.conv(x)).relu().mean((2, 3)))
 
 
-def quantised(model: Small, *, weight_bits: int = 3, input_bits: int = 2, per_channel: bool = True) -> Small:
-    """``model`` with its convolution quantised, the linear layer left in floating point."""
+def quantized(model: Small, *, weight_bits: int = 3, input_bits: int = 2, per_channel: bool = True) -> Small:
+    """``model`` with its convolution quantized, the linear layer left in floating point."""
     layer = QuantConv(source=model.conv)
     spec = QuantSpec(bits=weight_bits, shape=tuple(layer.weight.shape), signed=True)
     layer.weight_quantizer = LSQ(spec=spec, granularity=PerChannel(0)) if per_channel else LSQ(spec=spec)
@@ -59,8 +59,8 @@ def test_full_precision_by_hand() -> None:
     assert cost.effective_bits == 32.0
 
 
-def test_quantised_by_hand() -> None:
-    cost = count(quantised(Small()), IMAGE)
+def test_quantized_by_hand() -> None:
+    cost = count(quantized(Small()), IMAGE)
     conv, fc = cost.layers
     # Weight: 108 codes of 3 bits and 4 scales of 32: 324 + 128 = 452 bits = 56.5 bytes, stored in 57. Input: one scale.
     assert (conv.weight_bits, conv.input_bits) == (3, 2)
@@ -78,12 +78,12 @@ def test_quantised_by_hand() -> None:
 
 
 def test_one_scale_costs_less_than_one_a_channel() -> None:
-    per_tensor = count(quantised(Small(), per_channel=False), IMAGE)
+    per_tensor = count(quantized(Small(), per_channel=False), IMAGE)
     assert per_tensor.layers[0].weight_storage_bits == 108 * 3 + 32
 
 
 def test_zero_points_are_counted() -> None:
-    model = quantised(Small())
+    model = quantized(Small())
     assert isinstance(model.conv, QuantConv)
     model.conv.weight_quantizer = Affine(spec=QuantSpec(bits=4, shape=(4, 3, 3, 3)), symmetric=False)
     model.conv.input_quantizer = Affine(spec=QuantSpec(bits=8), symmetric=False)
@@ -93,7 +93,7 @@ def test_zero_points_are_counted() -> None:
 
 
 def test_weight_only_quantization_leaves_the_input_at_32_bits() -> None:
-    model = quantised(Small())
+    model = quantized(Small())
     assert isinstance(model.conv, QuantConv)
     model.conv.input_quantizer = None
     conv = count(model, IMAGE).layers[0]
@@ -102,7 +102,7 @@ def test_weight_only_quantization_leaves_the_input_at_32_bits() -> None:
 
 
 def test_an_index_into_a_table_of_floats_multiplies_as_a_float() -> None:
-    model = quantised(Small())
+    model = quantized(Small())
     assert isinstance(model.conv, QuantConv)
     quantizer = KMeans(spec=QuantSpec(bits=3, shape=(4, 3, 3, 3), signed=True))
     model.conv.weight_quantizer = quantizer
@@ -128,8 +128,8 @@ def test_every_kind_of_layer_by_hand() -> None:
     assert cost.size_bytes == 25 + 12 + 15 + 4 * (2 + 3)
 
 
-def test_what_it_takes_to_quantise_a_weight_is_no_cost_of_an_image() -> None:
-    model = quantised(Small())
+def test_what_it_takes_to_quantize_a_weight_is_no_cost_of_an_image() -> None:
+    model = quantized(Small())
     assert isinstance(model.conv, QuantConv)
     model.conv.weight_quantizer = ABCNet(spec=QuantSpec(bits=3, shape=(4, 3, 3, 3), signed=True))
     cost = count(model, IMAGE)
@@ -139,13 +139,13 @@ def test_what_it_takes_to_quantise_a_weight_is_no_cost_of_an_image() -> None:
 
 
 def test_the_map_of_input_magnitudes_is_a_cost_of_each_image() -> None:
-    model = quantised(Small())
+    model = quantized(Small())
     assert isinstance(model.conv, QuantConv)
     model.conv.input_quantizer = XNOR(spec=QuantSpec(bits=1))
     assert count(model, IMAGE).macs > 6932
 
 
-def test_resnet20_has_the_known_figures() -> None:
+def test_resnet20_has_the_known_metrics() -> None:
     cifar_resnet = pytest.importorskip("qtrain.models.cifar_resnet")
     model = cifar_resnet.cifar_resnet20()
     cost = count(model, torch.zeros(1, 3, 32, 32))
@@ -159,7 +159,7 @@ def test_resnet20_has_the_known_figures() -> None:
 
 
 def test_the_model_is_left_as_it_was() -> None:
-    model = quantised(Small()).train()
+    model = quantized(Small()).train()
     model.bn.eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     count(model, torch.randn(2, 3, 8, 8))
@@ -169,7 +169,7 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 def test_a_disabled_quantizer_still_counts() -> None:
-    model = quantised(Small())
+    model = quantized(Small())
     expected = count(model, IMAGE)
     assert isinstance(model.conv, QuantConv) and model.conv.weight_quantizer is not None
     model.conv.weight_quantizer.enabled = False
@@ -243,7 +243,7 @@ def test_a_parameter_that_a_full_precision_layer_shares_stays_stored() -> None:
 
 
 class Gain(nn.Module):
-    """A weight standardisation with a learned gain a channel, which the stored codes absorb."""
+    """A weight standardization with a learned gain a channel, which the stored codes absorb."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -262,7 +262,7 @@ def test_what_transforms_the_weight_is_not_stored_beside_its_codes() -> None:
 
 
 def test_a_plain_dict_carries_the_summary_fields() -> None:
-    cost = count(quantised(Small()), IMAGE)
+    cost = count(quantized(Small()), IMAGE)
     plain = cost.as_dict()
     assert plain["size_bytes"] == cost.size_bytes and plain["bops"] == cost.bops
     assert math.isclose(plain["compression"], cost.compression)
@@ -271,7 +271,7 @@ def test_a_plain_dict_carries_the_summary_fields() -> None:
 
 
 def test_a_weight_that_is_not_finite_is_refused() -> None:
-    model = quantised(Small())
+    model = quantized(Small())
     with torch.no_grad():
         model.conv.weight[0, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="NaN or infinity"):

@@ -13,9 +13,9 @@ from PIL import Image
 SIZE = 12
 
 
-def picture(number: int, grey: bool = False) -> np.ndarray:
+def picture(number: int, gray: bool = False) -> np.ndarray:
     """A reproducible image: (SIZE, SIZE, 3) or (SIZE, SIZE) uint8."""
-    shape = (SIZE, SIZE) if grey else (SIZE, SIZE, 3)
+    shape = (SIZE, SIZE) if gray else (SIZE, SIZE, 3)
     return np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8)
 
 
@@ -26,14 +26,14 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def write_parquet(
-    path: Path, numbers: range, *, image: str = "img", label: str = "label", grey: bool = False, classes: int = 3
+    path: Path, numbers: range, *, image: str = "img", label: str = "label", gray: bool = False, classes: int = 3
 ) -> None:
     """Images ``picture(number)`` with label number modulo ``classes``, as the datasets library writes them."""
     features = datasets.Features(
         {image: datasets.Image(), label: datasets.ClassLabel(names=[f"class{c}" for c in range(classes)])}
     )
     rows = {
-        image: [{"bytes": png(picture(n, grey)), "path": None} for n in numbers],
+        image: [{"bytes": png(picture(n, gray)), "path": None} for n in numbers],
         label: [n % classes for n in numbers],
     }
     datasets.Dataset.from_dict(rows, features=features).to_parquet(path)

@@ -1,4 +1,4 @@
-"""Crop, flip, normalise and mixing against slow, plain versions of themselves."""
+"""Crop, flip, normalize and mixing against slow, plain versions of themselves."""
 
 from __future__ import annotations
 

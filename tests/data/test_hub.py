@@ -22,7 +22,7 @@ def images(root: Path, tmp_path: Path, **options: object) -> HubImages:
 
 
 def pixels(data: HubImages) -> torch.Tensor:
-    """All test images as bytes again, undoing the normalisation."""
+    """All test images as bytes again, undoing the normalization."""
     image = torch.cat([batch.image for batch in data.test_dataloader()])
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (data.info.mean, data.info.std))
     return ((image * std + mean) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
@@ -50,11 +50,11 @@ def test_statistics_come_from_the_training_images(parquet_root: Path, tmp_path: 
 
 def test_grey_images_have_one_channel(tmp_path: Path) -> None:
     for split in ("train", "test"):
-        write_parquet(tmp_path / f"{split}.parquet", range(10), image="image", grey=True)
+        write_parquet(tmp_path / f"{split}.parquet", range(10), image="image", gray=True)
     data = images(tmp_path, tmp_path)
     data.setup()
     assert data.info.in_channels == 1
-    assert np.array_equal(pixels(data)[..., 0].numpy(), np.stack([picture(n, grey=True) for n in range(10)]))
+    assert np.array_equal(pixels(data)[..., 0].numpy(), np.stack([picture(n, gray=True) for n in range(10)]))
 
 
 def test_plain_parquet_without_the_librarys_metadata(tmp_path: Path) -> None:
@@ -185,9 +185,9 @@ def test_real_cifar10(shared_data: Path, tmp_path: Path) -> None:
     """The test images' own statistics are near the published ones of the training images."""
     files = source.parquet_files(str(shared_data / "cifar10"), "test")
     rows = source.open_small(files).select(range(300))
-    labelled = source.find_columns(rows, image=None, label=None, where="cifar10")
-    assert (labelled.image, labelled.label, labelled.num_classes) == ("img", "label", 10)
-    decoded = source.decode(labelled, "cifar10")
+    labeled = source.find_columns(rows, image=None, label=None, where="cifar10")
+    assert (labeled.image, labeled.label, labeled.num_classes) == ("img", "label", 10)
+    decoded = source.decode(labeled, "cifar10")
     assert decoded.shape == (300, 32, 32, 3)
     assert (decoded / 255).mean((0, 1, 2)) == pytest.approx([0.4914, 0.4822, 0.4465], abs=0.03)
-    assert len(source.targets_of(labelled, "cifar10")) == 300
+    assert len(source.targets_of(labeled, "cifar10")) == 300

@@ -32,7 +32,7 @@ def test_digits_are_the_digits() -> None:
     assert torch.cat([b.target for b in batches]).bincount(minlength=10).min() > 20
 
 
-def test_nearest_class_mean_recognises_them() -> None:
+def test_nearest_class_mean_recognizes_them() -> None:
     """Images and labels belong together: the simplest classifier there is reaches 85 percent."""
     data = digits(batch_size=1437)
     (train,) = data.calibration_batches(1)
@@ -41,7 +41,7 @@ def test_nearest_class_mean_recognises_them() -> None:
     assert (torch.cdist(test.image.flatten(1), means).argmin(1) == test.target).float().mean() > 0.85
 
 
-def test_training_batches_are_normalised_and_typed() -> None:
+def test_training_batches_are_normalized_and_typed() -> None:
     batches = list(digits().train_dataloader())
     assert len(batches) == 1437 // 64
     image = torch.cat([b.image for b in batches])

@@ -1,4 +1,4 @@
-"""Imagined images in place of training images, and data sets that leave their training images where they are."""
+"""SyntheticFolder images in place of training images, and data sets that leave their training images where they are."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ from qtrain.data.base import VisionData
 from qtrain.data.digits import Digits
 from qtrain.data.folder import ImageFolder
 from qtrain.data.hub import HubImages
-from qtrain.data.imagined import MANIFEST, Manifest, read_manifest, read_shard, shard_path, write_manifest, write_shard
 from qtrain.data.parquet import ParquetImages
 from qtrain.data.synthetic import SyntheticImages
+from qtrain.data.synthetic_store import (
+    MANIFEST,
+    Manifest,
+    read_manifest,
+    read_shard,
+    shard_path,
+    write_manifest,
+    write_shard,
+)
 
 GREY = {"mean": [0.5], "std": [0.25]}
 RGB = {"mean": [0.5] * 3, "std": [0.25] * 3}
@@ -58,7 +66,7 @@ def test_images_come_back_as_they_were_written(tmp_path: Path, channels: int) ->
 def test_the_manifest_says_what_was_reached_and_tells_folders_apart(tmp_path: Path) -> None:
     one, two = folder_of(tmp_path / "one"), folder_of(tmp_path / "two")
     other = folder_of(tmp_path / "other", batches=3)
-    assert one.figures == {"images": 12, "loss": 1.5}
+    assert one.metrics == {"images": 12, "loss": 1.5}
     assert one.identity == two.identity != other.identity
     assert read_manifest(tmp_path / "one") == one
 

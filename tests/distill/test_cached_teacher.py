@@ -119,7 +119,7 @@ def test_the_run_that_writes_top_k_sees_what_later_ones_see(tmp_path: Path) -> N
         lambda folder: cached(folder, data=digits(mean=[0.2], std=[0.4])),
         lambda folder: cached(folder, keeps=TOP_K),
     ],
-    ids=["weights", "precision", "normalisation", "seed", "flip", "crop", "mixup", "mean and std", "format"],
+    ids=["weights", "precision", "normalization", "seed", "flip", "crop", "mixup", "mean and std", "format"],
 )
 def test_what_changes_an_answer_is_another_cache(
     change: Callable[[Path], CachedTeacher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

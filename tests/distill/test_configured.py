@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from qtrain.config.compose import compose
+from qtrain.config.instantiate import instantiate
 from qtrain.distill.attention import Attention
 from qtrain.distill.objective import Objective
 from qtrain.distill.similarity import Similarity
 from qtrain.distill.soft import Soft
 from qtrain.schedules.cosine import Cosine
 from qtrain.schedules.linear import Linear
-from qtrain.tasks.config import compose
-from qtrain.tasks.instantiate import instantiate
-from qtrain.tasks.targets import ConfigError
+from qtrain.utils.errors import ConfigError
 
 
 def objective(*overrides: str) -> Objective:

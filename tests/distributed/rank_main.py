@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning.utilities import rank_zero_only
 
+from qtrain.config.compose import compose
 from qtrain.tasks import train
-from qtrain.tasks.config import compose
 
 
 def main(jobs: Path) -> None:

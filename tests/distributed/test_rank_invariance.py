@@ -17,10 +17,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from qtrain.tasks import conf_dir
-from qtrain.tasks.build import build_model
-from qtrain.tasks.config import compose
-from qtrain.tasks.load import load_data
+from qtrain.config.compose import compose
+from qtrain.pipeline.build_model import build_model
+from qtrain.pipeline.load_data import load_data
+from qtrain.settings.conf_dir import conf_dir
 from tests.distributed.ranks import distance, losses_of, start, student_of, train_on
 
 SMALL = [

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qtrain.lit.loggers import WALL_CLOCK_FIELDS
+from qtrain.tracking.loggers import WALL_CLOCK_FIELDS
 from tests.distributed.rank_main import as_rank
 from tests.distributed.ranks import student_of
 
@@ -84,10 +84,10 @@ def test_twenty_random_kills_change_nothing(tmp_path: Path) -> None:
     assert end(life(killed, cache)) == [0, 0], (killed / "0.log").read_text()[-3000:]
     expected, found = student_of(left_alone / "adhoc" / "run"), student_of(killed / "adhoc" / "run")
     assert expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
-    assert figures(left_alone) == figures(killed)
+    assert metrics(left_alone) == metrics(killed)
 
 
-def figures(folder: Path) -> list[dict[str, float]]:
+def metrics(folder: Path) -> list[dict[str, float]]:
     """What the run logged, without what the clock says."""
     text = (folder / "adhoc" / "run" / "metrics.jsonl").read_text()
     logged = [json.loads(line) for line in text.splitlines()]

@@ -283,7 +283,7 @@ def test_codes_lie_in_range_and_rise_with_the_values(
     assert (result.diff() >= 0).all()
     assert torch.equal(result, (codes - zero_point) * step), "forward and storage are one"
     again = quantize(result, step, *tensors(low, high), zero_point)
-    assert torch.equal(again, codes), "a quantised value has its own code"
+    assert torch.equal(again, codes), "a quantized value has its own code"
 
 
 @given(BITS, st.floats(1e-3, 1e3), st.lists(finite, min_size=1, max_size=20))

@@ -67,7 +67,7 @@ def test_the_gradient_is_temperature_times_the_difference_of_probabilities(tempe
 
 
 def test_at_high_temperature_the_gradient_does_not_depend_on_it() -> None:
-    """Eq. 4: towards (z - v) / K for logits of zero mean, whatever T, which is what the factor T^2 is for."""
+    """Eq. 4: toward (z - v) / K for logits of zero mean, whatever T, which is what the factor T^2 is for."""
     student, teacher = noise(8, 10), noise(8, 10, seed=1)
     student, teacher = (z - z.mean(1, keepdim=True) for z in (student, teacher))
     leaf = student.clone().requires_grad_()

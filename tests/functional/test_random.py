@@ -65,7 +65,7 @@ def test_seed_epoch_and_stream_give_independent_numbers(other: dict[str, int]) -
 
 
 def test_uniform_in_range_and_flat() -> None:
-    """Chi-square over 64 cells: mean 63, standard deviation 11.2; also the neighbours are uncorrelated."""
+    """Chi-square over 64 cells: mean 63, standard deviation 11.2; also the neighbors are uncorrelated."""
     values = draw(n=1 << 16, count=2)
     assert values.dtype == torch.float32
     assert values.min() >= 0 and values.max() < 1

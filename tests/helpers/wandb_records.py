@@ -34,12 +34,12 @@ class Recorded:
     preempting: bool = False
     exit_code: int | None = None
 
-    def rows(self, figure: str) -> list[dict[str, Any]]:
-        """The rows that have ``figure``, without the client's own columns."""
+    def rows(self, metric: str) -> list[dict[str, Any]]:
+        """The rows that have ``metric``, without the client's own columns."""
         return [
             {name: value for name, value in row.items() if not name.startswith("_")}
             for row in self.history
-            if figure in row
+            if metric in row
         ]
 
 

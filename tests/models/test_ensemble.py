@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from qtrain.config.compose import compose
 from qtrain.models.ensemble import Combine, Ensemble, combine_logits
 from qtrain.models.taps import feature_shapes
 from qtrain.models.teacher import FrozenTeacher
-from qtrain.tasks.config import compose
-from qtrain.tasks.load import load_data
-from qtrain.tasks.pretrain import trained_model
-from qtrain.tasks.targets import ConfigError
+from qtrain.pipeline.load_data import load_data
+from qtrain.pipeline.pretrain import trained_model
 from qtrain.tasks.variants import run_task
+from qtrain.utils.errors import ConfigError
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -60,7 +60,7 @@ def test_members_that_agree_say_what_one_says(combine: Combine) -> None:
 
 
 @pytest.mark.parametrize("combine", ["logits", "probabilities"])
-def test_shares_are_normalised_and_belong_to_names(combine: Combine) -> None:
+def test_shares_are_normalized_and_belong_to_names(combine: Combine) -> None:
     a, b = member(0).eval(), member(1, width=6).eval()
     image = noise(6, 3, 2, 2)
     answer = Ensemble(members={"a": a, "b": b}, shares={"b": 6.0, "a": 2.0}, combine=combine)(image)

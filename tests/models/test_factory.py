@@ -50,11 +50,11 @@ def test_other_stems(name: str, size: int, line: str, caplog: pytest.LogCaptureF
     assert model.eval()(torch.randn(1, 3, size, size)).shape == (1, 3)
 
 
-def test_a_kept_stem_is_the_centre_of_the_old_one() -> None:
+def test_a_kept_stem_is_the_center_of_the_old_one() -> None:
     model = timm.create_model("resnet18")
-    centre = model.conv1.weight[:, :, 2:5, 2:5].clone()
+    center = model.conv1.weight[:, :, 2:5, 2:5].clone()
     adapt_small_stem(model, keep_weights=True)
-    assert torch.equal(model.conv1.weight, centre)
+    assert torch.equal(model.conv1.weight, center)
 
 
 def test_an_adapted_model_loads_its_own_file(tmp_path: Path) -> None:

@@ -130,18 +130,18 @@ def test_teacher_is_frozen_and_unregistered(model: nn.Module) -> None:
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
-def test_teacher_sees_its_own_normalisation(model: nn.Module) -> None:
-    def normalised(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+def test_teacher_sees_its_own_normalization(model: nn.Module) -> None:
+    def normalized(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
         return (pixels - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
 
     pixels = torch.rand(4, 3, 16, 16)
     teacher = FrozenTeacher(model, mean=MEAN, std=STD, data_mean=DATA_MEAN, data_std=DATA_STD)
     with torch.no_grad():
-        expected = model(normalised(pixels, MEAN, STD))
-    logits, _ = teacher(normalised(pixels, DATA_MEAN, DATA_STD))
+        expected = model(normalized(pixels, MEAN, STD))
+    logits, _ = teacher(normalized(pixels, DATA_MEAN, DATA_STD))
     torch.testing.assert_close(logits, expected)
     equal = FrozenTeacher(model, mean=MEAN, std=STD, data_mean=list(MEAN), data_std=list(STD))
-    assert torch.equal(equal(normalised(pixels, MEAN, STD))[0], expected)
+    assert torch.equal(equal(normalized(pixels, MEAN, STD))[0], expected)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_teacher_sees_its_own_normalisation(model: nn.Module) -> None:
         ({"mean": MEAN, "std": (0.0, 1.0, 1.0), "data_mean": MEAN, "data_std": STD}, "must be positive"),
     ],
 )
-def test_teacher_with_wrong_normalisation(model: nn.Module, options: dict, line: str) -> None:
+def test_teacher_with_wrong_normalization(model: nn.Module, options: dict, line: str) -> None:
     with pytest.raises(ValueError, match=line):
         FrozenTeacher(model, **options)
 

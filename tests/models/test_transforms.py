@@ -27,7 +27,7 @@ def test_evaluation_by_hand() -> None:
     torch.testing.assert_close(x, torch.tensor(expected).view(3, 1, 1).expand(3, 32, 32))
 
 
-def test_evaluation_crops_the_centre() -> None:
+def test_evaluation_crops_the_center() -> None:
     image = picture(size=(32, 32))
     x = create_transform(image_size=16, train=False, mean=(0.0,) * 3, std=(1.0,) * 3, crop_pct=0.5)(image)
     assert torch.equal(x, torch.from_numpy(np.asarray(image)[8:24, 8:24] / np.float32(255)).permute(2, 0, 1))
@@ -36,10 +36,10 @@ def test_evaluation_crops_the_centre() -> None:
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "1"])
 @pytest.mark.parametrize("train", [True, False])
 def test_every_mode_gives_the_channels_of_mean(mode: str, train: bool) -> None:
-    colour = create_transform(image_size=24, train=train, **NORMAL)
-    grey = create_transform(image_size=24, train=train, mean=(0.5,), std=(0.2,))
-    assert colour(picture(mode)).shape == (3, 24, 24)
-    assert grey(picture(mode)).shape == (1, 24, 24)
+    color = create_transform(image_size=24, train=train, **NORMAL)
+    gray = create_transform(image_size=24, train=train, mean=(0.5,), std=(0.2,))
+    assert color(picture(mode)).shape == (3, 24, 24)
+    assert gray(picture(mode)).shape == (1, 24, 24)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qtrain.functional.ste import round_ste
 from qtrain.nn import QuantConv
 from qtrain.nn.folded import LEAST, FoldedWeight, holding_factors
-from qtrain.quantizers.affine import Affine
+from qtrain.quantizers.uniform.affine import Affine
 from qtrain.spec import Observed, PerChannel, QuantSpec
 
 

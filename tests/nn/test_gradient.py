@@ -1,4 +1,4 @@
-"""Quantised gradients: an identity forward, the paper's formula backward, and no bias."""
+"""Quantized gradients: an identity forward, the paper's formula backward, and no bias."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_dorefas_formula_element_by_element_in_float64(bits: int) -> None:
 
 
 @pytest.mark.parametrize("granularity", [PerTensor(), PerSample()])
-def test_integer_gradients_are_a_neighbouring_multiple_of_the_scale(granularity: Granularity) -> None:
+def test_integer_gradients_are_a_neighboring_multiple_of_the_scale(granularity: Granularity) -> None:
     grad = noise(4, 3, 5).double()
     codes_high = 2**7 - 1
     result = backward(IntegerGradient(granularity=granularity), grad.float()).double()

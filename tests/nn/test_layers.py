@@ -1,4 +1,4 @@
-"""Quantised layers: the original bit for bit without quantizers, and with them what their formula says."""
+"""Quantized layers: the original bit for bit without quantizers, and with them what their formula says."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qtrain.models.forms import LayerForm, describe
+from qtrain.models.layer_kinds import LayerSpec, describe
 from qtrain.nn import QuantConv, QuantConvTranspose, QuantEmbedding, QuantLinear
 from qtrain.nn.conv_transpose import outputs_first
 from qtrain.observers.min_max import MinMax
-from qtrain.quantizers.affine import Affine
 from qtrain.quantizers.base import Quantizer
-from qtrain.quantizers.xnor import XNOR
+from qtrain.quantizers.binary.xnor import XNOR
+from qtrain.quantizers.uniform.affine import Affine
 from qtrain.spec import Granularity, PerChannel, PerTensor, QuantSpec
 
 
@@ -56,7 +56,7 @@ def test_a_convolution_without_quantizers_is_its_source(options: dict[str, objec
 def test_what_conversion_pads_is_padded_once(mode: str) -> None:
     source = nn.Conv2d(4, 6, (3, 5), padding=(1, 2), padding_mode=mode)
     form = describe(source)
-    assert isinstance(form, LayerForm) and form.pad is not None
+    assert isinstance(form, LayerSpec) and form.pad is not None
     layer, x = QuantConv(source=source, pad=form.pad), torch.randn(2, 4, 9, 9)
     assert torch.equal(layer(x), source(x))
 
@@ -120,7 +120,7 @@ def test_a_transposed_convolution_takes_an_output_size() -> None:
     assert torch.equal(QuantConvTranspose(source=source)(x, output_size=[10, 10]), source(x, output_size=[10, 10]))
 
 
-def test_rows_of_a_quantised_table() -> None:
+def test_rows_of_a_quantized_table() -> None:
     source = nn.Embedding(5, 4, padding_idx=0)
     layer = QuantEmbedding(source=source)
     index = torch.tensor([[0, 3], [4, 1]])
@@ -135,7 +135,7 @@ def test_rows_of_a_quantised_table() -> None:
 
 
 class Doubling(nn.Module):
-    """A gradient quantizer that anyone can recognise."""
+    """A gradient quantizer that anyone can recognize."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 2 * x - x.detach()

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from qtrain.nn import QuantConv, QuantConvTranspose, QuantEmbedding, QuantLinear
 from qtrain.nn.conv_transpose import outputs_first
 from qtrain.nn.project import partition_weights_, project_weights_
-from qtrain.quantizers.affine import Affine
 from qtrain.quantizers.base import Quantizer
-from qtrain.quantizers.binary_connect import BinaryConnect
+from qtrain.quantizers.binary.binary_connect import BinaryConnect
 from qtrain.quantizers.hooks import begin_step_
-from qtrain.quantizers.incremental import Incremental
-from qtrain.quantizers.lsq import LSQ
+from qtrain.quantizers.uniform.affine import Affine
+from qtrain.quantizers.uniform.lsq import LSQ
+from qtrain.quantizers.wrappers.incremental import Incremental
 from qtrain.spec import QuantSpec
 
 LAYERS = {
@@ -93,11 +93,11 @@ def test_a_weight_that_learns_nothing_is_not_partitioned() -> None:
     assert not layer.weight_quantizer.frozen.any()
 
 
-def test_a_standardised_weight_has_no_part_to_set() -> None:
+def test_a_standardized_weight_has_no_part_to_set() -> None:
     layer = QuantConv(source=nn.Conv2d(4, 6, 3), weight_transform=nn.Identity())
     spec = QuantSpec(bits=8, shape=(6, 4, 3, 3), signed=True)
     layer.weight_quantizer = Incremental(spec=spec, quantizer=Affine, share=0.5)
     model = nn.Sequential(layer)
     begin_step_(model, seed=0, step=0, progress=0.0)
-    with pytest.raises(ValueError, match=r"layer '0': Incremental: the weight is standardised .* another quantizer"):
+    with pytest.raises(ValueError, match=r"layer '0': Incremental: the weight is standardized .* another quantizer"):
         partition_weights_(model)

@@ -39,7 +39,7 @@ def test_the_papers_table(distribution: str, bits: int) -> None:
 
 @pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("distribution", ["laplace", "gauss"])
-def test_the_threshold_minimises_the_integral_of_the_squared_error(distribution: str, bits: int) -> None:
+def test_the_threshold_minimizes_the_integral_of_the_squared_error(distribution: str, bits: int) -> None:
     density = (stats.laplace() if distribution == "laplace" else stats.norm()).pdf
 
     def error(t: float) -> float:

@@ -54,7 +54,7 @@ def test_divergence_is_scipys(levels: int, seed: int) -> None:
 @pytest.mark.parametrize("bits", [3, 5])
 @pytest.mark.parametrize("data", ["normal", "relu", "laplace"])
 def test_the_threshold_is_that_of_a_search(data: str, bits: int) -> None:
-    """Values at the centres of the 2048 bins, so that it is plain into which each falls."""
+    """Values at the centers of the 2048 bins, so that it is plain into which each falls."""
     noisy = {"normal": noise(5000) / 6, "relu": noise(5000).abs() / 5, "laplace": noise(5000) * noise(5000, seed=1) / 9}
     sizes = ((noisy[data].abs() * BINS).floor().clamp(max=BINS - 1) + 0.5) / BINS
     x = torch.cat([sizes if data == "relu" else sizes * noise(5000, seed=2).sign(), torch.ones(1)])

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from qtrain.tasks.results import read_rows
+from qtrain.pipeline.results import read_rows
 
 
 @pytest.fixture(scope="module")

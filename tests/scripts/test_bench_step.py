@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from qtrain.tasks.results import read_rows
+from qtrain.pipeline.results import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TINY = ["--batch", "4", "--rounds", "1", "--steps", "1", "--warmup", "0", "--device", "cpu", "--no-compile"]
@@ -53,7 +53,7 @@ def test_a_step_trains_the_student_and_not_the_teacher() -> None:
     )
     image, target = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
     setting = script.Setting(cfg, image, target, bf16=False, compiled=False)
-    student = script.quantised(cfg)
+    student = script.quantized(cfg)
     teacher = script.frozen_teacher(setting, ["layer3"])
     objective = script.instantiate(cfg.objective)
     objective.bind_({"layer3": (1, 64, 8, 8)}, {"layer3": (1, 64, 8, 8)})
@@ -72,7 +72,7 @@ def test_a_step_with_a_cached_teacher_never_asks_it(tmp_path: Path, monkeypatch:
     live = script.FrozenTeacher
     assert torch.equal(expected, live.answer(teacher._live, setting.batch, 0)[0])
     monkeypatch.delattr(live, "answer")
-    script.training_step(setting, script.quantised(cfg), script.instantiate(cfg.objective), teacher)()
+    script.training_step(setting, script.quantized(cfg), script.instantiate(cfg.objective), teacher)()
     assert torch.equal(teacher.answer(setting.batch, 0)[0], expected)
 
 

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from qtrain.sweep.trials import Trial
+from qtrain.sweep.trial import Trial
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qtrain.tasks.results import append_row
+from qtrain.pipeline.results import append_row
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -152,8 +152,8 @@ def test_recipes_are_held_against_none_at_the_same_bits(page: Path) -> None:
     for name, seed, top1, distill in (
         ("none", 0, 86.0, "none"), ("none-seed1", 1, 86.5, "none"), ("soft", 0, 87.0, "soft"), ("qkd", 0, 85.0, "soft"),
     ):  # fmt: skip
-        figures = {"top1": top1, "w_bits": 2, "a_bits": 2, "epochs": 2}
-        append_row(csv, row(name=name, seed=seed, distill=distill, config_hash=name, **figures))
+        metrics = {"top1": top1, "w_bits": 2, "a_bits": 2, "epochs": 2}
+        append_row(csv, row(name=name, seed=seed, distill=distill, config_hash=name, **metrics))
     script.main(["--results", str(page.parent), str(page)])
     assert [r[:6] for r in table(page)[2:]] == [
         ["soft", "W2A2", "soft", "87.00", "+0.75", "2"],
@@ -183,9 +183,9 @@ def test_drops_are_held_against_full_precision(page: Path) -> None:
 def test_imagined_images_have_a_row_for_each_set(page: Path) -> None:
     csv = page.parent / "some.csv"
     page.write_text(page.read_text().replace("results:some", "results:some imagined"))
-    figures = {"images": 1024, "statistics": 1.926, "noise_statistics": 816.3, "as_labelled": 0.996}
+    metrics = {"images": 1024, "statistics": 1.926, "noise_statistics": 816.3, "as_labeled": 0.996}
     for seconds in (300.0, 180.4, ""):  # measured twice, then found
-        made = row(task="synthesize", notes="IntraQ, 1024 images made", s_per_1000_images=seconds, **figures)
+        made = row(task="synthesize", notes="IntraQ, 1024 images made", s_per_1000_images=seconds, **metrics)
         append_row(csv, made)
     append_row(csv, row(name="w4a4"))
     script.main(["--results", str(page.parent), str(page)])

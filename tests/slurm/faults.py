@@ -10,8 +10,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from qtrain.files import whole_file
-from qtrain.lit import checkpoint
+from qtrain.training import checkpoint
+from qtrain.utils.atomic_write import atomic_write
 
 FIRST_START = not int(os.environ.get("SLURM_RESTART_COUNT", 0))
 
@@ -19,7 +19,7 @@ FIRST_START = not int(os.environ.get("SLURM_RESTART_COUNT", 0))
 class Slow(pl.Callback):
     """In a job's first start each batch takes ``seconds`` longer on one rank (on all: ``rank=None``)."""
 
-    def __init__(self, *, journal: object, rank: int | None, seconds: float) -> None:
+    def __init__(self, *, metric_log: object, rank: int | None, seconds: float) -> None:
         self.rank = rank
         self.seconds = seconds
 
@@ -31,7 +31,7 @@ class Slow(pl.Callback):
 class DieWhileSaving(pl.Callback):
     """In a job's first start, rank 0 gets SIGKILL when half of the resume point after ``step`` is written."""
 
-    def __init__(self, *, journal: object, step: int) -> None:
+    def __init__(self, *, metric_log: object, step: int) -> None:
         self.step = step
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -44,7 +44,7 @@ class DieWhileSaving(pl.Callback):
         checkpoint.torch.save(state, whole)
         content = whole.read_bytes()
         whole.unlink()
-        with whole_file(Path(path)) as temporary:
+        with atomic_write(Path(path)) as temporary:
             if state["global_step"] < self.step:
                 temporary.write_bytes(content)
             else:

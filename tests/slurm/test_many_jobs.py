@@ -8,9 +8,9 @@ import hydra
 import pytest
 from hydra.errors import MissingConfigException
 
-from qtrain.sweep.trials import read_trials
-from qtrain.tasks import conf_dir
-from qtrain.tasks.config import explain
+from qtrain.config.compose import explain
+from qtrain.settings.conf_dir import conf_dir
+from qtrain.sweep.trial import read_trials
 from tests.slurm.scenes import Played
 from tests.slurm.trainings import STEPS, metrics
 

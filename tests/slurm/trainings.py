@@ -150,12 +150,12 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def differences(mine: Path, other: Path) -> list[str]:
-    """In what two runs' results are not the same bit for bit: weights, scales, statistics, metrics, final figures."""
+    """In what two runs' results are not the same bit for bit: weights, scales, statistics, metrics, final metrics."""
     one, two = load_file(mine / "student.safetensors"), load_file(other / "student.safetensors")
     found = sorted(one.keys() ^ two.keys())
     found += [name for name in one.keys() & two.keys() if not torch.equal(one[name], two[name])]
     if metrics(mine) != metrics(other):
         found.append("metrics.jsonl")
-    figures = [json.loads((folder / "summary.json").read_text()) for folder in (mine, other)]
-    found += [key for key in ("top1", "fp_top1", "ptq_top1", "status") if figures[0][key] != figures[1][key]]
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (mine, other)]
+    found += [key for key in ("top1", "fp_top1", "ptq_top1", "status") if summaries[0][key] != summaries[1][key]]
     return found

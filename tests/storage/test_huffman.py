@@ -20,7 +20,7 @@ COUNTS = st.lists(st.integers(0, 1000), min_size=1, max_size=40).filter(any)
 
 
 def test_the_textbook_example() -> None:
-    """Cormen et al., "Introduction to Algorithms", figure 16.3: a 45, b 13, c 12, d 16, e 9, f 5 take 224 bits."""
+    """Cormen et al., "Introduction to Algorithms", metric 16.3: a 45, b 13, c 12, d 16, e 9, f 5 take 224 bits."""
     counts = [45, 13, 12, 16, 9, 5]
     assert code_lengths(counts) == [1, 3, 3, 3, 4, 4]
     assert sum(c * n for c, n in zip(counts, code_lengths(counts), strict=True)) == 224

@@ -24,7 +24,7 @@ def kept_at(places: list[int], count: int) -> Tensor:
 
 
 def test_gaps_by_hand() -> None:
-    """Places 1, 4 and 15, as in Deep Compression's figure 2; in 3 bits the gap of 10 is 7 passed over and 3."""
+    """Places 1, 4 and 15, as in Deep Compression's metric 2; in 3 bits the gap of 10 is 7 passed over and 3."""
     kept = kept_at([1, 4, 15], 20)
     assert gaps_of(kept, 3).tolist() == [1, 2, 7, 3]
     assert gaps_of(kept, 8).tolist() == [1, 2, 10]

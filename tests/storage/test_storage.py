@@ -104,7 +104,7 @@ OUTLIER = OutlierTensor(
     positions=codes(1, 5), position_bits=3, outliers=torch.tensor([100.0, -7.5], dtype=torch.float16),
 )  # fmt: skip
 
-BY_HAND: dict[str, tuple[QTensor, list[Any], int, int]] = {
+MANUAL: dict[str, tuple[QTensor, list[Any], int, int]] = {
     # (0 - 1) / 2 ..., 3 * 2 + 1 ...; 6 codes, 2 zero points, 2 scales, 2 offsets
     "affine": (AFFINE, [[-0.5, 0.0, 1.0], [7.0, 5.0, 1.0]], 6 * 2, 2 * 2 + 4 * 32),
     "codebook": (CODEBOOK, [[3.0, -1.0, 0.25, 0.25], [1.0, 8.0, 4.0, 1.0]], 8 * 2, 8 * 32),
@@ -119,12 +119,12 @@ BY_HAND: dict[str, tuple[QTensor, list[Any], int, int]] = {
     "outlier": (OUTLIER, [[-0.5, 100.0, 1.0], [7.0, 5.0, -7.5]], 6 * 2 + 2 * (3 + 16), 2 * 2 + 4 * 32),
 }
 
-each_kind = pytest.mark.parametrize("name", BY_HAND)
+each_kind = pytest.mark.parametrize("name", MANUAL)
 
 
 @each_kind
 def test_values_and_sizes_by_hand(name: str) -> None:
-    stored, values, code_bits, decoding = BY_HAND[name]
+    stored, values, code_bits, decoding = MANUAL[name]
     assert stored.dequantize().tolist() == values
     assert (stored.code_bits, stored.nbits - stored.code_bits) == (code_bits, decoding)
     assert stored.write().numel() == stored.nbits
@@ -134,7 +134,7 @@ def test_values_and_sizes_by_hand(name: str) -> None:
 @each_kind
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_values_have_the_type_that_was_asked_for(name: str, dtype: torch.dtype) -> None:
-    stored = replace(BY_HAND[name][0], dtype=dtype)
+    stored = replace(MANUAL[name][0], dtype=dtype)
     if isinstance(stored, OutlierTensor):
         stored = replace(stored, decoder=replace(stored.decoder, dtype=dtype))
     assert stored.dequantize().dtype == dtype
@@ -160,7 +160,7 @@ def same(a: Any, b: Any) -> bool:
 
 @each_kind
 def test_all_comes_back_from_bytes_and_shapes(name: str) -> None:
-    stored = BY_HAND[name][0]
+    stored = MANUAL[name][0]
     assert not same(blank(stored), stored)
     assert same(unpack(pack(stored), like=blank(stored)), stored)
 
@@ -177,7 +177,7 @@ def test_all_comes_back_from_bytes_and_shapes(name: str) -> None:
     ids=["cut", "empty", "surplus", "twice"],
 )
 def test_other_lengths_are_refused(name: str, spoil: Callable[[bytes], bytes], message: str) -> None:
-    stored = BY_HAND[name][0]
+    stored = MANUAL[name][0]
     with pytest.raises(ValueError, match=message) as caught:
         unpack(spoil(pack(stored)), like=stored)
     assert "\n" not in str(caught.value)
@@ -225,6 +225,6 @@ def test_nothing_takes_no_codes() -> None:
 
 
 def test_operands_are_codes_or_floats_from_a_table() -> None:
-    bits = {name: stored.operand_bits for name, (stored, *_) in BY_HAND.items()}
+    bits = {name: stored.operand_bits for name, (stored, *_) in MANUAL.items()}
     assert bits.pop("codebook") == 32
-    assert all(bits[name] == BY_HAND[name][0].bits for name in bits)
+    assert all(bits[name] == MANUAL[name][0].bits for name in bits)

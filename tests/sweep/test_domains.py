@@ -1,4 +1,4 @@
-"""Values that a parameter can take: spread, neighbours, grids, and what lies outside."""
+"""Values that a parameter can take: spread, neighbors, grids, and what lies outside."""
 
 from __future__ import annotations
 
@@ -48,25 +48,25 @@ def test_only_rising_numbers_have_an_order(values: tuple[object, ...], ordered: 
     assert Options(values).ordered is ordered
 
 
-def test_neighbours_of_a_width_are_the_next_ones() -> None:
+def test_neighbors_of_a_width_are_the_next_ones() -> None:
     widths = Options((2, 3, 4, 8))
-    near = {bits: {widths.neighbour(bits, Random(seed)) for seed in range(30)} for bits in widths.values}
+    near = {bits: {widths.neighbor(bits, Random(seed)) for seed in range(30)} for bits in widths.values}
     assert near == {2: {3}, 3: {2, 4}, 4: {3, 8}, 8: {4}}
     words = Options(("a", "b", "c"))
-    assert {words.neighbour("b", Random(seed)) for seed in range(30)} == {"a", "c"}
-    assert Options(("only",)).neighbour("only", Random(0)) == "only"
+    assert {words.neighbor("b", Random(seed)) for seed in range(30)} == {"a", "c"}
+    assert Options(("only",)).neighbor("only", Random(0)) == "only"
 
 
 @pytest.mark.parametrize("interval", [Interval(0.0, 1.0), Interval(1, 3, whole=True), Interval(1, 900, whole=True)])
 def test_a_number_moves_both_ways_and_never_stays_or_leaves(interval: Interval) -> None:
     middle = interval.at(0.5)
-    moved = {interval.neighbour(middle, Random(seed)) for seed in range(30)}
+    moved = {interval.neighbor(middle, Random(seed)) for seed in range(30)}
     assert len(moved) == 2
     assert min(moved) < middle < max(moved)
     for end in (interval.low, interval.high):
         value = interval.at(interval.share(end))
         for seed in range(10):
-            near = interval.neighbour(value, Random(seed))
+            near = interval.neighbor(value, Random(seed))
             assert near != value
             assert interval.low <= near <= interval.high
 

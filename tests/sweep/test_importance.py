@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from qtrain.sweep.importance import FEWEST, importance
-from qtrain.sweep.trials import Status, Trial
+from qtrain.sweep.trial import Status, Trial
 
 
 def trial(knobs: dict[str, Any], top1: float, status: Status = "finished") -> Trial:
-    return Trial(id=str(knobs), key="k", status=status, knobs=knobs, figures={"top1": top1})
+    return Trial(id=str(knobs), key="k", status=status, knobs=knobs, metrics={"top1": top1})
 
 
 def test_shares_of_a_sum_are_those_of_its_variances() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from qtrain.sweep.bit_widths import BitWidths, Of, Per, blocks_of, stages_of
 from qtrain.sweep.domains import Interval, Options
-from qtrain.sweep.ends import Ends
+from qtrain.sweep.first_last_bits import FirstLastBits
 from qtrain.sweep.knobs import Bundle, Choice, Integers, LogUniform, Uniform, spelled
-from qtrain.sweep.widths import Of, Per, Widths, blocks_of, stages_of
 
 RESNET = """
     conv1 layer1.0.conv1 layer1.0.conv2 layer2.0.conv1 layer2.0.conv2 layer2.0.downsample.0 fc
@@ -103,14 +103,14 @@ def test_stages_are_what_holds_blocks(layers: list[str], expected: str) -> None:
     ],
 )
 def test_widths_have_a_parameter_for_what_shares_them(per: Per, ends: int | None, groups: set[str]) -> None:
-    domains = Widths(choices=[4, 2, 3, 3], per=per, ends=ends).domains(RESNET)
+    domains = BitWidths(choices=[4, 2, 3, 3], per=per, ends=ends).domains(RESNET)
     assert set(domains) == groups
     assert all(domain == Options((2, 3, 4)) for domain in domains.values()), "rising, each once"
 
 
 @pytest.mark.parametrize(("of", "pair"), [("both", (3, 3)), ("weight", (3, None)), ("input", (None, 3))])
 def test_widths_give_bits_to_each_layer(of: Of, pair: tuple[int | None, int | None]) -> None:
-    knob = Widths(choices=[2, 3], of=of)
+    knob = BitWidths(choices=[2, 3], of=of)
     bits = knob.effect("widths", {".layer1.0": 3, ".layer2.0": 2}, RESNET).bits
     assert list(bits) and set(bits) == set(RESNET)
     assert bits["layer1.0.conv2"] == pair
@@ -130,13 +130,13 @@ def test_widths_give_bits_to_each_layer(of: Of, pair: tuple[int | None, int | No
         (lambda: Bundle(options={"a": "fit.epochs=2"}), r"Bundle: options\.a must be a list of overrides"),
         (lambda: Choice(options=[1], when={"objective": []}), r"Choice: when\.objective must be a list of values"),
         (lambda: Choice(options=[1], when={"objective": "soft"}), r"when\.objective must be a list .* got 'soft'"),
-        (lambda: Widths(choices=[]), "Widths: choices must not be empty"),
-        (lambda: Widths(choices=[2, 17]), r"Widths: bits must be 1\.\.16, or 32 .* got 17"),
-        (lambda: Widths(choices=[2], ends=0), "Widths: bits must be"),
-        (lambda: Ends(choices=[]), "Ends: choices must not be empty"),
-        (lambda: Ends(choices=[8, 0]), "Ends: bits must be"),
+        (lambda: BitWidths(choices=[]), "BitWidths: choices must not be empty"),
+        (lambda: BitWidths(choices=[2, 17]), r"BitWidths: bits must be 1\.\.16, or 32 .* got 17"),
+        (lambda: BitWidths(choices=[2], ends=0), "BitWidths: bits must be"),
+        (lambda: FirstLastBits(choices=[]), "FirstLastBits: choices must not be empty"),
+        (lambda: FirstLastBits(choices=[8, 0]), "FirstLastBits: bits must be"),
         (
-            lambda: Widths(choices=[2]).domains(["conv", "fc"]),
+            lambda: BitWidths(choices=[2]).domains(["conv", "fc"]),
             "has 2 quantizable layers, all of them ends; give ends=null",
         ),
     ],

@@ -9,30 +9,30 @@ from collections.abc import Mapping
 import pytest
 
 from qtrain.sweep.pareto import Direction, dominates, front, hypervolume, losses_of, ranked
-from qtrain.sweep.trials import Status, Trial
+from qtrain.sweep.trial import Status, Trial
 
 OBJECTIVES: dict[str, Direction] = {"top1": "max", "size_bytes": "min", "bops": "min"}
 
 
-def trial(name: str, /, status: Status = "finished", **figures: float) -> Trial:
-    return Trial(id=name, key=name, status=status, figures=figures)
+def trial(name: str, /, status: Status = "finished", **metrics: float) -> Trial:
+    return Trial(id=name, key=name, status=status, metrics=metrics)
 
 
 def drawn(seed: int, objectives: Mapping[str, Direction], count: int = 40, span: int = 8) -> list[Trial]:
-    """Trials with small whole figures, so that ties and equal points abound."""
+    """Trials with small whole metrics, so that ties and equal points abound."""
     source = random.Random(seed)
-    figures = ({name: float(source.randrange(span)) for name in objectives} for _ in range(count))
-    return [Trial(id=str(i), key=str(i), status="finished", figures=own) for i, own in enumerate(figures)]
+    metrics = ({name: float(source.randrange(span)) for name in objectives} for _ in range(count))
+    return [Trial(id=str(i), key=str(i), status="finished", metrics=own) for i, own in enumerate(metrics)]
 
 
 def beats(a: Trial, b: Trial, objectives: Mapping[str, Direction]) -> bool:
     """Domination as the textbook has it, word for word."""
     better = {
-        name: a.figures[name] > b.figures[name] if way == "max" else a.figures[name] < b.figures[name]
+        name: a.metrics[name] > b.metrics[name] if way == "max" else a.metrics[name] < b.metrics[name]
         for name, way in objectives.items()
     }
     worse = {
-        name: a.figures[name] < b.figures[name] if way == "max" else a.figures[name] > b.figures[name]
+        name: a.metrics[name] < b.metrics[name] if way == "max" else a.metrics[name] > b.metrics[name]
         for name, way in objectives.items()
     }
     return any(better.values()) and not any(worse.values())
@@ -46,7 +46,7 @@ def test_the_front_is_what_no_other_trial_beats(seed: int, number: int) -> None:
     expected = {t.id for t in trials if not any(beats(other, t, objectives) for other in trials)}
     found = front(trials, objectives)
     assert {t.id for t in found} == expected
-    tops = [t.figures["top1"] for t in found]
+    tops = [t.metrics["top1"] for t in found]
     assert tops == sorted(tops, reverse=True), "the best by the first objective comes first"
 
 
@@ -56,7 +56,7 @@ def test_only_what_was_run_to_its_end_is_compared() -> None:
         trial("stopped", "stopped", top1=90.0, size_bytes=1.0),
         trial("failed", "failed", top1=90.0, size_bytes=1.0),
         trial("duplicate", "duplicate", top1=90.0, size_bytes=1.0),
-        trial("lacks a figure", top1=90.0),
+        trial("lacks a metric", top1=90.0),
     ]
     assert front([*others, best], {"top1": "max", "size_bytes": "min"}) == [best]
 
@@ -79,7 +79,7 @@ def test_the_volume_counts_the_unit_cells_that_are_dominated(seed: int, number: 
         # The cell spans corner..corner+1; it is dominated if a trial is at least as good as its better end.
         inside = (
             all(
-                t.figures[name] >= low + 1 if way == "max" else t.figures[name] <= low
+                t.metrics[name] >= low + 1 if way == "max" else t.metrics[name] <= low
                 for low, (name, way) in zip(corner, objectives.items(), strict=True)
             )
             for t in trials
@@ -98,7 +98,7 @@ def test_trials_that_are_not_worth_having_add_no_volume() -> None:
 
 
 def test_ranks_go_front_by_front_and_within_one_to_the_loneliest() -> None:
-    """Worked by hand: of the front a, b, c, d the ends come first, then c, whose neighbours are further apart."""
+    """Worked by hand: of the front a, b, c, d the ends come first, then c, whose neighbors are further apart."""
     points = {"a": (0.0, 10.0), "b": (1.0, 9.0), "c": (5.0, 2.0), "d": (10.0, 0.0), "e": (6.0, 6.0), "f": (11.0, 11.0)}
     order = [list(points)[place] for place in ranked(list(points.values()))]
     assert order == ["a", "d", "c", "b", "e", "f"]
@@ -109,7 +109,7 @@ def test_ranks_go_front_by_front_and_within_one_to_the_loneliest() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_nobody_is_ranked_behind_whom_it_beats(seed: int) -> None:
     trials = drawn(seed, OBJECTIVES)
-    points = [losses_of(t.figures, OBJECTIVES) for t in trials]
+    points = [losses_of(t.metrics, OBJECTIVES) for t in trials]
     order = ranked(points)
     assert sorted(order) == list(range(len(points)))
     for place, here in enumerate(order):

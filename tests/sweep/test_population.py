@@ -1,4 +1,4 @@
-"""A population: who gives way to whom, what changes, and that it is a function of seed and figures."""
+"""A population: who gives way to whom, what changes, and that it is a function of seed and metrics."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from qtrain.sweep.bit_widths import BitWidths
 from qtrain.sweep.domains import Options
 from qtrain.sweep.knobs import Choice, Uniform
 from qtrain.sweep.pareto import Direction
@@ -15,7 +16,6 @@ from qtrain.sweep.population import GENERATION, PopulationSearcher
 from qtrain.sweep.search import Population
 from qtrain.sweep.searcher import FINISHED
 from qtrain.sweep.space import Point, Space
-from qtrain.sweep.widths import Widths
 
 LAYERS = ["conv1", *(f"layer{i}.0.conv{j}" for i in (1, 2, 3, 4) for j in (1, 2)), "fc"]
 SCHEDULE = {"_target_": "qtrain.schedules.cosine.Cosine", "start": 1.0, "end": 0.0}
@@ -26,7 +26,7 @@ Figures = Callable[[str, Point], dict[str, float] | None]
 def space() -> Space:
     return Space(
         {
-            "widths": Widths(choices=[2, 3, 4, 8]),
+            "widths": BitWidths(choices=[2, 3, 4, 8]),
             "objective": Choice(options=["soft", "hard"]),
             "distill.temperature": Uniform(low=1, high=8, when={"objective": ["soft"]}),
         },
@@ -56,7 +56,7 @@ def bits(point: Point) -> float:
 
 
 def run(
-    searcher: PopulationSearcher, figures: Figures, told: Callable[[list[str]], list[str]] = list
+    searcher: PopulationSearcher, metrics: Figures, told: Callable[[list[str]], list[str]] = list
 ) -> dict[str, Point]:
     """All trials of a population, told of in the order that ``told`` makes of each generation."""
     points: dict[str, Point] = {}
@@ -64,7 +64,7 @@ def run(
     while (point := searcher.suggest(id := f"t{len(points):02d}")) != FINISHED:
         if point is None:
             for done in told(waiting):
-                searcher.on_trial_complete(done, found := figures(done, points[done]), error=found is None)
+                searcher.on_trial_complete(done, found := metrics(done, points[done]), error=found is None)
             waiting = []
             continue
         assert isinstance(point, dict)
@@ -125,7 +125,7 @@ def test_the_line_of_a_student_is_the_stages_of_its_run() -> None:
     assert stages[-1][: len(knobs)] == knobs
 
 
-def test_it_is_a_function_of_seed_and_figures_and_not_of_who_is_first() -> None:
+def test_it_is_a_function_of_seed_and_metrics_and_not_of_who_is_first() -> None:
     orders: list[Callable[[list[str]], list[str]]] = [list, lambda ids: ids[::-1], lambda ids: ids[3:] + ids[:3]]
     runs = []
     for order in orders:

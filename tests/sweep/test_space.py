@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from qtrain.spec import LayerBits
-from qtrain.sweep.ends import Ends
+from qtrain.sweep.bit_widths import BitWidths
+from qtrain.sweep.first_last_bits import FirstLastBits
 from qtrain.sweep.knobs import Bundle, Choice, Integers, Knob, LogUniform, Uniform, spelled
-from qtrain.sweep.space import BY_HAND, Space
-from qtrain.sweep.widths import Widths
+from qtrain.sweep.space import MANUAL, Space
 
 LAYERS = ["conv1", "layer1.0.conv1", "layer1.0.conv2", "layer2.0.conv1", "layer2.0.conv2", "fc"]
 BASE = {name: LayerBits(4, 6) for name in LAYERS}
@@ -58,10 +58,11 @@ def test_all_combinations_are_those_that_conditions_let_be() -> None:
 
 def test_ranges_count_as_so_many_points_and_widths_as_their_choices() -> None:
     space = Space(
-        {"lr": Uniform(low=0, high=1), "n": Integers(low=1, high=3), "widths": Widths(choices=[2, 3, 4])}, layers=LAYERS
+        {"lr": Uniform(low=0, high=1), "n": Integers(low=1, high=3), "widths": BitWidths(choices=[2, 3, 4])},
+        layers=LAYERS,
     )
     assert space.count(5) == len(list(space.combinations(5))) == 5 * 3 * 3**2
-    wide = Space({"widths": Widths(choices=[2, 3, 4], per="layer")}, layers=[f"l{i}" for i in range(42)])
+    wide = Space({"widths": BitWidths(choices=[2, 3, 4], per="layer")}, layers=[f"l{i}" for i in range(42)])
     assert wide.count(2) == 3**40, "counted without being made"
 
 
@@ -74,23 +75,26 @@ def test_equal_points_are_equal_overrides_and_what_does_not_count_is_not_there()
 
 def test_bits_of_several_knobs_come_together_over_the_base() -> None:
     space = Space(
-        {"w": Widths(choices=[2, 3], of="weight"), "a": Widths(choices=[2, 8], of="input", per="model", ends=None)},
+        {
+            "w": BitWidths(choices=[2, 3], of="weight"),
+            "a": BitWidths(choices=[2, 8], of="input", per="model", ends=None),
+        },
         layers=LAYERS,
         base=BASE,
     )
     point = {"w.layer1.0": 2, "w.layer2.0": 3, "a": 8}
     assert space.overrides(point) == [
-        BY_HAND,
+        MANUAL,
         "++quantize.bits.layers={conv1:[8,8],layer1.0.conv1:[2,8],layer1.0.conv2:[2,8],layer2.0.conv1:[3,8],"
         "layer2.0.conv2:[3,8],fc:[8,8]}",
     ]
-    weights = Space({"w": Widths(choices=[2], of="weight")}, layers=LAYERS, base=BASE)
+    weights = Space({"w": BitWidths(choices=[2], of="weight")}, layers=LAYERS, base=BASE)
     assert "layer2.0.conv1:[2,6]" in weights.overrides({"w.layer1.0": 2, "w.layer2.0": 2})[-1], "inputs stay"
 
 
 @pytest.mark.parametrize("order", [("widths", "ends"), ("ends", "widths")])
 def test_ends_have_the_last_word_on_the_first_and_the_last_layer(order: tuple[str, str]) -> None:
-    knobs = {"widths": Widths(choices=[2, 3]), "ends": Ends(choices=[6, 4])}
+    knobs = {"widths": BitWidths(choices=[2, 3]), "ends": FirstLastBits(choices=[6, 4])}
     space = Space({name: knobs[name] for name in order}, layers=LAYERS, base=BASE)
     (override,) = [o for o in space.overrides(space.completed({"widths": 2, "ends": 6})) if "bits.layers" in o]
     inner = LAYERS[1:-1]
@@ -100,7 +104,7 @@ def test_ends_have_the_last_word_on_the_first_and_the_last_layer(order: tuple[st
 
 
 def test_a_start_is_completed_for_knobs_of_several_parameters() -> None:
-    space = Space({"widths": Widths(choices=[2, 3, 4]), "lr": LogUniform(low=1e-4, high=1e-2)}, layers=LAYERS)
+    space = Space({"widths": BitWidths(choices=[2, 3, 4]), "lr": LogUniform(low=1e-4, high=1e-2)}, layers=LAYERS)
     assert space.completed({"widths": 3}) == {"widths.layer1.0": 3, "widths.layer2.0": 3}
     assert space.completed({"widths": {"layer2.0": 2}, "lr": 1e-3}) == {"widths.layer2.0": 2, "lr": 1e-3}
 
@@ -130,11 +134,11 @@ def test_a_few_points_cover_every_value() -> None:
             "a, b: their conditions depend on each other",
         ),
         (
-            lambda: {"lr": Uniform(low=0, high=1, when={"widths": [2]}), "widths": Widths(choices=[2])},
+            lambda: {"lr": Uniform(low=0, high=1, when={"widths": [2]}), "widths": BitWidths(choices=[2])},
             r"lr\.when\.widths: has bits of several layers",
         ),
         (
-            lambda: {"w.layer1.0": Choice(options=[1]), "w": Widths(choices=[2])},
+            lambda: {"w.layer1.0": Choice(options=[1]), "w": BitWidths(choices=[2])},
             r"w: 'w\.layer1\.0' is the name of another knob as well",
         ),
     ],
@@ -154,6 +158,6 @@ def test_spaces_that_cannot_be_are_refused(knobs: Callable[[], dict[str, Knob]],
     ],
 )
 def test_a_start_outside_the_space_is_refused(start: dict[str, Any], message: str) -> None:
-    space = Space({"widths": Widths(choices=[2, 3]), "lr": Uniform(low=0, high=1)}, layers=LAYERS)
+    space = Space({"widths": BitWidths(choices=[2, 3]), "lr": Uniform(low=0, high=1)}, layers=LAYERS)
     with pytest.raises(ValueError, match=message):
         space.completed(start)

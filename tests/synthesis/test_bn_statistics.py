@@ -26,26 +26,26 @@ def make(method: BNStatistics, net: nn.Module, info: DataInfo, number: int = 0, 
 
 def equal(one: Made, other: Made) -> bool:
     same = torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
-    return same and one.figures == other.figures
+    return same and one.metrics == other.metrics
 
 
 def test_statistics_fall_to_a_fortieth_of_those_of_noise(trained_net: Net, digits_info: DataInfo) -> None:
     method = BNStatistics(batch_size=40, steps=50, lr=0.1, label=0.0, shift=0, flip=False)
     net = trained_net()
     made = make(method, net, digits_info)
-    assert made.figures["statistics"] < made.figures["noise_statistics"] / 40
-    with StatisticsMatch(net) as match:  # the figure is that of the bytes that are kept
+    assert made.metrics["statistics"] < made.metrics["noise_statistics"] / 40
+    with StatisticsMatch(net) as match:  # the metric is that of the bytes that are kept
         net(from_bytes(made.images, digits_info, CPU))
-        assert match.loss().item() == pytest.approx(made.figures["statistics"], rel=1e-4)
+        assert match.loss().item() == pytest.approx(made.metrics["statistics"], rel=1e-4)
 
 
-def test_labelled_images_come_close_too_and_are_what_they_say(trained_net: Net, digits_info: DataInfo) -> None:
+def test_labeled_images_come_close_too_and_are_what_they_say(trained_net: Net, digits_info: DataInfo) -> None:
     method = BNStatistics(batch_size=40, steps=50, lr=0.1, shift=1, flip=False)
     made = make(method, trained_net(), digits_info, number=3)
-    assert made.figures["statistics"] < made.figures["noise_statistics"] / 8
-    assert made.figures["as_labelled"] > 0.85
+    assert made.metrics["statistics"] < made.metrics["noise_statistics"] / 8
+    assert made.metrics["as_labeled"] > 0.85
     answers = trained_net()(from_bytes(made.images, digits_info, CPU)).argmax(dim=1)
-    assert (answers == made.labels).float().mean().item() == pytest.approx(made.figures["as_labelled"])
+    assert (answers == made.labels).float().mean().item() == pytest.approx(made.metrics["as_labeled"])
     assert made.labels.bincount().tolist() == [4] * 10
     assert made.images.shape == (40, 8, 8, 1) and made.images.dtype == torch.uint8
 
@@ -60,7 +60,7 @@ def _in_a_process(worker: int, net: nn.Module, info: DataInfo, folder: Path) -> 
 def test_a_batch_belongs_to_its_number_whoever_makes_it(
     trained_net: Net, digits_info: DataInfo, tmp_path: Path
 ) -> None:
-    """In order in this process, in another order in another one: the same bytes, labels and figures."""
+    """In order in this process, in another order in another one: the same bytes, labels and metrics."""
     threads, net = torch.get_num_threads(), trained_net()
     torch.set_num_threads(1)  # as all workers do: how a sum is split over threads changes its last bits
     try:
@@ -99,7 +99,7 @@ def test_several_models_are_matched_together(trained_net: Net, digits_info: Data
     assert distances[0] < distances[1] / 2
     with StatisticsMatch(net) as match:
         net(from_bytes(both.images, digits_info, CPU))
-        assert both.figures["statistics"] == pytest.approx((match.loss().item() + distances[0]) / 2, rel=1e-4)
+        assert both.metrics["statistics"] == pytest.approx((match.loss().item() + distances[0]) / 2, rel=1e-4)
 
 
 def test_priors_count(trained_net: Net, digits_info: DataInfo) -> None:

@@ -16,8 +16,8 @@ from qtrain.spec import DataInfo
 from qtrain.synthesis.base import Made, to_bytes
 from qtrain.synthesis.conditioning import Conditioning
 from qtrain.synthesis.gdfq import GDFQ, ScaledNoise
+from qtrain.synthesis.generator_checkpoint import GeneratorCheckpoint
 from qtrain.synthesis.generator_synthesis import GeneratorSynthesis
-from qtrain.synthesis.learned import Learned
 from qtrain.synthesis.qimera import Qimera
 from qtrain.synthesis.statistics import StatisticsMatch
 
@@ -27,7 +27,7 @@ INFO = DataInfo("digits", CLASSES, 1, 8, (0.3,), (0.37,), 720, 0, 0, "resident")
 CPU = torch.device("cpu")
 
 
-def normalised(images: Tensor) -> Tensor:
+def normalized(images: Tensor) -> Tensor:
     """Pixels (N, H, W, C) uint8 as a model takes them."""
     return (images.permute(0, 3, 1, 2).float() / 255 - INFO.mean[0]) / INFO.std[0]
 
@@ -40,7 +40,7 @@ def train_on_digits(seed: int) -> nn.Module:
         *(nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(256, CLASSES)),
     )
     digits = load_digits(n_class=CLASSES)
-    images = normalised((torch.tensor(digits.images) / 16 * 255).to(torch.uint8)[..., None])
+    images = normalized((torch.tensor(digits.images) / 16 * 255).to(torch.uint8)[..., None])
     labels = torch.tensor(digits.target)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for step in range(30):
@@ -82,17 +82,17 @@ def test_the_images_have_the_statistics_and_show_the_labels(model: nn.Module, gd
     assert made.images.shape == (40, 8, 8, 1) and made.images.dtype == torch.uint8
     noise = torch.rand(40, 8, 8, 1, generator=torch.Generator().manual_seed(0))
     with StatisticsMatch(model) as match:
-        model(normalised((noise * 255).round()))
+        model(normalized((noise * 255).round()))
         of_noise = match.loss().item()
-        logits = model(normalised(made.images))
+        logits = model(normalized(made.images))
         reached = match.loss().item()
     assert reached < of_noise / 5
     right = (logits.argmax(dim=1) == made.labels).float().mean().item()
     assert right > 0.9
-    assert made.figures == {
+    assert made.metrics == {
         "statistics": pytest.approx(reached, rel=1e-4),
         "noise_statistics": pytest.approx(of_noise, rel=0.2),
-        "as_labelled": pytest.approx(right),
+        "as_labeled": pytest.approx(right),
         "class_loss": pytest.approx(nn.functional.cross_entropy(logits, made.labels).item(), rel=1e-4),
         "age": 90,
     }
@@ -101,7 +101,7 @@ def test_the_images_have_the_statistics_and_show_the_labels(model: nn.Module, gd
 def test_labels_are_balanced_and_batches_differ(model: nn.Module, gdfq: GeneratorSynthesis) -> None:
     first, second = batch(gdfq, [model], 0), batch(gdfq, [model], 3)  # of the same generator
     assert first.labels.bincount().tolist() == [10] * CLASSES
-    assert first.figures["age"] == second.figures["age"] == 30
+    assert first.metrics["age"] == second.metrics["age"] == 30
     for a, b in zip(first.images, second.images, strict=True):
         assert not torch.equal(a, b)
     zeros = first.images[first.labels == 0].float()
@@ -112,8 +112,8 @@ def test_a_batch_is_a_function_of_its_number(model: nn.Module, gdfq: GeneratorSy
     after_others = batch(gdfq, [model], 5)
     torch.manual_seed(99)
     again = batch(gdfq, [model], 5)
-    assert torch.equal(again.images, after_others.images) and again.figures == after_others.figures
-    assert [batch(gdfq, [model], number).figures["age"] for number in range(4)] == [30, 60, 90, 30]
+    assert torch.equal(again.images, after_others.images) and again.metrics == after_others.metrics
+    assert [batch(gdfq, [model], number).metrics["age"] for number in range(4)] == [30, 60, 90, 30]
     assert not torch.equal(batch(gdfq, [model], 5, seed=1).images, again.images)
 
 
@@ -132,26 +132,26 @@ def test_a_stopped_learning_ends_as_an_unstopped_one(
         return synthesis(conditioning, steps=12, batch_size=10, snapshots=4, save_every=4, lr_schedule=schedule)
 
     whole = learn(make(), [model], tmp_path / "whole")
-    keep = Learned.keep
+    keep = GeneratorCheckpoint.keep
 
-    def keep_and_stop(self: Learned, age: int, generator: nn.Module) -> None:
+    def keep_and_stop(self: GeneratorCheckpoint, age: int, generator: nn.Module) -> None:
         keep(self, age, generator)
         if age == 9:
             raise StoppedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Learned, "keep", keep_and_stop)
+        patch.setattr(GeneratorCheckpoint, "keep", keep_and_stop)
         with pytest.raises(StoppedError):
             learn(make(), [model], tmp_path / "stopped")
     torch.manual_seed(5)
     steps: list[int] = []
-    save = Learned.save
+    save = GeneratorCheckpoint.save
 
-    def count_and_save(self: Learned, step: int, *state: Any) -> None:
+    def count_and_save(self: GeneratorCheckpoint, step: int, *state: Any) -> None:
         steps.append(step)
         save(self, step, *state)
 
-    monkeypatch.setattr(Learned, "save", count_and_save)
+    monkeypatch.setattr(GeneratorCheckpoint, "save", count_and_save)
     resumed = learn(make(), [model], tmp_path / "stopped")
     assert steps == [12], "went on from step 8"
     for name in ("3.pt", "6.pt", "9.pt", "12.pt", "learning.pt"):
@@ -175,7 +175,7 @@ def test_superposed_images_lie_near_the_boundary(model: nn.Module, tmp_path: Pat
     margins: list[list[float]] = [[], []]
     for number in (2, 5, 8):
         images = batch(made, [model], number)
-        likely = model(normalised(images.images)).softmax(dim=1).topk(2)
+        likely = model(normalized(images.images)).softmax(dim=1).topk(2)
         margin = likely.values[:, 0] - likely.values[:, 1]
         margins[0] += margin[:20].tolist()
         margins[1] += margin[20:].tolist()
@@ -192,9 +192,9 @@ def test_of_several_models_the_mean_counts(model: nn.Module, tmp_path: Path) -> 
     found = []
     for one in models:
         with StatisticsMatch(one) as match:
-            one(normalised(images.images))
+            one(normalized(images.images))
             found.append(match.loss().item())
-    assert images.figures["statistics"] == pytest.approx(sum(found) / 2, rel=1e-4)
+    assert images.metrics["statistics"] == pytest.approx(sum(found) / 2, rel=1e-4)
     with pytest.raises(ValueError, match="learned with other models"):
         learn(synthesis(steps=6, snapshots=1), [model], tmp_path)
 
@@ -255,5 +255,5 @@ def test_what_cannot_be_learned_is_said(model: nn.Module, tmp_path: Path) -> Non
 def test_pixels_outside_the_range_do_not_occur(gdfq: GeneratorSynthesis, model: nn.Module) -> None:
     """Bytes are the images that the model saw, but for rounding: nothing is clipped."""
     made = batch(gdfq, [model], 2)
-    assert torch.equal(to_bytes(normalised(made.images), INFO), made.images)
+    assert torch.equal(to_bytes(normalized(made.images), INFO), made.images)
     assert made.images.min() < 40 and made.images.max() > 200, "and the range is used"

@@ -25,15 +25,15 @@ def test_soft_inception_by_hand() -> None:
 
 
 def by_hand(features: Tensor, labels: Tensor, nearest: float, farthest: float) -> tuple[float, Tensor]:
-    """The marginal distance and its gradient with the centres held, in float64, image by image."""
+    """The marginal distance and its gradient with the centers held, in float64, image by image."""
     points = features.double().requires_grad_()
     losses = []
     for n, label in enumerate(labels.tolist()):
         members = [k for k, other in enumerate(labels.tolist()) if other == label]
         if len(members) == 1:
             continue
-        centre = torch.stack([points[k].detach() for k in members]).mean(dim=0)
-        away = 1 - points[n] @ centre / (points[n].norm() * centre.norm())
+        center = torch.stack([points[k].detach() for k in members]).mean(dim=0)
+        away = 1 - points[n] @ center / (points[n].norm() * center.norm())
         losses.append((nearest - away).clamp(min=0) + (away - farthest).clamp(min=0))
     total = torch.stack(losses).mean()
     (grad,) = torch.autograd.grad(total, points)
@@ -53,7 +53,7 @@ def test_marginal_distance_and_its_gradient(nearest: float, farthest: float) -> 
 
 
 def test_images_inside_the_ring_and_images_alone_cost_nothing() -> None:
-    features = torch.tensor([[1.0, 0.5], [1.0, -0.5], [0.3, 0.3]])  # cosine to the centre (1, 0) is 0.894
+    features = torch.tensor([[1.0, 0.5], [1.0, -0.5], [0.3, 0.3]])  # cosine to the center (1, 0) is 0.894
     labels = torch.tensor([0, 0, 1])
     assert marginal_distance(features, labels, nearest=0.1, farthest=0.2).item() == 0
     assert marginal_distance(features, labels, nearest=0.2056, farthest=0.9).item() == pytest.approx(0.1, abs=1e-3)
@@ -67,8 +67,8 @@ def make(method: IntraQ, net: nn.Module, info: DataInfo, number: int = 0) -> Mad
 def test_images_come_close_to_the_statistics_with_their_labels(trained_net: Net, digits_info: DataInfo) -> None:
     method = IntraQ(batch_size=80, steps=60, lr=0.1, label=10.0, shift=1, flip=False)
     made = make(method, trained_net(), digits_info)
-    assert made.figures["statistics"] < made.figures["noise_statistics"] / 6
-    assert made.figures["as_labelled"] > 0.8
+    assert made.metrics["statistics"] < made.metrics["noise_statistics"] / 6
+    assert made.metrics["as_labeled"] > 0.8
     assert made.labels.tolist()[:16] == [0] * 8 + [1] * 8
 
 
@@ -95,7 +95,7 @@ def test_a_batch_belongs_to_its_number(trained_net: Net, digits_info: DataInfo) 
     makes = [make(method, net, digits_info, number) for number in range(3)]
     again = make(IntraQ(batch_size=8, steps=3), trained_net(), digits_info, 2)
     assert torch.equal(again.images, makes[2].images) and torch.equal(again.labels, makes[2].labels)
-    assert again.figures == makes[2].figures
+    assert again.metrics == makes[2].metrics
 
 
 def test_wanted_probabilities_are_drawn_for_each_image() -> None:

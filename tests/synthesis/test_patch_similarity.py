@@ -113,8 +113,8 @@ def test_what_is_seen_of_a_vit_is_attention_times_values_averaged_over_heads(vit
 def test_images_have_more_entropy_than_noise_and_their_labels(vit: nn.Module) -> None:
     method = PatchSimilarity(batch_size=8, steps=30, lr=0.1, points=20)
     made = method.make([vit], INFO, number=0, seed=0, device=CPU)
-    assert made.figures["patch_entropy"] > made.figures["noise_patch_entropy"] + 0.2
-    assert made.figures["as_labelled"] > 0.8
+    assert made.metrics["patch_entropy"] > made.metrics["noise_patch_entropy"] + 0.2
+    assert made.metrics["as_labeled"] > 0.8
     assert made.images.shape == (8, 16, 16, 3) and made.labels.tolist() == [0, 1, 2, 3] * 2
 
 

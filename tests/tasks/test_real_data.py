@@ -1,4 +1,4 @@
-"""Known figures on real images: the public CIFAR ResNets, evaluated and calibrated by the task itself."""
+"""Known metrics on real images: the public CIFAR ResNets, evaluated and calibrated by the task itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qtrain.tasks.config import compose
+from qtrain.config.compose import compose
 from qtrain.tasks.variants import run_task
 
 pytestmark = pytest.mark.slow
@@ -26,17 +26,17 @@ def evaluate(shared_data: Path, folder: Path, *more: str) -> dict[str, Any]:
 
 
 def test_resnet20_in_full_precision_and_calibrated_to_eight_bits(shared_data: Path, tmp_path: Path) -> None:
-    figures = evaluate(shared_data, tmp_path)
-    assert figures["fp_top1"] == pytest.approx(91.73, abs=0.005)
-    assert figures["top1"] == pytest.approx(91.73, abs=0.2)
+    metrics = evaluate(shared_data, tmp_path)
+    assert metrics["fp_top1"] == pytest.approx(91.73, abs=0.005)
+    assert metrics["top1"] == pytest.approx(91.73, abs=0.2)
 
 
 def test_resnet56_in_full_precision(shared_data: Path, tmp_path: Path) -> None:
     """On the first 2,000 of the test images, for time; on all of them it is the published 93.39 %."""
     weights = shared_data / "weights" / "resnet56-4bfd9763.th"
-    figures = evaluate(
+    metrics = evaluate(
         shared_data, tmp_path, "model=cifar_resnet56", f"model.weights={weights}", "quantize.enabled=false",
         "data.max_test=2000",
     )  # fmt: skip
-    assert figures["fp_top1"] == pytest.approx(93.55, abs=0.06)
-    assert figures["top1"] == figures["fp_top1"]
+    assert metrics["fp_top1"] == pytest.approx(93.55, abs=0.06)
+    assert metrics["top1"] == metrics["fp_top1"]

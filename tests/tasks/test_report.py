@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from PIL import Image
 
-from qtrain.tasks.canvas import DARK, LIGHT, place_labels
-from qtrain.tasks.figures import BIT_OPERATIONS, COMPRESSION, accuracy_plot
+from qtrain.pipeline.summary import RunSummary, write_summary
+from qtrain.report.canvas import DARK, LIGHT, place_labels
+from qtrain.report.run_plots import BIT_OPERATIONS, COMPRESSION, accuracy_plot
+from qtrain.report.table import outcomes
 from qtrain.tasks.report import run, write_report
-from qtrain.tasks.summary import RunSummary, write_summary
-from qtrain.tasks.table import outcomes
 
 LAYER = {
     "name": "layer1.0.conv1", "kind": "conv2d", "shape": [16, 16, 3, 3], "weights": 2304, "macs": 147456,
@@ -142,8 +142,8 @@ def test_a_folder_without_runs_is_named(tmp_path: Path) -> None:
 
 
 def test_the_task_prints_where_the_page_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    figures = run(OmegaConf.create({"report": {"folder": str(folder)}}))
-    assert figures == {"report": str(folder / "report.html"), "runs": 2, "unfinished": 2}
+    metrics = run(OmegaConf.create({"report": {"folder": str(folder)}}))
+    assert metrics == {"report": str(folder / "report.html"), "runs": 2, "unfinished": 2}
     printed = capsys.readouterr().out
     assert "distilled (soft+hint)" in printed and f"report: {folder / 'report.html'}" in printed
 
@@ -163,7 +163,7 @@ def test_labels_keep_clear_of_each_other_and_of_the_points() -> None:
 def test_distilled_points_are_filled_and_others_open() -> None:
     """Two plots that differ only in whether a teacher helped differ in the ink at the point."""
     plots = [outcomes([RunSummary(**fields(4, distill, 95.0, ptq_top1=None))]) for distill in ("none", "soft")]
-    ink = [_coloured(accuracy_plot(rows, COMPRESSION)) for rows in plots]
+    ink = [_colored(accuracy_plot(rows, COMPRESSION)) for rows in plots]
     assert ink[1] > ink[0] + 100
 
 
@@ -175,8 +175,8 @@ def test_a_plot_has_the_ground_of_its_theme(axis: Any, theme: Any) -> None:
     assert "#{:02x}{:02x}{:02x}".format(*image.getpixel((2, 2))) == theme.background
 
 
-def _coloured(png: bytes) -> int:
-    """Pixels in the first series' colour within the plot, the legend below left out."""
+def _colored(png: bytes) -> int:
+    """Pixels in the first series' color within the plot, the legend below left out."""
     image = Image.open(BytesIO(png)).convert("RGB").crop((0, 0, 1200, 640))
     wanted = tuple(int(LIGHT.series[0][i : i + 2], 16) for i in (1, 3, 5))
     return int((np.asarray(image) == wanted).all(axis=-1).sum())

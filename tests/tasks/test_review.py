@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from qtrain.sweep.trials import Trial, append_trial
+from qtrain.config.compose import compose
+from qtrain.sweep.trial import Trial, append_trial
 from qtrain.tasks import review
-from qtrain.tasks.config import compose
-from qtrain.tasks.targets import ConfigError
+from qtrain.utils.errors import ConfigError
 from tests.helpers.wandb_server import WandbServer
 
 
@@ -39,9 +39,9 @@ def panels(section: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def test_without_a_server_the_definition_is_written(wandb_client: None, sweep: Path, tmp_path: Path) -> None:
-    figures = run(tmp_path, f"review.folder={sweep}", "review.project=mine")
-    assert figures["url"] is None
-    view = json.loads(Path(figures["workspace"]).read_text())
+    metrics = run(tmp_path, f"review.folder={sweep}", "review.project=mine")
+    assert metrics["url"] is None
+    view = json.loads(Path(metrics["workspace"]).read_text())
     assert (view["project"], view["displayName"]) == ("mine", "qtrain: cifar10/sweep_bits")
     section = view["spec"]["section"]
     (runs,) = section["runSets"]
@@ -104,8 +104,8 @@ def test_a_server_that_refuses(wandb_server: WandbServer, tmp_path: Path, monkey
         raise PermissionError("no rights\nin this project")
 
     monkeypatch.setattr(Workspace, "save", refuse)
-    figures = run(tmp_path)
-    assert figures["url"] is None and Path(figures["workspace"]).is_file()
+    metrics = run(tmp_path)
+    assert metrics["url"] is None and Path(metrics["workspace"]).is_file()
 
 
 def test_a_folder_without_a_sweep(wandb_client: None, tmp_path: Path) -> None:

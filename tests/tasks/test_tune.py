@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
+from qtrain.config.compose import compose
 from qtrain.data.base import VisionData
-from qtrain.lit.module import QATModule
-from qtrain.lit.signals import RunInterruptedError
 from qtrain.tasks import train, tune
-from qtrain.tasks.config import compose
-from qtrain.tasks.targets import ConfigError
 from qtrain.tasks.variants import run_task
+from qtrain.training.module import QATModule
+from qtrain.utils.errors import ConfigError, RunInterruptedError
 
 TINY = """
     task=tune trainer=cpu data.max_train=200 data.max_test=20 model=cifar_resnet8 model.width=0.25
@@ -49,7 +48,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 
 
 def test_the_better_half_and_the_student_alone_go_on(searched: tuple[Path, dict[str, Any]]) -> None:
-    folder, figures = searched
+    folder, metrics = searched
     found = rows(folder)
     # Two temperatures, one weight, and the student alone.
     assert [(row["w_bits"], row["epochs"], row["distill"]) for row in found] == [
@@ -59,33 +58,33 @@ def test_the_better_half_and_the_student_alone_go_on(searched: tuple[Path, dict[
     first = min(found[1:3], key=lambda row: (-float(row["val_top1"]), float(row["val_loss"])))
     assert found[3]["temperature"] == first["temperature"]
     winner = min(found[3:], key=lambda row: (-float(row["val_top1"]), float(row["val_loss"])))
-    assert figures["w2a2/val_top1"] == pytest.approx(float(winner["val_top1"]))
-    assert figures["w2a2/val_top1_alone"] == pytest.approx(float(found[4]["val_top1"]))
-    assert str(figures["w2a2/temperature"] or "") == winner["temperature"]
+    assert metrics["w2a2/val_top1"] == pytest.approx(float(winner["val_top1"]))
+    assert metrics["w2a2/val_top1_alone"] == pytest.approx(float(found[4]["val_top1"]))
+    assert str(metrics["w2a2/temperature"] or "") == winner["temperature"]
     assert all(row["top1"] == "" and "40 validation images" in row["notes"] for row in found)
 
 
 def test_what_is_kept_can_be_pasted(searched: tuple[Path, dict[str, Any]]) -> None:
-    folder, figures = searched
+    folder, metrics = searched
     variants = yaml.safe_load((folder / "outputs" / "adhoc" / "tune" / "tuned.yaml").read_text())["variants"]
     ((label, overrides),) = variants.items()
     cfg = compose([*without_width(overrides), "task=train", *overrides])
     assert f"w{cfg.quantize.bits.weight}a{cfg.quantize.bits.input}" == label
-    if figures[f"{label}/temperature"] is None:
+    if metrics[f"{label}/temperature"] is None:
         assert cfg.teacher.model is None
     else:
-        assert cfg.distill.temperature == figures[f"{label}/temperature"]
-        assert cfg.distill.soft == figures[f"{label}/weight"] == 1 - cfg.distill.hard
+        assert cfg.distill.temperature == metrics[f"{label}/temperature"]
+        assert cfg.distill.soft == metrics[f"{label}/weight"] == 1 - cfg.distill.hard
 
 
 def test_candidates_leave_no_folders_and_the_same_command_repeats_none(
     searched: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, figures = searched
+    folder, metrics = searched
     assert not list((folder / "outputs").rglob("*.safetensors"))
     before = rows(folder)
     monkeypatch.setattr(train, "run", lambda cfg: pytest.fail("a finished candidate was repeated"))
-    assert command(folder, "tune.widths=[2]") == figures
+    assert command(folder, "tune.widths=[2]") == metrics
     assert rows(folder) == before
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].split() == ["Bits", "Temperature", "Weight", "1", "epoch,", "%", "2", "epochs,", "%"]
@@ -117,15 +116,15 @@ def test_an_interrupted_search_ends_as_one_that_was_not(
             command(tmp_path, "tune.widths=[2]")
     assert len(rows(tmp_path)) == 3
     assert list((tmp_path / "outputs").rglob("candidates/*/checkpoints/*.ckpt"))
-    figures = command(tmp_path, "tune.widths=[2]")
+    metrics = command(tmp_path, "tune.widths=[2]")
     scores = [[(row["val_top1"], row["val_loss"]) for row in rows(folder)] for folder in (tmp_path, searched[0])]
-    assert scores[0] == scores[1] and figures == searched[1]
+    assert scores[0] == scores[1] and metrics == searched[1]
 
 
 def test_test_images_are_never_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(VisionData, "test_dataloader", lambda self: pytest.fail("test images"))
-    figures = command(tmp_path, "tune.rungs=1", "tune.temperatures=[2]", "quantize.bits.input=8")
-    assert {key.split("/")[0] for key in figures} == {"w4a8"}, "the config's own widths"
+    metrics = command(tmp_path, "tune.rungs=1", "tune.temperatures=[2]", "quantize.bits.input=8")
+    assert {key.split("/")[0] for key in metrics} == {"w4a8"}, "the config's own widths"
 
 
 def test_a_candidate_is_the_run_that_its_overrides_make() -> None:
@@ -135,7 +134,7 @@ def test_a_candidate_is_the_run_that_its_overrides_make() -> None:
         more = ["task=train", "logger=none", "fit.epochs=3", "fit.final_test=false", "data.val_fraction=0.2"]
         written = compose([*without_width(candidate.overrides), *candidate.overrides, *more])
         for key in ("objective", "teacher", "fit", "data", "quantize", "optimizer", "model"):
-            assert train.record.plain_config(own)[key] == train.record.plain_config(written)[key], key
+            assert train.run_folder.plain_config(own)[key] == train.run_folder.plain_config(written)[key], key
 
 
 def test_there_must_be_a_teacher(tmp_path: Path) -> None:

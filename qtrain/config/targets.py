@@ -1,0 +1,197 @@
+"""What `_target_` may name, and whether the arguments beside it fit.
+
+A config decides which code runs, and configs travel: from a paper's repository, from a sweep, from a colleague. So a
+target must lie in an admitted part of an admitted package, under its own name and not under an alias; and the
+constructor's signature is the schema of its arguments.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from qtrain.utils.errors import ConfigError
+from qtrain.utils.suggestions import did_you_mean
+
+ADMITTED = (
+    "qtrain",
+    "torch.nn",
+    "torch.optim",
+    "torchvision.models",
+    "torchvision.ops",
+    "torchvision.transforms",
+    "timm.layers",
+    "timm.loss",
+    "timm.optim",
+    "timm.scheduler",
+    "pytorch_lightning.accelerators",
+    "pytorch_lightning.callbacks",
+    "pytorch_lightning.loggers",
+    "pytorch_lightning.plugins",
+    "pytorch_lightning.profilers",
+    "pytorch_lightning.strategies",
+    "pytorch_lightning.trainer",
+)
+"""Where the object behind a target may be defined. What loads pickles, fetches code or starts processes
+(torch.hub, torch.load, torch.package, torch.utils.cpp_extension, ...) lies outside."""
+
+REFUSED = ("qtrain.cli", "qtrain.tasks")
+"""What lies in an admitted part and is refused all the same: a config that could call the command line could give
+itself any permission."""
+
+SPECIAL = {"_target_": str, "_partial_": bool}
+"""Keys that are no arguments. Hydra's `_args_` is missing on purpose: arguments are given by name."""
+
+_DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")
+
+
+def check_targets(node: Any, *, where: str = "", allow: Sequence[str] = (), given: Sequence[str] = ()) -> None:
+    """Check each dict with ``_target_`` in the plain container ``node``, itself and all that it holds.
+
+    ``where`` is the full key of ``node``. ``allow`` are prefixes that the user admitted besides :data:`ADMITTED`.
+    ``given`` names arguments that the caller will add to ``node`` itself. Raises :class:`ConfigError`.
+    """
+    for key, value in _children(node):
+        check_targets(value, where=f"{where}.{key}" if where else key, allow=allow)
+    if not isinstance(node, Mapping):
+        return
+    if "_target_" in node:
+        _check_call(node, where or "the config", resolve_target(node["_target_"], where=where, allow=allow), given)
+    elif "_partial_" in node:
+        raise ConfigError(f"{where}: _partial_ stands without _target_; give _target_ as well, or remove it")
+
+
+def resolve_target(target: Any, *, where: str = "", allow: Sequence[str] = ()) -> Callable[..., Any]:
+    """The class or function that ``target`` names, if it may be named."""
+    place = f"{where}._target_" if where else "_target_"
+    if not isinstance(target, str) or not _DOTTED.fullmatch(target):
+        raise ConfigError(f"{place}: must be a dotted name such as qtrain.quantizers.uniform.lsq.LSQ, got {target!r}")
+    admitted = (*ADMITTED, *allow)
+    packages = {prefix.split(".")[0] for prefix in admitted}
+    refusal = (
+        f"{place}: {target!r} is not admitted (admitted: {', '.join(sorted(packages))}, and of these not all); "
+        f"if you trust it, add on the command line allow_targets=[{target}]"
+    )
+    if target.split(".")[0] not in packages:
+        raise ConfigError(refusal)
+    module_name, _, name = target.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(f"{place}: cannot import {module_name!r}: {error}") from error
+    found = getattr(module, name, None)
+    if found is None:
+        raise ConfigError(f"{place}: {module_name} has no {name!r}{did_you_mean(name, vars(module))}")
+    # An alias does not help: torch.nn.functional.os.system would be caught here, as the os module's own.
+    identity = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
+    if not (inspect.isclass(found) or inspect.isfunction(found)):
+        raise ConfigError(f"{place}: {target!r} is neither a class nor a function")
+    if not _lies_in(identity, admitted) or _lies_in(identity, REFUSED):
+        raise ConfigError(refusal)
+    return found
+
+
+def _lies_in(name: str, prefixes: Iterable[str]) -> bool:
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def _children(node: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping):
+        yield from ((str(key), value) for key, value in node.items())
+    elif isinstance(node, list | tuple):
+        yield from ((str(i), value) for i, value in enumerate(node))
+
+
+def _check_call(node: Mapping[str, Any], where: str, target: Callable[..., Any], given: Sequence[str]) -> None:
+    owner = target.__name__
+    for key, kind in SPECIAL.items():
+        if key in node and not isinstance(node[key], kind):
+            raise ConfigError(f"{where}.{key}: must be {kind.__name__}, got {node[key]!r}")
+    parameters = inspect.signature(target).parameters
+    named = {name: p for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    arguments = {key: value for key, value in node.items() if key not in SPECIAL}
+    for name in arguments:
+        if name not in named and (not takes_any or name.startswith("_")):
+            known = ", ".join(named) or "nothing"
+            raise ConfigError(
+                f"{where}.{name}: {owner} has no such argument{did_you_mean(name, named)} (it takes {known})"
+            )
+    if not node.get("_partial_", False):
+        required = [name for name, p in named.items() if p.default is p.empty]
+        if lacking := [name for name in required if name not in arguments and name not in given]:
+            raise ConfigError(f"{where}: {owner} needs {', '.join(lacking)}")
+    hints = _hints(target)
+    for name, value in arguments.items():
+        if name in hints and not admits(hints[name], value):
+            raise ConfigError(f"{where}.{name}: {owner} takes {describe(hints[name])}, got {value!r}")
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """Type hints of the arguments; none where they cannot be evaluated (some third-party code)."""
+    source: Any = target
+    if inspect.isclass(target) and target.__init__ is not object.__init__:
+        source = target.__init__
+    try:
+        return typing.get_type_hints(source)
+    except (NameError, TypeError, AttributeError):
+        return {}
+
+
+def admits(hint: Any, value: Any) -> bool:
+    """Whether ``value``, as YAML gives it, fits ``hint``. What cannot be decided here is admitted.
+
+    ``int`` is a fine ``float``, ``bool`` is no ``int``, a list is a fine tuple, and a dict with ``_target_`` stands
+    for the object that it will become.
+    """
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(admits(part, value) for part in parts)
+    if origin is typing.Literal:
+        return value in parts
+    if isinstance(value, Mapping) and "_target_" in value:
+        return hint not in (int, float, bool, str, None, type(None))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (bool, str):
+        return isinstance(value, hint)
+    if hint in (None, type(None)):
+        return value is None
+    container = origin or hint
+    if inspect.isclass(container):
+        if issubclass(container, Path):
+            return isinstance(value, str)
+        if issubclass(container, Enum):
+            return value in container.__members__
+        if issubclass(container, tuple) and (not parts or parts[-1] is not Ellipsis):
+            fits = isinstance(value, list) and (not parts or len(value) == len(parts))
+            return fits and all(map(admits, parts, value))
+        if issubclass(container, Mapping):
+            return isinstance(value, Mapping) and (not parts or all(admits(parts[1], v) for v in value.values()))
+        if issubclass(container, Iterable) and container.__module__ in ("builtins", "collections.abc"):
+            return isinstance(value, list) and (not parts or all(admits(parts[0], v) for v in value))
+        if container.__module__.split(".")[0] in ("qtrain", "torch"):
+            return False  # an object: neither a plain value nor a list can stand for it
+    return True
+
+
+def describe(hint: Any) -> str:
+    """``hint`` as a reader would write it: ``float or null``."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(describe(part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
+    if hint is type(None):
+        return "null"
+    if typing.get_origin(hint) is None and inspect.isclass(hint):
+        return hint.__name__ if hint.__module__ == "builtins" else f"{hint.__name__} (a dict with _target_)"
+    return str(hint).replace("typing.", "").replace("collections.abc.", "")

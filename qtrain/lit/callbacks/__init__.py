@@ -1,1 +1,0 @@
-"""Floor 5: what happens around the training step."""

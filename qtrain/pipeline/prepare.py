@@ -1,0 +1,226 @@
+"""From a full-precision model to a quantized student.
+
+The one place that says in which order a student is made: merge batch norm, equalize, find the layers, give them bits,
+swap them, calibrate, learn how to round, correct biases. Loading comes before, fitting after.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from qtrain.config.instantiate import instantiate
+from qtrain.convert.calibrate import calibrate_inputs, calibrate_weights, observe_inputs, observe_weights
+from qtrain.convert.fold import OutputStatistics, fold_batchnorm_, fold_in_training_
+from qtrain.convert.freeze import layers_to_freeze
+from qtrain.convert.inherit import StudentState, inherit_quantizers_, inherit_weights_
+from qtrain.convert.layers import find_layers
+from qtrain.convert.operations import expose_operations
+from qtrain.convert.plan import LayerPlan, plan_layers
+from qtrain.convert.swap import swap_layers
+from qtrain.convert.switch import switch_bits_
+from qtrain.data.base import VisionData
+from qtrain.models.layer_kinds import merge_fused_biases
+from qtrain.observers.base import Observer
+from qtrain.pipeline.build_model import build_model, example_input
+from qtrain.pipeline.load_data import depends_on
+from qtrain.pipeline.run_cache import cached
+from qtrain.ptq.calibrate_from_bn import calibrate_from_statistics
+from qtrain.quantizers.base import MakeQuantizer
+from qtrain.quantizers.wrappers.wrapper import Wrapper
+from qtrain.spec import FULL_PRECISION, Allocation, LayerBits
+from qtrain.utils.errors import ConfigError, as_config_error
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A student ready to fit; ``allocation`` is empty where it stays in full precision."""
+
+    student: nn.Module
+    allocation: Allocation
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What conversion did: a plan for each layer, and what merged batch norms knew of the layers' outputs."""
+
+    plans: dict[str, LayerPlan]
+    statistics: dict[str, OutputStatistics]
+
+    @property
+    def allocation(self) -> Allocation:
+        return {name: plan.bits for name, plan in self.plans.items()}
+
+
+def quantize(
+    cfg: DictConfig, model: nn.Module, data: VisionData, student_state: StudentState | None = None
+) -> Prepared:
+    """Convert and calibrate ``model`` in place by ``cfg.quantize``, on the CPU or wherever the model is.
+
+    Then rounding is learned and biases are corrected, where the config asks for it. With the ``student_state`` of an
+    earlier stage the weights are that stage's, and so are quantizers of the same kind; where bits differ, their scales
+    are fitted to the new ones.
+    """
+    if cfg.fit.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if not cfg.quantize.enabled:
+        converted = Converted({}, {})
+    else:
+        converted = convert(cfg, model, example_input(data.info).to(next(model.parameters()).device))
+    if student_state is not None:
+        with as_config_error("stages"):
+            inherit_weights_(model, student_state)
+    if converted.plans:
+        images = _calibrate(cfg, model, data, converted, afresh=student_state is None)
+        if student_state is None:
+            _correct(cfg, model, images, converted)
+        elif wanted := inherit_quantizers_(model, student_state):
+            log.info("new bits for %d layers", len(wanted))
+            switch_bits_(model, wanted, images=images[0])
+    return Prepared(model, converted.allocation)
+
+
+def needs_images(cfg: DictConfig) -> bool:
+    """Whether a student that is not trained needs images at all: data-free methods do without."""
+    q = cfg.quantize
+    parts = (_asked(cfg, "rounding"), _asked(cfg, "bias"))
+    return bool(q.enabled) and (
+        q.calibration == "images" or any(part is not None and part.needs_images for part in parts)
+    )
+
+
+def _calibrate(
+    cfg: DictConfig, model: nn.Module, data: VisionData, converted: Converted, *, afresh: bool
+) -> list[torch.Tensor]:
+    """Fill the quantizers; returns the images that served, or that later corrections need.
+
+    ``afresh``: the weights are the full-precision model's own, so that what is observed is a function of the config.
+    """
+    q, images = cfg.quantize, []
+    if needs_images(cfg):
+        device = next(model.parameters()).device
+        images = [batch.image.to(device) for batch in data.calibration_batches(q.calibration_batches)]
+    if q.get("calibration", "images") == "images":
+        log.info("calibrating %d layers on %d batches", len(converted.plans), len(images))
+        seen = _observe(cfg, model, images, converted, afresh=afresh)
+        calibrate_weights(model, seen.weights)
+        calibrate_inputs(model, seen.inputs)
+        return images
+    log.info("calibrating %d layers from the statistics of batch norm", len(converted.plans))
+    mean, std = torch.tensor(data.info.mean), torch.tensor(data.info.std)
+    with as_config_error("quantize.calibration"):
+        calibrate_from_statistics(model, converted.plans, converted.statistics, low=-mean / std, high=(1 - mean) / std)
+    return images
+
+
+class _Seen(NamedTuple):
+    """Observers of the layers' weights and of their inputs, by the layer's name."""
+
+    weights: dict[str, Observer]
+    inputs: dict[str, Observer]
+
+
+def _observe(
+    cfg: DictConfig, model: nn.Module, images: list[torch.Tensor], converted: Converted, *, afresh: bool
+) -> _Seen:
+    """What is seen of the model in full precision, hence the same at any bits, and kept by a process of many runs."""
+
+    def observe() -> _Seen:
+        return _Seen(observe_weights(model, converted.plans), observe_inputs(model, images, converted.plans))
+
+    if not afresh:
+        return observe()
+    recipe = OmegaConf.to_container(cfg.quantize, resolve=True)
+    assert isinstance(recipe, dict)
+    del recipe["bits"]
+    # What stays in full precision is not observed.
+    layers = [[name, *(bits < FULL_PRECISION for bits in plan.bits)] for name, plan in converted.plans.items()]
+    what = {**depends_on(cfg), "recipe": recipe, "layers": layers, "channels_last": cfg.fit.channels_last}
+    return cached("observed", what, observe, lambda seen: seen)  # only looked at
+
+
+def _correct(cfg: DictConfig, student: nn.Module, images: list[torch.Tensor], converted: Converted) -> None:
+    """What makes up for rounding once the ranges are known: better choices of codes, then shifted biases."""
+    if (rounding := _asked(cfg, "rounding")) is not None:
+        start = time.perf_counter()
+        with as_config_error("quantize.rounding"):
+            rounding(student, images, seed=cfg.seed)
+        log.info("rounded by %s in %.0f s", type(rounding).__name__, time.perf_counter() - start)
+    if (bias := _asked(cfg, "bias")) is not None:
+        with as_config_error("quantize.bias"):
+            bias(student, images, converted.statistics)
+
+
+def _asked(cfg: DictConfig, slot: str) -> Any:
+    """The object in a slot of ``cfg.quantize``; ``None`` where it is empty, or the run is of a version without it."""
+    return instantiate(cfg.quantize.get(slot)) or None
+
+
+def convert(cfg: DictConfig, model: nn.Module, example: torch.Tensor) -> Converted:
+    """Fold, equalize and swap the layers of ``model`` in place by ``cfg.quantize``; nothing is calibrated yet."""
+    q = cfg.quantize
+    operations = {str(kind): int(bits) for kind, bits in q.operations.items() if bits is not None}
+    fold = q.get("fold", "none")
+    merge_fused_biases(model)
+    try:
+        statistics = fold_batchnorm_(model, example) if fold == "before" else {}
+        if (equalize := _asked(cfg, "equalize")) is not None:
+            equalize(model, example, statistics)
+        expose_operations(model, operations, example)
+        found = find_layers(model, example)
+        allocation: Allocation = instantiate(q.bits)(found.weighted)
+        operands = {name: LayerBits(FULL_PRECISION, operations[kind]) for name, kind in found.operands.items()}
+        plans = plan_layers(found, {**allocation, **operands}, _recipe(cfg), instantiate(q.policies))
+        swap_layers(model, found, plans, gradient=instantiate(q.gradient) or None)
+        if fold == "training":
+            fold_in_training_(model, example)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        message = str(error)
+        raise ConfigError(message if message.startswith("quantize.") else f"quantize: {message}") from error
+    return Converted(plans, statistics)
+
+
+def rehearse(cfg: DictConfig, data: VisionData) -> None:
+    """Convert a model that nobody keeps, so that what cannot be quantized is said before hours of pretraining."""
+    if not cfg.quantize.enabled:
+        return
+    logger = logging.getLogger("qtrain.convert")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # what stays in full precision is said by the conversion that counts
+    model = build_model(cfg.model, data.info)
+    try:
+        convert(cfg, model, example_input(data.info))
+    finally:
+        logger.setLevel(level)
+    layers_to_freeze(model, patterns=cfg.fit.freeze.layers or ())
+
+
+def _recipe(cfg: DictConfig) -> LayerPlan:
+    """What all layers get that no policy changes."""
+    q = cfg.quantize
+    parts = {name: instantiate(q[name]) for name in ("weight", "input", "weight_observer", "input_observer")}
+    if q.get("weight_wrapper") is not None:  # a run of an earlier version has no such key
+        parts["weight"] = _wrapped(instantiate(q.weight_wrapper), parts["weight"])
+    return LayerPlan(**parts)
+
+
+def _wrapped(wrapper: Any, quantizer: MakeQuantizer) -> MakeQuantizer:
+    """``quantizer`` inside ``wrapper``, whatever that would hold by its own config."""
+    kind = getattr(wrapper, "func", None)
+    if not (isinstance(kind, type) and issubclass(kind, Wrapper)):
+        raise ConfigError(
+            f"quantize.weight_wrapper: {getattr(kind, '__name__', wrapper)} holds no other quantizer; take "
+            "quant_noise, oscillation or incremental, or set quantize.weight itself"
+        )
+    return partial(wrapper, quantizer=quantizer)

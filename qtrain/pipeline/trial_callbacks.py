@@ -1,0 +1,31 @@
+"""Who looks on while a run trains, without being part of its config and so of its identity: a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import pytorch_lightning as pl
+
+from qtrain.spec import Position
+
+MakeTrialCallback = Callable[[Position], pl.Callback]
+"""A callback for a fit that begins at a position of the run: one for each stage."""
+
+_MAKERS: ContextVar[tuple[MakeTrialCallback, ...]] = ContextVar("watchers", default=())
+
+
+@contextmanager
+def with_trial_callbacks(*watchers: MakeTrialCallback) -> Iterator[None]:
+    """Let ``watchers`` look on at the stages of runs in this block, and in this thread."""
+    token = _MAKERS.set(watchers)
+    try:
+        yield
+    finally:
+        _MAKERS.reset(token)
+
+
+def watchers(start: Position) -> tuple[pl.Callback, ...]:
+    """Those that look on at a stage which begins at ``start``; not at the training of a teacher before it."""
+    return tuple(make(start) for make in _MAKERS.get())

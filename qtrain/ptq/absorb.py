@@ -1,0 +1,87 @@
+"""High biases moved into the next layer, so that activations need no range for what never changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd
+
+from qtrain.convert.fold import OutputStatistics
+from qtrain.convert.graph import Skipped, called, called_once, calls, trace
+from qtrain.models.layer_kinds import LayerSpec, describe
+from qtrain.ptq.bn_propagation import product_mean
+
+STANDARD_DEVIATIONS = 3.0
+
+CONSTANTS_PASS = (nn.Identity, _DropoutNd, nn.Flatten, _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd)
+"""Modules ``f`` with ``f(x + c) = f(x) + c`` in eval mode."""
+
+
+@torch.no_grad()
+def absorb_high_biases_(model: nn.Module, statistics: Mapping[str, OutputStatistics]) -> None:
+    """Take ``c = max(0, beta - 3 gamma)`` from the bias of each layer before a ReLU, and add ``W c`` behind, in place.
+
+    ``relu(y) = relu(y - c) + c`` where ``y >= c``, which holds for all but one in a thousand values of a normal (Nagel
+    et al. 2019, arXiv 1906.04721, §4.1.3). ``statistics`` of the layers' outputs follow. Where a layer behind pads with
+    zeros, these are no ``relu(y)``, and the sum would be wrong at the border: such pairs are left, which is logged, and
+    so is what goes elsewhere than through a ReLU to convolutions and linear layers.
+    """
+    graph = trace(model)
+    skipped = Skipped("high bias is not absorbed")
+    for node, layer in calls(graph):
+        name = str(node.target)
+        if name not in statistics:
+            continue
+        known = statistics[name]
+        excess = (known.mean - STANDARD_DEVIATIONS * known.std).clamp(min=0)
+        if not bool(excess.any()):
+            continue
+        readers = _readers(graph, node)
+        if isinstance(readers, str):
+            skipped.add(name, readers)
+            continue
+        _add_(layer, -excess)
+        known.mean = known.mean - excess
+        for reader in readers:
+            _add_(reader, product_mean(reader, reader.weight, excess))  # type: ignore[arg-type]
+    skipped.log()
+
+
+def _readers(graph: fx.GraphModule, node: fx.Node) -> list[nn.Module] | str:
+    """The layers behind the ReLU behind ``node``, or why a constant cannot be handed to them."""
+    behind = _behind(graph, node)
+    if len(behind) != 1 or not isinstance(called(graph, behind[0]), nn.ReLU) or not called_once(graph, node):
+        return "its output goes elsewhere than to a ReLU"
+    readers: list[nn.Module] = []
+    for user in _behind(graph, behind[0]):
+        module: Any = called(graph, user)
+        if not isinstance(module, _ConvNd | nn.Linear) or isinstance(module, _ConvTransposeNd):
+            return "what is behind its ReLU is no convolution or linear layer"
+        form = describe(module)
+        if not isinstance(form, LayerSpec) or form.weight_transform is not None or not called_once(graph, user):
+            return "the weight behind its ReLU is computed, or is used twice"
+        if form.pad is not None or any(amount != 0 for amount in getattr(module, "padding", ())):
+            return "the layer behind its ReLU pads with zeros"
+        readers.append(module)
+    return readers
+
+
+def _behind(graph: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    """Who reads ``node``, also through what lets a constant pass."""
+    found = []
+    for user in node.users:
+        passes = isinstance(called(graph, user), CONSTANTS_PASS)
+        found += _behind(graph, user) if passes else [user]
+    return found
+
+
+def _add_(layer: Any, amount: Tensor) -> None:
+    if layer.bias is None:
+        layer.bias = nn.Parameter(amount.to(layer.weight), requires_grad=layer.weight.requires_grad)
+    else:
+        layer.bias.add_(amount.to(layer.bias))

@@ -1,0 +1,64 @@
+"""Calibration without images: the range of each layer's input from the statistics that batch norm has kept.
+
+Data-free quantization (Nagel et al. 2019, arXiv 1906.04721, §5) takes ``beta -+ n gamma`` of the channels, as a ReLU
+clips them, with n = 6. Here that is what the plan's observer sees, so that ``min_max`` gives this range and
+``squared_error``, say, the one that loses least of what is normally distributed so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from qtrain.convert.calibrate import calibrate_weights, observe_weights
+from qtrain.convert.fold import OutputStatistics
+from qtrain.convert.layers import quant_layers
+from qtrain.convert.plan import LayerPlan
+from qtrain.ptq.bn_propagation import BOUNDS, DEVIATIONS, ROWS, follow, standard_normal
+
+
+@torch.no_grad()
+def calibrate_from_statistics(
+    model: nn.Module,
+    plans: Mapping[str, LayerPlan],
+    statistics: Mapping[str, OutputStatistics],
+    *,
+    low: Tensor,
+    high: Tensor,
+    deviations: float = DEVIATIONS,
+) -> None:
+    """Initialize every quantizer of ``model`` in place: weights as they are, inputs from ``statistics`` alone.
+
+    ``statistics`` are of the outputs of layers, as :func:`qtrain.convert.fold.fold_batchnorm_` returns them; batch
+    norms that are not folded have their own. ``low`` and ``high``, (C,), are the values of black and of white pixels,
+    between which the first layer's input lies, with mean 0 and standard deviation 1. ``deviations`` is n. Raises
+    ``ValueError`` where there are no statistics, where they cannot be followed through the model, and where they do not
+    reach a layer.
+    """
+    if deviations <= 0:
+        raise ValueError(f"calibrate_from_statistics: deviations must be above 0, got {deviations}; 6 is usual")
+    calibrate_weights(model, observe_weights(model, plans))
+    device = next(model.parameters()).device
+    inputs = follow(model, statistics, image_values(low, high).to(device), deviations=deviations)
+    for name, layer in quant_layers(model).items():
+        quantizer = layer.input_quantizer
+        if quantizer is None:
+            continue
+        if name not in inputs:
+            raise ValueError(
+                f"quantize.calibration: layer {name!r} is inside a module that cannot be traced, so that statistics "
+                "say nothing of its input; take quantize.calibration=images"
+            )
+        observer = plans[name].input_observer(granularity=quantizer.granularity)
+        observer.update(inputs[name])
+        quantizer.calibrate_(observer.observed(int(quantizer.bits)))
+
+
+def image_values(low: Tensor, high: Tensor) -> Tensor:
+    """Values of normalized pixels, (BOUNDS + ROWS, C, 1, 1): standard normal, between ``low`` and ``high`` (C,)."""
+    values = standard_normal().to(low).unsqueeze(1).expand(ROWS, len(low))
+    rows = torch.cat((torch.stack((low, high)), values.clamp(low, high)))
+    assert len(rows) == BOUNDS + ROWS
+    return rows[..., None, None]

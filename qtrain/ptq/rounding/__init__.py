@@ -1,0 +1,1 @@
+"""Which way each weight of a calibrated student is rounded."""

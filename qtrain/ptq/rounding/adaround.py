@@ -1,0 +1,49 @@
+"""AdaRound: rounding learned layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+from torch import Tensor, nn
+
+from qtrain.ptq.rounding.base import Rounding
+from qtrain.ptq.rounding.learn import Recipe, learn_rounding_
+from qtrain.ptq.rounding.reconstruction_units import layers_of
+
+
+@final
+class AdaRound(Rounding):
+    """Each layer's weights are rounded so that its output is that of full precision (Nagel 2020, arXiv 2004.10568).
+
+    The layer's input is the quantized model's, with the layers before it rounded (the paper's asymmetric
+    reconstruction), its target the full-precision model's output; the layers' own input quantizers are in use.
+    ``iterations`` of Adam with minibatches of ``batch_size`` images; after a ``warmup``, a share of them, variables are
+    driven to 0 and 1 with ``strength`` while beta falls from ``beta_start`` to ``beta_end`` (eq. 24). See
+    :mod:`qtrain.ptq.rounding.learn`.
+    """
+
+    def __init__(
+        self,
+        *,
+        iterations: int = 300,
+        batch_size: int = 32,
+        rate: float = 0.1,
+        strength: float = 0.1,
+        warmup: float = 0.2,
+        beta_start: float = 20.0,
+        beta_end: float = 2.0,
+    ) -> None:
+        self.recipe = Recipe(
+            owner="AdaRound",
+            iterations=iterations,
+            batch_size=batch_size,
+            rate=rate,
+            strength=strength,
+            warmup=warmup,
+            beta_start=beta_start,
+            beta_end=beta_end,
+        )
+
+    def __call__(self, student: nn.Module, images: Sequence[Tensor], *, seed: int) -> None:
+        learn_rounding_(student, layers_of(student), images, recipe=self.recipe, seed=seed)

@@ -1,0 +1,264 @@
+"""Learning to round: each part of a model gives back what the full-precision model's same part gives.
+
+``min_V |z - z^(V)|^2 / noise + strength * mean(1 - |2h(V) - 1|^beta)``, one part after the other, in the order in which
+they run. The input of ``z^`` is that of the quantized model with everything before it rounded, the target ``z`` that of
+the full-precision model, so that a part also makes up for what came before it (arXiv 2004.10568, eq. 25 without the
+activation; arXiv 2102.05426, §3.2). ``noise`` is what nearest rounding of this part alone does to its output, so that
+``strength`` means the same in every layer of every model.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qtrain.convert.layers import set_quantization
+from qtrain.functional.random import SAMPLE, permutation, seed_of, uniform
+from qtrain.ptq.rounding.base import Candidates, all_candidates, write_
+from qtrain.ptq.rounding.reconstruction_units import Seen, in_order, seen_of
+from qtrain.ptq.rounding.soft_rounding import (
+    Dropped,
+    SoftWeight,
+    annealed,
+    dropping,
+    input_parameters,
+    mixed,
+    standing_in,
+    undecided,
+)
+from qtrain.utils.eval_mode import evaluating
+
+log = logging.getLogger(__name__)
+
+EVALUATED = 128
+"""Samples in one forward where nothing is learned."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a part is learned; ``input_rate`` 0 leaves the input quantizers alone.
+
+    ``rate`` is Adam's for the rounding, ``input_rate`` relative to each parameter's own size for those of the input
+    quantizers, falling to 0 along a cosine. ``fisher`` weighs outputs by :func:`squared_gradients`. ``drop`` is the
+    probability that a value is not quantized, for one step.
+    """
+
+    owner: str
+    iterations: int
+    batch_size: int
+    rate: float
+    strength: float
+    beta_start: float
+    beta_end: float
+    warmup: float
+    input_rate: float = 0.0
+    fisher: bool = False
+    drop: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{self.owner}: {name} must be at least 1, got {getattr(self, name)}")
+        if not self.rate > 0:
+            raise ValueError(f"{self.owner}: rate must be above 0, got {self.rate}; 0.01 is usual")
+        for name in ("strength", "input_rate"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{self.owner}: {name} must be at least 0, got {getattr(self, name)}; 0 is without")
+        if not self.beta_start >= self.beta_end > 0:
+            raise ValueError(
+                f"{self.owner}: beta falls from beta_start to beta_end, which is above 0; "
+                f"got {self.beta_start} and {self.beta_end}; the paper's are 20 and 2"
+            )
+        for name in ("warmup", "drop"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{self.owner}: {name} must be in [0, 1), got {getattr(self, name)}")
+
+
+@final
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one part: its mean squared error at nearest rounding, and as learned; the smaller was kept."""
+
+    name: str
+    nearest: float
+    learned: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether the learned rounding stays."""
+        return self.learned < self.nearest
+
+
+def learn_rounding_(
+    student: nn.Module, parts: Sequence[str], images: Sequence[Tensor], *, recipe: Recipe, seed: int
+) -> list[Outcome]:
+    """Round the weights of ``parts`` of ``student`` in place, one part after the other, in the order of the forward.
+
+    A part whose error would not fall keeps nearest rounding, and its input quantizers as they were. Raises
+    ``ValueError`` without images.
+    """
+    if not images:
+        raise ValueError("rounding: has no images to reconstruct; give at least one calibration batch, or take squant")
+    choices = all_candidates(student)
+    reference = copy.deepcopy(student)
+    set_quantization(reference, enabled=False)
+    order, reasons = in_order(student, parts, images[0][:2])
+    for name, reason in reasons.items():
+        log.warning("left at nearest rounding: %s: %s", name, reason)
+    outcomes: list[Outcome] = []
+    for name in order:
+        within = {key: chosen for key, chosen in choices.items() if f"{key}.".startswith(f"{name}.")}
+        if not within:
+            continue
+        quantized, exact = seen_of(student, name, images), seen_of(reference, name, images)
+        key = seed_of(seed, len(outcomes))
+        weight = squared_gradients(reference, name, images, seed=key) if recipe.fisher else None
+        task = Task(student.get_submodule(name), quantized, exact, weight)
+        with evaluating(task.part):
+            outcome = Outcome(name, *_learn_(task, list(within.values()), recipe, key))
+        found = "learned" if outcome.kept else "left at nearest rounding"
+        log.info("%s: %s: squared error %.3g, learned %.3g", name, found, outcome.nearest, outcome.learned)
+        outcomes.append(outcome)
+    return outcomes
+
+
+@torch.enable_grad()
+def squared_gradients(model: nn.Module, name: str, images: Sequence[Tensor], *, seed: int) -> Tensor:
+    """Squared gradient of each output of the part ``name`` of ``model``, (N, ...), divided by their mean.
+
+    The loss is the cross-entropy with classes drawn from the model's own probabilities, so that no labels are needed
+    and the mean of the squares is the diagonal of Fisher's information (arXiv 2102.05426, eq. 10). Draws are a function
+    of ``seed`` and the image's place.
+    """
+    outputs: list[Tensor] = []
+    squares = []
+
+    def begin_here(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        outputs[:] = [output.detach().requires_grad_()]
+        return outputs[0].clone()  # what follows may work in place
+
+    handle = model.get_submodule(name).register_forward_hook(begin_here)
+    try:
+        with evaluating(model):
+            for number, batch in enumerate(images):
+                logits = model(batch)
+                places = torch.arange(len(batch), device=batch.device)
+                draws = uniform(seed=seed, epoch=number, index=places, stream=SAMPLE, count=1)
+                reached = logits.detach().softmax(dim=1).cumsum(dim=1) < draws
+                classes = reached.sum(dim=1).clamp(max=logits.shape[1] - 1)
+                loss = F.cross_entropy(logits, classes, reduction="sum")
+                squares.append(torch.autograd.grad(loss, outputs)[0].square())
+    finally:
+        handle.remove()
+    square = torch.cat(squares)
+    return square / square.mean().clamp(min=torch.finfo(square.dtype).tiny)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One part in the places of its model: what goes into it, what should come out, and how much each output weighs."""
+
+    part: nn.Module
+    quantized: Seen
+    exact: Seen
+    weight: Tensor | None
+
+    def output(self, x: Tensor) -> Tensor:
+        """What the part, as it is now, makes of ``x``."""
+        args, kwargs = self.quantized.options
+        output: Tensor = self.part(x, *args, **kwargs)
+        return output
+
+    @torch.no_grad()
+    def outputs(self) -> Tensor:
+        """What the part, as it is now, makes of all inputs."""
+        return torch.cat([self.output(x) for x in self.quantized.inputs.split(EVALUATED)])
+
+    def distance(self, output: Tensor, target: Tensor, samples: Tensor | None = None) -> Tensor:
+        """Weighted mean squared difference of ``output`` and ``target``, of all samples or of those named."""
+        square = (output - target).square()
+        if self.weight is not None:
+            square = square * (self.weight if samples is None else self.weight[samples])
+        return square.mean()
+
+    def error(self) -> float:
+        """How far the part, as it is now, is from its target."""
+        return float(self.distance(self.outputs(), self.exact.outputs))
+
+    def noise(self, choices: Sequence[Candidates]) -> float:
+        """How far apart the part's outputs are with these weights rounded and not, all else as it is."""
+        rounded = self.outputs()
+        quantizers = [q for chosen in choices if (q := chosen.layer.weight_quantizer) is not None]
+        for quantizer in quantizers:
+            quantizer.enabled = False
+        try:
+            return float(self.distance(self.outputs(), rounded))
+        finally:
+            for quantizer in quantizers:
+                quantizer.enabled = True
+
+
+def _learn_(task: Task, choices: Sequence[Candidates], recipe: Recipe, seed: int) -> tuple[float, float]:
+    """Learn one part, keep what is better, and return its error before, and as learned."""
+    nearest, noise = task.error(), task.noise(choices)
+    if not noise > 0:  # the weights are on the grid as they are
+        return nearest, nearest
+    before = {key: tensor.clone() for key, tensor in task.part.state_dict().items()}
+    softs = [SoftWeight(chosen) for chosen in choices]
+    with standing_in(choices, softs), dropping(task.part, recipe.drop) as dropped:
+        _descend(task, softs, dropped, recipe, noise, seed)
+    for chosen, soft in zip(choices, softs, strict=True):
+        write_(chosen, soft.settled())
+    learned = task.error()
+    if not learned < nearest:
+        task.part.load_state_dict(before)
+    return nearest, learned
+
+
+@torch.enable_grad()
+def _descend(
+    task: Task, softs: Sequence[SoftWeight], dropped: Sequence[Dropped], recipe: Recipe, noise: float, seed: int
+) -> None:
+    variables: list[nn.Parameter] = [soft.variable for soft in softs]
+    learned = input_parameters(task.part) if recipe.input_rate > 0 else []
+    sizes = [float(p.detach().square().mean().sqrt()) for p in learned]
+    groups: list[dict[str, Any]] = [{"params": variables, "lr": recipe.rate}, *({"params": [p]} for p in learned)]
+    optimizer = torch.optim.Adam(groups)
+    inputs, exact = task.quantized.inputs, task.exact
+    size = min(recipe.batch_size, len(inputs))
+    for step in range(recipe.iterations):
+        progress = step / recipe.iterations
+        falling = (1 + math.cos(math.pi * progress)) / 2
+        for group, own in zip(optimizer.param_groups[1:], sizes, strict=True):
+            group["lr"] = recipe.input_rate * own * falling
+        samples = _minibatch(seed, step, len(inputs), size).to(inputs.device)
+        x = inputs[samples]
+        if recipe.drop > 0:
+            for place, module in enumerate(dropped, start=1):
+                module.seed = seed_of(seed, step, place)
+            x = mixed(exact.inputs[samples], x, drop=recipe.drop, seed=seed_of(seed, step, 0))
+        loss = task.distance(task.output(x), exact.outputs[samples], samples) / noise
+        beta = annealed(progress, start=recipe.beta_start, end=recipe.beta_end, warmup=recipe.warmup)
+        if beta is not None and recipe.strength > 0:
+            loss = loss + recipe.strength * undecided(torch.cat([soft.share() for soft in softs]), beta).mean()
+        for p, gradient in zip([*variables, *learned], torch.autograd.grad(loss, [*variables, *learned]), strict=True):
+            p.grad = gradient
+        optimizer.step()
+    for p in learned:
+        p.grad = None
+
+
+def _minibatch(seed: int, step: int, count: int, size: int) -> Tensor:
+    """Which of ``count`` samples step ``step`` looks at: every one once, in a new order, before any a second time."""
+    each = count // size
+    return permutation(seed=seed, epoch=step // each, n=count)[(step % each) * size :][:size]

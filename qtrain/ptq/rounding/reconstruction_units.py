@@ -1,0 +1,144 @@
+"""The parts of a model that are reconstructed one after the other, and what goes into and comes out of one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from qtrain.convert.layers import quant_layers
+from qtrain.nn import Operand, QuantLayer
+from qtrain.utils.eval_mode import evaluating
+
+
+def blocks_of(model: nn.Module, patterns: Sequence[str] = ()) -> list[str]:
+    """Names of disjoint parts of ``model`` that together hold all its quantized layers, in the order of its modules.
+
+    ``patterns``, with ``*`` and ``?``, name the blocks; the outermost match counts. Without any, a block is what a
+    model repeats: a child of a ``Sequential`` or ``ModuleList`` that has quantized layers and does not itself repeat
+    such parts; so it is a residual block, not its stage, and not the convolution in its shortcut. A quantized layer
+    outside of all blocks is a part by itself. Raises ``ValueError`` for a pattern that matches no such part.
+    """
+    names = [name for name, module in model.named_modules() if name and _has_layers(module)]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            close = difflib.get_close_matches(pattern, names)
+            raise ValueError(f"blocks: pattern {pattern!r} matches no part with quantized layers; close: {close}")
+    found: list[str] = []
+    for name in names:
+        module = model.get_submodule(name)
+        if any(name.startswith(f"{block}.") for block in found):
+            continue
+        named = any(fnmatchcase(name, pattern) for pattern in patterns)
+        repeated = not patterns and _is_block(module) and _repeats(model.get_submodule(name.rpartition(".")[0]))
+        if named or repeated or isinstance(module, QuantLayer):
+            found.append(name)
+    return found
+
+
+def _has_layers(module: nn.Module) -> bool:
+    return any(isinstance(m, QuantLayer) and _quantized(m) for m in module.modules())
+
+
+def _quantized(layer: QuantLayer) -> bool:
+    return layer.weight_quantizer is not None or layer.input_quantizer is not None
+
+
+def _is_block(module: nn.Module) -> bool:
+    """Whether ``module`` has quantized layers, is more than a list of parts, and has no such part in a list within."""
+    if isinstance(module, QuantLayer) or _repeats(module) or not _has_layers(module):
+        return False
+    return not any(
+        _is_block(part)
+        for inner in module.modules()
+        if inner is not module and _repeats(inner)
+        for part in inner.children()
+    )
+
+
+def _repeats(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential | nn.ModuleList)
+
+
+def layers_of(model: nn.Module) -> list[str]:
+    """Names of the layers of ``model`` with a quantized weight, each a part by itself."""
+    layers = quant_layers(model).items()
+    return [name for name, layer in layers if not isinstance(layer, Operand) and layer.weight_quantizer is not None]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What went into a part of a model, (N, ...), and what came out, (N, ...); ``options`` are its other arguments."""
+
+    inputs: Tensor
+    outputs: Tensor
+    options: tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class _Enough(Exception):
+    """FirstLastBits a forward whose rest nobody needs."""
+
+
+@torch.no_grad()
+def seen_of(model: nn.Module, name: str, images: Sequence[Tensor]) -> Seen:
+    """What the part ``name`` of ``model``, one of :func:`in_order`, does in a forward of ``images``, in eval mode."""
+    inputs, outputs, options = [], [], []
+
+    def keep_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs.append(args[0].clone())  # the part may work in place
+        options.append((args[1:], kwargs))
+
+    def keep_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        outputs.append(output)
+        raise _Enough
+
+    part = model.get_submodule(name)
+    handles = [part.register_forward_pre_hook(keep_input, with_kwargs=True), part.register_forward_hook(keep_output)]
+    try:
+        with evaluating(model):
+            for batch in images:
+                with suppress(_Enough):
+                    model(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Seen(torch.cat(inputs), torch.cat(outputs), options[0])
+
+
+@torch.no_grad()
+def in_order(model: nn.Module, names: Sequence[str], image: Tensor) -> tuple[list[str], dict[str, str]]:
+    """``names`` in the order in which a forward of ``image`` calls them, and for those left out the reason.
+
+    Left out is what a forward does not call, or calls twice, or what takes or gives something else than one tensor.
+    """
+    order: dict[str, None] = {}
+    reasons: dict[str, str] = {}
+
+    def look(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if name in order:
+            reasons[name] = "a forward calls it more than once"
+        order[name] = None
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        alone = len(tensors) == 1 and args and tensors[0] is args[0] and isinstance(output, Tensor)
+        if not alone or len(tensors[0]) != len(image) or len(output) != len(image):
+            reasons[name] = "its input and its output are not one tensor each, with a row for each image"
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda _, args, kwargs, output: look(name, args, kwargs, output)
+
+    handles = [model.get_submodule(name).register_forward_hook(hook(name), with_kwargs=True) for name in names]
+    try:
+        with evaluating(model):
+            model(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    reasons.update({name: "a forward never calls it" for name in names if name not in order})
+    return [name for name in order if name not in reasons], reasons

@@ -1,0 +1,131 @@
+"""What stands in the quantizers' places while rounding is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from qtrain.convert.layers import quant_layers
+from qtrain.nn import QuantLayer
+from qtrain.ptq.rounding.base import Candidates
+from qtrain.quantizers.base import Quantizer
+from qtrain.quantizers.hooks import ScalesOutput
+
+GAMMA, ZETA = -0.1, 1.1
+"""The sigmoid is stretched to ``(GAMMA, ZETA)`` and cut to [0, 1], so that 0 and 1 are reached (eq. 23)."""
+
+
+def rectified_sigmoid(variable: Tensor) -> Tensor:
+    """``h(V) = clip(sigmoid(V) (zeta - gamma) + gamma, 0, 1)`` (Nagel et al. 2020, arXiv 2004.10568, eq. 23)."""
+    return (variable.sigmoid() * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+
+def inverse_rectified_sigmoid(share: Tensor) -> Tensor:
+    """The ``V`` with ``h(V) = share``, for ``share`` in [0, 1]."""
+    return ((share - GAMMA) / (ZETA - GAMMA)).logit()
+
+
+def undecided(share: Tensor, beta: float) -> Tensor:
+    """``1 - |2h - 1|^beta`` (eq. 24): 0 where ``h`` is 0 or 1, 1 where it is a half; the larger beta, the flatter."""
+    return 1 - (2 * share - 1).abs() ** beta
+
+
+def annealed(progress: float, *, start: float, end: float, warmup: float) -> float | None:
+    """Beta at ``progress`` (0 to 1): from ``start`` linearly to ``end``; ``None``, no regularizer, in the ``warmup``.
+
+    A high beta leaves most of the variables to the reconstruction; as it falls, they are driven to 0 and 1 (§3.2).
+    """
+    return None if progress < warmup else start + (end - start) * (progress - warmup) / (1 - warmup)
+
+
+@final
+class SoftWeight(nn.Module):
+    """Instead of a weight quantizer ``down + h(V) (up - down)``; ``V`` starts where that is the weight itself."""
+
+    enabled = True
+
+    def __init__(self, chosen: Candidates) -> None:
+        super().__init__()
+        self.chosen = chosen
+        self.down, self.gap = chosen.down.float(), (chosen.up - chosen.down).float()
+        self.variable = nn.Parameter(inverse_rectified_sigmoid((chosen.steps - chosen.steps.floor()).float()))
+
+    def share(self) -> Tensor:
+        """``h(V)`` of the places where there is a choice, (n,)."""
+        return rectified_sigmoid(self.variable[self.chosen.free])
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return (self.down + rectified_sigmoid(self.variable) * self.gap).to(weight.dtype)
+
+    @torch.no_grad()
+    def settled(self) -> Tensor:
+        """The values decided for: ``up`` where ``h(V)`` is at least a half."""
+        chosen = self.chosen
+        up = rectified_sigmoid(self.variable) >= 0.5
+        return torch.where(chosen.free, torch.where(up, chosen.up, chosen.down), chosen.nearest)
+
+
+def mixed(exact: Tensor, quantized: Tensor, *, drop: float, seed: int) -> Tensor:
+    """``exact`` with probability ``drop`` for each value, otherwise ``quantized``; draws are a function of ``seed``."""
+    draws = torch.rand(exact.shape, generator=torch.Generator(exact.device).manual_seed(seed), device=exact.device)
+    return torch.where(draws < drop, exact, quantized)
+
+
+@final
+class Dropped(nn.Module):
+    """Instead of an input quantizer ``Q``: each value is ``x`` with probability ``drop``, otherwise ``Q(x)``.
+
+    Wei et al. 2022, QDrop, arXiv 2203.05740, eq. 9. Draws are a function of ``seed``, which is another at each step.
+    """
+
+    enabled = True
+
+    def __init__(self, quantizer: Quantizer, *, drop: float) -> None:
+        super().__init__()
+        self.quantizer, self.drop, self.seed = quantizer, drop, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return mixed(x, self.quantizer(x), drop=self.drop, seed=self.seed)
+
+
+@contextmanager
+def standing_in(choices: Sequence[Candidates], softs: Sequence[SoftWeight]) -> Iterator[None]:
+    """Inside, soft weights are in the places of the layers' weight quantizers."""
+    quantizers = [chosen.layer.weight_quantizer for chosen in choices]
+    try:
+        for chosen, soft in zip(choices, softs, strict=True):
+            setattr(chosen.layer, "weight_quantizer", soft)  # noqa: B010 - no quantizer to the type checker
+        yield
+    finally:
+        for chosen, quantizer in zip(choices, quantizers, strict=True):
+            chosen.layer.weight_quantizer = quantizer
+
+
+@contextmanager
+def dropping(part: nn.Module, drop: float) -> Iterator[list[Dropped]]:
+    """Inside, the input quantizers of ``part`` drop; yields what makes them, nothing where ``drop`` is 0.
+
+    One that has to multiply the layer's output goes on as it is.
+    """
+    found: list[tuple[QuantLayer, Quantizer, Dropped]] = []
+    for layer in quant_layers(part).values():
+        quantizer = layer.input_quantizer
+        if drop > 0 and quantizer is not None and not isinstance(quantizer, ScalesOutput):
+            found.append((layer, quantizer, Dropped(quantizer, drop=drop)))
+    try:
+        for layer, _, dropped in found:
+            setattr(layer, "input_quantizer", dropped)  # noqa: B010 - no quantizer to the type checker
+        yield [dropped for _, _, dropped in found]
+    finally:
+        for layer, quantizer, _ in found:
+            layer.input_quantizer = quantizer
+
+
+def input_parameters(part: nn.Module) -> list[nn.Parameter]:
+    """What the input quantizers of ``part`` learn."""
+    quantizers = [layer.input_quantizer for layer in quant_layers(part).values()]
+    return [p for quantizer in quantizers if quantizer is not None for p in quantizer.parameters() if p.requires_grad]

@@ -1,0 +1,88 @@
+"""Shared microexponents (MX4, MX6, MX9): block floating point whose pairs may move down by one bit."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from qtrain.functional.affine import require_finite
+from qtrain.functional.powers import power_below
+from qtrain.functional.ste import straight_through
+from qtrain.quantizers.base import Quantizer
+from qtrain.spec import Observed, PerTensor, QuantSpec
+from qtrain.spec.blocks import Blocks
+from qtrain.storage.base import QTensor
+from qtrain.storage.microexponents import MicroexponentTensor
+from qtrain.storage.microscaled import power_codes
+
+LEAST_POWER = 2.0**-118
+"""Smallest power of two that a block shares: its steps, up to 7 bits below and one more, are normal in float32."""
+
+
+def mantissa_range(bits: int, signed: bool) -> tuple[int, int]:
+    """Sign and ``bits - 2`` mantissa bits: of the nominal size, exponents and shifts take one bit of an element."""
+    return 1 - 2 ** (bits - 2), 2 ** (bits - 2) - 1
+
+
+@final
+class MX(Quantizer):
+    """``x^ = round(x / s) s``, ``s = 2^(E - shift + 1 - m)``; ``E`` for 16 neighbors, ``shift`` (0, 1) for 2.
+
+    Rouhani et al. 2023, "With Shared Microexponents, A Little Shifting Goes a Long Way", arXiv 2302.08007, §3.
+    ``E = floor(log2 max|x|)`` over the block, in 8 bits; ``shift = 1`` where the pair's own exponent is lower. Of
+    ``bits``, the nominal size, ``m = bits - 2`` are mantissa, 1 sign, and 8/16 + 1/2 the pair's part of exponent and
+    shift: 4, 6, 9 are MX4 (m = 2), MX6 (4) and MX9 (7), the others formed alike. Ties go to even, and a code that
+    rounding lifts to ``2^m`` becomes ``2^m - 1``. Blocks lie along the spec's channel axis, the last may be short;
+    everything follows from the tensor at hand. The gradient passes everywhere.
+    """
+
+    widths: ClassVar[range] = range(3, 10)
+
+    def __init__(self, *, spec: QuantSpec) -> None:
+        super().__init__(spec=spec, granularity=PerTensor(), codes=mantissa_range)
+        self.blocks = Blocks(size=16, axis=spec.channel_axis)
+        self.pairs = Blocks(size=2, axis=spec.channel_axis)
+
+    def codes_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Codes and steps (shape of ``x``), each block's power of two and each pair's shift; all float32."""
+        shape = tuple(x.shape)
+        values = x.detach().float()
+        of_pairs = power_below(self.pairs.largest(values.abs()))
+        power = power_below(self.blocks.largest(values.abs())).clamp(min=LEAST_POWER)
+        power_there = self.blocks.spread(power, shape)
+        # The block's power at the first element of each pair: 16 is a multiple of 2, so a pair has one block.
+        shift = (of_pairs < self.pairs.largest(power_there)).float()
+        step = self.pairs.spread(1 - 0.5 * shift, shape) * power_there * (2.0 / (self.code_high + 1))
+        return (values / step).round().clamp(self.code_low, self.code_high), step, power, shift
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        codes, step, _, _ = self.codes_of(x)
+        return straight_through((codes * step).to(x.dtype), x)
+
+    def quantize(self, x: Tensor) -> QTensor:
+        require_finite(x)
+        codes, _, power, shift = self.codes_of(x)
+        return MicroexponentTensor(
+            codes=codes.to(torch.int32),
+            bits=int(self.bits),
+            low=int(self.code_low),
+            high=int(self.code_high),
+            dtype=x.dtype,
+            exponent=power_codes(power),
+            shift=shift.to(torch.int32),
+            blocks=self.blocks,
+            pairs=self.pairs,
+        )
+
+    @torch.no_grad()
+    def calibrate_(self, observed: Observed) -> None:
+        self.initialized.fill_(True)
+
+    def storage_bits(self) -> int:
+        if not self.spec.is_weight:
+            return 0
+        shapes = (8, self.blocks), (1, self.pairs)
+        return sum(bits * math.prod(blocks.state_shape(self.spec.shape)) for bits, blocks in shapes)

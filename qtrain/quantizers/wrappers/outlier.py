@@ -1,0 +1,116 @@
+"""Value-aware quantization: the few largest values stay in high precision, so that the rest needs few bits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from qtrain.functional.affine import require_finite
+from qtrain.functional.ste import straight_through
+from qtrain.quantizers.base import MakeQuantizer
+from qtrain.quantizers.hooks import project
+from qtrain.quantizers.wrappers.wrapper import Wrapper
+from qtrain.spec import Observed, QuantSpec
+from qtrain.storage.base import QTensor
+from qtrain.storage.outliers import OutlierTensor
+
+STORED = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def largest_values(x: Tensor, fraction: float) -> Tensor:
+    """Where the ``round(fraction n)`` largest magnitudes of ``x`` are: bool, shape and memory layout of ``x``.
+
+    Fewer where the next one is as large as the last of them: equal magnitudes are outliers together or not at all.
+    """
+    sizes = x.detach().float().abs()
+    count = round(fraction * x.numel())
+    if count == 0:
+        return sizes < 0
+    if count == x.numel():
+        return sizes >= 0
+    return sizes > sizes.reshape(-1).kthvalue(x.numel() - count).values
+
+
+@final
+class Outlier(Wrapper):
+    """``x^ = x`` in 16 bits for the ``fraction`` of largest magnitudes, ``Q(x)`` for the rest, ``Q`` another quantizer.
+
+    Park, Yoo, Vajda 2018, "Value-aware Quantization", arXiv 1804.07802, §3. The threshold is that of the tensor at
+    hand, of a weight or of a batch of inputs. ``Q`` sees zeros in the outliers' places. A weight's range is calibrated
+    on the rest; of inputs the observer decides: ``percentile`` with ``100 (1 - fraction)`` leaves the outliers out.
+    ``store`` is ``float16``, which saturates at 65504, or ``bfloat16``. The gradient of an outlier is exact, the
+    others have the one of ``Q``.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: QuantSpec,
+        quantizer: MakeQuantizer,
+        fraction: float = 0.03,
+        store: Literal["float16", "bfloat16"] = "float16",
+    ) -> None:
+        if not 0 <= fraction < 1:
+            raise ValueError(f"Outlier: fraction must be in [0, 1), got {fraction}; 0.01 to 0.03 is usual")
+        if store not in STORED:
+            raise ValueError(f"Outlier: store must be one of {list(STORED)}, got {store!r}")
+        super().__init__(spec=spec, quantizer=quantizer)
+        self.fraction, self.stored_type = fraction, STORED[store]
+
+    def stored(self, x: Tensor) -> Tensor:
+        """``x`` as outliers are stored; without gradient."""
+        largest = torch.finfo(self.stored_type).max
+        return x.detach().float().clamp(-largest, largest).to(self.stored_type)
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        above = largest_values(x, self.fraction)
+        kept = straight_through(self.stored(x).to(x.dtype), x)
+        return torch.where(above, kept, self.inner(x.masked_fill(above, 0.0)))
+
+    def quantize(self, x: Tensor) -> QTensor:
+        require_finite(x)
+        above = largest_values(x, self.fraction)
+        rest = self.inner.quantize(x.masked_fill(above, 0.0))
+        positions = above.reshape(-1).nonzero()[:, 0]
+        return OutlierTensor(
+            codes=rest.codes,
+            bits=rest.bits,
+            low=rest.low,
+            high=rest.high,
+            dtype=x.dtype,
+            decoder=replace(rest, codes=rest.codes.new_zeros(0)),
+            positions=positions.to(torch.int32),
+            position_bits=max((x.numel() - 1).bit_length(), 1),
+            outliers=self.stored(x).reshape(-1)[positions],
+        )
+
+    @torch.no_grad()
+    def calibrate_(self, observed: Observed) -> None:
+        self.inner.calibrate_(self.without_outliers(observed))
+        self.follow_inner_()
+
+    def without_outliers(self, observed: Observed) -> Observed:
+        """What would have been seen of a weight without its outliers; of an input, what was seen."""
+        if observed.tensor is None:
+            return observed
+        above = largest_values(observed.tensor, self.fraction)
+        rest = observed.tensor.masked_fill(above, 0.0)
+        rows, others = self.granularity.flatten(rest.float()), self.granularity.flatten(~above)
+        low, high = (end.reshape(observed.low.shape) for end in rows.aminmax(dim=1))
+        mean_abs = rows.abs().sum(dim=1) / others.sum(dim=1).clamp(min=1)
+        return Observed(
+            # An observer that clipped harder keeps its range.
+            low=torch.maximum(observed.low, low),
+            high=torch.minimum(observed.high, high),
+            mean_abs=mean_abs.reshape(observed.mean_abs.shape),
+            tensor=rest,
+        )
+
+    def project(self, weight: Tensor) -> Tensor:
+        return project(self.inner, weight)
+
+    def storage_bits(self) -> int:
+        return self.inner.storage_bits()

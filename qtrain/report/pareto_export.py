@@ -1,0 +1,147 @@
+"""How to get a model of the front again: one command, the same as a YAML file, and all of it as a table.
+
+A trial is an ordinary run, so its own overrides are the command. As YAML they become an experiment of their own,
+``front/p3.yaml``: choices of groups in its defaults list, values below them. The name begins with a letter, because
+Hydra takes a number for no file's name.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+
+from qtrain.report.formatting import bits_text, mean_bits, metric_said
+from qtrain.settings.conf_dir import conf_dir
+from qtrain.sweep.sweep_results import Sweep
+from qtrain.sweep.trial import Trial
+from qtrain.utils.atomic_write import write_text
+
+FRONT, PARETO = "front", "pareto.csv"
+PLAIN = re.compile(r"[\w.:/@-]+")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A point of the front: the command that runs it, the YAML that says the same, and the command that runs that."""
+
+    trial: Trial
+    place: int
+    command: str
+    file: str
+    content: str
+
+
+def recipes(sweep: Sweep) -> list[Recipe]:
+    """One for each model of the front, in its order."""
+    return [_recipe(sweep, trial, place) for place, trial in enumerate(sweep.front, start=1)]
+
+
+def write_recipes(sweep: Sweep, made: Sequence[Recipe]) -> None:
+    """``front/p1.yaml`` and so on, without those of an earlier front, and ``pareto.csv``."""
+    folder = sweep.folder / FRONT
+    for recipe in made:
+        write_text(sweep.folder / recipe.file, recipe.content)
+    current = {recipe.file for recipe in made}
+    for stale in folder.glob("p*.yaml"):
+        if f"{FRONT}/{stale.name}" not in current:
+            stale.unlink()
+    write_text(sweep.folder / PARETO, pareto_csv(sweep, made))
+
+
+def command(trial: Trial, overrides: Sequence[str] | None = None) -> str:
+    """What to type for the run of ``trial`` alone, or for ``overrides`` that lead to the same run.
+
+    On a CPU sums depend in their last digits on the number of threads, so the command sets those that the trial had.
+    """
+    words = ["python", "-m", "qtrain", *(trial.overrides if overrides is None else overrides), f"name={trial.key}"]
+    return f"OMP_NUM_THREADS={trial.threads} {shlex.join(words)}"
+
+
+def as_yaml(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """``overrides`` as the content of an experiment file, and those of them that no file can say.
+
+    Hydra's own settings, what only the command line may say, and deletions are of the latter kind.
+
+    >>> as_yaml(["objective=soft", "optimizer.lr=0.01", "~callbacks"])
+    ({'defaults': [{'override /objective': 'soft'}, '_self_'], 'optimizer': {'lr': 0.01}}, ['~callbacks'])
+    """
+    parser = OverridesParser.create()
+    added: list[Any] = []
+    replaced: list[Any] = []
+    values: dict[str, Any] = {}
+    left: list[str] = []
+    for text in overrides:
+        override = parser.parse_override(text)
+        key = str(override.key_or_group)
+        if override.is_delete() or key == "allow_targets" or key.split(".")[0] == "hydra":
+            left.append(text)
+        elif _is_group(key):
+            place = f"/{key}" + (f"@{override.package}" if override.package else "")
+            choice = override.value()
+            if override.is_add():
+                added.append({place: choice})
+            else:
+                replaced.append({f"override {place}": choice})
+        else:
+            _put(values, key, override)
+    return {"defaults": [*added, *replaced, "_self_"], **values}, left
+
+
+def pareto_csv(sweep: Sweep, made: Sequence[Recipe]) -> str:
+    """The front as a table: place, trial, every metric, mean bits of weights and inputs, knobs, the command."""
+    metrics = list(dict.fromkeys([*sweep.objectives, *(name for recipe in made for name in recipe.trial.metrics)]))
+    knobs = list(dict.fromkeys(name for recipe in made for name in recipe.trial.knobs))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["point", "trial", "key", *metrics, "w_bits_mean", "a_bits_mean", "epochs", *knobs, "command"])
+    for recipe in made:
+        trial = recipe.trial
+        means = mean_bits(trial)
+        writer.writerow([
+            recipe.place, trial.id, trial.key, *(trial.metrics.get(name, "") for name in metrics),
+            *(("", "") if means is None else (f"{mean:.4g}" for mean in means)), f"{trial.epochs:g}",
+            *(trial.knobs.get(name, "") for name in knobs), recipe.command,
+        ])  # fmt: skip
+    return text.getvalue()
+
+
+def _recipe(sweep: Sweep, trial: Trial, place: int) -> Recipe:
+    content, left = as_yaml(trial.overrides)
+    name = f"p{place}"
+    place_of_file = f"file://{sweep.folder.resolve()}"
+    if not PLAIN.fullmatch(place_of_file):
+        place_of_file = f"'{place_of_file}'"  # Hydra's quotes
+    short = command(trial, [f"hydra.searchpath=[{place_of_file}]", f"+{FRONT}={name}", *left])
+    metrics = ", ".join(metric_said(metric, trial.metrics[metric]) for metric in sweep.objectives)
+    head = [
+        "# @package _global_",
+        f"# Point {place} of the front of {sweep.name}: {metrics}, {bits_text(trial)} (trial {trial.id}).",
+        f"# {short}",
+        "# Test images are left alone, as in the sweep; fit.final_test=true evaluates them once, after training.",
+    ]
+    text = "\n".join(head) + "\n" + yaml.safe_dump(content, sort_keys=False, width=120, default_flow_style=None)
+    return Recipe(trial, place, command(trial), f"{FRONT}/{name}.yaml", text)
+
+
+def _put(values: dict[str, Any], key: str, override: Override) -> None:
+    """Set ``key``, a dotted path, as Hydra would: a mapping is merged with what stands there."""
+    *path, last = key.split(".")
+    for part in path:
+        if not isinstance(values.get(part), dict):
+            values[part] = {}
+        values = values[part]
+    value, before = override.value(), values.get(last)
+    values[last] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
+
+
+def _is_group(key: str) -> bool:
+    return (conf_dir() / key).is_dir()

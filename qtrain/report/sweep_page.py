@@ -1,0 +1,197 @@
+"""A sweep on one page that needs nothing beside it, and its pictures and recipes as files.
+
+Everything comes from ``sweep.yaml`` and ``trials.jsonl``, and learning curves from the runs that are still there. So
+the page can be made again at any time, also of a sweep that goes on or comes from another machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qtrain.report.canvas import LIGHT, png, svg
+from qtrain.report.formatting import (
+    bits_text,
+    knob_label,
+    knob_text,
+    knobs_text,
+    mean_bits,
+    metric_label,
+    metric_said,
+    metric_text,
+)
+from qtrain.report.html import Cell, number, render, word
+from qtrain.report.pareto_export import PARETO, recipes, write_recipes
+from qtrain.report.sweep_plots import plots
+from qtrain.sweep.sweep_results import Sweep, read_sweep
+from qtrain.sweep.trial import Trial
+from qtrain.training.callbacks.progress import duration
+from qtrain.utils.atomic_write import atomic_write, write_text
+
+PAGE = "sweep.html"
+
+ALSO = ("test_top1", "size_bytes", "bops", "effective_bits")
+"""Figures that tables show beside the objectives, where a trial has them."""
+
+
+PIXELS = 118
+"""Of the page, for an inch of a picture at its widest: its small text is then as large as the page's."""
+
+
+def write_sweep_report(folder: Path) -> Path:
+    """``sweep.html``, its pictures, ``pareto.csv`` and ``front/`` in the sweep's ``folder``; returns the page's path.
+
+    Raises ``FileNotFoundError`` where there is no sweep.
+    """
+    sweep = read_sweep(folder)
+    made = recipes(sweep)
+    write_recipes(sweep, made)
+    metrics = metrics_of(sweep)
+    columns, front_rows = front_table(sweep, metrics)
+    trial_columns, trial_rows = trial_table(sweep, metrics)
+    pictures = _pictures(sweep)
+    decided = sum(picture["decides"] for picture in pictures)
+    page = render(
+        "sweep.html.j2",
+        title=sweep.name,
+        counted=sweep.spending.counted(),
+        tiles=tiles(sweep),
+        deciding=pictures[:decided],
+        explaining=pictures[decided:],
+        front_columns=columns,
+        front=list(zip(sweep.front, front_rows, made, strict=True)),
+        trial_columns=trial_columns,
+        trials=list(zip(sweep.trials, trial_rows, strict=True)),
+        statuses=[status for status, count in sweep.spending.counts.items() if count],
+        numbers=sweep.numbers,
+        points=sweep.points,
+        tips={sweep.numbers[trial.id]: tip(sweep, trial) for trial in sweep.trials},
+        pareto=PARETO,
+    )
+    write_text(folder / PAGE, page)
+    return folder / PAGE
+
+
+def metrics_of(sweep: Sweep) -> list[str]:
+    """What tables show of each trial: the objectives, then costs and test accuracy where they are known."""
+    known = {name for trial in sweep.trials for name in trial.metrics}
+    return [name for name in dict.fromkeys([*sweep.objectives, *ALSO]) if name in known]
+
+
+def tiles(sweep: Sweep) -> list[tuple[str, str, str]]:
+    """What the sweep came to at a glance: (name, metric, what it says of it)."""
+    spent, best = sweep.spending, sweep.front[:1]
+    found: list[tuple[str, str, str]] = []
+    for trial in best:
+        costs = ", ".join(metric_said(n, trial.metrics[n]) for n in ("size_bytes", "bops") if n in trial.metrics)
+        found.append((f"best {metric_label(sweep.first)}", metric_text(sweep.first, trial.metrics[sweep.first]), costs))
+    found.append(("on the front", str(len(sweep.front)), f"of {spent.counts['finished']} trained to their end"))
+    found.append(("epochs spent", f"{spent.epochs:g}", f"{spent.share:.0%} of full training of all trials"))
+    if spent.overhead_median_s is not None:
+        found.append(("overhead of a trial", f"{spent.overhead_median_s:.2g} s", "median, beyond its training"))
+    found.append(("time", duration(spent.wall_s), "from the first start to the last end"))
+    return found
+
+
+def front_table(sweep: Sweep, metrics: Sequence[str]) -> tuple[list[str], list[list[Cell]]]:
+    """Columns and rows of the front: place, trial, metrics, bits, knobs."""
+    columns = ["Point", "Trial", *map(metric_label, metrics), "Bits", *_knob_columns(sweep)]
+    rows = [
+        [
+            number(sweep.points[trial.id], "{:.0f}".format),
+            number(sweep.numbers[trial.id], "{:.0f}".format),
+            *(_figure(trial, name) for name in metrics),
+            _bits(trial),
+            *_knobs(sweep, trial),
+        ]
+        for trial in sweep.front
+    ]
+    return columns, rows
+
+
+def trial_table(sweep: Sweep, metrics: Sequence[str]) -> tuple[list[str], list[list[Cell]]]:
+    """Columns and rows of all trials, in the order in which they were begun."""
+    columns = [
+        "Trial", "Status", "Point", *map(metric_label, metrics), "Bits", *_knob_columns(sweep), "Epochs", "Training",
+        "Overhead", "Reason",
+    ]  # fmt: skip
+    rows = [
+        [
+            number(sweep.numbers[trial.id], "{:.0f}".format),
+            word(trial.status),
+            number(sweep.points.get(trial.id), "{:.0f}".format),
+            *(_figure(trial, name) for name in metrics),
+            _bits(trial),
+            *_knobs(sweep, trial),
+            number(trial.epochs, "{:g}".format),
+            number(trial.train_s, duration),
+            number(trial.overhead_s, "{:.2f} s".format),
+            word(_reason(sweep, trial)),
+        ]
+        for trial in sweep.trials
+    ]
+    return columns, rows
+
+
+def tip(sweep: Sweep, trial: Trial) -> str:
+    """What a picture says of a trial under the pointer."""
+    place = f"point {sweep.points[trial.id]} of the front" if trial.id in sweep.points else trial.status
+    told = [metric_said(name, trial.metrics[name]) for name in metrics_of(sweep) if name in trial.metrics]
+    lines = [f"Trial {sweep.numbers[trial.id]}, {place}", ", ".join(told), bits_text(trial)]
+    return "\n".join(line for line in [*lines, knobs_text(trial.knobs, sweep.space)] if line)
+
+
+def _pictures(sweep: Sweep) -> list[dict[str, Any]]:
+    """Each picture as a PNG beside the page, and as SVG for it."""
+    shown = []
+    for plot in plots(sweep):
+        metric = plot.draw(sweep, LIGHT)
+        path = sweep.folder / f"{plot.name}.png"
+        if metric is None:
+            path.unlink(missing_ok=True)  # of an earlier report
+            continue
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(png(metric))
+        shown.append(
+            {
+                "title": plot.title,
+                "note": plot.note,
+                "half": plot.half,
+                "decides": plot.decides,
+                "width": round(PIXELS * metric.get_figwidth()),
+                "svg": svg(metric, plot.name, LIGHT),
+            }
+        )
+    return shown
+
+
+def _knob_columns(sweep: Sweep) -> list[str]:
+    return [knob_label(name, sweep.knobs) for name in sweep.knobs]
+
+
+def _knobs(sweep: Sweep, trial: Trial) -> list[Cell]:
+    chosen = sweep.chosen(trial)
+    return [_knob(chosen[name]) if name in chosen else word(None) for name in sweep.knobs]
+
+
+def _knob(value: Any) -> Cell:
+    number_like = isinstance(value, int | float) and not isinstance(value, bool)
+    return Cell(knob_text(value), float(value) if number_like else knob_text(value))
+
+
+def _figure(trial: Trial, name: str) -> Cell:
+    return number(trial.metrics.get(name), lambda value: metric_text(name, value))
+
+
+def _bits(trial: Trial) -> Cell:
+    """Sorted by the product of the mean bits, which is what arithmetic costs."""
+    means = mean_bits(trial)
+    return Cell(bits_text(trial), -math.inf if means is None else means[0] * means[1])
+
+
+def _reason(sweep: Sweep, trial: Trial) -> str | None:
+    if trial.status == "duplicate" and trial.of in sweep.numbers:
+        return f"the same config as trial {sweep.numbers[trial.of]}"
+    return trial.reason

@@ -1,0 +1,119 @@
+"""The knob that turns bits: of all layers together, of each stage, of each block, or of each layer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any, Literal, final
+
+from qtrain.spec import FULL_PRECISION
+from qtrain.sweep.domains import Domain, Options
+from qtrain.sweep.knobs import Effect, Knob, When
+
+Of = Literal["both", "weight", "input"]
+Per = Literal["model", "stage", "block", "layer"]
+
+
+@final
+class BitWidths(Knob):
+    """Bits of layers, out of ``choices``: ``of`` weights, inputs, or both alike; one value ``per`` part of the model.
+
+    The first and the last layer have ``ends`` bits; ``None`` treats them as the rest. Weights and inputs with widths
+    of their own are two such knobs.
+    """
+
+    def __init__(
+        self,
+        *,
+        choices: Sequence[int],
+        of: Of = "both",
+        per: Per = "block",
+        ends: int | None = 8,
+        when: When | None = None,
+    ) -> None:
+        super().__init__(when)
+        check_bits("BitWidths", choices)
+        check_bits("BitWidths", [8 if ends is None else ends])
+        self.choices = Options(tuple(sorted(set(choices))))
+        self.of, self.per, self.ends = of, per, ends
+
+    def domains(self, layers: Sequence[str]) -> dict[str, Domain]:
+        if not self._free(layers):
+            raise ValueError(
+                f"BitWidths: the model has {len(layers)} quantizable layers, all of them ends; give ends=null"
+            )
+        return {self._suffix(group): self.choices for group in self._groups(layers)}
+
+    def effect(self, name: str, values: Mapping[str, Any], layers: Sequence[str]) -> Effect:
+        bits = {
+            layer: self._pair(values[self._suffix(group)])
+            for group, members in self._groups(layers).items()
+            for layer in members
+        }
+        if self.ends is not None:
+            bits |= {layer: self._pair(self.ends) for layer in first_last_of(layers)}
+        return Effect(bits=bits)
+
+    def _pair(self, bits: int) -> tuple[int | None, int | None]:
+        return (bits if self.of != "input" else None, bits if self.of != "weight" else None)
+
+    def _suffix(self, group: str) -> str:
+        return f".{group}" if group else ""
+
+    def _free(self, layers: Sequence[str]) -> list[str]:
+        fixed = first_last_of(layers) if self.ends is not None else ()
+        return [layer for layer in layers if layer not in fixed]
+
+    def _groups(self, layers: Sequence[str]) -> dict[str, list[str]]:
+        """Layers that share a width, by the name of what they form; "" is the model."""
+        stages, blocks = stages_of(layers), blocks_of(layers)
+        groups: dict[str, list[str]] = {}
+        for layer in self._free(layers):
+            group = {"model": "", "stage": stages[layer], "block": blocks[layer], "layer": layer}[self.per]
+            groups.setdefault(group, []).append(layer)
+        return groups
+
+
+def check_bits(owner: str, choices: Sequence[int]) -> None:
+    """Raise ``ValueError`` unless ``choices`` of the knob ``owner`` are bit widths, one at least."""
+    if not choices:
+        raise ValueError(f"{owner}: choices must not be empty; give bit widths such as [2, 3, 4]")
+    for bits in choices:
+        if bits != FULL_PRECISION and not 1 <= bits <= 16:
+            raise ValueError(f"{owner}: bits must be 1..16, or {FULL_PRECISION} for full precision, got {bits}")
+
+
+def blocks_of(layers: Sequence[str]) -> dict[str, str]:
+    """The block that each of ``layers`` is in: the innermost numbered module around it that holds others, too.
+
+    A layer in none is a block of its own. What stands beside the layers of a residual block belongs to it.
+
+    >>> blocks_of(["conv1", "layer1.0.conv1", "layer1.0.downsample.0", "fc"]).values()
+    dict_values(['conv1', 'layer1.0', 'layer1.0', 'fc'])
+    """
+    return {layer: next(iter(around), layer) for layer, around in _shared(layers).items()}
+
+
+def stages_of(layers: Sequence[str]) -> dict[str, str]:
+    """The stage that each of ``layers`` is in: the outermost such module, which is the block where blocks form none.
+
+    >>> stages_of(["conv1", "layer1.0.conv1", "layer1.0.conv2", "layer1.1.conv1", "fc"]).values()
+    dict_values(['conv1', 'layer1', 'layer1', 'layer1', 'fc'])
+    """
+    return {layer: next(reversed(around), layer) for layer, around in _shared(layers).items()}
+
+
+def _shared(layers: Sequence[str]) -> dict[str, list[str]]:
+    """Modules around each of ``layers`` whose own name ends in a digit and that hold others, too; innermost first."""
+    numbered = {}
+    for layer in layers:
+        parts = layer.split(".")
+        numbered[layer] = [".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1) if parts[n - 1][-1:].isdigit()]
+    held = Counter(chain.from_iterable(numbered.values()))
+    return {layer: [module for module in around if held[module] > 1] for layer, around in numbered.items()}
+
+
+def first_last_of(layers: Sequence[str]) -> tuple[str, ...]:
+    """The first and the last of ``layers``, which most recipes keep at more bits than the rest."""
+    return (layers[0], layers[-1]) if layers else ()

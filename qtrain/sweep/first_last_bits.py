@@ -1,0 +1,29 @@
+"""The knob that turns the bits of the first and the last layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+from qtrain.sweep.bit_widths import check_bits, first_last_of
+from qtrain.sweep.domains import Domain, Options
+from qtrain.sweep.knobs import Effect, Knob, When
+
+
+@final
+class FirstLastBits(Knob):
+    """Bits of the first and the last layer, weights and inputs alike, out of ``choices``.
+
+    It has the last word on these two layers, whatever knobs of widths there are.
+    """
+
+    def __init__(self, *, choices: Sequence[int], when: When | None = None) -> None:
+        super().__init__(when)
+        check_bits("FirstLastBits", choices)
+        self.choices = Options(tuple(sorted(set(choices))))
+
+    def domains(self, layers: Sequence[str]) -> dict[str, Domain]:
+        return {"": self.choices}
+
+    def effect(self, name: str, values: Mapping[str, Any], layers: Sequence[str]) -> Effect:
+        return Effect(bits=dict.fromkeys(first_last_of(layers), (values[""], values[""])))

@@ -1,0 +1,32 @@
+"""Which trials are those that a sweep was told to begin with. They are never stopped: others are compared with
+them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+
+def is_start(cfg: DictConfig, id: str, knobs: Mapping[str, Any]) -> bool:
+    """Whether trial ``id`` of the sweep ``cfg`` is one of ``cfg.sweep.start``.
+
+    These come first, but a search may leave some out: a grid those that are none of its points, a small population
+    those that it has no room for.
+    """
+    given = OmegaConf.to_container(cfg.sweep.start, resolve=True)
+    assert isinstance(given, list)
+    return int(id) <= len(given) and any(_agrees(knobs, own) for own in given)
+
+
+def _agrees(knobs: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    """Whether ``knobs`` have the values ``given``, as far as they count; one for a knob of several is that of all."""
+    for name, value in given.items():
+        for knob, own in knobs.items():
+            part = knob.removeprefix(f"{name}.")
+            if knob == name or part != knob:
+                wanted = value.get(part, own) if isinstance(value, Mapping) else value
+                if own != wanted:
+                    return False
+    return True

@@ -1,0 +1,86 @@
+"""From ``sweep.space`` of a config to a space of trials, and a rehearsal of what it may change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from qtrain.config.instantiate import instantiate
+from qtrain.convert.layers import find_layers
+from qtrain.data.base import VisionData
+from qtrain.pipeline.build_model import build_model, example_input
+from qtrain.settings.run_identity import plain_config
+from qtrain.spec import Allocation
+from qtrain.sweep.bit_widths import BitWidths
+from qtrain.sweep.knobs import Bundle, Choice, Knob
+from qtrain.sweep.space import Space
+from qtrain.utils.errors import ConfigError, as_config_error
+
+OF_THE_SWEEP = (
+    "task", "experiment", "name", "run_dir", "output", "resume", "overwrite", "results", "report", "review", "sweep",
+    "variants", "select", "fit.final_test", "data.val_fraction",
+)  # fmt: skip
+"""Keys that a knob cannot set, since all trials have them from the sweep."""
+
+
+def make_space(cfg: DictConfig, data: VisionData) -> Space:
+    """The space of ``cfg.sweep.space``, for the model of ``cfg`` on the images of ``data``.
+
+    A list of values stands for a choice of them, a mapping of lists for a bundle, and ``null`` takes a knob away.
+    """
+    knobs = {str(name): _knob(cfg, str(name)) for name, node in (cfg.sweep.space or {}).items() if node is not None}
+    layers: list[str] = []
+    base: Allocation = {}
+    if any(isinstance(knob, BitWidths) for knob in knobs.values()):
+        if not cfg.quantize.enabled:
+            raise ConfigError("sweep.space: has knobs for bits, and quantize.enabled is false; take it away")
+        layers = find_layers(build_model(cfg.model, data.info), example_input(data.info)).weighted
+        with as_config_error("quantize.bits"):
+            base = instantiate(cfg.quantize.bits)(layers)
+    with as_config_error("sweep.space"):
+        return Space(knobs, layers=layers, base=base)
+
+
+def _knob(cfg: DictConfig, name: str) -> Knob:
+    where = f"sweep.space.{name}"
+    node = cfg.sweep.space[name]
+    with as_config_error(where):
+        if isinstance(node, ListConfig):
+            return Choice(options=cast(list[object], OmegaConf.to_container(node, resolve=True)))
+        if isinstance(node, DictConfig) and "_target_" not in node:
+            return Bundle(options=cast(dict[str, list[str]], OmegaConf.to_container(node, resolve=True)))
+        if isinstance(node, DictConfig) and isinstance(knob := instantiate(node), Knob):
+            return knob
+    raise ConfigError(
+        f"{where}: must be a list of values, a mapping of labels to overrides, or a knob such as "
+        f"+knob@{where}=log_uniform, got {node}"
+    )
+
+
+def rehearse(cfg: DictConfig, space: Space, compose: Callable[[list[str]], DictConfig]) -> None:
+    """Compose a few trials in which every value of ``space`` occurs that is listed, and both ends of every range.
+
+    ``compose`` makes a trial's config of what it changes. Raises :class:`ConfigError` for what would fail trial after
+    trial: a key that is not there, a value of the wrong type, a setting that all trials have from the sweep.
+    """
+    model = plain_config(cfg)["model"]
+    for point in space.covering():
+        changes = space.overrides(point)
+        for change in changes:
+            _check_key(change)
+        if plain_config(compose(changes))["model"] != model and space.turns_bits:
+            raise ConfigError(
+                "sweep.space: changes the model, to whose layers it gives bits by name; sweep over one model at a time"
+            )
+
+
+def _check_key(override: str) -> None:
+    group, _, place = override.lstrip("+~").partition("=")[0].partition("@")
+    key = place or group
+    for taken in OF_THE_SWEEP:
+        if key == taken or key.startswith(f"{taken}."):
+            raise ConfigError(
+                f"sweep.space: {override!r} sets {taken}, which all trials have from the sweep; remove it there"
+            )

@@ -1,0 +1,255 @@
+"""One trial of a sweep: a training run that reports each epoch, and what became of it. Knows nothing of Ray.
+
+A trial that fails for its own reason (a loss that is not finite, memory, a config that cannot run) is a result like any
+other, with its reason; a process that is killed is none, and the trial goes on from its resume points in the next one.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import json
+import logging
+import platform
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, final
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+
+from qtrain.convert.layers import quant_layers
+from qtrain.nn import Operand
+from qtrain.pipeline.costs import costs
+from qtrain.pipeline.run_cache import RunCache, run_cache_in
+from qtrain.pipeline.stages import stages_of
+from qtrain.pipeline.summary import METRICS, SUMMARY, read_summary
+from qtrain.pipeline.trial_callbacks import with_trial_callbacks
+from qtrain.spec import FULL_PRECISION, Position
+from qtrain.sweep.inherit_stages import inherit_stages
+from qtrain.sweep.trial import Trial
+from qtrain.tasks import train
+from qtrain.training.student import student_of
+from qtrain.utils.atomic_write import write_text
+from qtrain.utils.json_lines import read_rows
+
+log = logging.getLogger(__name__)
+
+TRIAL, LOG = "trial.json", "trial.log"
+"""What became of a trial, and what it said, in its run's folder."""
+
+COSTS = ("size_bytes", "fp_size_bytes", "compression", "effective_bits", "macs", "bops")
+
+Report = Callable[[dict[str, float]], None]
+"""Takes an epoch's metrics; it may raise ``SystemExit`` to end the trial."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """A trial to be run: its ``id`` in the sweep, the ``key`` that its config has, and what makes the config.
+
+    ``overrides`` are all that the config is composed of, ``knobs`` what the search chose. ``parent`` is the key of the
+    trial whose stages this one goes on from.
+    """
+
+    id: str
+    key: str
+    overrides: list[str] = field(default_factory=list)
+    knobs: dict[str, Any] = field(default_factory=dict)
+    parent: str | None = None
+
+
+def described(proposal: Proposal) -> dict[str, Any]:
+    """The fields of :class:`Trial` that are known before it runs."""
+    return {name: value for name, value in vars(proposal).items() if name != "parent"}
+
+
+@dataclass
+class Watched:
+    """What a watcher saw of a run: bits of its layers, epochs done, seconds within fits and of these in validation."""
+
+    widths: dict[str, list[int]] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
+    epochs: float = 0.0
+    fit_s: float = 0.0
+    val_s: float = 0.0
+
+
+@final
+class EpochReport(pl.Callback):
+    """Reports the metrics of each epoch but the last of ``epochs``, which the run's own end tells of.
+
+    They are ``epochs`` done, ``top1`` and ``loss`` on the validation images, whatever else is logged under ``val/``,
+    and the exact costs. Before the epoch's resume point is written: an epoch that is done again reports the same again.
+    """
+
+    def __init__(self, *, cfg: DictConfig, report: Report, watched: Watched, epochs: float, start: Position) -> None:
+        super().__init__()
+        self._cfg, self._report, self._watched, self._epochs, self._start = cfg, report, watched, epochs, start
+        self._began = self._val_began = 0.0
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._began = time.perf_counter()
+        student = student_of(pl_module)
+        if pl_module.device.type != "cpu":
+            student = copy.deepcopy(student).cpu()
+        cost = costs(self._cfg, student, trainer.datamodule)  # type: ignore[attr-defined]
+        self._watched.costs = {name: float(getattr(cost, name)) for name in COSTS}
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._watched.fit_s += time.perf_counter() - self._began
+        self._watched.epochs = self._start.epoch + trainer.current_epoch
+        self._watched.widths = widths_of(student_of(pl_module))
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._val_began = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._watched.val_s += time.perf_counter() - self._val_began
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        done = self._start.epoch + trainer.current_epoch + 1
+        self._watched.epochs = done
+        if done < self._epochs:
+            logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            self._report({"epochs": float(done), **validation_metrics([logged]), **self._watched.costs})
+
+
+def widths_of(student: torch.nn.Module) -> dict[str, list[int]]:
+    """[weight, input] bits of each layer of a converted model, as its quantizers have them now."""
+    widths = {}
+    for name, layer in quant_layers(student).items():
+        weight = None if isinstance(layer, Operand) else layer.weight_quantizer
+        pair = (weight, layer.input_quantizer)
+        widths[name] = [FULL_PRECISION if part is None else int(part.bits) for part in pair]
+    return widths
+
+
+def validation_metrics(rows: list[Mapping[str, float]]) -> dict[str, float]:
+    """``top1``, ``best_top1``, ``loss`` and all names under ``val/`` of the last of ``rows``, epoch by epoch.
+
+    >>> validation_metrics([{"val/top1": 90.0, "val/loss": 0.5}, {"val/top1": 80.0, "val/loss": 0.7}])["best_top1"]
+    90.0
+    """
+    named = [{name: value for name, value in row.items() if name.startswith("val/")} for row in rows]
+    last = next((row for row in reversed(named) if "val/top1" in row), None)
+    if last is None:
+        return {}
+    best = max(row["val/top1"] for row in named if "val/top1" in row)
+    return {"top1": last["val/top1"], "best_top1": best, "loss": last["val/loss"], **last}
+
+
+def run_trial(
+    cfg: DictConfig, proposal: Proposal, *, report: Report, store: RunCache, threads: int, leads: bool = True
+) -> Trial:
+    """Train ``proposal``, whose config is ``cfg``, and leave ``trial.json`` beside what the run itself leaves.
+
+    A run that has ended in this folder is told again, not repeated. What ``report`` raises to end the trial goes
+    through. Of several processes one ``leads``, and leaves what is to be read.
+    """
+    folder = Path(cfg.run_dir)
+    if (ended := read_trial(folder)) is not None:
+        return replace(ended, **described(proposal))
+    torch.set_num_threads(threads)
+    started, clock, watched = time.time(), time.perf_counter(), Watched()
+    about: dict[str, Any] = {**described(proposal), "started": started, "host": platform.node(), "threads": threads}
+    epochs = sum(stage.cfg.fit.share * stage.cfg.fit.epochs for stage in stages_of(cfg, folder))
+
+    def watcher(start: Position) -> EpochReport:
+        return EpochReport(cfg=cfg, report=report, watched=watched, epochs=epochs, start=start)
+
+    try:
+        with run_cache_in(store), with_trial_callbacks(watcher), _said_in(folder / LOG), redirect_stdout(io.StringIO()):
+            if proposal.parent is not None:
+                inherit_stages(folder.parent / proposal.parent, folder)
+            # A later trial may go on from the last of several stages.
+            train.run(cfg, keep_last=bool(cfg.stages), show=False)
+        about |= {"status": "finished", "metrics": metrics_of(folder) if leads else {}}
+        if leads:
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # nothing resumes from what has ended
+    except Exception as error:
+        log.warning("trial %s failed: %s", proposal.id, reason_of(error))
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / LOG).open("a", encoding="utf-8") as file:
+            traceback.print_exc(file=file)
+        about |= {"status": "failed", "reason": reason_of(error), "metrics": dict(watched.costs)}
+        # The traceback holds the trial's tensors; the next trial needs their room.
+        error.__traceback__ = None
+    _free()
+    trial = Trial(
+        **about,
+        widths=watched.widths,
+        epochs=watched.epochs,
+        train_s=watched.fit_s,
+        overhead_s=time.perf_counter() - clock - watched.fit_s,
+        ended=time.time(),
+    )
+    if leads:
+        write_text(folder / TRIAL, json.dumps(asdict(trial)))
+    return trial
+
+
+def metrics_of(folder: Path) -> dict[str, float]:
+    """All metrics of the run that has ended in ``folder``: validation's at its last epoch, and exact costs.
+
+    Raises ``ValueError`` where no epoch was validated.
+    """
+    rows = [
+        {f"val/{name}": value for name, value in row.items() if isinstance(value, int | float)}
+        for row in read_rows(folder / METRICS)
+        if row["split"] == "val"
+    ]
+    metrics = validation_metrics(rows)  # type: ignore[arg-type]
+    if not metrics:
+        raise ValueError("sweep: the run ended without a validation; let it train at least one whole epoch")
+    own = {name: value for name, value in metrics.items() if name.removeprefix("val/") not in ("step", "epoch", "time")}
+    summary = read_summary(folder / SUMMARY)
+    known = {name: getattr(summary, name) for name in (*COSTS, "step_ms")}
+    return {**own, **{name: float(value) for name, value in known.items() if value is not None}}
+
+
+def read_trial(folder: Path) -> Trial | None:
+    """What became of the trial in ``folder``, where that is known."""
+    try:
+        return Trial(**json.loads((folder / TRIAL).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def reason_of(error: BaseException) -> str:
+    """``error`` as one line; what is no message for a user keeps its kind."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ValueError) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _free() -> None:
+    """Give back what the trial held on a GPU. Lightning's cycles hold it until the collector comes."""
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def _said_in(path: Path) -> Iterator[None]:
+    """Let what qtrain logs in this block go to ``path`` as well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    logger, handler = logging.getLogger("qtrain"), logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+        handler.close()

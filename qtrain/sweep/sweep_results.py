@@ -1,0 +1,129 @@
+"""A sweep as its folder tells it: config, trials, front. What pictures and the page are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qtrain.pipeline.summary import METRICS
+from qtrain.report.formatting import grouped
+from qtrain.sweep.importance import importance
+from qtrain.sweep.pareto import Direction, Objectives, front
+from qtrain.sweep.spending import Spending, spending
+from qtrain.sweep.trial import TRIALS, Trial, read_trials
+from qtrain.utils.json_lines import read_metrics
+
+SWEEP = "sweep.yaml"
+"""The sweep's resolved config; under ``overrides`` those that led to it."""
+
+RUNS = "trials"
+"""Folder of the trials' runs, each named by its key."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """``trials`` in the order in which they were begun; ``config`` is empty where ``sweep.yaml`` is missing."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    trials: list[Trial]
+    objectives: Objectives
+
+    @property
+    def name(self) -> str:
+        return str(self.config.get("experiment") or self.folder.resolve().name)
+
+    @property
+    def overrides(self) -> list[str]:
+        """The sweep's own, as they were typed; what it was an experiment of, at least."""
+        experiment = self.config.get("experiment")
+        known = self.config.get("overrides")
+        return list(known) if known is not None else [f"+experiment={experiment}"] if experiment else []
+
+    @property
+    def first(self) -> str:
+        """The metric that is wanted first of all."""
+        return next(iter(self.objectives))
+
+    @property
+    def space(self) -> list[str]:
+        """Names of the knobs, as the config has them."""
+        return list((self.config.get("sweep") or {}).get("space") or {})
+
+    @property
+    def knobs(self) -> list[str]:
+        """Names of the knobs that trials have, in the order of the space, then what else they had."""
+        names = [name for trial in self.trials for name in self.chosen(trial)]
+        return list(dict.fromkeys([*(name for name in self.space if name in names), *names]))
+
+    def chosen(self, trial: Trial) -> dict[str, Any]:
+        """What the search chose for ``trial`` by knob; of a knob of several parameters their list."""
+        return grouped(trial.knobs, self.space)
+
+    @property
+    def epochs(self) -> float:
+        """Those of a full training."""
+        return float((self.config.get("fit") or {}).get("epochs") or max((t.epochs for t in self.trials), default=0.0))
+
+    @cached_property
+    def front(self) -> list[Trial]:
+        return front(self.trials, self.objectives)
+
+    @cached_property
+    def points(self) -> dict[str, int]:
+        """Trial -> its place on the front, from 1."""
+        return {trial.id: place for place, trial in enumerate(self.front, start=1)}
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """Trial -> its number among all, from 1."""
+        return {trial.id: number for number, trial in enumerate(self.trials, start=1)}
+
+    @cached_property
+    def spending(self) -> Spending:
+        return spending(self.trials, self.epochs)
+
+    def direction(self, metric: str) -> Direction:
+        """Whether more of ``metric`` is better; what is no objective is a cost, unless it is an accuracy."""
+        return self.objectives.get(metric, "max" if metric.endswith("top1") else "min")
+
+    def importance(self, objective: str) -> dict[str, float]:
+        """How much each parameter explains of ``objective``, shares of 1; empty where too few trials tell."""
+        return importance(self.trials, objective)
+
+    def curve(self, trial: Trial) -> list[tuple[float, float]]:
+        """(epochs trained, first objective) after each epoch, of a trial whose run is still in its folder."""
+        name = self.first.removeprefix("val/").removeprefix("best_")
+        rows, _ = read_metrics(self.folder / RUNS / trial.key / METRICS)
+        found = {}
+        for row in rows:
+            value, epoch = row.get(name), row.get("epoch")
+            if row.get("split") == "val" and isinstance(value, int | float) and isinstance(epoch, int | float):
+                found[float(epoch) + 1] = float(value)
+        return sorted(found.items())
+
+
+def is_sweep(folder: Path) -> bool:
+    return (folder / TRIALS).is_file() or (folder / SWEEP).is_file()
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """The sweep in ``folder``. Raises ``FileNotFoundError`` without one, ``ValueError`` where its config is damaged."""
+    if not is_sweep(folder):
+        raise FileNotFoundError(f"report.folder: there is no sweep in {folder}: neither {SWEEP} nor {TRIALS}")
+    config: Any = {}
+    if (folder / SWEEP).is_file():
+        try:
+            config = yaml.safe_load((folder / SWEEP).read_text(encoding="utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{folder / SWEEP} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder / SWEEP} holds a {type(config).__name__}, not the config of a sweep")
+    asked = (config.get("sweep") or {}).get("objectives") or {"top1": "max", "size_bytes": "min"}
+    objectives = {str(name): direction for name, direction in asked.items() if direction is not None}
+    return Sweep(folder, config, read_trials(folder), objectives)

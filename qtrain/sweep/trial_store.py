@@ -1,0 +1,110 @@
+"""The books of a sweep: its folder, for one command at a time, and what became of each trial."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+from omegaconf import DictConfig, OmegaConf
+
+from qtrain.pipeline.results import config_hash
+from qtrain.pipeline.run_lock import only_run_in
+from qtrain.settings.run_identity import plain_config
+from qtrain.sweep.make_search import objectives_of
+from qtrain.sweep.pareto import Objectives
+from qtrain.sweep.proposals import Proposals
+from qtrain.sweep.run_trial import described, read_trial
+from qtrain.sweep.search_log import SEARCH
+from qtrain.sweep.sweep_results import RUNS, SWEEP
+from qtrain.sweep.trial import TRIALS, Trial, append_trial, read_trials
+from qtrain.utils.atomic_write import write_text
+from qtrain.utils.errors import ConfigError
+
+SAME = ("space", "start", "objectives", "search", "scheduler", "workers", "val_fraction")
+"""Keys of ``sweep`` that two commands share exactly if one may go on with the sweep of the other."""
+
+
+@final
+class TrialStore:
+    """What is known of the sweep in ``folder``: ``trials`` that have ended, by id."""
+
+    def __init__(self, folder: Path, objectives: Objectives) -> None:
+        self.folder, self.objectives = folder, objectives
+        self.trials: dict[str, Trial] = {trial.id: trial for trial in read_trials(folder)}
+
+    @classmethod
+    @contextmanager
+    def of(cls, cfg: DictConfig, overrides: Sequence[str], folder: Path) -> Iterator[TrialStore]:
+        """The trial store of the sweep ``cfg`` in ``folder``, which no other command may use meanwhile.
+
+        Raises ``ConfigError`` where one does, or where the folder holds a sweep of another config and ``overwrite`` is
+        false. With ``overwrite``, or without ``resume``, what is there goes.
+        """
+        with only_run_in(folder):
+            _claim(cfg, overrides, folder)
+            yield cls(folder, objectives_of(cfg))
+
+    @property
+    def begun(self) -> bool:
+        """Whether an earlier command has asked for trials."""
+        return (self.folder / SEARCH).is_file()
+
+    @property
+    def path(self) -> Path:
+        return self.folder / TRIALS
+
+    @property
+    def runs(self) -> Path:
+        """The folder of the trials' runs, each named by its key."""
+        return self.folder / RUNS
+
+    def write(self, trial: Trial) -> None:
+        """Keep what became of ``trial``."""
+        append_trial(self.folder, trial)
+        self.trials[trial.id] = trial
+
+    def complete(self, proposals: Proposals) -> None:
+        """Write what a killed command did not come to write of trials that had ended."""
+        for id in proposals.ended_before.keys() - self.trials.keys():
+            proposal = proposals.proposal_of(id)
+            if (ended := read_trial(self.runs / proposal.key)) is None:
+                metrics = proposals.ended_before[id] or {}
+                ended = Trial(**described(proposal), status="stopped", reason="by the scheduler", metrics=metrics)
+            self.write(ended)
+
+
+def _claim(cfg: DictConfig, overrides: Sequence[str], folder: Path) -> None:
+    if (folder / SWEEP).is_file() and not cfg.overwrite:
+        before = OmegaConf.load(folder / SWEEP)
+        if cfg.resume and (not isinstance(before, DictConfig) or _identity(before) != _identity(cfg)):
+            raise ConfigError(
+                f"run_dir: {folder} holds a sweep of another config; choose another name=..., or overwrite=true to "
+                "replace it"
+            )
+    if cfg.overwrite or not cfg.resume:
+        for name in (TRIALS, SEARCH):
+            (folder / name).unlink(missing_ok=True)
+        for name in (RUNS, "ray"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    write_text(folder / SWEEP, OmegaConf.to_yaml(OmegaConf.create({**plain, "overrides": list(overrides)})))
+
+
+def sweep_hash(cfg: DictConfig) -> str:
+    """A hash that two commands share exactly if one may go on with the sweep of the other."""
+    return config_hash(_identity(cfg), ignore=())
+
+
+def _identity(cfg: DictConfig) -> Mapping[str, Any]:
+    sweep = OmegaConf.to_container(cfg.sweep, resolve=True)
+    assert isinstance(sweep, dict)
+    plain = plain_config(cfg)
+    ignored = ("name", "output", "resume", "overwrite", "results", "report", "logger", "overrides", "allow_targets")
+    return {
+        **{key: value for key, value in plain.items() if key not in ignored},
+        "sweep": {key: sweep.get(key) for key in SAME},
+    }

@@ -1,0 +1,62 @@
+"""What came of a sweep, as one run in W&B beside those of its trials: tables, page, pictures, models."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from qtrain.sweep.pareto import Objectives, front
+from qtrain.sweep.trial import TRIALS, Trial, read_trials
+from qtrain.tracking.wandb_client import named_knobs
+from qtrain.tracking.wandb_run import WandbRun
+
+PAGE = ("*.html", "*.png", "*.csv", "*.yaml", TRIALS, "front/*.yaml")
+"""Files of a sweep's folder that make up its report."""
+
+
+def log_sweep(
+    run: WandbRun,
+    folder: Path,
+    *,
+    name: str,
+    objectives: Objectives,
+    student: Callable[[Trial], tuple[str, Path]],
+) -> None:
+    """Tell ``run`` of the sweep in ``folder``, whose artifacts bear its ``name``; the run is left open.
+
+    The tables ``trials`` and ``pareto``; the models of the front, each by itself as the artifact that its trial made,
+    which ``student`` gives (name and file), so that W&B shows which runs the sweep chose; all of them together; and the
+    report: page, pictures, and the files of trials and front.
+    """
+    trials = read_trials(folder)
+    best = front(trials, objectives)
+    run.replay(())  # it has no curves
+    run.summarize({**Counter(trial.status for trial in trials), "front": len(best), **_best(best, objectives)})
+    run.log_table("trials", [_row(trial) for trial in trials])
+    run.log_table("pareto", [_row(trial) for trial in best])
+    models: dict[str, Path] = {}
+    for number, trial in enumerate(best):
+        artifact, file = student(trial)
+        if file.is_file():
+            run.use_files({file.name: file}, name=artifact, kind="model")
+            models[f"{number}-{trial.id}{file.suffix}"] = file
+    if models:
+        run.keep_files(models, name=f"front-{name}", kind="model", about={trial.id: trial.metrics for trial in best})
+    pages = [path for pattern in PAGE for path in sorted(folder.glob(pattern))]
+    if pages:
+        files = {path.relative_to(folder).as_posix(): path for path in pages}
+        run.keep_files(files, name=f"sweep-{name}", kind="report")
+
+
+def _best(trials: Iterable[Trial], objectives: Objectives) -> dict[str, float]:
+    """The best value of each objective, by ``best/<metric>``."""
+    found = {name: [trial.metrics[name] for trial in trials] for name in objectives}
+    pick = {"max": max, "min": min}
+    return {f"best/{name}": pick[way](found[name]) for name, way in objectives.items() if found[name]}
+
+
+def _row(trial: Trial) -> dict[str, object]:
+    knobs = {f"knob {name}": value for name, value in named_knobs(trial.knobs).items()}
+    head = {"id": trial.id, "status": trial.status, "reason": trial.reason, "of": trial.of, "epochs": trial.epochs}
+    return {**head, **trial.metrics, **knobs, "key": trial.key, "overrides": " ".join(trial.overrides)}

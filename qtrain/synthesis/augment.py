@@ -1,0 +1,80 @@
+"""Crops, shifts and flips inside the loop that makes images, so that what a model sees hangs on no single pixel.
+
+DeepInversion (Yin et al. 2020, arXiv 1912.08795) shifts and flips; IntraQ (Zhong et al. 2022, arXiv
+2111.09136) crops a part and enlarges it to the full size: "local object reinforcement", which makes a batch hold the
+object at different scales and places. All is differentiable, and each draw is a function of (seed, batch number, step).
+
+Where an image is shifted, black comes in, as in the crops from padded images that most small models are trained with:
+the running statistics are those of images with black edges, and whole real images do not have them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qtrain.functional import random
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How a step looks at the images, each with draws of its own.
+
+    ``shift``: by up to so many whole pixels up or down, left or right. ``flip``: mirrored left to right with
+    probability one half. ``smallest_crop``: in a share ``crop_steps`` of the steps a window of this to the whole
+    area, at a random place, is enlarged to the full size instead of a shift; 1: never.
+    """
+
+    shift: int = 0
+    flip: bool = False
+    smallest_crop: float = 1.0
+    crop_steps: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.shift < 0:
+            raise ValueError(f"Augmentation: shift must be at least 0 pixels, got {self.shift}")
+        if not 0 < self.smallest_crop <= 1:
+            raise ValueError(
+                f"Augmentation: smallest_crop must be a share of the area in (0, 1], got {self.smallest_crop}"
+            )
+        if not 0 <= self.crop_steps <= 1:
+            raise ValueError(f"Augmentation: crop_steps must be a share of the steps in [0, 1], got {self.crop_steps}")
+
+    def __call__(self, images: Tensor, black: Tensor, *, seed: int, number: int, step: int) -> Tensor:
+        """``images`` (N, C, H, W) of batch ``number`` as step ``step`` sees them, same shape.
+
+        ``black`` (1, C, 1, 1) is what black pixels are.
+        """
+        if not self.shift and not self.flip and self.smallest_crop == 1:
+            return images
+        index = torch.arange(len(images) + 1)  # one row more: what concerns the step as a whole
+        key = random.seed_of(seed, number)
+        draws = random.uniform(seed=key, epoch=step, index=index, stream=random.VIEW, count=4)
+        each = draws[:-1].to(images.device)
+        mirrored = (each[:, 0] < 0.5) & self.flip
+        size = torch.tensor(images.shape[:1:-1], device=images.device)  # width, height
+        if self.smallest_crop < 1 and float(draws[-1, 0]) < self.crop_steps:
+            side = (self.smallest_crop + (1 - self.smallest_crop) * each[:, 1]).sqrt()
+            # Up to where the outermost samples fall on the middle of the outermost pixels: none sees beyond the edge.
+            center = (2 * each[:, 2:] - 1) * (1 - side)[:, None] * (1 - 1 / size)
+        else:
+            side = torch.ones_like(each[:, 1])
+            pixels = (each[:, 2:] * (2 * self.shift + 1)).floor() - self.shift
+            center = 2 * pixels / size
+        return window(images, side, center, mirrored, black)
+
+
+def window(images: Tensor, side: Tensor, center: Tensor, mirrored: Tensor, black: Tensor) -> Tensor:
+    """A square window of each image (N, C, H, W), enlarged to the full size; bilinear, ``black`` beyond the edges.
+
+    An image reaches from -1 to 1 in both directions; ``side`` (N,) is half the window's side there, ``center`` (N, 2)
+    its middle, right and down; ``mirrored`` (N,) turns it left to right. Side 1 and center 0 is the image itself.
+    """
+    zero = torch.zeros_like(side)
+    across = torch.stack([torch.where(mirrored, -side, side), zero, center[:, 0]], dim=1)
+    down = torch.stack([zero, side, center[:, 1]], dim=1)
+    grid = F.affine_grid(torch.stack([across, down], dim=1), list(images.shape), align_corners=False)
+    return F.grid_sample(images - black, grid, padding_mode="zeros", align_corners=False) + black

@@ -1,0 +1,68 @@
+"""What a generator that learns leaves on the disk: where it stands, and what it was at several ages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn, optim
+
+from qtrain.utils.atomic_write import atomic_write
+
+State = Mapping[str, Tensor]
+"""A module's tensors by name."""
+
+
+@final
+class GeneratorCheckpoint:
+    """``folder`` of a generator: ``learning.pt``, from which its learning goes on, and ``<age>.pt`` for each age kept.
+
+    ``identity`` is all that determines what is learned; a folder in which something else was learned is refused.
+    """
+
+    def __init__(self, *, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.identity = {name: _plain(value) for name, value in identity.items()}
+
+    def restore(self, generator: nn.Module, optimizer: optim.Optimizer) -> int:
+        """Fill both with what was saved last; the steps done by then, 0 where nothing was."""
+        path = self.folder / "learning.pt"
+        if not path.is_file():
+            return 0
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        known = saved["identity"]
+        if changed := sorted(name for name in {*known, *self.identity} if known.get(name) != self.identity.get(name)):
+            raise ValueError(
+                f"generator: {self.folder} holds one that was learned with other {', '.join(changed)}; "
+                "take another folder, or delete this one"
+            )
+        generator.load_state_dict(saved["generator"])
+        optimizer.load_state_dict(saved["optimizer"])
+        return int(saved["step"])
+
+    def save(self, step: int, generator: nn.Module, optimizer: optim.Optimizer) -> None:
+        """Where the learning stands after ``step`` steps."""
+        state = {"generator": generator.state_dict(), "optimizer": optimizer.state_dict()}
+        with atomic_write(self.folder / "learning.pt") as path:
+            torch.save({"step": step, "identity": self.identity, **state}, path)
+
+    def keep(self, age: int, generator: nn.Module) -> None:
+        """What ``generator`` is after ``age`` steps, for good."""
+        with atomic_write(self.folder / f"{age}.pt") as path:
+            torch.save(generator.state_dict(), path)
+
+    def kept(self, age: int) -> State:
+        """What :meth:`keep` was given, on the CPU."""
+        path = self.folder / f"{age}.pt"
+        if not path.is_file():
+            raise ValueError(f"generator: {path} is missing, delete {self.folder} to learn anew")
+        state: State = torch.load(path, map_location="cpu", weights_only=True)
+        return state
+
+
+def _plain(value: Any) -> str:
+    """``value`` as text: of an object, its class and attributes."""
+    return json.dumps(value, sort_keys=True, default=lambda thing: {type(thing).__name__: vars(thing)})

@@ -1,0 +1,87 @@
+"""The loop that all optimized images come from: noise, driven down an objective by Adam, within the pixel range.
+
+What differs from method to method is the objective and the views.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from qtrain.spec import DataInfo
+from qtrain.synthesis.augment import Augmentation
+from qtrain.synthesis.base import from_bytes, pixel_range
+from qtrain.synthesis.init_noise import white_noise
+from qtrain.synthesis.judge import Judge
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptimizer:
+    """``steps`` of Adam (b1, b2 = 0.5, 0.9, as DeepInversion) at rate ``lr``, which falls to zero along half a cosine.
+
+    ``lr`` is in units of the normalized values. After each step values are clamped to those of black and white.
+    """
+
+    steps: int
+    lr: float
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"ImageOptimizer: steps must be at least 1, got {self.steps}")
+        if self.lr <= 0:
+            raise ValueError(f"ImageOptimizer: lr must be above 0, got {self.lr}")
+
+    def __call__(
+        self,
+        start: Tensor,
+        objective: Callable[[Tensor], Tensor],
+        views: Augmentation,
+        info: DataInfo,
+        *,
+        seed: int,
+        number: int,
+    ) -> Tensor:
+        """Images (N, C, H, W), normalized, that begin as ``start`` and at which ``objective`` of their views is low."""
+        low, high = pixel_range(start, info)
+        images = start.clamp(low, high).requires_grad_()
+        optimizer = torch.optim.Adam([images], lr=self.lr, betas=(0.5, 0.9))
+        for step in range(self.steps):
+            optimizer.param_groups[0]["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+            loss = objective(views(images, low, seed=seed, number=number, step=step))
+            (images.grad,) = torch.autograd.grad(loss, images)
+            optimizer.step()
+            with torch.no_grad():
+                torch.maximum(torch.minimum(images, high, out=images), low, out=images)
+        return images.detach()
+
+
+@torch.no_grad()
+@torch.compiler.set_stance("force_eager")
+def metrics_of(
+    judge: Judge, info: DataInfo, views: Augmentation, *, pixels: Tensor, labels: Tensor, seed: int, number: int
+) -> dict[str, float]:
+    """What a batch reached, means over the models.
+
+    ``statistics``: the distance of :class:`StatisticsMatch` on the bytes ``pixels`` that are kept, shifted and flipped
+    by draws that no step has seen; ``noise_statistics``: the same of white noise, clamped to the pixel range;
+    ``as_labeled``: the share of whole images that the model gives their label.
+    """
+    images = from_bytes(pixels, info, labels.device)
+    noise = white_noise(info, batch_size=len(images), number=number, seed=seed, device=labels.device)
+    low, high = pixel_range(images, info)
+    uncropped = replace(views, smallest_crop=1.0)
+
+    def distance(x: Tensor) -> Tensor:
+        answers = judge(uncropped(x, low, seed=seed, number=number, step=-1))
+        return torch.stack([answer.statistics for answer in answers]).mean()
+
+    hits = [(answer.logits.argmax(dim=1) == labels).float().mean() for answer in judge(images)]
+    return {
+        "statistics": float(distance(images)),
+        "noise_statistics": float(distance(noise.clamp(low, high))),
+        "as_labeled": float(torch.stack(hits).mean()),
+    }

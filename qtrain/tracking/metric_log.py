@@ -1,0 +1,152 @@
+"""Every row of metrics, written at a moment that a resume point knows about.
+
+Lightning hands metrics to its loggers after the callbacks of a batch, hence after the checkpoint of that
+batch: a run killed between the two resumes behind a row that was never written. The metric log writes rows itself, in
+the callbacks, before ``ResumePoints`` saves, and puts the length of metrics.jsonl into the checkpoint. What is logged
+with ``self.log`` under ``train/``, ``val/`` and ``test/`` is what it writes; the trainer gets ``logger=False``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import Logger
+from torch import Tensor
+
+from qtrain.functional.ranks import mean_of_ranks, world_size
+from qtrain.spec import Position
+from qtrain.tracking.loggers import JsonlLogger, close
+from qtrain.tracking.wandb_run import WandbRun
+from qtrain.utils.json_lines import read_rows
+
+
+@final
+class MetricLog(pl.Callback):
+    """Writes what ``self.log`` collected to ``loggers``: train rows every ``every_n_steps``, val and test rows at once.
+
+    A train row carries the values of its own step, the learning rate (``lr``, and ``lr/<name>`` of a parameter group
+    with a rate of its own) and ``images_per_s`` since the row before. The step of a row is the number of
+    optimizer steps done. A logger that is ``None`` (W&B where it is off) is left out. Reading values waits for the
+    device, so it happens at this cadence only. ``start`` is where the run stands when this fit
+    begins: steps and epochs are counted from there, and rows that earlier stages have written are kept.
+    """
+
+    def __init__(
+        self,
+        *,
+        loggers: Sequence[Logger | None],
+        every_n_steps: int = 10,
+        start: Position = Position(),  # noqa: B008 - immutable
+    ) -> None:
+        super().__init__()
+        if every_n_steps < 1:
+            raise ValueError(f"MetricLog: every_n_steps must be at least 1, got {every_n_steps}")
+        self.loggers = [logger for logger in loggers if logger is not None]
+        self.every_n_steps = every_n_steps
+        self.start = start
+        self._restored = False
+        self._row_step = -1
+        self._images = 0
+        self._since = time.perf_counter()
+        self._started: float | None = None
+        self._earlier_s = 0.0
+
+    @property
+    def earlier_s(self) -> float:
+        """Seconds of training before the resumption that this process began with."""
+        return self._earlier_s
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds spent in training, those before a resumption included."""
+        return self._earlier_s + (0.0 if self._started is None else time.perf_counter() - self._started)
+
+    def write(self, trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:
+        """One row for each split in ``metrics`` (names as in ``val/top1``), at the trainer's step and epoch."""
+        if trainer.is_global_zero and metrics:
+            epoch, step = self.start.epoch + trainer.current_epoch, self.start.step + trainer.global_step
+            for logger in self.loggers:
+                logger.log_metrics({**metrics, "epoch": epoch}, step=step)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._started = self._since = time.perf_counter()
+        if not self._restored and trainer.is_global_zero:
+            # Rows of a run that was killed before its first save.
+            for logger in self._files():
+                logger.rewind(self.start.written)
+        if trainer.is_global_zero:
+            self._replay()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._images += len(batch[0])
+        step = trainer.global_step
+        if step % self.every_n_steps != 0 or step == self._row_step:
+            return
+        self._row_step = step
+        row = _of_all_ranks({n: value for n, value in trainer.callback_metrics.items() if n.startswith("train/")})
+        now = time.perf_counter()
+        rate = self._images * trainer.world_size / max(now - self._since, 1e-9)
+        self._since, self._images = now, 0
+        self.write(trainer, {**row, **_learning_rates(trainer), "train/images_per_s": rate})
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._write_split(trainer, "val/")
+        self._since, self._images = time.perf_counter(), 0
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._write_split(trainer, "test/")
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        close(self._files(), error=exception)  # the others belong to the run, which tells them how it ended
+
+    def state_dict(self) -> dict[str, Any]:
+        positions = [logger.position() for logger in self._files()]
+        return {"positions": positions, "row_step": self._row_step, "elapsed_s": self.elapsed_s}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restored = True
+        self._row_step = int(state_dict["row_step"])
+        self._earlier_s = float(state_dict["elapsed_s"])
+        for logger, position in zip(self._files(), state_dict["positions"], strict=True):
+            logger.rewind(int(position))
+
+    def _write_split(self, trainer: pl.Trainer, prefix: str) -> None:
+        metrics = trainer.callback_metrics
+        self.write(trainer, {name: float(value) for name, value in metrics.items() if name.startswith(prefix)})
+
+    def _replay(self) -> None:
+        """Tell W&B what its run may lack: the rows that were written before this process, and are to be kept."""
+        runs = [logger for logger in self.loggers if isinstance(logger, WandbRun)]
+        for file in self._files() if runs else ():
+            rows = read_rows(file.path) if file.path.is_file() else []
+            for run in runs:
+                run.replay(rows)
+
+    def _files(self) -> list[JsonlLogger]:
+        return [logger for logger in self.loggers if isinstance(logger, JsonlLogger)]
+
+
+def _of_all_ranks(row: Mapping[str, Tensor]) -> dict[str, float]:
+    """The means over all ranks, whose shares of a batch are equal; every rank comes here at the same steps."""
+    if world_size() == 1 or not row:
+        return {name: float(value) for name, value in row.items()}
+    means = mean_of_ranks(torch.stack([value.double() for value in row.values()]))
+    return dict(zip(row, means.tolist(), strict=True))
+
+
+def _learning_rates(trainer: pl.Trainer) -> dict[str, float]:
+    """``train/lr`` of the first parameter group, and ``train/lr/<name>`` of each that began with another one."""
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    initial = [group.get("initial_lr", group["lr"]) for group in groups]
+    rates = {"train/lr": float(groups[0]["lr"])}
+    for i, group in enumerate(groups):
+        if initial[i] != initial[0]:
+            rates[f"train/lr/{group.get('name', i)}"] = float(group["lr"])
+    return rates

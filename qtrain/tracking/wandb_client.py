@@ -1,0 +1,135 @@
+"""What is asked of W&B's client: metrics defined, tables logged, files published, where its own files lie."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtrain.utils.atomic_write import write_text
+
+if TYPE_CHECKING:
+    import wandb
+
+AXES = ("step", "epoch", "layer")
+"""What others are drawn against: optimizer steps, epochs, and the number of a layer in the order of the forward."""
+
+TOP1 = "val/top1"
+
+DATA_DIR = "WANDB_DATA_DIR"
+
+RUN_ID = "wandb_run_id.txt"
+"""The W&B run's id, made once for the run's folder and kept there."""
+
+LAYER_COLUMNS = ("name", "kind", "weights", "weight_bits", "input_bits", "effective_bits", "macs", "bops")
+"""What the table ``allocation`` shows of each layer, beside its number."""
+
+
+def run_id(folder: Path) -> str:
+    """The id of the W&B run of ``folder``, made at the first call."""
+    path = folder / RUN_ID
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, uuid.uuid4().hex[:12] + "\n")
+    return path.read_text(encoding="utf-8").strip()
+
+
+def define_metrics(run: wandb.Run) -> None:
+    """What each metric is drawn against, and what of it stands in the run's summary."""
+    for axis in AXES:
+        run.define_metric(axis, hidden=True)
+    run.define_metric("train/*", step_metric="step")
+    run.define_metric("test/*", step_metric="step")
+    run.define_metric("val/*", step_metric="epoch")
+    run.define_metric(TOP1, step_metric="epoch", summary="max,last")
+    run.define_metric("val/loss", step_metric="epoch", summary="min,last")
+    run.define_metric("bits/*", step_metric="layer", summary="mean")
+
+
+def log_table(run: wandb.Run, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    import wandb
+
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    data = [[_cell(row.get(column)) for column in columns] for row in rows]
+    run.log({name: wandb.Table(columns=[*columns], data=data, allow_mixed_types=True)})
+
+
+def log_layers(run: wandb.Run, layers: Sequence[Mapping[str, Any]]) -> None:
+    """The table ``allocation`` and curves of bits against the layer's number; once for a run, however often resumed."""
+    if "allocation" in run.summary.keys():  # noqa: SIM118 - a summary iterates otherwise
+        return
+    rows = [{"layer": number} | {name: row.get(name) for name in LAYER_COLUMNS} for number, row in enumerate(layers)]
+    log_table(run, "allocation", rows)
+    for number, layer in enumerate(layers):
+        run.log({"layer": number, "bits/weight": layer.get("weight_bits"), "bits/input": layer.get("input_bits")})
+
+
+def publish(
+    run: wandb.Run, files: Mapping[str, Path], name: str, kind: str, about: Mapping[str, Any], *, used: bool
+) -> None:
+    import wandb
+
+    artifact = wandb.Artifact(artifact_name(name), kind, metadata={k: v for k, v in about.items() if finite(v)})
+    for entry, file in files.items():
+        # The file itself is uploaded, not a copy: it appears whole, and is replaced, never written into.
+        artifact.add_file(str(file.resolve()), name=entry, policy="immutable", skip_cache=True)
+    artifact.finalize()
+    # What run.use_artifact and run.log_artifact come down to. They themselves refuse to use an artifact offline, and
+    # online they ask the server before and wait for it afterwards.
+    assert run._interface is not None
+    run._interface.publish_artifact(
+        run, artifact, ["latest"], [], finalize=True, is_user_created=used, use_after_commit=used
+    )
+
+
+def named_knobs(knobs: Mapping[str, Any]) -> dict[str, Any]:
+    """``knobs`` by names without dots, which in W&B lead into a section; and ``None`` left out.
+
+    >>> named_knobs({"widths.layer1.0": 4})
+    {'widths_layer1_0': 4}
+    """
+    return {name.replace(".", "_"): value for name, value in knobs.items() if value is not None}
+
+
+def artifact_name(text: str) -> str:
+    """``text`` with what W&B does not allow in an artifact's name replaced, and not longer than it allows.
+
+    >>> artifact_name("cifar10/resnet20 w4a4")
+    'cifar10-resnet20-w4a4'
+    """
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text)[:128]
+
+
+def remove_parts_before(place: Path) -> None:
+    """Of an offline run, what earlier processes have left beside ``place``: each part holds all that was before it."""
+    run = place.name.rpartition("-")[2]
+    for part in place.parent.glob(f"offline-run-*-{run}"):
+        if part.name < place.name:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def environment(name: str, value: str) -> Iterator[None]:
+    """``value`` for the environment variable ``name``, unless the user has given one."""
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+
+
+def finite(value: object) -> bool:
+    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
+
+
+def _cell(value: object) -> object:
+    return value if value is None or isinstance(value, str | int | float) else str(value)

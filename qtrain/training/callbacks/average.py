@@ -1,0 +1,115 @@
+"""The exponential moving average of the student's weights, which is often better than the weights.
+
+Lightning's ``EMAWeightAveraging`` averages integer buffers too, and rounds down: a bit width of 4 becomes
+``0.999 * 4 + 0.001 * 4``, in float32 3.9999998, stored as 3. It also copies the average into the model in
+``on_train_end``, which Lightning does not call for a run that was killed after its last epoch and resumed. Hence this
+one: floating tensors are averaged, the others copied, and the end is ``on_fit_end``, which always comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, final
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from qtrain.training.student import student_of
+
+
+def ema_decay(*, step: int, decay: float, warmup: bool) -> float:
+    """Decay after ``step`` updates: ``min(decay, (1 + step) / (10 + step))`` with warm-up, so that the random start
+    is forgotten at once and not over ``1 / (1 - decay)`` steps.
+    """
+    return min(decay, (1 + step) / (10 + step)) if warmup else decay
+
+
+@final
+class WeightAverage(pl.Callback):
+    """After each optimizer step ``average <- decay * average + (1 - decay) * weights``.
+
+    Validation sees the average; training, and the model part of a checkpoint, the weights themselves. When fitting
+    ends, the student keeps the average. Parameters and floating buffers (running statistics, scales) are averaged.
+    """
+
+    def __init__(self, *, decay: float = 0.999, warmup: bool = True) -> None:
+        super().__init__()
+        if not 0 < decay < 1:
+            raise ValueError(f"WeightAverage: decay must be in (0, 1), got {decay}; leave weight_average null for none")
+        self.decay = decay
+        self.warmup = warmup
+        self.average: dict[str, Tensor] = {}
+        self._updates = 0
+        self._seen_step = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        tensors = _tensors(student_of(pl_module))
+        if not self.average:
+            self.average = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+            self._seen_step = trainer.global_step
+        else:  # restored from a checkpoint, on the CPU
+            self.average = {name: self.average[name].to(tensor.device) for name, tensor in tensors.items()}
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._seen_step:
+            return  # gradients are still being accumulated
+        self._seen_step = trainer.global_step
+        self._updates += 1
+        self._update(student_of(pl_module), ema_decay(step=self._updates, decay=self.decay, warmup=self.warmup))
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._swap(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._swap(trainer, pl_module)
+
+    @torch.no_grad()
+    def restart_(self, student: nn.Module, modules: Iterable[nn.Module]) -> None:
+        """Begin anew, from what they are now, the averages of what ``modules``, parts of ``student``, hold.
+
+        For values that jumped to another scale: a mean of before and after would be neither.
+        """
+        jumped = {id(tensor) for module in modules for tensor in _tensors(module).values()}
+        for name, tensor in _tensors(student).items():
+            if id(tensor) in jumped and name in self.average:
+                self.average[name].copy_(tensor)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.average:
+            with torch.no_grad():
+                for name, tensor in _tensors(student_of(pl_module)).items():
+                    tensor.copy_(self.average[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"average": self.average, "updates": self._updates, "seen_step": self._seen_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.average = dict(state_dict["average"])
+        self._updates = int(state_dict["updates"])
+        self._seen_step = int(state_dict["seen_step"])
+
+    @torch.no_grad()
+    def _update(self, student: nn.Module, decay: float) -> None:
+        tensors = _tensors(student)
+        floating = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
+        others = [name for name in tensors if name not in set(floating)]
+        torch._foreach_lerp_([self.average[n] for n in floating], [tensors[n].detach() for n in floating], 1 - decay)
+        for name in others:
+            self.average[name].copy_(tensors[name])
+
+    @torch.no_grad()
+    def _swap(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # In place, since compiled graphs and the optimizer hold on to these very tensors.
+        if trainer.state.fn != "fit" or not self.average:
+            return
+        for name, tensor in _tensors(student_of(pl_module)).items():
+            kept = tensor.detach().clone()
+            tensor.copy_(self.average[name])
+            self.average[name].copy_(kept)
+
+
+def _tensors(student: nn.Module) -> dict[str, Tensor]:
+    return {**dict(student.named_parameters()), **dict(student.named_buffers())}

@@ -1,0 +1,179 @@
+"""How much one optimizer step moves each layer's output, because its weights fell to other codes.
+
+PROFIT (Park and Yoo 2020, arXiv 2008.04693) names this the activation instability induced by weight
+quantization and freezes the layers that suffer most from it; see :mod:`qtrain.convert.freeze`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, final
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from qtrain.models.sharding import whole_weights
+from qtrain.nn import QuantEmbedding, QuantLinear, QuantWeighted
+from qtrain.tracking.metric_log import MetricLog
+from qtrain.training.student import student_of
+from qtrain.utils.eval_mode import evaluating
+
+SMALLEST_VARIANCE = 1e-5
+"""Variances count as no smaller than this share of the layer's mean variance, so that a dead channel is no infinity."""
+
+
+def gaussian_divergence(mean: Tensor, variance: Tensor, other_mean: Tensor, other_variance: Tensor) -> Tensor:
+    """``KL(N(m0, v0) || N(m1, v1)) = 1/2 (ln(v1 / v0) + (v0 + (m0 - m1)^2) / v1 - 1)``, element by element, in nats."""
+    moved = (variance + (mean - other_mean).square()) / other_variance
+    return 0.5 * ((other_variance / variance).log() + moved - 1)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a layer was given and what it made of it: its quantized input, and mean and variance of each channel."""
+
+    input: Tensor
+    mean: Tensor
+    variance: Tensor
+
+
+@torch.no_grad()
+def look(student: nn.Module, image: Tensor) -> dict[str, Seen]:
+    """What each layer of ``student`` with a weight that is quantized, and learns, makes of ``image`` (N, C, H, W).
+
+    One forward in eval mode; nothing of the model changes. A layer that is called several times counts with its first
+    call.
+    """
+    seen: dict[str, Seen] = {}
+
+    def before(name: str, layer: Any, x: Tensor) -> None:
+        if name not in seen:
+            quantized = x if layer.input_quantizer is None else layer.input_quantizer(x)
+            seen[name] = Seen(quantized, *_moments(layer, quantized))
+
+    handles = [
+        layer.register_forward_pre_hook(lambda m, args, name=name: before(name, m, args[0]))
+        for name, layer in _measured_layers(student)
+    ]
+    try:
+        with evaluating(student), torch.compiler.set_stance("force_eager"):
+            if handles:
+                student(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+@torch.no_grad()
+def instability(student: nn.Module, seen: dict[str, Seen]) -> Tensor:
+    """``D^l`` of each layer in ``seen``, (layers,) float64: the mean over output channels of the divergence between
+    the channel's output before, as ``seen``, and now; both as Gaussians over samples and places.
+
+    The metric is the paper's (§3), which models a channel by its mean and variance and compares weights before and
+    after a step on the same input. Here that is the layer's own quantized input from before, so that a layer's metric
+    does not contain what the step did to the layers in front of it.
+    """
+    found = []
+    with evaluating(student), torch.compiler.set_stance("force_eager"):
+        for name, before in seen.items():
+            mean, variance = _moments(student.get_submodule(name), before.input)
+            floor = SMALLEST_VARIANCE * before.variance.mean() + torch.finfo(torch.float64).tiny
+            v0, v1 = before.variance.clamp(min=floor), variance.clamp(min=floor)
+            found.append(gaussian_divergence(before.mean, v0, mean, v1).mean())
+    return torch.stack(found) if found else torch.zeros(0, dtype=torch.float64)
+
+
+@final
+class Instability(pl.Callback):
+    """Measures :func:`instability` around every ``every_n_steps``-th optimizer step, on up to ``images`` of its batch.
+
+    Means over the measurements so far come back from :meth:`metrics`, and go to ``metric_log`` as
+    ``train/instability/<layer>``. A layer that does not learn is not measured: measure in one stage, freeze in the
+    stages after it. The running sums are in the resume point.
+    """
+
+    def __init__(self, *, metric_log: MetricLog, every_n_steps: int = 20, images: int = 64) -> None:
+        super().__init__()
+        for option, value in (("every_n_steps", every_n_steps), ("images", images)):
+            if value < 1:
+                raise ValueError(f"Instability: {option} must be at least 1, got {value}")
+        self.metric_log = metric_log
+        self.every_n_steps = every_n_steps
+        self.images = images
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._seen: dict[str, Seen] | None = None
+        self._step = -1
+
+    def metrics(self) -> dict[str, float]:
+        """Mean instability so far, layer name -> nats; empty before the first measurement."""
+        return {name: total / self._count for name, total in self._sums.items()}
+
+    def ranking(self) -> list[str]:
+        """Layer names, the most unstable first."""
+        metrics = self.metrics()
+        return sorted(metrics, key=lambda name: -metrics[name])
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
+        if (trainer.global_step + 1) % self.every_n_steps == 0 and not accumulating:
+            self._step = trainer.global_step
+            self._seen = look(student_of(pl_module), batch[0][: self.images])
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        seen, self._seen = self._seen, None
+        if not seen or trainer.global_step == self._step:
+            return
+        student = student_of(pl_module)
+        with whole_weights(student):
+            measured = trainer.strategy.reduce(instability(student, seen), reduce_op="mean")
+        assert isinstance(measured, Tensor)
+        self._count += 1
+        for name, value in zip(seen, measured.tolist(), strict=True):
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self.metric_log.write(trainer, {f"train/instability/{name}": value for name, value in self.metrics().items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": dict(self._sums), "count": self._count}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._sums = {str(name): float(total) for name, total in state_dict["sums"].items()}
+        self._count = int(state_dict["count"])
+
+
+def _measured_layers(student: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, layer in student.named_modules():
+        if not isinstance(layer, QuantWeighted) or not layer.weight.requires_grad:
+            continue
+        if layer.weight_quantizer is not None and layer.weight_quantizer.enabled:
+            yield name, layer
+
+
+def _moments(layer: Any, quantized: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each output channel of ``layer`` on an input that is quantized already; float64."""
+    with _input_as_it_is(layer):
+        output: Tensor = type(layer).forward(layer, quantized)  # not __call__: the hook that asks is on it
+    channels = -1 if isinstance(layer, QuantLinear | QuantEmbedding) else 1
+    rows = output.double().movedim(channels, 0).flatten(1)
+    return rows.mean(dim=1), rows.var(dim=1, unbiased=False)
+
+
+@contextmanager
+def _input_as_it_is(layer: Any) -> Iterator[None]:
+    quantizer = layer.input_quantizer
+    enabled = quantizer is not None and quantizer.enabled
+    if enabled:
+        quantizer.enabled = False
+    try:
+        yield
+    finally:
+        if enabled:
+            quantizer.enabled = True

@@ -1,0 +1,218 @@
+"""Gradients that grow until integer weights move: what fine-tuning on synthetic images lacks.
+
+With a small learning rate most weights stay within their rounding interval for good, so that the integers of a
+calibrated model hardly change. AIT (Choi et al. 2022, arXiv 2203.17008, §4.2, "gradient inundation") therefore scales
+the gradient of each layer, at every step, so that a target share of its integers changes. The other half of AIT is the
+loss, the divergence from the teacher without labels: ``objective=kl``.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, final
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from qtrain.models.sharding import is_sharded
+from qtrain.nn import QuantConv, QuantConvTranspose, QuantWeighted
+from qtrain.nn.conv_transpose import outputs_first
+from qtrain.quantizers.base import Quantizer
+from qtrain.quantizers.hooks import EvenSteps, Rate, checked_share, rate_at
+from qtrain.quantizers.wrappers.wrapper import TrainingWrapper
+from qtrain.tracking.metric_log import MetricLog
+from qtrain.training.student import student_of
+
+log = logging.getLogger(__name__)
+
+MARGIN = 2.0**-10
+"""Steps beyond the rounding threshold that a move is aimed at; more for large codes, where float32 errs by more."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Codes of a weight as its quantizer rounds it, counted from zero: whole steps from ``low`` to ``high``."""
+
+    step: Tensor
+    low: Tensor
+    high: Tensor
+
+    def position(self, weight: Tensor) -> Tensor:
+        """``weight`` in steps, float32."""
+        return weight.detach().float() / self.step
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """``round(clamp(weight / step, low, high))``, float32."""
+        return self.position(weight).clamp(self.low, self.high).round()
+
+
+def needed_factors(weight: Tensor, gradient: Tensor, grid: Grid, lr: float) -> Tensor:
+    """By what each gradient must be multiplied for ``w - lr f g`` to have another code than ``w``: shape of ``weight``.
+
+    With ``t = w / s`` and ``c`` its code, moving up needs ``f = (c + 1/2 - t) s / (lr |g|)``, moving down
+    ``(t - c + 1/2) s / (lr |g|)``; infinite where the gradient is zero or points out of the code range.
+    """
+    position, codes = grid.position(weight), grid.codes(weight)
+    up = gradient < 0
+    reach = 0.5 + MARGIN + 4 * torch.finfo(torch.float32).eps * codes.abs()
+    threshold = torch.where(up, codes + reach, codes - reach)
+    pace = lr * gradient.detach().float().abs() / grid.step
+    needed = (threshold - position).abs() / pace
+    return torch.where(torch.where(up, codes >= grid.high, codes <= grid.low), torch.inf, needed)
+
+
+def inundation(needed: Tensor, count: int) -> Tensor:
+    """The factor, 0-dim and at least 1, with which ``count`` of the weights move; all that can, if those are fewer.
+
+    That is the ``count``-th smallest of ``needed``.
+    """
+    flat = needed.flatten()
+    farthest = torch.where(flat.isfinite(), flat, 0.0).max()
+    return flat.kthvalue(count).values.minimum(farthest).clamp(min=1.0)
+
+
+@final
+class GradientInundation(pl.Callback):
+    """Before each optimizer step, multiplies the gradient of every quantized weight by :func:`inundation`'s factor.
+
+    So at least ``share`` of a layer's integers change at a plain gradient step (SGD without momentum and decay; with
+    these, the step that follows is another one). ``share``, a number or a schedule of progress, is taken of each layer,
+    rounded up; 0 leaves the gradients as they are. Biases, norms and learned scales keep their gradients.
+
+    Every ``every_n_steps`` steps, ``train/inundation/`` in ``metric_log`` tells what that step did: ``moved``, the
+    percent of all integers that changed, and ``factor``, the largest of any layer. The factors are a function of
+    weights, gradients and progress: there is no state to resume.
+
+    Weights without evenly spaced codes, or standardized before they are multiplied, keep their gradients, which is
+    logged. Raises ``ValueError`` where none is left, where the optimizer is not SGD (others divide by the gradient's
+    size and so take the factor back), and where gradients are clipped, which does the same.
+    """
+
+    def __init__(self, *, metric_log: MetricLog, share: Rate = 0.001, every_n_steps: int = 20) -> None:
+        super().__init__()
+        if every_n_steps < 1:
+            raise ValueError(f"GradientInundation: every_n_steps must be at least 1, got {every_n_steps}")
+        self.metric_log = metric_log
+        self.share = checked_share("GradientInundation", "share", share)
+        self.every_n_steps = every_n_steps
+        self._total_steps = 1
+        self._layers: dict[str, QuantWeighted] = {}
+        self._rates: dict[Tensor, dict[str, Any]] = {}
+        self._before: dict[str, Tensor] = {}
+        self._largest: Tensor | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if is_sharded(student_of(pl_module)):
+            raise ValueError("GradientInundation: needs whole gradients on each process; set fit.shard=false")
+        self._total_steps = max(1, int(trainer.estimated_stepping_batches))
+        self._layers = dict(_moved_layers(student_of(pl_module)))
+        if trainer.gradient_clip_val:
+            raise ValueError(
+                "GradientInundation: gradients are clipped after it has made them grow; set fit.clip_norm=null"
+            )
+        for optimizer in trainer.optimizers:
+            if not isinstance(optimizer, torch.optim.SGD):
+                raise ValueError(
+                    f"GradientInundation: {type(optimizer).__name__} divides by the gradient's size, so that a larger "
+                    "one moves nothing more; take optimizer=sgd"
+                )
+            for group in optimizer.param_groups:
+                self._rates.update(dict.fromkeys(group["params"], group))
+
+    @torch.no_grad()
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        step = trainer.global_step
+        share = rate_at(self.share, step / self._total_steps)
+        checked_share("GradientInundation", "share", share)  # what a schedule gives is known only now
+        measure = (step + 1) % self.every_n_steps == 0
+        factors = []
+        for name, layer in self._layers.items():
+            gradient = layer.weight.grad
+            if gradient is None:
+                continue
+            grid, weight = _grid(layer), layer.effective_weight()
+            if measure:
+                self._before[name] = grid.codes(weight)
+            if (count := math.ceil(share * weight.numel())) > 0:
+                needed = needed_factors(weight, _as_multiplied(layer, gradient), grid, self._rates[layer.weight]["lr"])
+                factors.append(inundation(needed, count))
+                gradient.mul_(factors[-1])
+        if measure and factors:
+            self._largest = torch.stack(factors).max()
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        before, self._before = self._before, {}
+        largest, self._largest = self._largest, None
+        if not before:
+            return
+        layers = {name: self._layers[name] for name in before}
+        moved = [(_grid(layer).codes(layer.effective_weight()) != before[name]) for name, layer in layers.items()]
+        share = torch.stack([part.sum() for part in moved]).sum() / sum(part.numel() for part in moved)
+        row = {"train/inundation/moved": 100 * float(share)}
+        if largest is not None:
+            row["train/inundation/factor"] = float(largest)
+        self.metric_log.write(trainer, row)
+
+
+def _moved_layers(student: nn.Module) -> Iterator[tuple[str, QuantWeighted]]:
+    """The layers whose integers gradients can move; the others are logged."""
+    found = False
+    for name, layer in student.named_modules():
+        if not isinstance(layer, QuantWeighted) or not layer.weight.requires_grad:
+            continue
+        if layer.weight_quantizer is None or not layer.weight_quantizer.enabled:
+            continue
+        if (why := _why_not(layer)) is None:
+            found = True
+            yield name, layer
+        else:
+            log.info("gradient inundation leaves out %s: %s", name, why)
+    if not found:
+        raise ValueError(
+            "GradientInundation: no weight that learns has evenly spaced codes; "
+            "take quantizer@quantize.weight=lsq, lsq_plus or affine"
+        )
+
+
+def _why_not(layer: QuantWeighted) -> str | None:
+    core = _core(layer)
+    if not isinstance(core, EvenSteps):
+        return f"codes of {type(core).__name__} are not evenly spaced"
+    if isinstance(layer, QuantConv) and layer.weight_transform is not None:
+        return "its weight is standardized before it is multiplied"
+    return None
+
+
+def _core(layer: QuantWeighted) -> Quantizer:
+    """The quantizer that rounds the weight in deployment."""
+    quantizer = layer.weight_quantizer
+    assert quantizer is not None
+    while isinstance(quantizer, TrainingWrapper):
+        quantizer = quantizer.inner
+    return quantizer
+
+
+def _grid(layer: QuantWeighted) -> Grid:
+    core = _core(layer)
+    assert isinstance(core, EvenSteps)
+    weight = layer.effective_weight()
+    low, high = core.code_low, core.code_high
+    zero_point = getattr(core, "zero_point", None)
+    if zero_point is not None:
+        zero_point = core.spread(zero_point, weight)
+        low, high = low - zero_point, high - zero_point
+    return Grid(core.spread(core.step().detach(), weight), low, high)
+
+
+def _as_multiplied(layer: QuantWeighted, gradient: Tensor) -> Tensor:
+    """``gradient`` in the layout of the layer's effective weight."""
+    return outputs_first(gradient, layer.groups) if isinstance(layer, QuantConvTranspose) else gradient

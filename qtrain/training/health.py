@@ -1,0 +1,233 @@
+"""How the quantizers of a student are: metrics of one forward, and which of them are signs of a collapse.
+
+Pure functions of a model and a batch; when they are called and what is done with them is
+:mod:`qtrain.training.callbacks.health`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qtrain.functional.losses import soft_target_loss
+from qtrain.nn import Operand, QuantLayer
+from qtrain.quantizers.base import Quantizer
+from qtrain.quantizers.wrappers.oscillation import Oscillation, oscillating_share
+from qtrain.storage.affine import AffineTensor
+from qtrain.storage.base import QTensor
+from qtrain.utils.eval_mode import evaluating
+
+Codes = tuple[int, Tensor]
+"""Bits and codes of a weight, as they are kept until the next look."""
+
+
+def clipped_fraction(stored: AffineTensor, x: Tensor) -> Tensor:
+    """The share of ``x`` that its quantizer's range cuts off, 0-dim: where the error exceeds half a step.
+
+    Rounding alone is off by at most half a step; the tolerance covers float32, for values of up to 16 bits.
+    """
+    error = (stored.dequantize() - x.float()).abs()
+    step = stored.granularity.expand(stored.scale, tuple(x.shape))
+    return (error > 0.5 * step + 1e-6 * x.abs()).float().mean()
+
+
+def relative_error(stored: QTensor, x: Tensor) -> Tensor:
+    """``|x^ - x|^2 / |x|^2``, 0-dim: what of the signal's energy quantization changes."""
+    x = x.float()
+    return (stored.dequantize() - x).square().sum() / x.square().sum().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def dead_levels(stored: QTensor) -> Tensor:
+    """The share of the codes ``low..high`` that no element has, 0-dim; ``n`` elements can have at most ``n``."""
+    levels = stored.high - stored.low + 1
+    used = torch.bincount((stored.codes - stored.low).flatten().to(torch.int64), minlength=levels) > 0
+    return 1 - used.sum().float() / min(levels, stored.codes.numel())
+
+
+def gradient_ratio(quantizer: Quantizer, weight: Tensor) -> Tensor | None:
+    """``(|grad s| / |s|) / (|grad w| / |w|)``, 0-dim, ``s`` all that the quantizer learns, ``w`` the layer's weight.
+
+    LSQ's R (Esser et al. 2020, arXiv 1902.08153, §2.2, eq. 4): near 1, steps and weights learn at the same pace.
+    ``None`` where one of the two has no gradient.
+    """
+    learned = [parameter for parameter in quantizer.parameters() if parameter.grad is not None]
+    if not learned or weight.grad is None:
+        return None
+    size = torch.cat([parameter.detach().flatten().float() for parameter in learned]).norm()
+    gradient = torch.cat(
+        [parameter.grad.flatten().float() for parameter in learned if parameter.grad is not None]
+    ).norm()
+    tiny = torch.finfo(torch.float32).tiny
+    pace = weight.grad.float().norm() / weight.detach().float().norm().clamp(min=tiny)
+    return gradient / size.clamp(min=tiny) / pace.clamp(min=tiny)
+
+
+def agreement(logits: Tensor, teacher_logits: Tensor) -> dict[str, Tensor]:
+    """``agreement``, the percentage of samples to which both give the same class, and ``teacher_kl``, in nats."""
+    same = (logits.argmax(dim=1) == teacher_logits.argmax(dim=1)).float().mean()
+    return {"agreement": 100 * same, "teacher_kl": soft_target_loss(logits, teacher_logits, 1.0)}
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Figures by name, as ``error/conv1.weight``; and by place, as ``conv1.weight``, bits and the codes of weights."""
+
+    metrics: dict[str, float]
+    bits: dict[str, int]
+    codes: dict[str, Codes]
+
+
+@torch.no_grad()
+def examine(
+    student: nn.Module,
+    image: Tensor,
+    *,
+    former: Mapping[str, Codes] | None = None,
+    teacher_logits: Tensor | None = None,
+) -> Examination:
+    """The state of each enabled quantizer in ``student``, over one forward of ``image`` (N, C, H, W) in eval mode.
+
+    Of each place: ``error/``, the relative error; ``zeros/``, the share of values that become zero; ``dead/``, the
+    share of levels that no value has; of evenly spaced codes ``scale/``, the mean scale, and ``clipped/``, the share of
+    values beyond the range; ``gradient/``, the pace of its scale (:func:`gradient_ratio`), where the last backward left
+    gradients. Of weights: ``oscillating/`` where they are counted, otherwise ``flipped/``, the share of codes that are
+    not those of ``former``, an earlier look. With ``teacher_logits`` (N, K) for ``image``: ``agreement`` and
+    ``teacher_kl``.
+
+    Modes are restored and nothing else changes. All values are read from the device at once.
+    """
+    metrics: dict[str, Tensor] = {}
+    bits: dict[str, int] = {}
+    codes: dict[str, Codes] = {}
+    handles = []
+
+    def look(place: str, quantizer: Quantizer | None, x: Tensor, weight: Tensor | None) -> QTensor | None:
+        if quantizer is None or not quantizer.enabled or f"error/{place}" in metrics:
+            return None
+        stored = quantizer.quantize(x.float())
+        bits[place] = stored.bits
+        metrics[f"error/{place}"] = relative_error(stored, x)
+        metrics[f"zeros/{place}"] = (stored.dequantize() == 0).float().mean()
+        metrics[f"dead/{place}"] = dead_levels(stored)
+        if isinstance(stored, AffineTensor):
+            metrics[f"scale/{place}"] = stored.scale.float().mean()
+            metrics[f"clipped/{place}"] = clipped_fraction(stored, x)
+        if weight is not None and (ratio := gradient_ratio(quantizer, weight)) is not None:
+            metrics[f"gradient/{place}"] = ratio
+        return stored
+
+    def before(name: str, layer: Any, x: Tensor) -> None:
+        if isinstance(layer, Operand):
+            look(f"{name}.input", layer.input_quantizer, x, None)
+            return
+        look(f"{name}.input", layer.input_quantizer, x, layer.weight)
+        place = f"{name}.weight"
+        stored = look(place, layer.weight_quantizer, layer.effective_weight(), layer.weight)
+        if stored is None:
+            return
+        counters = [module for module in layer.weight_quantizer.modules() if isinstance(module, Oscillation)]
+        if counters:
+            metrics[f"oscillating/{place}"] = oscillating_share(counters[0])
+            return
+        codes[place] = stored.bits, _compact(stored)
+        earlier = (former or {}).get(place)
+        if earlier is not None and earlier[0] == stored.bits and earlier[1].shape == stored.codes.shape:
+            changed = codes[place][1] != earlier[1].to(stored.codes.device)
+            metrics[f"flipped/{place}"] = changed.float().mean()
+
+    for name, module in student.named_modules():
+        if isinstance(module, QuantLayer):
+            handles.append(module.register_forward_pre_hook(lambda m, args, name=name: before(name, m, args[0])))
+    if not handles and teacher_logits is None:
+        return Examination({}, {}, {})
+    try:
+        with evaluating(student), torch.compiler.set_stance("force_eager"):
+            logits = student(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if teacher_logits is not None:
+        metrics |= agreement(logits, teacher_logits)
+    values = torch.stack(list(metrics.values())).tolist() if metrics else []
+    return Examination(dict(zip(metrics, values, strict=True)), bits, codes)
+
+
+def _compact(stored: QTensor) -> Tensor:
+    """Codes from 0 in as few bytes as they need, since resume points hold them."""
+    codes = stored.codes - stored.low
+    return codes.to(torch.uint8) if stored.high - stored.low < 256 else codes.to(torch.int32)
+
+
+@dataclass(frozen=True)
+class Symptom:
+    """A sign of a collapse: its ``kind``, the place that has it, as ``conv1.weight``, and both in words."""
+
+    kind: str
+    place: str
+    says: str
+    remedy: str = field(compare=False)
+
+
+HIGHEST_ERROR, ALL, MOST_DEAD, FAR, MANY = 1.0, 0.99, 0.5, 100.0, 0.2
+DEAD_AT = range(3, 7)
+"""BitWidths at which dead levels tell of a lost bit: with more bits a healthy tensor leaves its outer levels empty."""
+
+
+def symptoms(found: Examination, first_scales: Mapping[str, float], *, images: int, classes: int) -> list[Symptom]:
+    """What in ``found`` is a sign of a collapse. ``first_scales`` are the scales of the first look, by place.
+
+    An agreement is at chance where it is within two standard deviations, for so many ``images``, of ``1 / classes``.
+    """
+    signs = []
+    for place, bits in found.bits.items():
+        metrics = {kind: found.metrics.get(f"{kind}/{place}") for kind in _KINDS}
+        signs += _place_symptoms(place, bits, metrics, first_scales.get(place))
+    share = found.metrics.get("agreement")
+    chance = 1 / max(1, classes)
+    if share is not None and share / 100 <= chance + 2 * (chance * (1 - chance) / max(1, images)) ** 0.5:
+        signs.append(
+            Symptom(
+                "agreement", "student", f"agrees with its teacher on {share:.1f} % of the images, as guessing would",
+                "lower the learning rate, check teacher.mean and teacher.std, or begin with more bits",
+            )
+        )  # fmt: skip
+    return signs
+
+
+_KINDS = ("error", "zeros", "clipped", "dead", "scale", "oscillating")
+
+
+def _place_symptoms(
+    place: str, bits: int, metrics: Mapping[str, float | None], first_scale: float | None
+) -> list[Symptom]:
+    layer, _, part = place.rpartition(".")
+    slower = "lower fit.scale_lr"
+    start = f"calibrate it anew (quantize.{part}.init=range, another quantize.{part}_observer)"
+    more = (
+        f"give it more bits (+policy@quantize.policies.more=policy quantize.policies.more.layers=[{layer}] "
+        f"quantize.policies.more.{part}_bits={min(16, 2 * bits)})"
+    )
+    dampen = "dampen it (quantizer@quantize.weight=oscillation with a dampening or a threshold)"
+    error, zeros, clipped, dead, scale, oscillating = (metrics[kind] for kind in _KINDS)
+    signs = []
+
+    def sign(kind: str, says: str, *remedies: str) -> None:
+        signs.append(Symptom(kind, place, says, ", or ".join(remedies)))
+
+    if error is not None and error > HIGHEST_ERROR and bits > 1:  # a bare sign has no scale to be right about
+        sign("error", f"relative error {error:.3g}: rounding changes more than the signal's own energy", slower, more)
+    if zeros == 1 and error is not None and error > 0:
+        sign("zeros", "all values round to zero", slower, start, more)
+    if clipped is not None and clipped >= ALL:
+        sign("clipped", f"{100 * clipped:.0f} % of the values are clipped", slower, start)
+    if dead is not None and dead > MOST_DEAD and bits in DEAD_AT:
+        sign("dead", f"{100 * dead:.0f} % of its {2**bits} levels are never used", slower, start)
+    if scale and first_scale and not 1 / FAR <= scale / first_scale <= FAR:
+        sign("scale", f"scale {scale:.3g}, at the first look {first_scale:.3g}", slower, start)
+    if oscillating is not None and oscillating > MANY:
+        sign("oscillating", f"{100 * oscillating:.0f} % of the weights oscillate", dampen, slower)
+    return signs

@@ -1,0 +1,169 @@
+"""The thin LightningModule: one step, one validation, one optimizer; the final test is evaluation.py's."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, final
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics.classification import MulticlassAccuracy
+
+from qtrain.distill.cached_teacher import CachedTeacher
+from qtrain.distill.objective import Objective
+from qtrain.functional.losses import hard_loss
+from qtrain.functional.random import seed_of
+from qtrain.models.sharding import is_sharded, whole_weights
+from qtrain.models.teacher import Teacher
+from qtrain.nn.project import moves_weights, partition_weights_, project_weights_
+from qtrain.nn.sync_batchnorm import sync_batchnorm_
+from qtrain.quantizers.hooks import begin_step_
+from qtrain.schedules.base import Schedule
+from qtrain.spec import Batch, Position
+from qtrain.training.callbacks.teacher_cache import TeacherCache
+from qtrain.training.optim import MakeOptimizer, load_optimizer_state_, parameter_groups
+from qtrain.training.step import LearningTeacher, StudentStep
+
+
+@final
+class QATModule(pl.LightningModule):
+    """Trains ``student`` on ``objective``; checkpoints hold both, and nothing of a frozen teacher.
+
+    A teacher that learns is trained with them, at ``teacher_lr`` where that is given, and is in the checkpoint.
+
+    Metrics: ``train/<term>`` and ``train/total`` per step, in nats; ``val/top1`` in percent and ``val/loss`` in nats.
+    The learning rate is the optimizer's times ``lr_schedule`` at progress, the share of this fit's steps done.
+    With ``sync_batchnorm`` batch norm takes its statistics over the batches of all ranks.
+    ``start`` is where the run stands when the fit begins, which seeds and the teacher's epochs go on from;
+    ``optimizer_state`` is the optimizer's state dict then, where moments are carried on. ``teacher_logits`` are what a
+    frozen teacher said of the last batch, for callbacks.
+    """
+
+    def __init__(
+        self,
+        *,
+        student: nn.Module,
+        objective: Objective,
+        teacher: Teacher | LearningTeacher | None,
+        optimizer: MakeOptimizer,
+        lr_schedule: Schedule,
+        num_classes: int,
+        seed: int,
+        scale_lr: float | None = None,
+        teacher_lr: float | None = None,
+        norm_decay: bool = False,
+        compile: bool = False,
+        sync_batchnorm: bool = False,
+        start: Position = Position(),  # noqa: B008 - immutable
+        optimizer_state: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if sync_batchnorm:  # before anything looks at a layer
+            sync_batchnorm_(student)
+            if isinstance(teacher, LearningTeacher):
+                sync_batchnorm_(teacher.model)
+        self.student = student
+        self.objective = objective
+        # A frozen teacher is no nn.Module: neither state dict nor optimizer see it.
+        self._teacher = None if isinstance(teacher, LearningTeacher) else teacher
+        self.learning_teacher = teacher if isinstance(teacher, LearningTeacher) else None
+        self.teacher_logits: Tensor | None = None
+        self._teacher_lr = teacher_lr
+        self._make_optimizer = optimizer
+        self._lr_schedule = lr_schedule
+        self._seed, self._start = seed, start
+        self._optimizer_state = optimizer_state
+        self._scale_lr, self._norm_decay = scale_lr, norm_decay
+        step = StudentStep(student=student, objective=objective, teacher=self.learning_teacher)
+        # In a tuple, since the step's modules are registered above and must not be so twice.
+        self._step = (torch.compile(step, fullgraph=True, dynamic=False) if compile else step,)
+        self.top1 = MulticlassAccuracy(num_classes=num_classes, average="micro")
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        return [TeacherCache(self._teacher)] if isinstance(self._teacher, CachedTeacher) else []
+
+    def on_fit_start(self) -> None:
+        if self._teacher is not None:
+            self._teacher.to(self.device)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Whatever the forward draws (dropout, stochastic depth) becomes a function of (seed, step).
+        step = self._start.step + self.global_step
+        torch.manual_seed(seed_of(self._seed, step))
+        progress = self.global_step / max(1, self._total_steps)
+        begin_step_(self.student, seed=self._seed, step=step, progress=progress)
+        with self._weights_in_reach():
+            partition_weights_(self.student)
+        self.objective.set_progress_(progress)
+        if self.learning_teacher is not None:
+            self.learning_teacher.objective.set_progress_(progress)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses of a training ``batch`` by name, unweighted, and ``total``; a frozen teacher is asked for it."""
+        if self._teacher is None:
+            losses: dict[str, Tensor] = self._step[0](batch.image, batch.target)
+        else:
+            logits, features = self._teacher.answer(batch, self._start.epoch + self.current_epoch)
+            losses = self._step[0](batch.image, batch.target, logits, features)
+            self.teacher_logits = logits
+        return losses
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        losses = self.losses(batch)
+        self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()}, batch_size=len(batch.image))
+        return losses["total"]
+
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        super().optimizer_step(*arguments, **options)
+        with self._weights_in_reach():
+            project_weights_(self.student)
+
+    def _weights_in_reach(self) -> AbstractContextManager[None]:
+        """Where quantizers move weights themselves, each rank has these whole in the meantime."""
+        if is_sharded(self.student) and moves_weights(self.student):
+            return whole_weights(self.student, write=True)
+        return nullcontext()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        logits = self.student(batch.image)
+        loss = hard_loss(logits, batch.target)
+        self.log("val/loss", loss, on_epoch=True, batch_size=len(batch.image), sync_dist=True)
+        self.top1.update(logits.float(), batch.target)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/top1", 100 * self.top1.compute(), sync_dist=False)
+        self.top1.reset()
+
+    def configure_optimizers(self) -> Any:
+        groups = parameter_groups([self.student, self.objective], scale_lr=self._scale_lr, norm_decay=self._norm_decay)
+        if self.learning_teacher is not None:
+            groups += _teacher_groups(self.learning_teacher, lr=self._teacher_lr, norm_decay=self._norm_decay)
+        optimizer = self._make_optimizer(groups)
+        if self._optimizer_state is not None:
+            _carry_on_(optimizer, self._optimizer_state)
+        self._total_steps = int(self.trainer.estimated_stepping_batches)
+        schedule = LambdaLR(optimizer, lambda step: self._lr_schedule(step / max(1, self._total_steps)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _teacher_groups(teacher: LearningTeacher, *, lr: float | None, norm_decay: bool) -> list[dict[str, Any]]:
+    """The groups of a teacher that learns, under names of their own and with the rate ``lr`` where one is given."""
+    rate = {} if lr is None else {"lr": lr}
+    groups = parameter_groups([teacher], norm_decay=norm_decay)
+    return [{**group, **rate, "name": f"teacher_{group['name']}"} for group in groups]
+
+
+def _carry_on_(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Give ``optimizer`` the moments in ``state``, and keep its own rates."""
+    own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    sizes = [[len(group["params"]) for group in groups] for groups in (optimizer.param_groups, state["param_groups"])]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"fit.carry_optimizer: the stage before trained groups of {sizes[1]} parameters, this one trains "
+            f"{sizes[0]}; leave it false where what is trained differs"
+        )
+    load_optimizer_state_(optimizer, state)
+    for group, options in zip(optimizer.param_groups, own, strict=True):
+        group.update(options)

@@ -1,0 +1,70 @@
+"""Parameter groups: which parameters decay, and which have a rate of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn, optim
+
+from qtrain.models.sharding import shared_as, whole
+from qtrain.quantizers.base import Quantizer
+
+MakeOptimizer = Callable[[list[dict[str, Any]]], optim.Optimizer]
+
+
+def parameter_groups(
+    modules: Iterable[nn.Module], *, scale_lr: float | None = None, norm_decay: bool = False
+) -> list[dict[str, Any]]:
+    """Groups ``weights``, ``no_decay`` and ``scales`` for an optimizer, of what learns; empty ones are left out.
+
+    What a quantizer learns goes to ``scales``: never decayed, since decay would shrink the range it has to cover, and
+    with the learning rate ``scale_lr`` where one is given. Biases and the vectors of normalization layers go to
+    ``no_decay`` unless ``norm_decay``; all else decays as the optimizer says.
+    """
+    scales: dict[nn.Parameter, None] = {}
+    weights: dict[nn.Parameter, None] = {}
+    vectors: dict[nn.Parameter, None] = {}
+    for module in modules:
+        for child in module.modules():
+            if isinstance(child, Quantizer):
+                scales.update(dict.fromkeys(p for p in child.parameters() if p.requires_grad))
+        for parameter in module.parameters():
+            if parameter.requires_grad and parameter not in scales:
+                (vectors if parameter.ndim <= 1 and not norm_decay else weights)[parameter] = None
+    groups: list[dict[str, Any]] = [
+        {"name": "weights", "params": list(weights)},
+        {"name": "no_decay", "params": list(vectors), "weight_decay": 0.0},
+        {"name": "scales", "params": list(scales), "weight_decay": 0.0},
+    ]
+    if scale_lr is not None:
+        groups[2]["lr"] = scale_lr
+    return [group for group in groups if group["params"]]
+
+
+def whole_optimizer_state(optimizer: optim.Optimizer) -> dict[str, Any]:
+    """The state dict of ``optimizer`` with whole tensors, where ranks have shares; all ranks must ask."""
+    state = optimizer.state_dict()
+    moments = {
+        place: {name: whole(value) if isinstance(value, Tensor) else value for name, value in own.items()}
+        for place, own in state["state"].items()
+    }
+    return {**state, "state": moments}
+
+
+def load_optimizer_state_(optimizer: optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """``optimizer.load_state_dict(state)``, where each rank takes its share of the moments of a shared parameter."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    places = [place for group in state["param_groups"] for place in group["params"]]
+    moments = dict(state["state"])
+    for place, parameter in zip(places, parameters, strict=True):
+        moments[place] = {
+            # What has the parameter's shape is a moment, anything else a counter.
+            name: shared_as(value, parameter) if _alike(value, parameter) else value
+            for name, value in moments.get(place, {}).items()
+        }
+    optimizer.load_state_dict({**state, "state": {place: own for place, own in moments.items() if own}})
+
+
+def _alike(value: Any, parameter: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == parameter.shape

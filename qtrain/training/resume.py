@@ -1,0 +1,129 @@
+"""When a run saves itself, so that a kill at any moment costs time and nothing else.
+
+Lightning restores its own counters, optimizers and schedules, but exactness depends on the moment of saving:
+
+- At the end of a batch, after every other callback: Lightning resumes with the next batch. (Callbacks of type
+  ``Checkpoint`` are called last, whatever their place in the list.)
+- Not after an epoch's last batch: resuming from there, Lightning would skip that epoch's validation. The save at the
+  end of the epoch, after validation, follows at once.
+- Not in the middle of gradient accumulation, since gradients are not part of a checkpoint.
+
+What happens between a save and a kill is undone by whoever owns the effect; see ``MetricLog`` for metrics.jsonl.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, final
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Checkpoint
+
+from qtrain.training.checkpoint import list_resume_points, remove_unfinished, resume_point_name
+
+log = logging.getLogger(__name__)
+
+_IDENTITY = "qtrain_identity"
+
+
+@final
+class ResumePoints(Checkpoint):
+    """Writes ``folder/step=XXXXXXXX.ckpt`` every ``every_n_steps`` optimizer steps and at each epoch's end.
+
+    The newest ``keep`` files stay. ``identity`` is any string that two runs share exactly if one may continue the
+    other (a hash of the config); resuming under another one is refused.
+    """
+
+    def __init__(self, *, folder: str | Path, every_n_steps: int = 200, keep: int = 2, identity: str = "") -> None:
+        super().__init__()
+        if every_n_steps < 1:
+            raise ValueError(f"ResumePoints: every_n_steps must be at least 1, got {every_n_steps}")
+        if keep < 2:
+            raise ValueError(
+                f"ResumePoints: keep must be at least 2, got {keep}; if the newest file is damaged, another is needed"
+            )
+        self.folder = Path(folder)
+        self.every_n_steps = every_n_steps
+        self.keep = keep
+        self.identity = identity
+        self._saved_step = -1
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        if trainer.val_check_interval != 1.0 or trainer.check_val_every_n_epoch is None:
+            raise ValueError(
+                f"ResumePoints: validation must run at the end of epochs for exact resumption, but "
+                f"trainer.val_check_interval is {trainer.val_check_interval} and check_val_every_n_epoch "
+                f"{trainer.check_val_every_n_epoch}; set 1.0 and an integer"
+            )
+        if trainer.is_global_zero:
+            remove_unfinished(self.folder)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning gives a loader its state where it makes the loader. If ``configure_optimizers`` asks for
+        # ``trainer.estimated_stepping_batches``, that happens before the state is read, and the epoch would start over.
+        loop = trainer.fit_loop
+        if loop.restarting and loop._combined_loader_states_to_load and loop._data_fetcher is not None:
+            loop._load_combined_loader_states()
+            iter(loop._data_fetcher)
+        first = trainer.strategy.broadcast(trainer.global_step)
+        if first != trainer.global_step:
+            # Of a file system that shows one machine what another does not see yet; a new start mends it.
+            raise RuntimeError(
+                f"ResumePoints: rank {trainer.global_rank} resumes at step {trainer.global_step}, rank 0 at {first}; "
+                f"do all machines see the same files in {self.folder}? Start again"
+            )
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % self.every_n_steps == 0:
+            self.save_within_epoch(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._save(trainer)
+
+    def save_within_epoch(self, trainer: pl.Trainer) -> bool:
+        """Save in ``on_train_batch_end``, unless this is no moment to; returns whether this step is saved."""
+        accumulating = (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches != 0
+        if trainer.is_last_batch or accumulating:
+            return False
+        self._save(trainer)
+        return True
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        step = trainer.global_step
+        if step == self._saved_step:
+            return
+        path = self.folder / resume_point_name(step)
+        trainer.save_checkpoint(path, weights_only=False)
+        self._saved_step = step
+        log.debug("saved %s", path)
+        if trainer.is_global_zero:
+            self._prune(step)
+
+    def _prune(self, step: int) -> None:
+        # Files of later steps were passed over as damaged when this run resumed; its own are as good or better.
+        points = list_resume_points(self.folder)
+        kept = {path for _, path in [point for point in points if point[0] <= step][-self.keep :]}
+        for _, path in points:
+            if path not in kept:
+                path.unlink(missing_ok=True)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[_IDENTITY] = self.identity
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        found = checkpoint.get(_IDENTITY)
+        if found != self.identity:
+            raise ValueError(
+                f"ResumePoints: the checkpoint in {self.folder} belongs to a run with another configuration "
+                f"({found!r}, this one is {self.identity!r}); restore it, or start over with resume=false"
+            )
+        self._saved_step = int(checkpoint["global_step"])

@@ -1,0 +1,81 @@
+"""Lightning's view of a student that is spread over the ranks: FSDP2 for its weights, as with DDP for all else.
+
+Weights, their gradients and their moments are shared (``qtrain.models.sharding``): nearly all that training a
+network holds. Scales, biases, vectors of normalization layers and the objective's own parameters are whole on every
+rank, so that whatever looks at a quantizer finds it as it is on one rank. Resume points are those of a run that shares
+nothing, so either goes on with the other's, on any number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+import torch.distributed as dist
+from pytorch_lightning.strategies import DDPStrategy
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from qtrain.functional.ranks import world_size
+from qtrain.models.sharding import shard_, whole_state
+from qtrain.quantizers.base import Quantizer
+from qtrain.training.optim import load_optimizer_state_, whole_optimizer_state
+from qtrain.training.student import student_of
+
+BUCKET_BYTES = 250 * 2**20
+"""Buffers go out in messages of so many bytes."""
+
+
+@final
+class ShardedStrategy(DDPStrategy):
+    """Trains ``module.student`` with shared weights, by the process group that DDP would have."""
+
+    def model_to_device(self) -> None:
+        """Nothing yet: as a whole it might not fit."""
+
+    def configure_ddp(self) -> None:
+        assert self.lightning_module is not None
+        student = student_of(self.lightning_module)
+        own = {p for module in student.modules() if isinstance(module, Quantizer) for p in module.parameters()}
+        keep = own | {parameter for parameter in student.parameters() if parameter.ndim <= 1}
+        shard_(student, self.root_device, keep=keep)
+        self.lightning_module.to(self.root_device)
+        for tensor in self.lightning_module.state_dict().values():
+            if not isinstance(tensor, DTensor):
+                dist.broadcast(tensor, src=0)
+
+    def training_step(self, *arguments: Any, **options: Any) -> Any:
+        assert self.lightning_module is not None
+        if buffers := list(self.lightning_module.buffers()):
+            assert dist.group.WORLD is not None
+            dist._broadcast_coalesced(dist.group.WORLD, buffers, BUCKET_BYTES, 0)  # rank 0's, as with DDP
+        return super().training_step(*arguments, **options)
+
+    @torch.no_grad()
+    def post_backward(self, closure_loss: Tensor) -> None:
+        """Average the gradients of what every rank has whole, once the last of the accumulated batches is through."""
+        assert self.lightning_module is not None
+        if self.lightning_module.trainer.fit_loop._should_accumulate():
+            return
+        mine = (p.grad for p in self.lightning_module.parameters() if not isinstance(p, DTensor))
+        gradients = [gradient for gradient in mine if gradient is not None]
+        if not gradients:
+            return
+        together = torch.cat([gradient.flatten() for gradient in gradients])  # one message, since all are small
+        dist.all_reduce(together)
+        parts = together.div_(world_size()).split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        assert self.lightning_module is not None
+        return whole_state(self.lightning_module)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        return whole_optimizer_state(getattr(optimizer, "_optimizer", optimizer))
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            load_optimizer_state_(optimizer, state)

@@ -1,0 +1,76 @@
+"""The SLURM job that this process runs in: what it is called, how often it was started, and how it starts anew.
+
+Whoever runs without SLURM has no job, and nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+log = logging.getLogger(__name__)
+
+
+@final
+@dataclass(frozen=True)
+class SlurmJob:
+    """A job's number as ``scontrol`` takes it (``12``, or ``12_3`` within an array), and how often it was restarted."""
+
+    number: str
+    restarts: int = 0
+
+    @classmethod
+    def current(cls, environment: Mapping[str, str] | None = None) -> SlurmJob | None:
+        """The job of this process; ``None`` outside of SLURM."""
+        env = os.environ if environment is None else environment
+        number = env.get("SLURM_JOB_ID")
+        if not number:
+            return None
+        # The last task of an array carries the number of the whole array: to requeue that one would requeue them all.
+        if array := env.get("SLURM_ARRAY_JOB_ID"):
+            number = f"{array}_{env.get('SLURM_ARRAY_TASK_ID', '')}"
+        return cls(number=number, restarts=int(env.get("SLURM_RESTART_COUNT", 0)))
+
+    def __str__(self) -> str:
+        return f"SLURM job {self.number}" + (f", restarted {_times(self.restarts)}" if self.restarts else "")
+
+    def requeue(self) -> bool:
+        """Ask SLURM to end this job and to start it anew; whether it will. Why not is logged.
+
+        A job that is being cancelled is left alone: SLURM would bring it back.
+        """
+        if "JobState=CANCELLED" in self._shown():
+            return False
+        done = _scontrol("requeue", self.number)
+        if done.returncode != 0:
+            log.warning("SLURM job %s cannot be requeued (%s)", self.number, done.stderr.strip() or done.returncode)
+        return done.returncode == 0
+
+    def preempted(self) -> bool:
+        """Whether SLURM wants this job's place for another one, and will end it when its grace time is over.
+
+        A preemption's SIGTERM looks like that of ``scancel``; ``scontrol`` tells them apart.
+        """
+        shown = self._shown()
+        time = re.search(r"PreemptTime=(\S+)", shown)
+        return time is not None and time.group(1) not in ("None", "Unknown") and "JobState=RUNNING" in shown
+
+    def _shown(self) -> str:
+        return _scontrol("show", "job", "--oneliner", self.number).stdout
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
+
+
+def _scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["scontrol", *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(command, returncode=127, stdout="", stderr=str(error))

@@ -1,0 +1,44 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to, whose content takes the place of ``path`` when the block ends well.
+
+    At every moment, also after a power cut, ``path`` holds what it held before or all that was written. Processes that
+    write the same file at once do not disturb each other: the last one wins. The folder is made where it is absent.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        _to_disk(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    # The rename itself must reach the disk; some network file systems refuse to open folders, and lose nothing by it.
+    with contextlib.suppress(OSError):
+        _to_disk(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """``text`` as the whole of ``path``, in UTF-8."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,39 @@
+"""Errors that reach the user as one line."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class ConfigError(ValueError):
+    """A config that cannot run. The message is one line: what, where (full key), and what would be right."""
+
+
+@contextmanager
+def as_config_error(where: str) -> Iterator[None]:
+    """Turn a ``ValueError`` of the block into a :class:`ConfigError` with the key ``where`` in front."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from error
+
+
+class RunInterruptedError(Exception):
+    """The run was asked to stop, saved itself and stopped. ``exit_code`` follows the shell: 128 + signal number.
+
+    ``requeued_job`` is the number of the SLURM job that will continue the run, or ``None``.
+    """
+
+    def __init__(self, *, signum: int, resume_point: Path | None, requeued_job: str | None = None) -> None:
+        self.signum = signum
+        self.resume_point = resume_point
+        self.requeued_job = requeued_job
+        self.exit_code = 128 + signum
+        saved = f"saved {resume_point}" if resume_point else "nothing was saved yet"
+        on = f"; SLURM job {requeued_job} is requeued and goes on from there" if requeued_job else ""
+        super().__init__(f"stopped by {signal.Signals(signum).name}; {saved}{on}")

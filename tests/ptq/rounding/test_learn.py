@@ -1,0 +1,264 @@
+"""Rounding that is learned: never worse than nearest, close to the best of all ways, the same each time."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qtrain.allocate.uniform import Uniform
+from qtrain.convert.calibrate import calibrate
+from qtrain.convert.layers import find_layers, quant_layers, set_quantization
+from qtrain.convert.plan import LayerPlan, plan_layers
+from qtrain.convert.swap import swap_layers
+from qtrain.models.factory import create_model
+from qtrain.observers.min_max import MinMax
+from qtrain.ptq.rounding.adaround import AdaRound
+from qtrain.ptq.rounding.base import Rounding, all_candidates
+from qtrain.ptq.rounding.brecq import BRECQ
+from qtrain.ptq.rounding.learn import Recipe, learn_rounding_, squared_gradients
+from qtrain.ptq.rounding.qdrop import QDrop
+from qtrain.ptq.rounding.reconstruction_units import blocks_of, layers_of
+from qtrain.quantizers.uniform.affine import Affine
+from qtrain.quantizers.uniform.lsq import LSQ
+from qtrain.spec import PerChannel
+from qtrain.storage.affine import AffineTensor
+
+RECIPE = Recipe(
+    owner="test", iterations=60, batch_size=8, rate=0.1, strength=0.1, beta_start=20.0, beta_end=2.0, warmup=0.2
+)
+WAYS: dict[str, type[AdaRound] | type[BRECQ] | type[QDrop]] = {"adaround": AdaRound, "brecq": BRECQ, "qdrop": QDrop}
+
+
+def student(model: nn.Module, images: Sequence[Tensor], *, bits: int = 3, input: Any = None) -> nn.Module:
+    """``model`` converted to ``bits`` and calibrated."""
+    found = find_layers(model, images[0])
+    recipe = LayerPlan(
+        weight=partial(LSQ, granularity=PerChannel(0), init="range"),
+        input=input or partial(LSQ, init="range"),
+        weight_observer=MinMax,
+        input_observer=MinMax,
+    )
+    plans = plan_layers(found, Uniform(weight=bits, input=bits)(found.weighted), recipe)
+    swap_layers(model, found, plans)
+    calibrate(model, images, plans)
+    return model.eval()
+
+
+def resnet(**options: Any) -> tuple[nn.Module, list[Tensor]]:
+    model, images = made_resnet(**options)
+    return copy.deepcopy(model), images
+
+
+@lru_cache
+def made_resnet(**options: Any) -> tuple[nn.Module, list[Tensor]]:
+    torch.manual_seed(0)
+    model = create_model(name="cifar_resnet8", num_classes=10, in_channels=3, image_size=8, width=0.25)
+    images = [torch.randn(4, 3, 8, 8) for _ in range(3)]
+    return student(model, images, **options), images
+
+
+def two_layers(bits: int = 2) -> tuple[nn.Module, list[Tensor]]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 2))
+    images = [torch.randn(16, 5) @ torch.randn(5, 5) for _ in range(2)]
+    return student(model, images, bits=bits), images
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, name: str, images: Sequence[Tensor]) -> Tensor:
+    found: list[Tensor] = []
+    handle = model.get_submodule(name).register_forward_hook(lambda _, args, output: found.append(output.clone()))
+    for batch in images:
+        model(batch)
+    handle.remove()
+    return torch.cat(found)
+
+
+def full_precision(model: nn.Module) -> nn.Module:
+    exact = copy.deepcopy(model)
+    set_quantization(exact, enabled=False)
+    return exact
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.5])
+@pytest.mark.parametrize("parts", [layers_of, blocks_of])
+def test_never_worse_than_nearest_on_the_reconstruction_loss(parts: Any, drop: float) -> None:
+    """Measured anew by plain forwards of whole models, part after part, with nothing of the engine."""
+    model, images = resnet()
+    exact = full_precision(model)
+    learned = copy.deepcopy(model)
+    recipe = replace(RECIPE, iterations=10, drop=drop, input_rate=0.01)
+    outcomes = learn_rounding_(learned, parts(learned), images, recipe=recipe, seed=0)
+    assert [outcome.name for outcome in outcomes] == parts(model)
+    before = copy.deepcopy(model)
+    for outcome in outcomes:
+        target = outputs(exact, outcome.name, images)
+        nearest = F.mse_loss(outputs(before, outcome.name, images), target)
+        before.get_submodule(outcome.name).load_state_dict(learned.get_submodule(outcome.name).state_dict())
+        now = F.mse_loss(outputs(before, outcome.name, images), target)
+        assert float(nearest) == pytest.approx(outcome.nearest, rel=1e-4)
+        assert float(now) == pytest.approx(min(outcome.nearest, outcome.learned), rel=1e-4)
+        assert now <= nearest
+    assert sum(outcome.kept for outcome in outcomes) >= len(outcomes) - 2, "and as a rule better"
+
+
+def test_close_to_the_best_of_all_ways_to_round() -> None:
+    """A layer with 2 x 6 weights: each output's 2^6 ways are tried, on the asymmetric target with correlated inputs."""
+    model, images = two_layers()
+    learned = copy.deepcopy(model)
+    learn_rounding_(learned, ["2"], images, recipe=replace(RECIPE, iterations=150), seed=0)
+    target = outputs(full_precision(model), "2", images)
+    chosen = all_candidates(model)["2"]
+
+    def error(weight: Tensor) -> Tensor:
+        trial = copy.deepcopy(model)
+        trial[2].weight.data = weight
+        return (outputs(trial, "2", images) - target).square().mean(dim=0)
+
+    nearest = error(chosen.nearest)
+    best = nearest
+    for choice in itertools.product([False, True], repeat=6):
+        best = torch.minimum(best, error(torch.where(torch.tensor(choice), chosen.up, chosen.down)))
+    reached = (outputs(learned, "2", images) - target).square().mean(dim=0)
+    assert best.sum() < 0.8 * nearest.sum(), "nearest is far from the best here"
+    assert reached.sum() <= best.sum() + 0.1 * (nearest.sum() - best.sum())
+
+
+def test_what_is_written_is_on_the_grid_and_next_to_the_weight() -> None:
+    model, images = resnet()
+    learned = copy.deepcopy(model)
+    learn_rounding_(learned, layers_of(learned), images, recipe=replace(RECIPE, iterations=20), seed=0)
+    moved = 0
+    for name, chosen in all_candidates(model).items():
+        layer = quant_layers(learned)[name]
+        weight, quantizer = layer.weight.detach(), layer.weight_quantizer
+        assert quantizer is not None
+        stored = quantizer.quantize(weight)
+        assert isinstance(stored, AffineTensor)
+        assert torch.equal(stored.dequantize(), quantizer(weight))
+        assert ((quantizer(weight) == chosen.down) | (quantizer(weight) == chosen.up)).all()
+        moved += int((quantizer(weight) != chosen.nearest).sum())
+    assert moved > 50
+
+
+def test_a_part_that_gets_worse_keeps_nearest_rounding_and_its_inputs() -> None:
+    """One step with absurd rates takes every weight to the other side, and inputs to nothing."""
+    model, images = two_layers(bits=6)
+    before = copy.deepcopy(model.state_dict())
+    recipe = replace(RECIPE, iterations=1, rate=1e4, input_rate=100.0)
+    outcomes = learn_rounding_(model, ["0", "2"], images, recipe=recipe, seed=0)
+    assert [outcome.kept for outcome in outcomes] == [False, False]
+    assert all(outcome.learned > outcome.nearest for outcome in outcomes)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_same_seed_gives_the_same_student_and_another_seed_draws_otherwise(way: str) -> None:
+    results = []
+    for seed, noise in ((0, 1), (0, 2), (1, 1)):
+        model, images = resnet()
+        torch.manual_seed(noise)
+        rounding: Rounding = WAYS[way](iterations=3, batch_size=4)
+        rounding(model, images, seed=seed)
+        results.append(torch.cat([p.detach().reshape(-1) for p in model.parameters()]))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+def test_layers_see_what_the_quantized_model_gives_them() -> None:
+    """The paper's asymmetric reconstruction: the second layer's own error is measured behind the rounded first one."""
+    model, images = two_layers()
+    learned = copy.deepcopy(model)
+    first, second = learn_rounding_(learned, ["2", "0"], images, recipe=RECIPE, seed=0)
+    assert (first.name, second.name) == ("0", "2"), "in the order of the forward"
+    halfway = copy.deepcopy(model)
+    halfway[0].load_state_dict(learned[0].state_dict())
+    target = outputs(full_precision(model), "2", images)
+    assert float(F.mse_loss(outputs(halfway, "2", images), target)) == pytest.approx(second.nearest, rel=1e-5)
+    assert float(F.mse_loss(outputs(model, "2", images), target)) != pytest.approx(second.nearest, rel=1e-2)
+
+
+def test_only_blocks_learn_what_input_quantizers_have() -> None:
+    for way, learns in (("adaround", False), ("brecq", True), ("qdrop", True)):
+        model, images = resnet()
+        layer = quant_layers(model)["layer2.0.conv2"]
+        assert layer.input_quantizer is not None
+        before = layer.input_quantizer.scale.detach().clone()
+        WAYS[way](iterations=4, batch_size=4)(model, images, seed=0)
+        assert bool(layer.input_quantizer.scale != before) == learns
+        assert all(p.grad is None for p in model.parameters())
+        assert all(isinstance(q.input_quantizer, LSQ) for q in quant_layers(model).values()), "nothing stands in"
+    fixed, images = resnet(input=Affine)
+    BRECQ(iterations=2)(fixed, images, seed=0)
+
+
+def test_squared_gradients_are_those_of_the_models_own_classes() -> None:
+    """Over many draws the mean is the sum over classes of ``p_k g_k^2``; here each draw is of one image."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    x = torch.randn(1, 4)
+    drawn = squared_gradients(model, "1", [x.repeat(4000, 1)], seed=0)
+    assert drawn.shape == (4000, 5)
+    assert float(drawn.mean()) == pytest.approx(1, abs=1e-4)
+    hidden = model[1](model[0](x)).detach().requires_grad_()
+    chances = model[2](hidden).log_softmax(dim=1)[0]
+    gradients = [torch.autograd.grad(chance, hidden, retain_graph=True)[0][0] for chance in chances]
+    expected = sum(c.exp().detach() * g.square() for c, g in zip(chances, gradients, strict=True))
+    assert isinstance(expected, Tensor)
+    torch.testing.assert_close(drawn.mean(dim=0), expected / expected.mean(), rtol=0.05, atol=0.02)
+
+
+def test_outputs_that_weigh_more_are_reconstructed_better() -> None:
+    """With Fisher's weights, the error that is compared and reported is the weighted one."""
+    model, images = two_layers()
+    exact = full_precision(model)
+    (outcome,) = learn_rounding_(model, ["2"], images, recipe=replace(RECIPE, fisher=True, iterations=1), seed=5)
+    plain, _ = two_layers()
+    square = (outputs(plain, "2", images) - outputs(exact, "2", images)).square()
+    assert outcome.nearest != pytest.approx(float(square.mean()), rel=1e-3)
+
+
+def test_parts_that_cannot_be_learned_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    model, images = two_layers()
+    with caplog.at_level(logging.INFO, logger="qtrain.ptq.rounding"):
+        learn_rounding_(model, ["0", "1", "2"], images, recipe=replace(RECIPE, iterations=2), seed=0)
+        assert [record.message.split(":")[0] for record in caplog.records] == ["0", "2"], "a ReLU has nothing to round"
+        caplog.clear()
+        AdaRound(iterations=1)(nn.Sequential(model, Unused(model[0])), images, seed=0)
+    assert "left at nearest rounding: 1.layer: a forward never calls it" in caplog.text
+
+
+class Unused(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = copy.deepcopy(layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_wrong_options_and_missing_images_are_said() -> None:
+    for options, message in (
+        ({"iterations": 0}, "QDrop: iterations must be at least 1, got 0"),
+        ({"batch_size": 0}, "QDrop: batch_size must be at least 1, got 0"),
+        ({"rate": 0.0}, "QDrop: rate must be above 0, got 0.0"),
+        ({"strength": -1.0}, "QDrop: strength must be at least 0, got -1.0"),
+        ({"input_rate": -1.0}, "QDrop: input_rate must be at least 0, got -1.0"),
+        ({"drop": 1.0}, r"QDrop: drop must be in \[0, 1\), got 1.0"),
+        ({"warmup": 1.0}, r"QDrop: warmup must be in \[0, 1\), got 1.0"),
+        ({"beta_start": 1.0}, "got 1.0 and 2.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            QDrop(**options)
+    with pytest.raises(ValueError, match="rounding: has no images"):
+        AdaRound()(resnet()[0], [], seed=0)

@@ -1,0 +1,96 @@
+"""A point of the front is reproduced: the command and the file lead to the very config that was run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shlex
+from pathlib import Path
+
+import yaml
+
+from qtrain.config.compose import compose
+from qtrain.pipeline.run_folder import identity_of
+from qtrain.report.pareto_export import as_yaml, command, pareto_csv, recipes, write_recipes
+from qtrain.sweep.sweep_results import read_sweep
+from qtrain.sweep.trial import Trial
+
+HARD = [
+    "+experiment=cifar10/resnet20_w4a4", "budget=cpu", "optimizer.lr=3.1e-05", "objective=hard", "teacher=none",
+    "task=train", "fit.final_test=false", "data.val_fraction=0.1", "allocate@quantize.bits=manual", "seed=3",
+    "quantize.bits.layers={layer1.0.conv1:[3,4],conv1:[8,8]}", "+callback@callbacks.bits=bits", "name='1e3'",
+    "distill.hint='${distill.soft}'", "fit.freeze.layers=['layer1.*',fc]", "optimizer=sgd",
+    "optimizer.weight_decay=0", "+stages.one=['fit.share=0.5','optimizer.lr=0.01']", "+stages.two=['fit.share=0.5']",
+    "fit.clip_norm=null",
+]  # fmt: skip
+
+
+def test_the_file_says_what_the_overrides_say(tmp_path: Path) -> None:
+    """Groups, added groups, lists, mappings, interpolations, stages, null: one config, from a folder with a blank."""
+    content, left = as_yaml(HARD)
+    assert left == []
+    folder = tmp_path / "a sweep" / "front"
+    folder.mkdir(parents=True)
+    (folder / "p1.yaml").write_text("# @package _global_\n" + yaml.safe_dump(content, sort_keys=False))
+    again = compose([f"hydra.searchpath=['file://{folder.parent}']", "+front=p1"])
+    assert identity_of(again) == identity_of(compose(HARD))
+
+
+def test_the_last_of_several_overrides_holds() -> None:
+    overrides = ["quantize.bits={weight:3,input:2}", "quantize.bits.weight=2", "fit.epochs=3", "fit.epochs=4"]
+    content, _ = as_yaml(overrides)
+    assert content["quantize"] == {"bits": {"weight": 2, "input": 2}} and content["fit"] == {"epochs": 4}
+    assert as_yaml(["a.b={c:1}", "a.b={d:2}"])[0]["a"] == {"b": {"c": 1, "d": 2}}
+
+
+def test_what_no_file_can_say_stays_on_the_command_line() -> None:
+    overrides = ["~callbacks", "allow_targets=[mine]", "hydra.searchpath=[file:///conf]", "seed=1"]
+    assert as_yaml(overrides) == ({"defaults": ["_self_"], "seed": 1}, overrides[:3])
+
+
+def test_the_command_is_the_run(sweep_folder: Path) -> None:
+    """Split as a shell splits it: threads, program, then overrides of the very config; likewise that of the file."""
+    sweep = read_sweep(sweep_folder)
+    made = recipes(sweep)
+    write_recipes(sweep, made)
+    for recipe in made:
+        threads, *program = shlex.split(recipe.command)
+        assert threads == "OMP_NUM_THREADS=1" and program[:3] == ["python", "-m", "qtrain"]
+        wanted = identity_of(compose(recipe.trial.overrides))
+        assert identity_of(compose(program[3:])) == wanted
+        lines = (sweep_folder / recipe.file).read_text().splitlines()
+        short = shlex.split(next(line for line in lines if "python -m qtrain" in line).lstrip("# "))
+        assert any(word.startswith("+front=p") for word in short)
+        assert identity_of(compose(short[4:])) == wanted
+        assert compose(program[3:]).name == compose(short[4:]).name == recipe.trial.key
+
+
+def test_threads_are_those_of_the_trial() -> None:
+    trial = Trial(id="1", key="abc", status="finished", overrides=["a='b c'"], threads=3)
+    assert command(trial) == """OMP_NUM_THREADS=3 python -m qtrain 'a='"'"'b c'"'"'' name=abc"""
+
+
+def test_files_of_an_earlier_front_go(sweep_folder: Path) -> None:
+    sweep = read_sweep(sweep_folder)
+    for name in ("p7.yaml", "mine.txt"):
+        (sweep_folder / "front").mkdir(exist_ok=True)
+        (sweep_folder / "front" / name).write_text("x")
+    write_recipes(sweep, recipes(sweep))
+    assert sorted(path.name for path in (sweep_folder / "front").iterdir()) == ["mine.txt", "p1.yaml", "p2.yaml"]
+
+
+def test_a_file_opens_with_what_it_reached(sweep_folder: Path) -> None:
+    first = recipes(read_sweep(sweep_folder))[0].content
+    assert first.startswith(
+        "# @package _global_\n# Point 1 of the front of sweep_quickstart: val top-1 96.50 %, size 8.0 kB, W4A4"
+    )
+
+
+def test_the_table_holds_metrics_bits_knobs_and_commands(sweep_folder: Path) -> None:
+    sweep = read_sweep(sweep_folder)
+    rows = list(csv.DictReader(io.StringIO(pareto_csv(sweep, recipes(sweep)))))
+    # Bits of the inner layers: 4, 4, 2, 2.
+    assert [(row["w_bits_mean"], row["a_bits_mean"]) for row in rows] == [("4", "4"), ("3", "3")]
+    assert rows[1]["widths.layer2.0"] == "2" and rows[1]["optimizer.lr"] == "0.001" and float(rows[1]["bops"]) == 20e6
+    assert all(re.match(r"OMP_NUM_THREADS=1 python -m qtrain \+experiment=quickstart ", row["command"]) for row in rows)

@@ -1,0 +1,379 @@
+"""What happens around the step: averages, statistics, a loss that is no number, signals, progress."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from qtrain.spec import Batch
+from qtrain.tracking.metric_log import MetricLog
+from qtrain.training.callbacks.average import WeightAverage, ema_decay
+from qtrain.training.callbacks.batchnorm import reestimate_batchnorm
+from qtrain.training.callbacks.finite import NonFiniteLossError, StopOnNonFinite, first_non_finite
+from qtrain.training.callbacks.progress import Progress, duration, progress_line
+from qtrain.training.callbacks.signals import StopOnSignal
+from qtrain.training.checkpoint import AtomicCheckpointIO
+from qtrain.training.resume import ResumePoints
+from qtrain.training.signals import SignalNote
+from qtrain.utils.errors import RunInterruptedError
+
+IMAGE = torch.randn(12, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def student() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
+
+
+class Module(pl.LightningModule):
+    def __init__(self, model: nn.Module, lr: float = 0.1) -> None:
+        super().__init__()
+        self.student = model
+        self.lr = lr
+        self.validated: dict[str, Tensor] = {}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.student(batch.image), batch.target)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.validated = {name: tensor.clone() for name, tensor in self.student.state_dict().items()}
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.student.parameters(), lr=self.lr)
+
+
+def fit(
+    module: pl.LightningModule,
+    callbacks: Iterable[pl.Callback],
+    image: Tensor = IMAGE,
+    validate: bool = False,
+    **options: Any,
+) -> pl.Trainer:
+    """One epoch of three batches of four."""
+    batches = [Batch(part, torch.arange(4) % 3, torch.arange(4)) for part in image.split(4)]
+    loader = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        callbacks=list(callbacks),
+        plugins=[AtomicCheckpointIO()],
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=any(isinstance(callback, pl.callbacks.Checkpoint) for callback in callbacks),
+        **{"max_epochs": 1, **options},
+    )
+    trainer.fit(module, loader, loader if validate else None)
+    return trainer
+
+
+# ---- weight average
+
+
+class Recorder(pl.Callback):
+    """The student's state after each step."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, Tensor]] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        self.states.append({name: tensor.clone() for name, tensor in pl_module.student.state_dict().items()})  # type: ignore[union-attr]
+
+
+def test_average_follows_its_formula_and_the_student_keeps_it() -> None:
+    module, recorder = Module(student()), Recorder()
+    expected = {name: tensor.clone() for name, tensor in module.student.state_dict().items()}
+    fit(module, [WeightAverage(decay=0.5, warmup=False), recorder], validate=True)
+    assert len(recorder.states) == 3 and not torch.equal(recorder.states[0]["0.weight"], recorder.states[2]["0.weight"])
+    for state in recorder.states:
+        for name, value in state.items():
+            expected[name] = 0.5 * expected[name] + 0.5 * value if value.is_floating_point() else value
+    for name, value in module.student.state_dict().items():
+        torch.testing.assert_close(value, expected[name], msg=name)
+        # Validation, after the last step, saw the average too.
+        assert torch.equal(module.validated[name], value), name
+    assert module.student.state_dict()["1.num_batches_tracked"] == 3
+
+
+def test_integers_and_flags_are_copied_exactly() -> None:
+    model = student()
+    model.register_buffer("bits", torch.tensor(4))
+    model.register_buffer("initialized", torch.tensor(True))
+    fit(Module(model), [WeightAverage(decay=0.999, warmup=False)])
+    assert model.get_buffer("bits") == 4 and model.get_buffer("bits").dtype == torch.int64
+    assert model.get_buffer("initialized")
+
+
+def test_decay_warms_up() -> None:
+    assert ema_decay(step=1, decay=0.999, warmup=True) == pytest.approx(2 / 11)
+    assert ema_decay(step=10**6, decay=0.999, warmup=True) == 0.999
+    assert ema_decay(step=1, decay=0.999, warmup=False) == 0.999
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0, -1.0])
+def test_decay_out_of_range(decay: float) -> None:
+    with pytest.raises(ValueError, match=r"decay must be in \(0, 1\)"):
+        WeightAverage(decay=decay)
+
+
+# ---- batch norm
+
+
+def test_reestimated_statistics_are_the_means_over_batches() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(0.5))
+    bn = model[0]
+    assert isinstance(bn, nn.BatchNorm2d)
+    bn.running_mean = torch.tensor([100.0])
+    model.train()
+    model[1].eval()
+    batches = [IMAGE[:4] * 3 + 1, IMAGE[4:8], IMAGE[8:]]
+    assert reestimate_batchnorm(model, iter(batches)) == 3
+    means = torch.stack([batch.mean() for batch in batches])
+    variances = torch.stack([batch.var(unbiased=True) for batch in batches])
+    torch.testing.assert_close(bn.running_mean, means.mean().reshape(1))
+    torch.testing.assert_close(bn.running_var, variances.mean().reshape(1))
+    assert bn.momentum == 0.1 and bn.training and not model[1].training and bn.num_batches_tracked == 0
+
+
+def test_a_later_layers_statistics_are_those_of_training_mode_without_dropout() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(0.9), nn.BatchNorm2d(1)).eval()
+    reestimate_batchnorm(model, [IMAGE])
+    last = model[2]
+    assert isinstance(last, nn.BatchNorm2d) and last.running_var is not None
+    # The first normalizes its batch; with dropout the variance would be 10.
+    torch.testing.assert_close(last.running_var, torch.ones(1) * IMAGE.numel() / (IMAGE.numel() - 1), rtol=1e-3, atol=0)
+    assert not last.training
+
+
+def test_nothing_to_reestimate() -> None:
+    bn = nn.BatchNorm2d(1)
+    assert reestimate_batchnorm(bn, []) == 0 and torch.equal(bn.running_var, torch.ones(1))  # type: ignore[arg-type]
+    assert reestimate_batchnorm(nn.Linear(1, 1), [IMAGE]) == 0
+
+
+# ---- non-finite losses
+
+
+def poisoned(kind: str) -> tuple[nn.Sequential, Tensor]:
+    model, image = student(), IMAGE.clone()
+    with torch.no_grad():
+        if kind == "parameter":
+            model[0].weight[0, 0, 0, 0] = torch.nan  # type: ignore[index]
+            model[4].weight[0, 0] = torch.nan  # type: ignore[index]
+        elif kind == "buffer":
+            model.eval()
+            model[1].running_var[1] = torch.inf  # type: ignore[index]
+        elif kind == "output":
+            model[4].weight[:] = 3e38  # type: ignore[index]
+        elif kind == "input":
+            image[0] = torch.nan
+    return model, image
+
+
+WHERE = {
+    "parameter": "0: parameter weight",
+    "buffer": "1: buffer running_var",
+    "output": "4: output",
+    "input": "input images",
+    "": None,
+}
+
+
+@pytest.mark.parametrize("kind", WHERE)
+def test_the_first_value_that_is_not_finite_is_found(kind: str) -> None:
+    model, image = poisoned(kind)
+    assert first_non_finite(model, image) == WHERE[kind]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("kind", ["parameter", "output", "input"])
+def test_a_non_finite_loss_stops_the_run_in_one_line(kind: str) -> None:
+    model, image = poisoned(kind)
+    module = Module(model)
+    with pytest.raises(NonFiniteLossError, match=f"at step 0 .*: {WHERE[kind]}; lower the learning rate") as caught:
+        fit(module, [StopOnNonFinite()], image=image)
+    assert isinstance(caught.value, ValueError) and "\n" not in str(caught.value)
+
+
+def test_a_run_that_diverges_is_caught_at_its_step() -> None:
+    with pytest.raises(NonFiniteLossError, match=r"at step [12] .*: \d: (parameter weight|output);"):
+        fit(Module(student(), lr=3e38), [StopOnNonFinite()])
+
+
+def test_a_finite_run_goes_through() -> None:
+    assert fit(Module(student()), [StopOnNonFinite()]).global_step == 3
+
+
+def test_on_an_accelerator_the_losses_of_a_stretch_are_judged_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnDevice:
+        """A loss that claims to lie on a GPU; looking at it counts."""
+
+        device = torch.device("cuda")
+
+        def __init__(self, value: float) -> None:
+            self.value = torch.tensor(value)
+
+        def detach(self) -> Tensor:
+            return self.value
+
+    class FakeTrainer:
+        global_step, current_epoch = 0, 0
+
+    callback, trainer, module = StopOnNonFinite(every_n_steps=4), FakeTrainer(), Module(student())
+    looks = 0
+
+    def stop(*_: Any) -> None:
+        nonlocal looks
+        looks += 1
+
+    monkeypatch.setattr(callback, "_stop", stop)
+    for step, value in enumerate([1.0, float("nan"), 1.0]):
+        trainer.global_step = step
+        callback.on_before_backward(trainer, module, OnDevice(value))  # type: ignore[arg-type]
+    assert looks == 0
+    trainer.global_step = 3
+    callback.on_before_backward(trainer, module, OnDevice(1.0))  # type: ignore[arg-type]
+    assert looks == 1
+    trainer.global_step = 4
+    callback.on_before_backward(trainer, module, OnDevice(float("inf")))  # type: ignore[arg-type]
+    callback.on_train_epoch_end(trainer, module)  # type: ignore[arg-type]
+    assert looks == 2
+
+
+# ---- signals
+
+
+def test_the_note_remembers_and_the_second_ctrl_c_interrupts() -> None:
+    note, before = SignalNote(), signal.getsignal(signal.SIGINT)
+    note.install()
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert note.signum == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        note.restore()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_wish_to_go_on_is_not_lost_when_sigterm_follows() -> None:
+    note = SignalNote()
+    note.install()
+    try:
+        for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
+            os.kill(os.getpid(), signum)
+        assert note.signum == signal.SIGUSR1
+    finally:
+        note.restore()
+
+
+def test_a_forked_worker_does_not_take_the_signal_for_its_own() -> None:
+    note = SignalNote()
+    note.install()
+    try:
+        pid = os.fork()
+        if pid == 0:
+            for signum in (signal.SIGINT, signal.SIGUSR1):
+                os.kill(os.getpid(), signum)  # passed over
+            os.kill(os.getpid(), signal.SIGTERM)  # ends it
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
+    finally:
+        note.restore()
+    assert note.signum is None
+
+
+class SendSignal(pl.Callback):
+    def on_train_batch_start(self, *args: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_the_run_stops_with_a_line_that_says_how_to_resume(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    handlers = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+    points = ResumePoints(folder=tmp_path)
+    stop = StopOnSignal(resume_points=points, command="python -m qtrain +experiment=x")
+    with pytest.raises(RunInterruptedError) as caught, caplog.at_level(logging.WARNING):
+        fit(Module(student()), [SendSignal(), stop, points])
+    assert stop.interrupted and caught.value.exit_code == 143
+    assert caught.value.resume_point == tmp_path / "step=00000001.ckpt" and caught.value.resume_point.exists()
+    assert "resume with: python -m qtrain +experiment=x" in caplog.text
+    assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_handlers_are_given_back_after_a_whole_run(tmp_path: Path) -> None:
+    handlers = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+    points = ResumePoints(folder=tmp_path)
+    fit(Module(student()), [StopOnSignal(resume_points=points), points])
+    assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_ranks_that_resume_at_different_steps_are_stopped(tmp_path: Path) -> None:
+    trainer = Mock(global_step=12, global_rank=1, fit_loop=Mock(restarting=False))
+    trainer.strategy.broadcast.return_value = 16  # what rank 0 has
+    with pytest.raises(RuntimeError, match="rank 1 resumes at step 12, rank 0 at 16"):
+        ResumePoints(folder=tmp_path).on_train_start(trainer, Module(student()))
+
+
+def test_validation_within_epochs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"val_check_interval is 0\.5"):
+        fit(Module(student()), [ResumePoints(folder=tmp_path)], validate=True, val_check_interval=0.5)
+
+
+# ---- progress
+
+
+def test_a_line_says_where_the_run_is() -> None:
+    line = progress_line(epoch=3, epochs=20, step=120, steps=2000, loss=0.51234, images_per_s=3500.4, left_s=80)
+    assert line == "epoch 3/20  step 120/2000  loss 0.5123  3500 images/s  1:20 left"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (59.4, "59 s"), (60, "1:00"), (205, "3:25"), (7405, "2:03:25"), (-3, "0 s")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_fit_of_so_many_steps_says_how_many_epochs_that_is(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="qtrain"):
+        fit(Module(student()), [Progress(bar=False, every_s=1e-9)], max_epochs=-1, max_steps=4)
+    assert any(line.startswith("epoch 2/2  step 4/4  loss ") for line in caplog.messages)
+
+
+def test_plain_lines_come_at_their_interval(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="qtrain"):
+        fit(Module(student()), [Progress(title="w4a4", bar=False, every_s=1e-9)])
+        assert sum("images/s" in line for line in caplog.messages) == 3
+        assert any(line.startswith("w4a4: epoch 1/1  step 3/3  loss ") for line in caplog.messages)
+        caplog.clear()
+        fit(Module(student()), [Progress(bar=False, every_s=3600)])
+        assert [line for line in caplog.messages if "images/s" in line] == []
+
+
+def test_the_bar_shows_and_goes(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(title="w4a4", bar=True)
+    progress.every_s = 1e-9
+    fit(Module(student()), [progress])
+    assert progress._rich is None
+    assert "w4a4" in capsys.readouterr().err
+
+
+def test_wrong_intervals() -> None:
+    with pytest.raises(ValueError, match="every_s must be positive"):
+        Progress(every_s=0)
+    with pytest.raises(ValueError, match="MetricLog: every_n_steps"):
+        MetricLog(loggers=[], every_n_steps=0)
+    with pytest.raises(ValueError, match="StopOnNonFinite: every_n_steps"):
+        StopOnNonFinite(every_n_steps=0)

@@ -1,0 +1,223 @@
+"""The LightningModule: groups, rates, what is saved, randomness by step, and evaluation outside of a fit."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from qtrain.allocate.uniform import Uniform
+from qtrain.convert.calibrate import calibrate
+from qtrain.convert.layers import find_layers
+from qtrain.convert.plan import LayerPlan, plan_layers
+from qtrain.convert.swap import swap_layers
+from qtrain.distill.hard import Hard
+from qtrain.distill.hint import Hint
+from qtrain.distill.objective import Objective
+from qtrain.distill.soft import Soft
+from qtrain.models.factory import create_model
+from qtrain.models.taps import feature_shapes
+from qtrain.models.teacher import FrozenTeacher
+from qtrain.observers.min_max import MinMax
+from qtrain.quantizers.uniform.lsq import LSQ
+from qtrain.schedules.linear import Linear
+from qtrain.spec import Batch
+from qtrain.training.evaluation import evaluate
+from qtrain.training.module import QATModule
+from qtrain.training.optim import parameter_groups
+
+
+def batches(count: int = 4, size: int = 8) -> list[Batch]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        Batch(
+            torch.randn(size, 1, 8, 8, generator=generator),
+            torch.randint(0, 10, (size,), generator=generator),
+            torch.arange(size) + i * size,
+        )
+        for i in range(count)
+    ]
+
+
+def network(width: float, seed: int, **options: Any) -> nn.Module:
+    torch.manual_seed(seed)
+    return create_model(name="cifar_resnet8", num_classes=10, in_channels=1, width=width, **options)
+
+
+def student() -> nn.Module:
+    model = network(0.25, 0, drop_rate=0.2)
+    found = find_layers(model, torch.zeros(1, 1, 8, 8))
+    recipe = LayerPlan(weight=LSQ, input=LSQ, weight_observer=MinMax, input_observer=MinMax)
+    plans = plan_layers(found, Uniform(weight=4, input=4)(found.weighted), recipe)
+    swap_layers(model, found, plans)
+    calibrate(model, [batches()[0].image], plans)
+    return model
+
+
+def module(*, lr: float = 0.05, teacher: bool = True, compile: bool = False) -> QATModule:
+    model, guide = student(), network(0.5, 1)
+    terms = {"hard": Hard(weight=0.5), "soft": Soft(weight=0.5) if teacher else None}
+    hint = Hint(student_layers=["layer2"], teacher_layers=["layer2"]) if teacher else None
+    objective = Objective(terms={**terms, "hint": hint})
+    torch.manual_seed(2)
+    objective.bind_(
+        feature_shapes(model, objective.student_taps, (1, 1, 8, 8)),
+        feature_shapes(guide, objective.teacher_taps, (1, 1, 8, 8)),
+    )
+    return QATModule(
+        student=model,
+        objective=objective,
+        teacher=FrozenTeacher(guide, names=objective.teacher_taps) if teacher else None,
+        optimizer=partial(torch.optim.SGD, lr=lr, momentum=0.9, weight_decay=1e-4),
+        lr_schedule=Linear(start=1.0, end=0.0),
+        num_classes=10,
+        seed=3,
+        scale_lr=0.001,
+        compile=compile,
+    )
+
+
+def trainer(folder: Path, **options: Any) -> pl.Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return pl.Trainer(
+        accelerator="cpu", default_root_dir=folder, enable_checkpointing=False, **{"max_epochs": 1, **quiet, **options}
+    )
+
+
+def loader(items: list[Batch]) -> DataLoader[Batch]:
+    return DataLoader(items, batch_size=None)  # type: ignore[arg-type]
+
+
+def test_a_fit_moves_student_scales_and_regressor_and_leaves_the_teacher(tmp_path: Path) -> None:
+    made = module()
+    teacher = made._teacher
+    assert teacher is not None
+    frozen = {name: tensor.clone() for name, tensor in teacher.model.state_dict().items()}
+    before = {name: tensor.detach().clone() for name, tensor in made.named_parameters()}
+    run = trainer(tmp_path)
+    run.fit(made, loader(batches()))
+    still = [name for name, tensor in made.named_parameters() if torch.equal(tensor, before[name])]
+    assert still == []
+    assert any(name.endswith("weight_quantizer.scale") for name in before)
+    assert any(name.startswith("objective.") for name in before)
+    for name, tensor in teacher.model.state_dict().items():
+        assert torch.equal(tensor, frozen[name])
+
+
+def test_the_teacher_is_neither_saved_nor_optimized(tmp_path: Path) -> None:
+    made = module()
+    run = trainer(tmp_path)
+    run.fit(made, loader(batches(1)))
+    assert made._teacher is not None
+    teachers = {id(tensor) for tensor in [*made._teacher.model.parameters(), *made._teacher.model.buffers()]}
+    assert not teachers & {id(tensor) for tensor in [*made.parameters(), *made.buffers()]}
+    optimized = [p for group in run.optimizers[0].param_groups for p in group["params"]]
+    assert not teachers & {id(p) for p in optimized}
+    run.save_checkpoint(tmp_path / "point.ckpt")
+    saved = torch.load(tmp_path / "point.ckpt", weights_only=True)
+    assert saved["state_dict"].keys() == made.state_dict().keys()
+    assert all(key.startswith(("student.", "objective.")) for key in saved["state_dict"])
+
+
+def test_every_parameter_is_optimized_exactly_once() -> None:
+    made = module()
+    groups = parameter_groups([made.student, made.objective], scale_lr=0.001)
+    listed = [p for group in groups for p in group["params"]]
+    assert len(listed) == len({id(p) for p in listed})
+    assert {id(p) for p in listed} == {id(p) for p in made.parameters()}
+
+
+def test_scales_have_their_own_rate_and_no_decay() -> None:
+    made = module()
+    names = {id(parameter): name for name, parameter in made.named_parameters()}
+    groups = {group["name"]: group for group in parameter_groups([made.student, made.objective], scale_lr=0.001)}
+    assert set(groups) == {"weights", "no_decay", "scales"}
+    assert all(names[id(p)].endswith("_quantizer.scale") for p in groups["scales"]["params"])
+    assert groups["scales"]["lr"] == 0.001
+    assert groups["scales"]["weight_decay"] == 0.0
+    assert groups["no_decay"]["weight_decay"] == 0.0
+    assert all(p.ndim <= 1 for p in groups["no_decay"]["params"])
+    assert all(p.ndim >= 2 for p in groups["weights"]["params"])
+    decayed = {group["name"]: group for group in parameter_groups([made.student], norm_decay=True)}
+    assert set(decayed) == {"weights", "scales"}
+    assert "lr" not in decayed["scales"]
+
+
+def test_the_rate_follows_its_schedule_over_all_steps(tmp_path: Path) -> None:
+    rates: list[list[float]] = []
+
+    class Spy(pl.Callback):
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
+            rates.append([group["lr"] for group in optimizer.param_groups])
+
+    trainer(tmp_path, max_epochs=2, callbacks=[Spy()]).fit(module(lr=0.1), loader(batches(4)))
+    assert [rate[0] for rate in rates] == pytest.approx([0.1 * (1 - i / 8) for i in range(8)])
+    assert [rate[-1] for rate in rates] == pytest.approx([0.001 * (1 - i / 8) for i in range(8)])
+
+
+def weights_after_a_fit(folder: Path, items: list[Batch], *, disturb: int) -> dict[str, Tensor]:
+    made = module()
+    torch.manual_seed(disturb)
+    trainer(folder).fit(made, loader(items))
+    return {name: tensor.clone() for name, tensor in made.state_dict().items()}
+
+
+def test_dropout_is_a_function_of_seed_and_step(tmp_path: Path) -> None:
+    """The state of the global generator at the start, which no checkpoint holds, does not matter."""
+    one = weights_after_a_fit(tmp_path, batches(), disturb=1)
+    two = weights_after_a_fit(tmp_path, batches(), disturb=2)
+    for name, tensor in one.items():
+        assert torch.equal(tensor, two[name]), name
+
+
+def test_validation_metrics_are_those_of_evaluate(tmp_path: Path) -> None:
+    made, items = module(teacher=False), [*batches(3), *(Batch(*(t[:3] for t in b)) for b in batches(1))]
+    run = trainer(tmp_path)
+    (metrics,) = run.validate(made, loader(items), verbose=False)
+    expected = evaluate(made.student, items, torch.device("cpu"))
+    assert metrics["val/top1"] == pytest.approx(expected["top1"], abs=1e-4)
+    assert metrics["val/loss"] == pytest.approx(expected["loss"], abs=1e-5)
+
+
+def test_evaluate_counts_every_image_and_restores_modes() -> None:
+    class Copycat(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            assert not self.training
+            return image[:, 0, 0]
+
+    model, (batch,) = Copycat().train(), batches(1)
+    image = torch.zeros(8, 1, 8, 10)
+    image[torch.arange(8), 0, 0, batch.target] = 5.0
+    image[0, 0, 0] = image[0, 0, 0].roll(1)  # one of eight wrong
+    items = [Batch(image[:5], batch.target[:5], batch.index[:5]), Batch(image[5:], batch.target[5:], batch.index[5:])]
+    metrics = evaluate(model, items, torch.device("cpu"))
+    assert metrics["top1"] == pytest.approx(87.5)
+    assert model.training
+
+
+@pytest.mark.slow
+def test_a_compiled_step_trains_as_an_eager_one(tmp_path: Path) -> None:
+    """One graph, quantizers, taps and objective included; losses agree to rounding."""
+    totals: dict[bool, list[float]] = {}
+    for compile in (False, True):
+        torch._dynamo.reset()
+        seen: list[float] = []
+
+        class Spy(pl.Callback):
+            def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
+                seen.append(outputs["loss"].item())  # noqa: B023 - used before the next turn
+
+        made = module(compile=compile)
+        for part in made.student.modules():  # inductor draws other numbers
+            if isinstance(part, nn.Dropout):
+                part.p = 0.0
+        made.student.drop_rate = 0.0
+        trainer(tmp_path, callbacks=[Spy()]).fit(made, loader(batches(3)))
+        totals[compile] = seen
+    assert totals[True] == pytest.approx(totals[False], rel=1e-3)

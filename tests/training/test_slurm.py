@@ -1,0 +1,109 @@
+"""What a run asks of SLURM, with a ``scontrol`` that writes down what it was asked. The real one: tests/slurm."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from qtrain.training import signals
+from qtrain.training.callbacks.signals import StopOnSignal
+from qtrain.training.resume import ResumePoints
+from qtrain.training.signals import requeue_outside_of_training
+from qtrain.training.slurm import SlurmJob
+
+RUNNING = "JobId=12 JobState=RUNNING PreemptTime=%s Partition=low"
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of what ``scontrol`` was asked; what it answers is in the file ``answer`` beside it."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    script = folder / "scontrol"
+    script.write_text(
+        f'#!/bin/sh\necho "$@" >> {folder}/asked\n[ "$1" = show ] && cat {folder}/answer 2>/dev/null\nexit 0\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    return folder / "asked"
+
+
+def test_what_a_job_is_called() -> None:
+    assert SlurmJob.current({}) is None
+    assert str(SlurmJob.current({"SLURM_JOB_ID": "12"})) == "SLURM job 12"
+    again = SlurmJob.current({"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": "2"})
+    assert again == SlurmJob("12", restarts=2) and str(again) == "SLURM job 12, restarted 2 times"
+    # The last task of an array, whose number is the array's: requeued by that, all tasks would start again.
+    task = {"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "1"}
+    assert str(SlurmJob.current(task)) == "SLURM job 12_3, restarted once"
+
+
+@pytest.mark.parametrize(
+    ("answer", "preempted"),
+    [
+        (RUNNING % "2026-11-21T19:15:06", True),
+        (RUNNING % "None", False),
+        ("JobId=12 JobState=CANCELLED PreemptTime=2026-11-21T19:15:06", False),
+        ("JobId=12 JobState=RUNNING Partition=low", False),
+    ],
+)
+def test_preemption_is_told_from_an_end(asked: Path, answer: str, preempted: bool) -> None:
+    (asked.parent / "answer").write_text(answer)
+    assert SlurmJob("12").preempted() is preempted
+
+
+def test_a_job_that_cannot_be_requeued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not SlurmJob("12").requeue() and not SlurmJob("12").preempted()
+    assert "SLURM job 12 cannot be requeued (" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("signum", "answer", "requeued"),
+    [
+        (signal.SIGUSR1, "", True),
+        (signal.SIGUSR1, "JobId=12 JobState=CANCELLED", False),
+        (signal.SIGTERM, RUNNING % "2026-11-21T19:15:06", True),
+        (signal.SIGTERM, RUNNING % "None", False),
+        (signal.SIGINT, RUNNING % "2026-11-21T19:15:06", False),
+    ],
+)
+def test_which_signals_requeue(asked: Path, signum: int, answer: str, requeued: bool) -> None:
+    (asked.parent / "answer").write_text(answer)
+    stop = StopOnSignal(resume_points=ResumePoints(folder=asked.parent))
+    assert stop._requeued(signum) == (SlurmJob("12") if requeued else None)
+    said = asked.read_text().splitlines() if asked.exists() else []
+    assert ("requeue 12" in said) is requeued
+
+
+def test_usr1_outside_of_training_requeues(
+    asked: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    waited: list[bool] = []
+    monkeypatch.setattr(signals, "wait_for_the_end", lambda: waited.append(True))
+    before = signal.getsignal(signal.SIGUSR1)
+    for rank in ("0", "1"):
+        monkeypatch.setenv("SLURM_PROCID", rank)
+        with pytest.raises(SystemExit) as ended, caplog.at_level(logging.WARNING), requeue_outside_of_training():
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert ended.value.code == 138
+        assert signal.getsignal(signal.SIGUSR1) is before
+    said = asked.read_text().splitlines()
+    assert said.count("requeue 12") == 1 and waited == [True, True]  # by the first rank alone
+    assert "nothing to save, SLURM job 12 starts again" in caplog.text
+
+
+def test_without_slurm_usr1_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    before = signal.getsignal(signal.SIGUSR1)
+    with requeue_outside_of_training():
+        assert signal.getsignal(signal.SIGUSR1) is before
