@@ -18,19 +18,19 @@ LAYERS = ["conv1", "layer1.0.conv1", "layer1.0.conv2", "layer2.0.conv1", "layer2
 
 def test_without_layers_it_is_uniform() -> None:
     first, last = LayerBits(8, 8), LayerBits(8, 32)
-    by_hand = Manual(weight=3, input=4, first=first, last=last)
-    assert by_hand(LAYERS) == Uniform(weight=3, input=4, first=first, last=last)(LAYERS)
+    manual = Manual(weight=3, input=4, first=first, last=last)
+    assert manual(LAYERS) == Uniform(weight=3, input=4, first=first, last=last)(LAYERS)
 
 
 def test_a_name_comes_before_a_pattern_and_a_later_pattern_before_an_earlier() -> None:
-    by_hand = Manual(
+    manual = Manual(
         layers={"layer2.0.conv1": (2, 2), "layer*": (3, 4), "*.conv2": (5, 6), "fc": (32, 32)},
         weight=4,
         input=4,
         first=LayerBits(8, 8),
         last=LayerBits(8, 8),
     )
-    assert by_hand(LAYERS) == {
+    assert manual(LAYERS) == {
         "conv1": LayerBits(8, 8),
         "layer1.0.conv1": LayerBits(3, 4),
         "layer1.0.conv2": LayerBits(5, 6),
@@ -38,7 +38,7 @@ def test_a_name_comes_before_a_pattern_and_a_later_pattern_before_an_earlier() -
         "layer2.0.conv2": LayerBits(5, 6),
         "fc": LayerBits(32, 32),
     }
-    assert list(by_hand(LAYERS)) == LAYERS, "in the order in which they run"
+    assert list(manual(LAYERS)) == LAYERS, "in the order in which they run"
 
 
 @pytest.mark.parametrize(
@@ -61,14 +61,14 @@ def test_bits_that_no_quantizer_has_are_refused() -> None:
 
 
 def test_from_the_command_line_upon_an_experiment_with_uniform_bits() -> None:
-    by_hand = ["allocate@quantize.bits=manual", "quantize.bits.layers={layer1.*:[2,4],fc:[32,32]}"]
-    cfg = compose(["+experiment=quickstart", "quantize.bits.weight=3", *by_hand])
+    manual = ["allocate@quantize.bits=manual", "quantize.bits.layers={layer1.*:[2,4],fc:[32,32]}"]
+    cfg = compose(["+experiment=quickstart", "quantize.bits.weight=3", *manual])
     bits = instantiate(cfg.quantize.bits)(LAYERS)
     assert bits["layer1.0.conv2"] == LayerBits(2, 4)
     assert bits["layer2.0.conv1"] == LayerBits(3, 4)
     assert bits["conv1"] == LayerBits(8, 8)
     assert bits["fc"] == LayerBits(32, 32)
-    assert Path(cfg.run_dir).name == "byhand-distill", "no width stands for all of its layers"
+    assert Path(cfg.run_dir).name == "manual-distill", "no width stands for all of its layers"
 
 
 @pytest.mark.parametrize("pair", ["[2]", "[2,3,4]", "2", "[two,2]"])

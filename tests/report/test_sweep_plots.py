@@ -40,7 +40,7 @@ def texts(figure: Figure) -> list[str]:
     return [text.get_text() for axes in figure.axes for text in axes.texts]
 
 
-def test_trials_stand_where_their_figures_are(sweep: Sweep) -> None:
+def test_trials_stand_where_their_metrics_are(sweep: Sweep) -> None:
     """Sizes in kB; the stopped trial is drawn, the failed one and the duplicate are not; places are on the front."""
     figure = against(sweep, "size_bytes", LIGHT)
     assert figure is not None
@@ -59,8 +59,8 @@ def test_the_line_is_the_best_at_each_cost(sweep: Sweep) -> None:
 
 def test_less_can_be_better_and_more_a_cost(sweep: Sweep) -> None:
     """The loss is wanted low, the compression high: the line falls to the right, and steps the other way."""
-    figures = [{"loss": 0.2, "compression": 4.0}, {"loss": 0.5, "compression": 8.0}, {"loss": 0.9, "compression": 5.0}]
-    trials = [replace(t, figures=f) for t, f in zip(sweep.trials, figures, strict=False)]
+    metrics = [{"loss": 0.2, "compression": 4.0}, {"loss": 0.5, "compression": 8.0}, {"loss": 0.9, "compression": 5.0}]
+    trials = [replace(t, metrics=f) for t, f in zip(sweep.trials, metrics, strict=False)]
     other = Sweep(sweep.folder, {}, trials, {"loss": "min", "compression": "max"})
     assert planes(other) == ["compression"]
     figure = against(other, "compression", LIGHT)
@@ -70,7 +70,7 @@ def test_less_can_be_better_and_more_a_cost(sweep: Sweep) -> None:
 
 
 def test_a_collapsed_trial_does_not_press_the_others_together(sweep: Sweep) -> None:
-    collapsed = replace(sweep.trials[2], figures={**sweep.trials[2].figures, "top1": 10.0})
+    collapsed = replace(sweep.trials[2], metrics={**sweep.trials[2].metrics, "top1": 10.0})
     trials = [collapsed if trial.id == collapsed.id else trial for trial in sweep.trials]
     figure = against(Sweep(sweep.folder, sweep.config, trials, sweep.objectives), "size_bytes", LIGHT)
     assert figure is not None
@@ -89,7 +89,7 @@ def test_the_worst_of_all_is_on_the_scale(sweep: Sweep) -> None:
 
 
 def test_full_precision_is_a_line_where_it_is_known(sweep: Sweep) -> None:
-    known = [replace(t, figures={**t.figures, "fp_top1": 97.25}) for t in sweep.trials]
+    known = [replace(t, metrics={**t.metrics, "fp_top1": 97.25}) for t in sweep.trials]
     figure = against(Sweep(sweep.folder, sweep.config, known, sweep.objectives), "bops", LIGHT)
     assert figure is not None and "full precision 97.25 %" in texts(figure)
 
