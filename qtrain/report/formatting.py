@@ -7,6 +7,7 @@ from typing import Any
 
 from qtrain.report.table import size_text
 from qtrain.spec import FULL_PRECISION
+from qtrain.sweep.sweep_results import grouped
 from qtrain.sweep.trial import Trial
 
 LABELS = {
@@ -53,23 +54,6 @@ def metric_said(name: str, value: float) -> str:
     if label.endswith(" %"):
         return f"{label.removesuffix(' %')} {text} %"
     return f"{text} {label}" if name in ("bops", "effective_bits") else f"{label} {text}"
-
-
-def grouped(knobs: Mapping[str, Any], space: Iterable[str]) -> dict[str, Any]:
-    """``knobs``, parameters as the search knows them, by the names in ``space``: bits of blocks become one list.
-
-    >>> grouped({"widths.layer1.0": 4, "widths.layer1.1": 3, "optimizer.lr": 0.1}, ["widths", "optimizer.lr"])
-    {'widths': [4, 3], 'optimizer.lr': 0.1}
-    """
-    names = sorted(space, key=len, reverse=True)
-    together: dict[str, Any] = {}
-    for parameter, value in knobs.items():
-        name = next((name for name in names if parameter.startswith(f"{name}.")), None)
-        if name is None or parameter in names:
-            together[parameter] = value
-        else:
-            together.setdefault(name, []).append(value)
-    return together
 
 
 def knob_label(name: str, names: Iterable[str]) -> str:

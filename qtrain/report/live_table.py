@@ -10,7 +10,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, TextIO, final
 
@@ -22,27 +21,13 @@ from rich.text import Text
 
 from qtrain.report.formatting import bits_text, knobs_text, metric_label, metric_said, metric_text
 from qtrain.sweep.pareto import Objectives, front
+from qtrain.sweep.running import Running
 from qtrain.sweep.spending import Spending, spending
 from qtrain.sweep.trial import Trial
 from qtrain.training.callbacks.progress import duration
 
 MOST_RUNNING, MOST_FRONT = 8, 12
 """Rows of the two tables at a terminal; what is left out is counted."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Running:
-    """A trial that has not ended: where it is of its ``epochs``, and its metrics so far.
-
-    ``started`` is in Unix seconds, 0 while it waits for its worker.
-    """
-
-    id: str
-    knobs: Mapping[str, Any] = field(default_factory=dict)
-    epoch: float = 0.0
-    epochs: float | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    started: float = 0.0
 
 
 @final

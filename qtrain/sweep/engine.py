@@ -19,9 +19,9 @@ from ray.tune import Callback, Stopper
 from ray.tune.schedulers import TrialScheduler
 
 from qtrain.pipeline.run_cache import RunCache
-from qtrain.report.live_table import LiveTable, Running
 from qtrain.sweep.proposals import METRICS_PREFIX, Proposals
 from qtrain.sweep.run_trial import Proposal, described, read_trial, reason_of, run_trial
+from qtrain.sweep.running import Display, Running
 from qtrain.sweep.searcher import EPOCHS
 from qtrain.sweep.trial import Trial
 from qtrain.sweep.trial_configs import read_config
@@ -110,7 +110,7 @@ class Record(Callback):
         folder: Path,
         record: Callable[[Trial], None],
         trials: Callable[[], list[Trial]],
-        table: LiveTable,
+        table: Display,
         epochs: float,
         threads: int,
         every_s: float = 1.0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 from qtrain.pipeline.summary import METRICS
-from qtrain.report.formatting import grouped
 from qtrain.sweep.importance import importance
 from qtrain.sweep.pareto import Direction, Objectives, front
 from qtrain.sweep.spending import Spending, spending
@@ -88,6 +87,16 @@ class Sweep:
     def spending(self) -> Spending:
         return spending(self.trials, self.epochs)
 
+    @property
+    def totals(self) -> dict[str, Any]:
+        """How many trials ended how, the length of the front, and the front's best value of each objective."""
+        found: dict[str, Any] = {str(status): count for status, count in self.spending.counts.items()}
+        found["front"] = len(self.front)
+        for name, way in self.objectives.items():
+            if values := [trial.metrics[name] for trial in self.front]:
+                found[f"best/{name}"] = max(values) if way == "max" else min(values)
+        return found
+
     def direction(self, metric: str) -> Direction:
         """Whether more of ``metric`` is better; what is no objective is a cost, unless it is an accuracy."""
         return self.objectives.get(metric, "max" if metric.endswith("top1") else "min")
@@ -127,3 +136,20 @@ def read_sweep(folder: Path) -> Sweep:
     asked = (config.get("sweep") or {}).get("objectives") or {"top1": "max", "size_bytes": "min"}
     objectives = {str(name): direction for name, direction in asked.items() if direction is not None}
     return Sweep(folder, config, read_trials(folder), objectives)
+
+
+def grouped(knobs: Mapping[str, Any], space: Iterable[str]) -> dict[str, Any]:
+    """``knobs``, parameters as the search knows them, by the names in ``space``: bits of blocks become one list.
+
+    >>> grouped({"widths.layer1.0": 4, "widths.layer1.1": 3, "optimizer.lr": 0.1}, ["widths", "optimizer.lr"])
+    {'widths': [4, 3], 'optimizer.lr': 0.1}
+    """
+    names = sorted(space, key=len, reverse=True)
+    together: dict[str, Any] = {}
+    for parameter, value in knobs.items():
+        name = next((name for name in names if parameter.startswith(f"{name}.")), None)
+        if name is None or parameter in names:
+            together[parameter] = value
+        else:
+            together.setdefault(name, []).append(value)
+    return together

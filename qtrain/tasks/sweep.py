@@ -18,20 +18,23 @@ from omegaconf import DictConfig
 
 from qtrain.pipeline.load_data import load_data
 from qtrain.pipeline.stages import stages_of
-from qtrain.report.live_table import LiveTable
+from qtrain.report.live_table import LiveTable, print_front
+from qtrain.report.sweep_page import write_sweep_report
+from qtrain.report.sweep_rows import append_sweep_rows
 from qtrain.sweep import engine
-from qtrain.sweep.closing import show, test_front
 from qtrain.sweep.early_stopping import EarlyStopping
+from qtrain.sweep.evaluate_front import evaluate_front, starts
 from qtrain.sweep.initial_trials import is_start
 from qtrain.sweep.make_search import check_sweep, make_scheduler, make_searcher
 from qtrain.sweep.make_space import make_space, rehearse
 from qtrain.sweep.proposals import Proposals
 from qtrain.sweep.ray_cluster import check_folder, check_machines, check_seen_from_all, room, start_ray
-from qtrain.sweep.result_rows import append_rows
 from qtrain.sweep.search_log import SearchLog
 from qtrain.sweep.space import Space
+from qtrain.sweep.sweep_results import read_sweep
 from qtrain.sweep.trial_configs import Configs
-from qtrain.sweep.trial_store import TrialStore
+from qtrain.sweep.trial_store import TrialStore, sweep_hash
+from qtrain.tracking.run_tracking import tell_sweep
 from qtrain.utils.errors import RunInterruptedError
 
 log = logging.getLogger(__name__)
@@ -67,9 +70,17 @@ def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
             log.warning("%d trials have ended; the same command goes on with the others", len(trial_store.trials))
             raise RunInterruptedError(signum=interrupted, resume_point=trial_store.path)
         if cfg.sweep.test_front:
-            test_front(cfg, trial_store)
-            append_rows(cfg, trial_store)
-        return show(cfg, trial_store)
+            evaluate_front(cfg, trial_store)
+            if cfg.results:
+                append_sweep_rows(
+                    Path(cfg.results),
+                    read_sweep(folder),
+                    starts={trial.id for trial in starts(cfg, trial_store)},
+                    config_hash=sweep_hash(cfg),
+                )
+        metrics = _show(folder)
+        tell_sweep(cfg, folder, trial_store.runs, trial_store.objectives)
+        return metrics
 
 
 def _run_trials(cfg: DictConfig, space: Space, configs: Configs, trial_store: TrialStore, storage: Path) -> int | None:
@@ -145,6 +156,18 @@ def _run_trials(cfg: DictConfig, space: Space, configs: Configs, trial_store: Tr
         if end.signum is None and end.out_of_time:
             record.unfinished("the time budget was over")
     return end.signum
+
+
+def _show(folder: Path) -> dict[str, Any]:
+    """Print the front of the sweep in ``folder`` and what it spent, write its page; returns its totals."""
+    sweep = read_sweep(folder)
+    print_front(sweep.trials, sweep.objectives, space=sweep.space)
+    spent = sweep.spending
+    print(
+        f"\n{spent.counted()}; {spent.epochs:g} epochs, full training of all {spent.full_epochs:g} ({spent.share:.0%})"
+    )
+    print(f"sweep: {write_sweep_report(folder)}")
+    return sweep.totals
 
 
 def _parallel(cfg: DictConfig, *, counted: bool) -> int | None:

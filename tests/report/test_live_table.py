@@ -11,7 +11,9 @@ import pytest
 
 from qtrain.report import formatting, pareto_export
 from qtrain.report.formatting import bits_text, knobs_text, uniform_bits
-from qtrain.report.live_table import MOST_FRONT, LiveTable, Running, ended_line, print_front
+from qtrain.report.live_table import MOST_FRONT, LiveTable, ended_line, print_front
+from qtrain.sweep import sweep_results
+from qtrain.sweep.running import Running
 from qtrain.sweep.spending import full_epochs, spending
 from qtrain.sweep.trial import Trial
 
@@ -174,7 +176,7 @@ def test_many_knobs_are_cut() -> None:
 
 
 def test_examples_in_docstrings_hold() -> None:
-    for module in (formatting, pareto_export):
+    for module in (formatting, pareto_export, sweep_results):
         result = doctest.testmod(module)
         assert result.attempted > 0 and result.failed == 0
 
