@@ -43,7 +43,7 @@ from qtrain.utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-POLL_S = 2.0
+JOIN_POLL_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def _make_all(made_by: Synthesizer) -> None:
     context = torch.multiprocessing.spawn(_work, (plain, missing, workers), nprocs=workers, join=False)
     assert context is not None
     kept = -1
-    while not context.join(timeout=POLL_S):
+    while not context.join(timeout=JOIN_POLL_S):
         if (now := sum(path.is_file() for path in made_by.paths)) != kept:
             kept = now
             _say(made_by)

@@ -12,7 +12,7 @@ from qtrain.report.canvas import MARK, Theme, new_figure
 from qtrain.report.formatting import metric_text
 from qtrain.report.pareto_plot import BLUE
 from qtrain.spec import FULL_PRECISION
-from qtrain.sweep.sweep_results import Sweep
+from qtrain.sweep.sweep_results import SweepResults
 from qtrain.sweep.trial import Trial
 
 FAINT, STRONG = 0.06, 0.55
@@ -25,16 +25,16 @@ MOST_NUMBERS = 60
 """With more layers cells are too narrow for numbers."""
 
 
-def layer_bits(sweep: Sweep, theme: Theme) -> Figure | None:
+def layer_bits(sweep: SweepResults, theme: Theme) -> Figure | None:
     """One row a model of the front, one column a layer; weights above inputs, or once where these are alike.
 
     ``None`` where no layer's bits are known.
     """
-    rows = [trial for trial in sweep.front if trial.widths]
+    rows = [trial for trial in sweep.front if trial.layer_bits]
     if not rows:
         return None
-    layers = list(dict.fromkeys(layer for trial in rows for layer in trial.widths))
-    alike = all(weight == input for trial in rows for weight, input in trial.widths.values())
+    layers = list(dict.fromkeys(layer for trial in rows for layer in trial.layer_bits))
+    alike = all(weight == input for trial in rows for weight, input in trial.layer_bits.values())
     panels = {"Bits of weights and inputs": 0} if alike else {"Bits of weights": 0, "Bits of inputs": 1}
     width = min(16.0, 2.6 + 0.31 * len(layers))
     longest = max(map(len, layers))
@@ -48,18 +48,20 @@ def layer_bits(sweep: Sweep, theme: Theme) -> Figure | None:
     return figure
 
 
-def _panel(axes: Axes, sweep: Sweep, rows: Sequence[Trial], layers: Sequence[str], side: int, theme: Theme) -> None:
+def _panel(
+    axes: Axes, sweep: SweepResults, rows: Sequence[Trial], layers: Sequence[str], side: int, theme: Theme
+) -> None:
     axes.set_facecolor(theme.background)
     axes.set_xlim(0, len(layers))
     axes.set_ylim(len(rows), 0)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    known = sorted({trial.widths[layer][side] for trial in rows for layer in trial.widths})
+    known = sorted({trial.layer_bits[layer][side] for trial in rows for layer in trial.layer_bits})
     for y, trial in enumerate(rows):
         for x, layer in enumerate(layers):
-            if layer not in trial.widths:
+            if layer not in trial.layer_bits:
                 continue
-            bits = trial.widths[layer][side]
+            bits = trial.layer_bits[layer][side]
             share = known.index(bits) / (len(known) - 1) if len(known) > 1 else 0.5
             cell = Rectangle(
                 (x + 0.04, y + 0.06), 0.92, 0.88, facecolor=theme.series[BLUE],
@@ -82,7 +84,7 @@ def _panel(axes: Axes, sweep: Sweep, rows: Sequence[Trial], layers: Sequence[str
     axes.set_yticks([y + 0.5 for y in range(len(rows))], [_row_name(sweep, trial) for trial in rows])
 
 
-def _row_name(sweep: Sweep, trial: Trial) -> str:
+def _row_name(sweep: SweepResults, trial: Trial) -> str:
     """Place on the front and metrics: ``3  90.12  68.5 kB``, digits below digits."""
     metrics = [metric_text(name, trial.metrics[name]) for name in list(sweep.objectives)[:2]]
     place = str(sweep.points[trial.id]).rjust(len(str(len(sweep.points))))

@@ -117,5 +117,5 @@ def bits_text(trial: Trial) -> str:
 
 
 def _inner(trial: Trial) -> list[list[int]]:
-    pairs = list(trial.widths.values())
+    pairs = list(trial.layer_bits.values())
     return pairs[1:-1] or pairs

@@ -14,7 +14,7 @@ from qtrain.report.canvas import MARK, Theme, new_figure
 from qtrain.report.curves import ticks
 from qtrain.report.formatting import knob_label, knob_text, metric_label
 from qtrain.report.pareto_plot import BLUE, unit_of
-from qtrain.sweep.sweep_results import Sweep
+from qtrain.sweep.sweep_results import SweepResults
 from qtrain.sweep.trial import Trial
 
 ABSENT = -0.09
@@ -33,7 +33,7 @@ class Axis:
     ticks: Sequence[tuple[float, str]]
 
 
-def parallel(sweep: Sweep, theme: Theme) -> Figure | None:
+def parallel(sweep: SweepResults, theme: Theme) -> Figure | None:
     """Knobs from left to right, then the objectives with the better end up; ``None`` where nothing differs.
 
     The front is drawn last and in color. A line passes below an axis whose knob did not count.
@@ -73,7 +73,7 @@ def parallel(sweep: Sweep, theme: Theme) -> Figure | None:
     return figure
 
 
-def _knob_axis(sweep: Sweep, name: str, trials: Sequence[Trial]) -> Axis | None:
+def _knob_axis(sweep: SweepResults, name: str, trials: Sequence[Trial]) -> Axis | None:
     """The axis of a knob, the mean of one with several parameters; ``None`` where all trials have the same."""
     found = {trial.id: sweep.chosen(trial) for trial in trials}
     chosen: dict[str, Any] = {id: knobs[name] for id, knobs in found.items() if name in knobs}
@@ -106,7 +106,7 @@ def _number_axis(label: str, values: dict[str, float]) -> Axis:
     return Axis(label, lambda trial: share(values[trial.id]) if trial.id in values else None, _apart(places))
 
 
-def _word_axis(sweep: Sweep, label: str, words: dict[str, str], trials: Sequence[Trial]) -> Axis:
+def _word_axis(sweep: SweepResults, label: str, words: dict[str, str], trials: Sequence[Trial]) -> Axis:
     """Words evenly spaced; lines of one word lie side by side in the order of what came of them."""
     known = sorted(set(words.values()))
     sign = 1 if sweep.direction(sweep.first) == "max" else -1
@@ -121,7 +121,7 @@ def _word_axis(sweep: Sweep, label: str, words: dict[str, str], trials: Sequence
     return Axis(label, lambda trial: places.get(trial.id), marks)
 
 
-def _figure_axis(sweep: Sweep, name: str, trials: Sequence[Trial]) -> Axis | None:
+def _figure_axis(sweep: SweepResults, name: str, trials: Sequence[Trial]) -> Axis | None:
     """An objective, its better end up. Outliers at the worse end stand there together, and so does its tick."""
     values = {trial.id: trial.metrics[name] for trial in trials if name in trial.metrics}
     if len(set(values.values())) < 2:

@@ -21,7 +21,7 @@ from hydra.core.override_parser.types import Override
 
 from qtrain.report.formatting import bits_text, mean_bits, metric_said
 from qtrain.settings.conf_dir import conf_dir
-from qtrain.sweep.sweep_results import Sweep
+from qtrain.sweep.sweep_results import SweepResults
 from qtrain.sweep.trial import Trial
 from qtrain.utils.atomic_write import write_text
 
@@ -40,12 +40,12 @@ class Recipe:
     content: str
 
 
-def recipes(sweep: Sweep) -> list[Recipe]:
+def recipes(sweep: SweepResults) -> list[Recipe]:
     """One for each model of the front, in its order."""
     return [_recipe(sweep, trial, place) for place, trial in enumerate(sweep.front, start=1)]
 
 
-def write_recipes(sweep: Sweep, made: Sequence[Recipe]) -> None:
+def write_recipes(sweep: SweepResults, made: Sequence[Recipe]) -> None:
     """``front/p1.yaml`` and so on, without those of an earlier front, and ``pareto.csv``."""
     folder = sweep.folder / FRONT
     for recipe in made:
@@ -96,7 +96,7 @@ def as_yaml(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     return {"defaults": [*added, *replaced, "_self_"], **values}, left
 
 
-def pareto_csv(sweep: Sweep, made: Sequence[Recipe]) -> str:
+def pareto_csv(sweep: SweepResults, made: Sequence[Recipe]) -> str:
     """The front as a table: place, trial, every metric, mean bits of weights and inputs, knobs, the command."""
     metrics = list(dict.fromkeys([*sweep.objectives, *(name for recipe in made for name in recipe.trial.metrics)]))
     knobs = list(dict.fromkeys(name for recipe in made for name in recipe.trial.knobs))
@@ -114,7 +114,7 @@ def pareto_csv(sweep: Sweep, made: Sequence[Recipe]) -> str:
     return text.getvalue()
 
 
-def _recipe(sweep: Sweep, trial: Trial, place: int) -> Recipe:
+def _recipe(sweep: SweepResults, trial: Trial, place: int) -> Recipe:
     content, left = as_yaml(trial.overrides)
     name = f"p{place}"
     place_of_file = f"file://{sweep.folder.resolve()}"

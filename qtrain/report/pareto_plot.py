@@ -19,7 +19,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from qtrain.report.canvas import MARK, Theme, dress, new_figure, place_labels
 from qtrain.report.formatting import bits_text, metric_label, uniform_bits
 from qtrain.sweep.pareto import front
-from qtrain.sweep.sweep_results import Sweep
+from qtrain.sweep.sweep_results import SweepResults
 from qtrain.sweep.trial import Trial
 
 UNITS = {
@@ -42,13 +42,13 @@ BLUE, ORANGE = 0, 1
 """Places of the two colors in a theme's series."""
 
 
-def planes(sweep: Sweep) -> list[str]:
+def planes(sweep: SweepResults) -> list[str]:
     """The costs that the first objective is drawn against: size, bit operations, and further objectives."""
     costs = dict.fromkeys(["size_bytes", "bops", *sweep.objectives])
     return [cost for cost in costs if cost != sweep.first and any(_drawn(sweep, trial, cost) for trial in sweep.trials)]
 
 
-def against(sweep: Sweep, cost: str, theme: Theme) -> Figure | None:
+def against(sweep: SweepResults, cost: str, theme: Theme) -> Figure | None:
     """The first objective of ``sweep`` against ``cost``; ``None`` where no trial that finished has both.
 
     The line is what is best at each cost among the trials that finished. It passes through all numbered points only
@@ -124,11 +124,11 @@ WORDS = {
 }
 
 
-def _kind(sweep: Sweep, trial: Trial) -> str:
+def _kind(sweep: SweepResults, trial: Trial) -> str:
     return "front" if trial.id in sweep.points else trial.status
 
 
-def _drawn(sweep: Sweep, trial: Trial, cost: str) -> bool:
+def _drawn(sweep: SweepResults, trial: Trial, cost: str) -> bool:
     known = sweep.first in trial.metrics and cost in trial.metrics
     return known and trial.status in ("finished", "stopped")
 
@@ -151,7 +151,7 @@ def _once(labels: list[tuple[str, float, float, str]]) -> list[tuple[str, float,
     return list(kept.values())
 
 
-def _set_limits(axes: Axes, sweep: Sweep, shown: Sequence[Trial], best: Sequence[Trial], cost: str) -> float:
+def _set_limits(axes: Axes, sweep: SweepResults, shown: Sequence[Trial], best: Sequence[Trial], cost: str) -> float:
     """Limits that show the front and the uniform models well; returns the worst value that is drawn where it is.
 
     A model that collapsed to chance lies tens of points below, and would press all others together.
@@ -190,13 +190,13 @@ def _stairs(axes: Axes, points: Sequence[tuple[float, float]], theme: Theme, *, 
     axes.plot(xs, ys, color=theme.series[BLUE], linewidth=1.4, alpha=0.55, zorder=1)
 
 
-def _references(sweep: Sweep) -> list[float]:
+def _references(sweep: SweepResults) -> list[float]:
     """The full-precision model's own accuracy on the same images, where it is known and comparable."""
     known = [trial.metrics["fp_top1"] for trial in sweep.trials if "fp_top1" in trial.metrics]
     return known[:1] if sweep.first == "top1" and all(math.isclose(value, known[0]) for value in known) else []
 
 
-def _full_precision(axes: Axes, sweep: Sweep, theme: Theme) -> None:
+def _full_precision(axes: Axes, sweep: SweepResults, theme: Theme) -> None:
     for top1 in _references(sweep):
         axes.axhline(top1, color=theme.foreground, linewidth=1, linestyle=(0, (1, 2)))
         text = f"full precision {top1:.2f} %"

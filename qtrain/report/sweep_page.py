@@ -25,7 +25,7 @@ from qtrain.report.formatting import (
 from qtrain.report.html import Cell, number, render, word
 from qtrain.report.pareto_export import PARETO, recipes, write_recipes
 from qtrain.report.sweep_plots import plots
-from qtrain.sweep.sweep_results import Sweep, read_sweep
+from qtrain.sweep.sweep_results import SweepResults, read_sweep
 from qtrain.sweep.trial import Trial
 from qtrain.training.callbacks.progress import duration
 from qtrain.utils.atomic_write import atomic_write, write_text
@@ -74,13 +74,13 @@ def write_sweep_report(folder: Path) -> Path:
     return folder / PAGE
 
 
-def metrics_of(sweep: Sweep) -> list[str]:
+def metrics_of(sweep: SweepResults) -> list[str]:
     """What tables show of each trial: the objectives, then costs and test accuracy where they are known."""
     known = {name for trial in sweep.trials for name in trial.metrics}
     return [name for name in dict.fromkeys([*sweep.objectives, *ALSO]) if name in known]
 
 
-def tiles(sweep: Sweep) -> list[tuple[str, str, str]]:
+def tiles(sweep: SweepResults) -> list[tuple[str, str, str]]:
     """What the sweep came to at a glance: (name, metric, what it says of it)."""
     spent, best = sweep.spending, sweep.front[:1]
     found: list[tuple[str, str, str]] = []
@@ -95,7 +95,7 @@ def tiles(sweep: Sweep) -> list[tuple[str, str, str]]:
     return found
 
 
-def front_table(sweep: Sweep, metrics: Sequence[str]) -> tuple[list[str], list[list[Cell]]]:
+def front_table(sweep: SweepResults, metrics: Sequence[str]) -> tuple[list[str], list[list[Cell]]]:
     """Columns and rows of the front: place, trial, metrics, bits, knobs."""
     columns = ["Point", "Trial", *map(metric_label, metrics), "Bits", *_knob_columns(sweep)]
     rows = [
@@ -111,7 +111,7 @@ def front_table(sweep: Sweep, metrics: Sequence[str]) -> tuple[list[str], list[l
     return columns, rows
 
 
-def trial_table(sweep: Sweep, metrics: Sequence[str]) -> tuple[list[str], list[list[Cell]]]:
+def trial_table(sweep: SweepResults, metrics: Sequence[str]) -> tuple[list[str], list[list[Cell]]]:
     """Columns and rows of all trials, in the order in which they were begun."""
     columns = [
         "Trial", "Status", "Point", *map(metric_label, metrics), "Bits", *_knob_columns(sweep), "Epochs", "Training",
@@ -135,7 +135,7 @@ def trial_table(sweep: Sweep, metrics: Sequence[str]) -> tuple[list[str], list[l
     return columns, rows
 
 
-def tip(sweep: Sweep, trial: Trial) -> str:
+def tip(sweep: SweepResults, trial: Trial) -> str:
     """What a picture says of a trial under the pointer."""
     place = f"point {sweep.points[trial.id]} of the front" if trial.id in sweep.points else trial.status
     told = [metric_said(name, trial.metrics[name]) for name in metrics_of(sweep) if name in trial.metrics]
@@ -143,7 +143,7 @@ def tip(sweep: Sweep, trial: Trial) -> str:
     return "\n".join(line for line in [*lines, knobs_text(trial.knobs, sweep.space)] if line)
 
 
-def _pictures(sweep: Sweep) -> list[dict[str, Any]]:
+def _pictures(sweep: SweepResults) -> list[dict[str, Any]]:
     """Each picture as a PNG beside the page, and as SVG for it."""
     shown = []
     for plot in plots(sweep):
@@ -167,11 +167,11 @@ def _pictures(sweep: Sweep) -> list[dict[str, Any]]:
     return shown
 
 
-def _knob_columns(sweep: Sweep) -> list[str]:
+def _knob_columns(sweep: SweepResults) -> list[str]:
     return [knob_label(name, sweep.knobs) for name in sweep.knobs]
 
 
-def _knobs(sweep: Sweep, trial: Trial) -> list[Cell]:
+def _knobs(sweep: SweepResults, trial: Trial) -> list[Cell]:
     chosen = sweep.chosen(trial)
     return [_knob(chosen[name]) if name in chosen else word(None) for name in sweep.knobs]
 
@@ -191,7 +191,7 @@ def _bits(trial: Trial) -> Cell:
     return Cell(bits_text(trial), -math.inf if means is None else means[0] * means[1])
 
 
-def _reason(sweep: Sweep, trial: Trial) -> str | None:
+def _reason(sweep: SweepResults, trial: Trial) -> str | None:
     if trial.status == "duplicate" and trial.of in sweep.numbers:
         return f"the same config as trial {sweep.numbers[trial.of]}"
     return trial.reason

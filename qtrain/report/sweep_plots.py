@@ -16,7 +16,7 @@ from qtrain.report.canvas import MARK, Theme, dress, new_figure
 from qtrain.report.formatting import knob_label, metric_label
 from qtrain.report.parallel_plot import parallel
 from qtrain.report.pareto_plot import BLUE, against, axis_label, planes, unit_of
-from qtrain.sweep.sweep_results import Sweep
+from qtrain.sweep.sweep_results import SweepResults
 
 MOST_BARS = 24
 """Knobs that the picture of importance shows; bits of many layers are many knobs."""
@@ -33,12 +33,12 @@ class Plot:
     name: str
     title: str
     note: str
-    draw: Callable[[Sweep, Theme], Figure | None]
+    draw: Callable[[SweepResults, Theme], Figure | None]
     half: bool = False
     decides: bool = False
 
 
-def plots(sweep: Sweep) -> Iterator[Plot]:
+def plots(sweep: SweepResults) -> Iterator[Plot]:
     """The pictures that may be drawn of ``sweep``; one of which there is nothing to see draws ``None``."""
     first = metric_label(sweep.first).removesuffix(" %")
     for cost in planes(sweep):
@@ -80,11 +80,11 @@ def plots(sweep: Sweep) -> Iterator[Plot]:
     )
 
 
-def _against(sweep: Sweep, theme: Theme, *, cost: str) -> Figure | None:
+def _against(sweep: SweepResults, theme: Theme, *, cost: str) -> Figure | None:
     return against(sweep, cost, theme)
 
 
-def learning_curves(sweep: Sweep, theme: Theme) -> Figure | None:
+def learning_curves(sweep: SweepResults, theme: Theme) -> Figure | None:
     """The first objective by epoch, of trials whose runs are still there; ``None`` where no curve has two points."""
     unit = unit_of(sweep.first)
     curves = {t.id: [(x, unit * y) for x, y in sweep.curve(t)] for t in sweep.trials if t.status != "duplicate"}
@@ -114,7 +114,7 @@ def learning_curves(sweep: Sweep, theme: Theme) -> Figure | None:
     return figure
 
 
-def importance(sweep: Sweep, theme: Theme) -> Figure | None:
+def importance(sweep: SweepResults, theme: Theme) -> Figure | None:
     """Bars, one panel for each objective, the knobs in the order of the first; ``None`` where nothing is explained."""
     found = {name: shares for name in sweep.objectives if (shares := sweep.importance(name))}
     if not found:
@@ -140,7 +140,7 @@ def importance(sweep: Sweep, theme: Theme) -> Figure | None:
     return figure
 
 
-def _bar_name(sweep: Sweep, parameter: str) -> str:
+def _bar_name(sweep: SweepResults, parameter: str) -> str:
     """A parameter of a knob keeps its own name: ``layer1.0`` of ``widths.layer1.0`` says little."""
     of_a_knob = any(parameter.startswith(f"{name}.") for name in sweep.space if parameter not in sweep.space)
     return parameter if of_a_knob else knob_label(parameter, sweep.knobs)

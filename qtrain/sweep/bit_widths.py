@@ -67,7 +67,7 @@ class BitWidths(Knob):
 
     def _groups(self, layers: Sequence[str]) -> dict[str, list[str]]:
         """Layers that share a width, by the name of what they form; "" is the model."""
-        stages, blocks = stages_of(layers), blocks_of(layers)
+        stages, blocks = model_stages(layers), model_blocks(layers)
         groups: dict[str, list[str]] = {}
         for layer in self._free(layers):
             group = {"model": "", "stage": stages[layer], "block": blocks[layer], "layer": layer}[self.per]
@@ -84,21 +84,21 @@ def check_bits(owner: str, choices: Sequence[int]) -> None:
             raise ValueError(f"{owner}: bits must be 1..16, or {FULL_PRECISION} for full precision, got {bits}")
 
 
-def blocks_of(layers: Sequence[str]) -> dict[str, str]:
+def model_blocks(layers: Sequence[str]) -> dict[str, str]:
     """The block that each of ``layers`` is in: the innermost numbered module around it that holds others, too.
 
     A layer in none is a block of its own. What stands beside the layers of a residual block belongs to it.
 
-    >>> blocks_of(["conv1", "layer1.0.conv1", "layer1.0.downsample.0", "fc"]).values()
+    >>> model_blocks(["conv1", "layer1.0.conv1", "layer1.0.downsample.0", "fc"]).values()
     dict_values(['conv1', 'layer1.0', 'layer1.0', 'fc'])
     """
     return {layer: next(iter(around), layer) for layer, around in _shared(layers).items()}
 
 
-def stages_of(layers: Sequence[str]) -> dict[str, str]:
+def model_stages(layers: Sequence[str]) -> dict[str, str]:
     """The stage that each of ``layers`` is in: the outermost such module, which is the block where blocks form none.
 
-    >>> stages_of(["conv1", "layer1.0.conv1", "layer1.0.conv2", "layer1.1.conv1", "fc"]).values()
+    >>> model_stages(["conv1", "layer1.0.conv1", "layer1.0.conv2", "layer1.1.conv1", "fc"]).values()
     dict_values(['conv1', 'layer1', 'layer1', 'layer1', 'fc'])
     """
     return {layer: next(reversed(around), layer) for layer, around in _shared(layers).items()}

@@ -49,7 +49,7 @@ _STORE = RunCache()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class WorkerSettings:
     """What all trials of a sweep have in common, and a worker has to know.
 
     A trial's run is in ``folder/<key>``; ``storage`` is where Ray keeps its own files. ``resources`` are those of each
@@ -66,7 +66,7 @@ class Setting:
     cwd: str
 
 
-def train_trial(config: dict[str, Any], setting: Setting) -> None:
+def train_trial(config: dict[str, Any], setting: WorkerSettings) -> None:
     """What a worker of Ray does for one trial: the run, its reports, and at the end how it ended."""
     proposal = Proposal(**config["proposal"])
     if Path(setting.cwd).is_dir():
@@ -241,7 +241,7 @@ def run_trials(
     rule: TrialScheduler | None,
     record: Record,
     end: EndOfSweep,
-    setting: Setting,
+    setting: WorkerSettings,
     place: Mapping[str, float],
 ) -> None:
     """Run what is proposed until nothing is, or until ``end``.

@@ -19,13 +19,13 @@ FEWEST = 5
 LISTED = 10
 """A knob of no more values than this is regarded as a list of them, each as likely as the others."""
 
-Column = list[float] | list[int] | list[str]
+KnobValues = list[float] | list[int] | list[str]
 
 DECADES = 30.0
 """A knob whose largest value is so many times its smallest is regarded by its digits, as rates are."""
 
 
-def importance(trials: Iterable[Trial], metric: str, *, seed: int = 0) -> dict[str, float]:
+def knob_importance(trials: Iterable[Trial], metric: str, *, seed: int = 0) -> dict[str, float]:
     """Knob -> its share of what the knobs explain of ``metric`` over the finished trials, the greatest first.
 
     Shares add up to 1; there are none for fewer than :data:`FEWEST` trials, or where all reached the same. By
@@ -51,7 +51,7 @@ class _Absent:
     """Stands for the value of a knob that does not count."""
 
 
-def _column(values: list[Any]) -> Column:
+def _column(values: list[Any]) -> KnobValues:
     """The values of one knob: words, places in a short list of numbers, or numbers."""
     there = [value for value in values if value is not _Absent]
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in there):
@@ -65,7 +65,7 @@ def _column(values: list[Any]) -> Column:
     return [math.log(number) for number in numbers] if wide else numbers
 
 
-def _shares(columns: Mapping[str, Column], reached: list[float], seed: int) -> dict[str, float]:
+def _shares(columns: Mapping[str, KnobValues], reached: list[float], seed: int) -> dict[str, float]:
     # Optuna takes a second to import, and the report of a single run comes through here as well.
     import optuna
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
@@ -86,7 +86,7 @@ def _shares(columns: Mapping[str, Column], reached: list[float], seed: int) -> d
     return {name: float(share) for name, share in found.items()}
 
 
-def _distribution(column: Column) -> BaseDistribution:
+def _distribution(column: KnobValues) -> BaseDistribution:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if isinstance(column[0], str):

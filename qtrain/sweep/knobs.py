@@ -1,4 +1,4 @@
-"""What a sweep may turn: one setting, a bundle of settings, or (``widths.py``) the bits of layers."""
+"""What a sweep may turn: one setting, a bundle of settings, or (``bit_widths.py``) the bits of layers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qtrain.sweep.domains import Domain, Interval, Options
 When = Mapping[str, Sequence[Any]]
 """Name of another knob -> values of it with which a knob counts. With any other the knob keeps out."""
 
-BitWidths = Mapping[str, tuple[int | None, int | None]]
+BitChanges = Mapping[str, tuple[int | None, int | None]]
 """Layer -> weight and input bits; ``None`` leaves one as it is."""
 
 _PLAIN = re.compile(r"[A-Za-z_][\w.@/-]*")
@@ -25,7 +25,7 @@ class Effect:
     """What a knob's value changes in a config: overrides as one would type them, and bits of layers."""
 
     overrides: Sequence[str] = ()
-    bits: BitWidths = field(default_factory=dict)
+    bits: BitChanges = field(default_factory=dict)
 
 
 class Knob(ABC):
@@ -56,7 +56,7 @@ class Knob(ABC):
         """What ``values``, by the keys of :meth:`domains`, change for a knob called ``name``."""
 
 
-class Setting(Knob):
+class KeyKnob(Knob):
     """A knob that sets one key of the config: ``key``, or its own name where that is not given."""
 
     def __init__(self, *, domain: Domain, key: str | None, when: When | None) -> None:
@@ -73,7 +73,7 @@ class Setting(Knob):
 
 
 @final
-class Choice(Setting):
+class Choice(KeyKnob):
     """One of ``options``; for a group such as ``objective`` the names of its files."""
 
     def __init__(self, *, options: Sequence[Any], key: str | None = None, when: When | None = None) -> None:
@@ -81,31 +81,31 @@ class Choice(Setting):
 
 
 @final
-class Uniform(Setting):
+class UniformRange(KeyKnob):
     """A number from ``low`` to ``high``, all equally likely."""
 
     def __init__(self, *, low: float, high: float, key: str | None = None, when: When | None = None) -> None:
-        super().__init__(domain=_interval("Uniform", Interval(float(low), float(high))), key=key, when=when)
+        super().__init__(domain=_interval("UniformRange", Interval(float(low), float(high))), key=key, when=when)
 
 
 @final
-class LogUniform(Setting):
+class LogUniformRange(KeyKnob):
     """A number from ``low`` to ``high`` whose logarithm is uniform: for rates and decays."""
 
     def __init__(self, *, low: float, high: float, key: str | None = None, when: When | None = None) -> None:
         super().__init__(
-            domain=_interval("LogUniform", Interval(float(low), float(high), log=True)), key=key, when=when
+            domain=_interval("LogUniformRange", Interval(float(low), float(high), log=True)), key=key, when=when
         )
 
 
 @final
-class Integers(Setting):
+class IntegerRange(KeyKnob):
     """A whole number from ``low`` to ``high``, both among them; with ``log`` small ones are likelier."""
 
     def __init__(
         self, *, low: int, high: int, log: bool = False, key: str | None = None, when: When | None = None
     ) -> None:
-        super().__init__(domain=_interval("Integers", Interval(low, high, log, whole=True)), key=key, when=when)
+        super().__init__(domain=_interval("IntegerRange", Interval(low, high, log, whole=True)), key=key, when=when)
 
 
 @final

@@ -8,7 +8,7 @@ from typing import Any, final
 
 from qtrain.sweep.mutation import mutate
 from qtrain.sweep.pareto import Objectives, dominates, losses_of
-from qtrain.sweep.search import Local
+from qtrain.sweep.search import LocalSearch
 from qtrain.sweep.searcher import EPOCHS, PointSearcher, complete
 from qtrain.sweep.space import Point, Space
 
@@ -18,7 +18,7 @@ PATIENCE = 100
 
 @final
 class LocalSearcher(PointSearcher):
-    """Pareto local search; see :class:`qtrain.sweep.search.Local` for its ``settings``.
+    """Pareto local search; see :class:`qtrain.sweep.search.LocalSearch` for its ``settings``.
 
     After the points of ``start`` come draws from the whole space, until trials have ended; then neighbors of the front
     of these. Of the front, that one is next which has had the fewest neighbors. Trials that were stopped early are
@@ -28,7 +28,7 @@ class LocalSearcher(PointSearcher):
     def __init__(
         self,
         space: Space,
-        settings: Local,
+        settings: LocalSearch,
         *,
         objectives: Objectives,
         seed: int,

@@ -22,7 +22,7 @@ from qtrain.sweep.local import LocalSearcher
 from qtrain.sweep.pareto import Direction, Objectives, losses_of
 from qtrain.sweep.population import PopulationSearcher
 from qtrain.sweep.scheduler import Asha, Median, MoAsha, Scheduler
-from qtrain.sweep.search import Grid, Local, Nsga2, Population, Random, Search, Tpe
+from qtrain.sweep.search import GridSearch, LocalSearch, Nsga2, Population, RandomSearch, Search, Tpe
 from qtrain.sweep.searcher import EPOCHS, GridSearcher, PointSearcher, SpaceSearcher, complete
 from qtrain.sweep.space import Point, Space
 from qtrain.utils.errors import ConfigError, as_config_error
@@ -75,9 +75,9 @@ def make_searcher(cfg: DictConfig, space: Space) -> SpaceSearcher:
         for point in start:
             space.completed(point)
     with as_config_error("sweep.search"):
-        if isinstance(search, Grid):
+        if isinstance(search, GridSearch):
             return GridSearcher(space, points=search.points, trials=cfg.sweep.trials, seed=cfg.seed, start=start)
-        if isinstance(search, Local):
+        if isinstance(search, LocalSearch):
             return LocalSearcher(space, search, objectives=objectives, seed=cfg.seed, start=start)
         if isinstance(search, Population):
             schedule = cast(dict[str, Any], OmegaConf.to_container(cfg.lr_schedule, resolve=True))
@@ -149,7 +149,7 @@ class StopDominated(FIFOScheduler):
         return TrialScheduler.CONTINUE if on else TrialScheduler.STOP
 
 
-def _sampler(search: Random | Tpe | Nsga2, seed: int) -> optuna.samplers.BaseSampler:
+def _sampler(search: RandomSearch | Tpe | Nsga2, seed: int) -> optuna.samplers.BaseSampler:
     with warnings.catch_warnings():
         # What Optuna calls experimental is what conditions between knobs and parallel trials need.
         warnings.simplefilter("ignore", ExperimentalWarning)

@@ -59,7 +59,7 @@ def _knob(cfg: DictConfig, name: str) -> Knob:
     )
 
 
-def rehearse(cfg: DictConfig, space: Space, compose: Callable[[list[str]], DictConfig]) -> None:
+def rehearse_space(cfg: DictConfig, space: Space, compose: Callable[[list[str]], DictConfig]) -> None:
     """Compose a few trials in which every value of ``space`` occurs that is listed, and both ends of every range.
 
     ``compose`` makes a trial's config of what it changes. Raises :class:`ConfigError` for what would fail trial after

@@ -16,7 +16,7 @@ from qtrain.sweep.knobs import spelled
 from qtrain.sweep.mutation import mutate
 from qtrain.sweep.pareto import Objectives, losses_of, ranked
 from qtrain.sweep.search import Population
-from qtrain.sweep.searcher import FINISHED, SpaceSearcher, complete
+from qtrain.sweep.searcher import NO_MORE, SpaceSearcher, complete
 from qtrain.sweep.space import Point, Space
 
 GENERATION = "generation"
@@ -81,7 +81,7 @@ class PopulationSearcher(SpaceSearcher):
 
     def suggest(self, trial_id: str) -> Point | str | None:
         if self._all[-1].over and not self._next():
-            return FINISHED
+            return NO_MORE
         now = self._all[-1]
         if not now.waiting:
             return None

@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 
 from qtrain.sweep.run_trial import Proposal, described
 from qtrain.sweep.search_log import Event, SearchLog
-from qtrain.sweep.searcher import FINISHED, SpaceSearcher
+from qtrain.sweep.searcher import NO_MORE, SpaceSearcher
 from qtrain.sweep.trial import Trial
 from qtrain.utils.errors import ConfigError
 
@@ -78,14 +78,14 @@ class Proposals(Searcher):
         return self._ids
 
     def suggest(self, trial_id: str) -> Any:
-        """A proposal's plain fields; ``None`` while there is no room; ``FINISHED`` when there will be no more."""
+        """A proposal's plain fields; ``None`` while there is no room; ``NO_MORE`` when there will be no more."""
         live = sum(id not in self._ended for id in self._ids.values())
         if self._parallel is not None and live >= self._parallel:
             self._prepare()  # while the others run
             return None
         proposal, self._next = self._next or self._propose(), None
         if proposal is None:
-            return FINISHED if self._finished else None
+            return NO_MORE if self._finished else None
         self._ids[trial_id] = proposal.id
         return {"proposal": vars(proposal)}  # plain values: Ray writes them down
 
@@ -228,7 +228,13 @@ METRICS_PREFIX = "metrics/"
 
 def _duplicate(proposal: Proposal, first: str, ended: Trial | None) -> Trial:
     now = time.time()
-    metrics, widths = ({}, {}) if ended is None else (ended.metrics, ended.widths)
+    metrics, layer_bits = ({}, {}) if ended is None else (ended.metrics, ended.layer_bits)
     return Trial(
-        **described(proposal), status="duplicate", of=first, metrics=metrics, widths=widths, started=now, ended=now
+        **described(proposal),
+        status="duplicate",
+        of=first,
+        metrics=metrics,
+        layer_bits=layer_bits,
+        started=now,
+        ended=now,
     )

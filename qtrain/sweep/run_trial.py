@@ -45,9 +45,9 @@ log = logging.getLogger(__name__)
 TRIAL, LOG = "trial.json", "trial.log"
 """What became of a trial, and what it said, in its run's folder."""
 
-COSTS = ("size_bytes", "fp_size_bytes", "compression", "effective_bits", "macs", "bops")
+COST_METRICS = ("size_bytes", "fp_size_bytes", "compression", "effective_bits", "macs", "bops")
 
-Report = Callable[[dict[str, float]], None]
+Reporter = Callable[[dict[str, float]], None]
 """Takes an epoch's metrics; it may raise ``SystemExit`` to end the trial."""
 
 
@@ -75,7 +75,7 @@ def described(proposal: Proposal) -> dict[str, Any]:
 class Watched:
     """What a watcher saw of a run: bits of its layers, epochs done, seconds within fits and of these in validation."""
 
-    widths: dict[str, list[int]] = field(default_factory=dict)
+    layer_bits: dict[str, list[int]] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)
     epochs: float = 0.0
     fit_s: float = 0.0
@@ -90,7 +90,7 @@ class EpochReport(pl.Callback):
     and the exact costs. Before the epoch's resume point is written: an epoch that is done again reports the same again.
     """
 
-    def __init__(self, *, cfg: DictConfig, report: Report, watched: Watched, epochs: float, start: Position) -> None:
+    def __init__(self, *, cfg: DictConfig, report: Reporter, watched: Watched, epochs: float, start: Position) -> None:
         super().__init__()
         self._cfg, self._report, self._watched, self._epochs, self._start = cfg, report, watched, epochs, start
         self._began = self._val_began = 0.0
@@ -101,12 +101,12 @@ class EpochReport(pl.Callback):
         if pl_module.device.type != "cpu":
             student = copy.deepcopy(student).cpu()
         cost = costs(self._cfg, student, trainer.datamodule)  # type: ignore[attr-defined]
-        self._watched.costs = {name: float(getattr(cost, name)) for name in COSTS}
+        self._watched.costs = {name: float(getattr(cost, name)) for name in COST_METRICS}
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._watched.fit_s += time.perf_counter() - self._began
         self._watched.epochs = self._start.epoch + trainer.current_epoch
-        self._watched.widths = widths_of(student_of(pl_module))
+        self._watched.layer_bits = layer_bits_of(student_of(pl_module))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._val_began = time.perf_counter()
@@ -122,14 +122,14 @@ class EpochReport(pl.Callback):
             self._report({"epochs": float(done), **validation_metrics([logged]), **self._watched.costs})
 
 
-def widths_of(student: torch.nn.Module) -> dict[str, list[int]]:
+def layer_bits_of(student: torch.nn.Module) -> dict[str, list[int]]:
     """[weight, input] bits of each layer of a converted model, as its quantizers have them now."""
-    widths = {}
+    layer_bits = {}
     for name, layer in quant_layers(student).items():
         weight = None if isinstance(layer, Operand) else layer.weight_quantizer
         pair = (weight, layer.input_quantizer)
-        widths[name] = [FULL_PRECISION if part is None else int(part.bits) for part in pair]
-    return widths
+        layer_bits[name] = [FULL_PRECISION if part is None else int(part.bits) for part in pair]
+    return layer_bits
 
 
 def validation_metrics(rows: list[Mapping[str, float]]) -> dict[str, float]:
@@ -147,7 +147,7 @@ def validation_metrics(rows: list[Mapping[str, float]]) -> dict[str, float]:
 
 
 def run_trial(
-    cfg: DictConfig, proposal: Proposal, *, report: Report, store: RunCache, threads: int, leads: bool = True
+    cfg: DictConfig, proposal: Proposal, *, report: Reporter, store: RunCache, threads: int, leads: bool = True
 ) -> Trial:
     """Train ``proposal``, whose config is ``cfg``, and leave ``trial.json`` beside what the run itself leaves.
 
@@ -171,7 +171,7 @@ def run_trial(
                 inherit_stages(folder.parent / proposal.parent, folder)
             # A later trial may go on from the last of several stages.
             train.run(cfg, keep_last=bool(cfg.stages), show=False)
-        about |= {"status": "finished", "metrics": metrics_of(folder) if leads else {}}
+        about |= {"status": "finished", "metrics": final_metrics(folder) if leads else {}}
         if leads:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # nothing resumes from what has ended
     except Exception as error:
@@ -185,7 +185,7 @@ def run_trial(
     _free()
     trial = Trial(
         **about,
-        widths=watched.widths,
+        layer_bits=watched.layer_bits,
         epochs=watched.epochs,
         train_s=watched.fit_s,
         overhead_s=time.perf_counter() - clock - watched.fit_s,
@@ -196,7 +196,7 @@ def run_trial(
     return trial
 
 
-def metrics_of(folder: Path) -> dict[str, float]:
+def final_metrics(folder: Path) -> dict[str, float]:
     """All metrics of the run that has ended in ``folder``: validation's at its last epoch, and exact costs.
 
     Raises ``ValueError`` where no epoch was validated.
@@ -211,7 +211,7 @@ def metrics_of(folder: Path) -> dict[str, float]:
         raise ValueError("sweep: the run ended without a validation; let it train at least one whole epoch")
     own = {name: value for name, value in metrics.items() if name.removeprefix("val/") not in ("step", "epoch", "time")}
     summary = read_summary(folder / SUMMARY)
-    known = {name: getattr(summary, name) for name in (*COSTS, "step_ms")}
+    known = {name: getattr(summary, name) for name in (*COST_METRICS, "step_ms")}
     return {**own, **{name: float(value) for name, value in known.items() if value is not None}}
 
 

@@ -8,20 +8,20 @@ from typing import final
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Random:
+class RandomSearch:
     """Each trial drawn from the space anew, knobs independent of each other."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class GridSearch:
     """Every combination once, in random order. A range counts as ``points`` values, evenly spaced."""
 
     points: int = 4
 
     def __post_init__(self) -> None:
         if self.points < 2:
-            raise ValueError(f"Grid: points of a range must be at least 2, its two ends, got {self.points}")
+            raise ValueError(f"GridSearch: points of a range must be at least 2, its two ends, got {self.points}")
 
 
 @final
@@ -61,7 +61,7 @@ class Nsga2:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Local:
+class LocalSearch:
     """Local search on the front (Paquete, Chiarandini, Stützle 2004): neighbors of what nobody beats so far.
 
     For good points to begin with, and few trials: each is one of the front of which each knob is changed with
@@ -74,8 +74,8 @@ class Local:
     resample: float = 0.1
 
     def __post_init__(self) -> None:
-        _at_least("Local", startup=(self.startup, 1))
-        _share("Local", change=self.change, resample=self.resample)
+        _at_least("LocalSearch", startup=(self.startup, 1))
+        _share("LocalSearch", change=self.change, resample=self.resample)
 
 
 @final
@@ -105,7 +105,7 @@ class Population:
             raise ValueError(f"Population: quantile must be above 0 and at most 0.5, got {self.quantile}")
 
 
-Search = Random | Grid | Tpe | Nsga2 | Local | Population
+Search = RandomSearch | GridSearch | Tpe | Nsga2 | LocalSearch | Population
 """The ways there are."""
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final, final
 from qtrain.sweep.pareto import Objectives
 from qtrain.sweep.space import Point, Space
 
-FINISHED: Final = "FINISHED"
+NO_MORE: Final = "FINISHED"
 """What a searcher says that will propose nothing more; Ray's searchers say the same."""
 
 EPOCHS: Final = "epochs"
@@ -30,7 +30,7 @@ class SpaceSearcher(ABC):
 
     @abstractmethod
     def suggest(self, trial_id: str) -> Point | str | None:
-        """The point of a new trial; ``None`` while it has to wait for others; :data:`FINISHED` after the last."""
+        """The point of a new trial; ``None`` while it has to wait for others; :data:`NO_MORE` after the last."""
 
     @abstractmethod
     def overrides(self, trial_id: str) -> list[str]:
@@ -86,8 +86,8 @@ class GridSearcher(PointSearcher):
         count = space.count(points)
         if count > LARGEST_GRID:
             raise ValueError(
-                f"Grid: the space has {count:,} combinations, of which nobody will see a part that counts; take fewer "
-                "points, or search@sweep.search=nsga2"
+                f"GridSearch: the space has {count:,} combinations, of which nobody will see a part that counts; take "
+                "fewer points, or search@sweep.search=nsga2"
             )
         self.trials = min(count, trials)
         found = list(space.combinations(points))
@@ -99,7 +99,7 @@ class GridSearcher(PointSearcher):
 
     def suggest(self, trial_id: str) -> Point | str | None:
         if not self._left:
-            return FINISHED
+            return NO_MORE
         self._points[trial_id] = self._left.pop(0)
         return self._points[trial_id]
 

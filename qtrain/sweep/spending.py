@@ -9,7 +9,7 @@ from typing import get_args
 
 from qtrain.sweep.trial import Status, Trial
 
-EPOCHS = "fit.epochs"
+EPOCHS_KEY = "fit.epochs"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ def spending(trials: Iterable[Trial], epochs: float) -> Spending:
 
 def full_epochs(trial: Trial, epochs: float) -> float:
     """Epochs of ``trial`` if it is trained to its end: its own ``fit.epochs`` where the search chose it."""
-    own = [override.partition("=")[2] for override in trial.overrides if override.lstrip("+").startswith(f"{EPOCHS}=")]
+    own = [
+        override.partition("=")[2] for override in trial.overrides if override.lstrip("+").startswith(f"{EPOCHS_KEY}=")
+    ]
     return float(own[-1]) if own else epochs
 
 

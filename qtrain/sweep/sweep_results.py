@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from qtrain.pipeline.summary import METRICS
-from qtrain.sweep.importance import importance
+from qtrain.sweep.importance import knob_importance
 from qtrain.sweep.pareto import Direction, Objectives, front
 from qtrain.sweep.spending import Spending, spending
 from qtrain.sweep.trial import TRIALS, Trial, read_trials
@@ -25,7 +25,7 @@ RUNS = "trials"
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepResults:
     """``trials`` in the order in which they were begun; ``config`` is empty where ``sweep.yaml`` is missing."""
 
     folder: Path
@@ -103,7 +103,7 @@ class Sweep:
 
     def importance(self, objective: str) -> dict[str, float]:
         """How much each parameter explains of ``objective``, shares of 1; empty where too few trials tell."""
-        return importance(self.trials, objective)
+        return knob_importance(self.trials, objective)
 
     def curve(self, trial: Trial) -> list[tuple[float, float]]:
         """(epochs trained, first objective) after each epoch, of a trial whose run is still in its folder."""
@@ -121,7 +121,7 @@ def is_sweep(folder: Path) -> bool:
     return (folder / TRIALS).is_file() or (folder / SWEEP).is_file()
 
 
-def read_sweep(folder: Path) -> Sweep:
+def read_sweep(folder: Path) -> SweepResults:
     """The sweep in ``folder``. Raises ``FileNotFoundError`` without one, ``ValueError`` where its config is damaged."""
     if not is_sweep(folder):
         raise FileNotFoundError(f"report.folder: there is no sweep in {folder}: neither {SWEEP} nor {TRIALS}")
@@ -135,7 +135,7 @@ def read_sweep(folder: Path) -> Sweep:
         raise ValueError(f"{folder / SWEEP} holds a {type(config).__name__}, not the config of a sweep")
     asked = (config.get("sweep") or {}).get("objectives") or {"top1": "max", "size_bytes": "min"}
     objectives = {str(name): direction for name, direction in asked.items() if direction is not None}
-    return Sweep(folder, config, read_trials(folder), objectives)
+    return SweepResults(folder, config, read_trials(folder), objectives)
 
 
 def grouped(knobs: Mapping[str, Any], space: Iterable[str]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class Trial:
     ``overrides`` are all that its config is composed of, as one would type them to repeat it alone; ``knobs`` are what
     the search chose, by parameter.
     ``metrics`` hold ``top1`` (percent, on validation images, at the last epoch), ``best_top1``, ``size_bytes``,
-    ``bops``, ``effective_bits``, ``loss`` and what else was logged. ``widths`` are [weight, input] bits by layer.
+    ``bops``, ``effective_bits``, ``loss`` and what else was logged. ``layer_bits`` are [weight, input] bits by layer.
     ``train_s`` are seconds of training, ``overhead_s`` all others that the trial took. ``reason`` says why it was
     stopped or failed, ``of`` which trial a duplicate repeats. ``started`` and ``ended`` are Unix seconds, ``threads``
     those of torch.
@@ -39,7 +39,7 @@ class Trial:
     overrides: list[str] = field(default_factory=list)
     knobs: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
-    widths: dict[str, list[int]] = field(default_factory=dict)
+    layer_bits: dict[str, list[int]] = field(default_factory=dict)
     epochs: float = 0.0
     train_s: float = 0.0
     overhead_s: float = 0.0

@@ -11,7 +11,7 @@ from qtrain.sweep.trial import TRIALS, Trial, read_trials
 from qtrain.tracking.wandb_client import named_knobs
 from qtrain.tracking.wandb_run import WandbRun
 
-PAGE = ("*.html", "*.png", "*.csv", "*.yaml", TRIALS, "front/*.yaml")
+PAGE_FILES = ("*.html", "*.png", "*.csv", "*.yaml", TRIALS, "front/*.yaml")
 """Files of a sweep's folder that make up its report."""
 
 
@@ -43,7 +43,7 @@ def log_sweep(
             models[f"{number}-{trial.id}{file.suffix}"] = file
     if models:
         run.keep_files(models, name=f"front-{name}", kind="model", about={trial.id: trial.metrics for trial in best})
-    pages = [path for pattern in PAGE for path in sorted(folder.glob(pattern))]
+    pages = [path for pattern in PAGE_FILES for path in sorted(folder.glob(pattern))]
     if pages:
         files = {path.relative_to(folder).as_posix(): path for path in pages}
         run.keep_files(files, name=f"sweep-{name}", kind="report")

@@ -27,7 +27,7 @@ from qtrain.synthesis.augment import Augmentation
 from qtrain.synthesis.base import Made, Synthesis, to_bytes
 from qtrain.synthesis.init_noise import balanced_labels, natural_noise, white_noise
 from qtrain.synthesis.judge import Judge, last_linear
-from qtrain.synthesis.optimize import ImageOptimizer, metrics_of
+from qtrain.synthesis.optimize import ImageOptimizer, image_metrics
 from qtrain.synthesis.priors import total_variation
 from qtrain.synthesis.statistics import statistics_layers
 
@@ -145,7 +145,7 @@ class IntraQ(Synthesis):
 
         images = self._descent(start, objective, self._views, info, seed=seed, number=number)
         pixels = to_bytes(images, info)
-        metrics = metrics_of(judge, info, self._views, pixels=pixels, labels=labels, seed=seed, number=number)
+        metrics = image_metrics(judge, info, self._views, pixels=pixels, labels=labels, seed=seed, number=number)
         return Made(pixels, labels.cpu(), metrics)
 
     def _wanted(self, *, number: int, seed: int) -> Tensor:

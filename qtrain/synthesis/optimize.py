@@ -61,7 +61,7 @@ class ImageOptimizer:
 
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")
-def metrics_of(
+def image_metrics(
     judge: Judge, info: DataInfo, views: Augmentation, *, pixels: Tensor, labels: Tensor, seed: int, number: int
 ) -> dict[str, float]:
     """What a batch reached, means over the models.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from qtrain.sweep.sweep_results import Sweep, read_sweep
+from qtrain.sweep.sweep_results import SweepResults, read_sweep
 from qtrain.tracking.run_tracking import sweep_group
 from qtrain.tracking.wandb_client import named_knobs
 from qtrain.tracking.wandb_mode import wandb_mode
@@ -68,7 +68,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     return {"workspace": str(path), "url": url}
 
 
-def _sweep(folder: str | None) -> Sweep | None:
+def _sweep(folder: str | None) -> SweepResults | None:
     if folder is None:
         return None
     try:
@@ -77,7 +77,7 @@ def _sweep(folder: str | None) -> Sweep | None:
         raise ConfigError(str(error).replace("report.folder", "review.folder")) from error
 
 
-def _knobs(sweep: Sweep | None) -> Sequence[str]:
+def _knobs(sweep: SweepResults | None) -> Sequence[str]:
     """The knobs that any of the sweep's trials had, as W&B names them."""
     return list(named_knobs({name: True for trial in (sweep.trials if sweep else ()) for name in trial.knobs}))
 

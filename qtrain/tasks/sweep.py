@@ -26,7 +26,7 @@ from qtrain.sweep.early_stopping import EarlyStopping
 from qtrain.sweep.evaluate_front import evaluate_front, starts
 from qtrain.sweep.initial_trials import is_start
 from qtrain.sweep.make_search import check_sweep, make_scheduler, make_searcher
-from qtrain.sweep.make_space import make_space, rehearse
+from qtrain.sweep.make_space import make_space, rehearse_space
 from qtrain.sweep.proposals import Proposals
 from qtrain.sweep.ray_cluster import check_folder, check_machines, check_seen_from_all, room, start_ray
 from qtrain.sweep.search_log import SearchLog
@@ -57,7 +57,7 @@ def run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
         space = make_space(cfg, load_data(cfg))
         configs = Configs(cfg, overrides, folder=trial_store.runs)
         if not trial_store.begun:
-            rehearse(cfg, space, configs.config)
+            rehearse_space(cfg, space, configs.config)
         for name, value in engine.ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         started = start_ray(cfg)
@@ -143,7 +143,7 @@ def _run_trials(cfg: DictConfig, space: Space, configs: Configs, trial_store: Tr
             record=record,
             end=end,
             place=place,
-            setting=engine.Setting(
+            setting=engine.WorkerSettings(
                 folder=str(trial_store.runs),
                 storage=str(storage),
                 resources=resources,

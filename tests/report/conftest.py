@@ -122,7 +122,7 @@ def invented(number: int, *, bits: tuple[int, int], top1: float | None, **change
     overrides = ["+experiment=quickstart", "task=train", "variants=null", "fit.final_test=false",
                  "optimizer.lr=0.001", "objective=soft", f"quantize.bits.weight={bits[0]}"]  # fmt: skip
     fields: dict[str, Any] = dict(
-        id=f"{number:04d}", key=f"{number:012x}", status="finished", epochs=3, knobs=knobs, widths=widths,
+        id=f"{number:04d}", key=f"{number:012x}", status="finished", epochs=3, knobs=knobs, layer_bits=widths,
         overrides=overrides, metrics=metrics | ({} if top1 is None else {"top1": top1}), train_s=30.0, overhead_s=0.25,
         started=1000.0 * number, ended=1000.0 * number + 40, threads=1,
     )  # fmt: skip

@@ -25,8 +25,8 @@ def trial(
 ) -> Trial:
     fields = dict(
         id=f"{number:04d}", key=f"k{number}", status=status, metrics={"top1": top1, "size_bytes": size}, epochs=4.0,
-        widths={"conv1": [8, 8], "a": [3, 4], "b": [3, 4], "fc": [8, 8]}, knobs={"optimizer.lr": 0.01}, overhead_s=0.4,
-        train_s=10.0, started=100.0 * number, ended=100.0 * number + 50,
+        layer_bits={"conv1": [8, 8], "a": [3, 4], "b": [3, 4], "fc": [8, 8]}, knobs={"optimizer.lr": 0.01},
+        overhead_s=0.4, train_s=10.0, started=100.0 * number, ended=100.0 * number + 50,
     )  # fmt: skip
     return Trial(**(fields | changes))  # type: ignore[arg-type]
 
@@ -166,8 +166,8 @@ def test_what_was_spent() -> None:
     ],
 )
 def test_bits_in_words(widths: dict[str, list[int]], text: str) -> None:
-    assert bits_text(trial(1, widths=widths)) == text
-    assert (uniform_bits(trial(1, widths=widths)) is None) == ("." in text or not text)
+    assert bits_text(trial(1, layer_bits=widths)) == text
+    assert (uniform_bits(trial(1, layer_bits=widths)) is None) == ("." in text or not text)
 
 
 def test_many_knobs_are_cut() -> None:

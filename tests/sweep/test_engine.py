@@ -111,7 +111,7 @@ def test_a_trial_that_fails_says_why_and_stops_no_other(swept: tuple[Path, list[
         if trial.status == "finished":
             assert trial.epochs == 2 and trial.threads == 1
             assert {"top1", "best_top1", "loss", "size_bytes", "bops", "effective_bits"} <= trial.metrics.keys()
-            assert trial.widths["layer1.0.conv1"] == [4, 4]
+            assert trial.layer_bits["layer1.0.conv1"] == [4, 4]
 
 
 def test_an_identical_config_is_run_once(swept: tuple[Path, list[Trial]]) -> None:

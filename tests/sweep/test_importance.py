@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qtrain.sweep.importance import FEWEST, importance
+from qtrain.sweep.importance import FEWEST, knob_importance
 from qtrain.sweep.trial import Status, Trial
 
 
@@ -23,13 +23,13 @@ def test_shares_of_a_sum_are_those_of_its_variances() -> None:
     for _ in range(100):
         a, b, c = (source.random() for _ in range(3))
         trials.append(trial({"c": c, "b": b, "a": a}, 3 * a + b))
-    shares = importance(trials, "top1")
+    shares = knob_importance(trials, "top1")
     assert list(shares) == ["a", "b", "c"]
     assert sum(shares.values()) == pytest.approx(1)
     assert shares["a"] == pytest.approx(0.9, abs=0.06)
     assert shares["b"] == pytest.approx(0.1, abs=0.06)
     assert shares["c"] < 0.02
-    assert importance(trials, "top1") == shares, "the same trials say the same"
+    assert knob_importance(trials, "top1") == shares, "the same trials say the same"
 
 
 def test_a_rate_is_regarded_by_its_digits_and_listed_numbers_by_their_places() -> None:
@@ -39,7 +39,7 @@ def test_a_rate_is_regarded_by_its_digits_and_listed_numbers_by_their_places() -
     for _ in range(100):
         digits, width = 3 * source.random(), source.choice([2, 3, 8])
         trials.append(trial({"lr": 10 ** (digits - 4), "width": width}, digits + [2, 3, 8].index(width)))
-    assert importance(trials, "top1")["lr"] == pytest.approx(0.75 / (0.75 + 2 / 3), abs=0.08)
+    assert knob_importance(trials, "top1")["lr"] == pytest.approx(0.75 / (0.75 + 2 / 3), abs=0.08)
 
 
 def test_words_and_conditions() -> None:
@@ -51,7 +51,7 @@ def test_words_and_conditions() -> None:
         if objective == "soft":
             knobs["temperature"] = source.choice([1.0, 2.0, 4.0])
         trials.append(trial(knobs, 10.0 * (objective == "soft") + (knobs.get("temperature") == 4.0)))
-    shares = importance(trials, "top1")
+    shares = knob_importance(trials, "top1")
     assert list(shares) == ["objective", "temperature", "dummy"]
     assert shares["objective"] > 0.8
     assert shares["temperature"] > 3 * shares["dummy"]
@@ -59,15 +59,15 @@ def test_words_and_conditions() -> None:
 
 def test_what_never_turned_has_no_share_and_what_turned_alone_has_all() -> None:
     trials = [trial({"seed": 0, "width": width}, width + i / 100) for i, width in enumerate([2, 3, 4, 2, 3, 4])]
-    assert importance(trials, "top1") == {"width": 1.0, "seed": 0.0}
+    assert knob_importance(trials, "top1") == {"width": 1.0, "seed": 0.0}
 
 
 def test_nothing_is_said_of_too_little() -> None:
     many = [trial({"width": width}, float(width)) for width in range(FEWEST)]
-    assert importance(many, "top1") == {"width": 1.0}
-    assert importance(many[:-1], "top1") == {}
-    assert importance(many, "bops") == {}
-    assert importance([trial({"width": width}, 50.0) for width in range(9)], "top1") == {}
-    assert importance([trial({}, float(i)) for i in range(9)], "top1") == {}
+    assert knob_importance(many, "top1") == {"width": 1.0}
+    assert knob_importance(many[:-1], "top1") == {}
+    assert knob_importance(many, "bops") == {}
+    assert knob_importance([trial({"width": width}, 50.0) for width in range(9)], "top1") == {}
+    assert knob_importance([trial({}, float(i)) for i in range(9)], "top1") == {}
     stopped = [trial({"width": width}, float(width), "stopped") for width in range(9)]
-    assert importance(stopped, "top1") == {}
+    assert knob_importance(stopped, "top1") == {}

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from qtrain.sweep.bit_widths import BitWidths, Of, Per, blocks_of, stages_of
+from qtrain.sweep.bit_widths import BitWidths, Of, Per, model_blocks, model_stages
 from qtrain.sweep.domains import Interval, Options
 from qtrain.sweep.first_last_bits import FirstLastBits
-from qtrain.sweep.knobs import Bundle, Choice, Integers, LogUniform, Uniform, spelled
+from qtrain.sweep.knobs import Bundle, Choice, IntegerRange, LogUniformRange, UniformRange, spelled
 
 RESNET = """
     conv1 layer1.0.conv1 layer1.0.conv2 layer2.0.conv1 layer2.0.conv2 layer2.0.downsample.0 fc
@@ -45,11 +45,11 @@ def test_hydra_reads_what_is_spelled(value: Any) -> None:
 
 def test_a_setting_sets_its_key_or_what_it_is_called() -> None:
     assert Choice(options=["soft", "hard"]).effect("objective", {"": "soft"}, []).overrides == ["objective=soft"]
-    rate = LogUniform(low=1e-4, high=1e-2, key="optimizer.lr")
+    rate = LogUniformRange(low=1e-4, high=1e-2, key="optimizer.lr")
     assert rate.effect("lr", {"": 0.001}, []).overrides == ["optimizer.lr=0.001"]
     assert rate.domains([]) == {"": Interval(1e-4, 1e-2, log=True)}
-    assert Uniform(low=0, high=1).domains([]) == {"": Interval(0.0, 1.0)}
-    assert Integers(low=1, high=8, log=True).domains([]) == {"": Interval(1, 8, log=True, whole=True)}
+    assert UniformRange(low=0, high=1).domains([]) == {"": Interval(0.0, 1.0)}
+    assert IntegerRange(low=1, high=8, log=True).domains([]) == {"": Interval(1, 8, log=True, whole=True)}
 
 
 def test_a_bundle_sets_all_of_its_overrides() -> None:
@@ -75,7 +75,7 @@ def test_a_bundle_sets_all_of_its_overrides() -> None:
     ids=["resnet", "transformer", "mobilenet", "torchvision", "convnext", "vgg"],
 )
 def test_blocks_are_what_repeats(layers: list[str], expected: str) -> None:
-    assert blocks_of(layers) == dict(zip(layers, expected.split(), strict=True))
+    assert model_blocks(layers) == dict(zip(layers, expected.split(), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_blocks_are_what_repeats(layers: list[str], expected: str) -> None:
     ids=["resnet", "transformer", "mobilenet", "convnext"],
 )
 def test_stages_are_what_holds_blocks(layers: list[str], expected: str) -> None:
-    assert list(stages_of(layers).values()) == expected.split()
+    assert list(model_stages(layers).values()) == expected.split()
 
 
 @pytest.mark.parametrize(
@@ -123,9 +123,9 @@ def test_widths_give_bits_to_each_layer(of: Of, pair: tuple[int | None, int | No
     [
         (lambda: Choice(options=[]), "Choice: options must not be empty"),
         (lambda: Choice(options=["a", "b", "a"]), "Choice: options must differ, got 'a' twice"),
-        (lambda: Uniform(low=1, high=1), "Uniform: low must be below high, got low=1 and high=1"),
-        (lambda: LogUniform(low=0, high=1), "LogUniform: low must be above 0"),
-        (lambda: Integers(low=5, high=2), "Integers: low must be below high"),
+        (lambda: UniformRange(low=1, high=1), "UniformRange: low must be below high, got low=1 and high=1"),
+        (lambda: LogUniformRange(low=0, high=1), "LogUniformRange: low must be above 0"),
+        (lambda: IntegerRange(low=5, high=2), "IntegerRange: low must be below high"),
         (lambda: Bundle(options={}), "Bundle: options must not be empty"),
         (lambda: Bundle(options={"a": "fit.epochs=2"}), r"Bundle: options\.a must be a list of overrides"),
         (lambda: Choice(options=[1], when={"objective": []}), r"Choice: when\.objective must be a list of values"),

@@ -10,7 +10,7 @@ from qtrain.sweep.bit_widths import BitWidths
 from qtrain.sweep.knobs import Choice
 from qtrain.sweep.local import LocalSearcher
 from qtrain.sweep.pareto import Direction
-from qtrain.sweep.search import Local
+from qtrain.sweep.search import LocalSearch
 from qtrain.sweep.space import Point, Space
 
 LAYERS = ["conv1", *(f"layer{stage}.0.conv{n}" for stage in (1, 2, 3) for n in (1, 2)), "fc"]
@@ -19,7 +19,7 @@ BOTH: dict[str, Direction] = {"top1": "max", "size_bytes": "min"}
 
 def searcher(start: list[dict[str, Any]], **settings: float) -> LocalSearcher:
     space = Space({"w": BitWidths(choices=[2, 3, 4, 8]), "lr": Choice(options=[0.1, 0.2, 0.4])}, layers=LAYERS)
-    own = Local(**{"startup": 1, "change": 0.0, "resample": 0.0, **settings})  # type: ignore[arg-type]
+    own = LocalSearch(**{"startup": 1, "change": 0.0, "resample": 0.0, **settings})  # type: ignore[arg-type]
     return LocalSearcher(space, own, objectives=BOTH, seed=0, start=start)
 
 

@@ -14,9 +14,9 @@ from ray.tune.schedulers import TrialScheduler
 
 from qtrain.config.compose import compose
 from qtrain.sweep.bit_widths import BitWidths
-from qtrain.sweep.knobs import Choice, Integers, LogUniform, Uniform
+from qtrain.sweep.knobs import Choice, IntegerRange, LogUniformRange, UniformRange
 from qtrain.sweep.make_search import check_sweep, make_scheduler, make_searcher
-from qtrain.sweep.searcher import FINISHED, SpaceSearcher
+from qtrain.sweep.searcher import NO_MORE, SpaceSearcher
 from qtrain.sweep.space import Point, Space
 from qtrain.utils.errors import ConfigError
 
@@ -29,9 +29,9 @@ def space() -> Space:
         {
             "widths": BitWidths(choices=[2, 3, 4]),
             "objective": Choice(options=["soft", "hard"]),
-            "distill.temperature": Uniform(low=1, high=8, when={"objective": ["soft"]}),
-            "optimizer.lr": LogUniform(low=1e-4, high=1e-1),
-            "epochs": Integers(low=1, high=9, key="fit.epochs"),
+            "distill.temperature": UniformRange(low=1, high=8, when={"objective": ["soft"]}),
+            "optimizer.lr": LogUniformRange(low=1e-4, high=1e-1),
+            "epochs": IntegerRange(low=1, high=9, key="fit.epochs"),
         },
         layers=LAYERS,
     )
@@ -63,7 +63,7 @@ def conducted(searcher: SpaceSearcher, count: int, failing: Callable[[int], bool
     open_: list[str] = []
     while len(points) < count:
         point = searcher.suggest(id := f"{len(points):04d}")
-        if point == FINISHED:
+        if point == NO_MORE:
             break
         if isinstance(point, dict):
             points.append(point)
@@ -111,7 +111,7 @@ def test_ways_that_learn_reach_more_than_chance(way: str) -> None:
     """One right width for each of six layers and a rate: what the best of 80 trials lacks, over three seeds."""
     right = dict(zip([f"widths.{layer}" for layer in LAYERS[1:-1]], [2, 4, 3, 4, 2, 3], strict=True))
     layers = Space(
-        {"widths": BitWidths(choices=[2, 3, 4], per="layer"), "optimizer.lr": LogUniform(low=1e-4, high=1e-1)},
+        {"widths": BitWidths(choices=[2, 3, 4], per="layer"), "optimizer.lr": LogUniformRange(low=1e-4, high=1e-1)},
         layers=LAYERS,
     )
 
@@ -265,7 +265,7 @@ def test_a_value_that_cannot_be_is_said_in_one_line(values: dict[str, Any], mess
         ("search=population", {"interval": 3}, r"sweep\.search: Population: fit\.epochs must be a multiple"),
         ("search=tpe", {"startup": 0}, r"sweep\.search: Tpe: startup must be at least 1, got 0"),
         ("search=nsga2", {"crossover": 2}, r"sweep\.search: Nsga2: crossover must be in \[0, 1\], got 2"),
-        ("search=grid", {"points": 1}, r"sweep\.search: Grid: points of a range must be at least 2"),
+        ("search=grid", {"points": 1}, r"sweep\.search: GridSearch: points of a range must be at least 2"),
         ("scheduler=asha", {"grace": 5}, r"sweep\.scheduler\.grace: must be at most fit\.epochs, got 5 of 4"),
         ("scheduler=asha", {"reduction": 1}, r"sweep\.scheduler: Asha: reduction must be above 1, got 1"),
         ("scheduler=median", {"least": 0}, r"sweep\.scheduler: Median: least must be at least 1, got 0"),

@@ -13,7 +13,7 @@ from qtrain.data.base import VisionData
 from qtrain.pipeline.load_data import load_data
 from qtrain.sweep.domains import Interval, Options
 from qtrain.sweep.knobs import Choice
-from qtrain.sweep.make_space import make_space, rehearse
+from qtrain.sweep.make_space import make_space, rehearse_space
 from qtrain.sweep.space import MANUAL, Space
 from qtrain.utils.errors import ConfigError
 
@@ -30,7 +30,7 @@ KNOBS = (
     "+sweep.space.course={at_once:[],falling:['+callback@callbacks.bits=bits']}",
 )
 
-RANGE = {"_target_": "qtrain.sweep.knobs.Uniform"}
+RANGE = {"_target_": "qtrain.sweep.knobs.UniformRange"}
 
 
 @cache
@@ -80,8 +80,8 @@ def test_null_takes_a_knob_away(data: VisionData) -> None:
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        ({"lr": {**RANGE, "low": 2, "high": 1}}, r"sweep\.space\.lr: Uniform: low must be below high"),
-        ({"lr": {**RANGE, "low": 2}}, r"sweep\.space\.lr: Uniform needs high"),
+        ({"lr": {**RANGE, "low": 2, "high": 1}}, r"sweep\.space\.lr: UniformRange: low must be below high"),
+        ({"lr": {**RANGE, "low": 2}}, r"sweep\.space\.lr: UniformRange needs high"),
         (None, r"sweep\.space: the space is empty"),
         ({"lr": 0.1}, r"sweep\.space\.lr: must be a list of values, a mapping of labels to overrides, or a knob"),
         ({"lr": []}, r"sweep\.space\.lr: Choice: options must not be empty"),
@@ -119,7 +119,7 @@ def test_a_rehearsal_sees_every_value() -> None:
         seen.append(changes)
         return composed()
 
-    rehearse(
+    rehearse_space(
         composed(), Space({"a": Choice(options=[1, 2, 3]), "b": Choice(options=["x"], when={"a": [3]})}), composing
     )
     assert sorted(seen) == [["a=1"], ["a=2"], ["a=3", "b=x"]]
@@ -138,11 +138,11 @@ def test_a_rehearsal_sees_every_value() -> None:
 def test_a_rehearsal_finds_what_would_fail_each_trial(key: str, message: str) -> None:
     space = Space({"knob": Choice(options=["soft_hint", "soft_hnt"], key=key)})
     with pytest.raises(ConfigError, match=message):
-        rehearse(composed(), space, lambda changes: compose([*BASE, *changes]))
+        rehearse_space(composed(), space, lambda changes: compose([*BASE, *changes]))
 
 
 def test_bits_by_name_and_another_model_do_not_go_together(data: VisionData) -> None:
     cfg = composed("+knob@sweep.space.widths=bit_widths", "+sweep.space.model=[cifar_resnet8,cifar_resnet20]")
     own = [override for override in BASE if not override.startswith("model=")]
     with pytest.raises(ConfigError, match=r"sweep\.space: changes the model"):
-        rehearse(cfg, make_space(cfg, data), lambda changes: compose([*own, *changes]))
+        rehearse_space(cfg, make_space(cfg, data), lambda changes: compose([*own, *changes]))

@@ -10,11 +10,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from qtrain.sweep.bit_widths import BitWidths
 from qtrain.sweep.domains import Options
-from qtrain.sweep.knobs import Choice, Uniform
+from qtrain.sweep.knobs import Choice, UniformRange
 from qtrain.sweep.pareto import Direction
 from qtrain.sweep.population import GENERATION, PopulationSearcher
 from qtrain.sweep.search import Population
-from qtrain.sweep.searcher import FINISHED
+from qtrain.sweep.searcher import NO_MORE
 from qtrain.sweep.space import Point, Space
 
 LAYERS = ["conv1", *(f"layer{i}.0.conv{j}" for i in (1, 2, 3, 4) for j in (1, 2)), "fc"]
@@ -28,7 +28,7 @@ def space() -> Space:
         {
             "widths": BitWidths(choices=[2, 3, 4, 8]),
             "objective": Choice(options=["soft", "hard"]),
-            "distill.temperature": Uniform(low=1, high=8, when={"objective": ["soft"]}),
+            "distill.temperature": UniformRange(low=1, high=8, when={"objective": ["soft"]}),
         },
         layers=LAYERS,
     )
@@ -61,7 +61,7 @@ def run(
     """All trials of a population, told of in the order that ``told`` makes of each generation."""
     points: dict[str, Point] = {}
     waiting: list[str] = []
-    while (point := searcher.suggest(id := f"t{len(points):02d}")) != FINISHED:
+    while (point := searcher.suggest(id := f"t{len(points):02d}")) != NO_MORE:
         if point is None:
             for done in told(waiting):
                 searcher.on_trial_complete(done, found := metrics(done, points[done]), error=found is None)

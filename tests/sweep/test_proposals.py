@@ -11,7 +11,7 @@ import pytest
 
 from qtrain.sweep.proposals import Proposals
 from qtrain.sweep.search_log import SEARCH, Event, SearchLog, spent_s
-from qtrain.sweep.searcher import FINISHED, SpaceSearcher
+from qtrain.sweep.searcher import NO_MORE, SpaceSearcher
 from qtrain.sweep.trial import Trial
 from qtrain.utils.errors import ConfigError
 
@@ -27,7 +27,7 @@ class Listed(SpaceSearcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if not self.points:
-            return FINISHED
+            return NO_MORE
         self.seen[trial_id] = {"x": self.points.pop(0) + self.sum}
         return self.seen[trial_id]
 
@@ -86,7 +86,7 @@ def test_a_config_that_was_run_is_told_and_not_run(tmp_path: Path) -> None:
     assert sweep.search.told == [("0001", 1.0), ("0002", 1.0)]
     twin = sweep.ended["0002"]
     assert (twin.status, twin.of, twin.key, twin.metrics) == ("duplicate", "0001", "key-x=1", {"top1": 1.0})
-    assert sweep.ask("c") == FINISHED
+    assert sweep.ask("c") == NO_MORE
 
 
 def test_a_duplicate_of_a_trial_that_still_runs_is_told_when_that_ends(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_no_more_trials_than_asked_for_nor_at_once(tmp_path: Path) -> None:
     sweep.end("b", 0.0)
     assert sweep.ask("c")["id"] == "0003"
     sweep.end("c", 0.0)
-    assert sweep.ask("d") == FINISHED
+    assert sweep.ask("d") == NO_MORE
 
 
 @pytest.mark.parametrize("cut", [0, 1, 9])
@@ -142,7 +142,7 @@ def test_a_killed_command_is_taken_up_where_it_was(tmp_path: Path, cut: int) -> 
 
     second = Sweep(tmp_path / "cut", points, first.ended)
     assert second.ask("x") == running == expected[2], "what ran goes on, under its own id"
-    for name, then in (("x", expected[3]), ("y", expected[4]), ("z", FINISHED)):
+    for name, then in (("x", expected[3]), ("y", expected[4]), ("z", NO_MORE)):
         second.proposals.on_trial_result(name, {"metrics/top1": 0.5, "metrics/epochs": 1.0})
         second.end(name, 1.0)
         assert second.ask(chr(ord(name) + 1)) == then

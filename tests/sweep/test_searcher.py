@@ -6,20 +6,20 @@ import json
 
 import pytest
 
-from qtrain.sweep.knobs import Choice, Knob, Uniform
-from qtrain.sweep.searcher import FINISHED, GridSearcher
+from qtrain.sweep.knobs import Choice, Knob, UniformRange
+from qtrain.sweep.searcher import NO_MORE, GridSearcher
 from qtrain.sweep.space import Point, Space
 
 KNOBS: dict[str, Knob] = {
     "objective": Choice(options=["soft", "hard"]),
     "distill.temperature": Choice(options=[1.0, 2.0, 4.0], when={"objective": ["soft"]}),
-    "optimizer.lr": Uniform(low=0, high=1),
+    "optimizer.lr": UniformRange(low=0, high=1),
 }
 
 
 def proposed(searcher: GridSearcher) -> list[Point]:
     found: list[Point] = []
-    while (point := searcher.suggest(f"t{len(found)}")) != FINISHED:
+    while (point := searcher.suggest(f"t{len(found)}")) != NO_MORE:
         assert isinstance(point, dict)
         found.append(point)
     return found
@@ -50,5 +50,5 @@ def test_one_that_agrees_with_each_start_comes_first() -> None:
 
 def test_a_grid_that_nobody_can_walk_is_refused() -> None:
     space = Space({str(i): Choice(options=[2, 3, 4]) for i in range(20)})
-    with pytest.raises(ValueError, match=r"Grid: the space has 3,486,784,401 combinations.*nsga2"):
+    with pytest.raises(ValueError, match=r"GridSearch: the space has 3,486,784,401 combinations.*nsga2"):
         GridSearcher(space, points=2, trials=8, seed=0)

@@ -12,7 +12,7 @@ import pytest
 from qtrain.spec import LayerBits
 from qtrain.sweep.bit_widths import BitWidths
 from qtrain.sweep.first_last_bits import FirstLastBits
-from qtrain.sweep.knobs import Bundle, Choice, Integers, Knob, LogUniform, Uniform, spelled
+from qtrain.sweep.knobs import Bundle, Choice, IntegerRange, Knob, LogUniformRange, UniformRange, spelled
 from qtrain.sweep.space import MANUAL, Space
 
 LAYERS = ["conv1", "layer1.0.conv1", "layer1.0.conv2", "layer2.0.conv1", "layer2.0.conv2", "fc"]
@@ -58,7 +58,7 @@ def test_all_combinations_are_those_that_conditions_let_be() -> None:
 
 def test_ranges_count_as_so_many_points_and_widths_as_their_choices() -> None:
     space = Space(
-        {"lr": Uniform(low=0, high=1), "n": Integers(low=1, high=3), "widths": BitWidths(choices=[2, 3, 4])},
+        {"lr": UniformRange(low=0, high=1), "n": IntegerRange(low=1, high=3), "widths": BitWidths(choices=[2, 3, 4])},
         layers=LAYERS,
     )
     assert space.count(5) == len(list(space.combinations(5))) == 5 * 3 * 3**2
@@ -104,13 +104,13 @@ def test_ends_have_the_last_word_on_the_first_and_the_last_layer(order: tuple[st
 
 
 def test_a_start_is_completed_for_knobs_of_several_parameters() -> None:
-    space = Space({"widths": BitWidths(choices=[2, 3, 4]), "lr": LogUniform(low=1e-4, high=1e-2)}, layers=LAYERS)
+    space = Space({"widths": BitWidths(choices=[2, 3, 4]), "lr": LogUniformRange(low=1e-4, high=1e-2)}, layers=LAYERS)
     assert space.completed({"widths": 3}) == {"widths.layer1.0": 3, "widths.layer2.0": 3}
     assert space.completed({"widths": {"layer2.0": 2}, "lr": 1e-3}) == {"widths.layer2.0": 2, "lr": 1e-3}
 
 
 def test_a_few_points_cover_every_value() -> None:
-    space = Space({**conditional().knobs, "lr": Uniform(low=0, high=1)})
+    space = Space({**conditional().knobs, "lr": UniformRange(low=0, high=1)})
     points = list(space.covering())
     for name, domain in space.parameters.items():
         assert {point[name] for point in points if name in point} == set(domain.grid(2)), name
@@ -122,11 +122,17 @@ def test_a_few_points_cover_every_value() -> None:
     [
         (lambda: {}, "the space is empty.*add a knob"),
         (
-            lambda: {"lr": Uniform(low=0, high=1, when={"objectve": ["soft"]}), "objective": Choice(options=["soft"])},
+            lambda: {
+                "lr": UniformRange(low=0, high=1, when={"objectve": ["soft"]}),
+                "objective": Choice(options=["soft"]),
+            },
             r"lr\.when: there is no knob 'objectve' in the space; did you mean 'objective'\?",
         ),
         (
-            lambda: {"lr": Uniform(low=0, high=1, when={"objective": ["sotf"]}), "objective": Choice(options=["soft"])},
+            lambda: {
+                "lr": UniformRange(low=0, high=1, when={"objective": ["sotf"]}),
+                "objective": Choice(options=["soft"]),
+            },
             r"lr\.when\.objective: must be one of soft, got 'sotf'",
         ),
         (
@@ -134,7 +140,7 @@ def test_a_few_points_cover_every_value() -> None:
             "a, b: their conditions depend on each other",
         ),
         (
-            lambda: {"lr": Uniform(low=0, high=1, when={"widths": [2]}), "widths": BitWidths(choices=[2])},
+            lambda: {"lr": UniformRange(low=0, high=1, when={"widths": [2]}), "widths": BitWidths(choices=[2])},
             r"lr\.when\.widths: has bits of several layers",
         ),
         (
@@ -158,6 +164,6 @@ def test_spaces_that_cannot_be_are_refused(knobs: Callable[[], dict[str, Knob]],
     ],
 )
 def test_a_start_outside_the_space_is_refused(start: dict[str, Any], message: str) -> None:
-    space = Space({"widths": BitWidths(choices=[2, 3]), "lr": Uniform(low=0, high=1)}, layers=LAYERS)
+    space = Space({"widths": BitWidths(choices=[2, 3]), "lr": UniformRange(low=0, high=1)}, layers=LAYERS)
     with pytest.raises(ValueError, match=message):
         space.completed(start)

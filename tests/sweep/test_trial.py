@@ -17,7 +17,7 @@ TRIAL = Trial(
     overrides=["objective=soft", "optimizer.lr=0.001"],
     knobs={"objective": "soft", "lr": 1e-3, "widths/layer1.0": 3},
     metrics={"top1": 87.5, "size_bytes": 71234.0},
-    widths={"conv1": [8, 8], "layer1.0.conv1": [3, 3]},
+    layer_bits={"conv1": [8, 8], "layer1.0.conv1": [3, 3]},
     epochs=4.0,
     train_s=12.5,
     overhead_s=0.25,
