@@ -9,13 +9,13 @@ from typing import Any
 from qtrain.pipeline.results import append_row, provenance, read_rows
 from qtrain.report.formatting import bits_text, knobs_text
 from qtrain.sweep.evaluate_front import TEST
-from qtrain.sweep.sweep_results import RUNS, Sweep
+from qtrain.sweep.sweep_results import RUNS, SweepResults
 from qtrain.sweep.trial import Trial
 
 TASK = "sweep"
 
 
-def append_sweep_rows(path: Path, sweep: Sweep, *, starts: Collection[str], config_hash: str) -> None:
+def append_sweep_rows(path: Path, sweep: SweepResults, *, starts: Collection[str], config_hash: str) -> None:
     """Add ``sweep`` to the results file ``path``; rows that stand there already stay as they are.
 
     ``starts`` are ids of the trials that the sweep was told to begin with, ``config_hash`` is that of the sweep. The
@@ -32,14 +32,14 @@ def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return row["config_hash"], row["name"], row.get("sweep")
 
 
-def _models(sweep: Sweep, starts: Collection[str]) -> Iterator[dict[str, Any]]:
+def _models(sweep: SweepResults, starts: Collection[str]) -> Iterator[dict[str, Any]]:
     for trial in sweep.trials:
         if TEST in trial.metrics and (trial.id in sweep.points or trial.id in starts):
             own = {"sweep": sweep.folder.name, "point": sweep.points.get(trial.id), "start": trial.id in starts}
             yield {**read_rows(sweep.folder / RUNS / trial.key / "results.csv")[-1], **own, **_model(sweep, trial)}
 
 
-def _model(sweep: Sweep, trial: Trial) -> dict[str, Any]:
+def _model(sweep: SweepResults, trial: Trial) -> dict[str, Any]:
     return {
         "task": TASK,
         "name": trial.id,
@@ -50,7 +50,7 @@ def _model(sweep: Sweep, trial: Trial) -> dict[str, Any]:
     }
 
 
-def _spent(sweep: Sweep, config_hash: str) -> dict[str, Any]:
+def _spent(sweep: SweepResults, config_hash: str) -> dict[str, Any]:
     spent = sweep.spending
     return {
         **provenance(),
