@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import final
 
 from qtrain.allocate.uniform import Uniform, checked
 from qtrain.spec import Allocation, LayerBits
+from qtrain.utils.suggestions import close_matches
 
 
 @final
@@ -41,8 +41,6 @@ class Manual:
         fitting = {pattern: fnmatch.filter(layers, pattern) for pattern in self.layers}
         for pattern, names in fitting.items():
             if not names:
-                near = difflib.get_close_matches(pattern, layers, n=1, cutoff=0.6)
-                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(layers)}"
-                raise ValueError(f"Manual: layers.{pattern} fits no quantizable layer; {hint}")
+                raise ValueError(f"Manual: layers.{pattern} fits no quantizable layer{close_matches(pattern, layers)}")
             allocation |= dict.fromkeys(names, self.layers[pattern])
         return allocation | {name: self.layers[name] for name in layers if name in self.layers}

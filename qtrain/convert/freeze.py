@@ -6,13 +6,13 @@ unstable third, two thirds and finally all of them are frozen: what is left adap
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 from qtrain.nn import QuantWeighted
+from qtrain.utils.suggestions import close_matches
 
 
 def weighted_layers(student: nn.Module) -> dict[str, nn.Module]:
@@ -40,8 +40,8 @@ def layers_to_freeze(
     layers = weighted_layers(student)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in layers):
-            close = difflib.get_close_matches(pattern, layers)
-            raise ValueError(f"fit.freeze.layers: pattern {pattern!r} matches no layer with a weight; close: {close}")
+            close = close_matches(pattern, layers)
+            raise ValueError(f"fit.freeze.layers: pattern {pattern!r} matches no layer with a weight{close}")
     chosen = {name for name in layers if any(fnmatchcase(name, pattern) for pattern in patterns)}
     if share is not None:
         chosen |= set(_most_unstable(layers, metrics or {}, share))

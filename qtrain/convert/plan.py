@@ -6,7 +6,6 @@ that it matches. The outcome is one plan for each layer, which conversion and ca
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -17,6 +16,7 @@ from qtrain.convert.layers import Quantizable
 from qtrain.observers.base import Observer
 from qtrain.quantizers.base import MakeQuantizer
 from qtrain.spec import FULL_PRECISION, Allocation, Granularity, LayerBits
+from qtrain.utils.suggestions import close_matches
 
 IN_FLOAT = LayerBits(FULL_PRECISION, FULL_PRECISION)
 
@@ -95,7 +95,7 @@ def plan_layers(
     """
     for name in allocation:
         if name not in found.layers:
-            reason = found.skipped.get(name) or f"no such layer; close: {difflib.get_close_matches(name, found.layers)}"
+            reason = found.skipped.get(name) or f"no such layer{close_matches(name, found.layers)}"
             raise ValueError(f"allocation: layer {name!r} cannot be quantized: {reason}")
     plans = {name: replace(recipe, bits=allocation.get(name, recipe.bits)) for name in found.layers}
     for title, policy in (policies or {}).items():
@@ -110,8 +110,8 @@ def _check_matches(title: str, policy: Policy, found: Quantizable) -> None:
     for pattern in policy.layers:
         if not any(fnmatchcase(name, pattern) for name in found.layers):
             skipped = [f"{name} ({reason})" for name, reason in found.skipped.items() if fnmatchcase(name, pattern)]
-            why = f"only {skipped[0]}" if skipped else f"close: {difflib.get_close_matches(pattern, found.layers)}"
-            raise ValueError(f"policies.{title}: pattern {pattern!r} matches no layer that can be quantized; {why}")
+            why = f"; only {skipped[0]}" if skipped else close_matches(pattern, found.layers)
+            raise ValueError(f"policies.{title}: pattern {pattern!r} matches no layer that can be quantized{why}")
     present = {kind for name in found.layers for kind in found.kinds(name)}
     for kind in policy.kinds:
         if kind not in present:

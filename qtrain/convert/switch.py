@@ -8,7 +8,6 @@ can, ``min_f |Q_new(x; f) - Q_old(x)|^2``, for each granularity group on its own
 from __future__ import annotations
 
 import copy
-import difflib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from qtrain.spec import FULL_PRECISION, Allocation
 from qtrain.storage.affine import AffineTensor
 from qtrain.storage.levels import LevelTensor
 from qtrain.utils.eval_mode import evaluating
+from qtrain.utils.suggestions import close_matches
 
 log = logging.getLogger(__name__)
 
@@ -127,8 +127,8 @@ def asked_changes(model: nn.Module, bits: Allocation) -> list[Change]:
     changes = []
     for name, (weight, input) in bits.items():
         if name not in layers:
-            close = difflib.get_close_matches(name, layers)
-            raise ValueError(f"switch_bits_: {name!r} is not a quantized layer of this model; close: {close}")
+            close = close_matches(name, layers)
+            raise ValueError(f"switch_bits_: {name!r} is not a quantized layer of this model{close}")
         asked: list[tuple[Literal["weight", "input"], Quantizer | None, int]] = [
             ("weight", layers[name].weight_quantizer, weight),
             ("input", layers[name].input_quantizer, input),

@@ -6,7 +6,6 @@ loaded. So the architecture depends on the options alone, and a file saved from 
 
 from __future__ import annotations
 
-import difflib
 import logging
 from contextlib import nullcontext
 from typing import Any
@@ -19,6 +18,7 @@ from torch import nn
 from qtrain.models import cifar_resnet as cifar_resnet  # registers its architectures with timm
 from qtrain.models.hub import offline_unless_reachable
 from qtrain.models.weights import load_weights
+from qtrain.utils.suggestions import did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -78,9 +78,8 @@ def check_name(name: str) -> None:
         return
     architecture, tag = split_model_name_tag(name)
     if not is_model(architecture):
-        near = difflib.get_close_matches(architecture, list_models(), n=5, cutoff=0.6)
-        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names all"
-        raise ValueError(f"create_model: timm has no model {name!r}; {hint}")
+        hint = did_you_mean(architecture, list_models(), most=5) or "; timm.list_models() names all"
+        raise ValueError(f"create_model: timm has no model {name!r}{hint}")
     known = [key for key in get_arch_pretrained_cfgs(architecture) if "." in key]
     if tag and name not in known:
         raise ValueError(

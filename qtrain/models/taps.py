@@ -6,7 +6,6 @@ rewriting it, and torch.compile traces through them with no graph break.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from qtrain.utils.eval_mode import evaluating
+from qtrain.utils.suggestions import did_you_mean
 
 
 class FeatureTaps:
@@ -79,10 +79,9 @@ def tapped_modules(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Modul
         raise ValueError(f"FeatureTaps: each name once, got {list(names)}")
     for name in names:
         if name not in modules or not name:
-            near = difflib.get_close_matches(name, modules, n=4, cutoff=0.4) or [n for n, _ in model.named_children()]
-            raise ValueError(
-                f"FeatureTaps: {type(model).__name__} has no layer {name!r}; near to it: {', '.join(near)}"
-            )
+            children = ", ".join(child for child, _ in model.named_children())
+            near = did_you_mean(name, modules, most=4) or f"; its parts are {children}"
+            raise ValueError(f"FeatureTaps: {type(model).__name__} has no layer {name!r}{near}")
     return {name: modules[name] for name in names}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any, final
@@ -12,6 +11,7 @@ from qtrain.sweep.bit_widths import BitWidths
 from qtrain.sweep.domains import Domain
 from qtrain.sweep.first_last_bits import FirstLastBits
 from qtrain.sweep.knobs import Knob, spelled
+from qtrain.utils.suggestions import did_you_mean
 
 Point = dict[str, Any]
 """Parameter -> its value, of the parameters that count; plain values, as JSON has them."""
@@ -92,7 +92,7 @@ class Space:
         point: Point = {}
         for name, value in given.items():
             if name not in self.knobs:
-                raise ValueError(f"there is no knob {name!r} in the space{_near(name, self.knobs)}")
+                raise ValueError(f"there is no knob {name!r} in the space{did_you_mean(name, self.knobs)}")
             suffixes = self._domains[name]
             if isinstance(value, Mapping):
                 chosen = {f".{part}": inner for part, inner in value.items()}
@@ -101,7 +101,7 @@ class Space:
             for suffix, inner in chosen.items():
                 if suffix not in suffixes:
                     parts = [known.removeprefix(".") for known in suffixes]
-                    raise ValueError(f"{name}: there is no {suffix.removeprefix('.')!r}{_near(suffix, parts)}")
+                    raise ValueError(f"{name}: there is no {suffix.removeprefix('.')!r}{did_you_mean(suffix, parts)}")
                 _check_value(name + suffix, suffixes[suffix], inner)
                 point[name + suffix] = inner
         return point
@@ -183,7 +183,7 @@ def _in_order(knobs: Mapping[str, Knob]) -> dict[str, Knob]:
     for name, knob in knobs.items():
         for other in knob.when:
             if other not in knobs:
-                raise ValueError(f"{name}.when: there is no knob {other!r} in the space{_near(other, knobs)}")
+                raise ValueError(f"{name}.when: there is no knob {other!r} in the space{did_you_mean(other, knobs)}")
     while left:
         ready = [name for name, knob in left.items() if all(other in ordered for other in knob.when)]
         if not ready:
@@ -198,8 +198,3 @@ def _check_value(where: str, domain: Domain, value: Any) -> None:
         domain.check(value)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-
-
-def _near(word: str, words: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,12 +1,21 @@
-"""The nearest known word to one that is not known."""
+"""What to suggest in an error message about a word that is not known."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
+NAMES_LISTED = 8
 
-def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` for the nearest of ``words``, or nothing where none is near."""
-    near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+
+def did_you_mean(word: str, words: Iterable[str], *, most: int = 1) -> str:
+    """``"; did you mean 'x' or 'y'?"`` with the ``most`` nearest of ``words``, or ``""`` if none is near."""
+    near = difflib.get_close_matches(word, list(words), n=most, cutoff=0.6)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def close_matches(word: str, words: Iterable[str], *, most: int = 3) -> str:
+    """As :func:`did_you_mean`; if none is near, the first :data:`NAMES_LISTED` of ``words``: ``"; there are x, y"``."""
+    known = list(words)
+    more = f" and {len(known) - NAMES_LISTED} more" if len(known) > NAMES_LISTED else ""
+    return did_you_mean(word, known, most=most) or f"; there are {', '.join(known[:NAMES_LISTED]) or 'none'}{more}"

@@ -94,8 +94,8 @@ def test_granularity_alone_can_be_changed() -> None:
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        (Policy(layers=["stem", "heat"], weight_bits=8), r"policies.p: pattern 'heat' matches no layer.*close: \[\]"),
-        (Policy(layers=["fcc"], weight_bits=8), r"policies.p: pattern 'fcc' matches no layer.*close: \['fc'\]"),
+        (Policy(layers=["stem", "heat"], weight_bits=8), r"policies.p: pattern 'heat' matches no layer.*; there are "),
+        (Policy(layers=["fcc"], weight_bits=8), r"policies.p: pattern 'fcc' matches no layer.*did you mean 'fc'"),
         (Policy(kinds=["conv3d"], weight_bits=8), r"policies.p: no layer is of kind 'conv3d'; this model has \["),
         (Policy(layers=["fc"], kinds=["depthwise"]), r"policies.p: no layer has both a name like \['fc'\]"),
     ],

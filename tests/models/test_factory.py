@@ -73,7 +73,7 @@ def test_fixed_input_sizes_follow_the_data() -> None:
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"name": "resnt18"}, r"no model 'resnt18'; did you mean resnet18"),
+        ({"name": "resnt18"}, r"no model 'resnt18'; did you mean 'resnet18'"),
         ({"name": "zzzzzzzz"}, r"no model 'zzzzzzzz'; timm.list_models\(\) names all"),
         ({"name": "resnet18.nope"}, r"no weights tagged 'nope'; there are: .*resnet18.a1_in1k"),
         ({"name": "cifar_resnet8", "widht": 2}, r"does not take these options: .*'widht'"),

@@ -76,7 +76,7 @@ def test_compiled_as_a_whole_without_break_or_recompile(model: nn.Module) -> Non
 
 
 def test_wrong_names(model: nn.Module) -> None:
-    with pytest.raises(ValueError, match=r"no layer 'layer4'; near to it: layer"):
+    with pytest.raises(ValueError, match=r"no layer 'layer4'; did you mean 'layer"):
         FeatureTaps(model, ["layer4"])
     with pytest.raises(ValueError, match="each name once"):
         FeatureTaps(model, ["layer1", "layer1"])

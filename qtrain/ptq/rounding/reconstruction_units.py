@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from qtrain.convert.layers import quant_layers
 from qtrain.nn import Operand, QuantLayer
 from qtrain.utils.eval_mode import evaluating
+from qtrain.utils.suggestions import close_matches
 
 
 def blocks_of(model: nn.Module, patterns: Sequence[str] = ()) -> list[str]:
@@ -28,8 +28,8 @@ def blocks_of(model: nn.Module, patterns: Sequence[str] = ()) -> list[str]:
     names = [name for name, module in model.named_modules() if name and _has_layers(module)]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            close = difflib.get_close_matches(pattern, names)
-            raise ValueError(f"blocks: pattern {pattern!r} matches no part with quantized layers; close: {close}")
+            close = close_matches(pattern, names)
+            raise ValueError(f"blocks: pattern {pattern!r} matches no part with quantized layers{close}")
     found: list[str] = []
     for name in names:
         module = model.get_submodule(name)

@@ -8,7 +8,6 @@ optimizer's moments and the weight average.
 from __future__ import annotations
 
 import copy
-import difflib
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -30,6 +29,7 @@ from qtrain.spec import FULL_PRECISION, LayerBits
 from qtrain.tracking.metric_log import MetricLog
 from qtrain.training.callbacks.average import WeightAverage
 from qtrain.training.student import student_of
+from qtrain.utils.suggestions import close_matches
 
 log = logging.getLogger(__name__)
 
@@ -147,8 +147,8 @@ class BitSchedule(pl.Callback):
         layers = quant_layers(student)
         for pattern in self.layers:
             if not any(fnmatchcase(name, pattern) for name in layers):
-                close = difflib.get_close_matches(pattern, layers)
-                raise ValueError(f"BitSchedule: pattern {pattern!r} matches no quantized layer; close: {close}")
+                close = close_matches(pattern, layers)
+                raise ValueError(f"BitSchedule: pattern {pattern!r} matches no quantized layer{close}")
         self._planned = {}
         for name, layer in layers.items():
             planned = {}

@@ -79,7 +79,9 @@ def test_patterns_name_blocks_and_what_is_left_stands_alone() -> None:
     assert blocks_of(model, ["?", "0.?"]) == ["0", "1", "2"], "the outermost match"
     resnet, _ = made("cifar_resnet8")
     assert blocks_of(resnet, ["layer*"]) == ["conv1", "layer1", "layer2", "layer3", "linear"]
-    with pytest.raises(ValueError, match=r"pattern 'layer4' matches no part with quantized layers; close: \['layer"):
+    with pytest.raises(
+        ValueError, match=r"pattern 'layer4' matches no part with quantized layers; did you mean 'layer"
+    ):
         blocks_of(resnet, ["layer4"])
 
 
