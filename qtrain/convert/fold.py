@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from qtrain.convert.graph import Skipped, called, called_once, calls, trace
 from qtrain.convert.swap import replace_module
-from qtrain.models.layer_kinds import LayerSpec, describe
+from qtrain.models.layer_kinds import LayerSpec, describe_layer
 from qtrain.models.norms import NormForm, describe_norm
 from qtrain.nn import QuantConv, QuantConvTranspose, QuantLinear
 from qtrain.nn.conv_transpose import outputs_first
@@ -143,7 +143,9 @@ def _source(graph: fx.GraphModule, norm: fx.Node) -> fx.Node | None:
         module = called(graph, node)
         if module is None:
             return None
-        if isinstance(describe(module), LayerSpec) or isinstance(module, QuantConv | QuantConvTranspose | QuantLinear):
+        if isinstance(describe_layer(module), LayerSpec) or isinstance(
+            module, QuantConv | QuantConvTranspose | QuantLinear
+        ):
             return node
         if not isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d):
             return None
@@ -153,7 +155,7 @@ def _source(graph: fx.GraphModule, norm: fx.Node) -> fx.Node | None:
 
 def _no_place(layer: nn.Module) -> str | None:
     """Why a norm cannot become part of ``layer``."""
-    form = describe(layer)
+    form = describe_layer(layer)
     if not isinstance(form, LayerSpec) or form.kind == "embedding":
         return f"a {type(layer).__name__} has no weight of its own to merge it into"
     return "its weight is standardized before it is convolved" if form.weight_transform is not None else None

@@ -63,4 +63,8 @@ class HubImages(ResidentData):
         labeled = source.find_columns(rows, image=self.image_column, label=self.label_column, where=where)
         targets = source.targets_of(labeled, where)
         num_classes = labeled.num_classes or int(targets.max()) + 1
-        return {"images": source.decode(labeled, where), "targets": targets, "num_classes": np.asarray(num_classes)}
+        return {
+            "images": source.decode_images(labeled, where),
+            "targets": targets,
+            "num_classes": np.asarray(num_classes),
+        }

@@ -13,7 +13,7 @@ from qtrain.data.synthetic_store import read_images, read_manifest
 from qtrain.utils.atomic_write import atomic_write
 
 PICTURE = "images.png"
-SHOWN = 100
+IMAGES_SHOWN = 100
 SCALE = 2
 """Width and height of a pixel in the picture."""
 
@@ -21,12 +21,12 @@ SCALE = 2
 def keep_picture(data: VisionData, folder: Path) -> None:
     """Leave a picture in a run's ``folder`` where its images are imagined."""
     if isinstance(data, SyntheticImages) and data.folder is not None:
-        draw(Path(data.folder), folder / PICTURE)
+        draw_images(Path(data.folder), folder / PICTURE)
 
 
-def draw(images: Path, path: Path) -> None:
+def draw_images(images: Path, path: Path) -> None:
     """A grid of the first images of the folder ``images`` as a PNG at ``path``."""
-    tiles = read_images(read_manifest(images).checked_files()[0], SHOWN)
+    tiles = read_images(read_manifest(images).checked_files()[0], IMAGES_SHOWN)
     count, height, width, channels = tiles.shape
     columns = math.ceil(math.sqrt(count))
     size = (columns * (width + 1) - 1, math.ceil(count / columns) * (height + 1) - 1)

@@ -36,7 +36,7 @@ def no_images(like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return like[:0], np.zeros(0, dtype=np.int64)
 
 
-class Augmentation(NamedTuple):
+class BatchAugmentation(NamedTuple):
     """How a batch is made from bytes; ``num_classes`` is the width of mixed targets."""
 
     mean: tuple[float, ...]
@@ -55,7 +55,7 @@ class ResidentLoader(EpochLoader):
     Augments only where ``order.train``.
     """
 
-    def __init__(self, images: Tensor, targets: Tensor, order: BatchOrder, augmentation: Augmentation) -> None:
+    def __init__(self, images: Tensor, targets: Tensor, order: BatchOrder, augmentation: BatchAugmentation) -> None:
         super().__init__(order)
         self._images = images
         self._targets = targets
@@ -143,8 +143,8 @@ class ResidentData(VisionData):
         images, targets = self._tensors("test" if test_images else "train")
         return ResidentLoader(images, targets, order, self._augmentation())
 
-    def _augmentation(self) -> Augmentation:
-        return Augmentation(
+    def _augmentation(self) -> BatchAugmentation:
+        return BatchAugmentation(
             mean=self.info.mean,
             std=self.info.std,
             num_classes=self.info.num_classes,

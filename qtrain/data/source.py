@@ -133,7 +133,7 @@ def encoded(split: Labeled) -> Rows:
     return split.rows.cast_column(split.image, datasets.Image(decode=False))
 
 
-def decode(split: Labeled, where: str) -> np.ndarray:
+def decode_images(split: Labeled, where: str) -> np.ndarray:
     """All images as (D, H, W, C) uint8, one channel where every image is gray, else three."""
     rows = encoded(split)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from qtrain.data.base import VisionData
 from qtrain.data.loader import EpochLoader
 from qtrain.data.order import BatchOrder
-from qtrain.data.resident import Augmentation, ResidentLoader
+from qtrain.data.resident import BatchAugmentation, ResidentLoader
 from qtrain.data.synthetic_store import read_manifest
 from qtrain.spec import DataInfo
 
@@ -72,7 +72,7 @@ class SyntheticImages(VisionData):
         where = f"{self.name} (imagined)"
         files = read_manifest(folder).checked_files()
         rows = source.find_columns(source.open_small(files), image="image", label="label", where=where)
-        images, targets = source.decode(rows, where), source.targets_of(rows, where)
+        images, targets = source.decode_images(rows, where), source.targets_of(rows, where)
         wanted = (self.image_size, self.image_size, self.in_channels)
         if images.shape[1:] != wanted:
             raise ValueError(
@@ -126,7 +126,7 @@ class SyntheticImages(VisionData):
             assert self.test is not None, "without it there are no test images"
             return self.test.test_loader(order)
         info = self.info
-        how = Augmentation(
+        how = BatchAugmentation(
             mean=info.mean,
             std=info.std,
             num_classes=info.num_classes,

@@ -25,8 +25,8 @@ from qtrain.utils.atomic_write import atomic_write, write_text
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
-FORMAT = 1
+IMAGES_MANIFEST = "manifest.json"
+IMAGES_FORMAT = 1
 
 
 class Shard(NamedTuple):
@@ -59,7 +59,7 @@ class Manifest:
             if not path.is_file() or _digest(path) != digest:
                 what = "is damaged" if path.is_file() else "is missing"
                 raise ValueError(
-                    f"data.folder: {path} {what}; delete it and {self.folder / MANIFEST}, "
+                    f"data.folder: {path} {what}; delete it and {self.folder / IMAGES_MANIFEST}, "
                     "and task=synthesize makes it anew"
                 )
             paths.append(path)
@@ -114,14 +114,14 @@ def write_manifest(folder: Path, made_from: Mapping[str, Any], shards: list[Shar
     metrics = {name: sum(s.metrics.get(name, float("nan")) * s.images for s in shards) / total for name in names}
     files = {shard.path.name: _digest(shard.path) for shard in shards}
     manifest = Manifest(folder, made_from, {"images": total, **metrics}, files)
-    content = {"format": FORMAT, "made_from": dict(made_from), "metrics": dict(manifest.metrics), "files": files}
-    write_text(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
+    content = {"format": IMAGES_FORMAT, "made_from": dict(made_from), "metrics": dict(manifest.metrics), "files": files}
+    write_text(folder / IMAGES_MANIFEST, json.dumps(content, indent=1) + "\n")
     return manifest
 
 
 def read_manifest(folder: str | Path) -> Manifest:
     """The manifest of a finished folder. Raises ``FileNotFoundError`` or ``ValueError`` with the remedy."""
-    path = Path(folder).expanduser() / MANIFEST
+    path = Path(folder).expanduser() / IMAGES_MANIFEST
     if not path.is_file():
         raise FileNotFoundError(
             f"data.folder: there is no {path}; give a folder that task=synthesize has finished, or the same command "
@@ -129,8 +129,8 @@ def read_manifest(folder: str | Path) -> Manifest:
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise ValueError(f"its format is {content['format']}, this version reads {FORMAT}")
+        if content["format"] != IMAGES_FORMAT:
+            raise ValueError(f"its format is {content['format']}, this version reads {IMAGES_FORMAT}")
         return Manifest(path.parent, content["made_from"], content["metrics"], content["files"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"data.folder: {path} is no manifest of synthesized images ({error}); delete it") from error

@@ -6,7 +6,7 @@ from typing import final
 
 from torch import Tensor
 
-from qtrain.distill.layers import LayerTerm, Shape, same_grid, same_places
+from qtrain.distill.layers import FeatureShape, LayerTerm, same_grid, same_places
 from qtrain.functional.losses import attention_loss
 
 
@@ -20,7 +20,7 @@ class Attention(LayerTerm):
 
     rule = "both must be maps (N, C, H, W), or tokens (N, L, C) of one length; vectors have no places to attend to"
 
-    def comparable(self, student: Shape, teacher: Shape) -> bool:
+    def comparable(self, student: FeatureShape, teacher: FeatureShape) -> bool:
         return same_places(student, teacher)
 
     def compare(self, pair: int, student: Tensor, teacher: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import final
 
 from torch import Tensor
 
-from qtrain.distill.layers import LayerTerm, Shape
+from qtrain.distill.layers import FeatureShape, LayerTerm
 from qtrain.functional.losses import relative_squared_error
 
 
@@ -21,7 +21,7 @@ class Blockwise(LayerTerm):
 
     rule = "both must have one shape; objective=hint compares layers of other shapes, through a regressor"
 
-    def comparable(self, student: Shape, teacher: Shape) -> bool:
+    def comparable(self, student: FeatureShape, teacher: FeatureShape) -> bool:
         return student == teacher
 
     def compare(self, pair: int, student: Tensor, teacher: Tensor) -> Tensor:

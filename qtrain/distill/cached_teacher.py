@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qtrain.distill.logit_format import LogitFormat
-from qtrain.distill.logit_store import LogitStore, Rows
+from qtrain.distill.logit_store import LogitRows, LogitStore
 from qtrain.models.teacher import FrozenTeacher, Teacher
 from qtrain.spec import Batch
 
@@ -125,7 +125,7 @@ class CachedTeacher(Teacher):
             return
         self._unsaved = False
         known, store = now.known.cpu(), self._opened()
-        rows = Rows(now.sample[known], {name: column.cpu()[known] for name, column in now.columns.items()})
+        rows = LogitRows(now.sample[known], {name: column.cpu()[known] for name, column in now.columns.items()})
         try:
             store.write(now.number, now.rank, rows)
         except OSError as error:

@@ -7,7 +7,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from qtrain.distill.layers import LayerTerm, Shape, same_grid, same_places
+from qtrain.distill.layers import FeatureShape, LayerTerm, same_grid, same_places
 from qtrain.functional.losses import hint_loss
 from qtrain.schedules.base import Schedule
 
@@ -32,10 +32,10 @@ class Hint(LayerTerm):
         super().__init__(student_layers=student_layers, teacher_layers=teacher_layers, weight=weight)
         self.regressors = nn.ModuleList()
 
-    def comparable(self, student: Shape, teacher: Shape) -> bool:
+    def comparable(self, student: FeatureShape, teacher: FeatureShape) -> bool:
         return same_places(student, teacher) or len(student) == len(teacher) == 2
 
-    def make_parameters_(self, shapes: Sequence[tuple[Shape, Shape]]) -> None:
+    def make_parameters_(self, shapes: Sequence[tuple[FeatureShape, FeatureShape]]) -> None:
         self.regressors = nn.ModuleList(_regressor(student, teacher) for student, teacher in shapes)
 
     def compare(self, pair: int, student: Tensor, teacher: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class Hint(LayerTerm):
         return hint_loss(self.regressors[pair](guided), hint)
 
 
-def _regressor(student: Shape, teacher: Shape) -> nn.Module:
+def _regressor(student: FeatureShape, teacher: FeatureShape) -> nn.Module:
     if len(student) == 4:
         return nn.Conv2d(student[1], teacher[1], kernel_size=1, bias=False)
     return nn.Linear(student[-1], teacher[-1], bias=False)

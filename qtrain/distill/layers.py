@@ -12,7 +12,7 @@ from qtrain.distill.base import Term
 from qtrain.schedules.base import Schedule
 from qtrain.spec import StepOutputs
 
-Shape = tuple[int, ...]
+FeatureShape = tuple[int, ...]
 """The shape of a layer's output for one image: maps (1, C, H, W), tokens (1, L, C), vectors (1, C)."""
 
 
@@ -25,7 +25,7 @@ def same_grid(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return pooled_a, pooled_b
 
 
-def same_places(a: Shape, b: Shape) -> bool:
+def same_places(a: FeatureShape, b: FeatureShape) -> bool:
     """Whether :func:`same_grid` makes the places of both agree: two maps, or tokens of one length."""
     return len(a) == len(b) and (len(a) == 4 or (len(a) == 3 and a[1] == b[1]))
 
@@ -59,17 +59,17 @@ class LayerTerm(Term):
         self.student_taps, self.teacher_taps = tuple(student_layers), tuple(teacher_layers)
 
     @abstractmethod
-    def comparable(self, student: Shape, teacher: Shape) -> bool:
+    def comparable(self, student: FeatureShape, teacher: FeatureShape) -> bool:
         """Whether layers with outputs of these shapes can be compared."""
 
     @abstractmethod
     def compare(self, pair: int, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss between the outputs of the pair of that number, 0-dim."""
 
-    def make_parameters_(self, shapes: Sequence[tuple[Shape, Shape]]) -> None:
+    def make_parameters_(self, shapes: Sequence[tuple[FeatureShape, FeatureShape]]) -> None:
         """Make what the term learns, if anything, from the shapes of each pair, which are comparable."""
 
-    def bind_(self, student: Mapping[str, Shape], teacher: Mapping[str, Shape]) -> None:
+    def bind_(self, student: Mapping[str, FeatureShape], teacher: Mapping[str, FeatureShape]) -> None:
         for s, t in zip(self.student_taps, self.teacher_taps, strict=True):
             if not self.comparable(student[s], teacher[t]):
                 raise ValueError(

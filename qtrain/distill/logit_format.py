@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-class Column(NamedTuple):
+class StoredColumn(NamedTuple):
     """One of the tensors that hold the answers, (samples, width)."""
 
     dtype: torch.dtype
@@ -23,7 +23,7 @@ class LogitFormat(ABC):
 
     @property
     @abstractmethod
-    def columns(self) -> dict[str, Column]:
+    def columns(self) -> dict[str, StoredColumn]:
         """The columns by name."""
 
     @abstractmethod
@@ -51,8 +51,8 @@ class Full(LogitFormat):
         self.num_classes = num_classes
 
     @property
-    def columns(self) -> dict[str, Column]:
-        return {"logits": Column(torch.float32, self.num_classes)}
+    def columns(self) -> dict[str, StoredColumn]:
+        return {"logits": StoredColumn(torch.float32, self.num_classes)}
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "full", "num_classes": self.num_classes}
@@ -94,10 +94,10 @@ class TopK(LogitFormat):
         self.k = k
 
     @property
-    def columns(self) -> dict[str, Column]:
+    def columns(self) -> dict[str, StoredColumn]:
         largest = self.num_classes - 1
         dtype = next(d for d in (torch.uint8, torch.int16, torch.int32) if largest <= torch.iinfo(d).max)
-        return {"log_probs": Column(torch.float16, self.k + 1), "classes": Column(dtype, self.k)}
+        return {"log_probs": StoredColumn(torch.float16, self.k + 1), "classes": StoredColumn(dtype, self.k)}
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "top_k", "num_classes": self.num_classes, "k": self.k}

@@ -28,15 +28,15 @@ from qtrain.utils.atomic_write import atomic_write, write_text
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+LOGITS_FORMAT = 1
 """Part of every key; raised when the meaning of the files changes."""
 
-MANIFEST = "manifest.json"
+LOGITS_MANIFEST = "manifest.json"
 _SAMPLE = "sample"
 _ABANDONED_S = 24 * 3600.0
 
 
-class Rows(NamedTuple):
+class LogitRows(NamedTuple):
     """Answers by sample: ``sample`` (n,) int64 without repetition, and columns (n, width) by name; on the CPU."""
 
     sample: Tensor
@@ -51,11 +51,11 @@ class Rows(NamedTuple):
         return found if bool((found >= 0).all()) else None
 
 
-def merge(first: Rows, second: Rows) -> Rows:
+def merge(first: LogitRows, second: LogitRows) -> LogitRows:
     """All of ``second``, and what ``first`` has besides."""
     more = ~torch.isin(first.sample, second.sample)
     columns = {name: torch.cat([first.columns[name][more], column]) for name, column in second.columns.items()}
-    return Rows(torch.cat([first.sample[more], second.sample]), columns)
+    return LogitRows(torch.cat([first.sample[more], second.sample]), columns)
 
 
 @final
@@ -63,11 +63,11 @@ class LogitStore:
     """The files of one teacher under one augmentation, which ``description`` (plain values) tells from all others."""
 
     def __init__(self, folder: str | Path, *, name: str, description: Mapping[str, Any]) -> None:
-        self._manifest = json.dumps({"format": FORMAT, **description}, indent=2, sort_keys=True) + "\n"
+        self._manifest = json.dumps({"format": LOGITS_FORMAT, **description}, indent=2, sort_keys=True) + "\n"
         self.key = hashlib.sha256(self._manifest.encode()).hexdigest()[:24]
         self.folder = Path(folder).expanduser() / f"{name}-{self.key}"
 
-    def read(self, epoch: int) -> Rows | None:
+    def read(self, epoch: int) -> LogitRows | None:
         """All answers of ``epoch`` that are kept, of whatever rank; ``None`` where there are none."""
         rows = None
         for path in sorted(self.folder.glob(f"epoch-{epoch:05d}.rank*.safetensors")):
@@ -75,7 +75,7 @@ class LogitStore:
                 rows = shard if rows is None else merge(rows, shard)
         return rows
 
-    def write(self, epoch: int, rank: int, rows: Rows) -> None:
+    def write(self, epoch: int, rank: int, rows: LogitRows) -> None:
         """Add ``rows`` to what this rank, in whichever run, has kept of ``epoch``. Raises ``OSError``."""
         path = self.folder / f"epoch-{epoch:05d}.rank{rank}.safetensors"
         before = self._read(path, epoch)
@@ -91,7 +91,7 @@ class LogitStore:
 
     def _describe(self) -> None:
         """Write the manifest unless it stands there as it should; the files answer for themselves."""
-        path = self.folder / MANIFEST
+        path = self.folder / LOGITS_MANIFEST
         try:
             if path.read_text(encoding="utf-8") == self._manifest:
                 return
@@ -109,7 +109,7 @@ class LogitStore:
                 if time.time() - path.stat().st_mtime > _ABANDONED_S:
                     path.unlink()
 
-    def _read(self, path: Path, epoch: int) -> Rows | None:
+    def _read(self, path: Path, epoch: int) -> LogitRows | None:
         try:
             with safe_open(path, framework="pt") as file:
                 checksum = (file.metadata() or {}).get("sha256")
@@ -123,7 +123,7 @@ class LogitStore:
             self._discard(path, "its checksum is wrong")
             return None
         sample = tensors.pop(_SAMPLE)
-        return Rows(sample, tensors)
+        return LogitRows(sample, tensors)
 
     def _discard(self, path: Path, why: str) -> None:
         log.warning("the teacher's answers in %s are damaged (%s); they are made anew", path, why)

@@ -7,7 +7,7 @@ from typing import final
 
 from torch import Tensor
 
-from qtrain.distill.layers import LayerTerm, Shape
+from qtrain.distill.layers import FeatureShape, LayerTerm
 from qtrain.functional.losses import relational_angle_loss, relational_distance_loss
 from qtrain.functional.ranks import whole_batch
 from qtrain.schedules.base import Schedule
@@ -45,7 +45,7 @@ class Relational(LayerTerm):
         super().__init__(student_layers=student_layers, teacher_layers=teacher_layers, weight=weight)
         self.distance, self.angle = distance, angle
 
-    def comparable(self, student: Shape, teacher: Shape) -> bool:
+    def comparable(self, student: FeatureShape, teacher: FeatureShape) -> bool:
         return {len(student), len(teacher)} <= {2, 3, 4}
 
     def compare(self, pair: int, student: Tensor, teacher: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import final
 
 from torch import Tensor
 
-from qtrain.distill.layers import LayerTerm, Shape
+from qtrain.distill.layers import FeatureShape, LayerTerm
 from qtrain.functional.losses import similarity_loss
 from qtrain.functional.ranks import whole_batch
 
@@ -21,7 +21,7 @@ class Similarity(LayerTerm):
 
     rule = "each must have a row of features for each image"
 
-    def comparable(self, student: Shape, teacher: Shape) -> bool:
+    def comparable(self, student: FeatureShape, teacher: FeatureShape) -> bool:
         return min(len(student), len(teacher)) >= 2
 
     def compare(self, pair: int, student: Tensor, teacher: Tensor) -> Tensor:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+SMALLEST_SCALE = 2.0**-40
+"""Keeps the division defined when an optimizer drives a scale or a clipping level to zero."""
+
 
 def step_gradient_factor(x: Tensor, groups: int, high: Tensor, *, is_weight: bool) -> Tensor:
     """``1 / sqrt(N Qp)``, 0-dim: what LSQ multiplies a step's gradient by (Esser 2020, arXiv 1902.08153, §2.2).

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 MANTISSA_BITS = 5
+FINE_MANTISSA_BITS = 8
+"""For what looks inside a range that is known by then, such as a quantile: bins 1/256 wide relative to their values."""
 EXPONENTS = 64
 HALF = EXPONENTS << MANTISSA_BITS
 BINS = 2 * HALF

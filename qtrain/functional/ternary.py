@@ -13,7 +13,7 @@ def usual_threshold(rows: Tensor) -> Tensor:
     return 0.7 * rows.abs().sum(dim=1) / max(rows.shape[1], 1)
 
 
-def best_threshold(rows: Tensor) -> Tensor:
+def best_ternary_threshold(rows: Tensor) -> Tensor:
     """The threshold above which to keep magnitudes so that ``||w - alpha t||`` is least: rows (G, n) -> (G,).
 
     Keeping the ``k`` largest magnitudes, with their mean as ``alpha``, leaves ``||w||^2 - (a_1 + ... + a_k)^2 / k``

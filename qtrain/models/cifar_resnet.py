@@ -40,7 +40,7 @@ class PadShortcut(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
 
 
-class Add(nn.Module):
+class ResidualSum(nn.Module):
     """The residual sum, as a module so that a tap or an observer can name it."""
 
     def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.add1 = Add() if shortcut_per_conv else None
+        self.add1 = ResidualSum() if shortcut_per_conv else None
         self.act1 = ACTIVATIONS[activation]()
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
@@ -78,7 +78,7 @@ class BasicBlock(nn.Module):
                 self.shortcut = nn.Sequential(
                     nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels)
                 )
-        self.add = Add()
+        self.add = ResidualSum()
         self.act2 = ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class LayerSpec:
     groups and bias are the original's own attributes. With ``pad`` the convolution itself runs with padding 0, without
     it with the original's ``padding``. ``weight_transform`` maps the stored weight to the one that is convolved with,
     of the same shape; a gain that it owns is the original's parameter object. Both modules are new with each call of
-    ``describe``.
+    ``describe_layer``.
     """
 
     kind: str
@@ -112,7 +112,7 @@ FUSED_BIAS = (EvaAttention, BeitAttention, SwinV2Attention)
 """Attentions that keep q_bias and v_bias apart and call F.linear on ``qkv.weight`` themselves."""
 
 
-def describe(module: nn.Module) -> LayerSpec | str | None:
+def describe_layer(module: nn.Module) -> LayerSpec | str | None:
     """The form of one module, the reason why it has none, or None for what holds no convolution or matrix."""
     for kind, form_of in _FORMS:
         if isinstance(module, kind):
@@ -132,13 +132,13 @@ def describe(module: nn.Module) -> LayerSpec | str | None:
 def describe_model(model: nn.Module) -> dict[str, LayerSpec | str]:
     """Every convolution and matrix of a model by qualified name, with its form or the reason why it has none.
 
-    Knows what ``describe`` cannot see: layers whose parent reads their weight instead of calling them. Run
+    Knows what ``describe_layer`` cannot see: layers whose parent reads their weight instead of calling them. Run
     ``merge_fused_biases`` first, which makes the most common of these ordinary.
     """
     found: dict[str, LayerSpec | str] = {}
     bypassed: dict[str, str] = {}
     for name, module in model.named_modules():
-        form = describe(module)
+        form = describe_layer(module)
         if form is not None:
             found[name] = form
         for child, reason in _bypassed_children(module).items():

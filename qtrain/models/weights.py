@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 TORCH_SUFFIXES = (".th", ".pth", ".pt", ".ckpt", ".bin")
 CONTAINERS = ("state_dict", "model", "model_state_dict")
 PREFIXES = ("student.", "module.", "model.", "_orig_mod.")
-SHOWN = 8
+KEYS_SHOWN = 8
 
 
 def load_weights(model: nn.Module, path: str | Path, *, reset_head: bool = False) -> None:
@@ -143,7 +143,7 @@ def _has(keys: Any, prefix: str) -> bool:
 
 
 def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:SHOWN]) + (", ..." if len(keys) > SHOWN else "")
+    return ", ".join(keys[:KEYS_SHOWN]) + (", ..." if len(keys) > KEYS_SHOWN else "")
 
 
 def _line(error: Exception) -> str:

@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from qtrain.nn.folded import FoldedWeight
 from qtrain.quantizers.base import Quantizer
 
-Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+ProductFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(quantized input, quantized weight, bias) -> output."""
 
 
@@ -25,7 +25,7 @@ class Quantized(Protocol):
     def effective_weight(self) -> Tensor: ...
 
 
-def quantized_product(layer: Quantized, input: Tensor, product: Product, bias: Tensor | None) -> Tensor:
+def quantized_product(layer: Quantized, input: Tensor, product: ProductFunction, bias: Tensor | None) -> Tensor:
     """``product(Q_x(input), Q_w(W'), bias)``, whose gradient passes through the layer's gradient quantizer.
 
     An input quantizer with an ``output_factor`` (XNOR-Net's map of input magnitudes) multiplies the product by it

@@ -9,11 +9,9 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from qtrain.functional.statistics import bin_edges, float_histogram
+from qtrain.functional.statistics import FINE_MANTISSA_BITS, bin_edges, float_histogram
 from qtrain.observers.base import Observer
 from qtrain.spec import Granularity
-
-MANTISSA_BITS = 8
 
 
 def _beyond_laplace(t: float) -> float:
@@ -29,7 +27,7 @@ BEYOND: dict[str, Callable[[float], float]] = {"laplace": _beyond_laplace, "gaus
 """``E[(|x| - t)+]``, by which a threshold ``t`` clips on average, at scale 1 (b of Laplace, sigma of Gauss)."""
 
 
-def best_threshold(distribution: str, bits: int) -> float:
+def best_clipping_threshold(distribution: str, bits: int) -> float:
     """The threshold of least squared error for ``2^bits`` levels over ``[-t, t]``, in units of b or sigma.
 
     Banner et al. 2019, arXiv 1810.05723, §3: rounding costs ``t^2 / (3 4^bits)``, clipping ``E[((|x| - t)+)^2]``,
@@ -68,7 +66,7 @@ class AnalyticError(Observer):
 
     def accumulate(self, rows: Tensor) -> None:
         low, high = rows.float().aminmax(dim=1)
-        self._add(float_histogram(rows.abs(), MANTISSA_BITS).chunk(2, dim=1)[0], low, high)
+        self._add(float_histogram(rows.abs(), FINE_MANTISSA_BITS).chunk(2, dim=1)[0], low, high)
 
     def absorb(self, other: Observer) -> None:
         assert isinstance(other, AnalyticError)
@@ -77,7 +75,7 @@ class AnalyticError(Observer):
     def moments(self, *, without_zeros: bool) -> tuple[Tensor, Tensor]:
         """``mean|x|`` and the square root of ``mean x^2``, (G,) float64; 0 where there are no values."""
         near, far = (
-            edge[: self.histogram.shape[1]].double() for edge in bin_edges(self.histogram.device, MANTISSA_BITS)
+            edge[: self.histogram.shape[1]].double() for edge in bin_edges(self.histogram.device, FINE_MANTISSA_BITS)
         )
         counts = self.histogram.double()
         # The first bin holds zeros, and what is as good as zero.
@@ -91,7 +89,7 @@ class AnalyticError(Observer):
     def bounds(self, bits: int) -> tuple[Tensor, Tensor]:
         signed = bool((self.low < 0).any())
         b, sigma = self.moments(without_zeros=not signed)
-        laplace, gauss = (best_threshold(name, bits if signed else bits + 1) for name in ("laplace", "gauss"))
+        laplace, gauss = (best_clipping_threshold(name, bits if signed else bits + 1) for name in ("laplace", "gauss"))
         between = (math.sqrt(1 / 2) + math.sqrt(2 / math.pi)) / 2
         is_gauss = b > between * sigma if self.distribution == "auto" else torch.tensor(self.distribution == "gauss")
         threshold = torch.where(is_gauss.to(b.device), gauss * sigma, laplace * b).float()

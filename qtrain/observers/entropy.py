@@ -11,8 +11,8 @@ from qtrain.functional.statistics import bin_edges, float_histogram
 from qtrain.observers.base import Observer
 from qtrain.spec import Granularity
 
-BINS = 2048
-MANTISSA_BITS = 11
+THRESHOLD_BINS = 2048
+THRESHOLD_MANTISSA_BITS = 11
 """Bins of the float format as fine as a 2048th of the largest value."""
 
 
@@ -51,8 +51,8 @@ class Entropy(Observer):
     """
 
     def __init__(self, *, granularity: Granularity, stride: int = 8) -> None:
-        if not 1 <= stride <= BINS:
-            raise ValueError(f"Entropy: stride must be in 1..{BINS}, got {stride}")
+        if not 1 <= stride <= THRESHOLD_BINS:
+            raise ValueError(f"Entropy: stride must be in 1..{THRESHOLD_BINS}, got {stride}")
         super().__init__(granularity=granularity)
         self.stride = stride
         self.histogram = torch.zeros(0, dtype=torch.int64)
@@ -62,7 +62,7 @@ class Entropy(Observer):
     def accumulate(self, rows: Tensor) -> None:
         low, high = rows.float().aminmax(dim=1)
         # Magnitudes have the first half of the bins for themselves.
-        self._add(float_histogram(rows.abs(), MANTISSA_BITS).chunk(2, dim=1)[0], low, high)
+        self._add(float_histogram(rows.abs(), THRESHOLD_MANTISSA_BITS).chunk(2, dim=1)[0], low, high)
 
     def absorb(self, other: Observer) -> None:
         assert isinstance(other, Entropy)
@@ -71,21 +71,26 @@ class Entropy(Observer):
     def bounds(self, bits: int) -> tuple[Tensor, Tensor]:
         largest = torch.maximum(self.low.abs(), self.high.abs())
         levels = 2 ** (bits - 1) if bool((self.low < 0).any()) else 2**bits
-        if levels < BINS:
-            kept = torch.arange(BINS, levels - 1, -self.stride, device=largest.device)
+        if levels < THRESHOLD_BINS:
+            kept = torch.arange(THRESHOLD_BINS, levels - 1, -self.stride, device=largest.device)
             shares = [self._best(row, top, kept, levels) for row, top in zip(self.histogram, largest, strict=True)]
             largest = largest * torch.stack(shares)
         return (-largest).clamp(self.low, self.high), largest.clamp(self.low, self.high)
 
     def _best(self, row: Tensor, top: Tensor, kept: Tensor, levels: int) -> Tensor:
         """The best threshold as a share of ``top``, the largest magnitude in ``row``; the higher one at a tie."""
-        near, far = (edge[: len(row)].double() for edge in bin_edges(row.device, MANTISSA_BITS))
-        place = ((near + far) / 2 / top.double() * BINS).clamp(max=BINS - 1).nan_to_num(0.0).to(torch.int64)
-        counts = torch.zeros(BINS, dtype=torch.float64, device=row.device)
+        near, far = (edge[: len(row)].double() for edge in bin_edges(row.device, THRESHOLD_MANTISSA_BITS))
+        place = (
+            ((near + far) / 2 / top.double() * THRESHOLD_BINS)
+            .clamp(max=THRESHOLD_BINS - 1)
+            .nan_to_num(0.0)
+            .to(torch.int64)
+        )
+        counts = torch.zeros(THRESHOLD_BINS, dtype=torch.float64, device=row.device)
         counts = counts.scatter_add(0, place[1:], row[1:].double())
         if not bool(counts.any()):
             return torch.ones_like(top)
-        return (kept[kl_divergence(counts, kept, levels).argmin()] / BINS).to(top)
+        return (kept[kl_divergence(counts, kept, levels).argmin()] / THRESHOLD_BINS).to(top)
 
     def _add(self, histogram: Tensor, low: Tensor, high: Tensor) -> None:
         self.histogram = histogram if self.histogram.numel() == 0 else self.histogram + histogram

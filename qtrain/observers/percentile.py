@@ -7,11 +7,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from qtrain.functional.statistics import bin_edges, float_histogram
+from qtrain.functional.statistics import FINE_MANTISSA_BITS, bin_edges, float_histogram
 from qtrain.observers.base import Observer
 from qtrain.spec import Granularity
-
-MANTISSA_BITS = 8
 
 
 def histogram_quantile(counts: Tensor, near: Tensor, far: Tensor, share: float) -> Tensor:
@@ -49,14 +47,14 @@ class Percentile(Observer):
 
     def accumulate(self, rows: Tensor) -> None:
         low, high = rows.float().aminmax(dim=1)
-        self._add(float_histogram(rows, MANTISSA_BITS), low, high)
+        self._add(float_histogram(rows, FINE_MANTISSA_BITS), low, high)
 
     def absorb(self, other: Observer) -> None:
         assert isinstance(other, Percentile)
         self._add(other.histogram, other.low, other.high)
 
     def bounds(self, bits: int) -> tuple[Tensor, Tensor]:
-        near, far = bin_edges(self.histogram.device, MANTISSA_BITS)
+        near, far = bin_edges(self.histogram.device, FINE_MANTISSA_BITS)
         half = len(near) // 2
         # What is below 2^-32 counts as zero, so that a ReLU's zeros are not spread over a bin.
         far[0] = far[half] = 0.0

@@ -24,7 +24,7 @@ from torch import nn
 
 from qtrain.config.instantiate import instantiate
 from qtrain.data.synthetic_store import (
-    MANIFEST,
+    IMAGES_MANIFEST,
     Manifest,
     Shard,
     read_manifest,
@@ -88,8 +88,8 @@ def imagine(cfg: DictConfig) -> SyntheticFolder:
     made_by = _synthesizer(cfg)
     folder = made_by.folder
     if cfg.synthesize.world_size == 1:  # ranks of a training share the images, and the first one makes them
-        first_rank_first((folder / MANIFEST).is_file, what=f"imagines images in {folder}")
-    if (folder / MANIFEST).is_file():
+        first_rank_first((folder / IMAGES_MANIFEST).is_file, what=f"imagines images in {folder}")
+    if (folder / IMAGES_MANIFEST).is_file():
         log.info("imagined images: found %s", folder)
         return SyntheticFolder(folder, read_manifest(folder), 0, 0.0)
     log.info("imagining %d images in %s", made_by.batches * made_by.method.batch_size, folder)

@@ -13,7 +13,7 @@ from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd
 
 from qtrain.convert.fold import OutputStatistics
 from qtrain.convert.graph import Skipped, called, called_once, calls, trace
-from qtrain.models.layer_kinds import LayerSpec, describe
+from qtrain.models.layer_kinds import LayerSpec, describe_layer
 from qtrain.ptq.bn_propagation import product_mean
 
 STANDARD_DEVIATIONS = 3.0
@@ -62,7 +62,7 @@ def _readers(graph: fx.GraphModule, node: fx.Node) -> list[nn.Module] | str:
         module: Any = called(graph, user)
         if not isinstance(module, _ConvNd | nn.Linear) or isinstance(module, _ConvTransposeNd):
             return "what is behind its ReLU is no convolution or linear layer"
-        form = describe(module)
+        form = describe_layer(module)
         if not isinstance(form, LayerSpec) or form.weight_transform is not None or not called_once(graph, user):
             return "the weight behind its ReLU is computed, or is used twice"
         if form.pad is not None or any(amount != 0 for amount in getattr(module, "padding", ())):

@@ -21,7 +21,7 @@ from torch.nn.modules.padding import _ReflectionPadNd, _ReplicationPadNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
 from qtrain.convert.graph import called, called_once, trace
-from qtrain.models.layer_kinds import LayerSpec, describe
+from qtrain.models.layer_kinds import LayerSpec, describe_layer
 from qtrain.models.norms import describe_norm
 from qtrain.utils.eval_mode import evaluating
 
@@ -110,7 +110,7 @@ class _Walk:
         module, x = called(self.graph, node), node.args[0]
         if not isinstance(module, _ConvNd | nn.Linear) or isinstance(module, _ConvTransposeNd):
             return None
-        form, ids = describe(module), self.channels.get(x) if isinstance(x, fx.Node) else None
+        form, ids = describe_layer(module), self.channels.get(x) if isinstance(x, fx.Node) else None
         plain = isinstance(form, LayerSpec) and form.weight_transform is None and called_once(self.graph, node)
         outputs = module.out_features if isinstance(module, nn.Linear) else module.out_channels
         inputs = module.in_features if isinstance(module, nn.Linear) else module.in_channels

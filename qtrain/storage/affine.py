@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from qtrain.spec import Granularity, PerTensor
-from qtrain.storage.base import Floats, Integers, Part, QTensor
-from qtrain.storage.huffman import HuffmanIntegers
+from qtrain.storage.base import FloatPart, IntegerPart, Part, QTensor
+from qtrain.storage.huffman import HuffmanPart
 
 
 @final
@@ -41,12 +41,12 @@ class AffineTensor(QTensor):
         return values.to(self.dtype)
 
     def parts(self) -> Mapping[str, Part]:
-        kind = HuffmanIntegers if self.huffman else Integers
-        stored: dict[str, Part] = {"codes": kind(self.codes, self.bits, self.low), "scale": Floats(self.scale)}
+        kind = HuffmanPart if self.huffman else IntegerPart
+        stored: dict[str, Part] = {"codes": kind(self.codes, self.bits, self.low), "scale": FloatPart(self.scale)}
         if self.zero_point is not None:
-            stored["zero_point"] = Integers(self.zero_point, self.bits, self.low)
+            stored["zero_point"] = IntegerPart(self.zero_point, self.bits, self.low)
         if self.offset is not None:
-            stored["offset"] = Floats(self.offset)
+            stored["offset"] = FloatPart(self.offset)
         return stored
 
     @property

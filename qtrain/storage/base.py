@@ -17,12 +17,12 @@ from torch import Tensor
 
 from qtrain.storage.bits import (
     Bits,
+    bits_to_bytes,
+    bytes_to_bits,
     float_bits,
-    from_bytes,
     from_float_bits,
     from_integer_bits,
     integer_bits,
-    to_bytes,
 )
 
 
@@ -45,7 +45,7 @@ class Part(ABC):
 
 @final
 @dataclass(frozen=True)
-class Integers(Part):
+class IntegerPart(Part):
     """Whole numbers ``low <= values < low + 2^bits``, ``bits`` bits each; ``values`` of any integer type."""
 
     values: Tensor
@@ -66,7 +66,7 @@ class Integers(Part):
 
 @final
 @dataclass(frozen=True)
-class Floats(Part):
+class FloatPart(Part):
     """Floating-point numbers, as many bits each as their type has."""
 
     values: Tensor
@@ -142,12 +142,12 @@ class QTensor(ABC):
 
 def pack(tensor: QTensor) -> bytes:
     """``tensor`` as ``ceil(nbits / 8)`` bytes, without its header."""
-    return to_bytes(tensor.write())
+    return bits_to_bytes(tensor.write())
 
 
 def unpack(data: bytes, like: QTensor) -> QTensor:
     """What :func:`pack` wrote, of the kind, shapes and widths of ``like``. Raises ``ValueError`` for other lengths."""
-    stream = from_bytes(data)
+    stream = bytes_to_bits(data)
     try:
         value, rest = like.read(stream)
     except RuntimeError as error:

@@ -12,12 +12,12 @@ Bits = Tensor
 _PATTERN = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 
 
-def to_bytes(bits: Bits) -> bytes:
+def bits_to_bytes(bits: Bits) -> bytes:
     """``bits`` as bytes; the last byte is filled up with zeros."""
     return np.packbits(bits.numpy()).tobytes()
 
 
-def from_bytes(data: bytes) -> Bits:
+def bytes_to_bits(data: bytes) -> Bits:
     """All bits of ``data``, (8 len(data),)."""
     return torch.from_numpy(np.unpackbits(np.frombuffer(data, dtype=np.uint8)))
 

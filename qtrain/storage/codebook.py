@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from qtrain.spec import Granularity, PerTensor
-from qtrain.storage.base import Floats, Integers, Part, QTensor
-from qtrain.storage.huffman import HuffmanIntegers
+from qtrain.storage.base import FloatPart, IntegerPart, Part, QTensor
+from qtrain.storage.huffman import HuffmanPart
 
 
 def look_up(codes: Tensor, codebook: Tensor, granularity: Granularity) -> Tensor:
@@ -41,8 +41,8 @@ class CodebookTensor(QTensor):
         return look_up(self.codes.to(torch.int64), self.codebook, self.granularity).to(self.dtype)
 
     def parts(self) -> Mapping[str, Part]:
-        kind = HuffmanIntegers if self.huffman else Integers
-        return {"codes": kind(self.codes, self.bits, self.low), "codebook": Floats(self.codebook)}
+        kind = HuffmanPart if self.huffman else IntegerPart
+        return {"codes": kind(self.codes, self.bits, self.low), "codebook": FloatPart(self.codebook)}
 
     @property
     def operand_bits(self) -> int:

@@ -45,7 +45,7 @@ def code_words(lengths: list[int]) -> list[int]:
     return words
 
 
-def encode(symbols: np.ndarray, lengths: list[int]) -> np.ndarray:
+def huffman_encode(symbols: np.ndarray, lengths: list[int]) -> np.ndarray:
     """The code words of ``symbols`` (n,) int64, one after the other: (total,) uint8 of 0 and 1."""
     each = np.asarray(lengths, dtype=np.int64)[symbols]
     ends = np.repeat(np.cumsum(each), each)
@@ -54,7 +54,7 @@ def encode(symbols: np.ndarray, lengths: list[int]) -> np.ndarray:
     return ((words >> places) & 1).astype(np.uint8)
 
 
-def decode(bits: np.ndarray, lengths: list[int], count: int) -> tuple[np.ndarray, int]:
+def huffman_decode(bits: np.ndarray, lengths: list[int], count: int) -> tuple[np.ndarray, int]:
     """``count`` symbols from the head of ``bits``, (count,) int64, and how many bits they took.
 
     Raises ``RuntimeError`` where the bits end too early, or no code word fits.
@@ -64,7 +64,7 @@ def decode(bits: np.ndarray, lengths: list[int], count: int) -> tuple[np.ndarray
     place, jumps, symbols = 0, length_at.tolist(), symbol_at.tolist()
     for i in range(count):
         if place >= len(jumps) or not jumps[place]:
-            raise RuntimeError("decode: the bits end too early, or hold no code word")
+            raise RuntimeError("huffman_decode: the bits end too early, or hold no code word")
         found[i] = symbols[place]
         place += jumps[place]
     return found, place
@@ -89,7 +89,7 @@ def _words_at(bits: np.ndarray, lengths: list[int]) -> tuple[np.ndarray, np.ndar
 
 @final
 @dataclass(frozen=True)
-class HuffmanIntegers(Part):
+class HuffmanPart(Part):
     """Whole numbers ``low <= values < low + 2^bits`` in a canonical Huffman code of their own frequencies.
 
     Stored are the code length of each of the ``2^bits`` symbols, in ``bits`` bits, which no length exceeds, and the
@@ -105,7 +105,7 @@ class HuffmanIntegers(Part):
         symbols = self.values.detach().cpu().reshape(-1).to(torch.int64) - self.low
         if symbols.numel() and not (int(symbols.min()) >= 0 and int(symbols.max()) < 1 << self.bits):
             high = self.low + (1 << self.bits) - 1
-            raise ValueError(f"HuffmanIntegers: values must lie in {self.low}..{high} to fit {self.bits} bits")
+            raise ValueError(f"HuffmanPart: values must lie in {self.low}..{high} to fit {self.bits} bits")
         return symbols.numpy()
 
     def _counts(self) -> list[int]:
@@ -120,13 +120,13 @@ class HuffmanIntegers(Part):
     def write(self) -> Bits:
         lengths = code_lengths(self._counts())
         table = integer_bits(torch.tensor(lengths), self.bits)
-        return torch.cat([table, torch.from_numpy(encode(self._symbols(), lengths))])
+        return torch.cat([table, torch.from_numpy(huffman_encode(self._symbols(), lengths))])
 
     def read(self, stream: Bits) -> tuple[Tensor, Bits]:
         table = self.bits << self.bits
         if stream.numel() < table:
-            raise RuntimeError("HuffmanIntegers: the bits end inside the table of code lengths")
+            raise RuntimeError("HuffmanPart: the bits end inside the table of code lengths")
         lengths = from_integer_bits(stream[:table], self.bits).tolist()
-        symbols, used = decode(stream[table:].numpy(), lengths, self.values.numel())
+        symbols, used = huffman_decode(stream[table:].numpy(), lengths, self.values.numel())
         values = torch.from_numpy(symbols) + self.low
         return values.to(self.values.dtype).reshape(self.values.shape), stream[table + used :]

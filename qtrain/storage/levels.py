@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qtrain.spec import Granularity, PerTensor
-from qtrain.storage.base import Floats, Integers, Part, QTensor
+from qtrain.storage.base import FloatPart, IntegerPart, Part, QTensor
 
 
 @final
@@ -30,7 +30,7 @@ class LevelTensor(QTensor):
         return (self.levels[self.codes.to(torch.int64)] * scale).to(self.dtype)
 
     def parts(self) -> Mapping[str, Part]:
-        return {"codes": Integers(self.codes, self.bits, self.low), "scale": Floats(self.scale)}
+        return {"codes": IntegerPart(self.codes, self.bits, self.low), "scale": FloatPart(self.scale)}
 
     @property
     def operand_bits(self) -> int:

@@ -9,7 +9,7 @@ from typing import final
 from torch import Tensor
 
 from qtrain.spec.blocks import Blocks
-from qtrain.storage.base import Integers, Part, QTensor
+from qtrain.storage.base import IntegerPart, Part, QTensor
 from qtrain.storage.microscaled import powers
 
 
@@ -35,9 +35,9 @@ class MicroexponentTensor(QTensor):
 
     def parts(self) -> Mapping[str, Part]:
         return {
-            "codes": Integers(self.codes, self.bits - 1, self.low),
-            "exponent": Integers(self.exponent, 8),
-            "shift": Integers(self.shift, 1),
+            "codes": IntegerPart(self.codes, self.bits - 1, self.low),
+            "exponent": IntegerPart(self.exponent, 8),
+            "shift": IntegerPart(self.shift, 1),
         }
 
     @property

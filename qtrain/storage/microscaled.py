@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qtrain.spec.blocks import Blocks
-from qtrain.storage.base import Integers, Part, QTensor
+from qtrain.storage.base import IntegerPart, Part, QTensor
 from qtrain.storage.elements import ELEMENTS
 
 
@@ -42,7 +42,7 @@ class MicroscaledTensor(QTensor):
         return (ELEMENTS[self.element].decode(self.codes) * scale).to(self.dtype)
 
     def parts(self) -> Mapping[str, Part]:
-        return {"codes": Integers(self.codes, self.bits, self.low), "exponent": Integers(self.exponent, 8)}
+        return {"codes": IntegerPart(self.codes, self.bits, self.low), "exponent": IntegerPart(self.exponent, 8)}
 
     @property
     def operand_bits(self) -> int:

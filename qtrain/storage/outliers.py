@@ -9,7 +9,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from qtrain.storage.base import Floats, Integers, Part, QTensor
+from qtrain.storage.base import FloatPart, IntegerPart, Part, QTensor
 from qtrain.storage.bits import Bits
 
 
@@ -66,8 +66,8 @@ class OutlierTensor(QTensor):
         return {
             "codes": self._rest().parts()["codes"],
             "decoder": Decoder(self.decoder),
-            "positions": Integers(self.positions, self.position_bits),
-            "outliers": Floats(self.outliers),
+            "positions": IntegerPart(self.positions, self.position_bits),
+            "outliers": FloatPart(self.outliers),
         }
 
     @property

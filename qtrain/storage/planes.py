@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qtrain.spec import Granularity, PerTensor
-from qtrain.storage.base import Floats, Integers, Part, QTensor
+from qtrain.storage.base import FloatPart, IntegerPart, Part, QTensor
 
 
 def signed_sum(signs: Tensor | Sequence[Tensor], scale: Tensor | None, granularity: Granularity) -> Tensor:
@@ -48,9 +48,9 @@ class BitPlanes(QTensor):
         return signed_sum(digits, self.scale, self.granularity).to(self.dtype)
 
     def parts(self) -> Mapping[str, Part]:
-        stored: dict[str, Part] = {"codes": Integers(self.codes, 1)}
+        stored: dict[str, Part] = {"codes": IntegerPart(self.codes, 1)}
         if self.scale is not None:
-            stored["scale"] = Floats(self.scale)
+            stored["scale"] = FloatPart(self.scale)
         return stored
 
     @property

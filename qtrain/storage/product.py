@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from qtrain.storage.base import Floats, Integers, Part, QTensor
+from qtrain.storage.base import FloatPart, IntegerPart, Part, QTensor
 
 
 def join_blocks(codes: Tensor, codebook: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -33,7 +33,7 @@ class ProductTensor(QTensor):
         return join_blocks(self.codes.to(torch.int64), self.codebook, self.shape).to(self.dtype)
 
     def parts(self) -> Mapping[str, Part]:
-        return {"codes": Integers(self.codes, self.bits, self.low), "codebook": Floats(self.codebook)}
+        return {"codes": IntegerPart(self.codes, self.bits, self.low), "codebook": FloatPart(self.codebook)}
 
     @property
     def operand_bits(self) -> int:

@@ -9,8 +9,8 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from qtrain.storage.base import Integers, Part, QTensor
-from qtrain.storage.huffman import HuffmanIntegers
+from qtrain.storage.base import IntegerPart, Part, QTensor
+from qtrain.storage.huffman import HuffmanPart
 from qtrain.storage.outliers import Decoder
 
 
@@ -71,11 +71,11 @@ class SparseTensor(QTensor):
 
     def parts(self) -> Mapping[str, Part | QTensor]:
         codes = replace(self.decoder, codes=self.codes).parts()["codes"]
-        gaps: Part = Integers(self.gaps, self.gap_bits)
+        gaps: Part = IntegerPart(self.gaps, self.gap_bits)
         if self.huffman:
-            gaps = HuffmanIntegers(self.gaps, self.gap_bits)
-            if isinstance(codes, Integers):
-                codes = HuffmanIntegers(codes.values, codes.bits, codes.low)
+            gaps = HuffmanPart(self.gaps, self.gap_bits)
+            if isinstance(codes, IntegerPart):
+                codes = HuffmanPart(codes.values, codes.bits, codes.low)
         return {"codes": codes, "gaps": gaps, "decoder": Decoder(self.decoder)}
 
     @property

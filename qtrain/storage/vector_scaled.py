@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qtrain.spec.blocks import Blocks
-from qtrain.storage.base import Floats, Integers, Part, QTensor
+from qtrain.storage.base import FloatPart, IntegerPart, Part, QTensor
 
 
 @final
@@ -32,9 +32,9 @@ class VectorScaledTensor(QTensor):
 
     def parts(self) -> Mapping[str, Part]:
         return {
-            "codes": Integers(self.codes, self.bits, self.low),
-            "fine": Integers(self.fine, self.fine_bits),
-            "coarse": Floats(self.coarse),
+            "codes": IntegerPart(self.codes, self.bits, self.low),
+            "fine": IntegerPart(self.fine, self.fine_bits),
+            "coarse": FloatPart(self.coarse),
         }
 
     @property

@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 
 from qtrain.config.instantiate import instantiate
-from qtrain.data.image_grid import PICTURE, draw
+from qtrain.data.image_grid import PICTURE, draw_images
 from qtrain.data.synthetic import SyntheticImages
 from qtrain.pipeline import run_folder
 from qtrain.pipeline.synthetic_images import imagine
@@ -27,7 +27,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError("data: task=synthesize makes images for data=synthetic, which says their shape and classes")
     imagined = imagine(cfg)
     folder = Path(cfg.run_dir)
-    draw(imagined.folder, folder / PICTURE)
+    draw_images(imagined.folder, folder / PICTURE)
     metrics: dict[str, Any] = dict(imagined.manifest.metrics)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     row = {

@@ -73,7 +73,7 @@ def test_plain_parquet_without_the_librarys_metadata(tmp_path: Path) -> None:
 
 def test_second_run_reads_the_cache(parquet_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images(parquet_root, tmp_path).setup()
-    monkeypatch.setattr(source, "decode", lambda *_: pytest.fail("decoded although cached"))
+    monkeypatch.setattr(source, "decode_images", lambda *_: pytest.fail("decoded although cached"))
     data = images(parquet_root, tmp_path)
     data.setup()
     assert data.info.test_size == 20
@@ -187,7 +187,7 @@ def test_real_cifar10(shared_data: Path, tmp_path: Path) -> None:
     rows = source.open_small(files).select(range(300))
     labeled = source.find_columns(rows, image=None, label=None, where="cifar10")
     assert (labeled.image, labeled.label, labeled.num_classes) == ("img", "label", 10)
-    decoded = source.decode(labeled, "cifar10")
+    decoded = source.decode_images(labeled, "cifar10")
     assert decoded.shape == (300, 32, 32, 3)
     assert (decoded / 255).mean((0, 1, 2)) == pytest.approx([0.4914, 0.4822, 0.4465], abs=0.03)
     assert len(source.targets_of(labeled, "cifar10")) == 300

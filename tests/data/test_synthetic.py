@@ -16,7 +16,7 @@ from qtrain.data.hub import HubImages
 from qtrain.data.parquet import ParquetImages
 from qtrain.data.synthetic import SyntheticImages
 from qtrain.data.synthetic_store import (
-    MANIFEST,
+    IMAGES_MANIFEST,
     Manifest,
     read_manifest,
     read_shard,
@@ -151,7 +151,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["", "{", json.dumps({"format": 2}), json.dumps({"format": 1}), "[]"])
 def test_a_damaged_manifest_is_named(tmp_path: Path, damage: str) -> None:
     folder_of(tmp_path)
-    (tmp_path / MANIFEST).write_text(damage)
+    (tmp_path / IMAGES_MANIFEST).write_text(damage)
     with pytest.raises(ValueError, match=r"data.folder: .*manifest.json is no manifest of synthesized images"):
         synthetic(tmp_path).setup()
 

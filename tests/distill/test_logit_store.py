@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qtrain.distill.logit_store import MANIFEST, LogitStore, Rows, merge
+from qtrain.distill.logit_store import LOGITS_MANIFEST, LogitRows, LogitStore, merge
 
 DESCRIPTION = {"data": {"name": "digits", "seed": 0}, "teacher": {"weights": "abc"}, "keeps": {"kind": "full"}}
 
@@ -22,12 +22,12 @@ def store(folder: Path, **changes: Any) -> LogitStore:
     return LogitStore(folder, name="digits", description={**DESCRIPTION, **changes})
 
 
-def rows(*samples: int, shift: float = 0.0) -> Rows:
+def rows(*samples: int, shift: float = 0.0) -> LogitRows:
     sample = torch.tensor(samples)
-    return Rows(sample, {"logits": sample[:, None] + torch.tensor([[0.25, 0.5]]) + shift})
+    return LogitRows(sample, {"logits": sample[:, None] + torch.tensor([[0.25, 0.5]]) + shift})
 
 
-def values(kept: Rows | None, *samples: int) -> Tensor:
+def values(kept: LogitRows | None, *samples: int) -> Tensor:
     assert kept is not None
     place = kept.find(torch.tensor(samples))
     assert place is not None
@@ -52,7 +52,7 @@ def test_samples_are_found_all_or_none() -> None:
     assert kept.find(torch.tensor([4, 5])).tolist() == [2, 0]  # type: ignore[union-attr]
     for absent in ([0], [4, 2], [900]):
         assert kept.find(torch.tensor(absent)) is None
-    assert Rows(torch.tensor([], dtype=torch.int64), {}).find(torch.tensor([1])) is None
+    assert LogitRows(torch.tensor([], dtype=torch.int64), {}).find(torch.tensor([1])) is None
 
 
 def test_merging_prefers_the_second() -> None:
@@ -81,7 +81,7 @@ def test_a_late_writer_adds_and_takes_nothing_away(tmp_path: Path) -> None:
 def test_the_manifest_says_what_the_answers_depend_on(tmp_path: Path) -> None:
     one = store(tmp_path)
     one.write(0, 0, rows(1))
-    manifest = json.loads((one.folder / MANIFEST).read_text())
+    manifest = json.loads((one.folder / LOGITS_MANIFEST).read_text())
     assert manifest == {"format": 1, **DESCRIPTION}
     assert one.folder.name == f"digits-{one.key}"
 
@@ -154,10 +154,10 @@ def test_a_file_of_another_epoch_or_folder_is_no_answer(tmp_path: Path, caplog: 
 def test_a_wrong_manifest_is_written_anew(content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     one = store(tmp_path)
     one.write(0, 0, rows(1))
-    right = (one.folder / MANIFEST).read_bytes()
-    (one.folder / MANIFEST).write_bytes(content)
+    right = (one.folder / LOGITS_MANIFEST).read_bytes()
+    (one.folder / LOGITS_MANIFEST).write_bytes(content)
     one.write(0, 0, rows(2))
-    assert (one.folder / MANIFEST).read_bytes() == right
+    assert (one.folder / LOGITS_MANIFEST).read_bytes() == right
     assert "it is written anew" in caplog.text
     assert values(one.read(0), 1, 2).shape == (2, 2), "files answer for themselves"
 

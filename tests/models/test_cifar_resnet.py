@@ -72,7 +72,7 @@ def test_variants_keep_the_parameters_and_their_names(activation: str) -> None:
     kinds = [type(m) for m in other.modules() if type(m) in (nn.ReLU, nn.Hardtanh)]
     assert len(kinds) == {"relu": 19, "hardtanh": 19, "identity": 0}[activation], "the stem's and two a block"
     assert len(set(kinds)) <= 1
-    assert sum(isinstance(m, cifar_resnet.Add) for m in other.modules()) == 18
+    assert sum(isinstance(m, cifar_resnet.ResidualSum) for m in other.modules()) == 18
     assert other(torch.randn(2, 3, 8, 8)).shape == (2, 10)
 
 

@@ -18,7 +18,7 @@ from timm.layers.conv2d_same import Conv2dSame, Conv2dSameExport
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from qtrain.models.layer_kinds import LayerSpec, describe, describe_model, merge_fused_biases
+from qtrain.models.layer_kinds import LayerSpec, describe_layer, describe_model, merge_fused_biases
 
 
 def rebuilt(module: nn.Module, form: LayerSpec, x: torch.Tensor) -> torch.Tensor:
@@ -62,7 +62,7 @@ def test_convolutions_are_rebuilt_bit_for_bit(name: str, size: int) -> None:
         nn.init.uniform_(module.gain, 0.5, 2.0)
     if isinstance(module, Conv2dSameExport):
         module.pad = None  # it remembers the padding of the first size it saw
-    form = describe(module)
+    form = describe_layer(module)
     assert isinstance(form, LayerSpec)
     x = torch.randn(2, 4, size, size + 3)
     assert torch.equal(rebuilt(module, form, x), module(x))
@@ -70,7 +70,7 @@ def test_convolutions_are_rebuilt_bit_for_bit(name: str, size: int) -> None:
 
 @pytest.mark.parametrize("module", [nn.Linear(4, 3), timm.layers.Linear(4, 3, bias=False)])
 def test_linears_are_rebuilt_bit_for_bit(module: nn.Module) -> None:
-    form = describe(module)
+    form = describe_layer(module)
     assert form == LayerSpec("linear")
     x = torch.randn(2, 5, 4)
     assert torch.equal(rebuilt(module, form, x), module(x))
@@ -78,7 +78,7 @@ def test_linears_are_rebuilt_bit_for_bit(module: nn.Module) -> None:
 
 def test_gain_is_the_same_parameter() -> None:
     module = ScaledStdConv2d(4, 8, 3)
-    form = describe(module)
+    form = describe_layer(module)
     assert isinstance(form, LayerSpec) and form.weight_transform is not None
     assert form.weight_transform.gain is module.gain
     form.weight_transform(module.weight).sum().backward()
@@ -117,7 +117,7 @@ def replaced_forward() -> nn.Module:
     ],
 )
 def test_what_has_no_form_has_a_reason(module: nn.Module, reason: str) -> None:
-    described = describe(module)
+    described = describe_layer(module)
     assert isinstance(described, str)
     assert reason in described
 
@@ -132,18 +132,18 @@ def test_what_has_no_form_has_a_reason(module: nn.Module, reason: str) -> None:
     ],
 )
 def test_other_kinds_have_their_form(module: nn.Module, kind: str) -> None:
-    assert describe(module) == LayerSpec(kind)
+    assert describe_layer(module) == LayerSpec(kind)
 
 
 @pytest.mark.parametrize("module", [nn.ReLU(), nn.BatchNorm2d(3), nn.LayerNorm((2, 3)), nn.EmbeddingBag(2, 3)])
 def test_what_is_no_matrix_is_none(module: nn.Module) -> None:
-    assert describe(module) is None
+    assert describe_layer(module) is None
 
 
 def test_a_bare_matrix_in_an_unknown_module_is_not_passed_over() -> None:
     module = nn.Module()
     module.weight = nn.Parameter(torch.zeros(2, 2))
-    assert isinstance(describe(module), str)
+    assert isinstance(describe_layer(module), str)
 
 
 def submodule_classes(parent: type[nn.Module]) -> set[type[nn.Module]]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qtrain.models.layer_kinds import LayerSpec, describe
+from qtrain.models.layer_kinds import LayerSpec, describe_layer
 from qtrain.nn import QuantConv, QuantConvTranspose, QuantEmbedding, QuantLinear
 from qtrain.nn.conv_transpose import outputs_first
 from qtrain.observers.min_max import MinMax
@@ -55,7 +55,7 @@ def test_a_convolution_without_quantizers_is_its_source(options: dict[str, objec
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
 def test_what_conversion_pads_is_padded_once(mode: str) -> None:
     source = nn.Conv2d(4, 6, (3, 5), padding=(1, 2), padding_mode=mode)
-    form = describe(source)
+    form = describe_layer(source)
     assert isinstance(form, LayerSpec) and form.pad is not None
     layer, x = QuantConv(source=source, pad=form.pad), torch.randn(2, 4, 9, 9)
     assert torch.equal(layer(x), source(x))

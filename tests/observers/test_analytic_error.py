@@ -9,7 +9,7 @@ from scipy import integrate, optimize, stats
 from torch import Tensor
 
 from qtrain.functional.affine import code_range, fake_quantize, symmetric_scale
-from qtrain.observers.analytic_error import AnalyticError, best_threshold
+from qtrain.observers.analytic_error import AnalyticError, best_clipping_threshold
 from qtrain.spec import PerTensor
 
 PAPER = {("laplace", 2): 2.83, ("laplace", 3): 3.89, ("laplace", 4): 5.03}
@@ -34,7 +34,7 @@ def bounds(x: Tensor, bits: int, distribution: str = "auto") -> tuple[float, flo
 
 @pytest.mark.parametrize(("distribution", "bits"), PAPER)
 def test_the_papers_table(distribution: str, bits: int) -> None:
-    assert best_threshold(distribution, bits) == pytest.approx(PAPER[distribution, bits], abs=0.011)
+    assert best_clipping_threshold(distribution, bits) == pytest.approx(PAPER[distribution, bits], abs=0.011)
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -47,7 +47,7 @@ def test_the_threshold_minimizes_the_integral_of_the_squared_error(distribution:
         return float(clipped + t**2 / (3 * 4**bits))
 
     best = optimize.minimize_scalar(error, bounds=(0.2, 20), method="bounded", options={"xatol": 1e-6})
-    assert best_threshold(distribution, bits) == pytest.approx(best.x, rel=1e-3)
+    assert best_clipping_threshold(distribution, bits) == pytest.approx(best.x, rel=1e-3)
 
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 300.0])
@@ -78,7 +78,7 @@ def test_behind_a_relu_it_is_the_best_for_unsigned_codes(bits: int) -> None:
 
     low, high = bounds(x, bits, "gauss")
     assert low == 0.0
-    assert high == pytest.approx(best_threshold("gauss", bits + 1), rel=0.02)
+    assert high == pytest.approx(best_clipping_threshold("gauss", bits + 1), rel=0.02)
     assert error(high) <= 1.15 * min(error(float(t)) for t in np.linspace(0.5, 4.5, 81))
     assert bounds(torch.cat([x, torch.zeros(10000)]), bits, "gauss") == (low, high)
 

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import entropy
 from torch import Tensor
 
-from qtrain.observers.entropy import BINS, Entropy, kl_divergence
+from qtrain.observers.entropy import THRESHOLD_BINS, Entropy, kl_divergence
 from qtrain.observers.min_max import MinMax
 from qtrain.spec import PerChannel, PerTensor
 
@@ -56,12 +56,12 @@ def test_divergence_is_scipys(levels: int, seed: int) -> None:
 def test_the_threshold_is_that_of_a_search(data: str, bits: int) -> None:
     """Values at the centers of the 2048 bins, so that it is plain into which each falls."""
     noisy = {"normal": noise(5000) / 6, "relu": noise(5000).abs() / 5, "laplace": noise(5000) * noise(5000, seed=1) / 9}
-    sizes = ((noisy[data].abs() * BINS).floor().clamp(max=BINS - 1) + 0.5) / BINS
+    sizes = ((noisy[data].abs() * THRESHOLD_BINS).floor().clamp(max=THRESHOLD_BINS - 1) + 0.5) / THRESHOLD_BINS
     x = torch.cat([sizes if data == "relu" else sizes * noise(5000, seed=2).sign(), torch.ones(1)])
-    counts = np.histogram(x.abs().numpy(), bins=BINS, range=(0, 1))[0]
+    counts = np.histogram(x.abs().numpy(), bins=THRESHOLD_BINS, range=(0, 1))[0]
     levels = 2**bits if data == "relu" else 2 ** (bits - 1)
-    tried = {kept: divergence(counts, kept, levels) for kept in range(BINS, levels - 1, -16)}
-    assert found(x, bits, stride=16) == min(tried, key=lambda kept: tried[kept]) / BINS
+    tried = {kept: divergence(counts, kept, levels) for kept in range(THRESHOLD_BINS, levels - 1, -16)}
+    assert found(x, bits, stride=16) == min(tried, key=lambda kept: tried[kept]) / THRESHOLD_BINS
 
 
 def test_an_outlier_is_clipped_and_a_uniform_distribution_is_not() -> None:

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 
 from qtrain.config.compose import compose
 from qtrain.data.digits import Digits
-from qtrain.data.synthetic_store import MANIFEST, read_images, read_manifest, write_shard
+from qtrain.data.synthetic_store import IMAGES_MANIFEST, read_images, read_manifest, write_shard
 from qtrain.pipeline.run_folder import identity_of
 from qtrain.pipeline.synthetic_images import SyntheticFolder, imagine
 from qtrain.tasks.report import write_report
@@ -109,7 +109,7 @@ def test_a_stopped_synthesis_makes_what_is_missing(overrides: list[str], caplog:
     whole = imagine(compose(overrides))
     first, second, _ = whole.manifest.checked_files()
     before = hashes(whole)
-    (whole.folder / MANIFEST).unlink()
+    (whole.folder / IMAGES_MANIFEST).unlink()
     first.unlink()
     second.write_bytes(second.read_bytes()[:-40])  # cut short by a full disk
     again = imagine(compose(overrides))
@@ -145,7 +145,7 @@ def test_the_task_leaves_a_row_and_a_picture(overrides: list[str], tmp_path: Pat
     folder = tmp_path / "out" / "adhoc" / "synthesize"
     assert (folder / "results.csv").is_file()
     assert f"data.folder={metrics['folder']}" in capsys.readouterr().out
-    manifest = json.loads((Path(metrics["folder"]) / MANIFEST).read_text())
+    manifest = json.loads((Path(metrics["folder"]) / IMAGES_MANIFEST).read_text())
     assert manifest["metrics"]["images"] == 48
     assert manifest["made_from"]["method"]["steps"] == 5
     picture = np.asarray(Image.open(folder / "images.png"))

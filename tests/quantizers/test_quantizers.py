@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from qtrain.functional.learned_step import SMALLEST_SCALE
 from qtrain.observers.min_max import MinMax
 from qtrain.quantizers.uniform.affine import Affine
-from qtrain.quantizers.uniform.lsq import LSQ, SMALLEST_SCALE
+from qtrain.quantizers.uniform.lsq import LSQ
 from qtrain.spec import Observed, PerChannel, PerTensor, QuantSpec
 
 WEIGHT = QuantSpec(bits=4, shape=(8, 3, 3, 3), signed=True)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from qtrain.storage.affine import AffineTensor
 from qtrain.storage.base import pack, unpack
 from qtrain.storage.codebook import CodebookTensor
-from qtrain.storage.huffman import HuffmanIntegers, code_lengths, code_words
+from qtrain.storage.huffman import HuffmanPart, code_lengths, code_words
 
 COUNTS = st.lists(st.integers(0, 1000), min_size=1, max_size=40).filter(any)
 
@@ -62,7 +62,7 @@ def test_no_other_prefix_code_is_shorter(counts: list[int]) -> None:
 @given(st.data(), st.integers(1, 6), st.sampled_from([-8, 0, 3]))
 def test_bytes_without_loss(data: st.DataObject, bits: int, low: int) -> None:
     values = data.draw(st.lists(st.integers(low, low + 2**bits - 1), max_size=200))
-    part = HuffmanIntegers(torch.tensor(values, dtype=torch.int32), bits, low)
+    part = HuffmanPart(torch.tensor(values, dtype=torch.int32), bits, low)
     after = torch.tensor([1, 0, 1], dtype=torch.uint8)
     assert part.write().numel() == part.nbits
     like = dataclasses.replace(part, values=torch.full_like(part.values, low))
@@ -75,7 +75,7 @@ def test_bytes_without_loss(data: st.DataObject, bits: int, low: int) -> None:
 @pytest.mark.parametrize(("values", "words"), [([], 0), ([2], 1), ([5] * 7, 7)])
 def test_one_symbol_and_none(values: list[int], words: int) -> None:
     """The table of 8 lengths of 3 bits, and one bit for each value."""
-    part = HuffmanIntegers(torch.tensor(values, dtype=torch.int64), 3)
+    part = HuffmanPart(torch.tensor(values, dtype=torch.int64), 3)
     assert part.nbits == 8 * 3 + words
 
 
@@ -101,5 +101,5 @@ def test_a_file_that_was_cut_off_is_refused() -> None:
 
 
 def test_values_outside_the_range_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"HuffmanIntegers: values must lie in 0\.\.3 to fit 2 bits"):
-        HuffmanIntegers(torch.tensor([4]), 2).write()
+    with pytest.raises(ValueError, match=r"HuffmanPart: values must lie in 0\.\.3 to fit 2 bits"):
+        HuffmanPart(torch.tensor([4]), 2).write()

@@ -17,7 +17,14 @@ from qtrain.spec import PerBlock, PerChannel, PerGroup
 from qtrain.spec.blocks import Blocks
 from qtrain.storage.affine import AffineTensor
 from qtrain.storage.base import QTensor, pack, unpack
-from qtrain.storage.bits import float_bits, from_bytes, from_float_bits, from_integer_bits, integer_bits, to_bytes
+from qtrain.storage.bits import (
+    bits_to_bytes,
+    bytes_to_bits,
+    float_bits,
+    from_float_bits,
+    from_integer_bits,
+    integer_bits,
+)
 from qtrain.storage.codebook import CodebookTensor
 from qtrain.storage.levels import LevelTensor
 from qtrain.storage.microexponents import MicroexponentTensor
@@ -31,7 +38,7 @@ def test_numbers_stand_most_significant_bit_first_without_gaps() -> None:
     """5, 2, 7 in three bits: 101 010 11|1, and the last byte is filled up with zeros."""
     bits = integer_bits(torch.tensor([5, 2, 7]), 3)
     assert bits.tolist() == [1, 0, 1, 0, 1, 0, 1, 1, 1]
-    assert to_bytes(bits) == bytes([0b10101011, 0b10000000])
+    assert bits_to_bytes(bits) == bytes([0b10101011, 0b10000000])
     assert integer_bits(torch.tensor([-2, 1]), 2, low=-2).tolist() == [0, 0, 1, 1]
 
 
@@ -54,13 +61,13 @@ def test_what_does_not_fit_is_refused(value: int) -> None:
 def test_floats_are_their_ieee_patterns(dtype: torch.dtype, code: str, values: list[float]) -> None:
     """The order of the 2^w patterns is that of two's complement: the sign bit comes inverted."""
     tensor = torch.tensor(values, dtype=dtype)
-    data = to_bytes(float_bits(tensor))
+    data = bits_to_bytes(float_bits(tensor))
     width = struct.calcsize(code)
     for i, value in enumerate(tensor.tolist()):
         expected = bytearray(struct.pack(code, value))
         expected[0] ^= 0x80
         assert data[i * width : (i + 1) * width] == bytes(expected)
-    assert torch.equal(from_float_bits(from_bytes(data), dtype), tensor)
+    assert torch.equal(from_float_bits(bytes_to_bits(data), dtype), tensor)
 
 
 def test_bfloat16_comes_back_with_its_special_values() -> None:

@@ -19,7 +19,7 @@ from qtrain.storage.planes import BitPlanes, signed_sum
 MOST = 5
 """Bases that there is room for, as many as the paper has; ``bits`` says how many of them are in use."""
 
-RIDGE = 1e-9
+GRAM_RIDGE = 1e-9
 """Decides between bases that are equal, such as those of a constant weight: they share their factor."""
 
 
@@ -38,7 +38,7 @@ def fitted_factors(signs: Tensor, rows: Tensor) -> Tensor:
     gram = torch.einsum("agn,bgn->gab", signs, signs).double() / n
     right = torch.einsum("agn,gn->ga", signs, rows.to(signs.dtype)).double() / n
     unused = (gram.diagonal(dim1=1, dim2=2) == 0).double()
-    solved: Tensor = torch.linalg.solve(gram + torch.diag_embed(unused + RIDGE), right)
+    solved: Tensor = torch.linalg.solve(gram + torch.diag_embed(unused + GRAM_RIDGE), right)
     return solved.to(rows.dtype).T
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qtrain.functional.affine import require_finite
 from qtrain.functional.ste import straight_through
-from qtrain.functional.ternary import best_threshold, mean_above, usual_threshold
+from qtrain.functional.ternary import best_ternary_threshold, mean_above, usual_threshold
 from qtrain.quantizers.base import Quantizer
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
 from qtrain.storage.affine import AffineTensor
@@ -27,8 +27,8 @@ class TWN(Quantizer):
     """``W~ = alpha T``, ``T = sign(W) [|W| > Delta]`` (Li et al. 2016, arXiv 1605.04711, eq. 3); weights only.
 
     ``Delta = 0.7 mean |W|`` (eq. 6) and ``alpha`` the mean of ``|W|`` above ``Delta`` (eq. 5), nearly the least-squares
-    choice; with ``exact`` that choice itself (:func:`best_threshold`, eq. 4). Both follow the weights in training and
-    in eval mode. The gradient of ``W~`` goes to ``W`` as it is. Codes take 2 bits.
+    choice; with ``exact`` that choice itself (:func:`best_ternary_threshold`, eq. 4). Both follow the
+    weights in training and in eval mode. The gradient of ``W~`` goes to ``W`` as it is. Codes take 2 bits.
     """
 
     widths = range(2, 3)
@@ -49,7 +49,7 @@ class TWN(Quantizer):
         """``T`` of -1, 0 and 1, shaped as ``w``, and ``alpha`` of the state shape; both float32."""
         real = w.float()
         rows = self.granularity.flatten(real)
-        threshold = best_threshold(rows) if self.exact else usual_threshold(rows)
+        threshold = best_ternary_threshold(rows) if self.exact else usual_threshold(rows)
         alpha = mean_above(rows, threshold).reshape(self.state_shape)
         return real.sign() * (real.abs() > self.spread(threshold.reshape(self.state_shape), w)), alpha
 

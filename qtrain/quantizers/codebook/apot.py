@@ -7,12 +7,13 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from qtrain.functional.learned_step import SMALLEST_SCALE
 from qtrain.functional.levels import sums_of_powers
-from qtrain.quantizers.codebook.levels import SMALLEST_SCALE, LevelQuantizer
+from qtrain.quantizers.codebook.levels import LevelQuantizer
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
 
 EPSILON = 1e-5
-SMALLEST_VARIANCE = 1e-20
+SMALLEST_WEIGHT_VARIANCE = 1e-20
 """Below it a weight counts as constant, and the root's gradient, which is infinite at zero, as zero."""
 
 
@@ -22,7 +23,7 @@ def centered(weight: Tensor) -> tuple[Tensor, Tensor]:
     if not values.numel():
         return values, values.new_ones(())
     values = values - values.mean()
-    return values, values.square().mean().clamp(min=SMALLEST_VARIANCE).sqrt() + EPSILON
+    return values, values.square().mean().clamp(min=SMALLEST_WEIGHT_VARIANCE).sqrt() + EPSILON
 
 
 @final

@@ -15,7 +15,7 @@ from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
 from qtrain.storage.base import QTensor
 from qtrain.storage.codebook import CodebookTensor, look_up
 
-MOST_ITERATIONS = 1000
+MOST_LLOYD_ITERATIONS = 1000
 
 
 def lloyd(rows: Tensor, count: int) -> Tensor:
@@ -29,7 +29,7 @@ def lloyd(rows: Tensor, count: int) -> Tensor:
     first, last = ordered[:, :1], ordered[:, -1:]
     centroids = first + (last - first) * torch.linspace(0, 1, count, dtype=torch.float64, device=rows.device)
     start, end = torch.zeros_like(first, dtype=torch.int64), torch.full_like(first, rows.shape[1], dtype=torch.int64)
-    for _ in range(MOST_ITERATIONS):
+    for _ in range(MOST_LLOYD_ITERATIONS):
         inner = torch.searchsorted(ordered, midpoints(centroids), right=True)
         edges = torch.cat([start, inner, end], dim=1)
         members = edges.diff(dim=1)

@@ -10,14 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.functional.affine import require_finite
+from qtrain.functional.learned_step import SMALLEST_SCALE
 from qtrain.functional.levels import fake_quantize_to_levels, mirrored, nearest_level
 from qtrain.quantizers.base import Quantizer
 from qtrain.spec import Granularity, Observed, QuantSpec
 from qtrain.storage.base import QTensor
 from qtrain.storage.levels import LevelTensor
-
-SMALLEST_SCALE = 2.0**-40
-"""Keeps the division defined when an optimizer drives a scale to zero."""
 
 _CANDIDATES = 64
 

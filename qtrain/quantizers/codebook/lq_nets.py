@@ -17,7 +17,7 @@ from qtrain.storage.base import QTensor
 from qtrain.storage.codebook import look_up
 from qtrain.storage.planes import BitPlanes, signed_sum
 
-RIDGE = 1e-5
+BASIS_RIDGE = 1e-5
 """Keeps least squares defined where the data leave a direction open, relative to digits of magnitude 1."""
 
 _CALIBRATION_STEPS = 20
@@ -28,7 +28,9 @@ def binary_digit(bits: int, signed: bool) -> tuple[int, int]:
     return 0, 1
 
 
-def encode(x: Tensor, basis: Tensor, signed: Tensor, granularity: Granularity) -> tuple[list[Tensor], Tensor, Tensor]:
+def encode_in_basis(
+    x: Tensor, basis: Tensor, signed: Tensor, granularity: Granularity
+) -> tuple[list[Tensor], Tensor, Tensor]:
     """The digits of the level nearest to ``x``: M tensors of 0 and 1 (int64); and the lowest and the highest level.
 
     Levels are ``sum_m d_m v_m`` with digits of -1 and 1, of 0 and 1 where not ``signed`` (0-dim); ``basis`` v
@@ -63,7 +65,7 @@ def least_squares(rows: Tensor, digits: Tensor, basis: Tensor, *, shared: bool =
     missing = torch.einsum("mgn,gn->gm", digits, rows - (digits * basis[:, :, None]).sum(dim=0)) / count
     if shared:
         gram, missing = mean_of_ranks(gram), mean_of_ranks(missing)
-    ridge = RIDGE * torch.eye(len(digits), device=rows.device)
+    ridge = BASIS_RIDGE * torch.eye(len(digits), device=rows.device)
     return basis + torch.linalg.solve_ex(gram + ridge, missing).result.T
 
 
@@ -107,7 +109,7 @@ class LQNets(Quantizer):
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         values = x.detach().to(self.basis.dtype)
-        codes, lowest, highest = encode(values, self.basis, self.signed, self.granularity)
+        codes, lowest, highest = encode_in_basis(values, self.basis, self.signed, self.granularity)
         digits = [torch.where(self.signed, 2 * code - 1, code) for code in codes]
         result = signed_sum(digits, self.basis, self.granularity).to(x.dtype)
         if self.training:
@@ -129,7 +131,7 @@ class LQNets(Quantizer):
 
     def quantize(self, x: Tensor) -> QTensor:
         require_finite(x)
-        codes, _, _ = encode(x.detach().to(self.basis.dtype), self.basis, self.signed, self.granularity)
+        codes, _, _ = encode_in_basis(x.detach().to(self.basis.dtype), self.basis, self.signed, self.granularity)
         return BitPlanes(
             codes=torch.stack(codes).to(torch.int32),
             bits=int(self.bits),
@@ -151,7 +153,7 @@ class LQNets(Quantizer):
             values = observed.tensor.float()
             for _ in range(_CALIBRATION_STEPS):
                 before = self.basis.clone()
-                codes, _, _ = encode(values, self.basis, self.signed, self.granularity)
+                codes, _, _ = encode_in_basis(values, self.basis, self.signed, self.granularity)
                 self.update_(values, [torch.where(self.signed, 2 * code - 1, code) for code in codes], 0.0)
                 if torch.allclose(before, self.basis, rtol=1e-4, atol=0):
                     break

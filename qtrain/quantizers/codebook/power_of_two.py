@@ -7,8 +7,9 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from qtrain.functional.learned_step import SMALLEST_SCALE
 from qtrain.functional.levels import powers_of_two
-from qtrain.quantizers.codebook.levels import SMALLEST_SCALE, LevelQuantizer
+from qtrain.quantizers.codebook.levels import LevelQuantizer
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
 
 

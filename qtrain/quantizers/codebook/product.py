@@ -16,7 +16,7 @@ from qtrain.spec import Observed, PerTensor, QuantSpec
 from qtrain.storage.base import QTensor
 from qtrain.storage.product import ProductTensor, join_blocks
 
-MOST_ITERATIONS = 100
+MOST_CLUSTER_ITERATIONS = 100
 NOISE = 1e-3
 """Distance of the two halves of a split cluster, relative to the codebook's largest value."""
 
@@ -71,7 +71,7 @@ def cluster(vectors: Tensor, count: int) -> Tensor:
         return torch.cat([distinct, distinct.new_zeros(count - len(distinct), vectors.shape[1])])
     order = keyed_uniform(torch.zeros((), dtype=torch.int64, device=vectors.device), (len(distinct),)).argsort()
     codebook = distinct[order[:count]]
-    for iteration in range(MOST_ITERATIONS):
+    for iteration in range(MOST_CLUSTER_ITERATIONS):
         moved = lloyd_step(vectors, codebook, iteration)
         if torch.equal(moved, codebook):
             break

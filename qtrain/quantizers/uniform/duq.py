@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qtrain.functional.learned_step import SMALLEST_SCALE
 from qtrain.functional.ste import clamp_to, round_ste
 from qtrain.quantizers.base import Quantizer, narrow_range
-from qtrain.quantizers.uniform.lsq import SMALLEST_SCALE
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
 from qtrain.storage.base import QTensor
 

@@ -8,14 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.functional.affine import fake_quantize, symmetric_scale
-from qtrain.functional.learned_step import step_gradient_factor
+from qtrain.functional.learned_step import SMALLEST_SCALE, step_gradient_factor
 from qtrain.functional.ste import scale_gradient
 from qtrain.quantizers.base import Quantizer
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
 from qtrain.storage.base import QTensor
-
-SMALLEST_SCALE = 2.0**-40
-"""Keeps the division defined when an optimizer drives a step to zero."""
 
 
 @final

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.functional.affine import fake_quantize, symmetric_scale
-from qtrain.functional.learned_step import step_gradient_factor
+from qtrain.functional.learned_step import SMALLEST_SCALE, step_gradient_factor
 from qtrain.functional.ste import clamp_to, round_ste, scale_gradient
 from qtrain.quantizers.base import Quantizer, full_range, index_range
-from qtrain.quantizers.uniform.lsq import SMALLEST_SCALE
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
 from qtrain.storage.base import QTensor
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.functional.affine import fake_quantize, symmetric_scale
+from qtrain.functional.learned_step import SMALLEST_SCALE
 from qtrain.functional.ste import straight_through, with_penalty
 from qtrain.quantizers.base import Quantizer, Served, narrow_range
-from qtrain.quantizers.uniform.lsq import SMALLEST_SCALE
 from qtrain.spec import Observed, PerTensor, QuantSpec
 from qtrain.storage.base import QTensor
 

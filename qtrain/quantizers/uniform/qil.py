@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.functional.affine import require_finite
+from qtrain.functional.learned_step import SMALLEST_SCALE
 from qtrain.functional.ste import clamp_to, round_ste
 from qtrain.quantizers.base import Quantizer, narrow_range
-from qtrain.quantizers.uniform.lsq import SMALLEST_SCALE
 from qtrain.spec import Observed, PerTensor, QuantSpec
 from qtrain.storage.affine import AffineTensor
 from qtrain.storage.base import QTensor

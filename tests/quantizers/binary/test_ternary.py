@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qtrain.functional.ternary import best_threshold
+from qtrain.functional.ternary import best_ternary_threshold
 from qtrain.quantizers.binary.ttq import TTQ
 from qtrain.quantizers.binary.twn import TWN
 from qtrain.spec import Observed, PerChannel, PerTensor, QuantSpec
@@ -46,7 +46,7 @@ def test_exact_twn_is_the_nearest_of_all_ternary_filters(seed: int) -> None:
 @given(st.lists(st.sampled_from([0.0, 1e-20, 0.5, 0.5, 1.0, 1.0, 2.0, 3.5]), min_size=1, max_size=6))
 def test_equal_magnitudes_and_zeros_lose_no_optimum(magnitudes: list[float]) -> None:
     w = torch.tensor(magnitudes)
-    kept = w[w > best_threshold(w.reshape(1, -1))].double()
+    kept = w[w > best_ternary_threshold(w.reshape(1, -1))].double()
     error = float(w.double().square().sum()) - (float(kept.sum()) ** 2 / len(kept) if len(kept) else 0.0)
     assert error == pytest.approx(least_error(w.double()), rel=1e-6, abs=1e-12)
 
@@ -58,7 +58,7 @@ def test_usual_twn_is_as_near_to_the_best_as_its_paper_says() -> None:
         exact: float((w - TWN(spec=weight_spec(64, 1000), exact=exact)(w)).square().sum()) for exact in (False, True)
     }
     assert errors[True] <= errors[False] < 1.01 * errors[True]
-    threshold = best_threshold(w.reshape(1, -1))
+    threshold = best_ternary_threshold(w.reshape(1, -1))
     assert float(threshold) == pytest.approx(0.612, abs=0.02), "the normal distribution's own, in sigma"
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qtrain.observers.min_max import MinMax
-from qtrain.quantizers.codebook.lq_nets import LQNets, encode, least_squares
+from qtrain.quantizers.codebook.lq_nets import LQNets, encode_in_basis, least_squares
 from qtrain.spec import PerChannel, PerTensor, QuantSpec
 
 SHAPE = (6, 4, 3, 3)
@@ -48,7 +48,7 @@ def test_values_are_the_nearest_sums_of_the_basis(basis: list[float], signed: bo
 def test_the_basis_is_the_least_squares_solution() -> None:
     """Against torch's own solver, in float64; one row for each group."""
     rows = noise(3, 200)
-    planes, _, _ = encode(rows, noise(2, 3, 1, seed=1).abs(), SIGNED, PerChannel(0))
+    planes, _, _ = encode_in_basis(rows, noise(2, 3, 1, seed=1).abs(), SIGNED, PerChannel(0))
     digits = torch.stack(planes).float() * 2 - 1
     found = least_squares(rows, digits, torch.zeros(2, 3))
     for group in range(3):
@@ -98,7 +98,7 @@ def test_the_basis_moves_as_a_moving_average_after_the_forward() -> None:
     before = quantizer.basis.clone()
     output = quantizer.train()(x)
     assert torch.equal(output, quantizer.eval().quantize(x).dequantize()) is False
-    planes, _, _ = encode(x, before, SIGNED, PerTensor())
+    planes, _, _ = encode_in_basis(x, before, SIGNED, PerTensor())
     digits = torch.stack(planes).double().reshape(2, -1) * 2 - 1
     exact = torch.linalg.lstsq(digits.T, x.double().reshape(-1, 1)).solution[:, 0]
     torch.testing.assert_close(quantizer.basis.double(), 0.75 * before.double() + 0.25 * exact, rtol=1e-3, atol=1e-4)
