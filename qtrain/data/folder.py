@@ -37,7 +37,8 @@ class FolderImages(ImageSet):
         return image
 
     def target(self, number: int) -> int:
-        return self._samples[number][1]
+        target: int = self._samples[number][1]
+        return target
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

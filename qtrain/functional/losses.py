@@ -93,7 +93,8 @@ def relational_distances(x: Tensor) -> Tensor:
     x = _wide(x)
     distance = torch.linalg.vector_norm(x.unsqueeze(0) - x.unsqueeze(1), dim=2)
     mean = distance.sum() / max(1, len(x) * (len(x) - 1))
-    return distance / mean.clamp(min=torch.finfo(x.dtype).tiny)
+    relative: Tensor = distance / mean.clamp(min=torch.finfo(x.dtype).tiny)
+    return relative
 
 
 def relational_angles(x: Tensor) -> Tensor:

@@ -90,7 +90,8 @@ class _Sign(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return grads[0] * (x.abs() <= 1)
+        inside: Tensor = x.abs() <= 1
+        return grads[0] * inside
 
 
 class _WithPenalty(torch.autograd.Function):

@@ -82,12 +82,14 @@ class BasicBlock(nn.Module):
         self.act2 = ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.bn1(self.conv1(x))
+        y: Tensor = self.bn1(self.conv1(x))
         if self.add1 is None:
             y = self.bn2(self.conv2(self.act1(y)))
-            return self.act2(self.add(y, self.shortcut(x)))
-        y = self.act1(self.add1(y, self.shortcut(x)))
-        return self.act2(self.add(self.bn2(self.conv2(y)), y))
+            y = self.act2(self.add(y, self.shortcut(x)))
+        else:
+            y = self.act1(self.add1(y, self.shortcut(x)))
+            y = self.act2(self.add(self.bn2(self.conv2(y)), y))
+        return y
 
 
 class CifarResNet(nn.Module):
@@ -166,7 +168,8 @@ class CifarResNet(nn.Module):
         x = self.act1(self.bn1(self.conv1(x)))
         x = self.layer1(x)
         x = self.layer2(x)
-        return self.layer3(x)
+        x = self.layer3(x)
+        return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = self.pool(x).flatten(1)

@@ -62,7 +62,8 @@ class SamePad(nn.Module):
         self.kernel_size, self.stride, self.dilation = list(kernel_size), list(stride), list(dilation)
 
     def forward(self, x: Tensor) -> Tensor:
-        return pad_same(x, self.kernel_size, self.stride, self.dilation)
+        padded: Tensor = pad_same(x, self.kernel_size, self.stride, self.dilation)
+        return padded
 
 
 class ModePad(nn.Module):

@@ -68,7 +68,10 @@ def create_transform(
         timm_transform = transforms_imagenet_eval(
             image_size, crop_pct=crop_pct, interpolation=settled, mean=tuple(mean), std=tuple(std)
         )
-    return Compose([ToMode(mode="L" if len(mean) == 1 else "RGB"), *timm_transform.transforms])
+    transform: Callable[[Image.Image], Tensor] = Compose(
+        [ToMode(mode="L" if len(mean) == 1 else "RGB"), *timm_transform.transforms]
+    )
+    return transform
 
 
 def _check(

@@ -40,7 +40,8 @@ class Add(nn.Module):
         self.left, self.right = Operand(), Operand()
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
-        return self.left(left) + self.right(right)
+        total: Tensor = self.left(left) + self.right(right)
+        return total
 
 
 @final
@@ -64,4 +65,5 @@ class Softmax(nn.Module):
         self.output = Operand()
 
     def forward(self, input: Tensor, dim: int = -1) -> Tensor:
-        return self.output(input.softmax(dim))
+        quantized: Tensor = self.output(input.softmax(dim))
+        return quantized

@@ -43,7 +43,8 @@ class Blocks:
         missing = count * self.size - x.shape[along]
         if missing:
             x = F.pad(x, [0, 0] * (x.ndim - 1 - along) + [0, missing])
-        return x.unflatten(along, (count, self.size)).amax(dim=along + 1)
+        blocks: Tensor = x.unflatten(along, (count, self.size))
+        return blocks.amax(dim=along + 1)
 
     def spread(self, state: Tensor, shape: tuple[int, ...]) -> Tensor:
         """``state``, a number for each block of a tensor of ``shape``, as a tensor of that shape."""

@@ -109,7 +109,8 @@ class HuffmanPart(Part):
         return symbols.numpy()
 
     def _counts(self) -> list[int]:
-        return np.bincount(self._symbols(), minlength=1 << self.bits).tolist()
+        counts: list[int] = np.bincount(self._symbols(), minlength=1 << self.bits).tolist()
+        return counts
 
     @property
     def nbits(self) -> int:

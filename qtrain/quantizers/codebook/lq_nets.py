@@ -66,7 +66,8 @@ def least_squares(rows: Tensor, digits: Tensor, basis: Tensor, *, shared: bool =
     if shared:
         gram, missing = mean_of_ranks(gram), mean_of_ranks(missing)
     ridge = BASIS_RIDGE * torch.eye(len(digits), device=rows.device)
-    return basis + torch.linalg.solve_ex(gram + ridge, missing).result.T
+    correction: Tensor = torch.linalg.solve_ex(gram + ridge, missing).result
+    return basis + correction.T
 
 
 @final

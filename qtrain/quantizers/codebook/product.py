@@ -66,7 +66,7 @@ def cluster(vectors: Tensor, count: int) -> Tensor:
 
     Where there are no more different vectors than that, they are the codebook, filled up with zeros.
     """
-    distinct = vectors.unique(dim=0)
+    distinct: Tensor = vectors.unique(dim=0)
     if len(distinct) <= count:
         return torch.cat([distinct, distinct.new_zeros(count - len(distinct), vectors.shape[1])])
     order = keyed_uniform(torch.zeros((), dtype=torch.int64, device=vectors.device), (len(distinct),)).argsort()

@@ -98,7 +98,8 @@ class Incremental(Wrapper):
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         if not self.training:
-            return self.inner(x)
+            quantized: Tensor = self.inner(x)
+            return quantized
         held = x.detach().masked_fill(~self.frozen, 0.0)
         return x.masked_fill(self.frozen, 0.0) + held
 

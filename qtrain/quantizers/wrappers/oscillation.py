@@ -84,10 +84,12 @@ class Oscillation(TrainingWrapper):
 
     def train_forward(self, x: Tensor) -> Tensor:
         if self.rates[0] == 0.0:  # said once and for all, and no schedule
-            return self.inner(x)
+            quantized: Tensor = self.inner(x)
+            return quantized
         step = self.spread(self.step(), x)
         distance = distance_to_codes(x, step, self.code_low, self.code_high)
-        return self.inner(with_penalty(x, self.dampening * distance))
+        quantized = self.inner(with_penalty(x, self.dampening * distance))
+        return quantized
 
     @torch.no_grad()
     def project(self, weight: Tensor) -> Tensor:
