@@ -234,7 +234,6 @@ def test_the_schema_and_the_root_config_have_the_same_keys() -> None:
         "quantize": schema.Quantize,
         "fit": schema.Fit,
         "full_precision": schema.FullPrecision,
-        "tune": schema.Tune,
         "synthesize": schema.Synthesize,
         "report": schema.Report,
         "sweep": schema.Sweep,

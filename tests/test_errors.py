@@ -36,7 +36,7 @@ WRONG = {
     "missing value": (["model=timm"], "missing: give model.name=..."),
     "unknown task": (
         ["task=tain"],
-        "task: must be one of train, tune, sweep, calibrate, synthesize, evaluate, report, review, got 'tain'; "
+        "task: must be one of train, sweep, calibrate, synthesize, evaluate, report, review, got 'tain'; "
         "did you mean 'train'?",
     ),
     "unknown budget": (["budget=gpu"], "budget: must be one of full, cpu, probe, got 'gpu'"),
@@ -135,7 +135,6 @@ RUN_INTO = {
         ["fit.freeze.layers=[nowhere*]"],
         r"fit\.freeze\.layers: pattern 'nowhere\*' matches no layer with a weight",
     ),
-    "tuning without a teacher": (["task=tune"], r"tune: there is no teacher to learn from; name one"),
     "a sweep over nothing": (["task=sweep"], r"sweep\.space: the space is empty, .* add a knob"),
     "a knob that is no knob": (
         ["task=sweep", "+sweep.space.lr=0.1"],

@@ -34,9 +34,8 @@ HEADER = (
 
 NOT_HASHED = (
     "output", "name", "run_dir", "resume", "overwrite", "results", "report", "logger", "allow_targets", "select",
-    "tune",
 )  # fmt: skip
-"""Top-level options of which a run's result is no function: where it goes, how it is shown, what a search tries."""
+"""Top-level options that do not change a run's result: where it goes, how it is shown."""
 
 
 def append_row(path: Path | str, row: Mapping[str, object]) -> None:

@@ -115,17 +115,6 @@ class Synthesize:
 
 
 @dataclass
-class Tune:
-    temperatures: list[float] = MISSING
-    weights: list[float] = MISSING
-    widths: list[int] | None = MISSING
-    epochs: int = MISSING
-    rungs: int = MISSING
-    keep: float = MISSING
-    val_fraction: float = MISSING
-
-
-@dataclass
 class Resources:
     cpu: float = MISSING
     gpu: float = MISSING
@@ -182,7 +171,6 @@ class Root:
     full_precision: FullPrecision = field(default_factory=FullPrecision)
     synthesis: Any = None
     synthesize: Synthesize = field(default_factory=Synthesize)
-    tune: Tune = field(default_factory=Tune)
     sweep: Sweep = field(default_factory=Sweep)
     report: Report = field(default_factory=Report)
     review: Review = field(default_factory=Review)

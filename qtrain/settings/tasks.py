@@ -2,7 +2,6 @@
 
 TASKS = {
     "train": "quantize and train a student, with or without a teacher (the default)",
-    "tune": "find temperature and weight of distillation for a bit width, on validation images",
     "sweep": "many trials over bit widths, schedules and settings, and the front of the best",
     "calibrate": "quantize without training: calibrated, and corrected or rounded by learning where asked",
     "synthesize": "images from nothing but a model, for data=synthetic",
