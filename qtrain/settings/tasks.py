@@ -5,7 +5,7 @@ TASKS = {
     "sweep": "many trials over bit widths, schedules and settings, and the front of the best",
     "calibrate": "quantize without training: calibrated, and corrected or rounded by learning where asked",
     "synthesize": "images from nothing but a model, for data=synthetic",
-    "evaluate": "accuracy of given weights on the test images",
+    "evaluate": "accuracy on the test images, of full-precision weights or of a finished run's student",
     "report": "one HTML page and a plot of all runs below a folder",
     "review": "the workspace in W&B that shows accuracy against compression",
 }

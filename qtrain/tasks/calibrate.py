@@ -15,6 +15,7 @@ from qtrain.cost.count import count
 from qtrain.data.image_grid import keep_picture
 from qtrain.pipeline import prepare, run_folder
 from qtrain.pipeline.build_model import build_model, example_input
+from qtrain.pipeline.claim import claimed
 from qtrain.pipeline.load_data import load_data
 from qtrain.pipeline.summary import FINISHED
 from qtrain.report.table import print_summary
@@ -27,15 +28,23 @@ log = logging.getLogger(__name__)
 def run(cfg: DictConfig) -> dict[str, Any]:
     """Convert, calibrate, correct and round as ``cfg.quantize`` says; returns ``top1`` and ``fp_top1`` in percent.
 
-    A finished run of the same config is not repeated, only shown. Without a final test the metrics are ``None``.
+    A finished run of the same config is not repeated, only shown. Without a final test the metrics are ``None``. Raises
+    ``ConfigError`` where there are no trained weights, nothing to quantize, or another run in the folder.
     """
     folder = Path(cfg.run_dir)
-    if (finished := run_folder.claim_folder(cfg, folder)) is not None:
-        log.info("%s is finished; overwrite=true runs it again", folder)
+    with claimed(cfg, folder) as finished:
+        if finished is not None:
+            log.info("%s is finished; overwrite=true runs it again", folder)
+            metrics: dict[str, Any] = {"top1": finished.top1, "fp_top1": finished.fp_top1}
+        else:
+            metrics = _calibrate(cfg, folder)
         print_summary(folder.parent)
-        return {"top1": finished.top1, "fp_top1": finished.fp_top1}
+    return metrics
+
+
+def _calibrate(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     if not cfg.quantize.enabled:
-        raise ConfigError("quantize.enabled: task=calibrate quantizes; task=evaluate tells full precision's accuracy")
+        raise ConfigError("quantize.enabled: task=calibrate quantizes; task=evaluate measures full precision")
     if cfg.model.get("weights") is None and not cfg.model.get("pretrained", False):
         raise ConfigError("model.weights: calibration needs a trained model; give a file, or model.pretrained=true")
     start = time.perf_counter()
@@ -63,5 +72,4 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     run_folder.save_weights(prepared.student, folder / run_folder.STUDENT)
     run_folder.append_results(cfg, folder, summary, device=device, notes="calibrated only")
     run_folder.finish(folder, summary)
-    print_summary(folder.parent)
     return metrics

@@ -1,8 +1,7 @@
-"""Accuracy on the test images, of given weights, of a calibrated model, or of a finished run."""
+"""The task that measures accuracy on the test images: of full-precision weights, or of a finished run's student."""
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from pathlib import Path
@@ -26,48 +25,40 @@ log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
-    """Print and return ``fp_top1`` and, where ``quantize.enabled``, ``top1`` of the quantized model, in percent.
+    """Evaluate the weights of ``model.weights``, or the student of ``checkpoint``; accuracies are in percent.
 
-    Without ``checkpoint`` the quantized model is merely calibrated. ``checkpoint=RUN_FOLDER``, or the
-    ``student.safetensors`` in it, evaluates that run's student as it was trained; model, quantizers and data are then
-    those of the run.
+    ``checkpoint=RUN_FOLDER``, or the ``student.safetensors`` in it, evaluates that run's student as it was trained;
+    model, quantizers and data are then those of the run, and the result is ``top1``. Otherwise the weights are
+    evaluated in full precision, and the result is ``fp_top1``; task=calibrate quantizes them. Raises ``ConfigError``
+    where there are no weights, or ``checkpoint`` is not a finished run.
     """
     start = time.perf_counter()
     trained = _run_folder(cfg.checkpoint)
     if trained is not None:
         cfg = _with_config_of(trained, cfg)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = load_data(cfg, test_only=not trained and not prepare.needs_images(cfg), imagines=not trained)
-    if cfg.model.get("weights") is None and not cfg.model.get("pretrained", False) and trained is None:
+    elif cfg.model.get("weights") is None and not cfg.model.get("pretrained", False):
         raise ConfigError("model.weights: evaluate needs weights; give a file, or checkpoint=RUN_FOLDER")
-    metrics: dict[str, Any] = {}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # Training images are opened only where mean and std have to be computed from them.
+    data = load_data(cfg, test_only=trained is None and bool(cfg.data.get("mean")), imagines=False)
     if trained is None:
-        model = build_model(cfg.model, data.info)
-        metrics["fp_top1"] = evaluate(copy.deepcopy(model), data.test_dataloader(), device)["top1"]
-        prepared = prepare.quantize(cfg, model, data)
+        student = prepare.Prepared(build_model(cfg.model, data.info), {})
     else:
-        prepared = trained_student(cfg, trained, data)
-    if prepared.allocation or trained is not None:
-        metrics["top1"] = evaluate(prepared.student, data.test_dataloader(), device)["top1"]
-    else:
-        metrics["top1"] = metrics["fp_top1"]
-
+        student = trained_student(cfg, trained, data)
+    top1 = evaluate(student.student, data.test_dataloader(), device)["top1"]
+    cost = count(student.student.cpu(), example_input(data.info))
+    summary = run_folder.describe(cfg, data.info, student.allocation, cost) | _training_of(trained) | {"top1": top1}
+    if trained is None:
+        summary["fp_top1"] = top1
+    summary["wall_s"] = time.perf_counter() - start
     folder = Path(cfg.run_dir)
-    cost = count(prepared.student.cpu(), example_input(data.info))
-    way = "trained student" if trained else "calibrated only" if prepared.allocation else "full precision"
-    summary = run_folder.describe(cfg, data.info, prepared.allocation, cost) | metrics
-    summary |= _training_of(trained) | {"wall_s": time.perf_counter() - start}
     folder.mkdir(parents=True, exist_ok=True)
-    run_folder.append_results(cfg, folder, summary, device=device, notes=way)
-    if "fp_top1" in metrics:
-        print(f"{cfg.model.name}, full precision: {metrics['fp_top1']:.2f} %")
-    if prepared.allocation:
-        weight, input = run_folder.typical_bits(prepared.allocation)
-        print(
-            f"{cfg.model.name}, W{weight}A{input}, {way}: {metrics['top1']:.2f} %, {cost.size_bytes / 1e3:.1f} kB, "
-            f"{cost.compression:.1f}x smaller"
-        )
-    return metrics
+    notes = "full precision" if trained is None else "trained student"
+    run_folder.append_results(cfg, folder, summary, device=device, notes=notes)
+    weight, input = run_folder.typical_bits(student.allocation)
+    what = f"W{weight}A{input}, trained student" if student.allocation else "full precision"
+    print(f"{cfg.model.name}, {what}: {top1:.2f} %, {cost.size_bytes / 1e3:.1f} kB, {cost.compression:.1f}x smaller")
+    return {"fp_top1" if trained is None else "top1": top1}
 
 
 def trained_student(cfg: DictConfig, folder: Path, data: VisionData) -> prepare.Prepared:

@@ -22,12 +22,12 @@ from qtrain.data.base import VisionData
 from qtrain.data.image_grid import keep_picture
 from qtrain.pipeline import prepare, run_folder
 from qtrain.pipeline.build_model import build_model
+from qtrain.pipeline.claim import claimed
 from qtrain.pipeline.costs import costs
 from qtrain.pipeline.fit import named_callbacks
 from qtrain.pipeline.load_data import depends_on, load_data
 from qtrain.pipeline.pretrain import full_precision_weights, must_train
 from qtrain.pipeline.run_cache import cached
-from qtrain.pipeline.run_lock import only_run_in
 from qtrain.pipeline.run_stage import Trained, run_stage
 from qtrain.pipeline.stages import Stage, StageState, stages_of
 from qtrain.pipeline.summary import FINISHED, RunSummary
@@ -48,10 +48,8 @@ def run(cfg: DictConfig, *, keep_last: bool = False, show: bool = True) -> dict[
     its experiment.
     """
     folder = Path(cfg.run_dir)
-    if (finished := run_folder.finished_run(cfg, folder)) is not None:
-        return _shown(finished, folder, show)
-    with only_run_in(folder):
-        if (finished := run_folder.claim_folder(cfg, folder)) is not None:  # by another process, just now
+    with claimed(cfg, folder) as finished:
+        if finished is not None:
             return _shown(finished, folder, show)
         with open_loggers(cfg, folder) as loggers:
             metrics = _train(cfg, folder, loggers, keep_last=keep_last)

@@ -78,14 +78,19 @@ def test_the_last_row_of_a_configuration_counts(page: Path) -> None:
     assert [r[3] for r in table(page) if r[2].startswith("distilled")] == ["90.00"]
 
 
-def test_an_evaluation_is_a_calibrated_or_a_full_precision_row(page: Path) -> None:
+def test_rows_without_training_are_calibrated_or_full_precision(page: Path) -> None:
     csv = page.parent / "some.csv"
     common = {"task": "evaluate", "distill": "none", "epochs": 0, "ptq_top1": None}
     append_row(csv, row(**common, config_hash="a", top1=69.0, notes="calibrated only"))
     append_row(csv, row(**common, config_hash="b", w_bits=32, a_bits=32, top1=91.73, notes="full precision"))
     append_row(csv, row(**common, config_hash="c", top1=90.5, notes="trained student"))
+    append_row(csv, row(**common | {"task": "calibrate"}, config_hash="d", w_bits=2, a_bits=2, top1=12.0))
     script.main(["--results", str(page.parent), str(page)])
-    assert [(r[2], r[3]) for r in table(page)[2:]] == [("full precision", "91.73"), ("calibrated only", "69.00")]
+    assert [(r[2], r[3]) for r in table(page)[2:]] == [
+        ("full precision", "91.73"),
+        ("calibrated only", "69.00"),
+        ("calibrated only", "12.00"),
+    ]
 
 
 def test_check_finds_a_typed_number_and_changes_nothing(page: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,8 @@ from qtrain.pipeline.load_data import load_data
 from qtrain.settings.run_identity import plain_config
 from qtrain.sweep.initial_trials import is_start
 from qtrain.sweep.make_search import check_sweep, make_searcher
-from qtrain.sweep.make_space import make_space, rehearse
-from qtrain.sweep.searcher import FINISHED
+from qtrain.sweep.make_space import make_space, rehearse_space
+from qtrain.sweep.searcher import NO_MORE
 from qtrain.sweep.space import Point, Space
 
 EXPERIMENTS = ["tune_quickstart", "cifar10/tune_distillation"]
@@ -42,7 +42,7 @@ def points(experiment: str) -> list[Point]:
     found: list[Point] = []
     while True:
         point = searcher.suggest(id := f"{len(found) + 1:04d}")
-        if point == FINISHED:
+        if point == NO_MORE:
             return found
         assert isinstance(point, dict)
         found.append(point)
@@ -53,7 +53,7 @@ def points(experiment: str) -> list[Point]:
 def test_space_composes_into_trials(experiment: str) -> None:
     cfg = composed(experiment)
     check_sweep(cfg)
-    rehearse(cfg, space_of(experiment), lambda changes: composed(experiment, *changes))
+    rehearse_space(cfg, space_of(experiment), lambda changes: composed(experiment, *changes))
     assert space_of(experiment).count(1) == cfg.sweep.trials, "the grid is tried whole"
 
 

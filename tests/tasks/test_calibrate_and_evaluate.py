@@ -1,0 +1,120 @@
+"""`task=calibrate` makes a student, `task=evaluate` measures one; a folder belongs to one of their runs at a time."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from qtrain.config.compose import compose
+from qtrain.data.base import VisionData
+from qtrain.models.cifar_resnet import cifar_resnet8
+from qtrain.pipeline import claim, run_folder
+from qtrain.pipeline.claim import claimed
+from qtrain.pipeline.run_lock import only_run_in
+from qtrain.tasks.variants import run_task
+from qtrain.utils.errors import ConfigError
+
+AD_HOC = Path("outputs") / "adhoc"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    torch.manual_seed(0)
+    save_file(cifar_resnet8(num_classes=10, in_chans=1, width=0.25).state_dict(), path)
+    return path
+
+
+def run(folder: Path, weights: Path, *more: str) -> dict[str, Any]:
+    cfg = compose(overrides(folder, weights, *more))
+    return run_task(cfg)
+
+
+def overrides(folder: Path, weights: Path, *more: str) -> list[str]:
+    return [
+        "model=cifar_resnet8", "model.width=0.25", f"model.weights={weights}", "data.max_train=64", "data.max_test=50",
+        "data.batch_size=32", "quantize.calibration_batches=1", f"output={folder / 'outputs'}", "logger=none", *more,
+    ]  # fmt: skip
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_calibrate_leaves_a_student_that_evaluate_measures_alike(weights: Path, tmp_path: Path) -> None:
+    made = run(tmp_path, weights, "task=calibrate", "name=made")
+    folder = tmp_path / AD_HOC / "made"
+    student = load_file(folder / run_folder.STUDENT)
+    assert any(name.endswith("_quantizer.scale") for name in student)
+    (row,) = rows(folder)
+    assert (row["task"], row["notes"], row["w_bits"], row["epochs"]) == ("calibrate", "calibrated only", "4", "0")
+    for checkpoint in (folder, folder / run_folder.STUDENT):
+        assert run(tmp_path, weights, "task=evaluate", f"checkpoint={checkpoint}") == {"top1": made["top1"]}
+
+
+def test_evaluate_measures_weights_in_full_precision_and_makes_no_student(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = run(tmp_path, weights, "task=calibrate", "name=made")
+    capsys.readouterr()
+    monkeypatch.setattr(VisionData, "calibration_batches", lambda *_: pytest.fail("evaluation calibrates nothing"))
+    assert run(tmp_path, weights, "task=evaluate") == {"fp_top1": made["fp_top1"]}
+    assert f"cifar_resnet8, full precision: {made['fp_top1']:.2f} %" in capsys.readouterr().out
+    folder = tmp_path / AD_HOC / "evaluate"
+    (row,) = rows(folder)
+    assert (row["w_bits"], row["a_bits"], row["notes"]) == ("32", "32", "full precision")
+    assert float(row["top1"]) == float(row["fp_top1"]) == pytest.approx(made["fp_top1"])
+    assert not (folder / run_folder.STUDENT).exists()
+
+
+def test_calibrate_refuses_a_folder_that_another_run_holds(weights: Path, tmp_path: Path) -> None:
+    folder = tmp_path / AD_HOC / "held"
+    with only_run_in(folder), pytest.raises(ConfigError, match=r"run_dir: .*held is in use by"):
+        run(tmp_path, weights, "task=calibrate", "name=held")
+    assert not (folder / run_folder.CONFIG).exists()
+
+
+def test_finished_calibration_is_shown_without_the_lock(weights: Path, tmp_path: Path) -> None:
+    made = run(tmp_path, weights, "task=calibrate", "name=made")
+    folder = tmp_path / AD_HOC / "made"
+    with only_run_in(folder):
+        assert run(tmp_path, weights, "task=calibrate", "name=made") == made
+    assert len(rows(folder)) == 1
+
+
+def test_second_claim_finds_what_the_first_finished_before_the_lock_was_free(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = compose(overrides(tmp_path, weights, "task=calibrate", "name=made"))
+    folder = Path(cfg.run_dir)
+
+    @contextmanager
+    def after_another_run(held: Path) -> Iterator[None]:
+        monkeypatch.setattr(claim, "only_run_in", only_run_in)
+        run_task(cfg)
+        with only_run_in(held):
+            yield
+
+    monkeypatch.setattr(claim, "only_run_in", after_another_run)
+    with claimed(cfg, folder) as finished:
+        assert finished is not None and finished.top1 is not None
+    assert len(rows(folder)) == 1
+
+
+def test_claims_of_one_folder_exclude_each_other(weights: Path, tmp_path: Path) -> None:
+    cfg = compose(overrides(tmp_path, weights, "task=calibrate", "name=made"))
+    folder = Path(cfg.run_dir)
+    with claimed(cfg, folder) as first:
+        assert first is None
+        with pytest.raises(ConfigError, match="is in use by"), claimed(cfg, folder):
+            pass
+    with claimed(cfg, folder) as later:
+        assert later is None
