@@ -7,21 +7,20 @@ hardware; nobody types one. Several runs may append to one file at the same time
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import io
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 import qtrain
 from qtrain.utils.atomic_write import write_text
@@ -42,12 +41,13 @@ def append_row(path: Path | str, row: Mapping[str, object]) -> None:
     """Add ``row`` (column -> value) to the CSV at ``path``, which is created where absent.
 
     Columns that the row lacks stay empty; columns that the file lacks are added after the others, empty for the rows
-    before. The file is replaced as a whole under a lock, so that a crash or a second run never leaves half a row.
+    before. The file is replaced as a whole under a lock (on the hidden file ``.NAME.lock`` beside it, which stays), so
+    that a crash or a second run never leaves half a row.
     Raises ``ValueError`` where the file's header does not start with :data:`HEADER`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path):
+    with FileLock(path.with_name(f".{path.name}.lock")):
         columns, rows = _parse(path)
         columns += [name for name in row if name not in columns]
         rows.append({name: _text(value) for name, value in row.items()})
@@ -162,14 +162,3 @@ def _parse(path: Path) -> tuple[list[str], list[dict[str, str]]]:
             "give another file, or remove this one"
         )
     return columns, list(reader)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Exclusive use of ``path`` among processes; the folder is locked, since the file itself is replaced."""
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -4,13 +4,12 @@ Two jobs that write to one folder destroy each other's resume points. So the fir
 file ``.lock`` in its folder. The kernel releases it when the process ends, however it ends, so on one machine, and on
 file systems that carry ``flock`` between machines (NFS, GPFS, CephFS; Lustre if mounted with ``flock``), a lock that is
 free belongs to nobody. Elsewhere a lock that looks free may be held on another machine: there the holder's heartbeat in
-the file tells a live holder from a dead one. It is a number that grows, so no clocks are compared.
+the file ``.holder`` tells a live holder from a dead one. It is a number that grows, so no clocks are compared.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -25,6 +24,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import final
 
+from filelock import BaseFileLock, FileLock, Timeout
 from pytorch_lightning.utilities import rank_zero_only
 
 from qtrain.training.ranks import first_rank_first
@@ -33,26 +33,14 @@ from qtrain.utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-LOCK = ".lock"
+LOCK, HOLDER = ".lock", ".holder"
+"""The file that is locked, in which ``filelock`` may write, and the one in which its holder says that it lives."""
 
 BEAT_S = 15.0
 """Seconds between two beats of a holder."""
 
 MISSED_BEATS = 4
 """So many beats without a sign, and a holder on another machine counts as dead."""
-
-_held: set[int] = set()
-"""Descriptors of locks that this process holds."""
-
-
-def _leave_to_the_parent() -> None:
-    """A forked loader worker may outlive its owner for some seconds, and must not keep the lock so long."""
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 @final
@@ -94,34 +82,30 @@ def only_run_in(folder: Path, *, wait_until: Callable[[], bool] | None = None) -
     The first rank holds the lock. The others write nothing before they have met it in a fit, so where it is refused
     they just end with it; where it waits, they wait until it has the lock, or until the condition holds.
     """
-    path = folder / LOCK
+    path = folder / HOLDER
     if getattr(rank_zero_only, "rank", 0) != 0:
         if wait_until is not None:
             first_rank_first(lambda: wait_until() or _is_of_this_launch(_read(path)), what=f"the lock on {folder}")
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    _held.add(descriptor)
+    # Forked loader workers, which may outlive this process for some seconds, do not inherit the lock.
+    lock = FileLock(folder / LOCK, blocking=False, fallback_to_soft=False)
     try:
-        if not _take(descriptor, path, wait_until):
-            yield
-            return
-        with _heart(descriptor, path):
-            try:
+        if _take(lock, path, wait_until):
+            with _heart(path):
                 yield
-            finally:
-                os.ftruncate(descriptor, 0)
+        else:
+            yield
     finally:
-        _held.discard(descriptor)
-        os.close(descriptor)
+        lock.release()
 
 
-def _take(descriptor: int, path: Path, wait_until: Callable[[], bool] | None) -> bool:
+def _take(lock: BaseFileLock, path: Path, wait_until: Callable[[], bool] | None) -> bool:
     """Whether the lock is this process's now; ``False`` if ``wait_until`` came true."""
     told = False
     while True:
-        if _is_free(descriptor, path):
+        if _is_free(lock, path):
             return True
         if wait_until is None:
             raise ConfigError(
@@ -136,11 +120,11 @@ def _take(descriptor: int, path: Path, wait_until: Callable[[], bool] | None) ->
         time.sleep(1.0)
 
 
-def _is_free(descriptor: int, path: Path) -> bool:
+def _is_free(lock: BaseFileLock, path: Path) -> bool:
     """Lock the file if no live run has it."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock.acquire()
+    except Timeout:
         return False
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
@@ -153,7 +137,7 @@ def _is_free(descriptor: int, path: Path) -> bool:
     # SLURM has ended the start before this one; flock spoke for a process of this machine.
     ended = former.host == me.host or (former.job and former.job == me.job)
     if not ended and _lives(path, former):
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        lock.release()
         return False
     log.info("%s: taken over from %s, which has ended without a word", path.parent, former)
     return True
@@ -174,9 +158,10 @@ def _lives(path: Path, former: Holder) -> bool:
 
 
 @contextmanager
-def _heart(descriptor: int, path: Path) -> Iterator[None]:
-    """Write this holder into the file, again and again until the block ends."""
+def _heart(path: Path) -> Iterator[None]:
+    """Write this holder into the file ``path`` again and again until the block ends; then empty it."""
     holder = Holder.me()
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     _write(descriptor, holder)
     stop = threading.Event()
 
@@ -198,10 +183,15 @@ def _heart(descriptor: int, path: Path) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+        os.ftruncate(descriptor, 0)
+        os.close(descriptor)
 
 
 def _read(path: Path) -> Holder | None:
-    """Who wrote the file last; ``None`` where nobody holds it. Opened anew, since NFS looks for news only then."""
+    """Who wrote the file last; ``None`` where nobody holds it. Opened anew, since NFS looks for news only then.
+
+    For the same reason it is written in place: NFS may show a file that was replaced for a minute.
+    """
     try:
         return Holder(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

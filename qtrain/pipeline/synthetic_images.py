@@ -7,7 +7,6 @@ workers, here or on other nodes that see the folder, divide them by number.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import time
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.multiprocessing
+from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -195,7 +195,7 @@ def _work(worker: int, plain: dict[str, Any], missing: list[int], workers: int) 
 
 def _learn(made_by: Synthesizer, device: torch.device) -> None:
     made_by.folder.mkdir(parents=True, exist_ok=True)
-    with _lock(made_by.learned.with_name(f".{made_by.learned.name}.lock")), _threads(device):
+    with FileLock(made_by.learned.with_name(f".{made_by.learned.name}.lock")), _threads(device):
         models = [model.to(device) for model in made_by.models.values()]
         made_by.method.learn(models, made_by.info, seed=made_by.cfg.seed, folder=made_by.learned, device=device)
 
@@ -231,11 +231,3 @@ def _threads(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """One process at a time."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -18,7 +18,7 @@ import pytest
 from pytorch_lightning.utilities import rank_zero_only
 
 from qtrain.pipeline import run_lock
-from qtrain.pipeline.run_lock import LOCK, Holder, only_run_in
+from qtrain.pipeline.run_lock import HOLDER, Holder, only_run_in
 from qtrain.utils.errors import ConfigError
 
 HOLD = """
@@ -55,13 +55,13 @@ def elsewhere(folder: Path, *, beats: bool, job: str = "") -> Iterator[Holder]:
         number = 0
         while not stop.is_set():
             (folder / "new").write_text(json.dumps(asdict(replace(holder, beat=number))))
-            os.replace(folder / "new", folder / LOCK)
+            os.replace(folder / "new", folder / HOLDER)
             number += 1
             stop.wait(0.05 if beats else 60)
 
     thread = threading.Thread(target=write)
     thread.start()
-    while not (folder / LOCK).exists():
+    while not (folder / HOLDER).exists():
         time.sleep(0.01)
     try:
         yield holder
@@ -73,8 +73,8 @@ def elsewhere(folder: Path, *, beats: bool, job: str = "") -> Iterator[Holder]:
 def test_a_folder_is_free_again_after_a_run(tmp_path: Path) -> None:
     for _ in range(2):
         with only_run_in(tmp_path / "run"):
-            assert json.loads((tmp_path / "run" / LOCK).read_text())["pid"] == os.getpid()
-        assert (tmp_path / "run" / LOCK).read_text() == ""
+            assert json.loads((tmp_path / "run" / HOLDER).read_text())["pid"] == os.getpid()
+        assert (tmp_path / "run" / HOLDER).read_text() == ""
 
 
 def test_a_second_run_is_refused_and_a_dead_one_is_succeeded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -159,10 +159,10 @@ def test_other_ranks_wait_for_the_first(tmp_path: Path, monkeypatch: pytest.Monk
         with only_run_in(tmp_path, wait_until=lambda: False):
             passed.set()
 
-    (tmp_path / LOCK).write_text(json.dumps(asdict(replace(Holder.me(), launch="slurm-11-0-0", pid=1))))
+    (tmp_path / HOLDER).write_text(json.dumps(asdict(replace(Holder.me(), launch="slurm-11-0-0", pid=1))))
     thread = threading.Thread(target=second)
     thread.start()
     assert not passed.wait(0.2)
-    (tmp_path / LOCK).write_text(json.dumps(asdict(Holder.me())))
+    (tmp_path / HOLDER).write_text(json.dumps(asdict(Holder.me())))
     assert passed.wait(10)
     thread.join()

@@ -171,7 +171,7 @@ def test_a_killed_worker_costs_time_and_nothing_else(cluster: None, cache: Path,
     def kill() -> None:
         """End the trial's process once it has a resume point."""
         while not killed and not ended.wait(0.02):
-            for lock in (tmp_path / "sweep").glob("adhoc/sweep/trials/*/.lock"):
+            for lock in (tmp_path / "sweep").glob("adhoc/sweep/trials/*/.holder"):
                 steps = len(list(lock.parent.glob("checkpoints/*.ckpt")))
                 try:
                     pid = json.loads(lock.read_text())["pid"]
@@ -198,7 +198,7 @@ def test_a_worker_that_dies_too_often_is_a_failed_trial(cluster: None, cache: Pa
 
     def kill() -> None:
         while not stop.wait(0.02):
-            for lock in tmp_path.glob("adhoc/sweep/trials/*/.lock"):
+            for lock in tmp_path.glob("adhoc/sweep/trials/*/.holder"):
                 try:
                     os.kill(json.loads(lock.read_text())["pid"], signal.SIGKILL)
                 except (OSError, ValueError):
@@ -342,7 +342,7 @@ def test_a_driver_that_is_stopped_or_killed_is_taken_up(cache: Path, tmp_path: P
 
     code, output = run_until(len(before) + 1, signal.SIGKILL)
     assert code == -signal.SIGKILL, output
-    for lock in folder.glob("trials/*/.lock"):  # workers go with their driver
+    for lock in folder.glob("trials/*/.holder"):  # workers go with their driver
         if content := lock.read_text():
             _wait_for_the_end(json.loads(content)["pid"])
     before |= {
