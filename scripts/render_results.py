@@ -5,7 +5,7 @@
 
 A table stands between ``<!-- results:NAME -->`` and ``<!-- /results -->`` and is made of ``results/NAME.csv``. With
 ``<!-- results:NAME variants -->`` it has a row for each variant of an experiment; ``recipes`` in that place holds them
-against the variant ``none``, ``drops`` against full precision; ``imagined`` has the images of ``task=synthesize``. Of
+against the variant ``none``, ``drops`` against full precision; ``synthetic`` has the images of ``task=synthesize``. Of
 several rows of one configuration the last counts; seeds are averaged. A file that is not there yet gives no table.
 """
 
@@ -25,7 +25,7 @@ from qtrain.pipeline.summary import CALIBRATED, FLOAT, NUMBERS, RunSummary
 from qtrain.report.table import COLUMNS, LEFT, order, outcomes, table_rows
 
 ROOT = Path(__file__).resolve().parent.parent
-KINDS = "variants|recipes|drops|imagined|front"
+KINDS = "variants|recipes|drops|synthetic|front"
 BLOCK = re.compile(
     rf"(<!-- results:(?P<name>[\w-]+)(?: (?P<kind>{KINDS}))? -->\n)(?P<table>.*?)(<!-- /results -->)", re.DOTALL
 )
@@ -66,7 +66,7 @@ def render(text: str, results: Path) -> str:
 
     def table(match: re.Match[str]) -> str:
         path = results / f"{match['name']}.csv"
-        made = {"variants": variants, "recipes": recipes, "drops": drops, "imagined": imagined, "front": front}.get(
+        made = {"variants": variants, "recipes": recipes, "drops": drops, "synthetic": synthetic, "front": front}.get(
             match["kind"], markdown
         )
         return match[1] + (made(read_rows(path)) if path.is_file() else "") + match[5]
@@ -239,7 +239,7 @@ def drops(rows: list[dict[str, str]]) -> str:
     return _markdown_table(columns, lines, figures=range(3, 7))
 
 
-def imagined(rows: list[dict[str, str]]) -> str:
+def synthetic(rows: list[dict[str, str]]) -> str:
     """One row for each kind of images that ``task=synthesize`` made: the last of each method, number and machine."""
     made = [row for row in rows if row["task"] == "synthesize" and row.get("s_per_1000_images")]
     lines = []

@@ -207,7 +207,7 @@ class VisionData(pl.LightningDataModule, ABC):
     def _require_train(self, purpose: str) -> None:
         if not len(self._train_samples):
             raise ValueError(
-                f"{self.name}: {purpose} needs training images and there are none; give them, or let a model imagine "
+                f"{self.name}: {purpose} needs training images and there are none; give them, or synthesize "
                 "some: data=synthetic"
             )
 

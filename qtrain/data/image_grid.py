@@ -1,4 +1,4 @@
-"""A look at imagined images: the first of them in a grid."""
+"""A look at synthetic images: the first of them in a grid."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCALE = 2
 
 
 def keep_picture(data: VisionData, folder: Path) -> None:
-    """Leave a picture in a run's ``folder`` where its images are imagined."""
+    """Leave a picture in a run's ``folder`` where its images are synthesized."""
     if isinstance(data, SyntheticImages) and data.folder is not None:
         draw_images(Path(data.folder), folder / PICTURE)
 

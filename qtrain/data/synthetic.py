@@ -1,4 +1,4 @@
-"""Images that a model imagined, in place of the training images that it was trained on; resident.
+"""Images synthesized from a model, in place of the training images that it was trained on; resident.
 
 What ``task=synthesize`` writes is a folder of parquet files and a manifest, :mod:`qtrain.data.synthetic_store`. Real
 images serve for the last evaluation alone, and their data set is told to leave its training images where they are.
@@ -21,7 +21,7 @@ from qtrain.spec import DataInfo
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class SyntheticImages(VisionData):
-    """The imagined images of ``folder`` to train on and calibrate with, and the test images of ``test``.
+    """The synthetic images of ``folder`` to train on and calibrate with, and the test images of ``test``.
 
     ``mean`` and ``std`` are those that the model was trained with, in units of pixel / 255. ``image_size`` and
     ``in_channels`` say what images the model takes. ``crop_padding`` and ``flip`` as for real images.
@@ -61,15 +61,15 @@ class SyntheticImages(VisionData):
         self._images = np.zeros((0, self.image_size, self.image_size, self.in_channels), dtype=np.uint8)
         self._targets = np.zeros(0, dtype=np.int64)
         if self.folder is not None and not self._test_only:
-            self._images, self._targets = self._imagined(self.folder)
+            self._images, self._targets = self._synthetic(self.folder)
         if self.test is not None:
             self.test.setup()
             self._check_test(self.test.info)
 
-    def _imagined(self, folder: str) -> tuple[np.ndarray, np.ndarray]:
-        from qtrain.data import source  # an extra that only those need who have imagined images
+    def _synthetic(self, folder: str) -> tuple[np.ndarray, np.ndarray]:
+        from qtrain.data import source  # an extra that only those need who have synthetic images
 
-        where = f"{self.name} (imagined)"
+        where = f"{self.name} (synthetic)"
         files = read_manifest(folder).checked_files()
         rows = source.find_columns(source.open_small(files), image="image", label="label", where=where)
         images, targets = source.decode_images(rows, where), source.targets_of(rows, where)

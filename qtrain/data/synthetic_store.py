@@ -1,4 +1,4 @@
-"""SyntheticFolder images on disk: parquet files, one for each batch, and a manifest that says what they are.
+"""Synthetic images on disk: parquet files, one for each batch, and a manifest that says what they are.
 
     images-00007-of-00040.parquet   columns ``image`` (PNG bytes) and ``label``, as data sets on the hub have them
     manifest.json                   what they were made from, what was reached, and the SHA-256 of each file
@@ -137,11 +137,11 @@ def read_manifest(folder: str | Path) -> Manifest:
 
 
 def _pyarrow() -> Any:
-    """The library, where a run needs it: most have no imagined images, and it is an extra."""
+    """The library, where a run needs it: most have no synthetic images, and it is an extra."""
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise ValueError(f"data: imagined images need {error.name}; pip install 'qtrain[data]'") from error
+        raise ValueError(f"data: synthetic images need {error.name}; pip install 'qtrain[data]'") from error
     return pyarrow
 
 

@@ -1,4 +1,4 @@
-"""The data of a run, real or imagined."""
+"""The data of a run, real or synthetic."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from qtrain.config.instantiate import instantiate
 from qtrain.data.base import VisionData
 from qtrain.data.synthetic import SyntheticImages
 from qtrain.pipeline.run_cache import cached
-from qtrain.pipeline.synthetic_images import imagine
+from qtrain.pipeline.synthetic_images import synthesize_images
 from qtrain.utils.errors import ConfigError
 
 
-def load_data(cfg: DictConfig, *, test_only: bool = False, imagines: bool = True) -> VisionData:
+def load_data(cfg: DictConfig, *, test_only: bool = False, synthesizes: bool = True) -> VisionData:
     """The config's data module, read and split, with the run's seed; with ``test_only`` no training image is opened.
 
-    SyntheticFolder images that it does not name are made first, by the config's own model, and kept. Where they do not
-    matter, without ``imagines``, they are neither made nor opened.
+    Synthetic images that it does not name are made first, by the config's own model, and kept. Where they do not
+    matter, without ``synthesizes``, they are neither made nor opened.
     """
-    how = {"test_only": test_only, "imagines": imagines}
+    how = {"test_only": test_only, "synthesizes": synthesizes}
     # A shallow copy has a trainer and a first epoch of its own, and the images of the one that is kept.
     return cached("data", {**depends_on(cfg), **how}, lambda: _load(cfg, **how), copy.copy)
 
@@ -35,12 +35,12 @@ def depends_on(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-def _load(cfg: DictConfig, *, test_only: bool, imagines: bool) -> VisionData:
+def _load(cfg: DictConfig, *, test_only: bool, synthesizes: bool) -> VisionData:
     data: VisionData = instantiate(cfg.data, seed=cfg.seed)
-    if test_only or (isinstance(data, SyntheticImages) and not imagines):
+    if test_only or (isinstance(data, SyntheticImages) and not synthesizes):
         data.test_only()
     elif isinstance(data, SyntheticImages) and data.folder is None:
-        data.folder = str(imagine(cfg).folder)
+        data.folder = str(synthesize_images(cfg).folder)
     try:
         data.setup()
     except (ValueError, OSError) as error:

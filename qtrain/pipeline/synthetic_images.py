@@ -79,7 +79,7 @@ class Synthesizer:
         return [shard_path(self.folder, number, self.batches) for number in range(self.batches)]
 
 
-def imagine(cfg: DictConfig) -> SyntheticFolder:
+def synthesize_images(cfg: DictConfig) -> SyntheticFolder:
     """The folder of images that ``cfg.synthesis`` makes of ``cfg.model``; what is missing there is made first.
 
     Where another process has a share of the batches (``synthesize.world_size``), waits for no one: raises
@@ -88,11 +88,11 @@ def imagine(cfg: DictConfig) -> SyntheticFolder:
     made_by = _synthesizer(cfg)
     folder = made_by.folder
     if cfg.synthesize.world_size == 1:  # ranks of a training share the images, and the first one makes them
-        first_rank_first((folder / IMAGES_MANIFEST).is_file, what=f"imagines images in {folder}")
+        first_rank_first((folder / IMAGES_MANIFEST).is_file, what=f"synthesizes images in {folder}")
     if (folder / IMAGES_MANIFEST).is_file():
-        log.info("imagined images: found %s", folder)
+        log.info("synthetic images: found %s", folder)
         return SyntheticFolder(folder, read_manifest(folder), 0, 0.0)
-    log.info("imagining %d images in %s", made_by.batches * made_by.method.batch_size, folder)
+    log.info("synthesizing %d images in %s", made_by.batches * made_by.method.batch_size, folder)
     start, kept = time.perf_counter(), sum(shard.images for shard in _shards(made_by))
     _make_all(made_by)
     shards = _shards(made_by)
@@ -121,7 +121,7 @@ def _synthesizer(cfg: DictConfig) -> Synthesizer:
     for name, node in nodes.items():
         if node.get("weights") is None and not node.get("pretrained", False):
             raise ConfigError(
-                f"{node._get_full_key(None)}.weights: images are imagined by a trained model; give its weights"
+                f"{node._get_full_key(None)}.weights: images are synthesized from a trained model; give its weights"
             )
         models[name] = _frozen(build_model(node, info))
     try:
@@ -209,7 +209,7 @@ def _make(made_by: Synthesizer, number: int, worker: int) -> None:
 
 
 def _say(made_by: Synthesizer) -> None:
-    log.info("imagined %d of %d batches", sum(path.is_file() for path in made_by.paths), made_by.batches)
+    log.info("synthesized %d of %d batches", sum(path.is_file() for path in made_by.paths), made_by.batches)
 
 
 def _device(worker: int) -> torch.device:

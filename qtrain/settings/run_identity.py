@@ -28,7 +28,7 @@ def plain_config(cfg: DictConfig) -> dict[str, Any]:
     # What a run is a trial of, and where it is looked at: the same run, alone or in a sweep.
     for section in ("sweep", "review"):
         plain.pop(section, None)
-    # Where imagined images are kept, and who makes them.
+    # Where synthetic images are kept, and who makes them.
     for key in ("folder", "workers", "rank", "world_size"):
         plain.get("synthesize", {}).pop(key, None)
     stages = (plain.get("stages") or {}).values()

@@ -40,7 +40,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError("model.weights: evaluate needs weights; give a file, or checkpoint=RUN_FOLDER")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # Training images are opened only where mean and std have to be computed from them.
-    data = load_data(cfg, test_only=trained is None and bool(cfg.data.get("mean")), imagines=False)
+    data = load_data(cfg, test_only=trained is None and bool(cfg.data.get("mean")), synthesizes=False)
     if trained is None:
         student = prepare.Prepared(build_model(cfg.model, data.info), {})
     else:

@@ -14,7 +14,7 @@ from qtrain.config.instantiate import instantiate
 from qtrain.data.image_grid import PICTURE, draw_images
 from qtrain.data.synthetic import SyntheticImages
 from qtrain.pipeline import run_folder
-from qtrain.pipeline.synthetic_images import imagine
+from qtrain.pipeline.synthetic_images import synthesize_images
 from qtrain.utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -25,10 +25,10 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     start = time.perf_counter()
     if not isinstance(instantiate(cfg.data), SyntheticImages):
         raise ConfigError("data: task=synthesize makes images for data=synthetic, which says their shape and classes")
-    imagined = imagine(cfg)
+    synthetic = synthesize_images(cfg)
     folder = Path(cfg.run_dir)
-    draw_images(imagined.folder, folder / PICTURE)
-    metrics: dict[str, Any] = dict(imagined.manifest.metrics)
+    draw_images(synthetic.folder, folder / PICTURE)
+    metrics: dict[str, Any] = dict(synthetic.manifest.metrics)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     row = {
         "experiment": cfg.experiment,
@@ -38,11 +38,11 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "wall_s": time.perf_counter() - start,
         **metrics,
     }
-    if imagined.made:
-        row["s_per_1000_images"] = 1e3 * imagined.seconds / imagined.made
+    if synthetic.made:
+        row["s_per_1000_images"] = 1e3 * synthetic.seconds / synthetic.made
     method = str(cfg.synthesis["_target_"]).rpartition(".")[2]
-    run_folder.append_results(cfg, folder, row, device=device, notes=f"{method}, {imagined.made} images made")
+    run_folder.append_results(cfg, folder, row, device=device, notes=f"{method}, {synthetic.made} images made")
     told = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name != "images")
     print(f"{metrics['images']:.0f} images by {method} of {cfg.model.name}: {told}")
-    print(f"to use them: data=synthetic data.folder={imagined.folder}\npicture: {folder / PICTURE}")
-    return {"folder": str(imagined.folder), **metrics}
+    print(f"to use them: data=synthetic data.folder={synthetic.folder}\npicture: {folder / PICTURE}")
+    return {"folder": str(synthetic.folder), **metrics}

@@ -1,4 +1,4 @@
-"""SyntheticFolder images in place of training images, and data sets that leave their training images where they are."""
+"""Synthetic images in place of training images, and data sets that leave their training images where they are."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_test_images_are_those_of_the_real_set(tmp_path: Path) -> None:
     assert real.info.train_size == 0
 
 
-def test_an_identity_is_that_of_the_imagined_images_alone(tmp_path: Path) -> None:
+def test_an_identity_is_that_of_the_synthetic_images_alone(tmp_path: Path) -> None:
     folder_of(tmp_path)
     with_test = synthetic(tmp_path, num_classes=10, test=Digits(max_test=20, mean=GREY["mean"], std=GREY["std"]))
     alone = synthetic(tmp_path, num_classes=10)

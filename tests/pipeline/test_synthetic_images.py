@@ -16,7 +16,7 @@ from qtrain.config.compose import compose
 from qtrain.data.digits import Digits
 from qtrain.data.synthetic_store import IMAGES_MANIFEST, read_images, read_manifest, write_shard
 from qtrain.pipeline.run_folder import identity_of
-from qtrain.pipeline.synthetic_images import SyntheticFolder, imagine
+from qtrain.pipeline.synthetic_images import SyntheticFolder, synthesize_images
 from qtrain.tasks.report import write_report
 from qtrain.tasks.variants import run_task
 from qtrain.utils.errors import ConfigError
@@ -58,17 +58,17 @@ def overrides(normal: list[str], weights: str, tmp_path: Path) -> list[str]:
     return [*DIGITS, *MODEL, *normal, f"model.weights={weights}", *places]
 
 
-def hashes(imagined: SyntheticFolder) -> dict[str, str]:
-    return dict(imagined.manifest.files)
+def hashes(synthetic: SyntheticFolder) -> dict[str, str]:
+    return dict(synthetic.manifest.files)
 
 
 def test_images_are_kept_and_found_again(overrides: list[str]) -> None:
-    made = imagine(compose(overrides))
+    made = synthesize_images(compose(overrides))
     assert made.made == 48, "whole batches"
-    again = imagine(compose(overrides))
+    again = synthesize_images(compose(overrides))
     assert again.made == 0
     assert again.folder == made.folder
-    other = imagine(compose([*overrides, "seed=1"]))
+    other = synthesize_images(compose([*overrides, "seed=1"]))
     assert other.folder != made.folder
     assert not set(hashes(other).values()) & set(hashes(made).values())
 
@@ -76,11 +76,11 @@ def test_images_are_kept_and_found_again(overrides: list[str]) -> None:
 def test_more_images_of_a_generator_are_not_learned_anew(overrides: list[str], tmp_path: Path) -> None:
     short = ["synthesis=gdfq", "synthesis.width=4", "synthesis.snapshots=1", "synthesis.steps=2"]
     asked = [word for word in overrides if not word.startswith("synthesis.")] + [*short, "synthesis.batch_size=8"]
-    few = imagine(compose([*asked, "synthesize.images=8"]))
+    few = synthesize_images(compose([*asked, "synthesize.images=8"]))
     (learned,) = (tmp_path / "images").glob("synthetic-digits-learned-*")
     times = {path: path.stat().st_mtime_ns for path in learned.rglob("*") if path.is_file()}
     assert times
-    more = imagine(compose([*asked, "synthesize.images=16"]))
+    more = synthesize_images(compose([*asked, "synthesize.images=16"]))
     assert more.folder != few.folder
     assert more.made == 16
     assert {path: path.stat().st_mtime_ns for path in learned.rglob("*") if path.is_file()} == times
@@ -91,47 +91,47 @@ def test_several_models_of_one_kind_are_all_asked(overrides: list[str], weights:
         place = f"synthesize.models.{name}"
         return [f"+model@{place}=cifar_resnet8", f"{place}.width=0.5", f"{place}.weights={weights}"]
 
-    both = imagine(compose([*overrides, *twin("other"), "synthesize.images=16"]))
+    both = synthesize_images(compose([*overrides, *twin("other"), "synthesize.images=16"]))
     assert set(both.manifest.made_from["models"]) == {"cifar_resnet8", "other"}
-    assert both.folder != imagine(compose([*overrides, "synthesize.images=16"])).folder
+    assert both.folder != synthesize_images(compose([*overrides, "synthesize.images=16"])).folder
     with pytest.raises(ConfigError, match=r"synthesize.models.cifar_resnet8: is what the model itself is called"):
-        imagine(compose([*overrides, *twin("cifar_resnet8")]))
+        synthesize_images(compose([*overrides, *twin("cifar_resnet8")]))
 
 
 def test_two_processes_make_the_images_of_one(overrides: list[str], tmp_path: Path) -> None:
-    one = imagine(compose(overrides))
-    two = imagine(compose([*overrides, f"synthesize.folder={tmp_path / 'two'}", "synthesize.workers=2"]))
+    one = synthesize_images(compose(overrides))
+    two = synthesize_images(compose([*overrides, f"synthesize.folder={tmp_path / 'two'}", "synthesize.workers=2"]))
     assert two.made == 48
     assert hashes(two) == hashes(one)
 
 
 def test_a_stopped_synthesis_makes_what_is_missing(overrides: list[str], caplog: pytest.LogCaptureFixture) -> None:
-    whole = imagine(compose(overrides))
+    whole = synthesize_images(compose(overrides))
     first, second, _ = whole.manifest.checked_files()
     before = hashes(whole)
     (whole.folder / IMAGES_MANIFEST).unlink()
     first.unlink()
     second.write_bytes(second.read_bytes()[:-40])  # cut short by a full disk
-    again = imagine(compose(overrides))
+    again = synthesize_images(compose(overrides))
     assert again.made == 32
     assert hashes(again) == before
     assert "is damaged" in caplog.text
 
 
 def test_nodes_share_the_batches_by_rank(overrides: list[str], tmp_path: Path) -> None:
-    alone = imagine(compose(overrides))
+    alone = synthesize_images(compose(overrides))
     shared = [*overrides, f"synthesize.folder={tmp_path / 'shared'}", "synthesize.world_size=2"]
     with pytest.raises(ConfigError, match="1 of 3 batches are still to be made by other ranks"):
-        imagine(compose([*shared, "synthesize.rank=0"]))
-    last = imagine(compose([*shared, "synthesize.rank=1"]))
+        synthesize_images(compose([*shared, "synthesize.rank=0"]))
+    last = synthesize_images(compose([*shared, "synthesize.rank=1"]))
     assert last.made == 16
     assert hashes(last) == hashes(alone)
     with pytest.raises(ConfigError, match=r"synthesize.rank: must be in 0\.\.1"):
-        imagine(compose([*shared, "synthesize.rank=2", "synthesize.images=100"]))
+        synthesize_images(compose([*shared, "synthesize.rank=2", "synthesize.images=100"]))
 
 
 def test_a_damaged_image_is_named_before_training(overrides: list[str]) -> None:
-    made = imagine(compose(overrides))
+    made = synthesize_images(compose(overrides))
     victim = made.manifest.checked_files()[1]
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
@@ -174,10 +174,10 @@ def test_the_closed_loop_needs_no_training_image(overrides: list[str], tmp_path:
     free = ["task=calibrate", "quantize.fold=before", "quantize.calibration=statistics", "name=dfq"]
     from_nothing = run_task(compose([*loop, *free, f"synthesize.folder={tmp_path / 'never'}"]), loop)
     assert from_nothing["top1"] > 80
-    assert not (tmp_path / "never").exists(), "statistics alone need no imagined image either"
+    assert not (tmp_path / "never").exists(), "statistics alone need no synthetic image either"
 
 
-def test_an_evaluation_imagines_nothing(overrides: list[str], tmp_path: Path) -> None:
+def test_an_evaluation_synthesizes_nothing(overrides: list[str], tmp_path: Path) -> None:
     loop = [*overrides, "teacher=self", "objective=kl", "fit.epochs=1", "name=run"]
     trained = run_task(compose(loop), loop)
     run = tmp_path / "out" / "adhoc" / "run"
@@ -195,7 +195,7 @@ def test_places_and_workers_are_no_part_of_a_runs_identity(overrides: list[str])
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["model.weights=null"], "model.weights: images are imagined by a trained model; give its weights"),
+        (["model.weights=null"], "model.weights: images are synthesized from a trained model; give its weights"),
         (["data.folder=/nowhere"], "data: data.folder: there is no /nowhere/manifest.json"),
         (["data.num_classes=1"], "data: SyntheticImages: num_classes must be at least 2, got 1"),
         (["data.test.mean=null", "data.test.std=null"], "mean and std"),
@@ -214,7 +214,7 @@ def test_mistakes_end_in_one_line(overrides: list[str], more: list[str], message
     [
         (["task=synthesize"], "data: task=synthesize makes images for data=synthetic"),
         (["data=synthetic"], "synthesis: no method; take synthesis=bn_statistics, or give data.folder"),
-        (["data=synthetic", "synthesis=bn_statistics"], "model.weights: images are imagined by a trained model"),
+        (["data=synthetic", "synthesis=bn_statistics"], "model.weights: images are synthesized from a trained model"),
     ],
 )
 def test_what_is_lacking_is_said(given: list[str], message: str) -> None:

@@ -185,9 +185,9 @@ def test_drops_are_held_against_full_precision(page: Path) -> None:
     ]
 
 
-def test_imagined_images_have_a_row_for_each_set(page: Path) -> None:
+def test_synthetic_images_have_a_row_for_each_set(page: Path) -> None:
     csv = page.parent / "some.csv"
-    page.write_text(page.read_text().replace("results:some", "results:some imagined"))
+    page.write_text(page.read_text().replace("results:some", "results:some synthetic"))
     metrics = {"images": 1024, "statistics": 1.926, "noise_statistics": 816.3, "as_labeled": 0.996}
     for seconds in (300.0, 180.4, ""):  # measured twice, then found
         made = row(task="synthesize", notes="IntraQ, 1024 images made", s_per_1000_images=seconds, **metrics)
