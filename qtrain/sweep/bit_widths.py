@@ -19,8 +19,8 @@ Per = Literal["model", "stage", "block", "layer"]
 class BitWidths(Knob):
     """Bits of layers, out of ``choices``: ``of`` weights, inputs, or both alike; one value ``per`` part of the model.
 
-    The first and the last layer have ``ends`` bits; ``None`` treats them as the rest. Weights and inputs with widths
-    of their own are two such knobs.
+    The first and the last layer have ``first_last`` bits, or, where that is ``None``, the bits of the others. Give two
+    such knobs for weights and inputs with bits of their own.
     """
 
     def __init__(
@@ -29,19 +29,19 @@ class BitWidths(Knob):
         choices: Sequence[int],
         of: Of = "both",
         per: Per = "block",
-        ends: int | None = 8,
+        first_last: int | None = 8,
         when: When | None = None,
     ) -> None:
         super().__init__(when)
         check_bits("BitWidths", choices)
-        check_bits("BitWidths", [8 if ends is None else ends])
+        check_bits("BitWidths", [8 if first_last is None else first_last])
         self.choices = Options(tuple(sorted(set(choices))))
-        self.of, self.per, self.ends = of, per, ends
+        self.of, self.per, self.first_last = of, per, first_last
 
     def domains(self, layers: Sequence[str]) -> dict[str, Domain]:
         if not self._free(layers):
             raise ValueError(
-                f"BitWidths: the model has {len(layers)} quantizable layers, all of them ends; give ends=null"
+                f"BitWidths: the model has {len(layers)} quantizable layers, first and last; give first_last=null"
             )
         return {self._suffix(group): self.choices for group in self._groups(layers)}
 
@@ -51,8 +51,8 @@ class BitWidths(Knob):
             for group, members in self._groups(layers).items()
             for layer in members
         }
-        if self.ends is not None:
-            bits |= {layer: self._pair(self.ends) for layer in first_last_of(layers)}
+        if self.first_last is not None:
+            bits |= {layer: self._pair(self.first_last) for layer in first_last_of(layers)}
         return Effect(bits=bits)
 
     def _pair(self, bits: int) -> tuple[int | None, int | None]:
@@ -62,7 +62,7 @@ class BitWidths(Knob):
         return f".{group}" if group else ""
 
     def _free(self, layers: Sequence[str]) -> list[str]:
-        fixed = first_last_of(layers) if self.ends is not None else ()
+        fixed = first_last_of(layers) if self.first_last is not None else ()
         return [layer for layer in layers if layer not in fixed]
 
     def _groups(self, layers: Sequence[str]) -> dict[str, list[str]]:

@@ -93,7 +93,7 @@ def test_stages_are_what_holds_blocks(layers: list[str], expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("per", "ends", "groups"),
+    ("per", "first_last", "groups"),
     [
         ("model", 8, {""}),
         ("stage", 8, {".layer1", ".layer2"}),
@@ -102,8 +102,8 @@ def test_stages_are_what_holds_blocks(layers: list[str], expected: str) -> None:
         ("layer", 8, {f".{name}" for name in RESNET[1:-1]}),
     ],
 )
-def test_widths_have_a_parameter_for_what_shares_them(per: Per, ends: int | None, groups: set[str]) -> None:
-    domains = BitWidths(choices=[4, 2, 3, 3], per=per, ends=ends).domains(RESNET)
+def test_widths_have_a_parameter_for_what_shares_them(per: Per, first_last: int | None, groups: set[str]) -> None:
+    domains = BitWidths(choices=[4, 2, 3, 3], per=per, first_last=first_last).domains(RESNET)
     assert set(domains) == groups
     assert all(domain == Options((2, 3, 4)) for domain in domains.values()), "rising, each once"
 
@@ -132,12 +132,12 @@ def test_widths_give_bits_to_each_layer(of: Of, pair: tuple[int | None, int | No
         (lambda: Choice(options=[1], when={"objective": "soft"}), r"when\.objective must be a list .* got 'soft'"),
         (lambda: BitWidths(choices=[]), "BitWidths: choices must not be empty"),
         (lambda: BitWidths(choices=[2, 17]), r"BitWidths: bits must be 1\.\.16, or 32 .* got 17"),
-        (lambda: BitWidths(choices=[2], ends=0), "BitWidths: bits must be"),
+        (lambda: BitWidths(choices=[2], first_last=0), "BitWidths: bits must be"),
         (lambda: FirstLastBits(choices=[]), "FirstLastBits: choices must not be empty"),
         (lambda: FirstLastBits(choices=[8, 0]), "FirstLastBits: bits must be"),
         (
             lambda: BitWidths(choices=[2]).domains(["conv", "fc"]),
-            "has 2 quantizable layers, all of them ends; give ends=null",
+            "has 2 quantizable layers, first and last; give first_last=null",
         ),
     ],
 )

@@ -77,7 +77,7 @@ def test_bits_of_several_knobs_come_together_over_the_base() -> None:
     space = Space(
         {
             "w": BitWidths(choices=[2, 3], of="weight"),
-            "a": BitWidths(choices=[2, 8], of="input", per="model", ends=None),
+            "a": BitWidths(choices=[2, 8], of="input", per="model", first_last=None),
         },
         layers=LAYERS,
         base=BASE,
@@ -92,15 +92,15 @@ def test_bits_of_several_knobs_come_together_over_the_base() -> None:
     assert "layer2.0.conv1:[2,6]" in weights.overrides({"w.layer1.0": 2, "w.layer2.0": 2})[-1], "inputs stay"
 
 
-@pytest.mark.parametrize("order", [("widths", "ends"), ("ends", "widths")])
+@pytest.mark.parametrize("order", [("widths", "first_last"), ("first_last", "widths")])
 def test_ends_have_the_last_word_on_the_first_and_the_last_layer(order: tuple[str, str]) -> None:
-    knobs = {"widths": BitWidths(choices=[2, 3]), "ends": FirstLastBits(choices=[6, 4])}
+    knobs = {"widths": BitWidths(choices=[2, 3]), "first_last": FirstLastBits(choices=[6, 4])}
     space = Space({name: knobs[name] for name in order}, layers=LAYERS, base=BASE)
-    (override,) = [o for o in space.overrides(space.completed({"widths": 2, "ends": 6})) if "bits.layers" in o]
+    (override,) = [o for o in space.overrides(space.completed({"widths": 2, "first_last": 6})) if "bits.layers" in o]
     inner = LAYERS[1:-1]
     expected = {LAYERS[0]: [6, 6], **{layer: [2, 2] for layer in inner}, LAYERS[-1]: [6, 6]}
     assert override == f"++quantize.bits.layers={spelled(expected)}"
-    assert space.parameters["ends"].values == (4, 6)  # type: ignore[union-attr]
+    assert space.parameters["first_last"].values == (4, 6)  # type: ignore[union-attr]
 
 
 def test_a_start_is_completed_for_knobs_of_several_parameters() -> None:
