@@ -25,7 +25,7 @@ from pathlib import Path
 from qtrain.config.compose import compose
 from qtrain.pipeline.results import append_row, provenance
 from qtrain.pipeline.run_folder import identity_of
-from qtrain.utils.json_lines import read_rows
+from qtrain.utils.json_lines import read_metrics
 
 COMMON = """
     trainer=cpu fit.epochs=2 fit.log_every_steps=1 fit.health_every_steps=0 fit.reestimate_bn=0 fit.final_test=false
@@ -79,7 +79,7 @@ def _step_s(case: Case, chosen: Sequence[str]) -> float:
         typed = [*chosen, *COMMON, case.saving, f"trainer.devices={case.ranks}", f"output={folder}", "name=run"]
         subprocess.run([sys.executable, "-m", "qtrain", *typed], check=True, env=environment, stdout=subprocess.DEVNULL)
         (metrics,) = Path(folder).glob("**/run/metrics.jsonl")
-        times = [row["time"] for row in read_rows(metrics) if row.get("split") == "train"]
+        times = [row["time"] for row in read_metrics(metrics)[0] if row.get("split") == "train"]
     return statistics.median(later - earlier for earlier, later in pairwise(times[SETTLED:]))
 
 

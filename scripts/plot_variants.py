@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from render_results import Variant, gather_variants
 
-from qtrain.pipeline.results import read_rows
+from qtrain.pipeline.results import read_results
 from qtrain.report.canvas import LIGHT, place_labels
 
 LOWEST = 8.0
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("results", type=Path, help="CSV file of the variants")
     parser.add_argument("picture", type=Path, help="PNG file to write")
     options = parser.parse_args(arguments)
-    drawn = draw(gather_variants(read_rows(options.results)))
+    drawn = draw(gather_variants(read_results(options.results)))
     drawn.savefig(options.picture, facecolor=LIGHT.background)
     print(f"drew {options.picture}")
     return 0

@@ -20,7 +20,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
-from qtrain.pipeline.results import read_rows
+from qtrain.pipeline.results import read_results
 from qtrain.pipeline.summary import CALIBRATED, FLOAT, NUMBERS, RunSummary
 from qtrain.report.table import COLUMNS, LEFT, order, outcomes, table_rows
 
@@ -69,7 +69,7 @@ def render(text: str, results: Path) -> str:
         made = {"variants": variants, "recipes": recipes, "drops": drops, "synthetic": synthetic, "front": front}.get(
             match["kind"], markdown
         )
-        return match[1] + (made(read_rows(path)) if path.is_file() else "") + match[5]
+        return match[1] + (made(read_results(path)) if path.is_file() else "") + match[5]
 
     return BLOCK.sub(table, text)
 

@@ -58,7 +58,7 @@ def append_row(path: Path | str, row: Mapping[str, object]) -> None:
         write_text(path, text.getvalue())
 
 
-def read_rows(path: Path | str) -> list[dict[str, str]]:
+def read_results(path: Path | str) -> list[dict[str, str]]:
     """All rows of the CSV at ``path`` as text, column -> value. Raises ``ValueError`` for a foreign header."""
     path = Path(path)
     if not path.is_file():

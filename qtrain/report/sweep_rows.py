@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qtrain.pipeline.results import append_row, provenance, read_rows
+from qtrain.pipeline.results import append_row, provenance, read_results
 from qtrain.report.formatting import bits_text, knobs_text
 from qtrain.sweep.evaluate_front import TEST
 from qtrain.sweep.sweep_results import RUNS, SweepResults
@@ -22,7 +22,7 @@ def append_sweep_rows(path: Path, sweep: SweepResults, *, starts: Collection[str
     row of a model is that of its run, with the accuracy on test images as ``top1``. Further columns hold what the sweep
     knows of it: ``sweep``, the sweep's name; ``point``, its place on the front; ``start``, whether it is a start.
     """
-    known = {_key(row) for row in read_rows(path)} if path.is_file() else set()
+    known = {_key(row) for row in read_results(path)} if path.is_file() else set()
     for row in [*_models(sweep, starts), _spent(sweep, config_hash)]:
         if _key(row) not in known:
             append_row(path, row)
@@ -36,7 +36,7 @@ def _models(sweep: SweepResults, starts: Collection[str]) -> Iterator[dict[str, 
     for trial in sweep.trials:
         if TEST in trial.metrics and (trial.id in sweep.points or trial.id in starts):
             own = {"sweep": sweep.folder.name, "point": sweep.points.get(trial.id), "start": trial.id in starts}
-            yield {**read_rows(sweep.folder / RUNS / trial.key / "results.csv")[-1], **own, **_model(sweep, trial)}
+            yield {**read_results(sweep.folder / RUNS / trial.key / "results.csv")[-1], **own, **_model(sweep, trial)}
 
 
 def _model(sweep: SweepResults, trial: Trial) -> dict[str, Any]:

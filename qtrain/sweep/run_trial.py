@@ -38,7 +38,7 @@ from qtrain.sweep.trial import Trial
 from qtrain.tasks import train
 from qtrain.training.student import student_of
 from qtrain.utils.atomic_write import write_text
-from qtrain.utils.json_lines import read_rows
+from qtrain.utils.json_lines import read_metrics
 
 log = logging.getLogger(__name__)
 
@@ -203,7 +203,7 @@ def final_metrics(folder: Path) -> dict[str, float]:
     """
     rows = [
         {f"val/{name}": value for name, value in row.items() if isinstance(value, int | float)}
-        for row in read_rows(folder / METRICS)
+        for row in read_metrics(folder / METRICS)[0]
         if row["split"] == "val"
     ]
     metrics = validation_metrics(rows)  # type: ignore[arg-type]

@@ -6,14 +6,13 @@ search of the same seed that is asked and told the same things again; no library
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
+
+from qtrain.utils.json_lines import append_line, read_lines
 
 log = logging.getLogger(__name__)
 
@@ -43,28 +42,20 @@ class SearchLog:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / SEARCH
-        self.events = list(_read(self.path))
-        self._mend()
+        self.events, damaged = read_lines(self.path, lambda row: Event(**row))
+        for number in damaged:
+            log.warning("%s:%d is no event (an unfinished write) and is ignored", self.path, number)
         self.write(Event(kind="begin"))
 
     def write(self, event: Event) -> None:
         """Add ``event``; it is with the operating system when this returns, so that only a power cut can take it."""
         self.events.append(event)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(event)) + "\n")
+        append_line(self.path, asdict(event))
 
     @property
     def spent_s(self) -> float:
         """Seconds that earlier commands have spent, each up to its last event."""
         return spent_s(self.events)
-
-    def _mend(self) -> None:
-        """Drop half a line that a killed writer left, which would spoil the next one."""
-        if self.path.is_file():
-            content = self.path.read_bytes()
-            if not content.endswith(b"\n"):
-                os.truncate(self.path, content.rfind(b"\n") + 1)
 
 
 def spent_s(events: list[Event]) -> float:
@@ -75,16 +66,3 @@ def spent_s(events: list[Event]) -> float:
             total, begun = total + last - begun, event.time
         last = event.time
     return total + last - begun
-
-
-def _read(path: Path) -> Iterator[Event]:
-    if not path.is_file():
-        return
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        try:
-            event = Event(**json.loads(line))
-        except (ValueError, TypeError):
-            log.warning("%s:%d is no event (an unfinished write) and is ignored", path, number)
-            continue
-        if event.kind in get_args(Kind):
-            yield event

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+from qtrain.utils.json_lines import append_line, read_lines
 
 log = logging.getLogger(__name__)
 
@@ -60,15 +59,8 @@ def append_trial(folder: Path, trial: Trial) -> None:
 
     Figures that are not finite are left out: JSON has no spelling for them.
     """
-    plain = asdict(trial)
-    plain["metrics"] = {name: value for name, value in trial.metrics.items() if math.isfinite(value)}
-    line = json.dumps(plain, allow_nan=False).encode() + b"\n"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / TRIALS).open("a+b", buffering=0) as file:
-        if file.seek(0, os.SEEK_END) and not _ends_a_line(file):
-            line = b"\n" + line  # what a killed writer left must not spoil this line as well
-        file.write(line)
-        os.fsync(file.fileno())
+    metrics = {name: value for name, value in trial.metrics.items() if math.isfinite(value)}
+    append_line(folder / TRIALS, asdict(replace(trial, metrics=metrics)), sync=True)
 
 
 def read_trials(folder: Path) -> list[Trial]:
@@ -76,21 +68,12 @@ def read_trials(folder: Path) -> list[Trial]:
 
     A line that a killed writer left unfinished is ignored.
     """
-    return list({trial.id: trial for trial in _lines(folder / TRIALS)}.values())
+    trials, damaged = read_lines(folder / TRIALS, _trial)
+    for number in damaged:
+        log.warning("%s:%d is not a trial (an unfinished write) and is ignored", folder / TRIALS, number)
+    return list({trial.id: trial for trial in trials}.values())
 
 
-def _lines(path: Path) -> Iterator[Trial]:
-    if not path.is_file():
-        return
+def _trial(row: dict[str, Any]) -> Trial:
     known = {field.name for field in fields(Trial)}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        try:
-            plain = json.loads(line)
-            yield Trial(**{name: value for name, value in plain.items() if name in known})
-        except (ValueError, TypeError, AttributeError):
-            log.warning("%s:%d is not a trial (an unfinished write) and is ignored", path, number)
-
-
-def _ends_a_line(file: Any) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return bool(file.read(1) == b"\n")
+    return Trial(**{name: value for name, value in row.items() if name in known})

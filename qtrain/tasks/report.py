@@ -115,7 +115,7 @@ def _section(number: int, run: Run, folder: Path) -> Section:
         title=_relative(run.folder, folder),
         run=run.summary,
         charts=curves.charts(rows),
-        damaged_lines=damaged,
+        damaged_lines=len(damaged),
         layers=[_layer_cells(layer, last) for layer in run.summary.layers if isinstance(layer, dict)],
         picture=base64.b64encode(picture.read_bytes()).decode() if picture.is_file() else None,
     )

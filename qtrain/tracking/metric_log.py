@@ -21,7 +21,7 @@ from qtrain.functional.ranks import mean_of_ranks, world_size
 from qtrain.spec import Position
 from qtrain.tracking.loggers import JsonlLogger, close
 from qtrain.tracking.wandb_run import WandbRun
-from qtrain.utils.json_lines import read_rows
+from qtrain.utils.json_lines import read_metrics
 
 
 @final
@@ -125,7 +125,7 @@ class MetricLog(pl.Callback):
         """Tell W&B what its run may lack: the rows that were written before this process, and are to be kept."""
         runs = [logger for logger in self.loggers if isinstance(logger, WandbRun)]
         for file in self._files() if runs else ():
-            rows = read_rows(file.path) if file.path.is_file() else []
+            rows, _ = read_metrics(file.path)
             for run in runs:
                 run.replay(rows)
 

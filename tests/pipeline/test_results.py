@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from qtrain.pipeline.results import HEADER, append_row, commit, config_hash, hardware, provenance, read_rows
+from qtrain.pipeline.results import HEADER, append_row, commit, config_hash, hardware, provenance, read_results
 
 
 def test_a_row_comes_back_under_the_header(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "results.csv"
     append_row(path, {"dataset": "digits", "top1": 91.23456789, "seed": 0, "distill": None, "notes": 'a, "b"'})
     assert path.read_text().splitlines()[0] == ",".join(HEADER)
-    (row,) = read_rows(path)
+    (row,) = read_results(path)
     assert (row["dataset"], row["top1"], row["seed"], row["distill"]) == ("digits", "91.2346", "0", "")
     assert row["notes"] == 'a, "b"'
 
@@ -25,8 +25,8 @@ def test_rows_are_appended_in_order(tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
     for seed in range(3):
         append_row(path, {"seed": seed, "bops": 40_551_040 * 1024})
-    assert [row["seed"] for row in read_rows(path)] == ["0", "1", "2"]
-    assert read_rows(path)[0]["bops"] == "41524264960"
+    assert [row["seed"] for row in read_results(path)] == ["0", "1", "2"]
+    assert read_results(path)[0]["bops"] == "41524264960"
 
 
 def test_further_columns_go_behind_and_stay_empty_before(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_further_columns_go_behind_and_stay_empty_before(tmp_path: Path) -> None
     append_row(path, {"seed": 1, "latency_ms": 2.5})
     append_row(path, {"seed": 2})
     assert path.read_text().splitlines()[0] == ",".join([*HEADER, "latency_ms"])
-    assert [row["latency_ms"] for row in read_rows(path)] == ["", "2.5", ""]
+    assert [row["latency_ms"] for row in read_results(path)] == ["", "2.5", ""]
 
 
 def test_a_foreign_file_is_left_alone(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_a_foreign_file_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"absent\.csv"):
-        read_rows(tmp_path / "absent.csv")
+        read_results(tmp_path / "absent.csv")
 
 
 def _append_ten(path: Path, seed: int) -> None:
@@ -64,7 +64,7 @@ def test_writers_at_the_same_time_lose_no_row(tmp_path: Path) -> None:
         writer.start()
     for writer in writers:
         writer.join()
-    rows = read_rows(path)
+    rows = read_results(path)
     assert sorted((int(row["seed"]), int(row["epochs"])) for row in rows) == [
         (s, e) for s in range(4) for e in range(10)
     ]

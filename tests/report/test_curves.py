@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qtrain.report.curves import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Line, charts, draw, thin, ticks
-from qtrain.utils.json_lines import read_metrics
 
 
 def row(step: int, split: str, **values: Any) -> dict[str, Any]:
     return {"step": step, "epoch": 0, "time": 1.0, "split": split, **values}
-
-
-def test_damaged_lines_are_counted_and_left_out(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    good = [row(1, "train", total=2.0), row(2, "train", total=1.0)]
-    path.write_text(
-        "\n".join([json.dumps(good[0]), "[1, 2]", '{"no": "step"}', json.dumps(good[1]), '{"step": 3, "to'])
-    )
-    assert read_metrics(path) == (good, 3)
-    assert read_metrics(tmp_path / "absent.jsonl") == ([], 0)
 
 
 def test_losses_accuracies_and_scales_get_a_chart_each() -> None:

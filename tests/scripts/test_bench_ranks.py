@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from qtrain.pipeline.results import read_rows
+from qtrain.pipeline.results import read_results
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_ratios_are_to_one_rank_and_rows_are_kept(
     monkeypatch.setattr(bench, "_step_s", step)
     assert bench.main(["data=digits", "model=cifar_resnet8", "--results", str(tmp_path / "r.csv")]) == 0
     assert asked == asked[:4] * 3
-    rows = read_rows(tmp_path / "r.csv")
+    rows = read_results(tmp_path / "r.csv")
     assert [float(row["ratio"]) for row in rows] == pytest.approx([1, 0.75, 0.5, 1])
     assert {row["hardware"] for row in rows} and rows[2]["case"] == "2 ranks, one thread each"
     assert "2 ranks, one thread each" in capsys.readouterr().out

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from qtrain.pipeline.results import read_rows
+from qtrain.pipeline.results import read_results
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TINY = ["--batch", "4", "--rounds", "1", "--steps", "1", "--warmup", "0", "--device", "cpu", "--no-compile"]
@@ -32,7 +32,7 @@ def test_the_five_cases_become_rows(tmp_path: Path, capsys: pytest.CaptureFixtur
     csv = tmp_path / "bench.csv"
     small = ["model=cifar_resnet8", "teacher=cifar_resnet20", "model.width=0.25"]
     assert script.main([*TINY, "--results", str(csv), *small]) == 0
-    rows = read_rows(csv)
+    rows = read_results(csv)
     assert [(r["case"], r["mode"], r["model"], r["w_bits"], r["distill"]) for r in rows] == [
         ("full precision", "eager", "cifar_resnet8", "32", "none"),
         ("student", "eager", "cifar_resnet8", "4", "none"),

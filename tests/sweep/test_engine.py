@@ -20,13 +20,13 @@ import ray
 import torch
 
 from qtrain.config.compose import compose
-from qtrain.pipeline.results import read_rows as read_results
+from qtrain.pipeline.results import read_results
 from qtrain.sweep.search_log import SEARCH, SearchLog
 from qtrain.sweep.trial import Trial, read_trials
 from qtrain.tasks.variants import run_task
 from qtrain.tracking.loggers import WALL_CLOCK_FIELDS
 from qtrain.utils.errors import ConfigError
-from qtrain.utils.json_lines import read_rows
+from qtrain.utils.json_lines import read_metrics
 
 TINY = """
     task=sweep trainer=cpu data.max_train=320 data.max_test=40 model=cifar_resnet8 model.width=0.25 fit.epochs=2
@@ -64,7 +64,10 @@ def sweep(folder: Path, cache: Path, *more: str) -> tuple[dict[str, Any], list[T
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     """What a run logged, without what the clock says."""
-    return [{k: v for k, v in row.items() if k not in WALL_CLOCK_FIELDS} for row in read_rows(folder / "metrics.jsonl")]
+    return [
+        {k: v for k, v in row.items() if k not in WALL_CLOCK_FIELDS}
+        for row in read_metrics(folder / "metrics.jsonl")[0]
+    ]
 
 
 def alone(trial: Trial, folder: Path) -> Path:

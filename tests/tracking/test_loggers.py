@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qtrain.tracking.loggers import JsonlLogger, split_metrics
-from qtrain.utils.json_lines import read_rows
+from qtrain.utils.json_lines import read_metrics
 
 
 def test_rows_carry_split_step_epoch_and_time(tmp_path: Path) -> None:
@@ -18,7 +18,7 @@ def test_rows_carry_split_step_epoch_and_time(tmp_path: Path) -> None:
     before = time.time()
     logger.log_metrics({"train/loss": 0.5, "train/scale/conv1.weight": 0.1, "epoch": 2}, step=7)
     logger.log_metrics({"val/top1": 90.0, "test/top1": 80.0, "temperature": 4.0, "epoch": 3}, step=8)
-    rows = read_rows(tmp_path / "run" / "metrics.jsonl")  # flushed, though not closed
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")[0]  # flushed, though not closed
     assert all(before - 1 < row.pop("time") < time.time() + 1 for row in rows)
     assert rows == [
         {"step": 7, "epoch": 2, "split": "train", "loss": 0.5, "scale/conv1.weight": 0.1},
@@ -35,7 +35,7 @@ def test_names_that_only_look_like_a_split() -> None:
 def test_not_finite_is_null(tmp_path: Path) -> None:
     JsonlLogger(folder=tmp_path).log_metrics({"loss": math.nan, "norm": math.inf}, step=1)
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
-    (row,) = read_rows(tmp_path / "metrics.jsonl")
+    (row,) = read_metrics(tmp_path / "metrics.jsonl")[0]
     assert row["loss"] is None and row["norm"] is None
 
 
@@ -46,12 +46,12 @@ def test_rewind_drops_later_rows_and_half_lines(tmp_path: Path) -> None:
     logger.log_metrics({"loss": 2.0}, step=2)
     with logger.path.open("ab") as file:
         file.write(b'{"step": 3, "lo')
-    assert [row["step"] for row in read_rows(logger.path)] == [1, 2]
+    assert [row["step"] for row in read_metrics(logger.path)[0]] == [1, 2]
 
     again = JsonlLogger(folder=tmp_path)  # another process, later
     again.rewind(position)
     again.log_metrics({"loss": 2.5}, step=2)
-    assert [row["loss"] for row in read_rows(again.path)] == [1.0, 2.5]
+    assert [row["loss"] for row in read_metrics(again.path)[0]] == [1.0, 2.5]
 
 
 def test_rewind_of_a_shortened_file_says_so_and_keeps_whole_lines(
@@ -64,4 +64,4 @@ def test_rewind_of_a_shortened_file_says_so_and_keeps_whole_lines(
     os.truncate(logger.path, position - 5)
     logger.rewind(position)
     assert "rows are missing" in caplog.text
-    assert [row["step"] for row in read_rows(logger.path)] == [1]
+    assert [row["step"] for row in read_metrics(logger.path)[0]] == [1]

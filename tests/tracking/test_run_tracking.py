@@ -19,7 +19,7 @@ from qtrain.tasks import train
 from qtrain.tracking import run_tracking
 from qtrain.training.module import QATModule
 from qtrain.utils.errors import RunInterruptedError
-from qtrain.utils.json_lines import read_rows
+from qtrain.utils.json_lines import read_metrics
 from tests.helpers.wandb_records import Recorded, read_run
 
 TINY = """
@@ -50,7 +50,7 @@ def recorded(folder: Path) -> Recorded:
 
 def rows_on_disk(folder: Path) -> list[tuple[int, str, float]]:
     """(step, metric, value) of the losses in metrics.jsonl."""
-    rows = read_rows(folder / "metrics.jsonl")
+    rows = read_metrics(folder / "metrics.jsonl")[0]
     named = [(row["step"], f"{row['split']}/{name}", value) for row in rows for name, value in row.items()]
     return [row for row in named if row[1] in LOSSES]
 

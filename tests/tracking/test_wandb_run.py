@@ -16,7 +16,7 @@ from qtrain.tracking.loggers import JsonlLogger, close
 from qtrain.tracking.wandb_client import artifact_name, named_knobs, run_id
 from qtrain.tracking.wandb_run import WandbRun
 from qtrain.utils.errors import RunInterruptedError
-from qtrain.utils.json_lines import read_rows
+from qtrain.utils.json_lines import read_metrics
 from tests.helpers.wandb_records import Recorded, read_run
 from tests.helpers.wandb_server import WandbServer
 
@@ -133,8 +133,8 @@ def test_an_offline_run_that_goes_on_is_whole_in_one_part(wandb_client: None, tm
     time.sleep(1.0)  # a part is named by the second in which it begins
 
     resumed = WandbRun(folder=tmp_path)
-    resumed.replay(read_rows(file.path)[:2])  # the row of step 2 is undone: the resume point is of before
-    resumed.replay(read_rows(file.path))  # a later stage replays nothing
+    resumed.replay(read_metrics(file.path)[0][:2])  # the row of step 2 is undone: the resume point is of before
+    resumed.replay(read_metrics(file.path)[0])  # a later stage replays nothing
     for step in range(2, 4):
         resumed.log_metrics({"val/top1": 40.0 + step, "epoch": step}, step=step)
     close([resumed])

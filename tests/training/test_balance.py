@@ -29,7 +29,7 @@ from qtrain.tracking.loggers import JsonlLogger
 from qtrain.tracking.metric_log import MetricLog
 from qtrain.training.callbacks.balance import GradientBalance, balance_of, gradient_norms
 from qtrain.training.module import QATModule
-from qtrain.utils.json_lines import read_rows
+from qtrain.utils.json_lines import read_metrics
 
 
 def network(seed: int) -> nn.Sequential:
@@ -87,7 +87,7 @@ def fit(made: QATModule, folder: Path, *others: pl.Callback, **options: Any) -> 
         enable_model_summary=False,
     )
     trainer.fit(made, DataLoader(batches(), batch_size=None))  # type: ignore[arg-type]
-    return [row for row in read_rows(folder / "metrics.jsonl") if "balance/hard" in row]
+    return [row for row in read_metrics(folder / "metrics.jsonl")[0] if "balance/hard" in row]
 
 
 def test_norms_are_those_of_a_backward_for_each_term() -> None:

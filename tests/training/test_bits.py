@@ -37,7 +37,7 @@ from qtrain.training.callbacks.bits import BitSchedule, rescale_moments_
 from qtrain.training.checkpoint import AtomicCheckpointIO, find_resume_point
 from qtrain.training.module import QATModule
 from qtrain.training.resume import ResumePoints
-from qtrain.utils.json_lines import read_rows
+from qtrain.utils.json_lines import read_metrics
 
 BATCHES, EPOCHS = 5, 3
 STEPS = BATCHES * EPOCHS
@@ -152,7 +152,7 @@ def layers(model: nn.Module) -> dict[str, Any]:
 def rows(folder: Path) -> list[dict[str, Any]]:
     return [
         {name: value for name, value in row.items() if name not in WALL_CLOCK_FIELDS}
-        for row in read_rows(folder / "metrics.jsonl")
+        for row in read_metrics(folder / "metrics.jsonl")[0]
     ]
 
 

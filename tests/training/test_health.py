@@ -29,7 +29,7 @@ from qtrain.training.health import (
     symptoms,
 )
 from qtrain.training.resume import ResumePoints
-from qtrain.utils.json_lines import read_rows
+from qtrain.utils.json_lines import read_metrics
 
 Make = Callable[..., nn.Sequential]
 Fit = Callable[..., Any]
@@ -200,7 +200,7 @@ def health(folder: Path, every: int = 1) -> tuple[Health, MetricLog]:
 
 def test_metrics_are_rows_of_metrics_jsonl(make_student: Make, fit_three_steps: Fit, tmp_path: Path) -> None:
     fit_three_steps(make_student(), health(tmp_path, every=2))
-    rows = read_rows(tmp_path / "metrics.jsonl")
+    rows = read_metrics(tmp_path / "metrics.jsonl")[0]
     assert [row["step"] for row in rows if "scale/0.weight" in row] == [2]
     (row,) = (row for row in rows if "scale/0.weight" in row)
     assert row["gradient/0.weight"] > 0 and row["gradient/0.input"] > 0

@@ -15,7 +15,7 @@ from qtrain.quantizers.base import Quantizer
 from qtrain.tracking.loggers import JsonlLogger
 from qtrain.tracking.metric_log import MetricLog
 from qtrain.training.callbacks.instability import Instability, gaussian_divergence, instability, look
-from qtrain.utils.json_lines import read_rows
+from qtrain.utils.json_lines import read_metrics
 
 Make = Callable[..., nn.Sequential]
 
@@ -122,7 +122,7 @@ def test_the_callback_measures_its_steps(
     for name in ("0", "5"):
         assert metrics[1][name] == pytest.approx(sum(found[name] for found in first) / 3)
     assert callback.ranking() == sorted(second[1], key=lambda name: -second[1][name])
-    (row,) = [row for row in read_rows(tmp_path / "2" / "metrics.jsonl") if "instability/0" in row]
+    (row,) = [row for row in read_metrics(tmp_path / "2" / "metrics.jsonl")[0] if "instability/0" in row]
     assert row["step"] == 2 and row["instability/5"] == pytest.approx(second[1]["5"])
 
 

@@ -25,7 +25,7 @@ from qtrain.spec import Granularity, PerChannel, PerTensor, QuantSpec
 from qtrain.tracking.loggers import JsonlLogger
 from qtrain.tracking.metric_log import MetricLog
 from qtrain.training.callbacks.inundation import GradientInundation, Grid, inundation, needed_factors
-from qtrain.utils.json_lines import read_rows
+from qtrain.utils.json_lines import read_metrics
 
 Make = Callable[..., nn.Sequential]
 Fit = Callable[..., Any]
@@ -204,7 +204,7 @@ def test_in_a_fit_rows_tell_what_moved(make_student: Make, fit_three_steps: Fit,
         [GradientInundation(metric_log=metric_log, share=0.3, every_n_steps=2), witness, metric_log],
         lr=1e-5,
     )
-    (row,) = [row for row in read_rows(tmp_path / "metrics.jsonl") if "inundation/moved" in row]
+    (row,) = [row for row in read_metrics(tmp_path / "metrics.jsonl")[0] if "inundation/moved" in row]
     assert row["step"] == 2 and row["inundation/factor"] > 1
     assert row["inundation/moved"] == pytest.approx(
         100 * (witness.seen[2] != witness.seen[1]).double().mean().item(), abs=1e-4

@@ -19,7 +19,7 @@ import torch
 from qtrain.tracking.loggers import WALL_CLOCK_FIELDS
 from qtrain.training.checkpoint import find_resume_point, list_resume_points, read_checked
 from qtrain.training.resume import ResumePoints
-from qtrain.utils.json_lines import read_rows
+from qtrain.utils.json_lines import read_metrics
 
 HERE = Path(__file__).parent
 Attempt = Callable[..., int]
@@ -72,7 +72,7 @@ def state(folder: Path) -> dict[str, Any]:
     metric_log = last["callbacks"]["MetricLog"]
     for field in ("elapsed_s", "positions"):
         metric_log.pop(field)
-    rows = read_rows(folder / "metrics.jsonl")
+    rows = read_metrics(folder / "metrics.jsonl")[0]
     rows = [{name: value for name, value in row.items() if name not in WALL_CLOCK_FIELDS} for row in rows]
     return {"final": json.loads((folder / "final.json").read_text()), "rows": rows, "checkpoint": last}
 
