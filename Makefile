@@ -1,6 +1,7 @@
 # Everything on a fresh machine that has Python (3.11 or newer) and make:
 #   make quickstart    a teacher, then low-bit students with and without it, on real images; table and plot
-#   make test          lint, format, types, tests
+#   make test          lint, format, types, and the tests of ten minutes
+#   make test-slow     the tests that kill processes, start ranks or Ray, or train for minutes
 #   make slurm         trainings that are preempted, killed and cut short on a SLURM cluster of the tests' own
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV ?= .venv
 JOBS ?= 2
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint types tests slurm install clean
+.PHONY: quickstart test lint types tests test-slow slurm install clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m qtrain +experiment=quickstart
@@ -23,8 +24,13 @@ types: $(VENV)/.installed-test
 	$(BIN)/mypy
 
 # One thread for each of the processes that share the cores.
+PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
 tests: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	$(PYTEST) -m "not slow"
+
+test-slow: $(VENV)/.installed-test
+	$(PYTEST) -m slow
 
 # By one process: its scenes want the cores for themselves. Needs root, slurmctld, slurmd, slurm-client, munge, iproute2.
 slurm: $(VENV)/.installed-test

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,29 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 # The same examples each time, and no complaint that a busy machine took long for one.
 settings.register_profile("qtrain", deadline=None, derandomize=True)
 settings.load_profile("qtrain")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def yaml_files_parsed_once() -> Iterator[None]:
+    """Hydra reads each YAML file once a session, unless the file changes: a third of what it takes to compose."""
+    from hydra._internal.core_plugins.file_config_source import FileConfigSource
+    from hydra.plugins.config_source import ConfigResult
+
+    parsed: dict[tuple[str, int, int], ConfigResult] = {}
+    read = FileConfigSource.load_config
+
+    def load_config(source: FileConfigSource, config_path: str) -> ConfigResult:
+        file = Path(source.path, source._normalize_file_name(config_path))
+        if not file.is_file():
+            return read(source, config_path)  # which says that there is none
+        key = str(file), file.stat().st_mtime_ns, file.stat().st_size
+        if key not in parsed:
+            parsed[key] = read(source, config_path)
+        return copy.deepcopy(parsed[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FileConfigSource, "load_config", load_config)
+        yield
 
 
 @pytest.fixture(scope="session")
