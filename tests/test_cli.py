@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,11 +19,6 @@ from qtrain.settings.conf_dir import conf_dir
 from qtrain.settings.tasks import TASKS
 
 QUIET = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
-
-
-def run(*argv: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "qtrain", *argv]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **environment})
 
 
 def call(*argv: str) -> int:
@@ -78,7 +72,8 @@ def test_help_lists_tasks_groups_and_experiments(tmp_path: Path) -> None:
 
 
 def test_version() -> None:
-    assert run("--version").stdout == f"qtrain {__version__}\n"
+    done = subprocess.run([sys.executable, "-m", "qtrain", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"qtrain {__version__}\n"
 
 
 def test_tasks_have_a_run_function() -> None:
@@ -189,13 +184,16 @@ def test_a_bug_is_not_dressed_up_as_a_users_mistake(task: Any, capsys: pytest.Ca
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_cfg_shows_the_config_and_runs_nothing(tmp_path: Path) -> None:
-    done = run("--cfg", "job", "seed=5", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "seed: 5" in done.stdout
+def test_cfg_shows_the_config_and_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("--cfg", "job", "seed=5") == 0
+    assert "seed: 5" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_rejected_command_leaves_no_folder_behind(tmp_path: Path) -> None:
-    assert run("fit.epoch=3", cwd=tmp_path).returncode == 2
+def test_a_rejected_command_leaves_no_folder_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("fit.epoch=3") == 2
     assert list(tmp_path.iterdir()) == []

@@ -13,6 +13,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
+from pytest import param
 from torch import nn
 
 from qtrain.allocate.uniform import Uniform
@@ -77,6 +78,10 @@ def options(group: str) -> list[str]:
     folder = CONF / group
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
+
+MANY = ("cifar10/shootout", "cifar10/distillation", "cifar10/data_free")
+"""Experiments of dozens of variants, whose composing takes seconds each."""
+slow = pytest.mark.slow
 
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("experiment", "hydra"))
 CASES = [(group, option) for group in GROUPS for option in options(group)]
@@ -200,14 +205,14 @@ def test_file_opens_with_a_comment(path: Path) -> None:
     assert path.read_text(encoding="utf-8").startswith("# "), "say in the first line what the file is for"
 
 
-@pytest.mark.parametrize("budget", ["full", "cpu", "probe"])
+@pytest.mark.parametrize("budget", [param("full", marks=slow), "cpu", param("probe", marks=slow)])
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_experiment_composes(experiment: str, budget: str) -> None:
     cfg = compose([f"+experiment={experiment}", f"budget={budget}"])
     assert cfg.experiment == experiment, "an experiment names itself after its file"
 
 
-@pytest.mark.parametrize("experiment", options("experiment"))
+@pytest.mark.parametrize("experiment", [param(name, marks=[slow] * (name in MANY)) for name in options("experiment")])
 def test_variants_compose(experiment: str) -> None:
     """With one budget, since others have other numbers in the same places; each override in one variant at least."""
     chosen = [f"+experiment={experiment}", "budget=cpu"]

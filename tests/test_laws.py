@@ -150,8 +150,13 @@ def takes_granularity(made: Callable[..., Quantizer]) -> bool:
 
 
 def build(name: str, options: dict[str, Any], case: Case) -> Quantizer | None:
-    """The case's quantizer, calibrated; ``None`` for what the quantizer says that it is not made for."""
-    made = constructor(name, tuple(options.items()))
+    """The case's quantizer, calibrated, a copy; ``None`` for what the quantizer says that it is not made for."""
+    return copy.deepcopy(calibrated(name, tuple(options.items()), case))
+
+
+@lru_cache(maxsize=1024)  # for all laws, which follow one another for each quantizer
+def calibrated(name: str, options: tuple[tuple[str, Any], ...], case: Case) -> Quantizer | None:
+    made = constructor(name, options)
     chosen = {"granularity": case.granularity} if takes_granularity(made) else {}
     x = case.tensor()
     try:
@@ -175,7 +180,7 @@ def applicable(name: str, options: tuple[tuple[str, Any], ...]) -> list[Case]:
     return [
         case
         for case in cases(made.func.widths)
-        if (takes or isinstance(case.granularity, PerTensor)) and build(name, dict(options), case) is not None
+        if (takes or isinstance(case.granularity, PerTensor)) and calibrated(name, options, case) is not None
     ]
 
 

@@ -34,6 +34,7 @@ def test_wheel_carries_all_configs_and_templates(wheel: Path, repo: Path) -> Non
     assert not any(name.startswith(("tests/", "conf/", "scripts/")) for name in inside)
 
 
+@pytest.mark.slow
 def test_command_works_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
@@ -71,6 +72,7 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+@pytest.mark.slow
 def test_a_plain_installation_trains_and_calibrates(tmp_path: Path) -> None:
     """The embedded data needs no extra: the README's first command works without any."""
     small = "trainer=cpu model=cifar_resnet8 model.width=0.25 data.max_train=64 data.max_test=32 fit.epochs=1"

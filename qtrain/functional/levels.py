@@ -34,7 +34,8 @@ def sums_of_powers(bits: int) -> list[float]:
     sums = [0.0]
     for terms in [*sets, [0.0, 2.0 ** -(2 * pairs)]] if odd else sets:
         sums = [total + term for total in sums for term in terms]
-    return [total / max(sums) for total in sorted(sums)]
+    largest = max(sums)
+    return [total / largest for total in sorted(sums)]
 
 
 def mirrored(magnitudes: list[float]) -> list[float]:
