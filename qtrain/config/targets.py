@@ -42,7 +42,7 @@ ADMITTED = (
 """Where the object behind a target may be defined. What loads pickles, fetches code or starts processes
 (torch.hub, torch.load, torch.package, torch.utils.cpp_extension, ...) lies outside."""
 
-REFUSED = ("qtrain.cli", "qtrain.tasks")
+REFUSED = ("qtrain.cli", "qtrain.config", "qtrain.pipeline", "qtrain.tasks")
 """What lies in an admitted part and is refused all the same: a config that could call the command line could give
 itself any permission."""
 
