@@ -77,6 +77,7 @@ def test_a_folder_is_free_again_after_a_run(tmp_path: Path) -> None:
         assert (tmp_path / "run" / HOLDER).read_text() == ""
 
 
+@pytest.mark.slow
 def test_a_second_run_is_refused_and_a_dead_one_is_succeeded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -131,6 +131,7 @@ def test_an_identical_config_is_run_once(swept: tuple[Path, list[Trial]]) -> Non
             assert first.status == "failed" or trial.metrics["top1"] == first.metrics["top1"]
 
 
+@pytest.mark.slow
 def test_the_best_trial_rerun_alone_is_the_same_bit_for_bit(swept: tuple[Path, list[Trial]], tmp_path: Path) -> None:
     folder, trials = swept
     best = max((t for t in trials if t.status == "finished"), key=lambda trial: trial.metrics["top1"])
@@ -167,6 +168,7 @@ def test_the_front_and_what_was_spent_are_rows_of_the_results_file(swept: tuple[
     assert float(spent["epochs"]) < float(spent["full_epochs"]) == 18
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_time_and_nothing_else(cluster: None, cache: Path, tmp_path: Path) -> None:
     killed: list[int] = []
     ended = threading.Event()
@@ -196,6 +198,7 @@ def test_a_killed_worker_costs_time_and_nothing_else(cluster: None, cache: Path,
     assert again == rows(tmp_path / "sweep" / "adhoc" / "sweep" / "trials" / trial.key)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_too_often_is_a_failed_trial(cluster: None, cache: Path, tmp_path: Path) -> None:
     stop = threading.Event()
 
@@ -218,6 +221,7 @@ def test_a_worker_that_dies_too_often_is_a_failed_trial(cluster: None, cache: Pa
     assert trial.reason is not None and "died" in trial.reason and "\n" not in trial.reason
 
 
+@pytest.mark.slow
 def test_asha_stops_trials_and_tells_the_search(cluster: None, cache: Path, tmp_path: Path) -> None:
     more = [
         "+sweep.space={optimizer.lr: [0.05, 1.0e-7]}", "search@sweep.search=grid", "scheduler@sweep.scheduler=asha",
@@ -234,6 +238,7 @@ def test_asha_stops_trials_and_tells_the_search(cluster: None, cache: Path, tmp_
     assert reported and max(reported) < 4, "the last epoch is told by the end"
 
 
+@pytest.mark.slow
 def test_a_population_trains_in_generations(cluster: None, cache: Path, tmp_path: Path) -> None:
     """The second generation goes on from the first, and a run of all stages of a line is its last trial."""
     more = [
@@ -251,6 +256,7 @@ def test_a_population_trains_in_generations(cluster: None, cache: Path, tmp_path
     assert again == rows(tmp_path / "sweep" / "adhoc" / "sweep" / "trials" / last.key)
 
 
+@pytest.mark.slow
 def test_a_trial_of_two_workers_is_the_run_of_two_devices(cluster: None, cache: Path, tmp_path: Path) -> None:
     more = ["+sweep.space={optimizer.lr: [0.03]}", "sweep.trials=1", "sweep.workers=2", "sweep.test_front=false"]
     _, (trial,) = sweep(tmp_path / "sweep", cache, *more)
@@ -261,12 +267,13 @@ def test_a_trial_of_two_workers_is_the_run_of_two_devices(cluster: None, cache: 
     assert again == rows(tmp_path / "sweep" / "adhoc" / "sweep" / "trials" / trial.key)
 
 
+@pytest.mark.slow
 def test_time_that_is_over_stops_trials_and_more_time_goes_on_with_them(
     cluster: None, cache: Path, tmp_path: Path
 ) -> None:
     more = ["+sweep.space={optimizer.lr: [0.03]}", "sweep.trials=1", "fit.epochs=400", "sweep.test_front=false"]
     trials: list[Trial] = []
-    for budget in range(20, 400, 20):  # a busy machine takes long to begin
+    for budget in range(10, 400, 10):  # a busy machine takes long to begin
         _, trials = sweep(tmp_path, cache, *more, f"sweep.time_budget_s={budget}")
         if trials and trials[0].epochs:
             break
@@ -276,7 +283,7 @@ def test_time_that_is_over_stops_trials_and_more_time_goes_on_with_them(
     _, (same,) = sweep(tmp_path, cache, *more, f"sweep.time_budget_s={budget}")
     assert same == trial
     later = trial
-    for longer in range(20, 400, 20):
+    for longer in range(10, 400, 10):
         _, (later,) = sweep(tmp_path, cache, *more, f"sweep.time_budget_s={budget + longer}")
         if later.epochs > trial.epochs:
             break
@@ -313,6 +320,7 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         check_folder(tmp_path, "run_dir")
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_stopped_or_killed_is_taken_up(cache: Path, tmp_path: Path) -> None:
     """SIGTERM after the first trial, SIGKILL after the next, then to the end; nothing is done twice."""
     folder = tmp_path / "adhoc" / "sweep"

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from pytest import param
 
 from qtrain.tracking.loggers import WALL_CLOCK_FIELDS
 from qtrain.training.checkpoint import find_resume_point, list_resume_points, read_checked
@@ -22,6 +23,7 @@ from qtrain.training.resume import ResumePoints
 from qtrain.utils.json_lines import read_metrics
 
 HERE = Path(__file__).parent
+slow = pytest.mark.slow
 Attempt = Callable[..., int]
 
 
@@ -116,7 +118,7 @@ MOMENTS = [
 ]
 
 
-@pytest.mark.parametrize(("moment", "step"), MOMENTS)
+@pytest.mark.parametrize(("moment", "step"), [param(*at, marks=[slow] * (at != ("mid_write", 12))) for at in MOMENTS])
 def test_killed_run_ends_as_the_undisturbed_one(
     moment: str, step: int, attempt: Attempt, undisturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -127,6 +129,7 @@ def test_killed_run_ends_as_the_undisturbed_one(
     assert_identical(state(tmp_path), state(undisturbed(**options)))
 
 
+@slow
 @pytest.mark.parametrize("options", [{"validate": False}, {"accumulate": 2}], ids=["no validation", "accumulation"])
 @pytest.mark.parametrize("steps", [(2, 5, 6), (1, 3, 10)])
 def test_killed_several_times(
@@ -156,8 +159,10 @@ def test_a_damaged_newest_resume_point_gives_way_to_the_one_before(
     assert_identical(state(tmp_path), state(undisturbed()))
 
 
-@pytest.mark.parametrize(("moment", "code"), [("sigterm", 143), ("sigint", 130)])
-@pytest.mark.parametrize("step", [4, 7, 21], ids=["mid-epoch", "last batch", "last batch of all"])
+@pytest.mark.parametrize(("moment", "code"), [("sigterm", 143), param("sigint", 130, marks=slow)])
+@pytest.mark.parametrize(
+    "step", [4, param(7, marks=slow), param(21, marks=slow)], ids=["mid-epoch", "last batch", "last batch of all"]
+)
 def test_a_signal_saves_and_stops(
     moment: str, code: int, step: int, attempt: Attempt, undisturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -167,6 +172,7 @@ def test_a_signal_saves_and_stops(
     assert_identical(state(tmp_path), state(undisturbed(average=True)))
 
 
+@slow
 def test_a_signal_in_validation_is_heeded_at_the_epochs_end(
     attempt: Attempt, undisturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -176,6 +182,7 @@ def test_a_signal_in_validation_is_heeded_at_the_epochs_end(
     assert_identical(state(tmp_path), state(undisturbed()))
 
 
+@slow
 def test_killed_from_outside_at_random_times(
     attempt: Attempt, undisturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -192,6 +199,7 @@ def test_killed_from_outside_at_random_times(
     assert_identical(state(tmp_path), state(undisturbed(average=True)))
 
 
+@slow
 @pytest.mark.parametrize(
     ("moment", "step"),
     [("batch_start", 1), ("batch_start", 5), ("mid_write", 6), ("batch_start", 11), ("mid_write", 12)],
