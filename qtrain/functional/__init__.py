@@ -1,1 +1,1 @@
-"""Pure tensor functions, no state, nothing of qtrain but each other and :mod:`qtrain.spec`."""
+"""Pure tensor functions without state; they import only each other and :mod:`qtrain.spec`."""

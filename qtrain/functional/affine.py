@@ -1,8 +1,8 @@
 """Uniform (affine) quantization as pure functions: ``q = clamp(round(x / s) + z)``, ``x^ = (q - z) s``.
 
-Source: Jacob et al. 2018 (arXiv 1712.05877), Krishnamoorthi 2018 (arXiv 1806.08342). The division is a division, as
-in ONNX ``QuantizeLinear``, and not a product with the reciprocal, as in torch's fake-quantize operators: the two
-differ in the last place, and so at ties, and qtrain's fake quantization has to match the deployed integers.
+Source: Jacob et al. 2018 (arXiv 1712.05877), Krishnamoorthi 2018 (arXiv 1806.08342). Fake quantization has to match the
+deployed integers, so ``x / s`` is computed as a division, as in ONNX ``QuantizeLinear``. Torch's fake-quantize
+operators multiply by the reciprocal instead; the result differs in the last place, and therefore at ties.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def fake_quantize(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, zero_poin
     """Quantize and dequantize ``x``; same shape and dtype, computed in float32.
 
     ``scale`` and ``zero_point`` broadcast against ``x``; ``low`` and ``high`` are the code range, 0-dim, so that a
-    change of bits is a change of values and no recompilation. Gradients, with ``t = x / s + z``: 1 for ``x`` where
-    ``low <= t <= high``, else 0; for ``scale`` ``round(t) - t`` inside and the clipped code outside, which is LSQ's
-    equation 3 (arXiv 1902.08153).
+    change of bits does not recompile the graph. Gradients, with ``t = x / s + z``: 1 for ``x`` where ``low <= t <=
+    high``, else 0; for ``scale`` ``round(t) - t`` inside and the clipped code outside, which is LSQ's equation 3 (arXiv
+    1902.08153).
     """
     steps = x.float() / scale
     if zero_point is not None:
@@ -54,7 +54,7 @@ def quantize(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, zero_point: Te
 
 
 def require_finite(x: Tensor) -> None:
-    """Raise ``ValueError`` where ``x`` holds what no code represents."""
+    """Raise ``ValueError`` if ``x`` holds NaN or infinity, which no code represents."""
     if not torch.isfinite(x).all():
         raise ValueError("quantize: the tensor holds NaN or infinity, which no code represents; look for its source")
 

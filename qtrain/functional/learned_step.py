@@ -10,10 +10,10 @@ SMALLEST_SCALE = 2.0**-40
 
 
 def step_gradient_factor(x: Tensor, groups: int, high: Tensor, *, is_weight: bool) -> Tensor:
-    """``1 / sqrt(N Qp)``, 0-dim: what LSQ multiplies a step's gradient by (Esser 2020, arXiv 1902.08153, §2.2).
+    """``1 / sqrt(N Qp)``, 0-dim: the factor of a step's gradient in LSQ (Esser 2020, arXiv 1902.08153, §2.2).
 
-    N is the number of elements that share a step: of a weight, those of one of its ``groups``; of an activation, those
-    of one sample. ``high`` is Qp, 0-dim.
+    N is the number of elements that share a step: for a weight the elements of one of its ``groups``, for an activation
+    the elements of one sample. ``high`` is Qp, 0-dim.
     """
     shared = x.numel() // max(groups, 1) if is_weight else x.shape[1:].numel()
     return torch.rsqrt(max(shared, 1) * high)

@@ -59,7 +59,7 @@ def nearest_level(t: Tensor, levels: Tensor) -> Tensor:
 def fake_quantize_to_levels(x: Tensor, scale: Tensor, levels: Tensor) -> Tensor:
     """``x^ = s nearest(clamp(x / s, l_1, l_K))``, float32, for levels ``l`` (K,) and ``scale`` that broadcasts.
 
-    The gradient is that of APoT's reparametrised clipping (eq. 8): for ``x`` 1 between the outer levels and 0 beyond;
+    The gradient is that of APoT's reparameterized clipping (eq. 8): for ``x`` 1 between the outer levels and 0 beyond;
     for ``scale`` ``nearest(x / s) - x / s`` between them, the outer level beyond, since the projection's own derivative
     is taken as 1.
     """

@@ -1,4 +1,4 @@
-"""Losses as pure functions of tensors; each serves as a term of the objective and as a metric alike.
+"""Losses as pure functions of tensors; each serves both as a term of the objective and as a metric.
 
 All are means over the batch, 0-dim, computed in float32 (float64 stays float64) whatever the precision around them.
 """
@@ -44,8 +44,8 @@ def hint_loss(guided: Tensor, hint: Tensor) -> Tensor:
 def relative_squared_error(x: Tensor, reference: Tensor) -> Tensor:
     """``mean((x - reference)^2) / mean(reference^2)``, both of one shape: 0 for equal, 1 for ``x = 0``.
 
-    Free of the reference's unit, so that blocks whose outputs differ in size count alike. That unit is taken over the
-    slices of all ranks.
+    The result does not depend on the reference's unit, so blocks whose outputs differ in size count equally.
+    ``mean(reference^2)`` is taken over the slices of all ranks.
     """
     x, reference = _wide(x), _wide(reference)
     energy = mean_of_ranks(reference.square().mean()).clamp(min=torch.finfo(reference.dtype).tiny)
@@ -65,9 +65,9 @@ def attention_map(x: Tensor) -> Tensor:
 def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """``1/2 mean((q_student - q_teacher)^2)`` over samples and places, with the maps of :func:`attention_map`.
 
-    Same places, any numbers of channels; a factor on either side changes nothing. arXiv 1612.03928, eq. 2 with p = 2
-    and the norm squared. The paper divides its beta = 1000 by the number of places and by the batch size, which is the
-    mean here, so that 1000 is the weight of the term.
+    Both have the same places and any number of channels; a factor on either side changes nothing. arXiv 1612.03928, eq.
+    2 with p = 2 and the norm squared. The paper divides its beta = 1000 by the number of places and by the batch size,
+    which is the mean here, so that 1000 is the weight of the term.
     """
     return 0.5 * F.mse_loss(attention_map(student), attention_map(teacher))
 
@@ -82,8 +82,8 @@ def similarity_matrix(x: Tensor) -> Tensor:
 def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """``1/N^2 |G_student - G_teacher|_F^2`` with :func:`similarity_matrix` (Tung and Mori 2019, arXiv 1907.09682, §3).
 
-    Both (N, ...), of any shapes: samples that are alike to the teacher are to be alike to the student. A rotation of
-    either's features, or a factor on them, changes nothing.
+    Both (N, ...), of any shapes: samples that are similar for the teacher should be similar for the student. A rotation
+    of either's features, or a factor on them, changes nothing.
     """
     return F.mse_loss(similarity_matrix(student), similarity_matrix(teacher))
 
@@ -122,8 +122,8 @@ def relational_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
 def relational_angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Huber loss between both's :func:`relational_angles`, mean over triples of different samples.
 
-    RKD-A of Park et al. 2019 (arXiv 1904.05068, §3.2.2); shapes, and what changes nothing, as for the distances. Zero
-    for fewer than three samples.
+    RKD-A of Park et al. 2019 (arXiv 1904.05068, §3.2.2); shapes and invariances are those of the distances. Zero for
+    fewer than three samples.
     """
     n = len(student)
     differences = F.smooth_l1_loss(relational_angles(student), relational_angles(teacher), reduction="sum")
@@ -135,5 +135,5 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _full_precision(x: Tensor) -> torch.autocast:
-    """Products inside are taken in the type of ``x``: differences of near-equal similarities do not survive bf16."""
+    """Inside, products have the type of ``x``, because bf16 loses differences of nearly equal similarities."""
     return torch.autocast(x.device.type, enabled=False)

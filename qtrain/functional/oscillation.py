@@ -1,4 +1,4 @@
-"""Weights that go to and fro between two codes while they train, and how often.
+"""Weights that oscillate between two codes during training: detection, frequency and dampening.
 
 Source: Nagel, Fournarakis, Bondarenko, Blankevoort 2022, "Overcoming Oscillations in Quantization-Aware Training",
 arXiv 2203.11086.
@@ -28,7 +28,7 @@ def distance_to_codes(weight: Tensor, step: Tensor, low: Tensor, high: Tensor) -
     """The dampening term ``|s w_int - clip(w, s n, s p)|^2``, a sum over all elements, 0-dim (§4.2).
 
     ``step`` s broadcasts against ``weight``; ``low`` n and ``high`` p are codes, 0-dim. The gradient is that of
-    ``clip(w, ...)``: it draws ``w`` to the middle of its bin, and neither ``s`` nor what is clipped.
+    ``clip(w, ...)``: it draws ``w`` to the middle of its bin. ``s`` and clipped elements get no gradient.
     """
     step = step.detach()
     clipped = clamp_to(weight.float(), step * low, step * high)

@@ -4,10 +4,10 @@ A generator is a stream: what it gives depends on how often it was asked before,
 number of workers or another number of ranks changes what every later sample sees. A counter-based generator has no
 history: it hashes the question. Crops, flips, sample order and mixing all come from here.
 
-The mixing step is SplitMix64's finaliser (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators",
-OOPSLA 2014, with Stafford's constants): a bijection of 64-bit integers that flips each output bit with probability
-one half when one input bit changes. Only integer operations are used, and 24 bits fit float32 exactly, so that every
-device gives the same numbers.
+The mixing step is SplitMix64's finalizer (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA
+2014, with Stafford's constants): a bijection of 64-bit integers that flips each output bit with probability one half
+when one input bit changes. Only integer operations are used, and 24 bits fit float32 exactly, so that every device
+gives the same numbers.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ def permutation(*, seed: int, epoch: int, n: int, stream: int = ORDER) -> Tensor
 def keyed_uniform(key: Tensor, shape: tuple[int, ...], *, first: int = 0) -> Tensor:
     """Numbers for the elements of a tensor: ``shape`` float32 in [0, 1), a function of ``key`` and the element's place.
 
-    ``key`` is 0-dim int64 on the device of the result; being a tensor, a new key is no recompilation. The same key
-    gives the same numbers on every device and rank, compiled or not. ``first`` is the place of the first element: that
-    of a rank's slice within the batch.
+    ``key`` is 0-dim int64 on the device of the result; it is a tensor, so that a new key does not recompile the graph.
+    The same key gives the same numbers on every device and rank, compiled or not. ``first`` is the place of the first
+    element: that of a rank's slice within the batch.
     """
     count = 1
     for n in shape:

@@ -1,4 +1,4 @@
-"""What one process would compute from a whole batch, where several ranks have a slice of it each.
+"""Results over a whole batch of which each rank holds one slice: they equal those of one process.
 
 Slices are equal in size and lie in the order of the ranks. On one rank each function gives what it is given.
 They can be part of a compiled graph, since the number of ranks never changes while a process lives.
@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as collectives
 from torch import Tensor
 
-# The newer name for the same, where torch has it.
+# Newer versions of torch have the same function under this name.
 _gather = getattr(collectives, "all_gather_single_autograd", None) or collectives.all_gather_tensor_autograd
 
 
@@ -21,7 +21,7 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Which slice is this process's, from 0."""
+    """The number of this process's slice, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 

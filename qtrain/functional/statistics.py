@@ -12,7 +12,7 @@ from torch import Tensor
 
 MANTISSA_BITS = 5
 FINE_MANTISSA_BITS = 8
-"""For what looks inside a range that is known by then, such as a quantile: bins 1/256 wide relative to their values."""
+"""Mantissa bits for observers that need finer bins, such as percentiles: a relative width of 1/256."""
 EXPONENTS = 64
 HALF = EXPONENTS << MANTISSA_BITS
 BINS = 2 * HALF
@@ -22,7 +22,7 @@ _ROWS = 256 << MANTISSA_BITS
 _BANDS = 32
 """Bands of eight exponents each, in which magnitudes are summed."""
 _CHUNK = 1 << 22
-"""Elements whose sum in a band, 2^31 at most each, float64 still holds exactly."""
+"""Most elements that are summed at once: each is at most 2^31 in its band, and float64 holds their sum exactly."""
 
 
 def float_histogram(x: Tensor, mantissa_bits: int = MANTISSA_BITS) -> Tensor:
@@ -65,7 +65,7 @@ def bin_edges(device: torch.device | None = None, mantissa_bits: int = MANTISSA_
 
 
 def magnitude_sums(x: Tensor) -> Tensor:
-    """The sum of ``|x|`` (G, n), finite, as whole numbers: (G, 32) int64; sums of parts add up to the whole's exactly.
+    """The sum of ``|x|`` (G, n), finite, as whole numbers: (G, 32) int64; sums of parts add up exactly.
 
     Column ``b`` holds, in units of ``2^(8 b - 150)``, what has an exponent from ``8 b`` to ``8 b + 7``. Floating-point
     sums would depend on their order in the last place. See :func:`total_magnitude`.
@@ -80,7 +80,7 @@ def _band_sums(x: Tensor) -> Tensor:
     groups = x.shape[0]
     pattern = x.abs().contiguous().view(torch.int32).to(torch.int64)
     exponent = pattern >> 23
-    # Subnormal numbers have no leading one, and the exponent of the smallest normal ones.
+    # A subnormal number has no leading one; its exponent is that of the smallest normal numbers.
     mantissa = (pattern & 0x7FFFFF) + ((exponent > 0).to(torch.int64) << 23)
     exponent = exponent.clamp(min=1)
     units = mantissa << (exponent & 7)

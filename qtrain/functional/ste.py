@@ -57,9 +57,9 @@ def round_ste(x: Tensor) -> Tensor:
 
 
 def clamp_to(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """``x`` within bounds that learn nothing; the gradient passes where ``low <= x <= high``, both ends included.
+    """``x`` clamped to bounds that get no gradient; its own passes where ``low <= x <= high``, both ends included.
 
-    torch's own clamp halves it where ``x`` equals a bound that is a tensor.
+    torch's own clamp halves the gradient where ``x`` equals a bound that is a tensor.
     """
     result: Tensor = _Clamp.apply(x, low, high)
     return result
@@ -147,8 +147,8 @@ class _WithGradientRule(torch.autograd.Function):
 def with_gradient_rule(x: Tensor, rule: GradientRule, key: Tensor, bits: Tensor) -> Tensor:
     """``x``, bit for bit; in the backward its gradient ``g`` is replaced by ``rule(g, key, bits)``, of the same shape.
 
-    So gradients are quantized (DoReFa, arXiv 1606.06160, §2.5): ``bits`` and ``key``, which random draws are a function
-    of, are tensors, so that a change is no recompilation.
+    Gradients are quantized in this way (DoReFa, arXiv 1606.06160, §2.5). Random draws are a function of ``key``.
+    ``bits`` and ``key`` are tensors, so that a change of them does not recompile the graph.
     """
     result: Tensor = _WithGradientRule.apply(x, rule, key, bits)
     return result
@@ -167,7 +167,7 @@ class _AlsoTo(torch.autograd.Function):
 def gradient_also_to(value: Tensor, x: Tensor) -> Tensor:
     """``value``, bit for bit, with its own gradient; ``x``, of the same shape and type, gets the same gradient.
 
-    For values that are looked up in a learned table by what was rounded from ``x``.
+    For values of a learned table, looked up with an index that was rounded from ``x``.
     """
     result: Tensor = _AlsoTo.apply(value, x)
     return result

@@ -47,7 +47,7 @@ def quantized_product(layer: Quantized, input: Tensor, product: ProductFunction,
 def quantized_weight(layer: Quantized) -> Tensor:
     """``Q_w(W')``, (O, I / groups, ...), as it is multiplied.
 
-    A weight that is rounded as if merged with the batch norm behind is divided by that norm's factor again.
+    A weight that is rounded as if merged with the following batch norm is divided by that norm's factor afterwards.
     """
     weight = layer.effective_weight()
     if layer.weight_quantizer is not None:
@@ -59,7 +59,7 @@ def quantized_weight(layer: Quantized) -> Tensor:
 def adopt_convolution(
     layer: _ConvNd, source: _ConvNd, pad: nn.Module | None, weight_transform: nn.Module | None
 ) -> None:
-    """Give ``layer``, fresh and without attributes, the options and the very parameters of ``source``."""
+    """Give the new ``layer`` the options of ``source`` and its parameters, shared and not copied."""
     nn.Module.__init__(layer)
     for name in [*source.__constants__, "_reversed_padding_repeated_twice"]:
         if hasattr(source, name):

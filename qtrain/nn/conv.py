@@ -19,9 +19,9 @@ class QuantConv(_ConvNd):
     """``conv(Q_x(x), Q_w(W'))`` in place of ``conv(x, W')``; without quantizers it is ``source``, bit for bit.
 
     ``source`` convolves over one, two or three axes. The parameters are its own (shared, not copied), so that a state
-    dict keeps their keys (but a gain of weight standardization moves to ``weight_transform.gain``). ``pad`` is applied
-    to the quantized input, for convolutions that compute their own padding; ``weight_transform`` turns the stored
-    weight into the one that is convolved, ``W'``, for weight standardization. Input x (N, C, ...).
+    dict keeps their keys (except that a gain of weight standardization moves to ``weight_transform.gain``). ``pad`` is
+    applied to the quantized input, for convolutions that compute their own padding; ``weight_transform`` turns the
+    stored weight into the one that is convolved, ``W'``, for weight standardization. Input x (N, C, ...).
     """
 
     pad: nn.Module | None

@@ -40,7 +40,7 @@ class QuantConvTranspose(_ConvTransposeNd):
 
     def effective_weight(self) -> Tensor:
         """The weight before quantization: (O, I / groups, ...), a copy."""
-        # Not a view: of a parameter without gradient mode, hooks of torch's counters find no gradient function.
+        # A copy: hooks of torch's counters find no gradient function for a view of a parameter in no-grad mode.
         return outputs_first(self.weight, self.groups).clone()
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:

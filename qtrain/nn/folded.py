@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 LEAST = 1e-6
-"""Least magnitude of a factor; a channel that batch norm switches off has 0, by which nothing can be divided again."""
+"""Least magnitude of a factor: a channel that batch norm switches off has 0, and weights are divided by the factor."""
 
 
 @final
@@ -19,10 +19,11 @@ class FoldedWeight(nn.Module):
     """``Q(g W) / g`` in place of ``Q(W)``, with ``g = gamma / sqrt(running_var + eps)`` of each output channel.
 
     The quantizer sees the weight that is deployed, merged with the batch norm. In eval mode the two layers compute what
-    the merged layer computes. In training the norm behind uses the batch's statistics: what is rounded does not jitter
-    with each batch, which is the correction of Krishnamoorthi 2018 (arXiv 1806.08342, §3.2.2: running statistics in the
-    weight, their ratio to the batch's on the output; division of the weight is division of the output). The gradient
-    reaches ``gamma`` as it does there. ``norm`` is looked at, not owned: its state has its name in the model alone.
+    the merged layer computes. In training the norm uses the batch's statistics and the rounded weight the running ones,
+    so that rounding does not jitter with each batch. This is the correction of Krishnamoorthi 2018 (arXiv 1806.08342,
+    §3.2.2), which has the running statistics in the weight and their ratio to the batch's on the output: dividing the
+    weight divides the output. The gradient reaches ``gamma`` as it does there. ``norm`` is read, not owned, so its
+    state keeps its one name in the model.
     """
 
     def __init__(self, *, norm: _BatchNorm) -> None:
@@ -47,7 +48,7 @@ class FoldedWeight(nn.Module):
         self._held = self._factor(self._norm[0].running_var).detach() if held else None  # type: ignore[arg-type]
 
     def follow(self, replaced: Mapping[_BatchNorm, _BatchNorm]) -> None:
-        """Look at the norm that took the place of the one so far, if there is one."""
+        """Follow the norm that replaced the present one, if ``replaced`` holds one."""
         self._norm = (replaced.get(self._norm[0], self._norm[0]),)
 
     def _factor(self, weight: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ class FoldedWeight(nn.Module):
 
 @contextmanager
 def holding_factors(model: nn.Module) -> Iterator[None]:
-    """Inside, no factor of ``model`` follows its norm: for statistics that are reset and estimated anew."""
+    """Inside, no factor of ``model`` follows its norm; for use while statistics are reset and estimated anew."""
     folded = [module for module in model.modules() if isinstance(module, FoldedWeight)]
     for module in folded:
         module.hold(True)

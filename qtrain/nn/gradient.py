@@ -1,4 +1,4 @@
-"""Quantized gradients: modules behind a layer that are the identity forward and round what comes back."""
+"""Quantized gradients: modules behind a layer that are the identity forward and round the gradient backward."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ def largest_magnitude(grad: Tensor, granularity: Granularity) -> Tensor:
 def dorefa_gradient(grad: Tensor, key: Tensor, bits: Tensor) -> Tensor:
     """``2 m (quantize_k(g / (2 m) + 1/2 + N(k)) - 1/2)``, ``m = max|g|`` of each sample (arXiv 1606.06160, eq. 12).
 
-    ``N(k) = sigma / (2^k - 1)`` with ``sigma`` uniform in [-1/2, 1/2), drawn for each element: noise before rounding,
-    which makes the result's expectation ``g``. ``grad`` (N, ...); shape and dtype are kept, and zero of a zero sample.
+    ``N(k) = sigma / (2^k - 1)`` with ``sigma`` uniform in [-1/2, 1/2), drawn for each element: this noise before
+    rounding makes ``g`` the result's expectation. ``grad`` (N, ...); shape and dtype are kept, and a sample of zeros
+    stays zero.
     """
     largest = largest_magnitude(grad, PerSample() if grad.ndim else PerTensor())
     steps = torch.exp2(bits.float()) - 1

@@ -17,7 +17,7 @@ from qtrain.quantizers.base import Quantizer
 
 @final
 class Operand(nn.Module):
-    """The identity, or ``Q_x``: a place where an activation is quantized that is no layer's input."""
+    """The identity, or ``Q_x``: a place where an activation is quantized without being a layer's input."""
 
     weight_quantizer: Quantizer | None
     input_quantizer: Quantizer | None

@@ -23,10 +23,10 @@ def moves_weights(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def project_weights_(model: nn.Module) -> None:
-    """Replace, in place, each weight of ``model`` whose quantizer is a ``Projection`` by what that makes of it.
+    """Replace, in place, each weight of ``model`` whose quantizer is a ``Projection`` by its projection.
 
     The quantizer sees the weight as it is multiplied (O, I, ...). A weight that is standardized before it is multiplied
-    has no place of its own to be put back to, and stays; so does one that is frozen.
+    stays as it is, because its projection cannot be written back. A frozen weight stays too.
     """
     for _, layer in _trained(model):
         if has_method(layer.weight_quantizer, "project"):
@@ -36,9 +36,9 @@ def project_weights_(model: nn.Module) -> None:
 
 @torch.no_grad()
 def partition_weights_(model: nn.Module) -> None:
-    """Before a step: set for good the part of each weight that its quantizer, or one within, is due to set.
+    """Before a step: freeze the part of each weight that its quantizer, or an inner one, is due to freeze.
 
-    Raises ``ValueError`` for a weight that has no place of its own.
+    Raises ``ValueError`` for a weight that is standardized before it is multiplied.
     """
     for name, layer in _trained(model):
         for quantizer in layer.weight_quantizer.modules() if layer.weight_quantizer is not None else ():
@@ -48,7 +48,7 @@ def partition_weights_(model: nn.Module) -> None:
             if quantizer.due and not replace_weight_(layer, quantizer.partition_):
                 raise ValueError(
                     f"layer {name!r}: {type(quantizer).__name__}: the weight is standardized before it is multiplied, "
-                    "so that no part of it can be set for good; give this layer a policy with another quantizer"
+                    "so no part of it can be frozen; give this layer a policy with another quantizer"
                 )
 
 
@@ -61,7 +61,7 @@ def _trained(model: nn.Module) -> Iterator[tuple[str, QuantWeighted]]:
 
 @torch.no_grad()
 def replace_weight_(layer: QuantWeighted, move: Callable[[Tensor], Tensor]) -> bool:
-    """Put ``move`` of the weight as it is multiplied (O, I, ...) in its place; whether it has one."""
+    """Apply ``move`` to the weight as it is multiplied (O, I, ...) and write it back; whether that is possible."""
     if isinstance(layer, QuantLinear | QuantEmbedding):
         layer.weight.copy_(move(layer.weight))
     elif isinstance(layer, QuantConvTranspose):

@@ -28,7 +28,7 @@ def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @final
 class SyncBatchNorm(_BatchNorm):
-    """Batch norm whose statistics in training are those of the batches of all ranks, on processors as on GPUs.
+    """Batch norm whose statistics in training are those of the batches of all ranks, on CPUs and on GPUs.
 
     torch's own layer needs a GPU and cannot be part of a compiled graph. State and names are those of ``norm``, whose
     place it takes; the drop and activation inside timm's fused layers stay. On one rank, and in eval mode, the same
@@ -57,7 +57,7 @@ class SyncBatchNorm(_BatchNorm):
         return output
 
     def _over_all_ranks(self, x: Tensor) -> Tensor:
-        # As torch's: statistics in float32 where the values have fewer digits.
+        # As in torch: statistics are float32 where the values have fewer digits.
         values = x if x.dtype in (torch.float32, torch.float64) else x.float()
         mean, var = batch_moments(values)
         if self.running_mean is not None and self.running_var is not None:

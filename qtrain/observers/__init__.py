@@ -1,1 +1,1 @@
-"""What was seen of a tensor, and the range to represent that follows from it."""
+"""Observers: they collect statistics of a tensor, from which the range to represent follows."""

@@ -78,7 +78,7 @@ class AnalyticError(Observer):
             edge[: self.histogram.shape[1]].double() for edge in bin_edges(self.histogram.device, FINE_MANTISSA_BITS)
         )
         counts = self.histogram.double()
-        # The first bin holds zeros, and what is as good as zero.
+        # The first bin holds zeros and magnitudes below 2^-32.
         counts[:, 0] = 0
         number = counts.sum(dim=1) + (0 if without_zeros else self.histogram[:, 0])
         number = number.clamp(min=1)
@@ -93,7 +93,7 @@ class AnalyticError(Observer):
         between = (math.sqrt(1 / 2) + math.sqrt(2 / math.pi)) / 2
         is_gauss = b > between * sigma if self.distribution == "auto" else torch.tensor(self.distribution == "gauss")
         threshold = torch.where(is_gauss.to(b.device), gauss * sigma, laplace * b).float()
-        # Where all is below 2^-32 the moments say nothing: the whole range.
+        # If all values are below 2^-32, the moments say nothing, and the whole range is taken.
         threshold = torch.where(b > 0, threshold, math.inf)
         return (-threshold).clamp(self.low, self.high), threshold.clamp(self.low, self.high)
 

@@ -1,4 +1,4 @@
-"""What every observer is: fed batches of a tensor, merged with its like, asked for the range to represent."""
+"""The observer's interface: it takes batches of a tensor, merges with its kind, and gives the range to represent."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from qtrain.spec import Granularity, Observed
 class Observer(ABC):
     """Base of all observers; a subclass is final.
 
-    Rows of every statistic are the granularity's groups, G of them. Magnitudes are summed as whole numbers. An observer
-    that was fed a stream in two halves and merged equals one that was fed the whole, bit for bit (the moving average
-    excepted, whose definition depends on the order).
+    Every statistic has one row for each of the granularity's G groups. Magnitudes are summed as whole numbers. An
+    observer that was fed a stream in two halves and merged equals one that was fed the whole, bit for bit (except the
+    moving average, whose definition depends on the order).
     """
 
     def __init__(self, *, granularity: Granularity) -> None:
@@ -81,7 +81,7 @@ class Observer(ABC):
 
     @abstractmethod
     def absorb(self, other: Observer) -> None:
-        """Merge the statistics of ``other``, which is of this very class and has seen something."""
+        """Merge the statistics of ``other``, which is of the same class and has seen something."""
 
     @abstractmethod
     def bounds(self, bits: int) -> tuple[Tensor, Tensor]:

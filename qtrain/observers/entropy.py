@@ -40,11 +40,11 @@ def kl_divergence(counts: Tensor, kept: Tensor, levels: int) -> Tensor:
 class Entropy(Observer):
     """``|x| <= T`` with the ``T`` whose clipping and rounding change the distribution of ``|x|`` least.
 
-    Migacz 2017, "8-bit inference with TensorRT": over 2048 equal bins of the magnitudes up to the largest, of all
-    thresholds at a bin's end the one of least :func:`kl_divergence`, with as many levels as a quantizer has
-    magnitudes: ``2^(bits-1)``, or ``2^bits`` where nothing negative was seen. Values of exactly zero (below 2^-32),
-    which no threshold changes, do not count. ``stride`` is the distance of the thresholds tried, in bins; the
-    original's is 1.
+    Migacz 2017, "8-bit inference with TensorRT". The magnitudes are counted in 2048 equal bins up to the largest. Every
+    end of a bin is a candidate; the one with the least :func:`kl_divergence` is taken. There are as many levels as a
+    quantizer has magnitudes: ``2^(bits-1)``, or ``2^bits`` where nothing negative was seen. Values of exactly zero
+    (below 2^-32), which no threshold changes, do not count. ``stride`` is the distance of the thresholds tried, in
+    bins; the original's is 1.
 
     Counts are kept in bins of the float format and put into the 2048 at the end, each with its center, so that two
     observers merge exactly.
@@ -61,7 +61,7 @@ class Entropy(Observer):
 
     def accumulate(self, rows: Tensor) -> None:
         low, high = rows.float().aminmax(dim=1)
-        # Magnitudes have the first half of the bins for themselves.
+        # Magnitudes are not negative, so they lie in the first half of the bins.
         self._add(float_histogram(rows.abs(), THRESHOLD_MANTISSA_BITS).chunk(2, dim=1)[0], low, high)
 
     def absorb(self, other: Observer) -> None:

@@ -1,4 +1,4 @@
-"""What every schedule is: a pure function of progress, so that a resumed run needs no state of it."""
+"""The schedule's interface: a pure function of progress, so that a resumed run needs no saved state."""
 
 from __future__ import annotations
 

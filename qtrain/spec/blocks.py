@@ -30,7 +30,7 @@ class Blocks:
             raise ValueError(f"Blocks: size must be at least 1, got {self.size}")
 
     def state_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of one number for each block of a tensor of ``shape``, begun blocks included."""
+        """Shape of a state with one number for each block of a tensor of ``shape``; an incomplete block counts."""
         along = self._along(len(shape))
         return tuple(-(-n // self.size) if i == along else n for i, n in enumerate(shape))
 

@@ -24,7 +24,7 @@ class Granularity(ABC):
 
     @abstractmethod
     def state_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of scale and zero point for a tensor of ``shape``; raises ``ValueError`` where that cannot be."""
+        """Shape of scale and zero point for a tensor of ``shape``; raises ``ValueError`` where it does not fit."""
 
     @abstractmethod
     def flatten(self, x: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ class PerToken(Granularity):
 
 
 def _rows(x: Tensor, rows: int) -> Tensor:
-    # Not -1: of an empty tensor that could not be told.
+    # Not -1, because torch cannot infer it for an empty tensor.
     return x.reshape(rows, x.numel() // rows if rows else 0)
 
 

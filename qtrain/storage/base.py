@@ -1,7 +1,7 @@
-"""What every stored tensor is: parts of so many bits each, from which the values follow.
+"""Stored tensors: each consists of parts with a known number of bits, from which its values follow.
 
-Cost and export read this and nothing else of a quantizer. A kind of storage says what it is made of (``parts``) and
-what that stands for (``dequantize``); its size in bits, and the bytes that it is written to, follow from the parts.
+Cost and export see quantizers only through this interface. Each kind of storage defines its parts (``parts``) and the
+values that they stand for (``dequantize``). Its size in bits and its bytes follow from the parts.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Part(ABC):
 
     @abstractmethod
     def read(self, stream: Bits) -> tuple[Tensor, Bits]:
-        """The tensor that stands at the head of ``stream``, of this one's shape and type, and what follows it."""
+        """The tensor at the head of ``stream``, with this part's shape and type, and the rest of the stream."""
 
 
 @final
@@ -92,7 +92,7 @@ class QTensor(ABC):
     """
 
     coded: ClassVar[tuple[str, ...]] = ("codes",)
-    """The parts that stand for this very tensor; the others decode it, and another tensor may share them."""
+    """Parts that belong to this tensor alone; the other parts decode it, and several tensors may share them."""
 
     codes: Tensor
     bits: int
@@ -133,7 +133,7 @@ class QTensor(ABC):
 
     @final
     def read(self, stream: Bits) -> tuple[Self, Bits]:
-        """A tensor of this one's kind, shapes and widths from the head of ``stream``, and what follows it."""
+        """A tensor of the same kind, shapes and widths from the head of ``stream``, and the rest of the stream."""
         found: dict[str, Any] = {}
         for name, part in self.parts().items():
             found[name], stream = part.read(stream)
@@ -146,7 +146,7 @@ def pack(tensor: QTensor) -> bytes:
 
 
 def unpack(data: bytes, like: QTensor) -> QTensor:
-    """What :func:`pack` wrote, of the kind, shapes and widths of ``like``. Raises ``ValueError`` for other lengths."""
+    """The tensor that :func:`pack` wrote, like ``like`` in kind and shapes. Raises ``ValueError`` for other lengths."""
     stream = bytes_to_bits(data)
     try:
         value, rest = like.read(stream)

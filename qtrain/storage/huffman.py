@@ -92,8 +92,8 @@ def _words_at(bits: np.ndarray, lengths: list[int]) -> tuple[np.ndarray, np.ndar
 class HuffmanPart(Part):
     """Whole numbers ``low <= values < low + 2^bits`` in a canonical Huffman code of their own frequencies.
 
-    Stored are the code length of each of the ``2^bits`` symbols, in ``bits`` bits, which no length exceeds, and the
-    code words. Without loss, also for one symbol (one bit each) and for none. Source: Deep Compression, arXiv
+    The code length of each of the ``2^bits`` symbols is stored in ``bits`` bits, which are always enough, and then the
+    code words. Nothing is lost, also for one symbol (one bit each) and for none. Source: Deep Compression, arXiv
     1510.00149, §4.
     """
 

@@ -15,7 +15,7 @@ from qtrain.storage.elements import ELEMENTS
 
 
 def power_codes(power: Tensor) -> Tensor:
-    """The 8 exponent bits (127 added) of powers of two from 2^-126 on, float32: int32, which is also their E8M0."""
+    """The 8 exponent bits (127 added), int32, of float32 powers of two from 2^-126 on; this is their E8M0 code."""
     return power.view(torch.int32) >> 23
 
 

@@ -1,4 +1,4 @@
-"""A stored tensor but for a few values, which are kept in 16 bits each together with their places."""
+"""A stored tensor with a few outliers, which are kept in 16 bits each together with their positions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qtrain.storage.bits import Bits
 @final
 @dataclass(frozen=True)
 class Decoder(Part):
-    """All parts of ``tensor`` but its codes."""
+    """All parts of ``tensor`` except its codes."""
 
     tensor: QTensor
 
@@ -40,11 +40,12 @@ class Decoder(Part):
 @final
 @dataclass(frozen=True, kw_only=True)
 class OutlierTensor(QTensor):
-    """``outliers`` (k,) float16 or bfloat16 at ``positions`` (k,), elsewhere what ``codes`` are for ``decoder``.
+    """``outliers`` (k,) float16 or bfloat16 at ``positions`` (k,), elsewhere the values that ``decoder`` gives
+    ``codes``.
 
     ``decoder`` is a tensor of any kind without codes of its own (they are empty). ``positions`` count through the
-    tensor in row-major order, ascending, in ``position_bits`` bits each. A product has an outlier as a factor of 16
-    bits, but so few that ``operand_bits`` is that of the others.
+    tensor in row-major order, ascending, in ``position_bits`` bits each. As a factor of a product an outlier has 16
+    bits. Outliers are so few that ``operand_bits`` is that of the other values.
     """
 
     coded: ClassVar[tuple[str, ...]] = ("codes", "positions", "outliers")

@@ -17,7 +17,7 @@ def signed_sum(signs: Tensor | Sequence[Tensor], scale: Tensor | None, granulari
     """``sum_m signs[m] * scale[m]``, float32: M tensors of -1 and 1, or of 0 and 1; ``scale`` (M, *state), or ``None``
     for ones.
 
-    Added up from the first plane to the last, one after the other, so that whoever uses this gets the same bits.
+    The planes are added one after the other, from first to last, so that every caller gets the same bits.
     """
 
     def plane(m: int) -> Tensor:

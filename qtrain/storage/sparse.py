@@ -46,7 +46,7 @@ def places_of(gaps: Tensor, bits: int) -> Tensor:
 @final
 @dataclass(frozen=True, kw_only=True)
 class SparseTensor(QTensor):
-    """Zero but at the places that ``gaps`` lead to, where the value is what ``codes`` (k,) are for ``decoder``.
+    """Zero except at the places that ``gaps`` lead to, where ``decoder`` gives the values of ``codes`` (k,).
 
     ``decoder`` is a tensor of any kind with a code for each value of ``shape``, without codes of its own (they are
     empty). ``gaps`` (m,) are those of :func:`gaps_of`, of ``gap_bits`` bits. ``huffman`` stores codes and gaps in

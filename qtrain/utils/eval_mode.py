@@ -12,7 +12,7 @@ from torch import nn
 def evaluating(model: nn.Module) -> Iterator[None]:
     """``model`` is in eval mode inside; on leaving, by an error too, every module gets back its own mode.
 
-    Not ``model.train()`` in the end: a model that is trained may hold layers frozen in eval mode.
+    Modes are restored one by one, because a model in training may hold layers that are frozen in eval mode.
     """
     before = {module: module.training for module in model.modules()}
     model.eval()
