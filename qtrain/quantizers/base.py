@@ -1,8 +1,8 @@
-"""What every quantizer is: a module that rounds values in training and gives their codes for storage.
+"""The quantizer's interface: a module that rounds values in training and gives their codes for storage.
 
-The laws, which one parametrized test holds every quantizer in ``conf/quantizer`` to: in eval mode ``forward(x)``
-equals ``quantize(x).dequantize()`` bit for bit; codes lie in range; state survives a save and load; shape and dtype
-of the input are those of the output.
+Every quantizer in ``conf/quantizer`` obeys these laws, which one parametrized test checks: in eval mode ``forward(x)``
+equals ``quantize(x).dequantize()`` bit for bit; codes lie in range; state survives a save and load; shape and dtype of
+the input are those of the output.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CodeRange = Callable[[int, bool], tuple[int, int]]
 
 
 class MakeQuantizer(Protocol):
-    """What a config's quantizer is before it knows its tensor: a constructor that lacks only ``spec``."""
+    """A quantizer of a config before its tensor is known: a constructor that lacks only ``spec``."""
 
     def __call__(self, *, spec: QuantSpec) -> Quantizer: ...
 
@@ -48,14 +48,14 @@ def index_range(bits: int, signed: bool) -> tuple[int, int]:
 class Quantizer(nn.Module, ABC):
     """Base of all quantizers. Subclasses are final and implement the four abstract methods.
 
-    State that all share, as 0-dim buffers, because a schedule may change it without a recompilation: ``bits``;
+    All have this state, in 0-dim buffers so that a schedule can change it without a recompilation: ``bits``;
     ``signed``; ``code_low`` and ``code_high``, the code range that follows from them; ``initialized``, whether
     calibration has filled the values. ``enabled`` is a plain switch for calibration and for measuring the
     full-precision model: a disabled quantizer returns its input itself.
 
-    What a method can do is said in the class: ``widths``, the bit widths that it has; ``serves``, whether it is made
-    for weights, inputs or both; ``keeps_zero``, whether zero is one of its values; ``switchable``, whether ``bits``
-    may change after construction. Anything else is refused with a ``ValueError``.
+    Class attributes say what a method can do: ``widths``, the bit widths that it has; ``serves``, whether it is made
+    for weights, inputs or both; ``keeps_zero``, whether zero is one of its values; ``switchable``, whether ``bits`` may
+    change after construction. Anything else is refused with a ``ValueError``.
     """
 
     widths: ClassVar[range] = range(1, 17)
@@ -111,7 +111,7 @@ class Quantizer(nn.Module, ABC):
     def storage_bits(self) -> int:
         """Bits of the decoding state (scales, zero points) that a deployed model stores with this quantizer.
 
-        For an input that is all there is to store; what is computed from the input itself counts nothing.
+        An input has no other storage. State that is computed from the input itself counts 0.
         """
 
     @final

@@ -1,7 +1,8 @@
 """What a quantizer may ask of training beyond its forward; the training module looks for these methods.
 
-A rate that follows a schedule, a draw of random numbers, a projection of the weights after each step, a range that a
-change of bits carries over: a quantizer that needs one of them has the method, and nothing else has to know.
+Examples are a rate that follows a schedule, a draw of random numbers, a projection of the weights after each step, and
+a range that a change of bits carries over. A quantizer that needs one of them has the method; no other code has to
+know.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class StepAware(Protocol):
         """Called before each training step with the share of steps done, 0 to 1, and a number for its random draws.
 
         ``key`` (63 bits) differs from step to step and from quantizer to quantizer and is the same on all ranks. State
-        belongs in buffers, so that a change is no recompilation.
+        belongs in buffers, so that a change does not recompile the graph.
         """
 
 
@@ -51,14 +52,14 @@ class Projection(Protocol):
 
 @runtime_checkable
 class Partition(Protocol):
-    """A weight quantizer that sets a part of the weights for good, now and then, before an optimizer step."""
+    """A weight quantizer that freezes a part of the weights before some of the optimizer steps."""
 
     @property
     def due(self) -> bool:
         """Whether :meth:`partition_` has something to do; known without looking at a tensor."""
 
     def partition_(self, weight: Tensor) -> Tensor:
-        """The weight (O, I, ...) to go on with, of the same shape; the state remembers which part of it is set."""
+        """The weight (O, I, ...) to go on with, of the same shape; the state remembers which part of it is frozen."""
 
 
 @runtime_checkable
@@ -83,7 +84,8 @@ class EvenSteps(Protocol):
 
 
 def has_method(thing: object, name: str) -> bool:
-    """Whether the class of ``thing`` has the method. Asked of every module at every step, where a protocol is slow."""
+    """Whether the class of ``thing`` has the method. For checks of every module at every step, where a protocol is
+    slow."""
     return hasattr(type(thing), name)
 
 
@@ -99,7 +101,7 @@ def begin_step_(model: nn.Module, *, seed: int, step: int, progress: float) -> N
 
 
 def project(quantizer: nn.Module, weight: Tensor) -> Tensor:
-    """``weight`` as ``quantizer`` projects it, or itself where that is no ``Projection``; so wrappers hand it on."""
+    """``weight`` as ``quantizer`` projects it, or unchanged if that is not a ``Projection``; for wrappers."""
     return quantizer.project(weight) if isinstance(quantizer, Projection) else weight
 
 

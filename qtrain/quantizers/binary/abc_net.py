@@ -17,10 +17,10 @@ from qtrain.storage.base import QTensor
 from qtrain.storage.planes import BitPlanes, signed_sum
 
 MOST = 5
-"""Bases that there is room for, as many as the paper has; ``bits`` says how many of them are in use."""
+"""Number of bases that fit, as many as in the paper; ``bits`` says how many of them are in use."""
 
 GRAM_RIDGE = 1e-9
-"""Decides between bases that are equal, such as those of a constant weight: they share their factor."""
+"""Makes the solution unique where bases are equal, as for a constant weight: they share their factor."""
 
 
 def offsets(bases: Tensor) -> Tensor:
@@ -50,10 +50,10 @@ class ABCNet(Quantizer):
     ``alpha`` of the weights at hand (§3.1); ``dC/dW = (sum_m alpha_m) dC/dW~``, straight-through for each
     base and with ``alpha`` held constant.
 
-    Inputs: ``sum_n beta_n A_n``, ``A_n = sign(clip(x + v_n, 0, 1) - 1/2)``, whose gradient is 1 where
-    ``0 <= x + v_n <= 1`` (§3.2), ``beta`` and ``v`` learned. Calibration spreads the thresholds ``1/2 - v_n``, and
-    the values of the sum, evenly over the observed range. The sum is symmetric about zero: after a ReLU it lacks a
-    constant, which the batch normalization behind the layer makes up for. Each width has ``beta`` and ``v`` of its own.
+    Inputs: ``sum_n beta_n A_n``, ``A_n = sign(clip(x + v_n, 0, 1) - 1/2)``, whose gradient is 1 where ``0 <= x + v_n <=
+    1`` (§3.2), ``beta`` and ``v`` learned. Calibration spreads the thresholds ``1/2 - v_n``, and the values of the sum,
+    evenly over the observed range. The sum is symmetric about zero: after a ReLU it lacks a constant, for which the
+    following batch normalization compensates. Each width has ``beta`` and ``v`` of its own.
     """
 
     widths = range(1, MOST + 1)

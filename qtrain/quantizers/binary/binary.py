@@ -17,11 +17,11 @@ from qtrain.storage.planes import BitPlanes
 
 
 class Binary(Quantizer, ABC):
-    """Base of ``x^ = alpha sign(x - threshold)``, where the sign of zero is 1, so that zero is none of the values.
+    """Base of ``x^ = alpha sign(x - threshold)``, where the sign of zero is 1, so that zero is not one of the values.
 
     The ``threshold``, of inputs only, is 0 as in the papers, whose networks have no ReLU before a sign. With ``center``
-    calibration sets it to the mean of inputs that are never negative: their signs would all be 1. The constant that is
-    then missing in the layer's output is made up for by the batch normalization behind it.
+    calibration sets it to the mean of inputs that are never negative: their signs would all be 1. The layer's output
+    then lacks a constant, for which the following batch normalization compensates.
     """
 
     widths = range(1, 2)
@@ -39,7 +39,7 @@ class Binary(Quantizer, ABC):
         """``alpha`` for ``x``, float32 of the state shape; ``None`` where it is 1 by definition."""
 
     def centered(self, x: Tensor) -> Tensor:
-        """What the sign is taken of, float32: ``x - threshold``, unless a method defines another."""
+        """The argument of the sign, float32: ``x - threshold``, unless a method defines another."""
         return x.float() if self.threshold is None else x.float() - self.threshold
 
     @final

@@ -36,8 +36,9 @@ class BinaryConnect(Binary):
     each step ``w`` is clipped to [-1, 1] (algorithm 1, §2.4).
 
     ``bound: glorot`` has ``-H`` and ``H`` everywhere in place of -1 and 1, ``H`` of :func:`glorot_bound`: an option of
-    the authors' program. For the sign it changes no more than the layer's scale; but weights that were trained before
-    are small against 1, so that their chances are nearly even, and not against ``H``.
+    the authors' program. With the sign alone it only changes the layer's scale. With ``stochastic`` it matters for
+    pretrained weights: they are small against 1, so that both signs are almost equally likely, but not small against
+    ``H``.
     """
 
     serves = frozenset({"weight"})

@@ -35,9 +35,10 @@ def distance_to_binary(w: Tensor, alpha: Tensor, kind: str) -> Tensor:
 class BNNPlus(Binary):
     """``x^ = alpha sign(x)`` with the slope of ``SS_beta`` for the sign's and a learned ``alpha`` (arXiv 1812.11800).
 
-    ``alpha`` starts at ``mean |x|``. To the loss of weights comes ``strength`` times :func:`distance_to_binary`, of
-    ``regularizer`` kind ``l1`` or ``l2``, which draws them to ``-alpha`` and ``alpha``, and ``alpha`` to the median or
-    the mean of their magnitudes; inputs have none. ``center``: see :class:`Binary`.
+    ``alpha`` starts at ``mean |x|``. For weights, the loss gets an additional ``strength`` times
+    :func:`distance_to_binary`, with ``regularizer`` ``l1`` or ``l2``. It draws the weights to ``-alpha`` and ``alpha``,
+    and ``alpha`` to the median or the mean of their magnitudes. Inputs have no regularizer. ``center``: see
+    :class:`Binary`.
     """
 
     alpha: nn.Parameter

@@ -15,10 +15,10 @@ from qtrain.spec import Granularity, Observed, PerChannel, PerTensor, QuantSpec
 from qtrain.storage.planes import signed_sum
 
 ROUNDING_SHARE = 2.0**-20
-"""A spread below this share of a filter's mean magnitude is float32's rounding: the filter is constant."""
+"""A filter whose spread is below this share of its mean magnitude counts as constant: that is float32's rounding."""
 
 SMALLEST_SPREAD = 2.0**-60
-"""And so is one whose square would leave float32."""
+"""A filter with a smaller spread also counts as constant, because the square would leave float32's range."""
 
 
 def standardized(w: Tensor, granularity: Granularity) -> Tensor:
@@ -53,8 +53,7 @@ class IRNet(Binary):
 
     Libra-PB (eq. 5-7): each filter is balanced and standardized before the sign, so that both signs are about equally
     frequent, and scaled by a power of two, ``s = round(log2(mean |w_std|))``, which costs a shift. The gradient flows
-    through balance and standardization, and not through ``s``. A filter whose weights are all the same carries nothing
-    and becomes 0.
+    through balance and standardization, and not through ``s``. A filter whose weights are all the same becomes 0.
 
     EDE (eq. 9-11): the gradient of the sign is that of ``g(x) = k tanh(t x)``, with
     ``t = t_min 10^(progress log10(t_max / t_min))`` and ``k = max(1 / t, 1)``: near the identity at first, near the

@@ -16,7 +16,7 @@ from qtrain.storage.planes import signed_sum
 
 
 def truncated_root(x: Tensor, order: Tensor, near: float, reach: float) -> Tensor:
-    """``sign(x) |x|^(1/o)``, straight from -``near`` to ``near`` and level beyond ``reach``; float32, continuous.
+    """``sign(x) |x|^(1/o)``, linear from -``near`` to ``near``, constant beyond ``reach``; float32, continuous.
 
     ``order`` o is 0-dim. The derivative is ``|x|^(1/o - 1) / o`` between ``near`` and ``reach``, the slope of the chord
     ``near^(1/o) / near`` within ``near``, where it would grow without bound, and 0 beyond ``reach``.

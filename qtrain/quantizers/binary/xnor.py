@@ -64,7 +64,7 @@ class XNOR(Binary):
         if isinstance(layer, nn.Linear):
             return centered.abs().mean(dim=-1, keepdim=True).to(x.dtype)
         if isinstance(layer, _ConvNd) and not isinstance(layer, _ConvTransposeNd):
-            # A layer that computes its own padding has it in a module, before its convolution.
+            # A layer that computes its own padding does so in a module before its convolution.
             pad = getattr(layer, "pad", None)
             return magnitude_map(centered if pad is None else pad(centered), layer).to(x.dtype)
         raise ValueError(

@@ -23,7 +23,7 @@ LEAST_POWER = 2.0**-118
 
 
 def mantissa_range(bits: int, signed: bool) -> tuple[int, int]:
-    """Sign and ``bits - 2`` mantissa bits: of the nominal size, exponents and shifts take one bit of an element."""
+    """Codes have a sign and ``bits - 2`` mantissa bits; exponents and shifts take the last bit of the nominal size."""
     return 1 - 2 ** (bits - 2), 2 ** (bits - 2) - 1
 
 

@@ -47,8 +47,8 @@ class OcpMx(Quantizer):
     state. ``element`` is ``e2m1`` (MXFP4), ``e2m3`` or ``e3m2`` (MXFP6), ``e4m3`` or ``e5m2`` (MXFP8), ``int8``
     (MXINT8); ``auto`` goes by the bits, 4: ``e2m1``, 6: ``e2m3``, 8: ``e4m3``, and follows when they change.
 
-    The gradient passes everywhere: what saturates is at most the largest of a block, within a factor of ``2^(emax+1) /
-    max``, and a weight without gradient could never leave that place.
+    The gradient passes everywhere. Only values near a block's largest saturate, within a factor of ``2^(emax+1) /
+    max``; a saturated weight without gradient could never leave that place.
     """
 
     widths: ClassVar[range] = range(4, 9, 2)

@@ -29,7 +29,7 @@ class VSQ(Quantizer):
     of ``gamma = max s / (2^scale_bits - 1)``: the largest of each output channel for weights, of the whole batch for
     inputs. Both follow from the tensor at hand in each forward, so that there is no state; calibration decides only
     whether inputs are unsigned. A vector far smaller than the largest, ``s < gamma / 2``, becomes zero. Scales are
-    constants for the gradient, which passes everywhere but to negative values of unsigned inputs.
+    constants for the gradient, which passes everywhere except to negative values of unsigned inputs.
     """
 
     widths: ClassVar[range] = range(2, 9)
@@ -48,10 +48,10 @@ class VSQ(Quantizer):
     def codes_of(self, x: Tensor, *, of_all_ranks: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Codes (shape of ``x``), fine scales (a whole number for each vector) and coarse scales; all float32."""
         values = x.detach().float()
-        # What no unsigned code represents has no part in the scale.
+        # Values that no unsigned code represents do not affect the scale.
         sizes = torch.where(self.code_low < 0, values.abs(), values.clamp(min=0))
         exact = self.blocks.largest(sizes) / self.code_high
-        # A vector of zeros divides by 1, and has no part in the coarse scale.
+        # A vector of zeros is divided by 1 and does not affect the coarse scale.
         used = exact * (exact > TINY)
         codes = values / self.blocks.spread(torch.where(used > 0, used, 1.0), tuple(x.shape))
         top = 2**self.scale_bits - 1

@@ -14,7 +14,7 @@ from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
 
 EPSILON = 1e-5
 SMALLEST_WEIGHT_VARIANCE = 1e-20
-"""Below it a weight counts as constant, and the root's gradient, which is infinite at zero, as zero."""
+"""A weight with a smaller variance counts as constant. The gradient of the root, infinite at zero, is then 0."""
 
 
 def centered(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,11 +34,11 @@ class APoT(LevelQuantizer):
     or of ``b`` bits where nothing is negative. Gradients: eq. 8. ``a`` starts at the least squared error for weights
     and at the observed range for inputs.
 
-    ``normalize`` (weights): what is rounded is ``(w - mean) / (std + 1e-5)`` (§2.3), and that, not the weight, is what
-    the layer multiplies by and what is stored; a batch norm behind the layer absorbs the change of scale. The gradient
-    passes through mean and std. ``rescale`` multiplies the result by ``std + 1e-5`` again (it is part of the stored
-    scale), for layers without such a batch norm and for trained networks, whose running statistics know the old scale.
-    The mean is not added back in either case.
+    ``normalize`` (weights): ``(w - mean) / (std + 1e-5)`` is rounded (§2.3), and the layer multiplies by the result and
+    stores it, instead of the weight; a batch norm behind the layer absorbs the change of scale. The gradient passes
+    through mean and std. ``rescale`` multiplies the result by ``std + 1e-5`` again (it is part of the stored scale),
+    for layers without such a batch norm and for trained networks, whose running statistics know the old scale. The mean
+    is not added back in either case.
     """
 
     widths = range(2, 9)
@@ -58,7 +58,7 @@ class APoT(LevelQuantizer):
         self.rescale = rescale
 
     def normalized(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What is rounded, and the unit that ``a`` is measured in where that is not 1."""
+        """The tensor that is rounded, and the unit of ``a`` where that is not 1."""
         if not self.normalize:
             return x.float(), None
         values, unit = centered(x)

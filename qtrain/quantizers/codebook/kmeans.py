@@ -88,7 +88,7 @@ class KMeans(Quantizer):
             return bucket(values, self.boundaries)
         rows = self.granularity.flatten(values).contiguous()
         ranks = torch.searchsorted(self.boundaries.flatten(0, -2), rows)
-        # Rows back to the places that their elements came from, whatever the granularity.
+        # Elements of rows return to the places that they came from, for every granularity.
         places = self.granularity.flatten(torch.arange(x.numel(), device=x.device).reshape(x.shape))
         flat = torch.empty_like(ranks.reshape(-1)).scatter(0, places.reshape(-1), ranks.reshape(-1))
         return torch.empty_like(x, dtype=torch.int64).copy_(flat.reshape(x.shape))

@@ -56,9 +56,9 @@ def encode_in_basis(
 def least_squares(rows: Tensor, digits: Tensor, basis: Tensor, *, shared: bool = False) -> Tensor:
     """The basis (M, G) that fits ``rows`` (G, n) best for given ``digits`` (M, G, n): ``(B B^T)^-1 B x`` (eq. 8).
 
-    As a correction of the present ``basis``, from which a ridge of 1e-5 holds what the data do not determine: the
-    squared error never grows, and digits that are all alike are no division by zero. Where ``shared``, over the rows of
-    all ranks.
+    It is computed as a correction of the present ``basis``. A ridge of 1e-5 keeps the present value where the data
+    determine none, so that the squared error never grows and equal digits do not lead to a division by zero. With
+    ``shared`` the fit is over the rows of all ranks.
     """
     count = max(rows.shape[1], 1)
     gram = torch.einsum("mgn,kgn->gmk", digits, digits) / count
@@ -75,17 +75,16 @@ class LQNets(Quantizer):
     """Levels ``sum_m d_m v_m``, digits -1 and 1, or 0 and 1 where nothing is negative (Zhang 2018, arXiv 1807.10029).
 
     The basis ``v``, ``bits`` values for each group, is not learned by gradient. In each training forward the levels'
-    digits give its least-squares successor (QEM, algorithm 1, with T = 1), toward which it moves:
-    ``v <- decay v + (1 - decay) v*``; the values of that forward are those of the basis before the move. Of an
-    input, over the batch of all ranks. The gradient passes straight through: everywhere for
-    weights, between the outer levels for inputs (eq. 10).
+    digits give its least-squares successor (QEM, algorithm 1, with T = 1), toward which it moves: ``v <- decay v + (1 -
+    decay) v*``; the values of that forward use the basis before the move. For an input the fit is over the batch of all
+    ranks. The gradient passes straight through: everywhere for weights, between the outer levels for inputs (eq. 10).
 
     Calibration starts from even levels over the observed range; of a weight, QEM then goes on until it settles, 20
     steps at most. The paper has a basis for each filter (``granularity@...: channel``) and one for all activations of a
     layer.
 
-    Signed levels are even in number and zero is none of them. The basis has ``bits`` values: a change of bits needs a
-    new conversion.
+    The number of signed levels is even, and zero is not one of them. The basis has ``bits`` values: a change of bits
+    needs a new conversion.
     """
 
     widths = range(1, 5)

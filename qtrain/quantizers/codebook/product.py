@@ -64,7 +64,7 @@ def lloyd_step(vectors: Tensor, codebook: Tensor, key: int) -> Tensor:
 def cluster(vectors: Tensor, count: int) -> Tensor:
     """A codebook (count, d) for ``vectors`` (n, d): k-means from ``count`` of the vectors, drawn at random.
 
-    Where there are no more different vectors than that, they are the codebook, filled up with zeros.
+    If there are at most ``count`` different vectors, they are the codebook, filled up with zeros.
     """
     distinct: Tensor = vectors.unique(dim=0)
     if len(distinct) <= count:
@@ -91,16 +91,16 @@ class Product(Quantizer):
 
     Source: Stock et al. 2020, "And the bit goes down" (arXiv 1907.05686), whose objective here is the weight's own
     error and not that of the layer's output; Fan et al. 2020, iPQ (arXiv 2004.07320, §3.2). ``bits`` are those of an
-    index, so that a weight takes ``bits / block``, besides the codebook. A weight (O, I, kh, kw) is cut along its
-    I kh kw values; ``block`` 0 stands for the paper's choice: kh kw, and for kernels of one 4, or what below it fits.
+    index, so that a weight takes ``bits / block``, besides the codebook. A weight (O, I, kh, kw) is cut along its I kh
+    kw values; ``block`` 0 stands for the paper's choice: kh kw, or for 1x1 kernels the largest of 4, 3, 2, 1 that fits.
 
     Calibration clusters the blocks; training moves each codebook vector by the mean of its members' gradients (iPQ, eq.
-    5). Which vector a block takes is decided by the codebook as it was calibrated (``anchors``), so that blocks keep
-    their vector while the weights rest: ``train: centroids`` gives the weights no gradient; ``both`` lets it through.
+    5). The calibrated codebook (``anchors``) decides which vector a block takes, so that blocks keep their vector while
+    the weights do not change: ``train: centroids`` gives the weights no gradient; ``both`` lets it through.
 
     ``start`` is the share of training up to which the layer is left in full precision. Until then its weights learn,
-    and the codebook follows them by one iteration of k-means after each optimizer step; so that layers with ascending
-    ``start`` are quantized one after the other, as iPQ does. Eval mode is always quantized.
+    and the codebook follows them by one iteration of k-means after each optimizer step. Layers with ascending ``start``
+    are thus quantized one after the other, as in iPQ. Eval mode is always quantized.
 
     The codebook's size depends on the bits: a change of bits needs a new conversion.
     """
@@ -131,7 +131,7 @@ class Product(Quantizer):
         self.train_weights = train == "both"
         self.start = start
         self.following = start > 0
-        # Multiples of the vector of ones, which are different, so that a fresh quantizer is one too.
+        # Different vectors (multiples of ones), so that a new quantizer works before its calibration.
         begin = torch.linspace(-1, 1, 2**spec.bits)[:, None].repeat(1, self.block)
         self.codebook = nn.Parameter(begin)
         self.register_buffer("anchors", begin.clone())

@@ -1,4 +1,4 @@
-"""Weighted entropy: clusters neither of many unimportant weights nor of few important ones."""
+"""Weighted entropy: clusters that balance the number of their weights against the importance of these."""
 
 from __future__ import annotations
 
@@ -69,8 +69,7 @@ class WeightedEntropy(Quantizer):
     Source: Park, Ahn, Yoo 2017, "Weighted-Entropy-Based Quantization for Deep Neural Networks" (CVPR), §3. A weight
     stands for ``+-sqrt(I_k)``, the root of its cluster's mean importance. Positive weights, with zero, and negative
     ones are clustered apart. Calibration finds the boundaries (:func:`best_cuts`), which stay; with ``update`` each
-    training forward takes the representatives anew from the weights as they are then. The gradient passes straight
-    through.
+    training forward computes the representatives anew from the current weights. The gradient passes straight through.
 
     Weights only: the paper's activations have another method, a logarithmic one. The codebook's size depends on the
     bits: a change of bits needs a new conversion.

@@ -41,8 +41,8 @@ class DoReFa(Quantizer):
     Weights: :func:`weight_codes`, a function of the weight at hand alone; the gradient is that of the formula without
     the rounding, and passes unchanged at 1 bit. Values lie in [-1, 1] whatever the weight's own scale, which a batch
     norm behind the layer absorbs. Inputs: ``quantize_b(clip(x, 0, 1))``, and ``clip(x, -1, 1)`` with symmetric codes
-    where calibration saw negative values. Nothing is learned or calibrated but that sign. Gradients are quantized by
-    ``qtrain.nn.gradient``. Zero is a value of inputs and not of weights, whose levels are even in number.
+    where calibration saw negative values. Only that sign is calibrated, and nothing is learned. Gradients are quantized
+    by ``qtrain.nn.gradient``. Inputs can be zero. Weights cannot, because the number of their levels is even.
     """
 
     def __init__(self, *, spec: QuantSpec) -> None:

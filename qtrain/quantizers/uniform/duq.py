@@ -25,14 +25,14 @@ def softplus_inverse(value: Tensor) -> Tensor:
 class DuQ(Quantizer):
     """``x^ = round(clip((x - l) / a, -1 or 0, 1) q) c / q + l`` (Park and Yoo 2020, arXiv 2008.04693, §5).
 
-    ``a = softplus(a')`` bounds the input and ``c = softplus(c')`` the output; a' and c' are learned. Their
-    gradient is exact but for the rounding, which is straight-through. ``q = 2^(b-1) - 1`` for signed values, clipped at
-    -1, and ``2^b - 1`` for unsigned ones, clipped at 0.
+    ``a = softplus(a')`` bounds the input and ``c = softplus(c')`` the output; a' and c' are learned. Their gradient is
+    exact except for the rounding, which is straight-through. ``q = 2^(b-1) - 1`` for signed values, clipped at -1, and
+    ``2^b - 1`` for unsigned ones, clipped at 0.
 
     ``lower`` is l, the lowest value of the activation function before an input: 0, or -0.375 after h-swish. Inputs in
-    which calibration saw nothing below it are unsigned and shifted by it (so that zero is no value of theirs, and the
-    paper pads with l); others, and weights, are signed and not shifted. Both levels start at the end of the observed
-    range; the authors' code starts at 0.9 max|w| of weights and at the 95th percentile of activations.
+    which calibration saw nothing below it are unsigned and shifted by it (so that zero is not one of their values, and
+    the paper pads with l); others, and weights, are signed and not shifted. Both levels start at the end of the
+    observed range; the authors' code starts at 0.9 max|w| of weights and at the 95th percentile of activations.
     """
 
     clip_level: nn.Parameter

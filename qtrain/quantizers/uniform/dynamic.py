@@ -34,7 +34,7 @@ class Dynamic(Quantizer):
     the whole batch (in training, that of all ranks), ``PerSample`` each sample, ``PerToken`` each vector over the
     channels (its axis is taken from the spec). ``symmetric`` fixes ``z = 0``, and calibration only chooses between
     signed and unsigned codes; otherwise codes are unsigned and zero is representable. Nothing is stored. Scales count
-    as constants for the gradient, which passes unchanged but for negative values under unsigned codes.
+    as constants for the gradient, which passes unchanged except for negative values under unsigned codes.
     """
 
     serves: ClassVar[Set[Served]] = frozenset({"input"})
@@ -46,7 +46,7 @@ class Dynamic(Quantizer):
         granularity: Granularity = PerTensor(),  # noqa: B008 - frozen
         symmetric: bool = True,
     ) -> None:
-        # No state: for the observer, which decides the sign, the tensor is one group.
+        # There is no state. The observer only decides the sign, so the tensor is one group for it.
         super().__init__(spec=spec, granularity=PerTensor(), codes=full_range if symmetric else index_range)
         if not isinstance(granularity, PerTensor | PerSample | PerToken):
             raise ValueError(
@@ -59,7 +59,7 @@ class Dynamic(Quantizer):
             self.set_range_(bits=spec.bits, signed=False)
 
     def scale_and_zero_point(self, x: Tensor, *, of_all_ranks: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Of the batch ``x``, in the state shape of the granularity; no zero point where codes are symmetric."""
+        """Scale and zero point of the batch ``x``, of the state shape; ``None`` as zero point for symmetric codes."""
         low, high = extremes(x.detach(), self.sharing)
         if of_all_ranks and isinstance(self.sharing, PerTensor):
             high, below = largest_of_ranks(torch.stack([high, -low])).unbind()

@@ -32,9 +32,9 @@ class LSQPlus(Quantizer):
 
     Weights are symmetric, without offset, and start at ``s = max(|mu - 3 sigma|, |mu + 3 sigma|) / 2^(b-1)`` (eq. 6),
     mean and deviation of each granularity group. Inputs have unsigned codes and the learned offset of
-    :func:`fake_quantize_with_offset`; both start from the observed range, ``s = (high - low) / (2^b - 1)``,
-    ``b = low`` (eq. 7, 8). The paper goes on to minimize the squared error from there, which here is the observer's
-    part. Gradients of step and offset are scaled as in LSQ. Zero is a value of weights, and in general not of inputs.
+    :func:`fake_quantize_with_offset`; both start from the observed range, ``s = (high - low) / (2^b - 1)``, ``b = low``
+    (eq. 7, 8). From there the paper minimizes the squared error, which here the observer does. Gradients of step and
+    offset are scaled as in LSQ. Weights can be zero; inputs in general cannot.
     """
 
     scale: nn.Parameter

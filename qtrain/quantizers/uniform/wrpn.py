@@ -20,7 +20,7 @@ class WRPN(Quantizer):
     Mishra et al. 2018, arXiv 1709.01134, §3: of a weight's ``b`` bits one is the sign; the gradient passes inside the
     clip. There is no scale: weights much below ``1 / (2 q)`` become zero, so the method is for weights that are trained
     with it, in a network made wider by the model's ``width``. Inputs in which calibration saw negative values take the
-    weights' formula. Nothing is learned or calibrated but that sign.
+    weights' formula. Only that sign is calibrated, and nothing is learned.
     """
 
     def __init__(self, *, spec: QuantSpec) -> None:

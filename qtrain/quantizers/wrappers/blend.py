@@ -23,9 +23,9 @@ class Blend(TrainingWrapper):
     """``(1 - share) x + share Q(x)`` in training, ``Q`` another quantizer (Liu and Mattina 2019, arXiv 1903.01061).
 
     ``share`` is a number in [0, 1] or a schedule, from 0 to 1 as a rule; in eval mode the value is ``Q(x)``. The
-    gradient is exact in the real part, ``1 - share``. To it comes ``share`` times the gradient of ``Q``, so that a
-    straight-through estimate enters as slowly as the rounding; or, without ``straight_through`` and as in the paper,
-    nothing (what ``Q`` learns has its gradient either way). Then nothing moves ``x`` once ``share`` is 1.
+    gradient of the real part is exact, ``1 - share``. With ``straight_through``, ``share`` times the gradient of ``Q``
+    is added, so that the estimate enters as slowly as the rounding. Without it, as in the paper, nothing is added, and
+    nothing moves ``x`` once ``share`` is 1. The parameters of ``Q`` get their gradient either way.
     """
 
     share: Tensor

@@ -65,7 +65,7 @@ class Incremental(Wrapper):
 
     @property
     def due(self) -> bool:
-        # A resumed run, which does not know what is done, asks once more, and the buffers know.
+        # A resumed run does not know what was done and asks once more; the buffers still have it.
         return self._wanted != self._done
 
     @torch.no_grad()
@@ -115,7 +115,7 @@ class Incremental(Wrapper):
         self.follow_inner_()
 
     def _require_elementwise(self, weight: Tensor) -> None:
-        """Refuse a ``Q`` that changes the half of the weight that is quantized already when the other half changes."""
+        """Refuse a ``Q`` whose values in one half of the weight depend on the other half."""
         part = largest_first(weight.abs(), torch.zeros_like(weight, dtype=torch.bool), weight.numel() // 2)
         settled = self.settled(weight)
         for others in (0.0, 100.0):

@@ -1,4 +1,4 @@
-"""Oscillation: weights that go to and fro between two codes are counted, dampened, and frozen."""
+"""Oscillation: weights that alternate between two codes are counted, dampened and frozen."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Oscillation(TrainingWrapper):
         momentum: float = 0.01,
     ) -> None:
         if not callable(dampening) and not dampening >= 0:
-            raise ValueError(f"Oscillation: dampening must be at least 0, got {dampening}; 0 is without")
+            raise ValueError(f"Oscillation: dampening must be at least 0, got {dampening}; 0 turns it off")
         if threshold is not None and not callable(threshold) and not threshold > 0:
             raise ValueError(f"Oscillation: threshold must be above 0, got {threshold}; null freezes nothing")
         if not 0 < momentum < 1:
@@ -63,7 +63,7 @@ class Oscillation(TrainingWrapper):
         self.rates, self.momentum = (dampening, threshold), momentum
         self.register_buffer("dampening", torch.tensor(rate_at(dampening, 0.0)))
         self.register_buffer("threshold", torch.tensor(torch.inf if threshold is None else rate_at(threshold, 0.0)))
-        self.register_buffer("counted_bits", torch.tensor(0))  # of the codes below; 0: none yet
+        self.register_buffer("counted_bits", torch.tensor(0))  # bits of the codes below; 0 before the first step
         self.register_buffer("code", torch.zeros(spec.shape, dtype=torch.int32))
         self.register_buffer("direction", torch.zeros(spec.shape, dtype=torch.int8))
         self.register_buffer("frequency", torch.zeros(spec.shape))
@@ -83,7 +83,7 @@ class Oscillation(TrainingWrapper):
         return core.step()
 
     def train_forward(self, x: Tensor) -> Tensor:
-        if self.rates[0] == 0.0:  # said once and for all, and no schedule
+        if self.rates[0] == 0.0:  # a constant 0, not a schedule
             quantized: Tensor = self.inner(x)
             return quantized
         step = self.spread(self.step(), x)

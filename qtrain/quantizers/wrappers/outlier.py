@@ -23,7 +23,7 @@ STORED = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 def largest_values(x: Tensor, fraction: float) -> Tensor:
     """Where the ``round(fraction n)`` largest magnitudes of ``x`` are: bool, shape and memory layout of ``x``.
 
-    Fewer where the next one is as large as the last of them: equal magnitudes are outliers together or not at all.
+    There are fewer if the next magnitude equals the last one: equal magnitudes are outliers together or not at all.
     """
     sizes = x.detach().float().abs()
     count = round(fraction * x.numel())
@@ -40,9 +40,9 @@ class Outlier(Wrapper):
 
     Park, Yoo, Vajda 2018, "Value-aware Quantization", arXiv 1804.07802, §3. The threshold is that of the tensor at
     hand, of a weight or of a batch of inputs. ``Q`` sees zeros in the outliers' places. A weight's range is calibrated
-    on the rest; of inputs the observer decides: ``percentile`` with ``100 (1 - fraction)`` leaves the outliers out.
-    ``store`` is ``float16``, which saturates at 65504, or ``bfloat16``. The gradient of an outlier is exact, the
-    others have the one of ``Q``.
+    on the rest; for inputs the observer decides: ``percentile`` with ``100 (1 - fraction)`` leaves the outliers out.
+    ``store`` is ``float16``, which saturates at 65504, or ``bfloat16``. The gradient of an outlier is exact, the others
+    have the one of ``Q``.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Outlier(Wrapper):
         self.follow_inner_()
 
     def without_outliers(self, observed: Observed) -> Observed:
-        """What would have been seen of a weight without its outliers; of an input, what was seen."""
+        """``observed`` of a weight as if it had no outliers; of an input unchanged."""
         if observed.tensor is None:
             return observed
         above = largest_values(observed.tensor, self.fraction)

@@ -14,7 +14,8 @@ from qtrain.spec import QuantSpec
 
 
 def prox_l1(w: Tensor, quantized: Tensor, rate: Tensor) -> Tensor:
-    """The proximal operator of ``rate |w - Q(w)|``: ``rate`` nearer to the quantized value, and not past it."""
+    """The proximal operator of ``rate |w - Q(w)|``: the weight moves by ``rate`` toward the quantized value, and not
+    past it."""
     off = w - quantized
     return quantized + off.sign() * (off.abs() - rate).clamp(min=0)
 

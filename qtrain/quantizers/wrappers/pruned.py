@@ -21,7 +21,7 @@ from qtrain.storage.sparse import SparseTensor, gaps_of
 def survivors_everywhere(x: Tensor, kept: Tensor, granularity: Granularity) -> Tensor:
     """``x`` with the values that are not ``kept`` replaced by kept ones of the same granularity group, in turns.
 
-    A group without any is zero. What looks at the values of a group sees those that are left, each about as often.
+    A group without kept values is zero. Statistics of a group then see only kept values, each about equally often.
     """
     rows, keeps = granularity.flatten(x), granularity.flatten(kept)
     first = keeps.to(torch.int8).argsort(dim=1, descending=True, stable=True)
@@ -37,9 +37,9 @@ class Pruned(Wrapper):
     """``Q(w)`` for the largest weights, 0 for the ``share`` with the smallest magnitudes (arXiv 1510.00149, §2).
 
     Han, Mao, Dally 2016, Deep Compression: pruning, then weight sharing (``kmeans`` inside), then Huffman codes; here
-    around any quantizer ``Q`` that has a code for each weight. Calibration chooses the weights, of each layer as many,
-    and ``Q`` is calibrated on those that are left. The choice stays: a pruned weight has no gradient, and what moves
-    it, momentum or decay, is undone after each step, while the others learn.
+    around any quantizer ``Q`` that has a code for each weight. Calibration chooses the weights, the same share of each
+    layer, and ``Q`` is calibrated on those that are left. The choice stays: a pruned weight has no gradient, and what
+    moves it, momentum or decay, is undone after each step, while the others learn.
 
     Stored are the codes of the weights that are left and the gaps between them, ``gap_bits`` each (the paper has 8 for
     convolutions and 5 for linear layers), with ``huffman`` both in Huffman codes: see :mod:`qtrain.storage.sparse`.
@@ -67,7 +67,7 @@ class Pruned(Wrapper):
         self.register_buffer("kept", torch.ones(spec.shape, dtype=torch.bool))
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        # In the layout of x, which the result would not have otherwise.
+        # Keeps the memory layout of x, which is lost otherwise.
         pruned = torch.empty_like(x, dtype=torch.bool).copy_(~self.kept)
         return torch.where(pruned, 0.0, self.inner(torch.where(pruned, 0.0, x)))
 
@@ -76,7 +76,7 @@ class Pruned(Wrapper):
         rest = self.inner.quantize(x.masked_fill(~self.kept, 0.0))
         if rest.codes.shape != x.shape:
             raise ValueError(
-                f"Pruned: {type(self.inner).__name__} has no code for each weight, so that none can be left out; "
+                f"Pruned: {type(self.inner).__name__} has no code for each weight, so single ones cannot be left out; "
                 "take affine, lsq or kmeans"
             )
         return SparseTensor(
@@ -99,11 +99,11 @@ class Pruned(Wrapper):
         left = weight.numel() - round(self.share * weight.numel())
         self.kept.copy_(largest_first(weight.abs(), torch.zeros_like(self.kept), left))
         self.inner.calibrate_(self.of_survivors(observed, weight))
-        self.quantize(weight)  # said here, and not when a file is written
+        self.quantize(weight)  # raises here, and not when a file is written
         self.follow_inner_()
 
     def of_survivors(self, observed: Observed, weight: Tensor) -> Observed:
-        """What would have been seen of the weights that are left; an observer that clipped keeps its range."""
+        """``observed`` as if only the weights that are left existed; an observer that clipped keeps its range."""
         rest = survivors_everywhere(weight, self.kept, self.granularity)
         rows = self.granularity.flatten(rest.float())
         low, high = (end.reshape(observed.low.shape) for end in rows.aminmax(dim=1))

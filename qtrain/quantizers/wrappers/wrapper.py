@@ -17,9 +17,9 @@ from qtrain.storage.base import QTensor
 class Wrapper(Quantizer, ABC):
     """Base of quantizers that hold another, ``inner``, for the same tensor.
 
-    Bit widths, code range, granularity, and whether zero is kept and bits may change, are those of ``inner``; what the
-    wrapper serves, it serves where ``inner`` does. A step-aware ``inner`` is found by :func:`begin_step_` itself; a
-    projection of the weight is handed on by the subclass: ``project(self.inner, weight)`` of the hooks.
+    Bit widths, code range, granularity, ``keeps_zero`` and ``switchable`` are those of ``inner``. The wrapper serves
+    only what ``inner`` serves too. :func:`begin_step_` finds a step-aware ``inner`` by itself. A projection of the
+    weight must be handed on by the subclass, with ``project(self.inner, weight)`` of the hooks.
     """
 
     def __init__(self, *, spec: QuantSpec, quantizer: MakeQuantizer) -> None:
@@ -30,7 +30,7 @@ class Wrapper(Quantizer, ABC):
                 f"{name}: {type(inner).__name__} needs a factor on the layer's output, which no wrapper hands on; "
                 "take bnn for a sign without factor"
             )
-        # In the instance, where they hide the class's own: what a wrapper can do is known with its inner quantizer.
+        # Set on the instance, where they hide the class's own, because they depend on the inner quantizer.
         vars(self).update(
             widths=inner.widths,
             serves=self.serves & inner.serves,
@@ -49,7 +49,7 @@ class Wrapper(Quantizer, ABC):
 
 
 def innermost(quantizer: Quantizer) -> Quantizer:
-    """What ``quantizer`` holds at the end of its wrappers; itself if it is none."""
+    """The quantizer inside all wrappers of ``quantizer``; ``quantizer`` itself if it is not a wrapper."""
     while isinstance(quantizer, Wrapper):
         quantizer = quantizer.inner
     return quantizer
