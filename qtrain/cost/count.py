@@ -203,7 +203,7 @@ def count_products(model: nn.Module, example: Tensor) -> Products:
         return add
 
     handles = [module.register_forward_hook(hook(name)) for name, module in _layers(model)]
-    # A weight is quantized once, before any image, whatever products that takes.
+    # A weight is quantized once, before any image, so the products that this takes do not count.
     weights = [m.weight_quantizer for m in model.modules() if isinstance(m, QuantWeighted) and m.weight_quantizer]
     enabled = [quantizer.enabled for quantizer in weights]
     products = FlopCounterMode(display=False)

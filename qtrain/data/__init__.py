@@ -1,1 +1,1 @@
-"""What is trained, validated, calibrated and tested on, and in which order."""
+"""Images for training, validation, calibration and testing, and their order."""

@@ -28,7 +28,7 @@ NOT_IN_IMAGES = (
     "batch_size", "eval_batch_size", "val_fraction", "max_train", "max_test", "mean", "std",
     "device", "channels_last", "workers", "cache_dir", "test",
 )  # fmt: skip
-"""Options that change which images are seen, when or where, and no training image; mean and std are facts as well."""
+"""Options that change which images are seen, when or where, but no image itself; ``info`` has mean and std."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -78,7 +78,7 @@ class VisionData(pl.LightningDataModule, ABC):
     def _read(self) -> None:
         """Read what ``info`` and the loaders need; called once in each process, first on each node's rank 0.
 
-        Where ``_test_only``, no training image is opened, not even looked for, and there are none.
+        With ``_test_only`` no training image is opened or looked for, and the training set is empty.
         """
 
     @abstractmethod
@@ -117,7 +117,7 @@ class VisionData(pl.LightningDataModule, ABC):
         return {**options, **facts, "samples": samples, "content": self._content()}
 
     def test_only(self) -> None:
-        """Leave the training images alone: they may be absent, or out of bounds. To be called before ``setup``."""
+        """Do not read the training images, which may be absent or forbidden. Must be called before ``setup``."""
         assert self._info is None, "test_only() comes before setup()"
         self._test_only = True
 
@@ -165,7 +165,7 @@ class VisionData(pl.LightningDataModule, ABC):
     def test_dataloader(self) -> EpochLoader:
         """The test images, without augmentation."""
         if not len(self._test_samples):
-            raise ValueError(f"{self.name}: there are no test images; fit.final_test=false does without")
+            raise ValueError(f"{self.name}: there are no test images; set fit.final_test=false to run without them")
         return self._loader(self._order(self._test_samples, train=False), test_images=True)
 
     def test_loader(self, order: BatchOrder) -> EpochLoader:
@@ -175,7 +175,7 @@ class VisionData(pl.LightningDataModule, ABC):
     def calibration_batches(self, count: int) -> list[Batch]:
         """``count`` batches of training images without augmentation, a function of the seed; the same on each rank.
 
-        They lie on the trainer's device where there is one. Fewer where the training images run out.
+        They lie on the trainer's device if there is one. There are fewer if the training images run out.
         """
         if count < 1:
             raise ValueError(f"{type(self).__name__}: calibration needs at least 1 batch, got {count}")
@@ -208,7 +208,7 @@ class VisionData(pl.LightningDataModule, ABC):
         if not len(self._train_samples):
             raise ValueError(
                 f"{self.name}: {purpose} needs training images and there are none; give them, or synthesize "
-                "some: data=synthetic"
+                "images from a model: data=synthetic"
             )
 
     def _check(self, info: DataInfo) -> None:
@@ -219,5 +219,6 @@ class VisionData(pl.LightningDataModule, ABC):
             )
         if self.val_fraction and not info.val_size and not self._test_only:
             raise ValueError(
-                f"{type(self).__name__}: val_fraction {self.val_fraction} of {info.train_size} images is none; raise it"
+                f"{type(self).__name__}: val_fraction {self.val_fraction} of {info.train_size} images is less than one "
+                "image; raise it"
             )

@@ -1,8 +1,8 @@
 """Decoded datasets on disk, so that 60,000 images are not decompressed on every run.
 
-A cache may be missing, old, half written or damaged, and none of that is the user's business: whatever does
-not read back whole is made anew. The zip container's CRC-32 of each array finds damage; the key in the file's name,
-made from the source files' names, sizes and times, finds age.
+A cache that is missing, outdated, half written or damaged is made anew, and the user need not care. The zip container's
+CRC-32 of each array finds damage. The key in the file's name, made from the source files' names, sizes and times, finds
+outdated caches.
 """
 
 from __future__ import annotations

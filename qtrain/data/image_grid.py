@@ -1,4 +1,4 @@
-"""A look at synthetic images: the first of them in a grid."""
+"""A picture of synthetic images: the first of them in a grid."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCALE = 2
 
 
 def keep_picture(data: VisionData, folder: Path) -> None:
-    """Leave a picture in a run's ``folder`` where its images are synthesized."""
+    """Write a picture to a run's ``folder`` if its images are synthetic."""
     if isinstance(data, SyntheticImages) and data.folder is not None:
         draw_images(Path(data.folder), folder / PICTURE)
 

@@ -32,7 +32,7 @@ class Arrays(NamedTuple):
 
 
 def no_images(like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """No image and no target, of the shape of ``like`` (D, H, W, C): a split that is left alone."""
+    """An empty split, with images of the shape of ``like`` (D, H, W, C), in place of one that is not read."""
     return like[:0], np.zeros(0, dtype=np.int64)
 
 
@@ -87,10 +87,10 @@ class ResidentLoader(EpochLoader):
 class ResidentData(VisionData):
     """A dataset that fits on the device; a subclass says where its arrays come from.
 
-    ``crop_padding`` and ``flip`` are He et al.'s augmentation (arXiv:1512.03385): a random crop from the image with
-    so many black pixels around, mirrored with probability one half. ``device`` holds the data where no Lightning
-    trainer is attached, whose device it is otherwise. Without ``mean`` and ``std`` they are computed from the training
-    images. ``channels_last`` is the memory format of the batches.
+    ``crop_padding`` and ``flip`` are He et al.'s augmentation (arXiv:1512.03385): a random crop from the image with so
+    many black pixels around, mirrored with probability one half. The data lie on the Lightning trainer's device, or on
+    ``device`` where no trainer is attached. Without ``mean`` and ``std`` they are computed from the training images.
+    ``channels_last`` is the memory format of the batches.
     """
 
     crop_padding: int = 0
@@ -118,7 +118,7 @@ class ResidentData(VisionData):
         images = self._decoded.train_images
         if self._test_only and not (self.mean and self.std):
             raise ValueError(
-                f"{self.name}: mean and std are computed from the training images, which are left alone; give "
+                f"{self.name}: mean and std are computed from the training images, which are not read; give "
                 "data.mean and data.std, those that the model was trained with"
             )
         mean, std = (self.mean, self.std) if self.mean and self.std else channel_statistics(images)

@@ -32,7 +32,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 SAMPLED = 64
-"""Images, spread evenly, whose pixels stand for those of all where a data set is told from others."""
+"""Number of images, spread evenly, whose pixels are hashed to tell a data set from others."""
 
 Sample = tuple[Tensor, int, int, int]
 """What a worker makes of one image: pixels (C, H, W), target, sample number, epoch."""
@@ -57,7 +57,7 @@ class ImageSet(ABC):
 
 @final
 class NoImages(ImageSet):
-    """In place of training images that are left alone."""
+    """Stands in for training images that are not read."""
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
@@ -105,7 +105,8 @@ class TransformedImages(Dataset[Sample]):
 
 @dataclass(frozen=True)
 class Collate:
-    """Samples to a ``Batch``, mixed where an alpha is above 0. Runs in a worker too, where there is time for it."""
+    """Samples to a ``Batch``, mixed where an alpha is above 0. Runs in a worker too, where it does not hold up the
+    training."""
 
     num_classes: int
     seed: int
@@ -154,8 +155,8 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 class StreamingLoader(EpochLoader):
     """Batches from ``workers`` processes (0: from this one); those for training live as long as the loader.
 
-    Not a ``DataLoader`` but the owner of one: Lightning would replace a DataLoader's sampler for several ranks, and
-    the order here is sliced over ranks already.
+    This class owns a ``DataLoader`` and is not one itself: Lightning would replace a DataLoader's sampler for several
+    ranks, but the order here is already sliced over ranks.
     """
 
     def __init__(
@@ -220,7 +221,7 @@ class StreamingData(VisionData):
 
     @abstractmethod
     def _check_classes(self, train: ImageSet, test: ImageSet) -> None:
-        """Raise ``ValueError`` where the two are not of the same classes."""
+        """Raise ``ValueError`` if the two have different classes."""
 
     def _read(self) -> None:
         if self._test_only:

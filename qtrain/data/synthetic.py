@@ -1,7 +1,7 @@
-"""Images synthesized from a model, in place of the training images that it was trained on; resident.
+"""Images synthesized from a model, in place of the images that it was trained on; resident.
 
 What ``task=synthesize`` writes is a folder of parquet files and a manifest, :mod:`qtrain.data.synthetic_store`. Real
-images serve for the last evaluation alone, and their data set is told to leave its training images where they are.
+images serve only for the final evaluation; their data set does not read its training images.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from qtrain.spec import DataInfo
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class SyntheticImages(VisionData):
-    """The synthetic images of ``folder`` to train on and calibrate with, and the test images of ``test``.
+    """The synthetic images of ``folder`` for training and calibration, and the test images of ``test``.
 
     ``mean`` and ``std`` are those that the model was trained with, in units of pixel / 255. ``image_size`` and
     ``in_channels`` say what images the model takes. ``crop_padding`` and ``flip`` as for real images.
@@ -54,20 +54,20 @@ class SyntheticImages(VisionData):
 
     @property
     def facts(self) -> DataInfo:
-        """What is known of the images before there are any: classes, shape, mean and std."""
+        """The facts that are known before there are images: classes, shape, mean and std."""
         return self._describe(0, 0, 0)
 
     def _read(self) -> None:
         self._images = np.zeros((0, self.image_size, self.image_size, self.in_channels), dtype=np.uint8)
         self._targets = np.zeros(0, dtype=np.int64)
         if self.folder is not None and not self._test_only:
-            self._images, self._targets = self._synthetic(self.folder)
+            self._images, self._targets = self._read_images(self.folder)
         if self.test is not None:
             self.test.setup()
             self._check_test(self.test.info)
 
-    def _synthetic(self, folder: str) -> tuple[np.ndarray, np.ndarray]:
-        from qtrain.data import source  # an extra that only those need who have synthetic images
+    def _read_images(self, folder: str) -> tuple[np.ndarray, np.ndarray]:
+        from qtrain.data import source  # an extra that only synthetic images need
 
         where = f"{self.name} (synthetic)"
         files = read_manifest(folder).checked_files()

@@ -108,7 +108,7 @@ def read_images(path: Path, count: int) -> np.ndarray:
 
 
 def write_manifest(folder: Path, made_from: Mapping[str, Any], shards: list[Shard]) -> Manifest:
-    """Say that ``folder`` is complete. Figures are means over images."""
+    """Mark ``folder`` as complete. Metrics are means over images."""
     total = sum(shard.images for shard in shards)
     names = sorted({name for shard in shards for name in shard.metrics})
     metrics = {name: sum(s.metrics.get(name, float("nan")) * s.images for s in shards) / total for name in names}
@@ -137,7 +137,7 @@ def read_manifest(folder: str | Path) -> Manifest:
 
 
 def _pyarrow() -> Any:
-    """The library, where a run needs it: most have no synthetic images, and it is an extra."""
+    """Import the library only if a run needs it: it is an extra, and most runs have no synthetic images."""
     try:
         import pyarrow.parquet
     except ImportError as error:

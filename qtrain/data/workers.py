@@ -18,7 +18,7 @@ def outlive_sigterm(worker: int) -> None:
 
 
 def _obey(owner: int) -> None:
-    # A handler is not told who sent a signal; who waits for one is.
+    # A handler does not learn who sent a signal; ``sigwaitinfo`` does.
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != owner:
         pass
     os._exit(0)

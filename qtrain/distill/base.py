@@ -1,4 +1,4 @@
-"""What every term of the objective is: a named loss with a weight that may follow a schedule."""
+"""The interface of the objective's terms: named losses with a weight that may follow a schedule."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qtrain.spec import StepOutputs
 
 
 def as_schedule(value: float | Schedule) -> Schedule:
-    """A plain number as the schedule that always gives it."""
+    """``value`` as a schedule; a plain number becomes a constant one."""
     return value if isinstance(value, Schedule) else Constant(value=float(value))
 
 

@@ -14,8 +14,8 @@ from qtrain.functional.losses import relative_squared_error
 class Blockwise(LayerTerm):
     """Relative squared error between the outputs of layer pairs of one shape, summed over pairs.
 
-    For a teacher of the student's own architecture, first of all its full-precision self: no regressor stands between
-    them, so a block learns to compute the same function in fewer bits. Only the error's unit is taken out; see
+    For a teacher of the student's own architecture, above all the student before quantization: no regressor stands
+    between them, so a block learns to compute the same function in fewer bits. Only the error's unit is taken out; see
     :func:`relative_squared_error`.
     """
 

@@ -41,12 +41,12 @@ class _Epoch(NamedTuple):
 
 @final
 class CachedTeacher(Teacher):
-    """Answers from ``folder`` where all that an epoch needs is kept there; else asks ``live`` and keeps what it says.
+    """Answers from ``folder`` if it holds all that an epoch needs; otherwise asks ``live`` and keeps the answers.
 
     ``data`` (plain values, as ``VisionData.identity`` gives them) and the teacher's own ``identity`` name the folder.
-    ``keeps`` is the form of the answers. They pass through it when they are first given too, so that the run that
-    writes and those that replay are the same run: bit for bit where this machine computes as the writer's did, and
-    a batch size, ``torch.compile`` or another device may round the live teacher's last bit differently.
+    ``keeps`` is the format of the answers. The run that writes them also passes them through this format, so that runs
+    which replay them train the same: bit for bit on a machine that computes like the writer's. Another batch size,
+    ``torch.compile`` or another device may round the live teacher's last bit differently.
 
     Whether an epoch is replayed is decided when it begins; a step is an ``index_select`` and waits for nothing.
     Raises ``ValueError`` where ``live`` gives features: they are too large to keep.
@@ -119,7 +119,8 @@ class CachedTeacher(Teacher):
         return self._keeps.decode(rows), {}
 
     def flush(self) -> None:
-        """Write what is not on disk yet. A disk that refuses costs a warning, and later runs their live teacher."""
+        """Write what is not on disk yet. If the disk refuses, a warning is logged, and later runs must ask their live
+        teacher."""
         now = self._epoch
         if now is None or not self._unsaved or self._failed:
             return

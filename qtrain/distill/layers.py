@@ -1,4 +1,4 @@
-"""What every term that compares layers is: names of a student's and a teacher's layers, pair by pair."""
+"""Base of the terms that compare layers: pairs of a student's and a teacher's layer, by name."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class LayerTerm(Term):
 
     needs_teacher = True
     rule: str
-    """What :meth:`comparable` asks of two shapes, to be said where they do not fulfill it."""
+    """The condition that :meth:`comparable` checks, in words for the error message."""
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ class StoredColumn(NamedTuple):
 
 
 class LogitFormat(ABC):
-    """From logits (N, K) float32 to named columns with N rows, and back; nothing in either waits on the host."""
+    """From logits (N, K) float32 to named columns with N rows, and back; neither direction waits on the host."""
 
     @property
     @abstractmethod
@@ -28,7 +28,7 @@ class LogitFormat(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What tells this format from others, as plain values."""
+        """Plain values that identify this format."""
 
     @abstractmethod
     def encode(self, logits: Tensor) -> dict[str, Tensor]:

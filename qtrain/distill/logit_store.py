@@ -1,4 +1,4 @@
-"""A teacher's answers on disk, a file for each epoch and rank; whatever is not whole is not there.
+"""A teacher's answers on disk, a file for each epoch and rank; an incomplete file counts as absent.
 
     <folder>/<name>-<key>/manifest.json                   what the answers depend on
                           epoch-00003.rank0.safetensors   sample numbers and their rows
@@ -52,7 +52,7 @@ class LogitRows(NamedTuple):
 
 
 def merge(first: LogitRows, second: LogitRows) -> LogitRows:
-    """All of ``second``, and what ``first`` has besides."""
+    """All rows of ``second``, and the rows of ``first`` for other samples."""
     more = ~torch.isin(first.sample, second.sample)
     columns = {name: torch.cat([first.columns[name][more], column]) for name, column in second.columns.items()}
     return LogitRows(torch.cat([first.sample[more], second.sample]), columns)
@@ -68,7 +68,7 @@ class LogitStore:
         self.folder = Path(folder).expanduser() / f"{name}-{self.key}"
 
     def read(self, epoch: int) -> LogitRows | None:
-        """All answers of ``epoch`` that are kept, of whatever rank; ``None`` where there are none."""
+        """All answers of ``epoch`` that are kept, of all ranks; ``None`` where there are none."""
         rows = None
         for path in sorted(self.folder.glob(f"epoch-{epoch:05d}.rank*.safetensors")):
             if (shard := self._read(path, epoch)) is not None:
@@ -76,7 +76,8 @@ class LogitStore:
         return rows
 
     def write(self, epoch: int, rank: int, rows: LogitRows) -> None:
-        """Add ``rows`` to what this rank, in whichever run, has kept of ``epoch``. Raises ``OSError``."""
+        """Add ``rows`` to the answers of ``epoch`` that this rank has kept in this run or earlier ones. Raises
+        ``OSError``."""
         path = self.folder / f"epoch-{epoch:05d}.rank{rank}.safetensors"
         before = self._read(path, epoch)
         if before is not None:
@@ -90,7 +91,7 @@ class LogitStore:
             save_file(tensors, temporary, metadata={"sha256": self._digest(epoch, tensors)})
 
     def _describe(self) -> None:
-        """Write the manifest unless it stands there as it should; the files answer for themselves."""
+        """Write the manifest if it is absent or wrong; the other files carry their own checksums."""
         path = self.folder / LOGITS_MANIFEST
         try:
             if path.read_text(encoding="utf-8") == self._manifest:
@@ -103,7 +104,7 @@ class LogitStore:
         write_text(path, self._manifest)
 
     def _sweep(self) -> None:
-        """Remove what writers left behind that were killed halfway; a file of today may still be in the making."""
+        """Remove partial files of killed writers; a file younger than a day may still be in use by its writer."""
         for path in self.folder.glob(".*.tmp"):
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > _ABANDONED_S:

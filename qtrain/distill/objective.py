@@ -16,9 +16,9 @@ from qtrain.spec import StepOutputs
 class Objective(nn.Module):
     """``sum_i weight_i(progress) * balance_i * term_i(outputs)`` over named terms; one given as ``None`` is left out.
 
-    Weights and balance are buffers, so that a change of their values is none of compiled code. The balance is 1
-    unless a callback sets it, who then also keeps it: it is not in the state dict, since a later fit with the same
-    regressors has a balance of its own. Call :meth:`bind_` once the feature shapes are known, and
+    Weights and balance are buffers, so that a change of their values does not recompile the graph. The balance is 1
+    unless a callback sets it. That callback also saves it: the balance is not in the state dict, because a later fit
+    with the same regressors has its own balance. Call :meth:`bind_` once the feature shapes are known, and
     :meth:`set_progress_` before each step.
     """
 

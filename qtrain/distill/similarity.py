@@ -1,4 +1,4 @@
-"""Similarity-preserving distillation: images alike to the teacher are alike to the student."""
+"""Similarity-preserving distillation: images that are similar for the teacher are similar for the student."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Soft(Term):
     def __init__(self, *, weight: float | Schedule = 1.0, temperature: float | Schedule = 4.0) -> None:
         super().__init__(weight=weight)
         self.temperature = as_schedule(temperature)
-        for percent in range(101):  # at once, and not in the run's last hour
+        for percent in range(101):  # fail now, and not in the run's last hour
             if (value := self.temperature(percent / 100)) <= 0:
                 raise ValueError(f"Soft: temperature must be positive, got {value} at progress {percent / 100:.2f}")
         self.register_buffer("value", torch.ones(()), persistent=False)

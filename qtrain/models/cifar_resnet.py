@@ -21,7 +21,7 @@ from torch import Tensor, nn
 BASE_CHANNELS = 16
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "hardtanh": nn.Hardtanh, "identity": nn.Identity}
-"""By the option's name. A sign of what follows a ReLU is 1 everywhere; the other two leave values of both signs."""
+"""Activations by the option's name. After a ReLU every sign is 1; the other two keep values of both signs."""
 
 
 class PadShortcut(nn.Module):

@@ -23,7 +23,7 @@ from qtrain.utils.suggestions import did_you_mean
 log = logging.getLogger(__name__)
 
 SMALL_IMAGE = 64
-"""Pixels a side up to which a stem made for 224 throws away too much."""
+"""Image size in pixels up to which a stem made for 224 pixels loses too much resolution."""
 
 STEM_POOLS = ("maxpool", "features.pool0", "stem.pool")
 """Where ResNets, DenseNets and norm-free ResNets keep the pooling that follows their first convolution."""
@@ -142,7 +142,7 @@ def _spell(conv: nn.Conv2d) -> str:
 
 
 def _build(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
-    """timm's ``create_model``, its many ways to fail each turned into one line."""
+    """timm's ``create_model``, with each of its errors turned into one line."""
     try:
         with offline_unless_reachable() if pretrained or ":" in name else nullcontext():
             return timm.create_model(name, pretrained=pretrained, **arguments)
@@ -155,7 +155,8 @@ def _build(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
             f"create_model: {name} refuses {arguments} {_line(error)}; change image_size or the options"
         ) from error
     except Exception as error:
-        # Hub, proxy, TLS and cache failures share no base class; without weights to fetch it is a bug, and shows.
+        # Hub, proxy, TLS and cache failures share no base class. If no weights are fetched, the error is a bug and is
+        # not caught.
         if not pretrained and ":" not in name:
             raise
         raise ValueError(
@@ -167,7 +168,7 @@ def _build(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
 def _log_adaptation(
     name: str, cfg: Any, pretrained: bool, num_classes: int, in_channels: int, img_size: int | None
 ) -> None:
-    """Say where the model differs from what ``name`` stands for."""
+    """Log where the model differs from the one that ``name`` stands for."""
     if cfg is None:
         return
     if cfg.num_classes != num_classes:

@@ -28,7 +28,7 @@ def offline_unless_reachable(*libraries: Any) -> Iterator[None]:
     if huggingface_hub.constants.HF_HUB_OFFLINE or hub_reachable():
         yield
         return
-    log.warning("%s does not answer within 3 s: from the cache only", huggingface_hub.constants.ENDPOINT)
+    log.warning("%s does not answer within 3 s; only the cache is used", huggingface_hub.constants.ENDPOINT)
     before = [module.HF_HUB_OFFLINE for module in modules]
     for module in modules:
         module.HF_HUB_OFFLINE = True
@@ -40,7 +40,7 @@ def offline_unless_reachable(*libraries: Any) -> Iterator[None]:
 
 
 def hub_reachable() -> bool:
-    """Whether the hub's host accepts a connection; behind a proxy that cannot be told, and counts as yes."""
+    """Whether the hub's host accepts a connection; a proxy hides this, and the answer is then yes."""
     if any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return True
     url = urlsplit(huggingface_hub.constants.ENDPOINT)

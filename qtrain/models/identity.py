@@ -1,4 +1,4 @@
-"""What two models have in common if they compute the same, as short hashes."""
+"""Hashes of a model's weights and structure, which are equal for models that compute the same."""
 
 from __future__ import annotations
 

@@ -107,14 +107,14 @@ NO_FORM: tuple[tuple[type[nn.Module], str], ...] = (
     (Dct1d, "a fixed cosine transform, not a trained weight"),
     (BlurPool2d, "a fixed blur filter, not a trained weight"),
 )
-"""What multiplies by a matrix and is neither a convolution nor a linear layer, and why it is left alone."""
+"""Classes that multiply by a matrix without being a convolution or a linear layer, and why they are not quantized."""
 
 FUSED_BIAS = (EvaAttention, BeitAttention, SwinV2Attention)
 """Attentions that keep q_bias and v_bias apart and call F.linear on ``qkv.weight`` themselves."""
 
 
 def describe_layer(module: nn.Module) -> LayerSpec | str | None:
-    """The form of one module, the reason why it has none, or None for what holds no convolution or matrix."""
+    """The form of one module, or the reason why it has none; ``None`` for a module without convolution or matrix."""
     for kind, form_of in _FORMS:
         if isinstance(module, kind):
             return _obstacle(module) or form_of(module)
@@ -133,7 +133,7 @@ def describe_layer(module: nn.Module) -> LayerSpec | str | None:
 def describe_model(model: nn.Module) -> dict[str, LayerSpec | str]:
     """Every convolution and matrix of a model by qualified name, with its form or the reason why it has none.
 
-    Knows what ``describe_layer`` cannot see: layers whose parent reads their weight instead of calling them. Run
+    Unlike ``describe_layer``, it also finds layers whose parent reads their weight instead of calling them. Run
     ``merge_fused_biases`` first, which makes the most common of these ordinary.
     """
     found: dict[str, LayerSpec | str] = {}
@@ -150,10 +150,10 @@ def describe_model(model: nn.Module) -> dict[str, LayerSpec | str]:
 def merge_fused_biases(model: nn.Module) -> list[str]:
     """Give the qkv layers of BEiT, EVA and Swin v2 the bias that their attention adds for them; their names.
 
-    These compute F.linear(x, qkv.weight, cat(q_bias, 0, v_bias)) and so pass by a quantized qkv. With the bias
-    inside qkv and ``q_bias`` None they call ``qkv(x)``: the same bits, and a layer that can be swapped. The key
-    bias, a constant zero before, can now be trained. Changes the model in place, and its checkpoint keys
-    (``attn.q_bias``, ``attn.v_bias`` -> ``attn.qkv.bias``): load weights before.
+    These compute F.linear(x, qkv.weight, cat(q_bias, 0, v_bias)) and so bypass a quantized qkv. With the bias inside
+    qkv and ``q_bias`` None they call ``qkv(x)``: the same bits, and a layer that can be swapped. The key bias, a
+    constant zero before, can now be trained. Changes the model in place, and its checkpoint keys (``attn.q_bias``,
+    ``attn.v_bias`` -> ``attn.qkv.bias``): load weights before.
     """
     merged = []
     attention: Any
@@ -175,7 +175,7 @@ def _obstacle(module: nn.Module) -> str | None:
     if isinstance(weight, nn.UninitializedParameter):
         return "its weight has no shape before the first forward"
     if weight is None:
-        return "its weight is computed from others (parametrised, weight or spectral norm)"
+        return "its weight is computed from others (parametrized, weight or spectral norm)"
     if "forward" in vars(module):
         return "its forward was replaced on the instance"
     return None
@@ -238,7 +238,7 @@ def _same_pad(module: nn.Conv2d) -> SamePad:
 
 
 def _fuses_bias(module: nn.Module) -> bool:
-    """Whether the attention passes by its qkv layer: Swin v2 always does, the others unless told otherwise."""
+    """Whether the attention bypasses its qkv layer: Swin v2 always does, the others unless told otherwise."""
     return (
         isinstance(module, FUSED_BIAS)
         and module.q_bias is not None

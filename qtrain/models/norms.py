@@ -20,8 +20,8 @@ class NormForm:
 
     Over its training data ``scale x + shift`` has the moments ``mean = beta`` and ``std = |gamma| sqrt(var / (var +
     eps))``; all four are (C,) float32 and detached. ``trained`` is false where the running statistics are those of a
-    new layer, so that ``mean`` and ``std`` tell of no data. ``rest`` is the activation inside timm's fused layers, the
-    very module, and otherwise the identity.
+    new layer, so that ``mean`` and ``std`` describe no data. ``rest`` is the activation module inside timm's fused
+    layers, otherwise the identity.
     """
 
     scale: Tensor

@@ -1,6 +1,6 @@
 """A model whose parameters are spread over the ranks, each block gathered only while it runs.
 
-A shared parameter is a ``DTensor``; to optimizers it is one like any other, and its moments are shared with it.
+A sharded parameter is a ``DTensor``. Optimizers treat it like any other parameter, and its moments are sharded too.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def blocks(model: nn.Module) -> Iterator[nn.Module]:
 def shard_(model: nn.Module, device: torch.device | str, *, keep: Collection[nn.Parameter] = ()) -> None:
     """Give each rank of the process group its share of each parameter but those of ``keep``, in place, on ``device``.
 
-    FSDP2 (``fully_shard``): a block's parameters are gathered for its forward and its backward and let go after them.
-    So a model lies on a device that could not hold it whole; beside its share there is the largest block, and what is
-    in no block. Blocks move one after the other; what is shared is rank 0's. Buffers stay whole, as does what is to be
-    kept: 0-dim parameters must be.
+    FSDP2 (``fully_shard``): a block's parameters are gathered for its forward and its backward and let go after them. A
+    device can thus run a model that it could not hold whole: it holds its share, the largest block, and what is in no
+    block. Blocks move to the device one after the other, with the values of rank 0. Buffers and the parameters of
+    ``keep`` stay whole; 0-dim parameters must be in ``keep``.
     """
     mesh = init_device_mesh(torch.device(device).type, (world_size(),))
     kept = set(keep)
@@ -59,10 +59,10 @@ def is_sharded(model: nn.Module) -> bool:
 
 @contextmanager
 def whole_weights(model: nn.Module, *, write: bool = False) -> Iterator[None]:
-    """In this block each rank has all of ``model``, where it was sharded; a forward within leaves it so.
+    """Inside, each rank has all of ``model``, if it was sharded; a forward inside does not shard it again.
 
-    For what looks at weights outside of a forward. With ``write``, what the block changes in them is kept, provided
-    that all ranks change it alike.
+    For code that reads weights outside of a forward. With ``write``, changes of the weights inside are kept; all ranks
+    must make the same changes.
     """
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
     shared = {name: own for name, own in model.named_parameters() if isinstance(own, DTensor)}
@@ -74,7 +74,7 @@ def whole_weights(model: nn.Module, *, write: bool = False) -> Iterator[None]:
         yield
         if write:
             for name, parameter in model.named_parameters():
-                if name in shared:  # the gathered tensor goes with the end of the block
+                if name in shared:  # the gathered tensor disappears at the end of the block
                     changed[name] = shared_as(parameter.detach(), shared[name]).clone()
     finally:
         for part in parts:
@@ -86,17 +86,18 @@ def whole_weights(model: nn.Module, *, write: bool = False) -> Iterator[None]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """``tensor``, of which each rank may have a share, on the CPU; all ranks must ask. What is not shared, as it is."""
+    """The whole of a sharded ``tensor``, on the CPU; all ranks must call this. Any other tensor is returned as it
+    is."""
     return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
 
 
 def shared_as(tensor: Tensor, like: Tensor) -> Tensor:
-    """This rank's share of ``tensor``, which all have, where ``like`` is shared; otherwise ``tensor``."""
+    """This rank's share of ``tensor``, which all ranks have whole, if ``like`` is sharded; otherwise ``tensor``."""
     if not isinstance(like, DTensor):
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of ``model`` with whole tensors; all ranks must ask."""
+    """The state dict of ``model`` with whole tensors; all ranks must call this."""
     return {name: whole(tensor.detach()) for name, tensor in model.state_dict().items()}

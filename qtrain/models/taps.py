@@ -73,7 +73,7 @@ class FeatureTaps:
 
 
 def tapped_modules(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
-    """The modules that ``names`` mean; ValueError with close matches for one that is not there."""
+    """The modules called ``names``. Raises ``ValueError`` with close matches for a name that ``model`` lacks."""
     modules = dict(model.named_modules())
     if len(set(names)) != len(names):
         raise ValueError(f"FeatureTaps: each name once, got {list(names)}")

@@ -1,7 +1,7 @@
 """A teacher that answers and never learns.
 
-It is no ``nn.Module``, so that whoever holds it as an attribute neither registers, saves, moves, trains nor
-optimizes it: the teacher is absent from the checkpoint and the optimizer by construction, not by a filter.
+It is not an ``nn.Module``, so that an owner that holds it as an attribute does not register, save, move, train or
+optimize it: the teacher is absent from the checkpoint and the optimizer by construction, not by a filter.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qtrain.spec import Batch
 
 
 class Teacher(ABC):
-    """Whoever answers for a batch what a student should say; never an ``nn.Module``, for the reason above."""
+    """Gives the outputs that a student should have for a batch; never an ``nn.Module``, for the reason above."""
 
     @property
     @abstractmethod
@@ -35,7 +35,7 @@ class Teacher(ABC):
 
     @abstractmethod
     def to(self, device: torch.device | str, memory_format: torch.memory_format = torch.preserve_format) -> Self:
-        """Move all that answers to ``device``; ``torch.channels_last`` where the images come so."""
+        """Move the models to ``device``, in the memory format ``torch.channels_last`` if the images have it."""
 
 
 class FrozenTeacher(Teacher):
@@ -72,16 +72,16 @@ class FrozenTeacher(Teacher):
         if compile:
             self._forward = torch.compile(self._forward, fullgraph=True)
         self._shard = shard
-        self._whole: dict[str, str] | None = None  # what it was before it was sharded
+        self._whole: dict[str, str] | None = None  # its identity before it was sharded
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits (N, K) float32 and the tapped features by name."""
-        image = image.float()  # of a student that trains in 64 bits, or 16
+        image = image.float()  # the images of a student that trains in 64 or 16 bits
         if self._renormalize is not None:
             factor, offset = self._renormalize
             image = torch.addcmul(offset, image, factor)
-        # Whoever calls may himself be under autocast; the teacher's precision is its own affair.
+        # The caller may be under autocast; the teacher's precision does not depend on it.
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
             logits, features = self._forward(image)
         return logits.float(), features
@@ -108,7 +108,7 @@ class FrozenTeacher(Teacher):
         }
 
     def train(self, mode: bool = True) -> FrozenTeacher:
-        """Nothing: a frozen teacher has one mode. Here so that code which switches modes need not ask."""
+        """Do nothing: a frozen teacher has one mode. Code that switches modes thus needs no special case."""
         return self
 
     def to(self, device: torch.device | str, memory_format: torch.memory_format = torch.preserve_format) -> Self:
@@ -123,7 +123,7 @@ class FrozenTeacher(Teacher):
         return self
 
     def _shard_(self, device: torch.device | str) -> None:
-        """Go on with a copy, of which this rank has its share; whoever else has the model keeps it whole."""
+        """Replace the model by a sharded copy; other owners of the model keep it whole."""
         self._whole = _digests(self._model)
         names = self._taps.names
         self._taps.close()

@@ -1,7 +1,7 @@
 """Timm's transforms for large images, behind one function, so that data loading needs no timm.
 
-They draw from the global generators of python, numpy and torch: whoever wants a sample's augmentation to be a
-function of (seed, epoch, index) seeds these three around the call, as the streaming loader does.
+They draw from the global generators of python, numpy and torch: to make a sample's augmentation a function of (seed,
+epoch, index), seed these three around the call, as the streaming loader does.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def create_transform(
     In training: a random resized crop, a flip, then timm's ``auto_augment`` policy (``rand-m9-mstd0.5-inc1``,
     ``original``, ``augmix-m5-w4-d2``, ...) or ``color_jitter``, and random erasing with probability ``re_prob``.
     Otherwise: the shorter side to image_size / ``crop_pct`` pixels and the center (``interpolation`` ``random``, a
-    choice for each training image, means bicubic here). ``mean`` and ``std`` are in
-    units of pixel value / 255; their length, 1 or 3, decides between gray and color.
+    choice for each training image, means bicubic here). ``mean`` and ``std`` are in units of pixel value / 255; their
+    length, 1 or 3, decides between gray and color.
     """
     _check(image_size, mean, std, re_prob, interpolation, crop_pct)
     if train:
@@ -60,8 +60,8 @@ def create_transform(
             )
         except (AssertionError, KeyError, ValueError) as error:
             raise ValueError(
-                f"create_transform: auto_augment {auto_augment!r} is no policy of timm's; "
-                "rand-m9-mstd0.5-inc1, original, 3a and augmix-m5-w4-d2 are"
+                f"create_transform: timm has no auto_augment policy {auto_augment!r}; it has "
+                "rand-m9-mstd0.5-inc1, original, 3a and augmix-m5-w4-d2, for instance"
             ) from error
     else:
         settled = "bicubic" if interpolation == "random" else interpolation

@@ -26,7 +26,8 @@ KEYS_SHOWN = 8
 
 
 def load_weights(model: nn.Module, path: str | Path, *, reset_head: bool = False) -> None:
-    """Fill ``model`` with the weights in ``path``; every key must be there, none more, each of the right shape.
+    """Fill ``model`` with the weights in ``path``; its keys must be exactly those of the model, each of the right
+    shape.
 
     Dictionaries around the weights (``state_dict``, ``model``) are opened, and the prefixes of DDP, Lightning and
     torch.compile (``module.``, ``student.``, ``model.``, ``_orig_mod.``) taken off. With ``reset_head`` a

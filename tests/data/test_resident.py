@@ -124,7 +124,7 @@ def test_gpu_makes_the_same_batches() -> None:
         (dict(batch_size=0), "Digits: batch_size must be at least 1, got 0"),
         (dict(max_test=0), "Digits: max_test must be at least 1, got 0"),
         (dict(val_fraction=1.0), r"Digits: val_fraction must be in \[0, 1\), got 1.0"),
-        (dict(val_fraction=0.0001), "val_fraction 0.0001 of 1437 images is none; raise it"),
+        (dict(val_fraction=0.0001), "val_fraction 0.0001 of 1437 images is less than one image; raise it"),
         (dict(mixup=-0.1), "Digits: mixup must be at least 0, got -0.1; 0 turns it off"),
         (dict(crop_padding=-1), "Digits: crop_padding must be at least 0 pixels, got -1"),
         (dict(mean=(0.5,)), "Digits: mean and std belong together"),

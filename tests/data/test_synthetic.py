@@ -97,7 +97,7 @@ def test_without_real_images_nothing_is_tested(tmp_path: Path) -> None:
     data = synthetic(tmp_path)
     data.setup()
     assert data.info.test_size == 0
-    with pytest.raises(ValueError, match=r"there are no test images; fit.final_test=false does without"):
+    with pytest.raises(ValueError, match=r"there are no test images; set fit.final_test=false to run without"):
         data.test_dataloader()
 
 

@@ -75,7 +75,7 @@ def test_training_is_a_function_of_the_seeds(options: dict) -> None:
         ({"re_prob": 1.5}, "re_prob must be in \\[0, 1\\], got 1.5"),
         ({"crop_pct": 0.0}, "crop_pct must be in \\(0, 1\\], got 0.0"),
         ({"interpolation": "cubic"}, "interpolation must be one of .*bicubic.* got 'cubic'"),
-        ({"auto_augment": "rnad-m9"}, "auto_augment 'rnad-m9' is no policy"),
+        ({"auto_augment": "rnad-m9"}, "timm has no auto_augment policy 'rnad-m9'"),
     ],
 )
 def test_wrong_options(options: dict, line: str) -> None:
