@@ -48,7 +48,7 @@ def test_a_name_comes_before_a_pattern_and_a_later_pattern_before_an_earlier() -
         ({"blocks.*": (2, 2)}, r"Manual: layers\.blocks\.\* fits no quantizable layer; there are conv1, layer1"),
     ],
 )
-def test_what_fits_no_layer_is_refused(layers: dict[str, tuple[int, int]], message: str) -> None:
+def test_patterns_that_match_no_layer_are_refused(layers: dict[str, tuple[int, int]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Manual(layers=layers, weight=4, input=4)(LAYERS)
 
@@ -60,7 +60,7 @@ def test_bits_that_no_quantizer_has_are_refused() -> None:
         Manual(weight=4, input=4, first=LayerBits(0, 8))
 
 
-def test_from_the_command_line_upon_an_experiment_with_uniform_bits() -> None:
+def test_command_line_sets_layer_bits_over_uniform_experiment() -> None:
     manual = ["allocate@quantize.bits=manual", "quantize.bits.layers={layer1.*:[2,4],fc:[32,32]}"]
     cfg = compose(["+experiment=quickstart", "quantize.bits.weight=3", *manual])
     bits = instantiate(cfg.quantize.bits)(LAYERS)
@@ -72,6 +72,6 @@ def test_from_the_command_line_upon_an_experiment_with_uniform_bits() -> None:
 
 
 @pytest.mark.parametrize("pair", ["[2]", "[2,3,4]", "2", "[two,2]"])
-def test_what_is_no_pair_is_said_in_one_line(pair: str) -> None:
+def test_value_that_is_no_pair_gives_a_one_line_error(pair: str) -> None:
     with pytest.raises(ConfigError, match=r"quantize\.bits\.layers: Manual takes Mapping\[str, tuple\[int, int\]\]"):
         compose(["allocate@quantize.bits=manual", f"quantize.bits.layers={{fc:{pair}}}"])

@@ -128,7 +128,7 @@ def test_every_kind_of_layer_by_hand() -> None:
     assert cost.size_bytes == 25 + 12 + 15 + 4 * (2 + 3)
 
 
-def test_what_it_takes_to_quantize_a_weight_is_no_cost_of_an_image() -> None:
+def test_quantizing_a_weight_does_not_count_as_macs() -> None:
     model = quantized(Small())
     assert isinstance(model.conv, QuantConv)
     model.conv.weight_quantizer = ABCNet(spec=QuantSpec(bits=3, shape=(4, 3, 3, 3), signed=True))
@@ -253,7 +253,7 @@ class Gain(nn.Module):
         return self.gain * weight
 
 
-def test_what_transforms_the_weight_is_not_stored_beside_its_codes() -> None:
+def test_weight_transform_is_not_stored_beside_the_codes() -> None:
     layer = QuantConv(source=nn.Conv2d(3, 4, 3, bias=False), weight_transform=Gain())
     layer.weight_quantizer = LSQ(spec=QuantSpec(bits=4, shape=(4, 3, 3, 3), signed=True))
     cost = count(layer, torch.zeros(1, 3, 8, 8))

@@ -102,7 +102,7 @@ def test_cutmix_label_share_is_the_area_that_was_kept() -> None:
     assert made.label_share.std() > 0.1
 
 
-def test_with_both_each_pair_tosses_a_coin() -> None:
+def test_mixup_and_cutmix_are_equally_likely_with_both_on() -> None:
     made = plan(torch.arange(4000), 1.0, 1.0)
     cuts = (made.pixel_share == 1) | (made.box.sum(1) > 0)
     assert 0.46 < cuts.float().mean() < 0.54

@@ -48,7 +48,7 @@ def test_statistics_come_from_the_training_images(parquet_root: Path, tmp_path: 
     assert data.info.std == pytest.approx(whole.std((0, 1, 2)))
 
 
-def test_grey_images_have_one_channel(tmp_path: Path) -> None:
+def test_gray_images_have_one_channel(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write_parquet(tmp_path / f"{split}.parquet", range(10), image="image", gray=True)
     data = images(tmp_path, tmp_path)
@@ -134,7 +134,7 @@ def two_labels(root: Path) -> None:
         datasets.Dataset.from_dict(rows, features=features).to_parquet(root / f"{split}.parquet")
 
 
-def test_two_labels_need_a_choice(tmp_path: Path) -> None:
+def test_two_label_columns_need_label_column(tmp_path: Path) -> None:
     two_labels(tmp_path)
     with pytest.raises(ValueError, match=r"one label column, found fine_label, coarse_label .* say data\.label_column"):
         images(tmp_path, tmp_path).setup()
@@ -161,7 +161,7 @@ def test_missing_and_foreign_files_are_named(parquet_root: Path, tmp_path: Path)
         HubImages(name="nothing")
 
 
-def test_undecodable_image_hidden_labels_and_mixed_sizes(tmp_path: Path) -> None:
+def test_undecodable_images_hidden_labels_and_mixed_sizes_are_refused(tmp_path: Path) -> None:
     features = datasets.Features({"img": datasets.Image(), "label": datasets.Value("int64")})
     broken = {
         r"tiny \(train\) image 1: cannot decode it": ([png(picture(0)), b"not an image"], [0, 1]),
@@ -175,7 +175,7 @@ def test_undecodable_image_hidden_labels_and_mixed_sizes(tmp_path: Path) -> None
             images(tmp_path, tmp_path).setup()
 
 
-def test_hub_without_network_names_the_way_out(tmp_path: Path) -> None:
+def test_hub_without_network_gives_a_remedy(tmp_path: Path) -> None:
     data = HubImages(name="cifar10", hub="nobody/no-such-set", cache_dir=str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"data\.hub: cannot load 'nobody/no-such-set' .* give data\.root="):
         data.setup()

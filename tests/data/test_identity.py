@@ -46,14 +46,14 @@ def equal_where_both_are(a: dict[int, torch.Tensor], b: dict[int, torch.Tensor])
     ],
     ids=lambda options: "-".join(options),
 )
-def test_what_changes_images_changes_the_identity(options: dict[str, Any]) -> None:
+def test_options_that_change_images_change_the_identity(options: dict[str, Any]) -> None:
     assert not equal_where_both_are(images(digits()), images(digits(**options)))
     assert digits().identity() != digits(**options).identity()
 
 
 @pytest.mark.parametrize("mixing", [{}, {"mixup": 0.4}, {"cutmix": 1.0}], ids=["plain", "mixup", "cutmix"])
 @pytest.mark.parametrize("options", [{"batch_size": 32}, {"eval_batch_size": 7}, {"max_test": 50}])
-def test_what_changes_none_does_not(options: dict[str, Any], mixing: dict[str, Any]) -> None:
+def test_other_options_keep_the_identity(options: dict[str, Any], mixing: dict[str, Any]) -> None:
     assert equal_where_both_are(images(digits(**mixing)), images(digits(**mixing, **options)))
     assert digits(**mixing).identity() == digits(**mixing, **options).identity()
 
@@ -66,7 +66,7 @@ def test_fewer_samples_matter_where_images_mix(options: dict[str, Any]) -> None:
     assert digits(mixup=0.4).identity() != digits(mixup=0.4, **options).identity()
 
 
-def test_one_pixel_is_another_data_set() -> None:
+def test_one_changed_pixel_changes_the_identity() -> None:
     other = digits()
     changed = other._decoded.train_images.copy()
     changed[700, 3, 3] ^= 1
@@ -86,12 +86,12 @@ def folder(root: Path, *, shade: int = 0) -> ImageFolder:
     return data
 
 
-def test_streaming_images_are_told_apart_too(tmp_path: Path) -> None:
+def test_changed_streaming_image_changes_the_identity(tmp_path: Path) -> None:
     before = folder(tmp_path).identity()
     assert folder(tmp_path).identity() == before
     assert folder(tmp_path, shade=1).identity() != before, "the same names and labels, other pixels"
 
 
-def test_it_is_made_of_plain_values(tmp_path: Path) -> None:
+def test_identity_is_made_of_plain_values(tmp_path: Path) -> None:
     for data in (digits(mixup=0.1), folder(tmp_path)):
         assert json.loads(json.dumps(data.identity())) == data.identity()

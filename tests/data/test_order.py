@@ -38,7 +38,7 @@ def test_ranks_together_see_what_one_rank_sees(train: bool, world_size: int) -> 
         assert all(len(part) for part in parts)
 
 
-def test_starting_later_gives_the_rest() -> None:
+def test_start_in_mid_epoch_gives_the_remaining_batches() -> None:
     whole = order().batches(epoch=1)
     rest = order().batches(epoch=1, start=4)
     assert len(rest) == 2 and all(torch.equal(a, b) for a, b in zip(whole[4:], rest, strict=True))
@@ -51,14 +51,14 @@ def test_evaluation_shows_all_in_order_in_batches_of_nearly_one_size() -> None:
     assert sorted(len(b) for b in batches) == [34, 34, 35]
 
 
-def test_validation_split_is_a_partition_that_knows_no_seed() -> None:
+def test_validation_split_does_not_depend_on_the_seed() -> None:
     train, val = split_train_val(SAMPLES, 0.1)
     assert len(val) == 10
     assert torch.equal(torch.cat([train, val]).sort().values, SAMPLES)
     assert not torch.equal(val, SAMPLES[:10])
 
 
-def test_choose_is_fixed_and_scattered() -> None:
+def test_choose_is_fixed_and_spread_over_the_set() -> None:
     assert torch.equal(choose(1000, None), torch.arange(1000)) and len(choose(10, 20)) == 10
     some = choose(1000, 50)
     assert torch.equal(some, choose(1000, 50)) and some.unique().numel() == 50 and some.max() > 500
@@ -77,6 +77,6 @@ def test_calibration_choice_follows_the_seed() -> None:
         (dict(train=False, world_size=104), "each of 104 ranks needs an image to evaluate, got 103"),
     ],
 )
-def test_impossible_batches_say_what_would_be_possible(arguments: dict[str, int], message: str) -> None:
+def test_impossible_batch_sizes_are_refused_with_a_remedy(arguments: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         order(**arguments)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ def digits(**options: object) -> Digits:
     return data
 
 
-def test_digits_are_the_digits() -> None:
+def test_digits_match_scikit_learn() -> None:
     info = digits().info
     assert (info.name, info.kind, info.num_classes, info.in_channels, info.image_size) == (
         "digits",
@@ -134,12 +134,12 @@ def test_gpu_makes_the_same_batches() -> None:
         (dict(batch_size=33, mixup=0.2), r"need an even batch on each rank, got batch_size 33 on 1 rank\(s\)"),
     ],
 )
-def test_wrong_options_end_in_one_line(options: dict[str, object], message: str) -> None:
+def test_wrong_options_give_a_one_line_error(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         digits(**options).train_dataloader()
     assert "\n" not in str(caught.value)
 
 
-def test_info_before_setup_says_so() -> None:
+def test_info_before_setup_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"known after setup\(\)"):
         _ = Digits().info

@@ -130,7 +130,7 @@ def indices(loader: EpochLoader) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("make", [digits, streaming])
-def test_loader_alone(make: Callable[..., VisionData], parquet_root: Path) -> None:
+def test_loader_resumes_without_lightning(make: Callable[..., VisionData], parquet_root: Path) -> None:
     """The contract without Lightning, its odd order of calls included."""
     data = make(parquet_root)
     data.setup()

@@ -57,7 +57,7 @@ def test_folder_gives_every_pixel_and_label(folder_root: Path) -> None:
     check_test_images(data, [100, 102, 104, 106, 101, 103, 105, 107], classes=2)
 
 
-def test_workers_change_nothing(parquet_root: Path) -> None:
+def test_batches_do_not_depend_on_the_number_of_workers(parquet_root: Path) -> None:
     """Random augmentation, erasing and mixing included; two epochs, since training workers live on."""
     options = {"auto_augment": "rand-m9-mstd0.5", "re_prob": 0.5, "mixup": 0.4, "cutmix": 1.0}
     loaders = [parquet(parquet_root, workers=workers, **options).train_dataloader() for workers in (0, 2)]
@@ -134,6 +134,6 @@ def test_broken_image_is_named(folder_root: Path) -> None:
         ({"workers": -1}, "ImageFolder: workers must be at least 0, got -1; 0 decodes in the main process"),
     ],
 )
-def test_wrong_options_end_in_one_line(options: dict[str, object], message: str, tmp_path: Path) -> None:
+def test_wrong_options_give_a_one_line_error(options: dict[str, object], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         folder(tmp_path, **options)

@@ -25,7 +25,7 @@ from qtrain.data.synthetic_store import (
     write_shard,
 )
 
-GREY = {"mean": [0.5], "std": [0.25]}
+GRAY = {"mean": [0.5], "std": [0.25]}
 RGB = {"mean": [0.5] * 3, "std": [0.25] * 3}
 
 
@@ -43,14 +43,14 @@ def folder_of(path: Path, batches: int = 2, channels: int = 1) -> Manifest:
 
 
 def synthetic(folder: Path | None, **options: object) -> SyntheticImages:
-    given = {"name": "made", "num_classes": 3, "image_size": 8, "in_channels": 1, "batch_size": 4, **GREY, **options}
+    given = {"name": "made", "num_classes": 3, "image_size": 8, "in_channels": 1, "batch_size": 4, **GRAY, **options}
     return SyntheticImages(folder=None if folder is None else str(folder), **given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_images_come_back_as_they_were_written(tmp_path: Path, channels: int) -> None:
+def test_written_images_are_read_back_exactly(tmp_path: Path, channels: int) -> None:
     folder_of(tmp_path, channels=channels)
-    statistics = GREY if channels == 1 else RGB
+    statistics = GRAY if channels == 1 else RGB
     data = synthetic(tmp_path, in_channels=channels, **statistics)
     data.setup()
     wanted = torch.from_numpy(np.concatenate([images(n, channels=channels) for n in (0, 1)])).permute(0, 3, 1, 2)
@@ -73,19 +73,19 @@ def test_the_manifest_says_what_was_reached_and_tells_folders_apart(tmp_path: Pa
 
 def test_test_images_are_those_of_the_real_set(tmp_path: Path) -> None:
     folder_of(tmp_path)
-    real = Digits(max_test=20, mean=GREY["mean"], std=GREY["std"])
+    real = Digits(max_test=20, mean=GRAY["mean"], std=GRAY["std"])
     data = synthetic(tmp_path, num_classes=10, test=real)
     data.setup()
-    alone = Digits(max_test=20, mean=GREY["mean"], std=GREY["std"])
+    alone = Digits(max_test=20, mean=GRAY["mean"], std=GRAY["std"])
     alone.setup()
     (ours,), (theirs,) = list(data.test_dataloader()), list(alone.test_dataloader())
     assert torch.equal(ours.image, theirs.image)
     assert real.info.train_size == 0
 
 
-def test_an_identity_is_that_of_the_synthetic_images_alone(tmp_path: Path) -> None:
+def test_identity_depends_only_on_synthetic_images(tmp_path: Path) -> None:
     folder_of(tmp_path)
-    with_test = synthetic(tmp_path, num_classes=10, test=Digits(max_test=20, mean=GREY["mean"], std=GREY["std"]))
+    with_test = synthetic(tmp_path, num_classes=10, test=Digits(max_test=20, mean=GRAY["mean"], std=GRAY["std"]))
     alone = synthetic(tmp_path, num_classes=10)
     for data in (with_test, alone):
         data.setup()
@@ -128,14 +128,14 @@ def check_test_only(data: VisionData, test_size: int) -> None:
             use()
 
 
-def test_statistics_of_images_that_are_left_alone_are_asked_for() -> None:
+def test_mean_and_std_are_required_without_training_images() -> None:
     data = Digits()
     data.test_only()
     with pytest.raises(ValueError, match=r"digits: mean and std are computed from the training images.*data.mean"):
         data.setup()
 
 
-def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+def test_mismatch_with_the_config_is_named(tmp_path: Path) -> None:
     folder_of(tmp_path)
     for options, message in (
         ({"image_size": 9}, r"the images in .* are \(8, 8, 1\) \(height, width, channels\), not \(9, 9, 1\)"),

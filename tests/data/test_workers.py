@@ -41,7 +41,7 @@ def gone(pid: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [False, True])
-def test_a_worker_outlives_sigterm_and_goes_with_its_owner(killed: bool) -> None:
+def test_worker_survives_sigterm_of_others_and_ends_with_its_owner(killed: bool) -> None:
     owner = subprocess.Popen([sys.executable, "-c", SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert owner.stdin is not None and owner.stdout is not None
     try:

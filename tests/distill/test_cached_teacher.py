@@ -95,7 +95,7 @@ def test_a_batch_of_other_samples_gets_their_rows(tmp_path: Path) -> None:
     assert torch.equal(replay.answer(some, 0)[0], answers[shuffled])
 
 
-def test_the_run_that_writes_top_k_sees_what_later_ones_see(tmp_path: Path) -> None:
+def test_top_k_writer_gets_the_same_answers_as_replays(tmp_path: Path) -> None:
     data, live = digits(), live_teacher()
     items = batches(data, 0)
     first = epoch_of(cached(tmp_path, keeps=TOP_K), items, 0)
@@ -121,7 +121,7 @@ def test_the_run_that_writes_top_k_sees_what_later_ones_see(tmp_path: Path) -> N
     ],
     ids=["weights", "precision", "normalization", "seed", "flip", "crop", "mixup", "mean and std", "format"],
 )
-def test_what_changes_an_answer_is_another_cache(
+def test_settings_that_change_answers_change_the_cache_key(
     change: Callable[[Path], CachedTeacher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     items = batches(digits(), 0)
@@ -137,7 +137,7 @@ def ensemble(**options: Any) -> FrozenTeacher:
     return FrozenTeacher(Ensemble(members=members, **options))
 
 
-def test_options_that_no_weight_shows_tell_teachers_apart() -> None:
+def test_options_without_weights_change_the_teachers_identity() -> None:
     """The same weights, of the same shapes, in other layers, shares or ways of combining."""
     other = live_teacher()
     assert live_teacher().identity() == other.identity()
@@ -181,7 +181,7 @@ def test_a_damaged_file_is_rebuilt(damage: str, tmp_path: Path, caplog: pytest.L
     assert same(epoch_of(cached(tmp_path, live=mute(live_teacher())), items, 0), expected)
 
 
-def test_an_epoch_that_was_left_in_the_middle_is_completed(tmp_path: Path) -> None:
+def test_interrupted_epoch_is_completed(tmp_path: Path) -> None:
     data = digits()
     items = batches(data, 0)
     expected = [live_teacher().answer(batch, 0)[0] for batch in items]
@@ -195,7 +195,7 @@ def test_an_epoch_that_was_left_in_the_middle_is_completed(tmp_path: Path) -> No
     assert same(epoch_of(cached(tmp_path, live=mute(live_teacher())), items, 0), expected)
 
 
-def test_two_ranks_write_what_one_reads_and_the_other_way_round(tmp_path: Path) -> None:
+def test_cache_is_shared_between_one_and_two_ranks(tmp_path: Path) -> None:
     class Rank:
         def __init__(self, rank: int, world_size: int) -> None:
             self.global_rank, self.world_size = rank, world_size
@@ -256,7 +256,7 @@ def test_a_replayed_step_compiles_as_a_whole(both: tuple[CachedTeacher, CachedTe
     assert torch.equal(compiled(items[0]), replay.answer(items[0], 0)[0])
 
 
-def test_an_epoch_that_was_not_begun_is_live_and_not_kept(tmp_path: Path) -> None:
+def test_epoch_that_was_not_begun_is_answered_live(tmp_path: Path) -> None:
     items = batches(digits(), 0)
     teacher = cached(tmp_path)
     assert torch.equal(teacher.answer(items[0], 0)[0], live_teacher().answer(items[0], 0)[0])
@@ -266,7 +266,7 @@ def test_an_epoch_that_was_not_begun_is_live_and_not_kept(tmp_path: Path) -> Non
     assert list(tmp_path.rglob("*.safetensors")) == []
 
 
-def test_a_disk_that_refuses_costs_one_warning(
+def test_failing_disk_gives_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = digits()
@@ -283,7 +283,7 @@ def test_a_disk_that_refuses_costs_one_warning(
     assert len(warnings) == 1 and "No space left on device" in warnings[0] and "goes on live" in warnings[0]
 
 
-def test_a_folder_that_cannot_be_made_costs_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_folder_that_cannot_be_made_gives_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("in the way")
     teacher = cached(tmp_path / "file")
     items = batches(digits(), 0)
@@ -297,7 +297,7 @@ def test_hints_are_refused(tmp_path: Path) -> None:
         cached(tmp_path, live=live_teacher(names=["layer2"]))
 
 
-def test_moving_takes_the_epoch_along(tmp_path: Path) -> None:
+def test_to_device_moves_the_cached_epoch(tmp_path: Path) -> None:
     items = batches(digits(), 0)
     teacher = cached(tmp_path)
     teacher.begin(0, torch.cat([batch.index for batch in items]))
@@ -310,7 +310,7 @@ def test_moving_takes_the_epoch_along(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("keeps", [FULL, TOP_K], ids=["full", "top_k"])
-def test_on_a_gpu_nothing_waits_either(keeps: LogitFormat, tmp_path: Path) -> None:
+def test_replay_on_a_gpu_does_not_wait(keeps: LogitFormat, tmp_path: Path) -> None:
     items = [Batch(*(part.cuda() for part in batch)) for batch in batches(digits(), 0)]
     sample = torch.cat([batch.index for batch in items]).cpu()
     answers = []

@@ -72,7 +72,7 @@ def test_the_same_term_twice_under_two_names() -> None:
     assert made.student_taps == ["layer1", "layer3"]
 
 
-def test_a_term_can_be_taken_away() -> None:
+def test_term_can_be_removed() -> None:
     assert list(objective("objective=soft_hint", "~objective.terms.hard").terms) == ["soft", "hint"]
 
 
@@ -117,14 +117,14 @@ def test_a_learning_teachers_objective_takes_terms_too() -> None:
         ),
     ],
 )
-def test_a_mistyped_term_ends_in_one_line(overrides: list[str], line: str) -> None:
+def test_mistyped_term_gives_a_one_line_error(overrides: list[str], line: str) -> None:
     with pytest.raises(ConfigError) as error:
         compose(overrides)
     assert line in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_temperature_that_would_reach_zero_is_said_at_once() -> None:
+def test_schedule_to_zero_temperature_is_refused_at_once() -> None:
     """The default of ``schedule=linear`` ends at 0, which only the last step would find."""
     with pytest.raises(ConfigError, match=r"objective.*Soft: temperature must be positive, got 0\.0 at progress 1\.00"):
         objective("objective=soft", "+schedule@objective.terms.soft.temperature=linear")

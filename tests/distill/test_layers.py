@@ -71,7 +71,7 @@ def test_without_teacher_layers_the_names_are_the_students(kind: type[LayerTerm]
 
 
 @pytest.mark.parametrize("kind", TERMS)
-def test_lists_that_do_not_pair_are_refused(kind: type[LayerTerm]) -> None:
+def test_layer_lists_of_different_length_are_refused(kind: type[LayerTerm]) -> None:
     owner = kind.__name__
     with pytest.raises(ValueError, match=rf"{owner}: .* lists of equal length .* got \['a', 'b'\] and \['a'\]"):
         kind(student_layers=["a", "b"], teacher_layers=["a"])
@@ -140,7 +140,7 @@ def test_each_term_is_its_function() -> None:
 
 
 @pytest.mark.parametrize(("distance", "angle"), [(0.0, 0.0), (-1.0, 2.0)])
-def test_relations_need_a_part_that_counts(distance: float, angle: float) -> None:
+def test_relational_needs_a_positive_factor(distance: float, angle: float) -> None:
     with pytest.raises(ValueError, match="Relational: distance and angle must be at least 0 and not both 0, got"):
         Relational(student_layers=["a"], distance=distance, angle=angle)
 
@@ -159,7 +159,7 @@ def every_term() -> Objective:
     )
 
 
-def test_all_terms_together_are_one_graph_that_no_change_compiles_again() -> None:
+def test_all_terms_compile_once_for_all_weights() -> None:
     """Weights, temperature and balance are values of buffers."""
     graphs = 0
 

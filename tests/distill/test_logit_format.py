@@ -90,7 +90,7 @@ def test_compiles_as_a_whole(keeps: LogitFormat) -> None:
 
 
 @pytest.mark.parametrize("k", [0, 10, 11])
-def test_wrong_k(k: int) -> None:
+def test_k_outside_the_classes_is_refused(k: int) -> None:
     message = f"TopK: k must be at least 1 and below the 10 classes, got {k}; teacher_cache=full"
     with pytest.raises(ValueError, match=message):
         TopK(num_classes=10, k=k)

@@ -38,7 +38,7 @@ def shards(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.safetensors"))
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_written_rows_are_read_back(tmp_path: Path) -> None:
     one = store(tmp_path)
     assert one.read(3) is None
     one.write(3, 0, rows(5, 1, 4))
@@ -47,7 +47,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert [path.name for path in one.folder.iterdir() if path.name.startswith(".")] == []
 
 
-def test_samples_are_found_all_or_none() -> None:
+def test_find_needs_all_samples() -> None:
     kept = rows(5, 1, 4)
     assert kept.find(torch.tensor([4, 5])).tolist() == [2, 0]  # type: ignore[union-attr]
     for absent in ([0], [4, 2], [900]):
@@ -68,7 +68,7 @@ def test_ranks_write_each_its_own_and_read_all(tmp_path: Path) -> None:
     assert torch.equal(values(store(tmp_path).read(0), 0, 1, 2, 3), rows(0, 1, 2, 3).columns["logits"])
 
 
-def test_a_late_writer_adds_and_takes_nothing_away(tmp_path: Path) -> None:
+def test_late_writer_adds_rows_and_removes_none(tmp_path: Path) -> None:
     one = store(tmp_path)
     one.write(0, 0, rows(0, 1, 2))
     stamp = shards(tmp_path)[0].stat().st_mtime_ns
@@ -108,7 +108,7 @@ def flip_byte(path: Path, place: int) -> None:
     path.write_bytes(content)
 
 
-def test_every_byte_is_guarded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_change_of_any_byte_is_detected(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Whichever byte changes, what is read is nothing, or (a blank of the header) what was written."""
     one = store(tmp_path)
     one.write(0, 0, rows(5, 1, 4))
@@ -137,7 +137,7 @@ def test_a_truncated_file_is_made_anew(length: int, tmp_path: Path, caplog: pyte
     assert torch.equal(values(one.read(0), 5), rows(5).columns["logits"])
 
 
-def test_a_file_of_another_epoch_or_folder_is_no_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_file_of_another_epoch_or_folder_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     one, other = store(tmp_path), store(tmp_path, teacher={"weights": "other"})
     one.write(0, 0, rows(1))
     (path,) = shards(tmp_path)
@@ -162,7 +162,7 @@ def test_a_wrong_manifest_is_written_anew(content: bytes, tmp_path: Path, caplog
     assert values(one.read(0), 1, 2).shape == (2, 2), "files answer for themselves"
 
 
-def test_writers_that_meet_leave_whole_files(tmp_path: Path) -> None:
+def test_concurrent_writers_leave_whole_files(tmp_path: Path) -> None:
     """Two trials of one sweep: the same folder, the same epochs, the same rank, at the same time."""
     failures: list[BaseException] = []
 
@@ -185,7 +185,7 @@ def test_writers_that_meet_leave_whole_files(tmp_path: Path) -> None:
     assert len(shards(tmp_path)) == 20
 
 
-def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
+def test_partial_files_of_killed_writers_are_removed(tmp_path: Path) -> None:
     one = store(tmp_path)
     one.write(0, 0, rows(1))
     old, fresh = one.folder / ".epoch-1.old.tmp", one.folder / ".epoch-1.fresh.tmp"
@@ -196,7 +196,7 @@ def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
     assert not old.exists() and fresh.exists()
 
 
-def test_a_failed_write_raises_and_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_raises_and_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = store(tmp_path)
     one.write(0, 0, rows(1))
 

@@ -168,7 +168,7 @@ def test_an_empty_range_has_a_scale_of_one() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_what_no_code_represents_is_refused(bad: float) -> None:
+def test_nan_and_infinity_are_refused(bad: float) -> None:
     with pytest.raises(ValueError, match="quantize: the tensor holds NaN or infinity"):
         quantize(torch.tensor([0.0, bad]), torch.tensor(1.0), *tensors(-8, 7))
 
@@ -195,7 +195,7 @@ def away_from_ends(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high:
 @pytest.mark.parametrize("zero_point", [0, 3, 11])
 @pytest.mark.parametrize("scale", [0.125, 0.17])
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_gradients_are_torchs_per_tensor(bits: int, scale: float, zero_point: int) -> None:
+def test_per_tensor_gradients_match_torch(bits: int, scale: float, zero_point: int) -> None:
     low, high = code_range(bits, signed=False)
     zero_point = min(zero_point, high)
     step, zero = torch.tensor(scale), torch.tensor(float(zero_point))
@@ -214,7 +214,7 @@ def test_gradients_are_torchs_per_tensor(bits: int, scale: float, zero_point: in
 
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("bits", [2, 5])
-def test_values_and_gradients_are_torchs_per_channel(bits: int, axis: int) -> None:
+def test_per_channel_values_and_gradients_match_torch(bits: int, axis: int) -> None:
     low, high = code_range(bits, signed=True)
     scale, zero_point = torch.tensor([0.11, 0.5, 0.037]), torch.tensor([0, 1, -2], dtype=torch.int32)
     shape = [1, 1, 1]
@@ -235,7 +235,7 @@ def test_values_and_gradients_are_torchs_per_channel(bits: int, axis: int) -> No
 
 @pytest.mark.parametrize("bits", [2, 3, 8])
 @pytest.mark.parametrize("scale", [0.5, 0.13])
-def test_a_learned_steps_gradient_is_torchs(bits: int, scale: float) -> None:
+def test_learned_step_gradient_matches_torch(bits: int, scale: float) -> None:
     """Per tensor and per channel, with an upstream gradient that differs from value to value."""
     low, high = code_range(bits, signed=True)
     step, zero = torch.tensor([scale, scale * 2], requires_grad=True), torch.zeros(2, requires_grad=True)
@@ -257,7 +257,7 @@ def test_a_learned_steps_gradient_is_torchs(bits: int, scale: float) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-3)
 
 
-def test_a_steps_gradient_is_the_slope_where_no_code_changes() -> None:
+def test_step_gradient_is_the_slope_where_no_code_changes() -> None:
     """Where all is clipped the value is ``Q s``, smooth in ``s``: finite differences give the clipped code."""
     x, scale = torch.tensor([50.0, -60.0, 70.0]), torch.tensor(0.5, requires_grad=True)
     upstream = torch.tensor([1.0, 2.0, 4.0])
@@ -294,7 +294,7 @@ def test_symmetric_codes_mirror(bits: int, scale: float, values: list[float]) ->
 
 
 @given(BITS, st.booleans(), st.floats(1e-3, 1e3), st.lists(finite, min_size=1, max_size=20))
-def test_no_code_is_nearer_than_the_one_taken(bits: int, signed: bool, scale: float, values: list[float]) -> None:
+def test_quantize_takes_the_nearest_code(bits: int, signed: bool, scale: float, values: list[float]) -> None:
     """Against all codes, in float64."""
     low, high = code_range(bits, signed=signed)
     x, step = torch.tensor(values), torch.tensor(scale)

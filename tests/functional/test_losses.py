@@ -66,7 +66,7 @@ def test_the_gradient_is_temperature_times_the_difference_of_probabilities(tempe
     torch.testing.assert_close(grad.double(), temperature * (q - p) / 8, rtol=1e-4, atol=1e-6)
 
 
-def test_at_high_temperature_the_gradient_does_not_depend_on_it() -> None:
+def test_soft_gradient_is_independent_of_a_high_temperature() -> None:
     """Eq. 4: toward (z - v) / K for logits of zero mean, whatever T, which is what the factor T^2 is for."""
     student, teacher = noise(8, 10), noise(8, 10, seed=1)
     student, teacher = (z - z.mean(1, keepdim=True) for z in (student, teacher))
@@ -78,7 +78,7 @@ def test_at_high_temperature_the_gradient_does_not_depend_on_it() -> None:
 
 
 @given(st.integers(0, 1000), st.floats(0.5, 30))
-def test_soft_targets_are_not_negative_and_zero_only_in_agreement(seed: int, temperature: float) -> None:
+def test_soft_loss_is_positive_unless_logits_agree(seed: int, temperature: float) -> None:
     student, teacher = noise(4, 5, seed=seed), noise(4, 5, seed=seed + 1)
     assert soft_target_loss(student, teacher, temperature) > 0
     assert soft_target_loss(teacher, teacher, temperature).abs() < 1e-9
@@ -124,7 +124,7 @@ def test_soft_gradients_are_finite_differences_of_the_reference(temperature: flo
 
 
 @pytest.mark.parametrize("name", FEATURES)
-def test_what_agrees_costs_nothing(name: str) -> None:
+def test_losses_are_zero_for_equal_inputs(name: str) -> None:
     x = noise(5, 3, 4, 4)
     leaf = x.clone().requires_grad_()
     loss = FEATURES[name](leaf, x)
@@ -154,7 +154,7 @@ def test_attention_by_hand() -> None:
     assert attention_loss(*tokens) == 0.5
 
 
-def test_attention_sees_where_and_not_how_much() -> None:
+def test_attention_ignores_a_factor_on_the_features() -> None:
     """Free of a factor for each sample, of the channels' number and order, and of their signs."""
     student, teacher = noise(4, 6, 3, 3), noise(4, 2, 3, 3, seed=1)
     loss = attention_loss(student, teacher)
@@ -183,7 +183,7 @@ def test_similarity_by_loops() -> None:
     torch.testing.assert_close(similarity_matrix(student).norm(dim=1), torch.ones(4))
 
 
-def test_similarity_does_not_see_a_rotation_or_a_factor() -> None:
+def test_similarity_ignores_rotation_and_factor() -> None:
     student, teacher = noise(5, 8).double(), noise(5, 3, seed=1).double()
     loss = similarity_loss(student, teacher)
     torch.testing.assert_close(similarity_loss(30 * student @ rotation(8), teacher), loss)
@@ -219,7 +219,7 @@ def test_relational_angles_by_loops() -> None:
 
 
 @pytest.mark.parametrize("loss", [relational_distance_loss, relational_angle_loss])
-def test_relations_do_not_see_moves_turns_and_factors(loss: Loss) -> None:
+def test_relational_losses_ignore_shift_rotation_and_factor(loss: Loss) -> None:
     student, teacher = noise(6, 4).double(), noise(6, 3, seed=1).double()
     moved = 7 * student @ rotation(4) + noise(1, 4, seed=3)
     torch.testing.assert_close(loss(moved, teacher), loss(student, teacher))
@@ -245,7 +245,7 @@ def test_odd_batches_give_finite_gradients(name: str, case: str) -> None:
 
 
 @pytest.mark.parametrize("name", FEATURES)
-def test_half_precision_around_does_not_matter(name: str) -> None:
+def test_losses_are_computed_in_float32_under_autocast(name: str) -> None:
     """Neither features in bfloat16 nor autocast: what is compared is then small beside the rounding of a product."""
     student, teacher = noise(8, 3, 4, 4).bfloat16(), noise(8, 3, 4, 4, seed=1).bfloat16()
     expected = FEATURES[name](student.float(), teacher.float())

@@ -21,7 +21,7 @@ def draw(
 
 
 def reference_mix(z: int) -> int:
-    """SplitMix64's finaliser with Python's unbounded integers, written independently of the module."""
+    """SplitMix64's finalizer with Python's unbounded integers, written independently of the module."""
     mask = 2**64 - 1
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
@@ -48,7 +48,7 @@ def test_values_do_not_change_between_versions() -> None:
     assert seed_of(1, 2, 3) == GOLDEN_SEED
 
 
-def test_same_question_same_answer_whatever_else_is_in_the_batch() -> None:
+def test_numbers_of_a_sample_do_not_depend_on_its_batch() -> None:
     whole = draw()
     assert torch.equal(whole, draw())
     part = uniform(seed=3, epoch=1, index=torch.tensor([17, 4000]), stream=CROP, count=2)
@@ -83,7 +83,7 @@ def test_hash_has_no_collisions_over_an_imagenet_epoch() -> None:
     assert hashes.unique().numel() == hashes.numel()
 
 
-def test_permutation_is_one_and_changes_with_the_epoch() -> None:
+def test_permutation_is_valid_and_changes_with_the_epoch() -> None:
     first, second = permutation(seed=0, epoch=0, n=1000), permutation(seed=0, epoch=1, n=1000)
     assert torch.equal(first.sort().values, torch.arange(1000))
     assert not torch.equal(first, second)

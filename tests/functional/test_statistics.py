@@ -47,7 +47,7 @@ def test_the_edges_enclose_the_value_closely(magnitude: float, sign: float) -> N
     assert (far - near) * sign <= magnitude / 32
 
 
-def test_small_and_great_values_have_their_ends() -> None:
+def test_values_outside_the_bins_fall_into_the_end_bins() -> None:
     counts = float_histogram(torch.tensor([[0.0, 1e-20, -1e-20, -0.0, 1e30, -1e30]]))[0]
     assert counts[[0, HALF, HALF - 1, BINS - 1]].tolist() == [2, 2, 1, 1]
     near, far = bin_edges()
@@ -60,7 +60,7 @@ def test_histograms_of_parts_add_up() -> None:
     assert torch.equal(float_histogram(x[:, :400]) + float_histogram(x[:, 400:]), float_histogram(x))
 
 
-def test_rows_are_counted_apart_whatever_their_number() -> None:
+def test_rows_are_counted_separately() -> None:
     x = torch.randn(300, 7, generator=torch.Generator().manual_seed(0))  # more rows than one pass takes
     counts = float_histogram(x)
     assert counts.sum(dim=1).tolist() == [7] * 300
@@ -73,7 +73,7 @@ def test_half_precision_is_counted_as_its_value() -> None:
     assert torch.equal(float_histogram(x), float_histogram(x.float()))
 
 
-def test_finer_bins_are_parts_of_the_usual_ones() -> None:
+def test_finer_bins_subdivide_the_default_bins() -> None:
     x = torch.randn(300, 40, generator=torch.Generator().manual_seed(0))
     finer = float_histogram(x, MANTISSA_BITS + 3)
     assert torch.equal(finer.reshape(300, BINS, 8).sum(dim=2), float_histogram(x))

@@ -12,7 +12,7 @@ numbers = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=8)
 
 
 @given(numbers)
-def test_round_is_torchs_forward_and_the_identity_backward(values: list[float]) -> None:
+def test_round_ste_rounds_forward_and_passes_gradient(values: list[float]) -> None:
     x = torch.tensor(values, requires_grad=True)
     y = round_ste(x)
     assert torch.equal(y, x.detach().round())

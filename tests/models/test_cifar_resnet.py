@@ -116,6 +116,6 @@ def test_symbolic_trace_gives_the_same_function() -> None:
         ({"activation": "tanh"}, "activation must be one of relu, hardtanh, identity, got 'tanh'"),
     ],
 )
-def test_wrong_options(options: dict, line: str) -> None:
+def test_wrong_options_are_refused(options: dict, line: str) -> None:
     with pytest.raises(ValueError, match=line):
         create_model(name="cifar_resnet8", num_classes=10, **options)

@@ -52,7 +52,7 @@ def test_averaged_logits_are_the_geometric_mean_at_any_temperature(temperature: 
 
 
 @pytest.mark.parametrize("combine", ["logits", "probabilities"])
-def test_members_that_agree_say_what_one_says(combine: Combine) -> None:
+def test_equal_members_answer_like_one(combine: Combine) -> None:
     one = member(0).eval()
     both = Ensemble(members={"a": one, "b": one}, shares={"a": 1.0, "b": 5.0}, combine=combine).eval()
     image = noise(6, 3, 2, 2)
@@ -107,7 +107,7 @@ def test_half_precision_members_are_averaged_in_float32() -> None:
         ({"members": {"forward": member(0)}}, "Ensemble: 'forward' cannot be a member's name"),
     ],
 )
-def test_what_is_no_ensemble_is_refused(options: dict[str, Any], message: str) -> None:
+def test_invalid_ensembles_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Ensemble(**{"members": {"a": member(0), "b": member(1)}, **options})
 
@@ -125,7 +125,7 @@ ENSEMBLE = [
 ]
 
 
-def test_members_without_weights_are_trained_each_and_a_run_learns_from_both(tmp_path: Path) -> None:
+def test_members_without_weights_are_trained_and_used_as_teacher(tmp_path: Path) -> None:
     cache = f"full_precision.folder={tmp_path / 'cache'}"
     layers = ["distill.student_layers=[layer3]", "distill.teacher_layers=[second.layer3]"]
     overrides = [*TINY, *ENSEMBLE, *layers, "objective=soft_hint", f"output={tmp_path}", cache]
@@ -139,7 +139,7 @@ def test_members_without_weights_are_trained_each_and_a_run_learns_from_both(tmp
         assert torch.equal(tensor, first[name]), name
 
 
-def test_the_twin_has_the_students_own_weights(tmp_path: Path) -> None:
+def test_self_teacher_has_the_students_weights(tmp_path: Path) -> None:
     """Self-distillation: what ``teacher=self`` names is found under the student's key, and not trained again."""
     overrides = [*TINY, "teacher=self", "objective=blockwise", f"output={tmp_path}"]
     overrides.append(f"full_precision.folder={tmp_path / 'cache'}")
@@ -158,7 +158,7 @@ def test_the_command_line_adds_members() -> None:
     assert cfg.teacher.model.members.self == cfg.model
 
 
-def test_a_wrong_share_ends_in_one_line(tmp_path: Path) -> None:
+def test_wrong_share_gives_a_one_line_error(tmp_path: Path) -> None:
     cfg = compose([*TINY, *ENSEMBLE, "teacher.model.shares={first:1}", f"full_precision.folder={tmp_path}"])
     with pytest.raises(ConfigError, match=r"^teacher\.model: Ensemble: shares must give each of first, second"):
         trained_model(cfg.teacher.model, cfg, load_data(cfg))

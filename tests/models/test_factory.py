@@ -43,7 +43,7 @@ def test_stem_is_left_unless_asked() -> None:
         ("test_efficientnet", 32, "conv_stem 3x3 stride 2 -> 3x3 stride 1"),
     ],
 )
-def test_other_stems(name: str, size: int, line: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_stems_are_adapted_or_left(name: str, size: int, line: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="qtrain")
     model = create_model(name=name, num_classes=3, image_size=size, adapt_stem=True)
     assert line in caplog.text
@@ -104,7 +104,7 @@ def test_without_network_the_cache_alone_is_asked(monkeypatch: pytest.MonkeyPatc
     assert huggingface_hub.constants.HF_HUB_OFFLINE is False
 
 
-def test_a_file_of_weights_wins_and_nothing_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_file_wins_over_pretrained_without_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = create_model(name="test_resnet", num_classes=3)
     torch.save(source.state_dict(), tmp_path / "w.pt")
     monkeypatch.setattr("qtrain.models.factory.offline_unless_reachable", lambda: pytest.fail("asked the hub"))

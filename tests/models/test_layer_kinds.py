@@ -116,7 +116,7 @@ def replaced_forward() -> nn.Module:
         (replaced_forward(), "replaced on the instance"),
     ],
 )
-def test_what_has_no_form_has_a_reason(module: nn.Module, reason: str) -> None:
+def test_layers_without_form_give_a_reason(module: nn.Module, reason: str) -> None:
     described = describe_layer(module)
     assert isinstance(described, str)
     assert reason in described
@@ -136,11 +136,11 @@ def test_other_kinds_have_their_form(module: nn.Module, kind: str) -> None:
 
 
 @pytest.mark.parametrize("module", [nn.ReLU(), nn.BatchNorm2d(3), nn.LayerNorm((2, 3)), nn.EmbeddingBag(2, 3)])
-def test_what_is_no_matrix_is_none(module: nn.Module) -> None:
+def test_modules_without_matrix_are_none(module: nn.Module) -> None:
     assert describe_layer(module) is None
 
 
-def test_a_bare_matrix_in_an_unknown_module_is_not_passed_over() -> None:
+def test_bare_matrix_in_unknown_module_is_reported() -> None:
     module = nn.Module()
     module.weight = nn.Parameter(torch.zeros(2, 2))
     assert isinstance(describe_layer(module), str)

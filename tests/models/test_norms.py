@@ -33,7 +33,7 @@ def filled(norm: nn.Module) -> nn.Module:
     ],
     ids=["plain", "not affine", "sync", "silu", "no activation", "dropout", "frozen"],
 )
-def test_the_form_is_the_module(norm: nn.Module) -> None:
+def test_norm_form_computes_the_module(norm: nn.Module) -> None:
     form = describe_norm(filled(norm))
     assert isinstance(form, NormForm) and form.trained
     x = torch.randn(4, 5, 3, 3)
@@ -55,7 +55,7 @@ def test_moments_are_those_over_the_training_data() -> None:
     torch.testing.assert_close(form.std, y.std(dim=1), atol=1e-5, rtol=1e-4)
 
 
-def test_what_has_no_form_says_why() -> None:
+def test_norms_without_form_give_a_reason() -> None:
     class Own(nn.BatchNorm2d):
         def forward(self, input: Tensor) -> Tensor:
             return input

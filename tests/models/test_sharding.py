@@ -42,7 +42,7 @@ def test_a_compiled_teacher_is_not_sharded() -> None:
         FrozenTeacher(cifar_resnet8(), compile=True, shard=True)
 
 
-def test_alone_it_stays_whole() -> None:
+def test_one_rank_keeps_the_model_whole() -> None:
     model = cifar_resnet8()
     teacher = FrozenTeacher(model, shard=True).to("cpu")
     assert teacher.model is model and all(type(parameter) is nn.Parameter for parameter in model.parameters())

@@ -45,7 +45,7 @@ def test_gradients_flow_through_features(model: nn.Module) -> None:
     assert model.layer2[0].conv1.weight.grad is None
 
 
-def test_taps_leave_no_trace(model: nn.Module) -> None:
+def test_closed_taps_leave_the_model_unchanged(model: nn.Module) -> None:
     keys = list(model.state_dict())
     taps = FeatureTaps(model, NAMES)
     model(image())  # an ordinary forward stores nothing
@@ -75,7 +75,7 @@ def test_compiled_as_a_whole_without_break_or_recompile(model: nn.Module) -> Non
     assert counter.frame_count == 1
 
 
-def test_wrong_names(model: nn.Module) -> None:
+def test_unknown_and_repeated_names_are_refused(model: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"no layer 'layer4'; did you mean 'layer"):
         FeatureTaps(model, ["layer4"])
     with pytest.raises(ValueError, match="each name once"):
@@ -85,7 +85,7 @@ def test_wrong_names(model: nn.Module) -> None:
         FeatureTaps(model, ["unused"]).forward_with_features(image())
 
 
-def test_a_layer_that_returns_no_tensor() -> None:
+def test_layer_that_returns_no_tensor_is_refused() -> None:
     class Pair(nn.Module):
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return x, x
@@ -152,7 +152,7 @@ def test_teacher_sees_its_own_normalization(model: nn.Module) -> None:
         ({"mean": MEAN, "std": (0.0, 1.0, 1.0), "data_mean": MEAN, "data_std": STD}, "must be positive"),
     ],
 )
-def test_teacher_with_wrong_normalization(model: nn.Module, options: dict, line: str) -> None:
+def test_incomplete_normalization_is_refused(model: nn.Module, options: dict, line: str) -> None:
     with pytest.raises(ValueError, match=line):
         FrozenTeacher(model, **options)
 

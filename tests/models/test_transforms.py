@@ -78,6 +78,6 @@ def test_training_is_a_function_of_the_seeds(options: dict) -> None:
         ({"auto_augment": "rnad-m9"}, "timm has no auto_augment policy 'rnad-m9'"),
     ],
 )
-def test_wrong_options(options: dict, line: str) -> None:
+def test_wrong_options_are_refused(options: dict, line: str) -> None:
     with pytest.raises(ValueError, match=line):
         create_transform(**({"image_size": 24, "train": True} | NORMAL | options))

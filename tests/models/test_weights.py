@@ -43,7 +43,7 @@ def test_formats_and_prefixes(tmp_path: Path, prefix: str, suffix: str) -> None:
     assert same(source, target)
 
 
-def test_what_stands_beside_the_student_is_left(tmp_path: Path) -> None:
+def test_tensors_beside_the_student_are_ignored(tmp_path: Path) -> None:
     source, target = small(), small(seed=1)
     others = {"objective.regressor.weight": torch.zeros(3), "n_averaged": torch.tensor(5)}
     torch.save({"state_dict": prefixed(source, "student.") | others}, tmp_path / "w.ckpt")
@@ -51,7 +51,7 @@ def test_what_stands_beside_the_student_is_left(tmp_path: Path) -> None:
     assert same(source, target)
 
 
-def test_a_prefix_that_the_model_has_itself_stays(tmp_path: Path) -> None:
+def test_prefix_of_the_models_own_keys_is_kept(tmp_path: Path) -> None:
     source = nn.ModuleDict({"model": nn.Linear(2, 3)})
     target = nn.ModuleDict({"model": nn.Linear(2, 3)})
     torch.save(source.state_dict(), tmp_path / "w.pt")
@@ -83,7 +83,7 @@ def test_a_long_list_is_cut_after_eight(tmp_path: Path) -> None:
         load_weights(small(), tmp_path / "w.pt")
 
 
-def test_another_head_only_when_asked(tmp_path: Path) -> None:
+def test_other_head_needs_reset_head(tmp_path: Path) -> None:
     source, target = small(100), small(10, seed=1)
     torch.save(source.state_dict(), tmp_path / "w.pt")
     with pytest.raises(ValueError, match="set reset_head=true"):
@@ -122,7 +122,7 @@ def test_code_in_a_file_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("kept", [0, 10, 5000])
-def test_truncated_files(tmp_path: Path, suffix: str, kept: int) -> None:
+def test_truncated_files_are_refused(tmp_path: Path, suffix: str, kept: int) -> None:
     path = tmp_path / f"w{suffix}"
     state = small().state_dict()
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
@@ -133,7 +133,7 @@ def test_truncated_files(tmp_path: Path, suffix: str, kept: int) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_no_file_no_suffix_no_tensors(tmp_path: Path) -> None:
+def test_missing_file_suffix_and_tensors_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no file .*absent\.pt"):
         load_weights(small(), tmp_path / "absent.pt")
     (tmp_path / "w.onnx").touch()

@@ -88,7 +88,7 @@ def test_gradients_reach_weight_and_norm() -> None:
         assert parameter.grad is not None and float(parameter.grad.abs().sum()) > 0
 
 
-def test_the_norms_state_keeps_its_one_place() -> None:
+def test_norm_state_appears_once_in_the_state_dict() -> None:
     conv, norm = pair()
     model = nn.Sequential(conv, norm)
     assert not any("norm" in key for key in model.state_dict())

@@ -94,7 +94,7 @@ def test_draws_differ_from_step_to_step_and_repeat_with_the_step(kind: str) -> N
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(), (3,), (0, 4), (4, 0), (2, 3)])
-def test_no_gradient_and_no_element_are_no_trouble(kind: str, shape: tuple[int, ...]) -> None:
+def test_zero_and_empty_gradients_are_handled(kind: str, shape: tuple[int, ...]) -> None:
     if kind == "sample" and not shape:
         pytest.skip("a number has no samples")
     result = backward(KINDS[kind], torch.zeros(shape))

@@ -53,7 +53,7 @@ def test_a_convolution_without_quantizers_is_its_source(options: dict[str, objec
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
-def test_what_conversion_pads_is_padded_once(mode: str) -> None:
+def test_padding_module_is_applied_once(mode: str) -> None:
     source = nn.Conv2d(4, 6, (3, 5), padding=(1, 2), padding_mode=mode)
     form = describe_layer(source)
     assert isinstance(form, LayerSpec) and form.pad is not None
@@ -95,7 +95,7 @@ def test_other_convolutions_without_quantizers_are_their_source(name: str) -> No
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_convolutions_multiply_what_their_quantizers_say(name: str) -> None:
+def test_other_convolutions_use_quantized_weight_and_input(name: str) -> None:
     """The source itself, with the decoded codes as its weight and input, is the independent computation."""
     kind, source, shape = OTHERS[name]
     layer = kind(source=copy.deepcopy(source))
@@ -141,7 +141,7 @@ class Doubling(nn.Module):
         return 2 * x - x.detach()
 
 
-def test_a_gradient_quantizer_acts_on_what_comes_back_and_on_nothing_else() -> None:
+def test_gradient_quantizer_changes_only_the_backward_pass() -> None:
     torch.manual_seed(0)
     source, x = nn.Linear(4, 3), torch.randn(2, 4, requires_grad=True)
     layer = QuantLinear(source=source)

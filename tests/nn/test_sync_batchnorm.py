@@ -62,7 +62,7 @@ def test_on_one_rank_it_is_the_layer_that_it_replaces(
     torch.testing.assert_close(other(x), model(x), rtol=1e-12, atol=1e-12)
 
 
-def test_parameters_stay_the_very_same() -> None:
+def test_sync_batch_norm_keeps_the_parameter_objects() -> None:
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3))
     before = dict(model.named_parameters())
     sync_batchnorm_(model)

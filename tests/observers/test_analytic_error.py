@@ -33,7 +33,7 @@ def bounds(x: Tensor, bits: int, distribution: str = "auto") -> tuple[float, flo
 
 
 @pytest.mark.parametrize(("distribution", "bits"), PAPER)
-def test_the_papers_table(distribution: str, bits: int) -> None:
+def test_thresholds_match_the_papers_table(distribution: str, bits: int) -> None:
     assert best_clipping_threshold(distribution, bits) == pytest.approx(PAPER[distribution, bits], abs=0.011)
 
 
@@ -57,7 +57,7 @@ def test_the_scale_comes_from_the_data(scale: float) -> None:
     assert bounds(laplacian() * scale, 4, "laplace")[1] == pytest.approx(5.03 * scale, rel=0.015)
 
 
-def test_auto_takes_the_distribution_that_it_is() -> None:
+def test_auto_recognizes_the_distribution() -> None:
     for x, name in ((gaussian(), "gauss"), (laplacian(), "laplace")):
         assert bounds(x, 3) == bounds(x, 3, name)
     both = AnalyticError(granularity=PerTensor())
@@ -83,6 +83,6 @@ def test_behind_a_relu_it_is_the_best_for_unsigned_codes(bits: int) -> None:
     assert bounds(torch.cat([x, torch.zeros(10000)]), bits, "gauss") == (low, high)
 
 
-def test_never_beyond_what_was_seen() -> None:
+def test_threshold_never_exceeds_the_observed_range() -> None:
     x = torch.linspace(-1, 1, 1001)
     assert bounds(x, 8, "laplace") == (-1.0, 1.0)

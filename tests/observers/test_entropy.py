@@ -38,7 +38,7 @@ def divergence(counts: np.ndarray, kept: int, levels: int) -> float:
 
 @pytest.mark.parametrize("levels", [1, 3, 8, 16])
 @pytest.mark.parametrize("seed", range(4))
-def test_divergence_is_scipys(levels: int, seed: int) -> None:
+def test_divergence_matches_scipy(levels: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     counts = rng.poisson(np.exp(-np.arange(40) / 8) * 30)
     counts[33:] = 0
@@ -74,12 +74,12 @@ def test_zeros_do_not_count() -> None:
     assert found(torch.cat([x, torch.zeros(50000)]), 4) == found(x, 4)
 
 
-def test_a_stride_finds_nearly_as_little() -> None:
+def test_stride_reaches_nearly_the_least_divergence() -> None:
     x = noise(20000)
     assert found(x, 4, stride=8) == pytest.approx(found(x, 4), rel=0.1)
 
 
-def test_ends_where_there_is_nothing_to_choose() -> None:
+def test_zeros_and_excess_levels_keep_the_whole_range() -> None:
     whole = MinMax(granularity=PerChannel(0))
     x = torch.stack([torch.zeros(50), noise(50)])
     whole.update(x)
@@ -90,7 +90,7 @@ def test_ends_where_there_is_nothing_to_choose() -> None:
         assert torch.equal(observer.observed(bits).high[rows], whole.observed(bits).high[rows])
 
 
-def test_channels_are_apart() -> None:
+def test_channels_are_independent() -> None:
     x = torch.stack([noise(500), noise(500, seed=1) * 10])
     together = Entropy(granularity=PerChannel(0))
     together.update(x)

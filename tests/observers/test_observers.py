@@ -61,7 +61,7 @@ def test_two_halves_merge_to_the_whole(make: Make, granularity: Granularity, see
 
 
 @pytest.mark.parametrize("make", ALL)
-def test_merging_with_what_saw_nothing_changes_nothing(make: Make) -> None:
+def test_merging_with_an_empty_observer_changes_nothing(make: Make) -> None:
     x = noise(10)
     seen, empty = fed(make, PerTensor(), x), fed(make, PerTensor())
     before = seen.observed(4)
@@ -153,14 +153,14 @@ def test_squared_error_by_channel_is_that_of_each_channel_alone() -> None:
 
 @pytest.mark.parametrize("make", ALL)
 @pytest.mark.parametrize("value", [0.0, 3.0, -0.25, 2.0**-120, 2.0**100])
-def test_a_constant_has_a_range_that_holds_no_more(make: Make, value: float) -> None:
+def test_constant_tensor_range_does_not_exceed_its_value(make: Make, value: float) -> None:
     observed = fed(make, PerTensor(), torch.full((50,), value)).observed(4)
     assert min(value, 0.0) <= float(observed.low) <= float(observed.high) <= max(value, 0.0)
     assert float(observed.mean_abs) == pytest.approx(abs(value))
 
 
 @pytest.mark.parametrize("make", ALL)
-def test_empty_batches_are_passed_over_and_nothing_at_all_is_an_error(make: Make) -> None:
+def test_empty_batches_are_ignored_and_no_batch_is_refused(make: Make) -> None:
     observer = fed(make, PerTensor(), torch.zeros(0, 3))
     with pytest.raises(ValueError, match="nothing was observed; feed at least one non-empty batch"):
         observer.observed(8)
@@ -168,7 +168,7 @@ def test_empty_batches_are_passed_over_and_nothing_at_all_is_an_error(make: Make
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("make", ALL)
-def test_what_is_not_finite_is_refused(make: Make, bad: float) -> None:
+def test_nan_and_infinity_are_refused(make: Make, bad: float) -> None:
     with pytest.raises(ValueError, match="saw NaN or infinity; check the calibration images and the weights"):
         fed(make, PerTensor(), torch.tensor([1.0, bad]))
 

@@ -26,7 +26,7 @@ def bounds(x: Tensor, percentile: float) -> tuple[float, float]:
 
 @pytest.mark.parametrize("percentile", [50.0, 90.0, 99.0, 99.9, 100.0])
 @pytest.mark.parametrize("data", ["normal", "relu", "shifted", "negative"])
-def test_percentiles_are_numpys(data: str, percentile: float) -> None:
+def test_percentiles_match_numpy(data: str, percentile: float) -> None:
     """Between the order statistics next to numpy's, and a bin's relative width, 1/256."""
     x = {
         "normal": noise(20000),
@@ -66,7 +66,7 @@ def test_the_range_lies_in_what_was_seen_and_grows(values: list[float], percenti
     assert high <= wider[1]
 
 
-def test_channels_are_apart() -> None:
+def test_channels_are_independent() -> None:
     x = torch.stack([noise(500), noise(500, seed=1) * 10])
     together = Percentile(granularity=PerChannel(0), percentile=90.0)
     together.update(x)

@@ -120,7 +120,7 @@ def test_lsq_scales_the_steps_gradient(
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.25])
-def test_lsq_survives_a_step_that_an_optimizer_drove_to_zero_or_below(scale: float) -> None:
+def test_lsq_step_at_or_below_zero_stays_usable(scale: float) -> None:
     quantizer = LSQ(spec=INPUT)
     with torch.no_grad():
         quantizer.scale.fill_(scale)
@@ -137,6 +137,6 @@ def test_lsq_refuses_an_unknown_start() -> None:
         LSQ(spec=INPUT, init="median")
 
 
-def test_inputs_have_no_channel_of_their_own() -> None:
+def test_per_channel_inputs_are_refused() -> None:
     with pytest.raises(ValueError, match=r"PerChannel: axis 0 is outside .* use PerTensor\(\)"):
         LSQ(spec=INPUT, granularity=PerChannel(0))

@@ -52,6 +52,6 @@ def test_windows_one_after_the_other_are_the_whole(schedule: Schedule) -> None:
         (lambda: Window(schedule=Cosine(), finish=2), "Window: finish is a share of the run"),
     ],
 )
-def test_what_is_no_schedule_is_refused(make: object, line: str) -> None:
+def test_invalid_schedules_are_refused(make: object, line: str) -> None:
     with pytest.raises(ValueError, match=line):
         make()  # type: ignore[operator]

@@ -38,7 +38,9 @@ SHAPES: list[tuple[Granularity, tuple[int, ...], tuple[int, ...], int]] = [
 
 
 @pytest.mark.parametrize(("granularity", "shape", "state", "shared"), SHAPES, ids=str)
-def test_worked_shapes(granularity: Granularity, shape: tuple[int, ...], state: tuple[int, ...], shared: int) -> None:
+def test_state_shapes_match_worked_examples(
+    granularity: Granularity, shape: tuple[int, ...], state: tuple[int, ...], shared: int
+) -> None:
     assert granularity.state_shape(shape) == state
     rows = granularity.flatten(torch.zeros(shape))
     assert rows.shape[0] == prod(state)
@@ -48,7 +50,7 @@ def test_worked_shapes(granularity: Granularity, shape: tuple[int, ...], state: 
 
 
 @pytest.mark.parametrize(("granularity", "shape", "state", "shared"), SHAPES, ids=str)
-def test_a_scale_meets_the_elements_of_its_own_row(
+def test_expand_gives_each_element_the_scale_of_its_row(
     granularity: Granularity, shape: tuple[int, ...], state: tuple[int, ...], shared: int
 ) -> None:
     """Numbering the states and spreading them over the tensor gives each row of the tensor its own number."""
@@ -61,7 +63,7 @@ def test_a_scale_meets_the_elements_of_its_own_row(
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.sampled_from([0, 1]))
-def test_maxima_by_row_are_maxima_by_loop(count: int, size: int, other: int, axis: int) -> None:
+def test_row_maxima_match_a_loop_over_groups(count: int, size: int, other: int, axis: int) -> None:
     shape = (count * size, other) if axis == 0 else (other, count * size)
     granularity = PerGroup(size) if axis == 0 else PerBlock(size)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(count + 10 * size))
@@ -89,20 +91,20 @@ def test_channels_last_changes_nothing() -> None:
         (PerBlock(4), (8, 6), r"PerBlock: size 4 does not divide 6 input channels; use one of \[1, 2, 3, 6\]"),
     ],
 )
-def test_what_cannot_be_is_refused(granularity: Granularity, shape: tuple[int, ...], message: str) -> None:
+def test_impossible_granularities_are_refused(granularity: Granularity, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         granularity.state_shape(shape)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", [PerGroup, PerBlock])
-def test_a_size_is_at_least_one(kind: type[PerGroup] | type[PerBlock]) -> None:
+def test_size_below_one_is_refused(kind: type[PerGroup] | type[PerBlock]) -> None:
     with pytest.raises(ValueError, match=rf"{kind.__name__}: size must be at least 1, got 0"):
         kind(0)
 
 
 @pytest.mark.parametrize("module", [qtrain.spec.granularity, qtrain.spec.blocks])
-def test_the_examples_in_the_docstrings(module: object) -> None:
+def test_docstring_examples_hold(module: object) -> None:
     result = doctest.testmod(module)  # type: ignore[arg-type]
     assert result.attempted > 0
     assert result.failed == 0

@@ -19,7 +19,7 @@ from qtrain.storage.huffman import HuffmanPart, code_lengths, code_words
 COUNTS = st.lists(st.integers(0, 1000), min_size=1, max_size=40).filter(any)
 
 
-def test_the_textbook_example() -> None:
+def test_code_lengths_match_the_textbook_example() -> None:
     """Cormen et al., "Introduction to Algorithms", metric 16.3: a 45, b 13, c 12, d 16, e 9, f 5 take 224 bits."""
     counts = [45, 13, 12, 16, 9, 5]
     assert code_lengths(counts) == [1, 3, 3, 3, 4, 4]
@@ -41,7 +41,7 @@ def test_mean_length_is_within_one_bit_of_the_entropy(counts: list[int]) -> None
 
 
 @given(COUNTS)
-def test_no_word_begins_another(counts: list[int]) -> None:
+def test_code_words_are_prefix_free(counts: list[int]) -> None:
     lengths = code_lengths(counts)
     words = [f"{w:0{n}b}" for w, n in zip(code_words(lengths), lengths, strict=True) if n]
     assert len(words) == sum(c > 0 for c in counts)
@@ -49,7 +49,7 @@ def test_no_word_begins_another(counts: list[int]) -> None:
 
 
 @given(st.lists(st.integers(1, 12), min_size=2, max_size=4))
-def test_no_other_prefix_code_is_shorter(counts: list[int]) -> None:
+def test_huffman_code_is_the_shortest_prefix_code(counts: list[int]) -> None:
     """All lengths up to 4 that satisfy Kraft's inequality, tried."""
     least = min(
         sum(c * n for c, n in zip(counts, lengths, strict=True))
@@ -60,7 +60,7 @@ def test_no_other_prefix_code_is_shorter(counts: list[int]) -> None:
 
 
 @given(st.data(), st.integers(1, 6), st.sampled_from([-8, 0, 3]))
-def test_bytes_without_loss(data: st.DataObject, bits: int, low: int) -> None:
+def test_huffman_part_round_trips_through_bytes(data: st.DataObject, bits: int, low: int) -> None:
     values = data.draw(st.lists(st.integers(low, low + 2**bits - 1), max_size=200))
     part = HuffmanPart(torch.tensor(values, dtype=torch.int32), bits, low)
     after = torch.tensor([1, 0, 1], dtype=torch.uint8)
@@ -73,13 +73,13 @@ def test_bytes_without_loss(data: st.DataObject, bits: int, low: int) -> None:
 
 
 @pytest.mark.parametrize(("values", "words"), [([], 0), ([2], 1), ([5] * 7, 7)])
-def test_one_symbol_and_none(values: list[int], words: int) -> None:
+def test_one_symbol_and_no_symbol_round_trip(values: list[int], words: int) -> None:
     """The table of 8 lengths of 3 bits, and one bit for each value."""
     part = HuffmanPart(torch.tensor(values, dtype=torch.int64), 3)
     assert part.nbits == 8 * 3 + words
 
 
-def test_codes_of_both_kinds_of_tensor() -> None:
+def test_affine_and_codebook_tensors_round_trip_with_huffman() -> None:
     """120 zeros and 8 others of 2 bits: 4 lengths of 2 bits, 120 words of 1 bit, 4 of 2 bits, 2 and 2 of 3 bits."""
     codes = torch.tensor([0] * 120 + [1] * 4 + [2] * 2 + [3] * 2, dtype=torch.int32)
     affine = AffineTensor(codes=codes, bits=2, low=0, high=3, scale=torch.tensor(0.5), huffman=True)

@@ -33,7 +33,7 @@ def test_gaps_by_hand() -> None:
 
 
 @given(st.lists(st.booleans(), max_size=60), st.integers(1, 6))
-def test_places_come_back(values: list[bool], bits: int) -> None:
+def test_places_invert_gaps(values: list[bool], bits: int) -> None:
     kept = torch.tensor(values, dtype=torch.bool)
     gaps = gaps_of(kept, bits)
     assert ((gaps >= 0) & (gaps < 1 << bits)).all()
@@ -72,7 +72,7 @@ def test_values_and_size_by_hand() -> None:
 
 
 @pytest.mark.parametrize("huffman", [False, True])
-def test_the_bytes_are_as_many_as_counted_and_read_back(huffman: bool) -> None:
+def test_byte_count_matches_nbits_and_bytes_round_trip(huffman: bool) -> None:
     stored = sparse(huffman=huffman)
     data = pack(stored)
     assert len(data) == -(-stored.nbits // 8)

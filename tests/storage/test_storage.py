@@ -51,7 +51,7 @@ def test_integers_come_back(bits: int, low: int, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("value", [-3, 5])
-def test_what_does_not_fit_is_refused(value: int) -> None:
+def test_integers_that_do_not_fit_are_refused(value: int) -> None:
     with pytest.raises(ValueError, match=r"integer_bits: values must lie in -2\.\.1 to fit 2 bits"):
         integer_bits(torch.tensor([0, value]), 2, low=-2)
 
@@ -166,7 +166,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 @each_kind
-def test_all_comes_back_from_bytes_and_shapes(name: str) -> None:
+def test_every_kind_round_trips_through_bytes(name: str) -> None:
     stored = MANUAL[name][0]
     assert not same(blank(stored), stored)
     assert same(unpack(pack(stored), like=blank(stored)), stored)
@@ -183,14 +183,14 @@ def test_all_comes_back_from_bytes_and_shapes(name: str) -> None:
     ],
     ids=["cut", "empty", "surplus", "twice"],
 )
-def test_other_lengths_are_refused(name: str, spoil: Callable[[bytes], bytes], message: str) -> None:
+def test_unpack_refuses_wrong_length(name: str, spoil: Callable[[bytes], bytes], message: str) -> None:
     stored = MANUAL[name][0]
     with pytest.raises(ValueError, match=message) as caught:
         unpack(spoil(pack(stored)), like=stored)
     assert "\n" not in str(caught.value)
 
 
-def test_bits_in_the_filling_are_refused() -> None:
+def test_unpack_refuses_set_bits_in_the_padding() -> None:
     stored = replace(LEVELS, codes=LEVELS.codes[:1], bits=3)
     data = bytearray(pack(stored))
     assert len(data) == 5  # 6 bits of codes, 32 of a scale, 2 to fill
@@ -225,7 +225,7 @@ def test_affine_tensors_of_any_shape_come_back(
     assert huffman or stored.nbits == count * bits + 32
 
 
-def test_nothing_takes_no_codes() -> None:
+def test_empty_tensor_takes_no_codes() -> None:
     empty = replace(AFFINE, codes=torch.zeros(2, 0, dtype=torch.int32))
     assert (empty.code_bits, empty.dequantize().shape) == (0, (2, 0))
     assert same(unpack(pack(empty), like=blank(empty)), empty)

@@ -46,7 +46,7 @@ def test_weights_are_the_least_squares_sum_of_the_papers_bases(bits: int) -> Non
         np.testing.assert_allclose(stored.scale[:, channel].ravel().numpy(), factors, rtol=1e-4, atol=1e-6)
 
 
-def test_more_bases_are_nearer_also_when_the_width_changes_in_place() -> None:
+def test_more_bases_reduce_error_after_a_change_of_bits() -> None:
     w = noise(16, 27)
     quantizer, errors = for_weight(w, 1), []
     for bits in quantizer.widths:

@@ -44,7 +44,7 @@ def test_more_than_one_bit_is_refused(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", [BinaryConnect, BWN])
-def test_what_is_made_for_weights_refuses_inputs(kind: Any) -> None:
+def test_weight_quantizers_refuse_inputs(kind: Any) -> None:
     with pytest.raises(ValueError, match=f"{kind.__name__}: quantizes weights only, not an input"):
         kind(spec=INPUT)
 
@@ -229,7 +229,7 @@ def test_bnn_plus_learns_its_factor_and_leaves_inputs_without_regularizer() -> N
         ({"strength": -1.0}, "BNNPlus: strength must be at least 0, got -1.0"),
     ],
 )
-def test_bnn_plus_refuses_what_makes_no_sense(options: dict[str, Any], message: str) -> None:
+def test_bnn_plus_refuses_invalid_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BNNPlus(spec=INPUT, **options)
 
@@ -252,7 +252,7 @@ def test_inputs_that_are_never_negative_are_compared_with_their_mean(kind: Any) 
         assert centered.output_factor(relu, nn.Linear(4, 1)).tolist() == [1.0], "(1 + 1 + 0 + 2) / 4"
 
 
-def test_binary_connect_within_glorots_bound() -> None:
+def test_binary_connect_glorot_bound_scales_values_and_probabilities() -> None:
     """H = sqrt(1.5 / ((8 + 4) 9)); a weight of -H / 2 is H in a quarter of the draws."""
     bound = (1.5 / 108) ** 0.5
     quantizer = BinaryConnect(spec=weight_spec(8, 4, 3, 3), bound="glorot", stochastic=True)

@@ -95,7 +95,7 @@ def test_the_gradient_follows_the_schedule(progress: float) -> None:
     assert torch.equal(quantizer(x), x.sign())
 
 
-def test_ends_of_the_schedule() -> None:
+def test_gradient_at_the_ends_of_the_schedule() -> None:
     """At first nearly the identity within one, in the end a peak of height 10 at zero; other ends by option."""
     x = torch.tensor([0.0, 1.0, -0.5, 3.0])
     for t_min, t_max, progress, slope in ((0.1, 10, 0, 1), (0.1, 10, 1, 10), (1e-3, 4, 0, 1), (1e-3, 4, 1, 4)):
@@ -156,6 +156,6 @@ def test_inputs_behind_a_relu_are_compared_with_their_mean() -> None:
         (weight_spec(5, 1, 1, 1), {}, r"IRNet: needs a weight of at least two values a filter.*\(5, 1, 1, 1\); name"),
     ],
 )
-def test_what_makes_no_sense_is_refused(spec: QuantSpec, options: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_refused(spec: QuantSpec, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         IRNet(spec=spec, **options)

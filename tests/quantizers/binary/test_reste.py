@@ -61,7 +61,7 @@ def test_the_gradient_is_the_truncated_roots(kind: str, progress: float, order: 
     torch.testing.assert_close(quantizer(x).double(), expected.double(), rtol=1e-6, atol=0)
 
 
-def test_at_first_it_is_the_clipped_identity() -> None:
+def test_gradient_starts_as_the_clipped_identity() -> None:
     x = torch.tensor([-1.6, -1.4, -0.05, 0.0, 0.05, 1.4, 1.6])
     assert gradient(at(0.0, ReSTE(spec=INPUT)), x, torch.ones(7)).tolist() == [0, 1, 1, 1, 1, 1, 0]
 
@@ -128,6 +128,6 @@ def test_inputs_behind_a_relu_are_compared_with_their_mean() -> None:
         (QuantSpec(bits=2), {}, "ReSTE: bits must be 1, got 2; take another quantizer"),
     ],
 )
-def test_what_makes_no_sense_is_refused(spec: QuantSpec, options: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_refused(spec: QuantSpec, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ReSTE(spec=spec, **options)

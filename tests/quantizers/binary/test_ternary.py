@@ -44,7 +44,7 @@ def test_exact_twn_is_the_nearest_of_all_ternary_filters(seed: int) -> None:
 
 
 @given(st.lists(st.sampled_from([0.0, 1e-20, 0.5, 0.5, 1.0, 1.0, 2.0, 3.5]), min_size=1, max_size=6))
-def test_equal_magnitudes_and_zeros_lose_no_optimum(magnitudes: list[float]) -> None:
+def test_exact_twn_handles_equal_magnitudes_and_zeros(magnitudes: list[float]) -> None:
     w = torch.tensor(magnitudes)
     kept = w[w > best_ternary_threshold(w.reshape(1, -1))].double()
     error = float(w.double().square().sum()) - (float(kept.sum()) ** 2 / len(kept) if len(kept) else 0.0)
@@ -125,6 +125,6 @@ def test_ttq_has_the_papers_gradients() -> None:
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.0])
-def test_ttq_refuses_a_threshold_that_is_no_share(threshold: float) -> None:
+def test_ttq_refuses_threshold_outside_zero_to_one(threshold: float) -> None:
     with pytest.raises(ValueError, match=r"TTQ: threshold, a share of max \|w\|, must be in \[0, 1\), got"):
         TTQ(spec=weight_spec(2, 2), threshold=threshold)

@@ -70,7 +70,7 @@ def test_blocks_against_a_loop_over_them(bits: int, length: int) -> None:
 
 
 @given(st.lists(st.floats(-(2.0**60), 2.0**60, width=32), min_size=1, max_size=20), st.sampled_from([4, 6, 9]))
-def test_an_error_is_at_most_half_a_step_but_at_the_top(values: list[float], bits: int) -> None:
+def test_error_is_at_most_half_a_step_below_the_top_code(values: list[float], bits: int) -> None:
     x = torch.tensor([values])
     stored = quantizer(bits).quantize(x)
     assert isinstance(stored, MicroexponentTensor)

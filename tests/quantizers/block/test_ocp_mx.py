@@ -48,7 +48,7 @@ def quantizer(name: str, *shape: int, axis: int = 1) -> OcpMx:
         ("int8", 1 + 63 / 64, 1.0, 63 / 64, 1 / 64, 128),  # table 4; of whole numbers 1 is no boundary
     ],
 )
-def test_the_tables_of_the_specification(
+def test_element_formats_match_the_specification(
     name: str, largest: float, smallest_normal: float, largest_subnormal: float, smallest: float, count: int
 ) -> None:
     values = ELEMENTS[name].magnitudes().tolist()
@@ -58,7 +58,7 @@ def test_the_tables_of_the_specification(
     assert math.floor(math.log2(largest)) == EMAX[name] == ELEMENTS[name].largest_exponent
 
 
-def test_fp4_whole() -> None:
+def test_fp4_matches_all_values_of_the_specification() -> None:
     table = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
     assert ELEMENTS["e2m1"].decode(torch.arange(16)).tolist() == [*table, *(-value for value in table)]
 
@@ -183,7 +183,7 @@ def test_zeros_and_extremes_keep_their_value() -> None:
         assert torch.equal(quantizer("e4m3")(x), x)
 
 
-def test_what_is_not_finite_makes_its_block_nan() -> None:
+def test_nan_and_infinity_make_their_block_nan() -> None:
     x = torch.ones(1, 64)
     x[0, 3] = float("inf")
     result = quantizer("e4m3")(x)
@@ -199,7 +199,7 @@ def test_what_is_not_finite_makes_its_block_nan() -> None:
         (8, "e3m4", r"OcpMx: element must be 'auto' or one of \['e2m1', .*\], got 'e3m4'"),
     ],
 )
-def test_wrong_options(bits: int, element: str, message: str) -> None:
+def test_wrong_options_are_refused(bits: int, element: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         OcpMx(spec=QuantSpec(bits=bits), element=element)
     with pytest.raises(ValueError, match="OcpMx: bits must be 8, got 4"):

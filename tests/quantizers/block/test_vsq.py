@@ -72,7 +72,7 @@ def test_an_input_has_one_coarse_scale_and_the_sign_that_was_seen(low: float, ax
     torch.testing.assert_close(result.reshape(-1), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_effective_bits_are_the_papers() -> None:
+def test_effective_bits_match_the_paper() -> None:
     """4 + 4 / 16 = 4.25 bits, and a float for each output channel."""
     quantizer = for_weight(8, 64, 3, 3)
     stored = quantizer.quantize(noise(8, 64, 3, 3))
@@ -81,14 +81,14 @@ def test_effective_bits_are_the_papers() -> None:
     assert for_input().storage_bits() == 0
 
 
-def test_with_enough_bits_nothing_is_lost_but_rounding() -> None:
+def test_many_scale_bits_leave_only_rounding_error() -> None:
     w = noise(4, 64)
     fine = for_weight(4, 64, bits=8, scale_bits=16)(w)
     off = (fine - w).abs().reshape(4, 4, 16)
     assert (off <= w.abs().reshape(4, 4, 16).amax(2, keepdim=True) / 127 * 0.51).all()
 
 
-def test_the_gradient_passes_but_to_what_no_unsigned_code_represents() -> None:
+def test_gradient_passes_except_to_negative_unsigned_inputs() -> None:
     x, upstream = noise(2, 20), noise(2, 20, seed=1)
     for quantizer, passed in (
         (for_input(low=-1.0), torch.ones_like(x)),
@@ -100,7 +100,7 @@ def test_the_gradient_passes_but_to_what_no_unsigned_code_represents() -> None:
         assert torch.equal(grad, upstream * passed)
 
 
-def test_wrong_options() -> None:
+def test_wrong_options_are_refused() -> None:
     with pytest.raises(ValueError, match=r"VSQ: scale_bits must be in 1\.\.16, got 0"):
         for_input(scale_bits=0)
     with pytest.raises(ValueError, match="VSQ: size must be at least 1 element of a vector, got 0"):

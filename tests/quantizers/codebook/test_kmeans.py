@@ -39,7 +39,7 @@ def least_error(values: list[float], count: int) -> float:
 
 
 @pytest.mark.parametrize("count", [2, 5, 16])
-def test_lloyds_iterations_end_where_scikit_learns_do(count: int) -> None:
+def test_lloyd_matches_scikit_learn(count: int) -> None:
     x = torch.rand(400, generator=torch.Generator().manual_seed(0)).double() + 1  # dense: no cluster is ever empty
     start = np.linspace(float(x.min()), float(x.max()), count)[:, None]
     fitted = Reference(count, init=start, n_init=1, tol=0, max_iter=1000, algorithm="lloyd").fit(x[:, None].numpy())
@@ -56,7 +56,7 @@ def test_separable_weights_reach_the_optimum(seed: int, count: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_no_worse_than_evenly_spaced_and_no_better_than_the_optimum(seed: int) -> None:
+def test_lloyd_error_lies_between_even_spacing_and_the_optimum(seed: int) -> None:
     x = noise(1, 12, seed=seed).double()
     even = torch.linspace(float(x.min()), float(x.max()), 4, dtype=torch.float64)
     error = float((x[..., None] - lloyd(x, 4)).square().amin(-1).sum())
@@ -97,7 +97,7 @@ def test_a_weight_keeps_its_cluster_while_centroids_move() -> None:
     assert torch.equal(quantizer(weight), quantizer.codebook[before.long()])
 
 
-def test_huffman_shrinks_the_codes_and_nothing_else() -> None:
+def test_huffman_changes_only_the_size_of_codes() -> None:
     weight = noise(64, 64, 3, 3)
     plain, coded = (made(weight, bits=4, huffman=huffman).quantize(weight) for huffman in (False, True))
     counts = torch.bincount(plain.codes.reshape(-1), minlength=16).double()

@@ -39,7 +39,7 @@ def nearest_by_search(x: Tensor, scale: float, levels: list[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64).reshape(x.shape)
 
 
-def test_apots_levels_are_those_of_its_paper() -> None:
+def test_apot_levels_match_the_paper() -> None:
     """§2.2: 4 bits are {0, 2^0, 2^-2, 2^-4} + {0, 2^-1, 2^-3, 2^-5}; 3 bits {0, 2^0, 2^-1, 2^-3} + {0, 2^-2}."""
     four = {a + b for a, b in itertools.product([0, 1, 1 / 4, 1 / 16], [0, 1 / 2, 1 / 8, 1 / 32])}
     assert sums_of_powers(4) == [level / 1.5 for level in sorted(four)]
@@ -52,7 +52,7 @@ def test_apots_levels_are_those_of_its_paper() -> None:
 
 @pytest.mark.parametrize("magnitudes", [powers_of_two, sums_of_powers])
 @pytest.mark.parametrize("bits", range(1, 8))
-def test_every_code_is_a_level_of_its_own(magnitudes: object, bits: int) -> None:
+def test_every_code_has_a_different_level(magnitudes: object, bits: int) -> None:
     levels = magnitudes(bits)  # type: ignore[operator]
     assert len(set(levels)) == 2**bits
     assert (levels[0], levels[-1]) == (0.0, 1.0)
@@ -81,7 +81,7 @@ def test_values_are_the_nearest_levels(kind: type[PowerOfTwo] | type[APoT], sign
 
 
 @pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(0)])
-def test_gradients_are_those_of_the_reparametrised_clipping(granularity: PerTensor | PerChannel) -> None:
+def test_gradients_match_the_reparameterized_clipping(granularity: PerTensor | PerChannel) -> None:
     """Equation 8: d/da is sign(x) beyond a and q - x/a within, d/dx is 0 and 1; in float64 by hand."""
     quantizer = APoT(spec=weight_spec(), granularity=granularity, normalize=False)
     quantizer.scale.data.fill_(0.9)
@@ -96,7 +96,7 @@ def test_gradients_are_those_of_the_reparametrised_clipping(granularity: PerTens
     torch.testing.assert_close(to_x, upstream * inside)
 
 
-def test_a_relus_zeros_get_the_whole_gradient() -> None:
+def test_zeros_after_relu_get_the_whole_gradient() -> None:
     """Equation 8 has |x| <= a: the ends are inside."""
     quantizer = APoT(spec=QuantSpec(bits=4, signed=False))
     x = torch.tensor([-0.5, 0.0, 0.5, 1.0, 1.5], requires_grad=True)
@@ -150,7 +150,7 @@ def test_weights_start_at_the_least_squared_error(kind: type[PowerOfTwo] | type[
     assert error(start) <= 1.02 * min(error(scale) for scale in grid)
 
 
-def test_inqs_rule() -> None:
+def test_power_of_two_scale_follows_inq_rule() -> None:
     """INQ, equation 2: n1 = floor(log2(4 s / 3)), s the largest magnitude; all values are powers of two then."""
     weight = noise(*SHAPE) * 0.1
     quantizer = PowerOfTwo(spec=weight_spec(), scale="power_of_two")

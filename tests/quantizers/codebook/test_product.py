@@ -49,7 +49,7 @@ def test_blocks_are_runs_of_an_output_channel() -> None:
 @pytest.mark.parametrize(
     ("shape", "block"), [((8, 4, 3, 3), 9), ((8, 4, 1, 1), 4), ((10, 64), 4), ((4, 6), 3), ((4, 1, 5), 5), ((7,), 1)]
 )
-def test_the_papers_blocks(shape: tuple[int, ...], block: int) -> None:
+def test_default_blocks_match_the_paper(shape: tuple[int, ...], block: int) -> None:
     assert Product(spec=QuantSpec(bits=3, shape=shape, signed=True)).block == block
 
 
@@ -65,7 +65,7 @@ def test_every_block_takes_its_nearest_vector() -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-25, 1e25])
-def test_nearest_whatever_the_unit(scale: float) -> None:
+def test_nearest_vector_is_independent_of_the_unit(scale: float) -> None:
     vectors, codebook = noise(50, 3) * scale, noise(8, 3, seed=1) * scale
     expected = torch.cdist(vectors.double(), codebook.double()).argmin(1)
     assert torch.equal(nearest_vector(vectors, codebook), expected)
@@ -81,7 +81,7 @@ def test_an_iteration_never_makes_the_error_larger() -> None:
     assert errors[-1] < 0.8 * errors[0]
 
 
-def test_the_codebook_is_as_good_as_scikit_learns() -> None:
+def test_codebook_error_matches_scikit_learn() -> None:
     vectors = noise(400, 3)
     found = cluster(vectors, 16)
     reference = Reference(16, init="random", n_init=1, random_state=0).fit(vectors.numpy())
@@ -104,7 +104,7 @@ def test_empty_clusters_split_the_most_populated() -> None:
     assert (members(nearest_vector(vectors, moved), 4) > 0).sum() > 2
 
 
-def test_more_vectors_than_blocks_lose_nothing() -> None:
+def test_codebook_larger_than_blocks_is_lossless() -> None:
     weight = noise(2, 3, 3, 3)
     quantizer = made(weight, bits=5)
     assert torch.equal(quantizer(weight), weight)
@@ -133,7 +133,7 @@ def test_blocks_keep_their_vector_while_the_codebook_moves() -> None:
     assert torch.equal(quantizer.quantize(weight).codes, before)
 
 
-def test_a_layer_waits_for_its_turn_and_its_codebook_follows_it() -> None:
+def test_layer_before_start_is_real_and_codebook_follows_weight() -> None:
     weight = noise(*SHAPE)
     quantizer = made(weight, start=0.5).train()
     begin_step_(quantizer, seed=0, step=0, progress=0.4)

@@ -43,14 +43,14 @@ def test_entropy_by_hand() -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("clusters", [1, 2, 3, 4])
-def test_no_other_boundaries_have_more_entropy(seed: int, clusters: int) -> None:
+def test_best_cuts_maximize_the_entropy(seed: int, clusters: int) -> None:
     importance = noise(11, seed=seed).double().square().sort().values
     values = importance.tolist()
     most = max(entropy(values, cuts) for cuts in itertools.combinations_with_replacement(range(12), clusters - 1))
     assert entropy(values, tuple(best_cuts(importance, clusters).tolist())) == pytest.approx(most, rel=1e-12)
 
 
-def test_large_tensors_come_within_a_hair_of_the_optimum() -> None:
+def test_large_tensors_reach_nearly_the_optimum() -> None:
     """3000 weights and three clusters: every pair of boundaries, tried."""
     importance = noise(3000).double().square().sort().values
     sums = torch.cat([torch.zeros(1, dtype=torch.float64), importance.cumsum(0)])

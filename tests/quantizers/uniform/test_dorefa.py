@@ -97,7 +97,7 @@ def test_signed_inputs_are_clipped_on_both_sides() -> None:
     torch.testing.assert_close(y, torch.tensor([-1.0, -1 / 3, 0.0, 1 / 3, 1.0]))
 
 
-def test_zero_is_a_value_of_inputs_and_not_of_weights() -> None:
+def test_inputs_can_be_zero_and_weights_cannot() -> None:
     assert for_input(4).keeps_zero
     weight = torch.zeros(3, 2)
     assert not for_weight(weight, 4).keeps_zero

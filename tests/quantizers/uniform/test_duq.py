@@ -108,7 +108,7 @@ def test_values_below_the_lower_bound_are_signed_and_not_shifted() -> None:
     assert weight.keeps_zero
 
 
-def test_levels_are_of_each_channel() -> None:
+def test_per_channel_levels_are_independent() -> None:
     weight = noise(3, 8) * torch.tensor([[0.1], [1.0], [30.0]])
     quantizer = DuQ(spec=QuantSpec(bits=8, shape=(3, 8), signed=True), granularity=PerChannel(0))
     reach = weight.abs().amax(dim=1, keepdim=True)

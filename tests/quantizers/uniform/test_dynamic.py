@@ -47,7 +47,7 @@ def test_every_group_is_quantized_by_its_own_extremes(symmetric: bool) -> None:
     assert torch.equal(dynamic(PerToken(), symmetric=symmetric, axis=-1)(tokens), each)
 
 
-def test_the_channel_axis_is_the_specs_and_not_the_configs() -> None:
+def test_channel_axis_comes_from_the_spec() -> None:
     """Positions of a map: moved to the end, its channels are a token's."""
     maps = noise(2, 8, 3, 3)
     expected = dynamic(PerToken(), axis=-1)(maps.movedim(1, -1)).movedim(-1, 1)
@@ -83,7 +83,7 @@ def test_the_laws_hold_for_every_sharing(
     assert torch.equal(quantizer(torch.zeros(shape)), torch.zeros(shape))
 
 
-def test_one_empty_sample_does_not_touch_the_others() -> None:
+def test_zero_sample_does_not_affect_other_samples() -> None:
     x = noise(3, 5)
     x[1] = 0.0
     y = dynamic(PerSample())(x)

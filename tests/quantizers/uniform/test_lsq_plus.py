@@ -105,7 +105,7 @@ def test_weights_start_at_three_deviations(bits: int) -> None:
         assert scale == pytest.approx(expected, rel=1e-5)
 
 
-def test_weights_that_are_not_at_hand_start_at_the_observed_range() -> None:
+def test_weights_without_tensor_start_at_the_observed_range() -> None:
     quantizer = LSQPlus(spec=QuantSpec(bits=4, shape=(5,), signed=True))
     quantizer.calibrate_(observed(-4.0, 2.0))
     assert quantizer.scale.item() == 0.5
@@ -122,7 +122,7 @@ def test_inputs_start_with_all_codes_on_the_observed_range() -> None:
     assert LSQPlus(spec=QuantSpec(bits=4, shape=(2,), signed=True)).keeps_zero
 
 
-def test_codes_of_inputs_stay_unsigned_whatever_was_seen() -> None:
+def test_input_codes_stay_unsigned_after_negative_values() -> None:
     quantizer = LSQPlus(spec=INPUT)
     quantizer.calibrate_(observed(-3.0, 3.0))
     assert (int(quantizer.code_low), int(quantizer.code_high)) == (0, 15)
@@ -130,7 +130,7 @@ def test_codes_of_inputs_stay_unsigned_whatever_was_seen() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.25])
-def test_a_step_driven_to_zero_or_below_is_survived(scale: float) -> None:
+def test_step_at_or_below_zero_stays_usable(scale: float) -> None:
     quantizer = for_inputs(scale, 0.5)
     x = noise(10)
     assert torch.isfinite(quantizer(x)).all()

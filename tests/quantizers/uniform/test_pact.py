@@ -45,7 +45,7 @@ def test_values_agree_with_torchs_operator() -> None:
     assert torch.equal(signed, torch.fake_quantize_per_tensor_affine(x, 0.125, 0, -7, 7))
 
 
-def test_gradients_are_those_of_the_paper_and_not_lsqs() -> None:
+def test_gradients_match_pact_and_differ_from_lsq() -> None:
     """Equation 3: 1 for the level where x >= a, 0 elsewhere, however far rounding went; for x the other way round."""
     quantizer = pact(1.0)
     x = torch.tensor([-1.0, 0.0, 0.41, 0.9999, 1.0, 5.0], requires_grad=True)
@@ -91,7 +91,7 @@ def test_the_level_decays_in_training_only() -> None:
     assert torch.equal(quantizer.train()(x), quantizer.eval()(x)), "the regularizer is in the gradient alone"
 
 
-def test_the_level_starts_at_the_observed_range_or_where_it_is_told() -> None:
+def test_level_starts_at_the_observed_range_or_init() -> None:
     for low, high, expected in ((0.0, 6.0, 6.0), (-7.0, 6.0, 7.0), (0.0, 0.0, 15.0)):
         quantizer = PACT(spec=QuantSpec(bits=4))
         quantizer.calibrate_(Observed(torch.tensor(low), torch.tensor(high), torch.tensor(1.0)))
@@ -99,7 +99,7 @@ def test_the_level_starts_at_the_observed_range_or_where_it_is_told() -> None:
     assert pact(10.0).level.item() == 10.0
 
 
-def test_a_level_driven_below_zero_is_survived() -> None:
+def test_level_below_zero_stays_usable() -> None:
     quantizer = pact(1.0)
     with torch.no_grad():
         quantizer.level.fill_(-1.0)

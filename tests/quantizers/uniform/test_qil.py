@@ -103,7 +103,7 @@ def test_it_starts_as_uniform_quantization_of_the_observed_range(
     torch.testing.assert_close(quantizer(x), uniform, rtol=1e-5, atol=1e-6)
 
 
-def test_zero_stays_zero_wherever_the_interval_goes() -> None:
+def test_zero_stays_zero_for_every_interval() -> None:
     """A center below the width would raise the transformed zero: the pruning threshold stops at zero instead."""
     for weight in (True, False):
         quantizer = qil(0.1, 0.9, weight=weight)
@@ -115,12 +115,12 @@ def test_zero_stays_zero_wherever_the_interval_goes() -> None:
     assert torch.isfinite(negative(noise(9))).all()
 
 
-def test_gamma_is_of_weights_and_optional() -> None:
+def test_gamma_exists_only_for_weights_and_is_optional() -> None:
     assert QIL(spec=QuantSpec(bits=4)).gamma is None
     assert QIL(spec=QuantSpec(bits=4, shape=(2,), signed=True), learn_gamma=False).gamma is None
 
 
-def test_pruned_weights_do_not_spoil_a_gamma_below_one() -> None:
+def test_gamma_below_one_keeps_gradients_finite_for_pruned_weights() -> None:
     """t^gamma has no finite derivative at zero, where most pruned weights are."""
     quantizer = qil(0.5, 0.3, 0.5)
     x = torch.tensor([0.0, 0.1, 0.2, 0.5, 0.9], requires_grad=True)

@@ -56,7 +56,7 @@ def test_a_draw_is_one_of_the_two_neighbors_with_the_papers_probability() -> Non
 
 
 @pytest.mark.parametrize("bits", [2, 4, 16])
-def test_codes_stay_in_range_at_its_very_ends(bits: int) -> None:
+def test_codes_stay_in_range_at_the_range_ends(bits: int) -> None:
     """floor(x + u) would leave it: high + 0.9999999 is high + 1 in float32."""
     high = 2 ** (bits - 1) - 1
     x = torch.tensor([-high - 9.0, -high - 1.0, float(high), high + 0.7]).repeat(4000)

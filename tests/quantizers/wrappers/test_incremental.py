@@ -106,7 +106,7 @@ def test_a_partition_by_hand() -> None:
 
 @pytest.mark.parametrize("by", ["magnitude", "random"])
 @pytest.mark.parametrize("name", INNER)
-def test_what_is_frozen_never_moves_again(name: str, by: str) -> None:
+def test_frozen_weights_never_move_again(name: str, by: str) -> None:
     """Under momentum, weight decay and large steps; in the end the deployed weight is what was frozen, bit for bit."""
     model, linear, quantizer = layer(noise(10, 6), quantizer=INNER[name], by=by)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9, weight_decay=0.1)
@@ -124,7 +124,7 @@ def test_what_is_frozen_never_moves_again(name: str, by: str) -> None:
     assert torch.equal(quantizer.quantize(linear.weight).dequantize(), quantizer.value.view(torch.float32))
 
 
-def test_each_weight_is_frozen_at_what_it_is_then() -> None:
+def test_each_weight_is_frozen_at_its_current_quantized_value() -> None:
     """The rest goes on learning: values frozen late are those of the trained weight, not of the first."""
     model, linear, quantizer = layer(noise(10, 6))
     first = quantizer.settled(noise(10, 6))
@@ -174,7 +174,7 @@ def test_random_parts_are_a_function_of_the_step() -> None:
     assert not torch.equal(masks[0], largest_first(noise(10, 6).abs(), torch.zeros(10, 6, dtype=torch.bool), 30))
 
 
-def test_it_is_asked_only_when_the_share_changes() -> None:
+def test_partition_is_due_only_when_the_share_changes() -> None:
     quantizer = calibrated(noise(4, 4))
     due = []
     for step in range(8):
@@ -186,7 +186,7 @@ def test_it_is_asked_only_when_the_share_changes() -> None:
     assert not calibrated(noise(4, 4)).due, "outside of training nothing is"
 
 
-def test_within_another_wrapper_it_is_found() -> None:
+def test_partition_is_found_inside_another_wrapper() -> None:
     make = partial(QuantNoise, quantizer=partial(Incremental, quantizer=Affine, share=1.0), rate=0.5)
     linear: Any = QuantLinear(source=nn.Linear(6, 4))
     linear.weight_quantizer = make(spec=QuantSpec(bits=4, shape=(4, 6), signed=True)).train()
@@ -196,7 +196,7 @@ def test_within_another_wrapper_it_is_found() -> None:
     assert torch.equal(linear.weight, linear.weight.round())  # the step of an affine that was not calibrated is 1
 
 
-def test_an_average_of_the_weights_leaves_what_is_frozen_whole() -> None:
+def test_frozen_values_are_integers_that_averages_cannot_mix() -> None:
     """A mean of a value and of the zero from before it was frozen would be neither."""
     quantizer = calibrated(noise(4, 4))
     assert not quantizer.value.is_floating_point()
@@ -224,6 +224,6 @@ def test_bits_cannot_change_and_only_weights_have_parts() -> None:
     ("options", "line"),
     [({"share": 1.5}, r"Incremental: share must be in \[0, 1\], got 1.5"), ({"by": "size"}, "Incremental: by must be")],
 )
-def test_wrong_options(options: dict[str, Any], line: str) -> None:
+def test_wrong_options_are_refused(options: dict[str, Any], line: str) -> None:
     with pytest.raises(ValueError, match=line):
         calibrated(noise(4, 4), **options)

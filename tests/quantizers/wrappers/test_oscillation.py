@@ -94,7 +94,7 @@ def test_counting_and_freezing_weight_by_weight(inner: Any) -> None:
     assert 3 <= int(frozen.sum()) <= 21, "a test that freezes none or all would show little"
 
 
-def test_to_and_fro_counts_and_going_on_does_not() -> None:
+def test_only_reversals_of_a_code_are_counted() -> None:
     quantizer = wrapped((3,), momentum=0.5)
     for a, b in ((0.4, 0.4), (0.6, 0.6), (0.4, 1.6), (0.6, 2.6)):  # 0 1 0 1, and 0 1 2 3
         quantizer.project(torch.tensor([a, b, 0.0]))
@@ -103,7 +103,7 @@ def test_to_and_fro_counts_and_going_on_does_not() -> None:
     assert not quantizer.frozen.any(), "without a threshold nothing is frozen"
 
 
-def test_what_is_frozen_keeps_its_code_while_the_step_learns() -> None:
+def test_frozen_weight_keeps_its_code_while_the_step_learns() -> None:
     quantizer = wrapped((2,), momentum=0.5, threshold=0.4)
     for a in (0.6, 0.4, 0.6):  # codes 1 0 1: average 0.75, rounded 1
         weight = quantizer.project(torch.tensor([a, 2.0]))
@@ -157,7 +157,7 @@ def test_rates_follow_their_schedules() -> None:
     assert seen == [pytest.approx((0.0, 0.1)), pytest.approx((0.05, 0.055)), pytest.approx((0.1, 0.01))]
 
 
-def test_a_change_of_bits_counts_anew_and_frees() -> None:
+def test_change_of_bits_restarts_counting_and_unfreezes() -> None:
     quantizer = wrapped((2,), bits=4, momentum=0.5, threshold=0.4)
     for a in (0.6, 0.4, 0.6):
         quantizer.project(torch.tensor([a, 2.0]))
@@ -169,7 +169,7 @@ def test_a_change_of_bits_counts_anew_and_frees() -> None:
     assert quantizer.code.tolist() == quantizer.average.tolist() == [0, -3]
 
 
-def test_nothing_waits_for_a_value() -> None:
+def test_projection_does_not_wait_for_the_device() -> None:
     """One graph without a break, which a read of a tensor would cause."""
     quantizer = wrapped((4, 6), threshold=0.02, quantizer=partial(LSQ, granularity=CHANNELS))
     twin = wrapped((4, 6), threshold=0.02, quantizer=partial(LSQ, granularity=CHANNELS))
@@ -179,7 +179,7 @@ def test_nothing_waits_for_a_value() -> None:
     assert torch.equal(quantizer.frequency, twin.frequency)
 
 
-def test_the_state_goes_on_from_a_file() -> None:
+def test_state_resumes_from_a_file() -> None:
     whole, first = (wrapped((4, 6), momentum=0.2, threshold=0.1) for _ in range(2))
     walk = [noise(4, 6, seed=seed) for seed in range(8)]
     for weight in walk:
@@ -223,12 +223,12 @@ def test_dampening_keeps_weights_from_the_edges() -> None:
         partial(Outlier, quantizer=LSQ),
     ],
 )
-def test_codes_that_are_no_whole_steps_are_refused(inner: Any) -> None:
+def test_inner_quantizer_without_even_steps_is_refused(inner: Any) -> None:
     with pytest.raises(ValueError, match=r"Oscillation: counts codes that are whole steps from zero, and .* has none"):
         wrapped((4, 6), quantizer=inner)
 
 
-def test_a_blend_in_between_is_none_in_the_way() -> None:
+def test_blend_inside_oscillation_is_accepted() -> None:
     quantizer = wrapped((2,), quantizer=partial(Blend, quantizer=LSQ, share=0.5), momentum=0.5)
     for a in (0.6, 0.4, 0.6):
         quantizer.project(torch.tensor([a, 2.0]))
@@ -244,12 +244,12 @@ def test_a_blend_in_between_is_none_in_the_way() -> None:
         ({"momentum": 1.0}, r"Oscillation: momentum must be in \(0, 1\), got 1"),
     ],
 )
-def test_wrong_options(options: dict[str, Any], line: str) -> None:
+def test_wrong_options_are_refused(options: dict[str, Any], line: str) -> None:
     with pytest.raises(ValueError, match=line):
         wrapped((4,), **options)
 
 
-def test_a_calibrated_one_is_its_inner_quantizer() -> None:
+def test_calibrated_wrapper_equals_its_inner_quantizer() -> None:
     weight = noise(4, 6)
     quantizer, bare = wrapped((4, 6), dampening=0.1), LSQ(spec=QuantSpec(bits=3, shape=(4, 6), signed=True))
     for each in (quantizer, bare):

@@ -76,7 +76,7 @@ def test_the_share_of_a_continuous_tensor_is_exact() -> None:
 
 
 @pytest.mark.parametrize("granularity", [None, PerChannel(0)])
-def test_the_range_is_the_rests(granularity: PerChannel | None) -> None:
+def test_range_is_calibrated_without_outliers(granularity: PerChannel | None) -> None:
     x = noise(4, 50)
     x[torch.arange(4), torch.arange(4)] = torch.tensor([50.0, -60.0, 70.0, 80.0])
     inner = partial(Affine, granularity=granularity) if granularity else Affine
@@ -88,7 +88,7 @@ def test_the_range_is_the_rests(granularity: PerChannel | None) -> None:
     torch.testing.assert_close(quantizer.inner.scale, reach / 7)
 
 
-def test_what_the_inner_quantizer_sees_of_the_rest() -> None:
+def test_inner_quantizer_observes_only_the_rest() -> None:
     x = torch.cat([noise(99), torch.tensor([1000.0])]).reshape(1, 100)
     rest = x[:, :99]
     step = calibrated(outlier(1, 100, quantizer=LSQ, fraction=0.01), x).inner
@@ -102,7 +102,7 @@ def test_what_the_inner_quantizer_sees_of_the_rest() -> None:
     torch.testing.assert_close(blocks(x)[:, :99], alone, rtol=0, atol=0)
 
 
-def test_of_inputs_the_observer_decides_the_range() -> None:
+def test_observer_decides_the_range_of_inputs() -> None:
     quantizer = Outlier(spec=QuantSpec(bits=4), quantizer=Affine, fraction=0.03)
     one = torch.tensor(1.0)
     quantizer.calibrate_(Observed(0 * one, 3 * one, one))
@@ -118,7 +118,7 @@ def test_of_inputs_the_observer_decides_the_range() -> None:
 
 
 @pytest.mark.parametrize(("store", "steps", "most"), [("float16", 2**11, 65504.0), ("bfloat16", 2**8, 3.3895e38)])
-def test_outliers_are_what_16_bits_hold(store: Any, steps: int, most: float) -> None:
+def test_outliers_are_rounded_to_16_bits(store: Any, steps: int, most: float) -> None:
     x = torch.cat([torch.zeros(6), torch.tensor([1.0 + 1 / steps / 4, -9.87, 1e39, -1e39])]).clamp(-3.4e38, 3.4e38)
     result = outlier(10, fraction=0.4, store=store)(x)
     assert result[6] == 1.0
@@ -182,6 +182,6 @@ def test_it_hands_on_the_projection_of_the_weight() -> None:
         ({"store": "float32"}, r"Outlier: store must be one of \['float16', 'bfloat16'\], got 'float32'"),
     ],
 )
-def test_wrong_options(options: dict[str, Any], message: str) -> None:
+def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         outlier(3, 4, **options)

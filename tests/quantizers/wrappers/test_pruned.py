@@ -55,7 +55,7 @@ def test_a_weight_by_hand() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
-def test_the_smallest_go_and_as_many_as_asked(share: float) -> None:
+def test_requested_share_of_smallest_weights_is_pruned(share: float) -> None:
     x = noise(7, 11)
     made = calibrated(x, share=share)
     assert int((~made.kept).sum()) == round(share * 77)
@@ -63,7 +63,7 @@ def test_the_smallest_go_and_as_many_as_asked(share: float) -> None:
 
 
 @pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(0), PerChannel(1)], ids=str)
-def test_the_inner_quantizer_is_calibrated_on_what_is_left(granularity: Any) -> None:
+def test_inner_quantizer_is_calibrated_on_remaining_weights(granularity: Any) -> None:
     x = noise(6, 8)
     made = calibrated(x, share=0.6, quantizer=partial(Affine, granularity=granularity))
     rest = torch.where(made.kept, x, 0.0)
@@ -79,7 +79,7 @@ def test_the_inner_quantizer_is_calibrated_on_what_is_left(granularity: Any) -> 
         assert sum(counts) == (len(row) if kept.any() else 0)
 
 
-def test_mean_magnitude_is_that_of_what_is_left() -> None:
+def test_observed_mean_magnitude_is_that_of_remaining_weights() -> None:
     x = noise(6, 8)
     made = calibrated(x, share=0.6, quantizer=LSQ)
     assert isinstance(made.inner, LSQ)
@@ -103,7 +103,7 @@ def test_deep_compressions_pipeline_prune_share_huffman() -> None:
 
 
 @pytest.mark.parametrize("optimizer", [partial(torch.optim.SGD, momentum=0.9, weight_decay=0.1), torch.optim.Adam])
-def test_what_is_pruned_stays_zero_in_training_and_the_rest_learns(optimizer: Any) -> None:
+def test_pruned_weights_stay_zero_while_the_rest_learns(optimizer: Any) -> None:
     torch.manual_seed(0)
     layer = QuantLinear(source=nn.Linear(8, 6))
     layer.weight_quantizer = made = calibrated(layer.weight.detach(), quantizer=LSQ, share=0.5)
@@ -134,7 +134,7 @@ def test_rounding_leaves_pruned_weights_alone() -> None:
     assert (layer.weight != nearest).any()
 
 
-def test_what_is_refused() -> None:
+def test_invalid_options_are_refused() -> None:
     spec = QuantSpec(bits=4, shape=(8, 8), signed=True)
     for options, message in (
         ({"share": 1.0}, r"Pruned: share must be in \[0, 1\), got 1.0"),

@@ -41,7 +41,7 @@ def test_the_share_of_quantized_blocks_is_the_rate(rate: float, key: int) -> Non
     assert abs(share - rate) < 4 * math.sqrt(rate * (1 - rate) / 80000)
 
 
-def test_blocks_are_drawn_as_wholes_and_apart() -> None:
+def test_blocks_are_drawn_whole_and_independently() -> None:
     rows = drawn(0.5, (64, 10), 4)  # blocks of 4, 4 and 2
     for begin, end in ((0, 4), (4, 8), (8, 10)):
         block = rows[:, begin:end]
@@ -52,7 +52,7 @@ def test_blocks_are_drawn_as_wholes_and_apart() -> None:
 
 
 @pytest.mark.parametrize(("shape", "block", "size"), [((6, 5, 3, 3), 0, 9), ((6, 16), 0, 8), ((6, 16, 1, 1), 4, 4)])
-def test_the_papers_blocks(shape: tuple[int, ...], block: int, size: int) -> None:
+def test_default_blocks_match_the_paper(shape: tuple[int, ...], block: int, size: int) -> None:
     quantizer = noisy(*shape, rate=0.5, block=block)
     begin_step_(quantizer, seed=0, step=1, progress=0.0)
     x = noise(*shape)
@@ -90,7 +90,7 @@ def test_the_mean_over_draws_is_the_blend_of_both() -> None:
     assert ((total / steps - expected).abs() <= 4.5 * deviation + 1e-6).all()
 
 
-def test_its_ends_are_the_weight_and_the_quantizer() -> None:
+def test_rate_zero_is_the_weight_and_rate_one_the_quantizer() -> None:
     x = noise(6, 5, 3, 3)
     for step in range(3):
         for rate, expected in ((0.0, x), (1.0, x.round())):
@@ -113,7 +113,7 @@ def test_the_rate_follows_its_schedule_and_draws_differ_from_step_to_step() -> N
     assert not torch.equal(masks[1], masks[2])
 
 
-def test_it_hands_on_what_the_inner_quantizer_does() -> None:
+def test_projection_of_the_inner_quantizer_is_applied() -> None:
     binary = noisy(3, 4, bits=1, quantizer=BNN, rate=0.5)
     assert binary.project(torch.full((3, 4), 7.0)).max() <= 1
     inner: Quantizer = noisy(3, 4, quantizer=partial(QuantNoise, quantizer=LSQ, rate=0.5), rate=0.5).inner
@@ -127,7 +127,7 @@ def test_it_hands_on_what_the_inner_quantizer_does() -> None:
         ({"rate": 0.5, "block": -1}, "QuantNoise: block must be at least 1, or 0 for the kernel's size, got -1"),
     ],
 )
-def test_wrong_options(options: dict[str, Any], message: str) -> None:
+def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         noisy(3, 4, **options)
 

@@ -50,7 +50,7 @@ def gradient(quantizer: Quantizer, x: Tensor, upstream: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS)
-def test_a_wrapper_can_what_its_inner_quantizer_can(wrap: Any) -> None:
+def test_wrapper_has_the_abilities_of_its_inner_quantizer(wrap: Any) -> None:
     ternary = wrap(spec=weight_spec(2, 3), quantizer=partial(TWN, granularity=PerChannel(0)))
     assert (ternary.widths, ternary.keeps_zero, ternary.switchable) == (range(2, 3), True, True)
     assert ternary.serves == {"weight"}
@@ -74,7 +74,7 @@ def test_in_eval_mode_and_storage_a_wrapper_is_its_inner_quantizer(wrap: Any, qu
     assert wrapped.storage_bits() == bare.storage_bits() > 0
 
 
-def test_the_sign_that_the_data_decide_is_that_of_both() -> None:
+def test_wrapper_takes_over_the_calibrated_sign() -> None:
     quantizer = HALF(spec=INPUT, quantizer=LSQ)
     assert (int(quantizer.code_low), bool(quantizer.initialized)) == (-8, False)
     one = torch.tensor(1.0)
@@ -131,7 +131,7 @@ def test_blend_follows_its_schedule() -> None:
     assert torch.equal(quantizer(x), quantizer.eval()(x))
 
 
-def test_blends_gradient() -> None:
+def test_blend_gradient_is_exact_plus_scaled_straight_through() -> None:
     """Inside the range 1 with straight-through; without it the true derivative, here by differences of the forward."""
     x, upstream = torch.tensor([0.3, 2.7, -1.2, 9.0]), torch.tensor([1.0, 2.0, 4.0, 8.0])
     make = partial(Blend, spec=weight_spec(4, bits=4), quantizer=Affine, share=0.25)
@@ -141,7 +141,7 @@ def test_blends_gradient() -> None:
     torch.testing.assert_close(gradient(exact, x, upstream), upstream * slope, rtol=1e-3, atol=1e-3)
 
 
-def test_what_the_inner_quantizer_learns_it_learns_in_a_blend() -> None:
+def test_inner_quantizer_parameters_get_gradients_in_a_blend() -> None:
     x, upstream = noise(4, 6), noise(4, 6, seed=1)
     for straight_through in (True, False):
         quantizer = HALF(spec=weight_spec(4, 6), quantizer=LSQ, straight_through=straight_through).train()
@@ -153,7 +153,7 @@ def test_what_the_inner_quantizer_learns_it_learns_in_a_blend() -> None:
 
 @pytest.mark.parametrize("rate", [0.02, 0.1, 0.7])
 @pytest.mark.parametrize("norm", ["l1", "l2"])
-def test_the_proximal_operators_minimize_what_they_are_defined_by(norm: str, rate: float) -> None:
+def test_proximal_operators_minimize_their_definition(norm: str, rate: float) -> None:
     """``argmin_v (v - w)^2 / 2 + rate R(v)`` with the W-shaped R(v) = |v - Q(v)| or its square, on a fine grid."""
     grid = torch.linspace(-3, 3, 60001, dtype=torch.float64)
     off = (grid - grid.round()).abs()
