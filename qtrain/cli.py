@@ -9,7 +9,7 @@ import errno
 import os
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -93,11 +93,13 @@ def _command_line(argv: Sequence[str] | None) -> Iterator[list[str]]:
 
 
 def _run_hydra(arguments: list[str]) -> None:
-    import hydra
     from hydra._internal.utils import get_args_parser
 
-    from qtrain.config.compose import ConfigError, compose
-    from qtrain.training.signals import requeue_outside_of_training, wait_for_the_end
+    from qtrain.config.compose import compose, compose_config, from_config
+    from qtrain.config.run_logging import start_logging
+    from qtrain.tasks.variants import run_task
+    from qtrain.training.signals import requeue_outside_of_training
+    from qtrain.utils.errors import ConfigError
 
     def refuse(message: str) -> NoReturn:
         raise ConfigError(f"{message}; see python -m qtrain --help")
@@ -108,42 +110,72 @@ def _run_hydra(arguments: list[str]) -> None:
     for flag in ("config_path", "config_name", "config_dir", "experimental_rerun"):
         if getattr(parsed, flag) is not None:
             refuse(f"--{flag.replace('_', '-')} is not for qtrain; configs of your own: hydra.searchpath=[file://DIR]")
-    if not (parsed.hydra_help or parsed.info or parsed.shell_completion):
+    if parsed.hydra_help or parsed.info or parsed.shell_completion:
+        _hydra_main(lambda cfg: None)
+    elif parsed.multirun or parsed.cfg:
         # Before Hydra makes a folder or starts a callback. It would also print its own errors, in several lines.
         compose(_first_of_sweeps(parsed.overrides) if parsed.multirun else parsed.overrides)
+        _multirun()
+    else:
+        cfg = compose_config(parsed.overrides)
+        settings = from_config(cfg, parsed.overrides)
+        start_logging(cfg)
+        with _requeued(), requeue_outside_of_training():
+            run_task(settings, _composing(parsed.overrides))
+
+
+def _multirun() -> None:
+    """Let Hydra run the jobs of this command one after the other, or hand them to a launcher."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from qtrain.config.compose import from_config
+    from qtrain.tasks.variants import run_task
+    from qtrain.training.signals import requeue_outside_of_training
 
     failures: list[Exception] = []
 
-    def task(cfg: DictConfig) -> dict[str, Any] | None:
+    def job(cfg: DictConfig) -> Mapping[str, Any] | None:
         if failures:  # of an earlier job of this multirun
             return None
         try:
-            with requeue_outside_of_training():
-                return _run_task(cfg)
+            with _requeued(), requeue_outside_of_training():
+                given = HydraConfig.get().overrides
+                overrides = _composing([*given.hydra, *given.task])
+                return run_task(from_config(cfg, overrides), overrides)
         except Exception as error:
-            if getattr(error, "requeued_job", None):
-                wait_for_the_end()
             if not _is_users(error) or "SUBMITIT_EXECUTOR" in os.environ:  # a job elsewhere, with a list of its own
                 raise
             failures.append(error)
             return None
 
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+    _hydra_main(job)
     if failures:
         raise failures[0]
 
 
-def _run_task(cfg: DictConfig) -> dict[str, Any]:
-    from hydra.core.hydra_config import HydraConfig
+def _hydra_main(job: Callable[[DictConfig], Any]) -> None:
+    import hydra
 
-    from qtrain.config.compose import validate, with_stages
-    from qtrain.tasks.variants import run_task
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
 
-    given = HydraConfig.get().overrides
-    # What composes further configs needs to find the user's own files as well.
-    overrides = [*(own for own in given.hydra if own.startswith("hydra.searchpath=")), *given.task]
-    validate(cfg, overrides)
-    return run_task(with_stages(cfg, overrides), overrides)
+
+@contextmanager
+def _requeued() -> Iterator[None]:
+    """Where SLURM is to start this job again, wait in this block's end until it ends the process."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "requeued_job", None):
+            from qtrain.training.signals import wait_for_the_end
+
+            wait_for_the_end()
+        raise
+
+
+def _composing(overrides: Sequence[str]) -> list[str]:
+    """Those of ``overrides`` that further configs of the same run are composed of, with the user's own YAML files."""
+    hydras = [own for own in overrides if own.lstrip("+~").startswith("hydra")]
+    return [own for own in overrides if own not in hydras or own.startswith("hydra.searchpath=")]
 
 
 def _first_of_sweeps(overrides: Sequence[str]) -> list[str]:

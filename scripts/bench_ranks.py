@@ -24,7 +24,6 @@ from pathlib import Path
 
 from qtrain.config.compose import compose
 from qtrain.pipeline.results import append_row, provenance
-from qtrain.pipeline.run_folder import identity_of
 from qtrain.utils.json_lines import read_metrics
 
 COMMON = """
@@ -87,18 +86,18 @@ def _row(case: Case, chosen: Sequence[str], step_s: float, ratio: float) -> dict
     cfg = compose([*chosen, *COMMON])
     return {
         **provenance(),
-        "config_hash": identity_of(cfg),
+        "config_hash": cfg.identity,
         "experiment": cfg.experiment,
         "task": "bench",
         "model": cfg.model.name,
-        "w_bits": cfg.quantize.bits.weight,
-        "a_bits": cfg.quantize.bits.input,
+        "w_bits": cfg.quantize.bits.get("weight"),
+        "a_bits": cfg.quantize.bits.get("input"),
         "seed": cfg.seed,
         "step_ms": 1e3 * step_s,
         "ratio": ratio,
         "case": case.name,
         "mode": "eager",
-        "notes": f"batch={cfg.data.batch_size}",
+        "notes": f"batch={cfg.data.get('batch_size')}",
     }
 
 

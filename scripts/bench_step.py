@@ -24,11 +24,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from qtrain.config.compose import compose
-from qtrain.config.instantiate import instantiate
 from qtrain.convert.calibrate import calibrate
 from qtrain.convert.layers import find_layers
 from qtrain.distill.cached_teacher import CachedTeacher
@@ -40,7 +38,9 @@ from qtrain.models.taps import feature_shapes
 from qtrain.models.teacher import FrozenTeacher, Teacher
 from qtrain.pipeline.prepare import convert
 from qtrain.pipeline.results import append_row, provenance
-from qtrain.pipeline.run_folder import identity_of, typical_bits
+from qtrain.pipeline.run_folder import typical_bits
+from qtrain.settings.component import Component
+from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import Batch
 from qtrain.tasks.variants import selected
 from qtrain.training.optim import parameter_groups
@@ -63,7 +63,7 @@ QUANTIZED = (STUDENT, DISTILLED, CACHED)
 class Setting:
     """Where and with what a case runs: ``image`` (N, C, H, W) and ``target`` (N,) lie on the device."""
 
-    cfg: DictConfig
+    cfg: RunSettings
     image: Tensor
     target: Tensor
     bf16: bool
@@ -93,13 +93,14 @@ class Measured:
         return "compiled" if self.compiled else "eager"
 
 
-def build(node: DictConfig) -> nn.Module:
-    """The network of a config's model node, with random weights."""
-    model: nn.Module = instantiate(node)(num_classes=CLASSES, in_channels=CHANNELS, image_size=SIZE)
+def build(chosen: Component | None) -> nn.Module:
+    """The network ``chosen``, with random weights."""
+    assert chosen is not None
+    model: nn.Module = chosen.build()(num_classes=CLASSES, in_channels=CHANNELS, image_size=SIZE)
     return model.to(memory_format=torch.channels_last)
 
 
-def quantized(cfg: DictConfig) -> nn.Module:
+def quantized(cfg: RunSettings) -> nn.Module:
     """The experiment's student, calibrated on random images."""
     model = build(cfg.model)
     images = torch.randn(8, CHANNELS, SIZE, SIZE)
@@ -107,10 +108,10 @@ def quantized(cfg: DictConfig) -> nn.Module:
     return model
 
 
-def student_bits(cfg: DictConfig) -> tuple[int, int]:
+def student_bits(cfg: RunSettings) -> tuple[int, int]:
     """The weight and input bits that most of the student's layers have."""
     found = find_layers(build(cfg.model), torch.zeros(1, CHANNELS, SIZE, SIZE))
-    return typical_bits(instantiate(cfg.quantize.bits)(found.weighted))
+    return typical_bits(cfg.quantize.bits.build()(found.weighted))
 
 
 def frozen_teacher(setting: Setting, names: Sequence[str]) -> FrozenTeacher:
@@ -139,7 +140,7 @@ def training_step(
     module = StudentStep(student=student.train(), objective=objective).to(setting.device)
     step = torch.compile(module, fullgraph=True, dynamic=False) if setting.compiled else module
     groups = parameter_groups([student, objective], scale_lr=setting.cfg.fit.scale_lr)
-    optimizer = instantiate(setting.cfg.optimizer)(groups)
+    optimizer = setting.cfg.optimizer.build()(groups)
     batch = setting.batch
 
     def run() -> None:
@@ -157,7 +158,7 @@ def training_step(
 def make_cases(setting: Setting) -> dict[str, Callable[[], None]]:
     """Case -> a function that does it once. Each has a model, an objective and an optimizer of its own."""
     cfg = setting.cfg
-    objective: Objective = instantiate(cfg.objective)
+    objective: Objective = cfg.objective.build()
     teacher = frozen_teacher(setting, objective.teacher_taps)
     student = quantized(cfg)
     example = (1, CHANNELS, SIZE, SIZE)
@@ -175,7 +176,7 @@ def make_cases(setting: Setting) -> dict[str, Callable[[], None]]:
     if not teacher.names:  # features are not cached
         with tempfile.TemporaryDirectory() as folder:
             cached = cached_teacher(setting, folder)
-        cases[CACHED] = training_step(setting, quantized(cfg), instantiate(cfg.objective), cached)
+        cases[CACHED] = training_step(setting, quantized(cfg), cfg.objective.build(), cached)
     return cases
 
 
@@ -244,21 +245,21 @@ def table(results: Sequence[Measured]) -> str:
     return "\n".join(lines)
 
 
-def append_results(path: Path, results: Sequence[Measured], cfg: DictConfig, device: torch.device, notes: str) -> None:
+def append_results(path: Path, results: Sequence[Measured], cfg: RunSettings, device: torch.device, notes: str) -> None:
     """A row for each case and mode, with the columns ``case``, ``mode`` and ``ratio`` after the common ones."""
-    bits, terms = student_bits(cfg), "+".join(instantiate(cfg.objective).teacher_terms)
-    known = provenance(device) | {"config_hash": identity_of(cfg), "experiment": cfg.experiment, "task": "bench"}
+    bits, terms = student_bits(cfg), "+".join(cfg.objective.build().teacher_terms)
+    known = provenance(device) | {"config_hash": cfg.identity, "experiment": cfg.experiment, "task": "bench"}
     for one in results:
-        variant = one.case if one.case in (cfg.variants or {}) else None
-        model = cfg.teacher.model.name if one.case == TEACHER else cfg.model.name
+        variant = one.case if one.case in cfg.variants else None
+        chosen = cfg.teacher.model if one.case == TEACHER and cfg.teacher.model is not None else cfg.model
         w_bits, a_bits = bits if one.case in QUANTIZED else (None, None) if variant else (32, 32)
-        quantizer = str(cfg.quantize.weight["_target_"]).rpartition(".")[2].lower()
+        quantizer = cfg.quantize.weight.kind.lower()
         append_row(
             path,
             {
                 **known,
                 "dataset": "random",
-                "model": model,
+                "model": chosen.name,
                 "quantizer": quantizer if one.case in QUANTIZED else "",
                 "w_bits": w_bits,
                 "a_bits": a_bits,
@@ -309,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cfg = compose(overrides)
         if options.variants and not cfg.variants:
             raise ValueError(f"--variants: {experiment} names no variants; give an experiment that does")
-        if not options.variants and (cfg.teacher.model is None or not instantiate(cfg.objective).needs_teacher):
+        if not options.variants and (cfg.teacher.model is None or not cfg.objective.build().needs_teacher):
             raise ValueError("teacher and objective: a step with a teacher is measured too; keep both")
     except ValueError as error:
         print(f"bench_step: error: {error}", file=sys.stderr)
@@ -328,7 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"batch={options.batch} {'bf16' if bf16 else 'float32'} channels_last rounds={options.rounds} "
         f"steps={options.steps} threads={torch.get_num_threads()}"
     )
-    teacher = "" if options.variants else f", teacher {cfg.teacher.model.name}"
+    teacher = "" if options.variants or cfg.teacher.model is None else f", teacher {cfg.teacher.model.name}"
     print(f"{cfg.model.name}{teacher}, {device}: {notes}\n{table(results)}")
     if options.results:
         append_results(options.results, results, cfg, device, notes)

@@ -22,7 +22,6 @@ from pathlib import Path
 
 from qtrain.config.compose import compose
 from qtrain.pipeline.results import append_row, provenance
-from qtrain.pipeline.run_folder import identity_of
 from qtrain.sweep.trial import Trial, read_trials
 from qtrain.tasks.variants import run_task
 
@@ -89,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.results:
         row = {
             **provenance(),
-            "config_hash": identity_of(cfg),
+            "config_hash": cfg.identity,
             "task": "bench_sweep",
             "dataset": cfg.data.name,
             "model": cfg.model.name,

@@ -11,11 +11,11 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig
 
 from qtrain import __version__, cli
 from qtrain.pipeline.stages import stages_of
 from qtrain.settings.conf_dir import conf_dir
+from qtrain.settings.run_settings import RunSettings
 from qtrain.settings.tasks import TASKS
 
 QUIET = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
@@ -31,10 +31,10 @@ def call(*argv: str) -> int:
 
 
 @pytest.fixture
-def task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Callable[[DictConfig], Any]], list[str]]:
+def task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Callable[[RunSettings], Any]], list[str]]:
     """Puts a function in the place of the train task; returns arguments that keep its runs in a scratch folder."""
 
-    def put(function: Callable[[DictConfig], Any]) -> list[str]:
+    def put(function: Callable[[RunSettings], Any]) -> list[str]:
         monkeypatch.setitem(sys.modules, "qtrain.tasks.train", SimpleNamespace(run=function))  # type: ignore[misc]
         return [f"output={tmp_path}", *QUIET]
 
@@ -85,22 +85,23 @@ def test_tasks_have_a_run_function() -> None:
 
 
 def test_dispatch_hands_over_the_composed_config(task: Any) -> None:
-    seen: list[DictConfig] = []
+    seen: list[RunSettings] = []
     arguments = task(lambda cfg: seen.append(cfg) or {"top1": 1.0})
     assert call(*arguments, "seed=3", "quantize.bits.weight=2") == 0
     (cfg,) = seen
     assert cfg.seed == 3
-    assert cfg.data.seed == 3
+    assert cfg.data.options["seed"] == 3
     assert Path(cfg.run_dir).name == "w2a4-seed3"
 
 
 def test_stages_are_worked_out(task: Any) -> None:
-    seen: list[DictConfig] = []
+    seen: list[RunSettings] = []
     chosen = [*task(seen.append), "+stages.first=['fit.epochs=1']", "+stages.second=['quantize.bits.weight=2']"]
     assert call(*chosen) == 0
     (cfg,) = seen
-    assert cfg.stages.first.fit.epochs == 1 and cfg.stages.second.quantize.bits.weight == 2
-    assert [stage.cfg.fit.epochs for stage in stages_of(cfg, Path())] == [1, cfg.fit.epochs]
+    assert cfg.stages["first"].fit.epochs == 1
+    assert cfg.stages["second"].quantize.bits.options["weight"] == 2
+    assert [stage.settings.fit.epochs for stage in stages_of(cfg, Path())] == [1, cfg.fit.epochs]
 
 
 def test_files_of_the_users_own_are_found_for_variants_too(task: Any, tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_multirun_runs_each_value_in_a_folder_of_its_own(task: Any) -> None:
 def test_multirun_stops_at_the_first_failure(task: Any, capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[int] = []
 
-    def fail(cfg: DictConfig) -> None:
+    def fail(cfg: RunSettings) -> None:
         seen.append(cfg.seed)
         raise ValueError(f"seed {cfg.seed}\nis unlucky")
 
@@ -132,7 +133,7 @@ def test_multirun_stops_at_the_first_failure(task: Any, capsys: pytest.CaptureFi
 
 
 def test_interrupt_says_how_to_go_on(task: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupt(cfg: DictConfig) -> None:
+    def interrupt(cfg: RunSettings) -> None:
         raise KeyboardInterrupt
 
     assert call(*task(interrupt)) == 130
@@ -140,7 +141,7 @@ def test_interrupt_says_how_to_go_on(task: Any, capsys: pytest.CaptureFixture[st
 
 
 def test_a_task_may_choose_its_exit_code(task: Any) -> None:
-    def leave(cfg: DictConfig) -> None:
+    def leave(cfg: RunSettings) -> None:
         raise SystemExit(143)
 
     assert call(*task(leave)) == 143
@@ -158,7 +159,7 @@ def test_a_task_may_choose_its_exit_code(task: Any) -> None:
 def test_a_batch_script_is_told_which_end_is_final(
     task: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, told: str | None
 ) -> None:
-    def fail(cfg: DictConfig) -> None:
+    def fail(cfg: RunSettings) -> None:
         raise error
 
     file = tmp_path / "exit"
@@ -168,7 +169,7 @@ def test_a_batch_script_is_told_which_end_is_final(
 
 
 def test_full_error_brings_the_traceback_back(task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(cfg: DictConfig) -> None:
+    def fail(cfg: RunSettings) -> None:
         raise ValueError("here")
 
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
@@ -177,7 +178,7 @@ def test_full_error_brings_the_traceback_back(task: Any, monkeypatch: pytest.Mon
 
 
 def test_a_bug_is_not_dressed_up_as_a_users_mistake(task: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    def break_down(cfg: DictConfig) -> None:
+    def break_down(cfg: RunSettings) -> None:
         raise AttributeError("ours")
 
     assert call(*task(break_down)) == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -12,13 +12,11 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from omegaconf import OmegaConf
 from pytest import param
 from torch import nn
 
 from qtrain.allocate.uniform import Uniform
 from qtrain.config.compose import compose
-from qtrain.config.instantiate import instantiate
 from qtrain.convert.plan import Policy
 from qtrain.data.base import VisionData
 from qtrain.distill.base import Term
@@ -29,8 +27,9 @@ from qtrain.pipeline.stages import stages_of
 from qtrain.ptq.rounding.base import Rounding
 from qtrain.quantizers.base import Quantizer
 from qtrain.schedules.base import Schedule
-from qtrain.settings import schema
+from qtrain.settings.component import Component, built
 from qtrain.settings.conf_dir import conf_dir
+from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import Granularity, LayerBits, PerTensor, QuantSpec
 from qtrain.sweep.knobs import Knob
 from qtrain.sweep.scheduler import Scheduler
@@ -185,6 +184,16 @@ BUILD: dict[str, Callable[[Any], None]] = {
 """Group -> what its options must become. A new option needs no line here, a new group does."""
 
 
+def node_at(settings: RunSettings, place: str) -> Any:
+    """What stands at the dotted ``place``: a component, or a container of some."""
+    node: Any = settings
+    for part in place.split("."):
+        if isinstance(node, Component):
+            node = node.options
+        node = node[part] if isinstance(node, Mapping) else getattr(node, part)
+    return node
+
+
 @pytest.mark.parametrize(("group", "option"), CASES, ids=lambda value: value)
 def test_option_composes_and_builds(group: str, option: str) -> None:
     place = PACKAGES.get(group, group)
@@ -194,9 +203,9 @@ def test_option_composes_and_builds(group: str, option: str) -> None:
         choice = f"+{choice}"
     cfg = compose([choice, *FILL.get(f"{group}/{option}", ())])
     if group == "stages":  # composed and validated by now, each a config of its own
-        assert all(isinstance(instantiate(stage.cfg.objective), Objective) for stage in stages_of(cfg, Path()))
+        assert all(isinstance(stage.settings.objective.build(), Objective) for stage in stages_of(cfg, Path()))
         return
-    made = instantiate(OmegaConf.select(cfg, place))
+    made = built(node_at(cfg, place))
     BUILD[group](made)
 
 
@@ -217,7 +226,7 @@ def test_variants_compose(experiment: str) -> None:
     """With one budget, since others have other numbers in the same places; each override in one variant at least."""
     chosen = [f"+experiment={experiment}", "budget=cpu"]
     seen: set[str] = set()
-    for name, overrides in (compose(chosen).variants or {}).items():
+    for name, overrides in compose(chosen).variants.items():
         if seen.issuperset(overrides) and seen:
             continue
         seen.update(overrides)
@@ -232,21 +241,17 @@ def test_experiment_opens_with_its_command(experiment: str) -> None:
     assert f"+experiment={experiment}" in head
 
 
-def test_the_schema_and_the_root_config_have_the_same_keys() -> None:
+def test_every_setting_has_a_value_in_the_root_config() -> None:
+    """Section by section; what stands in the plain config and is no setting would have been refused."""
     cfg = compose()
-    sections = {
-        "": schema.Root,
-        "quantize": schema.Quantize,
-        "fit": schema.Fit,
-        "full_precision": schema.FullPrecision,
-        "synthesize": schema.Synthesize,
-        "report": schema.Report,
-        "sweep": schema.Sweep,
-    }
-    for place, kind in sections.items():
-        node = OmegaConf.select(cfg, place) if place else cfg
-        assert sorted(node) == sorted(field.name for field in fields(kind)), place or "root"
+    sections = (cfg, cfg.quantize, cfg.fit, cfg.full_precision, cfg.synthesize, cfg.report, cfg.sweep)
+    plains = (
+        cfg.plain,
+        *(cfg.plain[n] for n in ("quantize", "fit", "full_precision", "synthesize", "report", "sweep")),
+    )
+    for section, plain in zip(sections, plains, strict=True):
+        assert sorted(plain) == sorted(field.name for field in fields(section) if field.name != "plain")
 
 
 def test_the_uniform_allocation_is_the_default() -> None:
-    assert isinstance(instantiate(compose().quantize.bits), Uniform)
+    assert isinstance(compose().quantize.bits.build(), Uniform)

@@ -14,11 +14,10 @@ from types import ModuleType
 
 import pytest
 import torch
-from omegaconf import DictConfig
 from safetensors.torch import load_file
 
 from qtrain.config.compose import AD_HOC, compose
-from qtrain.config.instantiate import instantiate
+from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import StepOutputs
 from qtrain.tasks.variants import run_task
 
@@ -51,7 +50,7 @@ def in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         sys.modules.pop(f"qtrain.{room}.mine", None)
 
 
-def config(folder: Path, *overrides: str) -> DictConfig:
+def config(folder: Path, *overrides: str) -> RunSettings:
     return compose([f"hydra.searchpath=[file://{folder / 'conf'}]", *overrides])
 
 
@@ -72,7 +71,7 @@ def test_each_addition_is_code_and_config() -> None:
 
 
 def test_the_quantizer_obeys_the_laws(in_place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = instantiate(config(in_place, "quantizer@quantize.weight=mine").quantize.weight)
+    made = config(in_place, "quantizer@quantize.weight=mine").quantize.weight.build()
     module = laws()
     monkeypatch.setattr(module, "constructor", lambda name, options: made)
     for law in module.LAWS:
@@ -99,7 +98,7 @@ def test_the_quantizer_is_known_to_conversion_cost_checkpoint_and_training(in_pl
 
 
 def test_the_loss_teaches_the_student_alone(in_place: Path) -> None:
-    objective = instantiate(config(in_place, "teacher=cifar_resnet20", "objective=mine").objective)
+    objective = config(in_place, "teacher=cifar_resnet20", "objective=mine").objective.build()
     assert objective.teacher_terms == ["logits"]
     student, teacher = torch.zeros(2, 3, requires_grad=True), torch.full((2, 3), 2.0)
     objective.set_progress_(0.5)
@@ -111,7 +110,7 @@ def test_the_loss_teaches_the_student_alone(in_place: Path) -> None:
 
 
 def test_the_data_set_gives_batches(in_place: Path) -> None:
-    data = instantiate(config(in_place, "data=mine", "data.size=6").data)
+    data = config(in_place, "data=mine", "data.size=6").data.build()
     data.setup()
     info = data.info
     assert (info.name, info.num_classes, info.in_channels, info.image_size) == ("stripes", 2, 1, 6)
@@ -122,6 +121,6 @@ def test_the_data_set_gives_batches(in_place: Path) -> None:
 
 def test_a_wrong_option_of_the_data_set_ends_in_one_line(in_place: Path) -> None:
     with pytest.raises(ValueError, match=r"data: Stripes: size must be at least 2 pixels, got 1"):
-        instantiate(config(in_place, "data=mine", "data.size=1").data)
+        config(in_place, "data=mine", "data.size=1").data.build()
     with pytest.raises(ValueError, match=r"data.sise: Stripes has no such argument; did you mean 'size'\?"):
         config(in_place, "data=mine", "+data.sise=1")

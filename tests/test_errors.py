@@ -12,7 +12,6 @@ import pytest
 
 from qtrain import cli
 from qtrain.config.compose import compose
-from qtrain.config.instantiate import instantiate
 from qtrain.config.targets import ADMITTED, admits, check_targets, describe, resolve_target
 from qtrain.pipeline import prepare
 from qtrain.pipeline.load_data import load_data
@@ -274,7 +273,7 @@ def test_the_command_line_may_admit_more() -> None:
     with pytest.raises(ConfigError, match=r"objective\.terms\.mine\._target_: 'fractions\.Fraction' is not admitted"):
         compose([term])
     cfg = compose([term, "allow_targets=[fractions]"])
-    assert instantiate(cfg.objective.terms.mine) == 3
+    assert cfg.objective.options["terms"]["mine"].build() == 3
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from qtrain.config.compose import compose
-from qtrain.config.instantiate import instantiate
 from qtrain.observers.min_max import MinMax
 from qtrain.quantizers.base import Quantizer
 from qtrain.quantizers.hooks import begin_step_
@@ -141,7 +140,7 @@ def cases(widths: range) -> Iterator[Case]:
 @lru_cache
 def constructor(name: str, options: tuple[tuple[str, Any], ...]) -> partial[Quantizer]:
     cfg = compose([f"quantizer@quantize.weight={name}", *(f"quantize.weight.{k}={v}" for k, v in options)])
-    made: partial[Quantizer] = instantiate(cfg.quantize.weight)
+    made: partial[Quantizer] = cfg.quantize.weight.build()
     return made
 
 

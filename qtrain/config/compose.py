@@ -1,13 +1,14 @@
 """From command-line overrides to a config that can run, or to one line that says why not.
 
-The command line, a test and a sweep all come through :func:`compose`. Hydra puts the YAML together;
-:func:`validate` holds the result against the schema, and each constructor call in it against a signature.
+The command line, a test and a sweep all come through :func:`compose`. Hydra puts the YAML together, once; the result
+is held against the schema, each constructor call in it against a signature, and becomes :class:`RunSettings`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,14 @@ from omegaconf.errors import (
     ValidationError,
 )
 
+from qtrain.config.instantiate import settings_of
+from qtrain.config.schema import schema_of
 from qtrain.config.targets import check_targets
+from qtrain.pipeline.run_folder import read_config
 from qtrain.settings.conf_dir import conf_dir
-from qtrain.settings.run_identity import changes
-from qtrain.settings.schema import Root
+from qtrain.settings.run_files import CONFIG
+from qtrain.settings.run_identity import restored, stage_changes
+from qtrain.settings.run_settings import RunSettings
 from qtrain.settings.tasks import TASKS
 from qtrain.utils.errors import ConfigError
 from qtrain.utils.suggestions import did_you_mean
@@ -40,78 +45,111 @@ AD_HOC = "adhoc"
 """Folder of runs that belong to no experiment."""
 
 
-def compose(overrides: Sequence[str] = ()) -> DictConfig:
-    """The validated config that the command line ``overrides`` ask for. Raises :class:`ConfigError`.
-
-    Its ``stages``, lists of overrides in YAML, are worked out: each holds the sections in which it differs.
-    """
-    return with_stages(_compose(overrides), overrides)
+def compose(overrides: Sequence[str] = ()) -> RunSettings:
+    """The settings that the command line ``overrides`` ask for. Raises :class:`ConfigError`."""
+    return from_config(compose_config(overrides), overrides)
 
 
-def with_stages(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """``cfg``, that ``overrides`` led to, with its stages worked out; in place."""
-    if cfg.stages:
-        cfg.stages = {name: _stage(cfg, name, [*overrides, *own]) for name, own in _stage_overrides(cfg).items()}
-    return cfg
-
-
-def _stage(cfg: DictConfig, name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    try:
-        stage = _compose(overrides)
-    except ConfigError as error:
-        raise ConfigError(f"stages.{name}: {error}") from error
-    return changes(cfg, stage, name)
-
-
-def _stage_overrides(cfg: DictConfig) -> dict[str, list[str]]:
-    for name, own in cfg.stages.items():
-        if not isinstance(own, ListConfig) or not all(isinstance(override, str) for override in own):
-            raise ConfigError(f"stages.{name}: must be a list of overrides such as [fit.epochs=2], got {own}")
-        _check_admitted(f"stages.{name}", own)
-    plain = OmegaConf.to_container(cfg.stages, resolve=False)
-    assert isinstance(plain, dict)
-    return {str(name): list(own) for name, own in plain.items()}
-
-
-def _compose(overrides: Sequence[str]) -> DictConfig:
-    """What :func:`compose` gives, its stages still as they are written."""
+def compose_config(overrides: Sequence[str]) -> DictConfig:
+    """What Hydra makes of ``overrides``, its own section included; nothing is checked yet."""
     with _own_hydra():
         try:
-            cfg = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
+            return hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(explain(error)) from error
-    with open_dict(cfg):
-        _check_hydra(OmegaConf.to_container(cfg.pop("hydra"), resolve=False))
-    validate(cfg, overrides)
-    return cfg
 
 
-def validate(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
-    """Raise :class:`ConfigError` unless every key, value, choice and target of ``cfg`` is right.
+def from_config(cfg: DictConfig, overrides: Sequence[str]) -> RunSettings:
+    """The settings of ``cfg``, that Hydra composed of ``overrides``, with each of its stages composed as well.
 
-    ``overrides`` are those that led to ``cfg``: what only the command line may say is looked for there.
+    Raises :class:`ConfigError` unless every key, value, choice and target is right.
     """
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        if own := cfg.pop("hydra", None):
+            _check_hydra(OmegaConf.to_container(own, resolve=False))
+    if "allow_targets" in cfg and cfg.allow_targets and not any(_key(one) == "allow_targets" for one in overrides):
+        raise ConfigError("allow_targets: may be given on the command line only, not by a YAML file; remove it there")
+    settings = _checked(cfg)
+    written = OmegaConf.to_container(cfg.stages, resolve=False) if cfg.stages else {}
+    assert isinstance(written, dict)
+    if not written:
+        return settings
+    changes = {str(name): _stage_changes(settings, str(name), own, overrides) for name, own in written.items()}
+    return _with_stages(settings, changes)
+
+
+def from_plain(plain: Mapping[str, Any], *, allow: Sequence[str] | None = None) -> RunSettings:
+    """The settings of a config that was resolved before: that of a run's folder, or of a sweep's trial.
+
+    ``allow`` stands in for the ``allow_targets`` of the config itself. Raises :class:`ConfigError`.
+    """
+    given = dict(plain)
+    if allow is not None:
+        given["allow_targets"] = list(allow)
+    changes = given.pop("stages", None) or {}
+    return _with_stages(_checked(OmegaConf.create({**given, "stages": {}})), changes)
+
+
+def read_run(folder: Path, like: RunSettings) -> RunSettings:
+    """The settings of the run in ``folder``; what its config does not hold, since it is no part of it, is as in
+    ``like``.
+
+    Raises :class:`ConfigError` for a damaged config, and for targets that the command line of ``like`` does not admit.
+    """
+    return from_plain(restored(read_config(folder / CONFIG), like.plain), allow=like.allow_targets)
+
+
+def _with_stages(settings: RunSettings, changes: Mapping[str, Mapping[str, Any]]) -> RunSettings:
+    """``settings`` with a stage for each of ``changes``: sections in which its config differs, by the stage's name."""
+    stages = {
+        name: _checked(OmegaConf.create({**settings.plain, **own, "stages": {}})) for name, own in changes.items()
+    }
+    return replace(settings, stages=stages, plain={**settings.plain, "stages": changes})
+
+
+def _stage_changes(run: RunSettings, name: str, own: Any, overrides: Sequence[str]) -> dict[str, Any]:
+    if not isinstance(own, list) or not all(isinstance(override, str) for override in own):
+        raise ConfigError(f"stages.{name}: must be a list of overrides such as [fit.epochs=2], got {own}")
+    _check_admitted(f"stages.{name}", own)
     try:
-        typed = OmegaConf.merge(OmegaConf.structured(Root), cfg)
+        cfg = compose_config([*overrides, *own])
+        with open_dict(cfg):
+            cfg.pop("hydra")
+        stage = _checked(cfg)
+    except ConfigError as error:
+        raise ConfigError(f"stages.{name}: {error}") from error
+    return stage_changes(run.plain, stage.plain, name)
+
+
+def _checked(cfg: DictConfig) -> RunSettings:
+    """``cfg`` held against the schema, and each constructor call in it against a signature; stages are left out."""
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(schema_of(RunSettings)), cfg)
         if missing := sorted(OmegaConf.missing_keys(typed)):
             raise ConfigError(f"missing: give {', '.join(f'{key}=...' for key in missing)}")
-        plain = OmegaConf.to_container(typed, resolve=True)
+        full = OmegaConf.to_container(typed, resolve=True)
+        plain = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
-    assert isinstance(plain, dict)
-    _check_choice("task", plain["task"], TASKS)
-    _check_choice("quantize.fold", plain["quantize"]["fold"], dict.fromkeys(FOLDS))
-    _check_choice("quantize.calibration", plain["quantize"]["calibration"], dict.fromkeys(CALIBRATIONS))
-    _check_choice("budget", plain["budget"], plain["budgets"])
-    if plain["teacher"]["learns"] and plain["teacher"]["shard"]:
+    assert isinstance(full, dict) and isinstance(plain, dict)
+    _check_choice("task", full["task"], TASKS)
+    _check_choice("quantize.fold", full["quantize"]["fold"], dict.fromkeys(FOLDS))
+    _check_choice("quantize.calibration", full["quantize"]["calibration"], dict.fromkeys(CALIBRATIONS))
+    _check_choice("budget", full["budget"], full["budgets"])
+    if full["teacher"]["learns"] and full["teacher"]["shard"]:
         raise ConfigError("teacher.shard: a teacher that learns is whole on each process; leave one of the two false")
-    if plain["fit"]["shard"]:
-        _check_sharded(plain)
-    if plain["allow_targets"] and not any(_key(override) == "allow_targets" for override in overrides):
-        raise ConfigError("allow_targets: may be given on the command line only, not by a YAML file; remove it there")
-    for name, variant in (plain["variants"] or {}).items():
+    if full["fit"]["shard"]:
+        _check_sharded(full)
+    for name, variant in (full["variants"] or {}).items():
         _check_admitted(f"variants.{name}", variant)
-    check_targets(plain, allow=plain["allow_targets"])
+    allow = full["allow_targets"]
+    check_targets(full, allow=allow)
+    return settings_of(
+        {str(key): value for key, value in full.items()},
+        plain={str(key): value for key, value in plain.items()},
+        allow=allow,
+    )
 
 
 def _check_sharded(plain: dict[Any, Any]) -> None:

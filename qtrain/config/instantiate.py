@@ -1,51 +1,79 @@
-"""Build what a config describes, after the same checks that the whole config went through.
-
-The checks and the calls use the same resolved object, so nothing can change in between. Objects below this floor
-never see OmegaConf: they get plain dicts, lists and values.
-"""
+"""From a config as plain values to the frozen settings of a run, each ``_target_`` resolved once."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
-
+from qtrain.config.schema import optional
 from qtrain.config.targets import SPECIAL, check_targets, resolve_target
-from qtrain.utils.errors import ConfigError
+from qtrain.settings.component import Component
+from qtrain.settings.run_settings import NOT_A_KEY, RunSettings
+
+T = TypeVar("T")
 
 
-def instantiate(node: DictConfig | ListConfig | None, **arguments: Any) -> Any:
-    """The object of ``node``'s ``_target_``, or a ``functools.partial`` where it says ``_partial_``; None for None.
+def component(plain: Mapping[str, Any], *, key: str = "", allow: Sequence[str] = ()) -> Component:
+    """The component that the node ``plain`` at ``key`` describes. Raises ``ConfigError`` where it cannot be built.
 
-    Dicts with ``_target_`` inside ``node`` are built first; a dict or list without one is built element by element.
-    ``arguments`` are live objects that YAML cannot hold; they go to the outermost target and win over the config.
-    Raises :class:`ConfigError`, with the full key in front, for a constructor's ``ValueError`` and for missing files.
+    ``allow`` are prefixes of targets that the user admits besides :data:`qtrain.config.targets.ADMITTED`.
     """
-    if node is None:
+    check_targets(plain, where=key, allow=allow)
+    return _component(plain, key, allow)
+
+
+def settings_of(typed: Mapping[str, Any], *, plain: Mapping[str, Any], allow: Sequence[str] = ()) -> RunSettings:
+    """The settings of a checked config: ``typed`` has the types and defaults of the schema, ``plain`` is as written.
+
+    Its ``stages`` are left empty.
+    """
+    return _settings(RunSettings, {**typed, "stages": {}}, "", allow, plain=plain)
+
+
+def _settings(kind: type[T], node: Mapping[str, Any], where: str, allow: Sequence[str], **given: Any) -> T:
+    hints = typing.get_type_hints(kind)
+    for field in fields(kind):  # type: ignore[arg-type]
+        if field.metadata != NOT_A_KEY:
+            key = f"{where}.{field.name}" if where else field.name
+            given[field.name] = _value(hints[field.name], node.get(field.name), key, allow)
+    return kind(**given)
+
+
+def _value(hint: Any, value: Any, key: str, allow: Sequence[str]) -> Any:
+    kind, _ = optional(hint)
+    origin = typing.get_origin(kind)
+    if origin is Mapping:
+        item = typing.get_args(kind)[1]
+        return {str(name): _value(item, own, f"{key}.{name}", allow) for name, own in (value or {}).items()}
+    if value is None:
         return None
-    where = str(node._get_full_key(None) or "")
-    root = node._get_root()
-    allow = list(root.get("allow_targets") or ()) if isinstance(root, DictConfig) else []
-    plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=False)
-    check_targets(plain, where=where, allow=allow, given=tuple(arguments))
-    return _build(plain, where, allow, arguments)
+    if origin is tuple:
+        return tuple(value)
+    if kind is Component:
+        # A group's option ``none`` leaves null, or nothing in a place that has nothing else.
+        return _component(value, key, allow) if value else None
+    if is_dataclass(kind) and isinstance(kind, type):
+        return _settings(kind, value, key, allow)
+    return _nested(value, key, allow) if kind is Any else value
 
 
-def _build(node: Any, where: str, allow: list[str], arguments: dict[str, Any]) -> Any:
-    if isinstance(node, list):
-        return [_build(value, f"{where}.{i}", allow, {}) for i, value in enumerate(node)]
-    if not isinstance(node, dict):
-        return node
-    built = {key: _build(value, f"{where}.{key}", allow, {}) for key, value in node.items() if key not in SPECIAL}
-    if "_target_" not in node:
-        return {**built, **arguments}
-    target = resolve_target(node["_target_"], where=where, allow=allow)
-    if node.get("_partial_", False):
-        return partial(target, **{**built, **arguments})
-    try:
-        return target(**{**built, **arguments})
-    except ConfigError:
-        raise
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{where}: {error}" if where else str(error)) from error
+def _component(node: Mapping[str, Any], key: str, allow: Sequence[str]) -> Component:
+    named = "_target_" in node
+    return Component(
+        key=key,
+        plain=node,
+        target=resolve_target(node["_target_"], where=key, allow=allow) if named else None,
+        options={n: _nested(value, f"{key}.{n}", allow) for n, value in node.items() if n not in SPECIAL},
+        partial=bool(node.get("_partial_", False)),
+    )
+
+
+def _nested(value: Any, key: str, allow: Sequence[str]) -> Any:
+    """``value`` with a component in place of each node that names a target."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return _component(value, key, allow)
+        return {name: _nested(item, f"{key}.{name}", allow) for name, item in value.items()}
+    return [_nested(item, f"{key}.{i}", allow) for i, item in enumerate(value)] if isinstance(value, list) else value

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.convert.layers import quant_layers
+from qtrain.models.sharding import whole_state
 from qtrain.quantizers.base import Quantizer
 from qtrain.spec import FULL_PRECISION, LayerBits
 
@@ -35,8 +36,8 @@ def quantizers_of(student: nn.Module) -> dict[str, Quantizer]:
 
 
 def student_state_of(student: nn.Module) -> StudentState:
-    """What ``student`` leaves to a later stage, on the CPU."""
-    tensors = {name: tensor.detach().cpu().clone() for name, tensor in student.state_dict().items()}
+    """What ``student`` leaves to a later stage, on the CPU. Of a sharded student all ranks must ask."""
+    tensors = {name: tensor.cpu().clone() for name, tensor in whole_state(student).items()}
     return StudentState(tensors, {name: _kind(quantizer) for name, quantizer in quantizers_of(student).items()})
 
 

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import torch
-from omegaconf import DictConfig
 from torch import nn
 
-from qtrain.config.instantiate import instantiate
+from qtrain.settings.component import Component
 from qtrain.spec import DataInfo
 from qtrain.utils.errors import ConfigError
 
 
-def build_model(node: DictConfig, info: DataInfo, *, weights: str | None = None) -> nn.Module:
-    """The full-precision model of ``node`` (``cfg.model``, ``cfg.teacher.model``) for the data's classes and channels.
+def build_model(chosen: Component, info: DataInfo, *, weights: str | None = None) -> nn.Module:
+    """The full-precision model ``chosen`` (``settings.model``, a teacher's) for the data's classes and channels.
 
-    ``weights`` stands in for the node's own where it names none.
+    ``weights`` stands in for the component's own where it names none.
     """
     given = {"weights": weights} if weights is not None else {}
-    build = instantiate(node, **given)
+    build = chosen.build(**given)
     try:
         model: nn.Module = build(num_classes=info.num_classes, in_channels=info.in_channels, image_size=info.image_size)
     except (ValueError, OSError) as error:
-        raise ConfigError(f"{node._get_full_key(None)}: {error}") from error
+        raise ConfigError(f"{chosen.key}: {error}") from error
     return model
+
+
+def has_weights(chosen: Component) -> bool:
+    """Whether the model ``chosen`` comes with trained weights: from a file, or from its package."""
+    return chosen.get("weights") is not None or bool(chosen.get("pretrained", False))
 
 
 def example_input(info: DataInfo, size: int = 1) -> torch.Tensor:

@@ -5,91 +5,94 @@ from __future__ import annotations
 import logging
 
 import torch
-from omegaconf import DictConfig
 from torch import nn
 
-from qtrain.config.instantiate import instantiate
 from qtrain.data.base import VisionData
 from qtrain.distill.cached_teacher import CachedTeacher
 from qtrain.distill.objective import Objective
 from qtrain.models.taps import feature_shapes
 from qtrain.models.teacher import FrozenTeacher, Teacher
 from qtrain.pipeline.build_model import example_input
+from qtrain.settings.run_settings import RunSettings
 from qtrain.training.step import LearningTeacher
 from qtrain.utils.errors import ConfigError, as_config_error
 
 log = logging.getLogger(__name__)
 
 
-def build_objective(cfg: DictConfig, student: nn.Module, teacher: nn.Module | None, data: VisionData) -> Objective:
+def build_objective(
+    settings: RunSettings, student: nn.Module, teacher: nn.Module | None, data: VisionData
+) -> Objective:
     """The config's objective, its terms' parameters made for the layers that they compare."""
-    objective: Objective = instantiate(cfg.objective)
+    objective: Objective = settings.objective.build()
     if objective.needs_teacher and teacher is None:
         raise ConfigError(
             "objective: a term compares with a teacher and there is none; name one, for instance "
             "teacher=cifar_resnet56, or take objective=hard"
         )
-    _bind(cfg, objective, student, teacher, data)
+    _bind(settings, objective, student, teacher, data)
     return objective
 
 
 def _bind(
-    cfg: DictConfig, objective: Objective, student: nn.Module, teacher: nn.Module | None, data: VisionData
+    settings: RunSettings, objective: Objective, student: nn.Module, teacher: nn.Module | None, data: VisionData
 ) -> None:
     """Make the parameters of ``objective`` for the layers that it compares; their start is a function of the seed."""
     shape = tuple(example_input(data.info).shape)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cfg.seed)
+        torch.manual_seed(settings.seed)
         objective.bind_(
             feature_shapes(student, objective.student_taps, shape),
             {} if teacher is None else feature_shapes(teacher, objective.teacher_taps, shape),
         )
 
 
-def build_learning_teacher(cfg: DictConfig, model: nn.Module, student: nn.Module, data: VisionData) -> LearningTeacher:
-    """A teacher that is trained by ``cfg.teacher.objective``, in which the student answers as teacher."""
-    if cfg.teacher.objective is None:
+def build_learning_teacher(
+    settings: RunSettings, model: nn.Module, student: nn.Module, data: VisionData
+) -> LearningTeacher:
+    """A teacher that is trained by ``settings.teacher.objective``, in which the student answers as teacher."""
+    if settings.teacher.objective is None:
         raise ConfigError(
             "teacher.learns: a teacher that learns needs an objective of its own; give "
             "+objective@teacher.objective=hard, or soft to learn from the student too"
         )
-    if cfg.teacher.mean is not None or cfg.teacher.std is not None:
+    if settings.teacher.mean is not None or settings.teacher.std is not None:
         raise ConfigError(
             "teacher.learns: a teacher that learns sees images as the student does; leave teacher.mean and std null"
         )
-    if cfg.teacher.cache.keeps is not None:
+    if settings.teacher.cache.keeps is not None:
         log.warning("teacher.cache: a teacher that learns answers otherwise at each step; nothing is kept")
-    if cfg.fit.channels_last:
+    if settings.fit.channels_last:
         model.to(memory_format=torch.channels_last)
-    objective: Objective = instantiate(cfg.teacher.objective)
-    _bind(cfg, objective, model, student, data)
+    objective: Objective = settings.teacher.objective.build()
+    _bind(settings, objective, model, student, data)
     return LearningTeacher(model=model, objective=objective)
 
 
-def build_teacher(cfg: DictConfig, model: nn.Module, objective: Objective, data: VisionData) -> Teacher:
+def build_teacher(settings: RunSettings, model: nn.Module, objective: Objective, data: VisionData) -> Teacher:
     """The frozen teacher with taps where ``objective`` looks; bf16 on a GPU that has it, where it is faster.
 
-    Its answers are kept and replayed where ``cfg.teacher.cache`` says so.
+    Its answers are kept and replayed where ``settings.teacher.cache`` says so.
     """
-    if cfg.fit.channels_last:
+    if settings.fit.channels_last:
         model.to(memory_format=torch.channels_last)
     live = FrozenTeacher(
         model,
         names=objective.teacher_taps,
-        mean=cfg.teacher.mean,
-        std=cfg.teacher.std,
+        mean=settings.teacher.mean,
+        std=settings.teacher.std,
         data_mean=data.info.mean,
         data_std=data.info.std,
         bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
-        compile=cfg.teacher.compile and not cfg.teacher.shard,
-        shard=cfg.teacher.shard,
+        compile=settings.teacher.compile and not settings.teacher.shard,
+        shard=settings.teacher.shard,
     )
-    cache = cfg.teacher.cache
+    cache = settings.teacher.cache
     if cache.keeps is None:
         return live
     if live.names:
         log.warning("teacher.cache: keeps no features, and hints look at %s; it answers live", ", ".join(live.names))
         return live
     with as_config_error("teacher.cache"):
-        keeps = instantiate(cache.keeps)(num_classes=data.info.num_classes)
+        keeps = cache.keeps.build()(num_classes=data.info.num_classes)
     return CachedTeacher(live, data=data.identity(), keeps=keeps, folder=cache.folder)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies import Strategy
 
-from qtrain.config.instantiate import instantiate
+from qtrain.convert.inherit import student_state_of
 from qtrain.data.base import VisionData
+from qtrain.pipeline.stages import StageResult, StageState, tensors_of
+from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import Position
 from qtrain.tracking.loggers import JsonlLogger
 from qtrain.tracking.metric_log import MetricLog
@@ -34,26 +34,8 @@ from qtrain.utils.errors import ConfigError
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """What a fit leaves behind, beside a trained module.
-
-    ``device`` is what it ran on. ``train_s`` are the seconds of training, ``earlier_s`` those of them that were spent
-    before a resumption. ``end`` is where the run stands now, ``optimizer`` the optimizer's state dict, ``metrics`` what
-    callbacks found, by their name in the config.
-    """
-
-    device: torch.device
-    train_s: float
-    earlier_s: float
-    resumed: bool
-    end: Position
-    optimizer: dict[str, Any]
-    metrics: dict[str, dict[str, float]]
-
-
 def fit(
-    cfg: DictConfig,
+    settings: RunSettings,
     *,
     module: QATModule,
     data: VisionData,
@@ -67,45 +49,44 @@ def fit(
     start: Position = Position(),  # noqa: B008 - immutable
     checkpoints: Path | None = None,
     watchers: Sequence[pl.Callback] = (),
-) -> Fitted:
+) -> StageResult:
     """Fit ``module`` for ``epochs``, or for ``steps`` optimizer steps where given, in ``folder``.
 
     The folder gets ``metrics.jsonl``, and resume points below it, or in ``checkpoints``. ``start`` is where the run's
     earlier stages stopped; ``watchers`` are callbacks that only look on.
 
-    With ``cfg.resume`` a resume point of the same ``identity`` in the folder is continued. ``command`` is what an
+    With ``settings.resume`` a resume point of the same ``identity`` in the folder is continued. ``command`` is what an
     interrupted run tells its user to type. Raises ``RunInterruptedError`` after a signal, once all is saved.
     """
     points = checkpoints or folder / "checkpoints"
     data.start_at(start.epoch)
-    resume_points = ResumePoints(folder=points, every_n_steps=cfg.fit.checkpoint_every_steps, identity=identity)
+    resume_points = ResumePoints(folder=points, every_n_steps=settings.fit.checkpoint_every_steps, identity=identity)
     file = JsonlLogger(folder=folder)
-    metric_log = MetricLog(loggers=[file, *loggers], every_n_steps=cfg.fit.log_every_steps, start=start)
-    named = named_callbacks(cfg, metric_log)
+    metric_log = MetricLog(loggers=[file, *loggers], every_n_steps=settings.fit.log_every_steps, start=start)
+    named = named_callbacks(settings, metric_log)
     callbacks: list[pl.Callback] = [
         StopOnNonFinite(),
-        *([WeightAverage(decay=cfg.fit.weight_average)] if cfg.fit.weight_average is not None else []),
+        *([WeightAverage(decay=settings.fit.weight_average)] if settings.fit.weight_average is not None else []),
         *named.values(),
-        *([Health(metric_log=metric_log, every_n_steps=n)] if (n := cfg.fit.health_every_steps) else []),
+        *([Health(metric_log=metric_log, every_n_steps=n)] if (n := settings.fit.health_every_steps) else []),
         metric_log,
         *watchers,
         Progress(title=title),
         resume_points,
         StopOnSignal(resume_points=resume_points, command=command),
     ]
-    trainer: pl.Trainer = instantiate(
-        cfg.trainer,
+    trainer: pl.Trainer = settings.trainer.build(
         max_epochs=epochs if steps is None else -1,
         max_steps=-1 if steps is None else steps,
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         logger=False,
         limit_val_batches=1.0 if data.info.val_size else 0,
-        precision=_precision(cfg.fit.precision),
-        strategy=_strategy(cfg),
+        precision=_precision(settings.fit.precision),
+        strategy=_strategy(settings),
         default_root_dir=str(folder),
     )()
-    point = find_resume_point(points) if cfg.resume else None
+    point = find_resume_point(points) if settings.resume else None
     if point is not None:
         log.info("%s: resuming from %s", title, point)
     with warnings.catch_warnings():
@@ -116,52 +97,66 @@ def fit(
         trainer.fit(module, datamodule=data, ckpt_path=str(point) if point else None)
     agree_(module)
     module.float()  # after a fit in 64 bits, or in 16: what is evaluated and kept has 32
-    return Fitted(
-        device=trainer.strategy.root_device,
-        train_s=metric_log.elapsed_s,
-        earlier_s=metric_log.earlier_s,
-        resumed=point is not None,
+    objective, teacher = module.objective, module.learning_teacher
+    state = StageState(
+        student=student_state_of(module.student),
         end=Position(
             epoch=start.epoch + trainer.current_epoch,
             step=start.step + trainer.global_step,
             written=file.position() if trainer.is_global_zero else 0,
         ),
+        objective=tensors_of(objective),
         optimizer=trainer.strategy.optimizer_state(trainer.optimizers[0]),
+        teacher=None if teacher is None else tensors_of(teacher.model),
         metrics={name: c.metrics() for name, c in named.items() if isinstance(c, FindsLayerMetrics)},
+        train_s=metric_log.elapsed_s,
+        distill=tuple(objective.teacher_terms),
+    )
+    return StageResult(
+        module.student,
+        state,
+        trainer.strategy.root_device,
+        earlier_s=metric_log.earlier_s,
+        resumed=point is not None,
     )
 
 
-def named_callbacks(cfg: DictConfig, metric_log: MetricLog) -> dict[str, pl.Callback]:
+def named_callbacks(settings: RunSettings, metric_log: MetricLog) -> dict[str, pl.Callback]:
     """Those that the config names; a ``None`` takes away what an experiment has."""
     made = {}
-    for name, node in (cfg.callbacks or {}).items():
-        if node is not None:
+    for name, chosen in settings.callbacks.items():
+        if chosen is not None:
             try:
-                made[str(name)] = instantiate(node)(metric_log=metric_log)
+                made[name] = chosen.build()(metric_log=metric_log)
             except ValueError as error:
                 raise ConfigError(f"callbacks.{name}: {error}") from error
     return made
 
 
-def shares_batches(cfg: DictConfig) -> bool:
+def shares_batches(settings: RunSettings) -> bool:
     """Whether batch norm is to look at the images of several processes."""
-    own = cfg.trainer
-    return bool(cfg.fit.get("sync_batchnorm", True)) and several(devices=own.devices, nodes=own.num_nodes)
+    return settings.fit.sync_batchnorm and several_processes(settings)
 
 
-def shards_student(cfg: DictConfig) -> bool:
+def shards_student(settings: RunSettings) -> bool:
     """Whether the student's weights are to be spread over several processes."""
-    return bool(cfg.fit.get("shard", False)) and several(devices=cfg.trainer.devices, nodes=cfg.trainer.num_nodes)
+    return settings.fit.shard and several_processes(settings)
 
 
-def _strategy(cfg: DictConfig) -> Any:
-    trainer = cfg.trainer
+def several_processes(settings: RunSettings) -> bool:
+    """Whether the run is one of several processes."""
+    trainer = settings.trainer
+    return several(devices=trainer.get("devices"), nodes=trainer.get("num_nodes"))
+
+
+def _strategy(settings: RunSettings) -> Strategy | str:
+    trainer = settings.trainer
     return strategy_for(
-        trainer.strategy,
-        devices=trainer.devices,
-        nodes=trainer.num_nodes,
-        accumulated=trainer.accumulate_grad_batches,
-        shard=shards_student(cfg),
+        trainer.get("strategy"),
+        devices=trainer.get("devices"),
+        nodes=trainer.get("num_nodes"),
+        accumulated=trainer.get("accumulate_grad_batches"),
+        shard=shards_student(settings),
     )
 
 

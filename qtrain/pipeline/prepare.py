@@ -10,13 +10,12 @@ import logging
 import time
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from qtrain.config.instantiate import instantiate
 from qtrain.convert.calibrate import calibrate_inputs, calibrate_weights, observe_inputs, observe_weights
 from qtrain.convert.fold import OutputStatistics, fold_batchnorm_, fold_in_training_
 from qtrain.convert.freeze import layers_to_freeze
@@ -28,13 +27,18 @@ from qtrain.convert.swap import swap_layers
 from qtrain.convert.switch import switch_bits_
 from qtrain.data.base import VisionData
 from qtrain.models.layer_kinds import merge_fused_biases
+from qtrain.models.weights import load_weights
 from qtrain.observers.base import Observer
 from qtrain.pipeline.build_model import build_model, example_input
-from qtrain.pipeline.load_data import depends_on
+from qtrain.pipeline.load_data import depends_on, recipe_of
 from qtrain.pipeline.run_cache import cached
+from qtrain.ptq.bias_correction import BiasCorrection
 from qtrain.ptq.calibrate_from_bn import calibrate_from_statistics
+from qtrain.ptq.rounding.base import Rounding
 from qtrain.quantizers.base import MakeQuantizer
 from qtrain.quantizers.wrappers.wrapper import Wrapper
+from qtrain.settings.component import built
+from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import FULL_PRECISION, Allocation, LayerBits
 from qtrain.utils.errors import ConfigError, as_config_error
 
@@ -62,56 +66,54 @@ class Converted:
 
 
 def quantize(
-    cfg: DictConfig, model: nn.Module, data: VisionData, student_state: StudentState | None = None
+    settings: RunSettings, model: nn.Module, data: VisionData, student_state: StudentState | None = None
 ) -> Prepared:
-    """Convert and calibrate ``model`` in place by ``cfg.quantize``, on the CPU or wherever the model is.
+    """Convert and calibrate ``model`` in place by ``settings.quantize``, on the CPU or wherever the model is.
 
     Then rounding is learned and biases are corrected, where the config asks for it. With the ``student_state`` of an
     earlier stage the weights are that stage's, and so are quantizers of the same kind; where bits differ, their scales
     are fitted to the new ones.
     """
-    if cfg.fit.channels_last:
+    if settings.fit.channels_last:
         model.to(memory_format=torch.channels_last)
-    if not cfg.quantize.enabled:
+    if not settings.quantize.enabled:
         converted = Converted({}, {})
     else:
-        converted = convert(cfg, model, example_input(data.info).to(next(model.parameters()).device))
+        converted = convert(settings, model, example_input(data.info).to(next(model.parameters()).device))
     if student_state is not None:
         with as_config_error("stages"):
             inherit_weights_(model, student_state)
     if converted.plans:
-        images = _calibrate(cfg, model, data, converted, afresh=student_state is None)
+        images = _calibrate(settings, model, data, converted, afresh=student_state is None)
         if student_state is None:
-            _correct(cfg, model, images, converted)
+            _correct(settings, model, images, converted)
         elif wanted := inherit_quantizers_(model, student_state):
             log.info("new bits for %d layers", len(wanted))
             switch_bits_(model, wanted, images=images[0])
     return Prepared(model, converted.allocation)
 
 
-def needs_images(cfg: DictConfig) -> bool:
+def needs_images(settings: RunSettings) -> bool:
     """Whether a student that is not trained needs images at all: data-free methods do without."""
-    q = cfg.quantize
-    parts = (_asked(cfg, "rounding"), _asked(cfg, "bias"))
-    return bool(q.enabled) and (
-        q.calibration == "images" or any(part is not None and part.needs_images for part in parts)
-    )
+    q = settings.quantize
+    parts = [part.build() for part in (q.rounding, q.bias) if part is not None]
+    return q.enabled and (q.calibration == "images" or any(part.needs_images for part in parts))
 
 
 def _calibrate(
-    cfg: DictConfig, model: nn.Module, data: VisionData, converted: Converted, *, afresh: bool
+    settings: RunSettings, model: nn.Module, data: VisionData, converted: Converted, *, afresh: bool
 ) -> list[torch.Tensor]:
     """Fill the quantizers; returns the images that served, or that later corrections need.
 
     ``afresh``: the weights are the full-precision model's own, so that what is observed is a function of the config.
     """
-    q, images = cfg.quantize, []
-    if needs_images(cfg):
+    q, images = settings.quantize, []
+    if needs_images(settings):
         device = next(model.parameters()).device
         images = [batch.image.to(device) for batch in data.calibration_batches(q.calibration_batches)]
-    if q.get("calibration", "images") == "images":
+    if q.calibration == "images":
         log.info("calibrating %d layers on %d batches", len(converted.plans), len(images))
-        seen = _observe(cfg, model, images, converted, afresh=afresh)
+        seen = _observe(settings, model, images, converted, afresh=afresh)
         calibrate_weights(model, seen.weights)
         calibrate_inputs(model, seen.inputs)
         return images
@@ -130,7 +132,7 @@ class _Seen(NamedTuple):
 
 
 def _observe(
-    cfg: DictConfig, model: nn.Module, images: list[torch.Tensor], converted: Converted, *, afresh: bool
+    settings: RunSettings, model: nn.Module, images: list[torch.Tensor], converted: Converted, *, afresh: bool
 ) -> _Seen:
     """What is seen of the model in full precision, hence the same at any bits, and kept by a process of many runs."""
 
@@ -139,49 +141,48 @@ def _observe(
 
     if not afresh:
         return observe()
-    recipe = OmegaConf.to_container(cfg.quantize, resolve=True)
-    assert isinstance(recipe, dict)
-    del recipe["bits"]
     # What stays in full precision is not observed.
     layers = [[name, *(bits < FULL_PRECISION for bits in plan.bits)] for name, plan in converted.plans.items()]
-    what = {**depends_on(cfg), "recipe": recipe, "layers": layers, "channels_last": cfg.fit.channels_last}
+    what = {
+        **depends_on(settings),
+        "recipe": recipe_of(settings),
+        "layers": layers,
+        "channels_last": settings.fit.channels_last,
+    }
     return cached("observed", what, observe, lambda seen: seen)  # only looked at
 
 
-def _correct(cfg: DictConfig, student: nn.Module, images: list[torch.Tensor], converted: Converted) -> None:
+def _correct(settings: RunSettings, student: nn.Module, images: list[torch.Tensor], converted: Converted) -> None:
     """What makes up for rounding once the ranges are known: better choices of codes, then shifted biases."""
-    if (rounding := _asked(cfg, "rounding")) is not None:
+    q = settings.quantize
+    if q.rounding is not None:
+        rounding: Rounding = q.rounding.build()
         start = time.perf_counter()
         with as_config_error("quantize.rounding"):
-            rounding(student, images, seed=cfg.seed)
+            rounding(student, images, seed=settings.seed)
         log.info("rounded by %s in %.0f s", type(rounding).__name__, time.perf_counter() - start)
-    if (bias := _asked(cfg, "bias")) is not None:
+    if q.bias is not None:
+        bias: BiasCorrection = q.bias.build()
         with as_config_error("quantize.bias"):
             bias(student, images, converted.statistics)
 
 
-def _asked(cfg: DictConfig, slot: str) -> Any:
-    """The object in a slot of ``cfg.quantize``; ``None`` where it is empty, or the run is of a version without it."""
-    return instantiate(cfg.quantize.get(slot)) or None
-
-
-def convert(cfg: DictConfig, model: nn.Module, example: torch.Tensor) -> Converted:
-    """Fold, equalize and swap the layers of ``model`` in place by ``cfg.quantize``; nothing is calibrated yet."""
-    q = cfg.quantize
-    operations = {str(kind): int(bits) for kind, bits in q.operations.items() if bits is not None}
-    fold = q.get("fold", "none")
+def convert(settings: RunSettings, model: nn.Module, example: torch.Tensor) -> Converted:
+    """Fold, equalize and swap the layers of ``model`` in place by ``settings.quantize``; nothing is calibrated yet."""
+    q = settings.quantize
+    operations = {kind: bits for kind, bits in vars(q.operations).items() if bits is not None}
     merge_fused_biases(model)
     try:
-        statistics = fold_batchnorm_(model, example) if fold == "before" else {}
-        if (equalize := _asked(cfg, "equalize")) is not None:
-            equalize(model, example, statistics)
+        statistics = fold_batchnorm_(model, example) if q.fold == "before" else {}
+        if q.equalize is not None:
+            q.equalize.build()(model, example, statistics)
         expose_operations(model, operations, example)
         found = find_layers(model, example)
-        allocation: Allocation = instantiate(q.bits)(found.weighted)
+        allocation: Allocation = q.bits.build()(found.weighted)
         operands = {name: LayerBits(FULL_PRECISION, operations[kind]) for name, kind in found.operands.items()}
-        plans = plan_layers(found, {**allocation, **operands}, _recipe(cfg), instantiate(q.policies))
-        swap_layers(model, found, plans, gradient=instantiate(q.gradient) or None)
-        if fold == "training":
+        plans = plan_layers(found, {**allocation, **operands}, _recipe(settings), built(q.policies))
+        swap_layers(model, found, plans, gradient=None if q.gradient is None else q.gradient.build())
+        if q.fold == "training":
             fold_in_training_(model, example)
     except ConfigError:
         raise
@@ -191,28 +192,42 @@ def convert(cfg: DictConfig, model: nn.Module, example: torch.Tensor) -> Convert
     return Converted(plans, statistics)
 
 
-def rehearse(cfg: DictConfig, data: VisionData) -> None:
+def trained_student(settings: RunSettings, file: Path, data: VisionData) -> Prepared:
+    """The student that a run of ``settings`` has left in ``file``, converted as it was and with its weights."""
+    model = build_model(settings.model, data.info)
+    converted = settings.quantize.enabled
+    allocation = convert(settings, model, example_input(data.info)).allocation if converted else {}
+    load_weights(model, str(file))
+    return Prepared(model, allocation)
+
+
+def rehearse(settings: RunSettings, data: VisionData) -> None:
     """Convert a model that nobody keeps, so that what cannot be quantized is said before hours of pretraining."""
-    if not cfg.quantize.enabled:
+    if not settings.quantize.enabled:
         return
     logger = logging.getLogger("qtrain.convert")
     level = logger.level
     logger.setLevel(logging.ERROR)  # what stays in full precision is said by the conversion that counts
-    model = build_model(cfg.model, data.info)
+    model = build_model(settings.model, data.info)
     try:
-        convert(cfg, model, example_input(data.info))
+        convert(settings, model, example_input(data.info))
     finally:
         logger.setLevel(level)
-    layers_to_freeze(model, patterns=cfg.fit.freeze.layers or ())
+    layers_to_freeze(model, patterns=settings.fit.freeze.layers or ())
 
 
-def _recipe(cfg: DictConfig) -> LayerPlan:
+def _recipe(settings: RunSettings) -> LayerPlan:
     """What all layers get that no policy changes."""
-    q = cfg.quantize
-    parts = {name: instantiate(q[name]) for name in ("weight", "input", "weight_observer", "input_observer")}
-    if q.get("weight_wrapper") is not None:  # a run of an earlier version has no such key
-        parts["weight"] = _wrapped(instantiate(q.weight_wrapper), parts["weight"])
-    return LayerPlan(**parts)
+    q = settings.quantize
+    weight = q.weight.build()
+    if q.weight_wrapper is not None:
+        weight = _wrapped(q.weight_wrapper.build(), weight)
+    return LayerPlan(
+        weight=weight,
+        input=q.input.build(),
+        weight_observer=q.weight_observer.build(),
+        input_observer=q.input_observer.build(),
+    )
 
 
 def _wrapped(wrapper: Any, quantizer: MakeQuantizer) -> MakeQuantizer:

@@ -7,17 +7,14 @@ hardware; nobody types one. Several runs may append to one file at the same time
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import json
 import os
 import platform
 import subprocess
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock
@@ -30,11 +27,6 @@ HEADER = (
     "size_bytes,effective_bits,bops,step_ms,wall_s,hardware,torch,notes"
 ).split(",")
 """Columns of every results file, in this order; a file may have further columns after them."""
-
-NOT_HASHED = (
-    "output", "name", "run_dir", "resume", "overwrite", "results", "report", "logger", "allow_targets", "select",
-)  # fmt: skip
-"""Top-level options that do not change a run's result: where it goes, how it is shown."""
 
 
 def append_row(path: Path | str, row: Mapping[str, object]) -> None:
@@ -64,17 +56,6 @@ def read_results(path: Path | str) -> list[dict[str, str]]:
     if not path.is_file():
         raise FileNotFoundError(f"results: no file {path}; a run writes it with results={path}")
     return _parse(path)[1]
-
-
-def config_hash(config: Mapping[str, Any], *, ignore: Collection[str] = NOT_HASHED) -> str:
-    """Twelve hex digits that two runs share if and only if their configurations agree.
-
-    ``config`` is the plain, resolved configuration; its top-level keys in ``ignore`` do not count, nor does the order
-    of keys. Values that JSON lacks raise ``TypeError``.
-    """
-    kept = {key: value for key, value in config.items() if key not in ignore}
-    canonical = json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
 def provenance(device: torch.device | str = "cpu", *, devices: int = 1) -> dict[str, str]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar, final
 
 import torch
 
-from qtrain.pipeline.results import config_hash
+from qtrain.settings.run_identity import hash_of
 
 T = TypeVar("T")
 
@@ -75,4 +75,4 @@ def cached(
     is the caller's own.
     """
     store = _STORE.get()
-    return make() if store is None else store.get(kind, config_hash(depends_on, ignore=()), make, copied)
+    return make() if store is None else store.get(kind, hash_of(depends_on, ignore=()), make, copied)

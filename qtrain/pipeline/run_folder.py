@@ -2,54 +2,82 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+import yaml
 from pytorch_lightning.utilities import rank_zero_only
 from safetensors.torch import save_file
 from torch import nn
 
 from qtrain.cost.count import CostReport
-from qtrain.pipeline.results import append_row, config_hash, provenance
-from qtrain.pipeline.summary import FINISHED, SUMMARY, RunSummary, read_summary, write_summary
-from qtrain.settings.run_identity import identifying, plain_config
+from qtrain.pipeline.results import append_row, provenance
+from qtrain.pipeline.run_lock import only_run_in
+from qtrain.pipeline.summary import FINISHED, RunSummary, read_summary, write_summary
+from qtrain.settings.run_files import CONFIG, STAGES, SUMMARY
+from qtrain.settings.run_identity import comparable, hash_of, recorded
+from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import FULL_PRECISION, Allocation, DataInfo
 from qtrain.tracking.wandb_client import RUN_ID
 from qtrain.utils.atomic_write import atomic_write, write_text
 from qtrain.utils.errors import ConfigError
 
-CONFIG = "config.yaml"
-STAGES = "stages"
-"""Folder of what each stage of a run keeps."""
+log = logging.getLogger(__name__)
 
-STUDENT = "student.safetensors"
-"""A trained student's parameters, scales and code ranges, under the names of its state dict."""
+Metrics = dict[str, float | None]
+"""A task's results by name; ``None`` for what was not measured."""
 
 
-def identity_of(cfg: DictConfig) -> str:
-    """A hash that two configs share exactly if a run of one may go on as a run of the other."""
-    return config_hash(identifying(plain_config(cfg)))
+def read_config(file: Path) -> dict[str, Any]:
+    """The resolved config that a run or a sweep has left in ``file``. Raises ``ConfigError`` where it is damaged."""
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{file} holds a {type(config).__name__}, not a config")
+    return config
 
 
-def claim_folder(cfg: DictConfig, folder: Path) -> RunSummary | None:
+def write_config(file: Path, config: Mapping[str, Any]) -> None:
+    """Write a resolved config; the file appears whole, since other ranks look into it."""
+    write_text(file, yaml.safe_dump(dict(config), sort_keys=False))
+
+
+def run_in_folder(settings: RunSettings, work: Callable[[Path], Metrics], *, names: Sequence[str]) -> Metrics:
+    """What ``work`` returns for the run's folder, which no other process may use meanwhile.
+
+    A finished run of the same config is not repeated: the metrics ``names`` of its summary are returned. Raises
+    ``ConfigError`` where the folder holds a run of another config.
+    """
+    folder = Path(settings.run_dir)
+    if (finished := finished_run(settings, folder)) is None:
+        with only_run_in(folder):
+            if (finished := claim_folder(settings, folder)) is None:  # else by another process, just now
+                return work(folder)
+    log.info("%s is finished; overwrite=true runs it again", folder)
+    return {name: getattr(finished, name) for name in names}
+
+
+def claim_folder(settings: RunSettings, folder: Path) -> RunSummary | None:
     """Make ``folder`` this run's, or return what :func:`finished_run` does, and raise what it raises."""
-    if (finished := finished_run(cfg, folder)) is None:
-        _make_ready(cfg, folder)
+    if (finished := finished_run(settings, folder)) is None:
+        _make_ready(settings, folder)
     return finished
 
 
-def finished_run(cfg: DictConfig, folder: Path) -> RunSummary | None:
+def finished_run(settings: RunSettings, folder: Path) -> RunSummary | None:
     """The summary of the run of this very config that has finished in ``folder``, where nothing is written.
 
-    Raises ``ConfigError`` where it holds a run of another config and ``cfg.overwrite`` is false.
+    Raises ``ConfigError`` where it holds a run of another config and ``settings.overwrite`` is false.
     """
-    if (folder / CONFIG).is_file() and not cfg.overwrite:
-        before = OmegaConf.load(folder / CONFIG)
-        same = isinstance(before, DictConfig) and identity_of(before) == identity_of(cfg)
+    if (folder / CONFIG).is_file() and not settings.overwrite:
+        before = read_config(folder / CONFIG)
+        same = hash_of(comparable(recorded(before))) == settings.identity
         # A run that failed before its first resume point has nothing to lose, and must not block its folder.
         begun = (folder / SUMMARY).is_file() or any(folder.glob("checkpoints/*.ckpt")) or (folder / STAGES).is_dir()
         if not same and begun:
@@ -65,43 +93,42 @@ def finished_run(cfg: DictConfig, folder: Path) -> RunSummary | None:
 
 
 @rank_zero_only
-def _make_ready(cfg: DictConfig, folder: Path) -> None:
+def _make_ready(settings: RunSettings, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    if cfg.overwrite or not cfg.resume:
+    if settings.overwrite or not settings.resume:
         for stale in (*folder.glob("checkpoints/*.ckpt"), folder / SUMMARY, folder / "metrics.jsonl", folder / RUN_ID):
             stale.unlink(missing_ok=True)
         shutil.rmtree(folder / STAGES, ignore_errors=True)
-    # Whole at once: other ranks look into it.
-    write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(plain_config(cfg))))
+    write_config(folder / CONFIG, recorded(settings.plain))
 
 
-def describe(cfg: DictConfig, info: DataInfo, allocation: Allocation, cost: CostReport) -> dict[str, Any]:
+def describe(settings: RunSettings, info: DataInfo, allocation: Allocation, cost: CostReport) -> dict[str, Any]:
     """The fields of a summary that do not depend on how training went."""
     weight, input = typical_bits(allocation)
     return {
-        "experiment": cfg.experiment,
+        "experiment": settings.experiment,
         "dataset": info.name,
-        "model": cfg.model.name,
-        "quantizer": _quantizer_name(cfg) if allocation else None,
+        "model": settings.model.name,
+        "quantizer": _quantizer_name(settings) if allocation else None,
         "w_bits": weight,
         "a_bits": input,
-        "seed": cfg.seed,
+        "seed": settings.seed,
         **cost.as_dict(),
     }
 
 
 def append_results(
-    cfg: DictConfig, folder: Path, summary: Mapping[str, Any], *, device: torch.device, notes: str
+    settings: RunSettings, folder: Path, summary: Mapping[str, Any], *, device: torch.device, notes: str
 ) -> None:
-    """One row to the run's own ``results.csv``, and to ``cfg.results`` where that names a file."""
+    """One row to the run's own ``results.csv``, and to ``settings.results`` where that names a file."""
     row = {
         **provenance(device),
-        "config_hash": identity_of(cfg),
-        "task": cfg.task,
+        "config_hash": settings.identity,
+        "task": settings.task,
         "notes": notes,
         **{key: value for key, value in summary.items() if key not in ("layers", "status")},
     }
-    for path in {folder / "results.csv", *([Path(cfg.results)] if cfg.results else [])}:
+    for path in {folder / "results.csv", *([Path(settings.results)] if settings.results else [])}:
         append_row(path, row)
 
 
@@ -124,6 +151,6 @@ def typical_bits(allocation: Allocation) -> tuple[int, int]:
     return typical[0], typical[1]
 
 
-def _quantizer_name(cfg: DictConfig) -> str:
-    names = [str(node["_target_"]).rpartition(".")[2].lower() for node in (cfg.quantize.weight, cfg.quantize.input)]
+def _quantizer_name(settings: RunSettings) -> str:
+    names = [chosen.kind.lower() for chosen in (settings.quantize.weight, settings.quantize.input)]
     return "/".join(dict.fromkeys(names))

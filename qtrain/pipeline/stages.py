@@ -1,31 +1,35 @@
 """The stages of a run, one fit each, and all that one leaves to the next.
 
-A stage is the run's config with some overrides, which :func:`qtrain.config.compose.compose` works out before anything
-runs. What passes from stage to stage is a :class:`StageState` and nothing else, written to a file when a stage ends, so
-that a killed run goes on in the stage where it was.
+A stage is the run's config with some overrides, composed before anything runs. What passes from stage to stage is a
+:class:`StageState` and nothing else, written to a file when a stage ends, so that a killed run goes on in the stage
+where it was.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from qtrain.convert.inherit import StudentState
-from qtrain.pipeline.run_folder import STAGES
-from qtrain.spec import Position
+from qtrain.settings.run_files import STAGES
+from qtrain.settings.run_settings import RunSettings
+from qtrain.spec import Allocation, Position
 from qtrain.utils.atomic_write import atomic_write
 
 log = logging.getLogger(__name__)
 
 STATE = "state.pt"
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of the state dict of ``module`` on the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
 
 
 @dataclass(frozen=True)
@@ -47,13 +51,26 @@ class StageState:
     train_s: float = 0.0
     distill: tuple[str, ...] = ()
 
+    def after(self, before: StageState | None) -> StageState:
+        """This state with what it hands on of the stage ``before``: a teacher and metrics that it did not change."""
+        if before is None:
+            return self
+        return replace(
+            self,
+            teacher=before.teacher if self.teacher is None else self.teacher,
+            teacher_model=before.teacher_model if self.teacher is None else self.teacher_model,
+            metrics={**before.metrics, **self.metrics},
+            train_s=before.train_s + self.train_s,
+            distill=tuple(dict.fromkeys((*before.distill, *self.distill))),
+        )
+
 
 @dataclass(frozen=True)
 class Stage:
     """One fit of a run: its name ("" where the run has only one), its config, and the folder of its own files."""
 
     name: str
-    cfg: DictConfig
+    settings: RunSettings
     folder: Path
 
     @property
@@ -84,22 +101,29 @@ class Stage:
             return None
 
 
-def stages_of(cfg: DictConfig, folder: Path) -> list[Stage]:
-    """The stages of a run in order; without ``cfg.stages`` the run itself is the only one."""
-    if not cfg.get("stages"):  # a run of an earlier version has no such key
-        return [Stage("", cfg, folder)]
+@dataclass(frozen=True)
+class StageResult:
+    """A stage that has run: its student, what it leaves to the next one, and how its fit went.
+
+    ``allocation`` are the bits of the student's layers; ``device`` is what the fit ran on. ``earlier_s`` are seconds of
+    training before this process began, ``resumed`` says that there were some. ``calibrated`` is the student as
+    calibration left it, where no earlier stage had changed its weights.
+    """
+
+    student: nn.Module
+    state: StageState
+    device: torch.device
+    allocation: Allocation = field(default_factory=dict)
+    earlier_s: float = 0.0
+    resumed: bool = False
+    calibrated: nn.Module | None = None
+
+
+def stages_of(settings: RunSettings, folder: Path) -> list[Stage]:
+    """The stages of a run in order; without ``settings.stages`` the run itself is the only one."""
+    if not settings.stages:
+        return [Stage("", settings, folder)]
     return [
-        Stage(str(name), _with(cfg, changes), folder / STAGES / f"{number}-{name}")
-        for number, (name, changes) in enumerate(cfg.stages.items(), start=1)
+        Stage(name, own, folder / STAGES / f"{number}-{name}")
+        for number, (name, own) in enumerate(settings.stages.items(), start=1)
     ]
-
-
-def last_stage(cfg: DictConfig) -> DictConfig:
-    """The config of the stage that makes the final student; ``cfg`` itself where there are no stages."""
-    return stages_of(cfg, Path())[-1].cfg
-
-
-def _with(cfg: DictConfig, changes: Mapping[str, Any]) -> DictConfig:
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
-    return OmegaConf.create({**plain, **OmegaConf.to_container(changes, resolve=True), "stages": {}})  # type: ignore[dict-item]

@@ -13,12 +13,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from qtrain.settings.run_files import METRICS, SUMMARY, TRIALS
 from qtrain.spec import FULL_PRECISION
-from qtrain.sweep.trial import TRIALS
 from qtrain.utils.atomic_write import write_text
 
-SUMMARY = "summary.json"
-METRICS = "metrics.jsonl"
 FINISHED = "finished"
 """The ``status`` of a run that came to its end; any other is shown as the reason why it did not."""
 

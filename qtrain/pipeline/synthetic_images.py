@@ -19,10 +19,8 @@ from typing import Any
 import torch
 import torch.multiprocessing
 from filelock import FileLock
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from qtrain.config.instantiate import instantiate
 from qtrain.data.synthetic_store import (
     IMAGES_MANIFEST,
     Manifest,
@@ -34,8 +32,9 @@ from qtrain.data.synthetic_store import (
     write_shard,
 )
 from qtrain.models.identity import structure_digest, weights_digest
-from qtrain.pipeline.build_model import build_model
-from qtrain.pipeline.results import config_hash
+from qtrain.pipeline.build_model import build_model, has_weights
+from qtrain.settings.run_identity import hash_of
+from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import DataInfo
 from qtrain.synthesis.base import Synthesis
 from qtrain.training.ranks import first_rank_first
@@ -63,7 +62,7 @@ class Synthesizer:
     The latter is of all numbers of images: to ask for more of them is not to learn anew.
     """
 
-    cfg: DictConfig
+    settings: RunSettings
     models: dict[str, nn.Module]
     method: Synthesis
     info: DataInfo
@@ -72,22 +71,23 @@ class Synthesizer:
 
     @property
     def batches(self) -> int:
-        return -(-int(self.cfg.synthesize.images) // self.method.batch_size)
+        return -(-int(self.settings.synthesize.images) // self.method.batch_size)
 
     @property
     def paths(self) -> list[Path]:
         return [shard_path(self.folder, number, self.batches) for number in range(self.batches)]
 
 
-def synthesize_images(cfg: DictConfig) -> SyntheticFolder:
-    """The folder of images that ``cfg.synthesis`` makes of ``cfg.model``; what is missing there is made first.
+def synthesize_images(settings: RunSettings) -> SyntheticFolder:
+    """The folder of images that ``settings.synthesis`` makes of ``settings.model``; what is missing there is made
+    first.
 
     Where another process has a share of the batches (``synthesize.world_size``), waits for no one: raises
     ``ConfigError`` that says so when this one's share is done and others are not.
     """
-    made_by = _synthesizer(cfg)
+    made_by = _synthesizer(settings)
     folder = made_by.folder
-    if cfg.synthesize.world_size == 1:  # ranks of a training share the images, and the first one makes them
+    if settings.synthesize.world_size == 1:  # ranks of a training share the images, and the first one makes them
         first_rank_first((folder / IMAGES_MANIFEST).is_file, what=f"synthesizes images in {folder}")
     if (folder / IMAGES_MANIFEST).is_file():
         log.info("synthetic images: found %s", folder)
@@ -99,40 +99,39 @@ def synthesize_images(cfg: DictConfig) -> SyntheticFolder:
     if len(shards) < made_by.batches:
         raise ConfigError(
             f"synthesize: {made_by.batches - len(shards)} of {made_by.batches} batches are still to be made by other "
-            f"ranks of synthesize.world_size={cfg.synthesize.world_size}; the last one to end finishes the folder"
+            f"ranks of synthesize.world_size={settings.synthesize.world_size}; the last one to end finishes the folder"
         )
     manifest = write_manifest(folder, _made_from(made_by), shards)
     made = sum(shard.images for shard in shards) - kept
     return SyntheticFolder(folder, manifest, made, time.perf_counter() - start)
 
 
-def _synthesizer(cfg: DictConfig) -> Synthesizer:
-    if not cfg.synthesis:
+def _synthesizer(settings: RunSettings) -> Synthesizer:
+    if not settings.synthesis:
         raise ConfigError("synthesis: no method; take synthesis=bn_statistics, or give data.folder with images")
-    info = instantiate(cfg.data, seed=cfg.seed).facts
-    method: Synthesis = instantiate(cfg.synthesis)
+    info = settings.data.build(seed=settings.seed).facts
+    method: Synthesis = settings.synthesis.build()
     # Further models go by their names in the config: two may be of one kind, with other weights.
-    nodes = {str(cfg.model.name): cfg.model}
-    for name, node in (cfg.synthesize.models or {}).items():
-        if name in nodes:
+    chosen = {settings.model.name: settings.model}
+    for name, further in settings.synthesize.models.items():
+        if name in chosen:
             raise ConfigError(f"synthesize.models.{name}: is what the model itself is called; take another name")
-        nodes[str(name)] = node
+        if further is not None:
+            chosen[name] = further
     models = {}
-    for name, node in nodes.items():
-        if node.get("weights") is None and not node.get("pretrained", False):
-            raise ConfigError(
-                f"{node._get_full_key(None)}.weights: images are synthesized from a trained model; give its weights"
-            )
-        models[name] = _frozen(build_model(node, info))
+    for name, model in chosen.items():
+        if not has_weights(model):
+            raise ConfigError(f"{model.key}.weights: images are synthesized by a trained model; give its weights")
+        models[name] = _frozen(build_model(model, info))
     try:
         method.check(list(models.values()))
     except ValueError as error:
         raise ConfigError(f"synthesis: {error}") from error
-    unplaced = Synthesizer(cfg, models, method, info, Path(), Path())
+    unplaced = Synthesizer(settings, models, method, info, Path(), Path())
     made_from = _made_from(unplaced)
-    folder, key = Path(cfg.synthesize.folder).expanduser(), config_hash(made_from)
-    learned = folder / f"{cfg.data.name}-learned-{config_hash(made_from, ignore=('batches',))}"
-    return replace(unplaced, folder=folder / f"{cfg.data.name}-{key}", learned=learned)
+    folder, key = Path(settings.synthesize.folder).expanduser(), hash_of(made_from)
+    learned = folder / f"{settings.data.name}-learned-{hash_of(made_from, ignore=('batches',))}"
+    return replace(unplaced, folder=folder / f"{settings.data.name}-{key}", learned=learned)
 
 
 def _frozen(model: nn.Module) -> nn.Module:
@@ -141,15 +140,14 @@ def _frozen(model: nn.Module) -> nn.Module:
 
 def _made_from(made_by: Synthesizer) -> dict[str, Any]:
     """All that the images are a function of, as plain values."""
-    method = OmegaConf.to_container(made_by.cfg.synthesis, resolve=True)
     return {
         "models": {
             name: {"weights": weights_digest(model), "structure": structure_digest(model)}
             for name, model in made_by.models.items()
         },
-        "method": method,
+        "method": made_by.settings.plain["synthesis"],
         "batches": made_by.batches,
-        "seed": made_by.cfg.seed,
+        "seed": made_by.settings.seed,
         "data": {**vars(made_by.info), "mean": list(made_by.info.mean), "std": list(made_by.info.std)},
     }
 
@@ -161,7 +159,7 @@ def _shards(made_by: Synthesizer) -> list[Shard]:
 
 def _make_all(made_by: Synthesizer) -> None:
     """Make this process's share of the batches, alone or with workers."""
-    section = made_by.cfg.synthesize
+    section = made_by.settings.synthesize
     if not 0 <= section.rank < section.world_size:
         raise ConfigError(
             f"synthesize.rank: must be in 0..{section.world_size - 1}, below synthesize.world_size, got {section.rank}"
@@ -175,8 +173,7 @@ def _make_all(made_by: Synthesizer) -> None:
             _make(made_by, number, worker=0)
             _say(made_by)
         return
-    plain = OmegaConf.to_container(made_by.cfg, resolve=True)
-    context = torch.multiprocessing.spawn(_work, (plain, missing, workers), nprocs=workers, join=False)
+    context = torch.multiprocessing.spawn(_work, (made_by.settings, missing, workers), nprocs=workers, join=False)
     assert context is not None
     kept = -1
     while not context.join(timeout=JOIN_POLL_S):
@@ -185,9 +182,9 @@ def _make_all(made_by: Synthesizer) -> None:
             _say(made_by)
 
 
-def _work(worker: int, plain: dict[str, Any], missing: list[int], workers: int) -> None:
-    """A worker process: every so-manieth of the missing batches."""
-    made_by = _synthesizer(OmegaConf.create(plain))
+def _work(worker: int, settings: RunSettings, missing: list[int], workers: int) -> None:
+    """A worker process: its share of the missing batches."""
+    made_by = _synthesizer(settings)
     _learn(made_by, _device(worker))
     for number in missing[worker::workers]:
         _make(made_by, number, worker)
@@ -197,14 +194,14 @@ def _learn(made_by: Synthesizer, device: torch.device) -> None:
     made_by.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(made_by.learned.with_name(f".{made_by.learned.name}.lock")), _threads(device):
         models = [model.to(device) for model in made_by.models.values()]
-        made_by.method.learn(models, made_by.info, seed=made_by.cfg.seed, folder=made_by.learned, device=device)
+        made_by.method.learn(models, made_by.info, seed=made_by.settings.seed, folder=made_by.learned, device=device)
 
 
 def _make(made_by: Synthesizer, number: int, worker: int) -> None:
     device = _device(worker)
     with _threads(device):
         models = [model.to(device) for model in made_by.models.values()]
-        made = made_by.method.make(models, made_by.info, number=number, seed=made_by.cfg.seed, device=device)
+        made = made_by.method.make(models, made_by.info, number=number, seed=made_by.settings.seed, device=device)
     write_shard(made_by.paths[number], made.images.numpy(), made.labels.numpy(), made.metrics)
 
 
@@ -231,3 +228,5 @@ def _threads(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+

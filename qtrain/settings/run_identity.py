@@ -1,4 +1,4 @@
-"""A config as plain values, and what a stage's config lays over the run's.
+"""What identifies a run: its config as plain values, without what its result does not depend on.
 
 Loads neither torch nor Lightning, since every mistyped command comes through here.
 """
@@ -6,9 +6,10 @@ Loads neither torch nor Lightning, since every mistyped command comes through he
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
+from collections.abc import Collection, Mapping
 from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
 
 from qtrain.utils.errors import ConfigError
 
@@ -17,32 +18,47 @@ MAY_CHANGE = (
 )  # fmt: skip
 """Sections of the config that a stage may have of its own."""
 
+NOT_HASHED = (
+    "output", "name", "run_dir", "resume", "overwrite", "results", "report", "logger", "allow_targets", "select",
+)  # fmt: skip
+"""Top-level keys that do not change a run's result: where it goes, and how it is shown."""
 
-def plain_config(cfg: DictConfig) -> dict[str, Any]:
-    """``cfg`` resolved, as dicts, lists and values; what identifies and describes the run, not where it is kept."""
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
-    plain.pop("run_dir", None)
-    # Only a source of values: those that the run uses stand resolved where it uses them.
-    plain.pop("budgets", None)
-    # What a run is a trial of, and where it is looked at: the same run, alone or in a sweep.
-    for section in ("sweep", "review"):
-        plain.pop(section, None)
+
+def recorded(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a resolved config that a run's ``config.yaml`` holds: what describes the run, not its place."""
+    kept: dict[str, Any] = copy.deepcopy(dict(plain))
+    # ``budgets`` is only a source of values: those that the run uses stand resolved where it uses them. A run is the
+    # same alone and in a sweep, and wherever it is looked at.
+    for section in ("run_dir", "budgets", "sweep", "review"):
+        kept.pop(section, None)
     # Where synthetic images are kept, and who makes them.
     for key in ("folder", "workers", "rank", "world_size"):
-        plain.get("synthesize", {}).pop(key, None)
-    stages = (plain.get("stages") or {}).values()
-    for config in (plain, *(stage for stage in stages if isinstance(stage, dict))):
+        kept.get("synthesize", {}).pop(key, None)
+    for config in _with_stages(kept):
         config.get("full_precision", {}).pop("folder", None)
         config.get("teacher", {}).get("cache", {}).pop("folder", None)
-    return {str(key): value for key, value in plain.items()}
+    return kept
 
 
-def identifying(plain: dict[str, Any]) -> dict[str, Any]:
-    """A :func:`plain_config` without the processes, how many and who holds what: with others it is the same run."""
-    own = copy.deepcopy(plain)
-    stages = (own.get("stages") or {}).values()
-    for config in (own, *(stage for stage in stages if isinstance(stage, dict))):
+def restored(config: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+    """A whole config again from one that :func:`recorded` has made: what was left out is as in ``like``."""
+    whole: dict[str, Any] = copy.deepcopy(dict(config))
+    for section in ("run_dir", "budgets", "sweep", "review"):
+        whole.setdefault(section, copy.deepcopy(like[section]))
+    for key in ("folder", "workers", "rank", "world_size"):
+        whole["synthesize"].setdefault(key, like["synthesize"][key])
+    for own in _with_stages(whole):
+        if "full_precision" in own:
+            own["full_precision"].setdefault("folder", like["full_precision"]["folder"])
+        if "teacher" in own:
+            own["teacher"]["cache"].setdefault("folder", like["teacher"]["cache"]["folder"])
+    return whole
+
+
+def comparable(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """A :func:`recorded` config without the processes that share the work: with others it is the same run."""
+    own: dict[str, Any] = copy.deepcopy(dict(plain))
+    for config in _with_stages(own):
         for key in ("devices", "num_nodes", "strategy"):
             config.get("trainer", {}).pop(key, None)
         for section in ("fit", "teacher"):
@@ -50,12 +66,23 @@ def identifying(plain: dict[str, Any]) -> dict[str, Any]:
     return own
 
 
-def changes(base: DictConfig, stage: DictConfig, name: str) -> dict[str, Any]:
-    """The sections in which a stage's config differs from the run's, resolved.
+def hash_of(config: Mapping[str, Any], *, ignore: Collection[str] = NOT_HASHED) -> str:
+    """Twelve hex digits that two runs share if and only if their configurations agree.
+
+    ``config`` is the plain, resolved configuration; its top-level keys in ``ignore`` do not count, nor does the order
+    of keys. Values that JSON lacks raise ``TypeError``.
+    """
+    kept = {key: value for key, value in config.items() if key not in ignore}
+    canonical = json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def stage_changes(base: Mapping[str, Any], stage: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The sections in which the resolved config of stage ``name`` differs from that of the run.
 
     Raises :class:`ConfigError` where it differs in what all stages of a run have in common.
     """
-    before, after = plain_config(base), plain_config(stage)
+    before, after = recorded(base), recorded(stage)
     differing = [key for key, value in after.items() if key != "stages" and before.get(key) != value]
     for key in differing:
         if key not in MAY_CHANGE:
@@ -63,6 +90,10 @@ def changes(base: DictConfig, stage: DictConfig, name: str) -> dict[str, Any]:
                 f"stages.{name}: changes {key}, which all stages of a run share; a stage may change "
                 f"{', '.join(MAY_CHANGE)}"
             )
-    whole = OmegaConf.to_container(stage, resolve=True)
-    assert isinstance(whole, dict)
-    return {key: whole[key] for key in differing}
+    return {key: stage[key] for key in differing}
+
+
+def _with_stages(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """``config`` and the sections that its stages have of their own."""
+    stages = (config.get("stages") or {}).values()
+    return [config, *(stage for stage in stages if isinstance(stage, dict))]

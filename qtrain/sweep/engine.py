@@ -19,12 +19,13 @@ from ray.tune import Callback, Stopper
 from ray.tune.schedulers import TrialScheduler
 
 from qtrain.pipeline.run_cache import RunCache
+from qtrain.settings.run_settings import Read
 from qtrain.sweep.proposals import METRICS_PREFIX, Proposals
 from qtrain.sweep.run_trial import Proposal, described, read_trial, reason_of, run_trial
 from qtrain.sweep.running import Display, Running
 from qtrain.sweep.searcher import EPOCHS
 from qtrain.sweep.trial import Trial
-from qtrain.sweep.trial_configs import read_config
+from qtrain.sweep.trial_configs import read_trial_config
 from qtrain.sweep.trial_workers import run_with_workers
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class WorkerSettings:
 
     A trial's run is in ``folder/<key>``; ``storage`` is where Ray keeps its own files. ``resources`` are those of each
     of ``workers`` processes, ``threads`` those of torch in one. ``cwd`` is the driver's, which paths in configs are
-    relative to.
+    relative to; ``read`` makes settings of a config.
     """
 
     folder: str
@@ -64,6 +65,7 @@ class WorkerSettings:
     workers: int
     max_failures: int
     cwd: str
+    read: Read
 
 
 def train_trial(config: dict[str, Any], setting: WorkerSettings) -> None:
@@ -71,23 +73,25 @@ def train_trial(config: dict[str, Any], setting: WorkerSettings) -> None:
     proposal = Proposal(**config["proposal"])
     if Path(setting.cwd).is_dir():
         os.chdir(setting.cwd)
-    cfg = read_config(Path(setting.folder) / proposal.key, name=proposal.id, knobs=proposal.knobs)
+    plain = read_trial_config(Path(setting.folder) / proposal.key, name=proposal.id, knobs=proposal.knobs)
+    settings = setting.read(plain)
 
     def report(metrics: dict[str, float]) -> None:
         tune.report(told(metrics))
 
     if setting.workers > 1:
         trial = run_with_workers(
-            cfg,
+            settings,
             proposal,
             threads=setting.threads,
             workers=setting.workers,
             resources=setting.resources,
             max_failures=setting.max_failures,
             storage=setting.storage,
+            read=setting.read,
         )
     else:
-        trial = run_trial(cfg, proposal, report=report, store=_STORE, threads=setting.threads)
+        trial = run_trial(settings, proposal, report=report, store=_STORE, threads=setting.threads)
     tune.report({**told(trial.metrics), EPOCHS: trial.epochs, "status": trial.status})
 
 

@@ -6,16 +6,16 @@ import logging
 from dataclasses import replace
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 
-from qtrain.pipeline import run_folder
 from qtrain.pipeline.load_data import load_data
-from qtrain.pipeline.stages import last_stage
+from qtrain.pipeline.prepare import trained_student
+from qtrain.settings.run_files import STUDENT
+from qtrain.settings.run_settings import Read, RunSettings
 from qtrain.sweep.initial_trials import is_start
 from qtrain.sweep.pareto import front
 from qtrain.sweep.trial import Trial
+from qtrain.sweep.trial_configs import read_trial_config
 from qtrain.sweep.trial_store import TrialStore
-from qtrain.tasks.evaluate import trained_student
 from qtrain.training.evaluation import evaluate
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ TEST = "test_top1"
 """Metric of a trial of the front or of the start: accuracy on the test images, in percent. The search never sees it."""
 
 
-def evaluate_front(cfg: DictConfig, trial_store: TrialStore) -> None:
+def evaluate_front(settings: RunSettings, trial_store: TrialStore, *, read: Read) -> None:
     """Evaluate each model of the front, and those that the sweep was told to start with, on the test images, once.
 
     What comes of it is the trial's ``test_top1``.
@@ -32,20 +32,18 @@ def evaluate_front(cfg: DictConfig, trial_store: TrialStore) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     wanted = {
         trial.id: trial
-        for trial in [*front(trial_store.trials.values(), trial_store.objectives), *starts(cfg, trial_store)]
+        for trial in [*front(trial_store.trials.values(), trial_store.objectives), *starts(settings, trial_store)]
     }
     models = [trial for trial in wanted.values() if TEST not in trial.metrics]
     for number, trial in enumerate(models, start=1):
         log.info("test images: model %d of %d", number, len(models))
         folder = trial_store.runs / trial.key
-        run = OmegaConf.load(folder / run_folder.CONFIG)
-        assert isinstance(run, DictConfig)
-        run = last_stage(run)
+        run = read(read_trial_config(folder, name=trial.id, knobs=trial.knobs)).fits[-1]
         data = load_data(run)
-        top1 = evaluate(trained_student(run, folder, data).student, data.test_dataloader(), device)["top1"]
+        top1 = evaluate(trained_student(run, folder / STUDENT, data).student, data.test_dataloader(), device)["top1"]
         trial_store.write(replace(trial, metrics={**trial.metrics, TEST: top1}))
 
 
-def starts(cfg: DictConfig, trial_store: TrialStore) -> list[Trial]:
+def starts(settings: RunSettings, trial_store: TrialStore) -> list[Trial]:
     """The trials that the sweep was told to start with and that came to their end."""
-    return [t for t in trial_store.trials.values() if t.status == "finished" and is_start(cfg, t.id, t.knobs)]
+    return [t for t in trial_store.trials.values() if t.status == "finished" and is_start(settings, t.id, t.knobs)]

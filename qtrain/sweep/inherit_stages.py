@@ -6,9 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
-from qtrain.pipeline.run_folder import STAGES
 from qtrain.pipeline.stages import STATE
-from qtrain.pipeline.summary import METRICS
+from qtrain.settings.run_files import METRICS, STAGES
 from qtrain.utils.atomic_write import atomic_write
 
 

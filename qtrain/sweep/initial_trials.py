@@ -6,17 +6,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from qtrain.settings.run_settings import RunSettings
 
 
-def is_start(cfg: DictConfig, id: str, knobs: Mapping[str, Any]) -> bool:
-    """Whether trial ``id`` of the sweep ``cfg`` is one of ``cfg.sweep.start``.
+def is_start(settings: RunSettings, id: str, knobs: Mapping[str, Any]) -> bool:
+    """Whether trial ``id`` of the sweep ``settings`` is one of ``settings.sweep.start``.
 
     These come first, but a search may leave some out: a grid those that are none of its points, a small population
     those that it has no room for.
     """
-    given = OmegaConf.to_container(cfg.sweep.start, resolve=True)
-    assert isinstance(given, list)
+    given = settings.sweep.start
     return int(id) <= len(given) and any(_agrees(knobs, own) for own in given)
 
 

@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast, final
 
 import optuna
-from omegaconf import DictConfig, OmegaConf
 from optuna.exceptions import ExperimentalWarning
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from qtrain.config.instantiate import instantiate
+from qtrain.settings.run_settings import RunSettings
 from qtrain.sweep.domains import Domain, Interval, Options
 from qtrain.sweep.halving import ParetoHalving
 from qtrain.sweep.local import LocalSearcher
@@ -28,9 +27,9 @@ from qtrain.sweep.space import Point, Space
 from qtrain.utils.errors import ConfigError, as_config_error
 
 
-def check_sweep(cfg: DictConfig) -> None:
-    """Raise :class:`ConfigError` for a value in ``cfg.sweep`` that cannot be."""
-    sweep = cfg.sweep
+def check_sweep(settings: RunSettings) -> None:
+    """Raise :class:`ConfigError` for a value in ``settings.sweep`` that cannot be."""
+    sweep = settings.sweep
     rules = {
         "trials": (sweep.trials >= 1, "at least 1"),
         "time_budget_s": (sweep.time_budget_s is None or sweep.time_budget_s > 0, "above 0, or null"),
@@ -45,18 +44,18 @@ def check_sweep(cfg: DictConfig) -> None:
     }
     for key, (kept, rule) in rules.items():
         if not kept:
-            raise ConfigError(f"sweep.{key}: must be {rule}, got {sweep[key]}")
-    objectives_of(cfg)
-    if cfg.stages and isinstance(instantiate(sweep.search), Population):
+            raise ConfigError(f"sweep.{key}: must be {rule}, got {getattr(sweep, key)}")
+    objectives_of(settings)
+    if settings.stages and isinstance(sweep.search.build(), Population):
         raise ConfigError(
             "sweep.search: a population makes stages of its own, beside which there are none; add stages=none"
         )
-    make_scheduler(cfg)
+    make_scheduler(settings)
 
 
-def objectives_of(cfg: DictConfig) -> dict[str, Direction]:
-    """``cfg.sweep.objectives`` without those that were taken away."""
-    found = {str(name): way for name, way in cfg.sweep.objectives.items() if way is not None}
+def objectives_of(settings: RunSettings) -> dict[str, Direction]:
+    """``settings.sweep.objectives`` without those that were taken away."""
+    found = {str(name): way for name, way in settings.sweep.objectives.items() if way is not None}
     if not found:
         raise ConfigError("sweep.objectives: must name a metric at least, for instance {top1: max}")
     for name, way in found.items():
@@ -65,60 +64,65 @@ def objectives_of(cfg: DictConfig) -> dict[str, Direction]:
     return cast(dict[str, Direction], found)
 
 
-def make_searcher(cfg: DictConfig, space: Space) -> SpaceSearcher:
-    """What proposes trials of ``space``, by ``cfg.sweep.search``; all of its randomness comes from ``cfg.seed``."""
-    check_sweep(cfg)
-    search: Search = instantiate(cfg.sweep.search)
-    objectives = objectives_of(cfg)
-    start = cast(list[dict[str, Any]], OmegaConf.to_container(cfg.sweep.start, resolve=True))
+def make_searcher(settings: RunSettings, space: Space) -> SpaceSearcher:
+    """What proposes trials of ``space``, by ``settings.sweep.search``; all of its randomness comes from
+    ``settings.seed``.
+    """
+    check_sweep(settings)
+    search: Search = settings.sweep.search.build()
+    objectives = objectives_of(settings)
+    start = settings.sweep.start
     with as_config_error("sweep.start"):
         for point in start:
             space.completed(point)
     with as_config_error("sweep.search"):
         if isinstance(search, GridSearch):
-            return GridSearcher(space, points=search.points, trials=cfg.sweep.trials, seed=cfg.seed, start=start)
+            return GridSearcher(
+                space, points=search.points, trials=settings.sweep.trials, seed=settings.seed, start=start
+            )
         if isinstance(search, LocalSearch):
-            return LocalSearcher(space, search, objectives=objectives, seed=cfg.seed, start=start)
+            return LocalSearcher(space, search, objectives=objectives, seed=settings.seed, start=start)
         if isinstance(search, Population):
-            schedule = cast(dict[str, Any], OmegaConf.to_container(cfg.lr_schedule, resolve=True))
             return PopulationSearcher(
                 space,
                 search,
                 objectives=objectives,
-                seed=cfg.seed,
-                epochs=cfg.fit.epochs,
-                lr_schedule=schedule,
+                seed=settings.seed,
+                epochs=settings.fit.epochs,
+                lr_schedule=dict(settings.lr_schedule.plain),
                 start=start,
             )
-        return OptunaSearcher(space, _sampler(search, cfg.seed), objectives=objectives, start=start)
+        return OptunaSearcher(space, _sampler(search, settings.seed), objectives=objectives, start=start)
 
 
-def make_scheduler(cfg: DictConfig) -> TrialScheduler | None:
-    """Ray's scheduler for ``cfg.sweep.scheduler``, in time :data:`EPOCHS`; ``None`` for none.
+def make_scheduler(settings: RunSettings) -> TrialScheduler | None:
+    """Ray's scheduler for ``settings.sweep.scheduler``, in time :data:`EPOCHS`; ``None`` for none.
 
     It needs no trial of Ray's own: whatever has a ``trial_id`` will do.
     """
-    if "_target_" not in (cfg.sweep.scheduler or {}):  # none, whatever settings an experiment gave another one
+    chosen = settings.sweep.scheduler
+    if chosen is None or chosen.target is None:  # none, whatever settings an experiment gave another one
         return None
-    scheduler: Scheduler = instantiate(cfg.sweep.scheduler)
-    if isinstance(instantiate(cfg.sweep.search), Population):
+    scheduler: Scheduler = chosen.build()
+    if isinstance(settings.sweep.search.build(), Population):
         raise ConfigError(
             "sweep.scheduler: a population replaces its worst by itself; take scheduler@sweep.scheduler=none"
         )
-    metric, mode = next(iter(objectives_of(cfg).items()))
-    if scheduler.grace > cfg.fit.epochs:
+    metric, mode = next(iter(objectives_of(settings).items()))
+    if scheduler.grace > settings.fit.epochs:
         raise ConfigError(
-            f"sweep.scheduler.grace: must be at most fit.epochs, got {scheduler.grace} of {cfg.fit.epochs}; give less"
+            f"sweep.scheduler.grace: must be at most fit.epochs, "
+            f"got {scheduler.grace} of {settings.fit.epochs}; give less"
         )
     if isinstance(scheduler, MoAsha):
-        halving = ParetoHalving(grace=scheduler.grace, reduction=scheduler.reduction, last=cfg.fit.epochs)
-        return StopDominated(halving, objectives_of(cfg))
+        halving = ParetoHalving(grace=scheduler.grace, reduction=scheduler.reduction, last=settings.fit.epochs)
+        return StopDominated(halving, objectives_of(settings))
     if isinstance(scheduler, Asha):
         return ASHAScheduler(
             time_attr=EPOCHS,
             metric=metric,
             mode=mode,
-            max_t=cfg.fit.epochs,
+            max_t=settings.fit.epochs,
             grace_period=scheduler.grace,
             reduction_factor=scheduler.reduction,
             stop_last_trials=False,  # of which a knob may have made a longer training

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Mapping
+from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
-
-from qtrain.config.instantiate import instantiate
 from qtrain.convert.layers import find_layers
 from qtrain.data.base import VisionData
 from qtrain.pipeline.build_model import build_model, example_input
-from qtrain.settings.run_identity import plain_config
+from qtrain.settings.component import Component
+from qtrain.settings.run_settings import Compose, RunSettings
 from qtrain.spec import Allocation
 from qtrain.sweep.bit_widths import BitWidths
 from qtrain.sweep.knobs import Bundle, Choice, Knob
@@ -25,52 +23,52 @@ OF_THE_SWEEP = (
 """Keys that a knob cannot set, since all trials have them from the sweep."""
 
 
-def make_space(cfg: DictConfig, data: VisionData) -> Space:
-    """The space of ``cfg.sweep.space``, for the model of ``cfg`` on the images of ``data``.
+def make_space(settings: RunSettings, data: VisionData) -> Space:
+    """The space of ``settings.sweep.space``, for the model of ``settings`` on the images of ``data``.
 
     A list of values stands for a choice of them, a mapping of lists for a bundle, and ``null`` takes a knob away.
     """
-    knobs = {str(name): _knob(cfg, str(name)) for name, node in (cfg.sweep.space or {}).items() if node is not None}
+    knobs = {name: _knob(name, chosen) for name, chosen in settings.sweep.space.items() if chosen is not None}
     layers: list[str] = []
     base: Allocation = {}
     if any(isinstance(knob, BitWidths) for knob in knobs.values()):
-        if not cfg.quantize.enabled:
+        if not settings.quantize.enabled:
             raise ConfigError("sweep.space: has knobs for bits, and quantize.enabled is false; take it away")
-        layers = find_layers(build_model(cfg.model, data.info), example_input(data.info)).weighted
+        layers = find_layers(build_model(settings.model, data.info), example_input(data.info)).weighted
         with as_config_error("quantize.bits"):
-            base = instantiate(cfg.quantize.bits)(layers)
+            base = settings.quantize.bits.build()(layers)
     with as_config_error("sweep.space"):
         return Space(knobs, layers=layers, base=base)
 
 
-def _knob(cfg: DictConfig, name: str) -> Knob:
+def _knob(name: str, chosen: Any) -> Knob:
     where = f"sweep.space.{name}"
-    node = cfg.sweep.space[name]
     with as_config_error(where):
-        if isinstance(node, ListConfig):
-            return Choice(options=cast(list[object], OmegaConf.to_container(node, resolve=True)))
-        if isinstance(node, DictConfig) and "_target_" not in node:
-            return Bundle(options=cast(dict[str, list[str]], OmegaConf.to_container(node, resolve=True)))
-        if isinstance(node, DictConfig) and isinstance(knob := instantiate(node), Knob):
+        if isinstance(chosen, list):
+            return Choice(options=chosen)
+        if isinstance(chosen, Component) and isinstance(knob := chosen.build(), Knob):
             return knob
+        if isinstance(chosen, Mapping):
+            return Bundle(options=dict(chosen))
+    given = chosen.plain if isinstance(chosen, Component) else chosen
     raise ConfigError(
         f"{where}: must be a list of values, a mapping of labels to overrides, or a knob such as "
-        f"+knob@{where}=log_uniform, got {node}"
+        f"+knob@{where}=log_uniform, got {given}"
     )
 
 
-def rehearse_space(cfg: DictConfig, space: Space, compose: Callable[[list[str]], DictConfig]) -> None:
+def rehearse_space(settings: RunSettings, space: Space, compose: Compose) -> None:
     """Compose a few trials in which every value of ``space`` occurs that is listed, and both ends of every range.
 
     ``compose`` makes a trial's config of what it changes. Raises :class:`ConfigError` for what would fail trial after
     trial: a key that is not there, a value of the wrong type, a setting that all trials have from the sweep.
     """
-    model = plain_config(cfg)["model"]
+    model = settings.plain["model"]
     for point in space.covering():
         changes = space.overrides(point)
         for change in changes:
             _check_key(change)
-        if plain_config(compose(changes))["model"] != model and space.turns_bits:
+        if compose(changes).plain["model"] != model and space.turns_bits:
             raise ConfigError(
                 "sweep.space: changes the model, to whose layers it gives bits by name; sweep over one model at a time"
             )

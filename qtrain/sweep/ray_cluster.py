@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from omegaconf import DictConfig
 
+from qtrain.settings.run_settings import RunSettings
 from qtrain.utils.errors import ConfigError
 
 LEAST_BYTES = 64 * 1024**2
@@ -42,7 +42,7 @@ def check_folder(folder: Path, key: str) -> None:
         )
 
 
-def start_ray(cfg: DictConfig) -> bool:
+def start_ray(settings: RunSettings) -> bool:
     """Attach to the cluster ``sweep.address``, or start Ray here; returns whether this command has to end it.
 
     Raises ``ConfigError`` where there is no such cluster.
@@ -50,14 +50,16 @@ def start_ray(cfg: DictConfig) -> bool:
     if ray.is_initialized():
         return False
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
-    if cfg.sweep.address is not None:
+    if settings.sweep.address is not None:
         try:
-            ray.init(address=cfg.sweep.address, **quiet)
+            ray.init(address=settings.sweep.address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
-            raise ConfigError(f"sweep.address: no Ray cluster answers at {cfg.sweep.address} ({reason})") from error
+            raise ConfigError(
+                f"sweep.address: no Ray cluster answers at {settings.sweep.address} ({reason})"
+            ) from error
         return True
-    places = {} if cfg.sweep.parallel is None else {TRIAL: cfg.sweep.parallel}
+    places: dict[str, float] = {} if settings.sweep.parallel is None else {TRIAL: settings.sweep.parallel}
     ray.init(
         address="local",
         include_dashboard=False,
@@ -68,16 +70,16 @@ def start_ray(cfg: DictConfig) -> bool:
     return True
 
 
-def check_machines(cfg: DictConfig) -> tuple[dict[str, float], dict[str, float]]:
+def check_machines(settings: RunSettings) -> tuple[dict[str, float], dict[str, float]]:
     """What Ray is to keep for each worker of a trial, and for the trial besides.
 
     Raises ``ConfigError`` where no machine has as much.
     """
-    wanted = {"CPU": float(cfg.sweep.resources.cpu), "GPU": float(cfg.sweep.resources.gpu)}
+    wanted = {"CPU": float(settings.sweep.resources.cpu), "GPU": float(settings.sweep.resources.gpu)}
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for kind, amount in wanted.items():
         most = max((machine.get(kind, 0.0) for machine in machines), default=0.0)
-        asked = amount * cfg.sweep.workers
+        asked = amount * settings.sweep.workers
         if asked > most:
             raise ConfigError(
                 f"sweep.resources.{kind.lower()}: a trial asks for {asked:g} and no machine has more than "
@@ -87,9 +89,12 @@ def check_machines(cfg: DictConfig) -> tuple[dict[str, float], dict[str, float]]
     return {kind: amount for kind, amount in wanted.items() if amount}, {TRIAL: 1.0} if limited else {}
 
 
-def room(cfg: DictConfig) -> int:
+def room(settings: RunSettings) -> int:
     """How many trials of several workers fit on the cluster, each on one machine."""
-    wanted = {"CPU": cfg.sweep.resources.cpu * cfg.sweep.workers, "GPU": cfg.sweep.resources.gpu * cfg.sweep.workers}
+    wanted = {
+        "CPU": settings.sweep.resources.cpu * settings.sweep.workers,
+        "GPU": settings.sweep.resources.gpu * settings.sweep.workers,
+    }
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return sum(
         int(min(machine.get(kind, 0.0) // amount for kind, amount in wanted.items() if amount)) for machine in machines

@@ -23,19 +23,18 @@ from typing import Any, final
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig
 
 from qtrain.convert.layers import quant_layers
 from qtrain.nn import Operand
 from qtrain.pipeline.costs import costs
 from qtrain.pipeline.run_cache import RunCache, run_cache_in
-from qtrain.pipeline.stages import stages_of
 from qtrain.pipeline.summary import METRICS, SUMMARY, read_summary
+from qtrain.pipeline.train import train
 from qtrain.pipeline.trial_callbacks import with_trial_callbacks
+from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import FULL_PRECISION, Position
 from qtrain.sweep.inherit_stages import inherit_stages
 from qtrain.sweep.trial import Trial
-from qtrain.tasks import train
 from qtrain.training.student import student_of
 from qtrain.utils.atomic_write import write_text
 from qtrain.utils.json_lines import read_metrics
@@ -90,9 +89,17 @@ class EpochReport(pl.Callback):
     and the exact costs. Before the epoch's resume point is written: an epoch that is done again reports the same again.
     """
 
-    def __init__(self, *, cfg: DictConfig, report: Reporter, watched: Watched, epochs: float, start: Position) -> None:
+    def __init__(
+        self, *, settings: RunSettings, report: Reporter, watched: Watched, epochs: float, start: Position
+    ) -> None:
         super().__init__()
-        self._cfg, self._report, self._watched, self._epochs, self._start = cfg, report, watched, epochs, start
+        self._settings, self._report, self._watched, self._epochs, self._start = (
+            settings,
+            report,
+            watched,
+            epochs,
+            start,
+        )
         self._began = self._val_began = 0.0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -100,7 +107,7 @@ class EpochReport(pl.Callback):
         student = student_of(pl_module)
         if pl_module.device.type != "cpu":
             student = copy.deepcopy(student).cpu()
-        cost = costs(self._cfg, student, trainer.datamodule)  # type: ignore[attr-defined]
+        cost = costs(self._settings, student, trainer.datamodule)  # type: ignore[attr-defined]
         self._watched.costs = {name: float(getattr(cost, name)) for name in COST_METRICS}
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -147,30 +154,30 @@ def validation_metrics(rows: list[Mapping[str, float]]) -> dict[str, float]:
 
 
 def run_trial(
-    cfg: DictConfig, proposal: Proposal, *, report: Reporter, store: RunCache, threads: int, leads: bool = True
+    settings: RunSettings, proposal: Proposal, *, report: Reporter, store: RunCache, threads: int, leads: bool = True
 ) -> Trial:
-    """Train ``proposal``, whose config is ``cfg``, and leave ``trial.json`` beside what the run itself leaves.
+    """Train ``proposal``, whose config is ``settings``, and leave ``trial.json`` beside what the run itself leaves.
 
     A run that has ended in this folder is told again, not repeated. What ``report`` raises to end the trial goes
     through. Of several processes one ``leads``, and leaves what is to be read.
     """
-    folder = Path(cfg.run_dir)
+    folder = Path(settings.run_dir)
     if (ended := read_trial(folder)) is not None:
         return replace(ended, **described(proposal))
     torch.set_num_threads(threads)
     started, clock, watched = time.time(), time.perf_counter(), Watched()
     about: dict[str, Any] = {**described(proposal), "started": started, "host": platform.node(), "threads": threads}
-    epochs = sum(stage.cfg.fit.share * stage.cfg.fit.epochs for stage in stages_of(cfg, folder))
+    epochs = settings.epochs
 
     def watcher(start: Position) -> EpochReport:
-        return EpochReport(cfg=cfg, report=report, watched=watched, epochs=epochs, start=start)
+        return EpochReport(settings=settings, report=report, watched=watched, epochs=epochs, start=start)
 
     try:
         with run_cache_in(store), with_trial_callbacks(watcher), _said_in(folder / LOG), redirect_stdout(io.StringIO()):
             if proposal.parent is not None:
                 inherit_stages(folder.parent / proposal.parent, folder)
             # A later trial may go on from the last of several stages.
-            train.run(cfg, keep_last=bool(cfg.stages), show=False)
+            train(settings, keep_last=bool(settings.stages))
         about |= {"status": "finished", "metrics": final_metrics(folder) if leads else {}}
         if leads:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # nothing resumes from what has ended

@@ -11,10 +11,11 @@ from typing import Any
 import yaml
 
 from qtrain.pipeline.summary import METRICS
+from qtrain.settings.run_files import TRIALS
 from qtrain.sweep.importance import knob_importance
 from qtrain.sweep.pareto import Direction, Objectives, front
 from qtrain.sweep.spending import Spending, spending
-from qtrain.sweep.trial import TRIALS, Trial, read_trials
+from qtrain.sweep.trial import Trial, read_trials
 from qtrain.utils.json_lines import read_metrics
 
 SWEEP = "sweep.yaml"

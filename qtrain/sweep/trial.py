@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from qtrain.settings.run_files import TRIALS
 from qtrain.utils.json_lines import append_line, read_lines
 
 log = logging.getLogger(__name__)
-
-TRIALS = "trials.jsonl"
 
 Status = Literal["finished", "stopped", "failed", "duplicate"]
 """``stopped``: by the scheduler, before its last epoch. ``duplicate``: its config had been run by another trial."""

@@ -7,12 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
-from omegaconf import DictConfig, OmegaConf
-
-from qtrain.config.compose import compose
-from qtrain.pipeline import run_folder
 from qtrain.settings.conf_dir import conf_dir
-from qtrain.tracking.run_tracking import sweep_group
+from qtrain.settings.run_settings import Compose, RunSettings
+from qtrain.sweep.wandb_sweep import sweep_group
 from qtrain.utils.atomic_write import write_text
 
 COMPOSED = "composed.json"
@@ -23,14 +20,16 @@ NOT_OF_A_TRIAL = ("task", "name", "run_dir", "output", "resume", "overwrite", "r
 
 
 @final
-class Configs:
-    """Composes the trials of the sweep ``cfg``, that ``overrides`` led to, and keeps their configs below ``folder``."""
+class TrialConfigs:
+    """Composes the trials of the sweep ``settings``, that ``overrides`` led to, and keeps their configs below
+    ``folder``.
+    """
 
-    def __init__(self, cfg: DictConfig, overrides: Sequence[str], *, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, settings: RunSettings, overrides: Sequence[str], *, folder: Path, compose: Compose) -> None:
+        self.folder, self._compose = folder, compose
         self._own = [override for override in overrides if not _is_the_sweeps(override)]
-        self._always = always(cfg)
-        self._group = sweep_group(cfg, folder.parent)
+        self._always = always(settings)
+        self._group = sweep_group(settings.plain, folder.parent)
         self._keys: dict[tuple[str, ...], str] = {}
 
     def __call__(self, changes: Sequence[str]) -> tuple[str, list[str]]:
@@ -38,42 +37,46 @@ class Configs:
         overrides = self._overrides(changes)
         if (known := self._keys.get(tuple(overrides))) is not None:
             return known, overrides
-        cfg = compose(overrides)
-        key = self._keys[tuple(overrides)] = run_folder.identity_of(cfg)
-        cfg.run_dir, cfg.results = str(self.folder / key), None
-        for logger in cfg.logger.values():
-            if "group" in logger and "job_type" in logger:
-                logger.group, logger.job_type = self._group, "trial"
-        write_text(self.folder / key / COMPOSED, json.dumps(OmegaConf.to_container(cfg, resolve=True)))
+        settings = self._compose(overrides)
+        key = self._keys[tuple(overrides)] = settings.identity
+        told = {"group": self._group, "job_type": "trial"}
+        plain = {
+            **settings.plain,
+            "run_dir": str(self.folder / key),
+            "results": None,
+            "logger": _changed(settings.plain["logger"], told),
+        }
+        write_text(self.folder / key / COMPOSED, json.dumps(plain))
         return key, overrides
 
-    def config(self, changes: Sequence[str]) -> DictConfig:
+    def config(self, changes: Sequence[str]) -> RunSettings:
         """What that trial would be, and nothing kept."""
-        return compose(self._overrides(changes))
+        return self._compose(self._overrides(changes))
 
     def _overrides(self, changes: Sequence[str]) -> list[str]:
         return joined([*self._own, *changes, *self._always])
 
 
-def read_config(folder: Path, *, name: str, knobs: Mapping[str, Any]) -> DictConfig:
-    """The config that :class:`Configs` has kept in a trial's ``folder``; W&B is told the trial's ``name`` and knobs."""
-    cfg = OmegaConf.create(json.loads((folder / COMPOSED).read_text(encoding="utf-8")))
-    assert isinstance(cfg, DictConfig)
-    for logger in cfg.logger.values():
-        if "name" in logger and "knobs" in logger:
-            logger.name, logger.knobs = name, dict(knobs)
-    return cfg
+def read_trial_config(folder: Path, *, name: str, knobs: Mapping[str, Any]) -> dict[str, Any]:
+    """The config that :class:`TrialConfigs` has kept in ``folder``; W&B is told the trial's ``name`` and ``knobs``."""
+    plain: dict[str, Any] = json.loads((folder / COMPOSED).read_text(encoding="utf-8"))
+    return {**plain, "logger": _changed(plain["logger"], {"name": name, "knobs": dict(knobs)})}
 
 
-def always(cfg: DictConfig) -> list[str]:
-    """What every trial of the sweep ``cfg`` has: images held out of the training images, test images left alone."""
+def _changed(loggers: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """``loggers`` of a config with these ``options``, where they have them."""
+    return {name: {**node, **options} if options.keys() <= node.keys() else node for name, node in loggers.items()}
+
+
+def always(settings: RunSettings) -> list[str]:
+    """What every trial of a sweep has: images held out of the training images, test images left alone."""
     overrides = ["task=train", "fit.final_test=false"]
-    if not cfg.data.get("val_fraction"):
-        overrides.append(f"data.val_fraction={cfg.sweep.val_fraction:g}")
-    if cfg.variants:
+    if not settings.data.get("val_fraction"):
+        overrides.append(f"data.val_fraction={settings.sweep.val_fraction:g}")
+    if settings.variants:
         overrides.append("variants=null")
-    if cfg.sweep.workers > 1:
-        overrides.append(f"trainer.devices={cfg.sweep.workers}")
+    if settings.sweep.workers > 1:
+        overrides.append(f"trainer.devices={settings.sweep.workers}")
     return overrides
 
 

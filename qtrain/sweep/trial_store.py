@@ -8,19 +8,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
-from omegaconf import DictConfig, OmegaConf
-
-from qtrain.pipeline.results import config_hash
+from qtrain.pipeline.run_folder import read_config, write_config
 from qtrain.pipeline.run_lock import only_run_in
-from qtrain.settings.run_identity import plain_config
+from qtrain.settings.run_files import TRIALS
+from qtrain.settings.run_identity import hash_of, recorded
+from qtrain.settings.run_settings import RunSettings
 from qtrain.sweep.make_search import objectives_of
 from qtrain.sweep.pareto import Objectives
 from qtrain.sweep.proposals import Proposals
 from qtrain.sweep.run_trial import described, read_trial
 from qtrain.sweep.search_log import SEARCH
 from qtrain.sweep.sweep_results import RUNS, SWEEP
-from qtrain.sweep.trial import TRIALS, Trial, append_trial, read_trials
-from qtrain.utils.atomic_write import write_text
+from qtrain.sweep.trial import Trial, append_trial, read_trials
 from qtrain.utils.errors import ConfigError
 
 SAME = ("space", "start", "objectives", "search", "scheduler", "workers", "val_fraction")
@@ -37,15 +36,15 @@ class TrialStore:
 
     @classmethod
     @contextmanager
-    def of(cls, cfg: DictConfig, overrides: Sequence[str], folder: Path) -> Iterator[TrialStore]:
-        """The trial store of the sweep ``cfg`` in ``folder``, which no other command may use meanwhile.
+    def of(cls, settings: RunSettings, overrides: Sequence[str], folder: Path) -> Iterator[TrialStore]:
+        """The trial store of the sweep ``settings`` in ``folder``, which no other command may use meanwhile.
 
         Raises ``ConfigError`` where one does, or where the folder holds a sweep of another config and ``overwrite`` is
         false. With ``overwrite``, or without ``resume``, what is there goes.
         """
         with only_run_in(folder):
-            _claim(cfg, overrides, folder)
-            yield cls(folder, objectives_of(cfg))
+            _claim(settings, overrides, folder)
+            yield cls(folder, objectives_of(settings))
 
     @property
     def begun(self) -> bool:
@@ -76,35 +75,34 @@ class TrialStore:
             self.write(ended)
 
 
-def _claim(cfg: DictConfig, overrides: Sequence[str], folder: Path) -> None:
-    if (folder / SWEEP).is_file() and not cfg.overwrite:
-        before = OmegaConf.load(folder / SWEEP)
-        if cfg.resume and (not isinstance(before, DictConfig) or _identity(before) != _identity(cfg)):
-            raise ConfigError(
-                f"run_dir: {folder} holds a sweep of another config; choose another name=..., or overwrite=true to "
-                "replace it"
-            )
-    if cfg.overwrite or not cfg.resume:
+def _claim(settings: RunSettings, overrides: Sequence[str], folder: Path) -> None:
+    afresh = settings.overwrite or not settings.resume
+    if (
+        (folder / SWEEP).is_file()
+        and not afresh
+        and _identity(read_config(folder / SWEEP)) != _identity(settings.plain)
+    ):
+        raise ConfigError(
+            f"run_dir: {folder} holds a sweep of another config; choose another name=..., or overwrite=true to "
+            "replace it"
+        )
+    if afresh:
         for name in (TRIALS, SEARCH):
             (folder / name).unlink(missing_ok=True)
         for name in (RUNS, "ray"):
             shutil.rmtree(folder / name, ignore_errors=True)
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
-    write_text(folder / SWEEP, OmegaConf.to_yaml(OmegaConf.create({**plain, "overrides": list(overrides)})))
+    write_config(folder / SWEEP, {**settings.plain, "overrides": list(overrides)})
 
 
-def sweep_hash(cfg: DictConfig) -> str:
+def sweep_hash(settings: RunSettings) -> str:
     """A hash that two commands share exactly if one may go on with the sweep of the other."""
-    return config_hash(_identity(cfg), ignore=())
+    return hash_of(_identity(settings.plain), ignore=())
 
 
-def _identity(cfg: DictConfig) -> Mapping[str, Any]:
-    sweep = OmegaConf.to_container(cfg.sweep, resolve=True)
-    assert isinstance(sweep, dict)
-    plain = plain_config(cfg)
+def _identity(plain: Mapping[str, Any]) -> dict[str, Any]:
+    sweep = plain.get("sweep") or {}
     ignored = ("name", "output", "resume", "overwrite", "results", "report", "logger", "overrides", "allow_targets")
     return {
-        **{key: value for key, value in plain.items() if key not in ignored},
+        **{key: value for key, value in recorded(plain).items() if key not in ignored},
         "sweep": {key: sweep.get(key) for key in SAME},
     }

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+from qtrain.settings.run_files import STUDENT, TRIALS
+from qtrain.settings.run_identity import recorded
+from qtrain.settings.run_settings import RunSettings
 from qtrain.sweep.pareto import Objectives, front
-from qtrain.sweep.trial import TRIALS, Trial, read_trials
+from qtrain.sweep.trial import Trial, read_trials
+from qtrain.tracking.run_tracking import student_name
 from qtrain.tracking.wandb_client import named_knobs
 from qtrain.tracking.wandb_run import WandbRun
 
@@ -60,3 +65,27 @@ def _row(trial: Trial) -> dict[str, object]:
     knobs = {f"knob {name}": value for name, value in named_knobs(trial.knobs).items()}
     head = {"id": trial.id, "status": trial.status, "reason": trial.reason, "of": trial.of, "epochs": trial.epochs}
     return {**head, **trial.metrics, **knobs, "key": trial.key, "overrides": " ".join(trial.overrides)}
+
+
+def tell_sweep(settings: RunSettings, folder: Path, runs: Path, objectives: Objectives) -> None:
+    """Log what came of the sweep ``settings`` in ``folder``, as a run of its own in the group of its trials.
+
+    ``runs`` is the folder of their runs, each named by its trial's key.
+    """
+    for chosen in settings.logger.values():
+        if chosen.target is not WandbRun:
+            continue
+        group = sweep_group(settings.plain, folder)
+        config = {**recorded(settings.plain), "sweep": settings.plain["sweep"]}
+        run: WandbRun = chosen.build()(folder=folder, config=config, group=group, job_type="sweep", name=group)
+
+        def student(trial: Trial) -> tuple[str, Path]:
+            return student_name(settings.experiment, runs / trial.key), runs / trial.key / STUDENT
+
+        log_sweep(run, folder, name=group, objectives=objectives, student=student)
+        run.finalize("success")
+
+
+def sweep_group(config: Mapping[str, Any], folder: Path) -> str:
+    """The group in W&B of the sweep in ``folder``, of this resolved ``config``, and of its trials."""
+    return str(config.get("name") or config.get("experiment") or folder.resolve().name)

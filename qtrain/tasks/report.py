@@ -15,11 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from qtrain.cost.count import OUTSIDE_LAYERS
 from qtrain.data.image_grid import PICTURE
-from qtrain.pipeline.summary import METRICS, Run, RunSummary, gather
+from qtrain.pipeline.summary import Run, RunSummary, gather
 from qtrain.report import curves
 from qtrain.report.canvas import DARK, LIGHT
 from qtrain.report.html import Cell, number, render, word
@@ -27,6 +25,8 @@ from qtrain.report.live_table import print_front
 from qtrain.report.run_plots import BIT_OPERATIONS, COMPRESSION, CostAxis, accuracy_plot
 from qtrain.report.sweep_page import write_sweep_report
 from qtrain.report.table import COLUMNS, Outcome, outcomes, print_summary, size_text, table_rows
+from qtrain.settings.run_files import METRICS
+from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import FULL_PRECISION
 from qtrain.sweep.sweep_results import is_sweep, read_sweep
 from qtrain.utils.atomic_write import write_text
@@ -51,12 +51,12 @@ class Section:
     picture: str | None
 
 
-def run(cfg: DictConfig) -> dict[str, Any]:
-    """Write the report of ``cfg.report.folder`` into that folder; returns its path and how many runs it shows.
+def run(settings: RunSettings) -> dict[str, Any]:
+    """Write the report of ``settings.report.folder`` into that folder; returns its path and how many runs it shows.
 
     The folder of a sweep gets the page of the sweep.
     """
-    folder = Path(cfg.report.folder)
+    folder = Path(settings.report.folder)
     if is_sweep(folder):
         trials = read_sweep(folder)
         print_front(trials.trials, trials.objectives, space=trials.space)

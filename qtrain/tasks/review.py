@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
-
+from qtrain.settings.run_settings import RunSettings
 from qtrain.sweep.sweep_results import SweepResults, read_sweep
-from qtrain.tracking.run_tracking import sweep_group
+from qtrain.sweep.wandb_sweep import sweep_group
 from qtrain.tracking.wandb_client import named_knobs
 from qtrain.tracking.wandb_mode import wandb_mode
 from qtrain.utils.atomic_write import write_text
@@ -30,9 +29,11 @@ WORKSPACE = "workspace.json"
 HOST_TIMEOUT_S = 3.0
 
 
-def run(cfg: DictConfig) -> dict[str, Any]:
-    """Save the workspace that ``cfg.review`` describes; returns the path of its definition and, once saved, its URL."""
-    review = cfg.review
+def run(settings: RunSettings) -> dict[str, Any]:
+    """Save the workspace that ``settings.review`` describes; returns the path of its definition and, once saved, its
+    URL.
+    """
+    review = settings.review
     sweep = _sweep(review.folder)
     # Its client has to be there for the definition as well: it is the one that knows the form.
     possible, reason = wandb_mode(mode="online", host_timeout_s=HOST_TIMEOUT_S)
@@ -50,7 +51,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         group=group,
         knobs=review.knobs if review.knobs is not None else _knobs(sweep),
     )
-    path = Path(cfg.run_dir) / WORKSPACE
+    path = Path(settings.run_dir) / WORKSPACE
     _take_over(workspace, path)
     url = None
     if possible == "online":

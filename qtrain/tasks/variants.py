@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from qtrain.config.compose import compose
+from qtrain.settings.run_settings import RunSettings
 from qtrain.utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -26,46 +25,48 @@ EXTRAS = {"sweep": "sweep", "review": "wandb"}
 """Tasks that need more than a plain installation, and the extra that brings it."""
 
 
-def run_task(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Run ``cfg.task``; ``overrides`` are those that led to ``cfg``.
+def run_task(settings: RunSettings, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Run ``settings.task``; ``overrides`` are those that led to ``settings``.
 
     Where a training or a calibration names ``variants``, each that ``select`` does not leave out is a run of its own:
     the same overrides, then the variant's, which may name another task, with the variant's name. Finished ones are not
     repeated, so the same command picks up where it was stopped. At the end all of the experiment's runs go into one
     report. Figures of variants come back as ``<variant>/<metric>``.
     """
-    if cfg.task not in WITH_VARIANTS or not cfg.variants:
-        return _run(cfg, overrides)
+    if settings.task not in WITH_VARIANTS or not settings.variants:
+        return _run(settings, overrides)
     together: dict[str, Any] = {}
-    chosen = selected(cfg)
+    chosen = selected(settings)
     for number, name in enumerate(chosen, start=1):
         log.info("variant %d of %d: %s", number, len(chosen), name)
-        variant = compose([*overrides, *cfg.variants[name], f"name={name}", "variants=null", "select=null"])
+        variant = compose([*overrides, *settings.variants[name], f"name={name}", "variants=null", "select=null"])
         together |= {f"{name}/{key}": value for key, value in _run(variant).items()}
-    folder = Path(cfg.run_dir).parent
+    folder = Path(settings.run_dir).parent
     report = compose([*overrides, "task=report", "variants=null", "select=null", f"report.folder={folder}"])
     _run(report)
     return together
 
 
-def _run(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def _run(settings: RunSettings, overrides: Sequence[str] = ()) -> dict[str, Any]:
     try:
-        run = importlib.import_module(f"qtrain.tasks.{cfg.task}").run
+        run = importlib.import_module(f"qtrain.tasks.{settings.task}").run
     except ModuleNotFoundError as error:
-        extra = EXTRAS.get(cfg.task)
+        extra = EXTRAS.get(settings.task)
         if extra is None or (error.name or "").startswith("qtrain"):
             raise
-        raise ConfigError(f"task={cfg.task}: {error.name} is not installed; pip install 'qtrain[{extra}]'") from error
-    metrics: dict[str, Any] = run(cfg, overrides) if cfg.task in COMPOSES else run(cfg)
+        raise ConfigError(
+            f"task={settings.task}: {error.name} is not installed; pip install 'qtrain[{extra}]'"
+        ) from error
+    metrics: dict[str, Any] = run(settings, overrides) if settings.task in COMPOSES else run(settings)
     return metrics
 
 
-def selected(cfg: DictConfig) -> list[str]:
+def selected(settings: RunSettings) -> list[str]:
     """Names of the variants to run, in order. Raises ``ConfigError`` for a pattern that fits none of them."""
-    names = [str(name) for name in cfg.variants]
-    if cfg.select is None:
+    names = list(settings.variants)
+    if settings.select is None:
         return names
-    for pattern in cfg.select:
+    for pattern in settings.select:
         if not fnmatch.filter(names, pattern):
             raise ConfigError(f"select: {pattern!r} fits no variant; there are {', '.join(names)}")
-    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in cfg.select)]
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in settings.select)]

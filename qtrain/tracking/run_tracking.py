@@ -6,22 +6,15 @@ that the run was made from and that it made. Only W&B wants to know; ``metrics.j
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 
-from qtrain.config.instantiate import instantiate
-from qtrain.data.base import VisionData
-from qtrain.pipeline.pretrain import full_precision_weights
-from qtrain.pipeline.run_folder import STUDENT
-from qtrain.settings.run_identity import plain_config
-from qtrain.sweep.pareto import Objectives
-from qtrain.sweep.trial import Trial
-from qtrain.sweep.wandb_sweep import log_sweep
+from qtrain.settings.run_identity import recorded
+from qtrain.settings.run_settings import RunSettings
 from qtrain.tracking.loggers import close
 from qtrain.tracking.wandb_run import WandbRun
 
@@ -30,9 +23,9 @@ MODEL = "model"
 
 
 @contextmanager
-def open_loggers(cfg: DictConfig, folder: Path) -> Iterator[tuple[Logger, ...]]:
-    """The loggers that ``cfg.logger`` names, for the run in ``folder``; ended, whatever happens, with the block."""
-    made = [make(folder=folder, config=plain_config(cfg)) for make in instantiate(cfg.logger).values()]
+def open_loggers(settings: RunSettings, folder: Path) -> Iterator[tuple[Logger, ...]]:
+    """The loggers that ``settings.logger`` names, for the run in ``folder``; the block's end ends them in any case."""
+    made = [chosen.build()(folder=folder, config=recorded(settings.plain)) for chosen in settings.logger.values()]
     # A logger's maker may decide that there is nothing to log to.
     loggers = tuple(logger for logger in made if logger is not None)
     try:
@@ -59,25 +52,23 @@ def tell_source(loggers: Sequence[Logger], weights: str | None) -> None:
         _use(run, weights)
 
 
-def tell_teacher(loggers: Sequence[Logger], cfg: DictConfig, data: VisionData) -> None:
-    """The files of the teacher's weights, or of its members'; one that a package brings along has none."""
-    node = cfg.teacher.model
-    runs = _wandb_runs(loggers)
-    if node is None or not runs:
-        return
-    for member in node.members.values() if "members" in node else (node,):
-        weights = member.get("weights") or full_precision_weights(member, cfg, data)
-        for run in runs:
-            _use(run, weights)
+def tell_teacher(loggers: Sequence[Logger], weights: Callable[[], Sequence[str | None]]) -> None:
+    """The files of the teacher's ``weights``, or of its members'; one that a package brings along has none."""
+    if runs := _wandb_runs(loggers):
+        for path in weights():
+            for run in runs:
+                _use(run, path)
 
 
-def tell_outcome(loggers: Sequence[Logger], folder: Path, summary: Mapping[str, Any]) -> None:
-    """At the end: the run's ``summary``, and its student as an artifact that has the summary's metrics beside it."""
+def tell_outcome(loggers: Sequence[Logger], student: Path, summary: Mapping[str, Any]) -> None:
+    """At the end: the run's ``summary``, and the file ``student`` as an artifact that has the summary's metrics beside
+    it.
+    """
     metrics = {name: value for name, value in summary.items() if name != "layers"}
     for run in _wandb_runs(loggers):
         run.summarize(metrics)
-        name = student_name(summary.get("experiment"), folder)
-        run.keep_files({STUDENT: folder / STUDENT}, name=name, kind=MODEL, about=metrics)
+        name = student_name(summary.get("experiment"), student.parent)
+        run.keep_files({student.name: student}, name=name, kind=MODEL, about=metrics)
 
 
 def student_name(experiment: str | None, folder: Path) -> str:
@@ -98,27 +89,3 @@ def _use(run: WandbRun, weights: str | None) -> None:
 
 def _wandb_runs(loggers: Sequence[Logger]) -> list[WandbRun]:
     return [logger for logger in loggers if isinstance(logger, WandbRun)]
-
-
-def tell_sweep(cfg: DictConfig, folder: Path, runs: Path, objectives: Objectives) -> None:
-    """Log what came of the sweep ``cfg`` in ``folder``, as a run of its own in the group of its trials.
-
-    ``runs`` is the folder of their runs, each named by its trial's key.
-    """
-    for make in instantiate(cfg.logger).values():
-        if getattr(make, "func", None) is not WandbRun:
-            continue
-        group = sweep_group(cfg, folder)
-        config = {**plain_config(cfg), "sweep": OmegaConf.to_container(cfg.sweep, resolve=True)}
-        run: WandbRun = make(folder=folder, config=config, group=group, job_type="sweep", name=group)
-
-        def student(trial: Trial) -> tuple[str, Path]:
-            return student_name(cfg.experiment, runs / trial.key), runs / trial.key / STUDENT
-
-        log_sweep(run, folder, name=group, objectives=objectives, student=student)
-        run.finalize("success")
-
-
-def sweep_group(config: Mapping[str, Any] | DictConfig, folder: Path) -> str:
-    """The group in W&B of the sweep in ``folder``, of this ``config``, and of its trials."""
-    return str(config.get("name") or config.get("experiment") or folder.resolve().name)

@@ -9,7 +9,6 @@ import pytest
 from qtrain.allocate.manual import Manual
 from qtrain.allocate.uniform import Uniform
 from qtrain.config.compose import compose
-from qtrain.config.instantiate import instantiate
 from qtrain.spec import LayerBits
 from qtrain.utils.errors import ConfigError
 
@@ -63,7 +62,7 @@ def test_bits_that_no_quantizer_has_are_refused() -> None:
 def test_command_line_sets_layer_bits_over_uniform_experiment() -> None:
     manual = ["allocate@quantize.bits=manual", "quantize.bits.layers={layer1.*:[2,4],fc:[32,32]}"]
     cfg = compose(["+experiment=quickstart", "quantize.bits.weight=3", *manual])
-    bits = instantiate(cfg.quantize.bits)(LAYERS)
+    bits = cfg.quantize.bits.build()(LAYERS)
     assert bits["layer1.0.conv2"] == LayerBits(2, 4)
     assert bits["layer2.0.conv1"] == LayerBits(3, 4)
     assert bits["conv1"] == LayerBits(8, 8)

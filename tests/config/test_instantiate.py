@@ -6,11 +6,12 @@ from functools import partial
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
-from qtrain.config.instantiate import instantiate
+from qtrain.config.compose import compose
+from qtrain.config.instantiate import component
 from qtrain.quantizers.uniform.lsq import LSQ
+from qtrain.settings.component import Component, built
 from qtrain.spec import PerChannel, QuantSpec
 from qtrain.utils.errors import ConfigError
 
@@ -21,12 +22,8 @@ QUANTIZER = {
 }
 
 
-def test_nothing_becomes_nothing() -> None:
-    assert instantiate(None) is None
-
-
-def test_a_partial_is_completed_later_and_what_it_holds_is_built() -> None:
-    made = instantiate(OmegaConf.create(QUANTIZER))
+def test_partial_is_completed_later_and_its_nested_components_are_built() -> None:
+    made = component(QUANTIZER).build()
     assert isinstance(made, partial)
     quantizer = made(spec=QuantSpec(bits=4, shape=(8, 3, 3, 3)))
     assert isinstance(quantizer, LSQ)
@@ -34,36 +31,46 @@ def test_a_partial_is_completed_later_and_what_it_holds_is_built() -> None:
     assert quantizer.scale.shape == (8, 1, 1, 1)
 
 
+def test_each_build_gives_a_new_object() -> None:
+    objective = compose(["objective=soft_hint", "teacher=cifar_resnet20"]).objective
+    one, two = objective.build(), objective.build()
+    assert one is not two
+    assert one.terms["hint"] is not two.terms["hint"]
+
+
 def test_live_arguments_arrive_as_the_same_objects() -> None:
     weight = nn.Parameter(torch.zeros(3))
-    optimizer = instantiate(OmegaConf.create({"_target_": "torch.optim.SGD", "lr": 0.5}), params=[weight], lr=0.25)
+    optimizer = component({"_target_": "torch.optim.SGD", "lr": 0.5, "_partial_": True}).build(
+        params=[weight], lr=0.25
+    )()
     assert optimizer.param_groups[0]["params"][0] is weight
     assert optimizer.param_groups[0]["lr"] == 0.25
 
 
 def test_containers_without_a_target_are_built_element_by_element() -> None:
-    node = OmegaConf.create(
-        {"axis": [{"_target_": "qtrain.spec.granularity.PerChannel", "axis": 1}, 5], "note": "plain"}
-    )
-    made = instantiate(node)
+    axis = component({"_target_": "qtrain.spec.granularity.PerChannel", "axis": 1})
+    made = built({"axis": [axis, 5], "note": "plain"})
     assert made == {"axis": [PerChannel(axis=1), 5], "note": "plain"}
     assert type(made) is dict
     assert type(made["axis"]) is list
 
 
 def test_interpolations_reach_outside_the_node() -> None:
-    cfg = OmegaConf.create(
-        {"axis": 3, "granularity": {"_target_": "qtrain.spec.granularity.PerChannel", "axis": "${axis}"}}
-    )
-    assert instantiate(cfg.granularity) == PerChannel(axis=3)
+    assert compose(["seed=7"]).data.options["seed"] == 7
 
 
-def test_a_constructors_own_rule_is_reported_with_the_key() -> None:
-    cfg = OmegaConf.create({"deep": {"spec": {"_target_": "qtrain.spec.QuantSpec", "bits": 99}}})
+def test_constructors_own_rule_is_reported_with_the_key() -> None:
+    spec = component({"_target_": "qtrain.spec.QuantSpec", "bits": 99}, key="deep.spec")
     with pytest.raises(ConfigError, match=r"^deep\.spec: QuantSpec: bits must be in 1\.\.16, got 99"):
-        instantiate(cfg.deep)
+        spec.build()
 
 
-def test_targets_are_checked_again() -> None:
+def test_targets_that_are_not_admitted_are_refused_where_they_stand() -> None:
     with pytest.raises(ConfigError, match=r"^inner\._target_: 'os\.system' is not admitted"):
-        instantiate(OmegaConf.create({"inner": {"_target_": "os.system", "command": "true"}}))
+        component({"_target_": "os.system", "command": "true"}, key="inner")
+
+
+def test_options_that_name_no_target_are_refused_when_built() -> None:
+    nameless = Component("teacher.model", {"width": 2}, None, {"width": 2})
+    with pytest.raises(ConfigError, match=r"^teacher\.model: has options and names nothing"):
+        nameless.build()

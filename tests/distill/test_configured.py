@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from qtrain.config.compose import compose
-from qtrain.config.instantiate import instantiate
 from qtrain.distill.attention import Attention
 from qtrain.distill.objective import Objective
 from qtrain.distill.similarity import Similarity
@@ -16,7 +15,7 @@ from qtrain.utils.errors import ConfigError
 
 
 def objective(*overrides: str) -> Objective:
-    made = instantiate(compose(overrides).objective)
+    made = compose(overrides).objective.build()
     assert isinstance(made, Objective)
     return made
 
@@ -100,8 +99,8 @@ def test_a_learning_teachers_objective_takes_terms_too() -> None:
     cfg = compose(
         ["+objective@teacher.objective=hard", "+term@teacher.objective.terms.similarity=similarity", "objective=soft"]
     )
-    assert list(instantiate(cfg.teacher.objective).terms) == ["hard", "similarity"]
-    assert list(instantiate(cfg.objective).terms) == ["hard", "soft"]
+    assert list(cfg.teacher.objective.build().terms) == ["hard", "similarity"]
+    assert list(cfg.objective.build().terms) == ["hard", "soft"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from sklearn.datasets import load_digits
 from qtrain.config.compose import compose
 from qtrain.data.digits import Digits
 from qtrain.data.synthetic_store import IMAGES_MANIFEST, read_images, read_manifest, write_shard
-from qtrain.pipeline.run_folder import identity_of
 from qtrain.pipeline.synthetic_images import SyntheticFolder, synthesize_images
 from qtrain.tasks.report import write_report
 from qtrain.tasks.variants import run_task
@@ -177,7 +176,7 @@ def test_the_closed_loop_needs_no_training_image(overrides: list[str], tmp_path:
     assert not (tmp_path / "never").exists(), "statistics alone need no synthetic image either"
 
 
-def test_an_evaluation_synthesizes_nothing(overrides: list[str], tmp_path: Path) -> None:
+def test_an_evaluation_imagines_nothing(overrides: list[str], tmp_path: Path) -> None:
     loop = [*overrides, "teacher=self", "objective=kl", "fit.epochs=1", "name=run"]
     trained = run_task(compose(loop), loop)
     run = tmp_path / "out" / "adhoc" / "run"
@@ -188,14 +187,14 @@ def test_an_evaluation_synthesizes_nothing(overrides: list[str], tmp_path: Path)
 
 def test_places_and_workers_are_no_part_of_a_runs_identity(overrides: list[str]) -> None:
     a, b = (compose([*overrides, f"synthesize.folder=/{n}", f"synthesize.workers={n}"]) for n in (1, 2))
-    assert identity_of(a) == identity_of(b)
-    assert identity_of(compose([*overrides, "synthesis.steps=6"])) != identity_of(a)
+    assert a.identity == b.identity
+    assert compose([*overrides, "synthesis.steps=6"]).identity != a.identity
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["model.weights=null"], "model.weights: images are synthesized from a trained model; give its weights"),
+        (["model.weights=null"], "model.weights: images are synthetic by a trained model; give its weights"),
         (["data.folder=/nowhere"], "data: data.folder: there is no /nowhere/manifest.json"),
         (["data.num_classes=1"], "data: SyntheticImages: num_classes must be at least 2, got 1"),
         (["data.test.mean=null", "data.test.std=null"], "mean and std"),
@@ -214,7 +213,7 @@ def test_mistakes_end_in_one_line(overrides: list[str], more: list[str], message
     [
         (["task=synthesize"], "data: task=synthesize makes images for data=synthetic"),
         (["data=synthetic"], "synthesis: no method; take synthesis=bn_statistics, or give data.folder"),
-        (["data=synthetic", "synthesis=bn_statistics"], "model.weights: images are synthesized from a trained model"),
+        (["data=synthetic", "synthesis=bn_statistics"], "model.weights: images are synthetic by a trained model"),
     ],
 )
 def test_what_is_lacking_is_said(given: list[str], message: str) -> None:

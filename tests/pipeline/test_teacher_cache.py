@@ -12,7 +12,6 @@ from torch import Tensor
 
 from qtrain.config.compose import compose
 from qtrain.models.teacher import FrozenTeacher
-from qtrain.pipeline.run_folder import identity_of
 from qtrain.tasks.variants import run_task
 from qtrain.utils.errors import ConfigError
 
@@ -107,8 +106,8 @@ def test_a_teacher_that_learns_is_not_kept(weights: Path, tmp_path: Path, caplog
 def test_the_place_is_no_part_of_a_runs_identity() -> None:
     for more in (["teacher_cache=full"], ["stages=qkd", "teacher_cache=top_k"]):
         here, there = (compose([*TINY, *more, f"teacher.cache.folder={place}"]) for place in ("/here", "/there"))
-        assert identity_of(here) == identity_of(there)
-    assert identity_of(compose([*TINY, "teacher_cache=top_k"])) != identity_of(compose(TINY))
+        assert here.identity == there.identity
+    assert compose([*TINY, "teacher_cache=top_k"]).identity != compose(TINY).identity
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from qtrain.config.compose import AD_HOC, compose
-from qtrain.pipeline import run_folder
 from qtrain.pipeline.summary import FINISHED, read_summary
+from qtrain.settings.run_files import STUDENT
 from qtrain.tasks.variants import run_task, selected
 from qtrain.utils.errors import ConfigError
 
@@ -44,7 +44,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
 
 @pytest.fixture
 def run_dir(first: tuple[Path, dict[str, Any]]) -> Path:
-    (folder,) = (path.parent for path in (first[0] / "outputs" / AD_HOC).glob(f"*/{run_folder.STUDENT}"))
+    (folder,) = (path.parent for path in (first[0] / "outputs" / AD_HOC).glob(f"*/{STUDENT}"))
     return folder
 
 
@@ -98,7 +98,7 @@ def test_the_results_row_says_where_it_comes_from(run_dir: Path) -> None:
 
 
 def test_the_student_holds_no_teacher_and_no_regressor(run_dir: Path) -> None:
-    saved = load_file(run_dir / run_folder.STUDENT)
+    saved = load_file(run_dir / STUDENT)
     assert not [name for name in saved if name.startswith(("student.", "objective.", "teacher", "terms"))]
     quantizers = [name for name in saved if name.endswith("_quantizer.initialized")]
     assert len(quantizers) == 16
@@ -108,7 +108,7 @@ def test_the_student_holds_no_teacher_and_no_regressor(run_dir: Path) -> None:
 def test_evaluating_the_runs_folder_reproduces_its_accuracy(
     first: tuple[Path, dict[str, Any]], run_dir: Path, tmp_path: Path
 ) -> None:
-    for checkpoint in (run_dir, run_dir / run_folder.STUDENT):
+    for checkpoint in (run_dir, run_dir / STUDENT):
         metrics = run(tmp_path, "task=evaluate", f"checkpoint={checkpoint}", "model.width=0.25")
         assert metrics["top1"] == first[1]["top1"]
 
@@ -138,7 +138,7 @@ def test_a_second_run_finds_the_teacher_and_repeats_the_first_bit_for_bit(
     assert "no weights; training" not in caplog.text
     assert files(first[0] / "cache") == before
     assert again == pytest.approx(first[1])
-    one, two = (load_file(folder / run_folder.STUDENT) for folder in (run_dir, run_dir.parent / "again"))
+    one, two = (load_file(folder / STUDENT) for folder in (run_dir, run_dir.parent / "again"))
     assert one.keys() == two.keys()
     for name, tensor in one.items():
         assert torch.equal(tensor, two[name]), name

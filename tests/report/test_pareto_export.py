@@ -11,7 +11,6 @@ from pathlib import Path
 import yaml
 
 from qtrain.config.compose import compose
-from qtrain.pipeline.run_folder import identity_of
 from qtrain.report.pareto_export import as_yaml, command, pareto_csv, recipes, write_recipes
 from qtrain.sweep.sweep_results import read_sweep
 from qtrain.sweep.trial import Trial
@@ -34,7 +33,7 @@ def test_the_file_says_what_the_overrides_say(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "p1.yaml").write_text("# @package _global_\n" + yaml.safe_dump(content, sort_keys=False))
     again = compose([f"hydra.searchpath=['file://{folder.parent}']", "+front=p1"])
-    assert identity_of(again) == identity_of(compose(HARD))
+    assert again.identity == compose(HARD).identity
 
 
 def test_the_last_of_several_overrides_holds() -> None:
@@ -57,12 +56,12 @@ def test_the_command_is_the_run(sweep_folder: Path) -> None:
     for recipe in made:
         threads, *program = shlex.split(recipe.command)
         assert threads == "OMP_NUM_THREADS=1" and program[:3] == ["python", "-m", "qtrain"]
-        wanted = identity_of(compose(recipe.trial.overrides))
-        assert identity_of(compose(program[3:])) == wanted
+        wanted = compose(recipe.trial.overrides).identity
+        assert compose(program[3:]).identity == wanted
         lines = (sweep_folder / recipe.file).read_text().splitlines()
         short = shlex.split(next(line for line in lines if "python -m qtrain" in line).lstrip("# "))
         assert any(word.startswith("+front=p") for word in short)
-        assert identity_of(compose(short[4:])) == wanted
+        assert compose(short[4:]).identity == wanted
         assert compose(program[3:]).name == compose(short[4:]).name == recipe.trial.key
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 from PIL import Image
 
+from qtrain.config.compose import compose
 from qtrain.pipeline.summary import gather
 from qtrain.report.sweep_page import tiles, write_sweep_report
 from qtrain.sweep.sweep_results import read_sweep
@@ -106,7 +106,7 @@ def test_no_sweep_is_said(tmp_path: Path) -> None:
 
 
 def test_task_report_shows_a_sweep(sweep_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    metrics = run(OmegaConf.create({"report": {"folder": str(sweep_folder)}}))
+    metrics = run(compose([f"report.folder={sweep_folder}".replace(" ", "\\ "), "task=report"]))
     assert metrics == {"report": str(sweep_folder / "sweep.html"), "trials": 6, "front": 2}
     printed = capsys.readouterr().out
     assert "96.50" in printed and "90.25" in printed and "88.00" not in printed and "sweep.html" in printed

@@ -55,7 +55,7 @@ def test_a_step_trains_the_student_and_not_the_teacher() -> None:
     setting = script.Setting(cfg, image, target, bf16=False, compiled=False)
     student = script.quantized(cfg)
     teacher = script.frozen_teacher(setting, ["layer3"])
-    objective = script.instantiate(cfg.objective)
+    objective = cfg.objective.build()
     objective.bind_({"layer3": (1, 64, 8, 8)}, {"layer3": (1, 64, 8, 8)})
     before = [[p.detach().clone() for p in model.parameters()] for model in (student, teacher.model, objective)]
     script.training_step(setting, student, objective, teacher)()
@@ -72,7 +72,7 @@ def test_a_step_with_a_cached_teacher_never_asks_it(tmp_path: Path, monkeypatch:
     live = script.FrozenTeacher
     assert torch.equal(expected, live.answer(teacher._live, setting.batch, 0)[0])
     monkeypatch.delattr(live, "answer")
-    script.training_step(setting, script.quantized(cfg), script.instantiate(cfg.objective), teacher)()
+    script.training_step(setting, script.quantized(cfg), cfg.objective.build(), teacher)()
     assert torch.equal(teacher.answer(setting.batch, 0)[0], expected)
 
 

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig
 from safetensors.torch import load_file
 
 from qtrain.config.compose import compose
+from qtrain.pipeline import train
 from qtrain.pipeline.stages import STATE, Stage
+from qtrain.settings.run_settings import RunSettings
 from qtrain.sweep.bit_widths import BitWidths
 from qtrain.sweep.inherit_stages import inherit_stages
 from qtrain.sweep.population import PopulationSearcher
 from qtrain.sweep.search import Population
 from qtrain.sweep.space import Space
-from qtrain.tasks import train
 
 TINY = """
     trainer=cpu data.max_train=128 data.max_test=32 data.val_fraction=0.25 model=cifar_resnet8 model.width=0.25
@@ -55,7 +55,7 @@ def lines() -> tuple[list[str], list[str]]:
     return first, both
 
 
-def config(cache: Path, folder: Path, stages: list[str]) -> DictConfig:
+def config(cache: Path, folder: Path, stages: list[str]) -> RunSettings:
     return compose([*TINY, f"full_precision.folder={cache}", f"run_dir={folder}", *stages])
 
 
@@ -67,9 +67,9 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 def test_who_follows_equals_the_run_of_all_its_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache, alone, parent, child = (tmp_path / name for name in ("cache", "alone", "parent", "child"))
     first, both = lines()
-    train.run(config(cache, alone, both))
+    train.train(config(cache, alone, both))
 
-    train.run(config(cache, parent, first), keep_last=True)
+    train.train(config(cache, parent, first), keep_last=True)
     inherit_stages(parent, child)
     inherit_stages(parent, child)  # a trial that was killed comes here again
     begun: list[str] = []
@@ -80,7 +80,7 @@ def test_who_follows_equals_the_run_of_all_its_stages(tmp_path: Path, monkeypatc
         return run_stage(stage, *arguments)
 
     monkeypatch.setattr(train, "run_stage", counted)
-    train.run(config(cache, child, both), keep_last=True)
+    train.train(config(cache, child, both), keep_last=True)
     assert begun == ["g2"], "the parent's stage is not trained again"
 
     one, other = (load_file(folder / "student.safetensors") for folder in (alone, child))

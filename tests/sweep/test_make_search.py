@@ -9,16 +9,17 @@ from math import log10
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
 from ray.tune.schedulers import TrialScheduler
 
 from qtrain.config.compose import compose
+from qtrain.settings.run_settings import RunSettings
 from qtrain.sweep.bit_widths import BitWidths
 from qtrain.sweep.knobs import Choice, IntegerRange, LogUniformRange, UniformRange
 from qtrain.sweep.make_search import check_sweep, make_scheduler, make_searcher
 from qtrain.sweep.searcher import NO_MORE, SpaceSearcher
 from qtrain.sweep.space import Point, Space
 from qtrain.utils.errors import ConfigError
+from tests.helpers.changed import changed
 
 WAYS = ["random", "grid", "tpe", "nsga2", "local", "population"]
 LAYERS = ["conv1", *(f"layer{stage}.0.conv{n}" for stage in (1, 2, 3) for n in (1, 2)), "fc"]
@@ -37,16 +38,13 @@ def space() -> Space:
     )
 
 
-def config(*overrides: str, **values: Any) -> DictConfig:
+def config(*overrides: str, **values: Any) -> RunSettings:
     """The config of ``overrides``, which are composed once, with some ``values`` of ``sweep`` changed afterwards."""
-    cfg = _composed(overrides).copy()
-    for key, value in values.items():
-        OmegaConf.update(cfg.sweep, key, value, merge=False)
-    return cfg
+    return changed(_composed(overrides), {f"sweep.{key}": value for key, value in values.items()})
 
 
 @cache
-def _composed(overrides: tuple[str, ...]) -> DictConfig:
+def _composed(overrides: tuple[str, ...]) -> RunSettings:
     return compose(["task=sweep", "seed=3", "fit.epochs=4", "sweep.trials=24", *overrides])
 
 
@@ -115,7 +113,7 @@ def test_ways_that_learn_reach_more_than_chance(way: str) -> None:
         layers=LAYERS,
     )
 
-    def lacking(cfg: DictConfig) -> float:
+    def lacking(cfg: RunSettings) -> float:
         searcher, best = make_searcher(cfg, layers), float("inf")
         for n in range(80):
             point = searcher.suggest(f"{n}")

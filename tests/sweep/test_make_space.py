@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
 
 from qtrain.config.compose import compose
 from qtrain.data.base import VisionData
 from qtrain.pipeline.load_data import load_data
+from qtrain.settings.run_settings import RunSettings
 from qtrain.sweep.domains import Interval, Options
 from qtrain.sweep.knobs import Choice
 from qtrain.sweep.make_space import make_space, rehearse_space
 from qtrain.sweep.space import MANUAL, Space
 from qtrain.utils.errors import ConfigError
+from tests.helpers.changed import changed
 
 BASE = ("task=sweep", "data.max_train=64", "model=cifar_resnet8", "model.width=0.25")
 KNOBS = (
@@ -34,7 +36,7 @@ RANGE = {"_target_": "qtrain.sweep.knobs.UniformRange"}
 
 
 @cache
-def composed(*overrides: str) -> DictConfig:
+def composed(*overrides: str) -> RunSettings:
     return compose([*BASE, *overrides])
 
 
@@ -44,9 +46,7 @@ def data() -> VisionData:
 
 
 def with_space(data: VisionData, space: Any) -> Space:
-    cfg = composed().copy()
-    OmegaConf.update(cfg.sweep, "space", space, merge=False)
-    return make_space(cfg, data)
+    return make_space(changed(composed(), {"sweep.space": space}), data)
 
 
 def test_from_the_command_line(data: VisionData) -> None:
@@ -106,8 +106,7 @@ def test_what_is_no_space_is_said_in_one_line(data: VisionData, space: Any, mess
 
 
 def test_bits_of_a_model_in_full_precision_are_refused(data: VisionData) -> None:
-    cfg = composed("+knob@sweep.space.widths=bit_widths").copy()
-    cfg.quantize.enabled = False
+    cfg = composed("+knob@sweep.space.widths=bit_widths", "quantize.enabled=false")
     with pytest.raises(ConfigError, match=r"sweep\.space: has knobs for bits, and quantize\.enabled is false"):
         make_space(cfg, data)
 
@@ -115,8 +114,8 @@ def test_bits_of_a_model_in_full_precision_are_refused(data: VisionData) -> None
 def test_a_rehearsal_sees_every_value() -> None:
     seen: list[list[str]] = []
 
-    def composing(changes: list[str]) -> DictConfig:
-        seen.append(changes)
+    def composing(changes: Sequence[str]) -> RunSettings:
+        seen.append(list(changes))
         return composed()
 
     rehearse_space(

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from qtrain.config.compose import compose
-from qtrain.pipeline import run_folder
-from qtrain.sweep.trial_configs import Configs, always, joined, read_config
+from qtrain.config.compose import compose, from_plain
+from qtrain.sweep.trial_configs import TrialConfigs, always, joined, read_trial_config
 from qtrain.utils.errors import ConfigError
 
 SWEEP = """
@@ -18,19 +17,19 @@ SWEEP = """
 
 
 def test_a_trial_is_what_its_overrides_compose(tmp_path: Path) -> None:
-    configs = Configs(compose(SWEEP), SWEEP, folder=tmp_path)
+    configs = TrialConfigs(compose(SWEEP), SWEEP, folder=tmp_path, compose=compose)
     key, overrides = configs(["teacher=cifar_resnet20", "objective=soft"])
     own = ["+experiment=quickstart", "variants=null", "teacher=cifar_resnet20", "objective=soft"]
     assert overrides == [*own, "task=train", "fit.final_test=false", "data.val_fraction=0.1"]
-    assert run_folder.identity_of(compose(overrides)) == key
-    kept = read_config(tmp_path / key, name="0001", knobs={"objective": "soft"})
-    assert run_folder.identity_of(kept) == key
+    assert compose(overrides).identity == key
+    kept = from_plain(read_trial_config(tmp_path / key, name="0001", knobs={"objective": "soft"}))
+    assert kept.identity == key
     assert (kept.run_dir, kept.results, kept.task) == (str(tmp_path / key), None, "train")
 
 
 def test_what_says_how_a_sweep_is_run_does_not_change_its_trials(tmp_path: Path) -> None:
     other = [*SWEEP, "sweep.trials=9", "sweep.parallel=1", f"output={tmp_path}", "+sweep.space.seed=[1]"]
-    typed = [Configs(compose(own), own, folder=tmp_path) for own in (SWEEP, other)]
+    typed = [TrialConfigs(compose(own), own, folder=tmp_path, compose=compose) for own in (SWEEP, other)]
     keys = {configs(["optimizer.lr=0.01"])[0] for configs in typed}
     assert len(keys) == 1
 
@@ -49,7 +48,7 @@ def test_images_are_held_out_unless_the_sweep_does_so_itself() -> None:
 
 
 def test_a_change_that_makes_no_config_is_refused(tmp_path: Path) -> None:
-    configs = Configs(compose(SWEEP), SWEEP, folder=tmp_path)
+    configs = TrialConfigs(compose(SWEEP), SWEEP, folder=tmp_path, compose=compose)
     with pytest.raises(ConfigError, match=r"unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'"):
         configs(["optimizer.lrr=1"])
     assert not list(tmp_path.iterdir())

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from qtrain.sweep.trial import TRIALS, Trial, append_trial, read_trials
+from qtrain.settings.run_files import TRIALS
+from qtrain.sweep.trial import Trial, append_trial, read_trials
 
 TRIAL = Trial(
     id="t1",

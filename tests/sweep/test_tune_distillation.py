@@ -6,12 +6,12 @@ from functools import cache
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
 
 from qtrain.config.compose import compose
 from qtrain.data.base import VisionData
 from qtrain.pipeline.load_data import load_data
-from qtrain.settings.run_identity import plain_config
+from qtrain.settings.run_identity import recorded
+from qtrain.settings.run_settings import RunSettings
 from qtrain.sweep.initial_trials import is_start
 from qtrain.sweep.make_search import check_sweep, make_searcher
 from qtrain.sweep.make_space import make_space, rehearse_space
@@ -22,7 +22,7 @@ EXPERIMENTS = ["tune_quickstart", "cifar10/tune_distillation"]
 
 
 @cache
-def composed(experiment: str, *more: str) -> DictConfig:
+def composed(experiment: str, *more: str) -> RunSettings:
     return compose([f"+experiment={experiment}", "task=sweep", *more])
 
 
@@ -63,7 +63,7 @@ def test_each_trial_has_the_objective_of_its_knobs(experiment: str) -> None:
     objectives: set[tuple[str, str]] = set()
     for point in points(experiment):
         cfg = composed(experiment, *space.overrides(point))
-        objective: dict[str, Any] = plain_config(cfg)["objective"]
+        objective: dict[str, Any] = recorded(cfg.plain)["objective"]
         terms = objective["terms"]
         bits = f"w{cfg.quantize.bits.weight}a{cfg.quantize.bits.input}"
         assert bits == point["bits"]
@@ -83,15 +83,15 @@ def test_each_trial_has_the_objective_of_its_knobs(experiment: str) -> None:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_trials_without_a_teacher_come_first_and_are_starts(experiment: str) -> None:
     cfg = composed(experiment)
-    starts = OmegaConf.to_container(cfg.sweep.start)
+    starts = list(cfg.sweep.start)
     found = points(experiment)
     assert found[:2] == starts
-    assert {point["bits"] for point in found[:2]} == set(cfg.sweep.space.bits), "one for each width"
+    assert {point["bits"] for point in found[:2]} == set(cfg.sweep.space["bits"]), "one for each width"
     assert [point for n, point in enumerate(found, start=1) if is_start(cfg, f"{n:04d}", point)] == found[:2]
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_test_images_are_left_alone(experiment: str) -> None:
     cfg = composed(experiment)
-    assert cfg.data.val_fraction > 0
+    assert cfg.data.options["val_fraction"] > 0
     assert not cfg.sweep.test_front

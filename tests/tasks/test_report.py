@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
 from PIL import Image
 
+from qtrain.config.compose import compose
 from qtrain.pipeline.summary import RunSummary, write_summary
 from qtrain.report.canvas import DARK, LIGHT, place_labels
 from qtrain.report.run_plots import BIT_OPERATIONS, COMPRESSION, accuracy_plot
@@ -142,7 +142,7 @@ def test_a_folder_without_runs_is_named(tmp_path: Path) -> None:
 
 
 def test_the_task_prints_where_the_page_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    metrics = run(OmegaConf.create({"report": {"folder": str(folder)}}))
+    metrics = run(compose(["task=report", f"report.folder={folder}"]))
     assert metrics == {"report": str(folder / "report.html"), "runs": 2, "unfinished": 2}
     printed = capsys.readouterr().out
     assert "distilled (soft+hint)" in printed and f"report: {folder / 'report.html'}" in printed

@@ -15,8 +15,8 @@ from qtrain.config.compose import compose
 from qtrain.pipeline.summary import read_summary
 from qtrain.spec import Batch
 from qtrain.sweep.trial import Trial, append_trial
+from qtrain.sweep.wandb_sweep import sweep_group, tell_sweep
 from qtrain.tasks import train
-from qtrain.tracking import run_tracking
 from qtrain.training.module import QATModule
 from qtrain.utils.errors import RunInterruptedError
 from qtrain.utils.json_lines import read_metrics
@@ -122,9 +122,9 @@ def test_a_sweep_is_told_in_the_group_of_its_trials(wandb_client: None, tmp_path
     student = folder / "trials" / "ka" / "student.safetensors"
     student.parent.mkdir(parents=True)
     student.write_bytes(b"weights")
-    run_tracking.tell_sweep(cfg, folder, folder / "trials", {"top1": "max", "size_bytes": "min"})
+    tell_sweep(cfg, folder, folder / "trials", {"top1": "max", "size_bytes": "min"})
     found = recorded(folder)
-    assert (found.group, found.job_type) == (run_tracking.sweep_group(cfg, folder), "sweep")
+    assert (found.group, found.job_type) == (sweep_group(cfg.plain, folder), "sweep")
     assert found.group == (cfg.name or cfg.experiment)
     assert found.config["sweep"]["objectives"] == dict(cfg.sweep.objectives)
     assert found.artifacts[f"student-{cfg.experiment}-ka".replace("/", "-")].use_after_commit

@@ -27,7 +27,6 @@ from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
 from qtrain.config.compose import compose
-from qtrain.config.instantiate import instantiate
 from qtrain.pipeline import build_teacher, prepare
 from qtrain.pipeline.build_model import build_model
 from qtrain.pipeline.fit import fit
@@ -312,8 +311,8 @@ def run_product(job: dict[str, Any]) -> int:
         student=student,
         objective=objective,
         teacher=build_teacher.build_teacher(cfg, teacher_model, objective, data),
-        optimizer=instantiate(cfg.optimizer),
-        lr_schedule=instantiate(cfg.lr_schedule),
+        optimizer=cfg.optimizer.build(),
+        lr_schedule=cfg.lr_schedule.build(),
         num_classes=data.info.num_classes,
         seed=cfg.seed,
         scale_lr=cfg.fit.scale_lr,

@@ -1,0 +1,70 @@
+"""Accuracy on the test images: of full-precision weights, or of a finished run's student."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qtrain.cost.count import count
+from qtrain.data.base import VisionData
+from qtrain.pipeline import run_folder
+from qtrain.pipeline.build_model import build_model, example_input, has_weights
+from qtrain.pipeline.load_data import load_data
+from qtrain.pipeline.prepare import Prepared, trained_student
+from qtrain.pipeline.run_folder import Metrics
+from qtrain.pipeline.summary import read_summary
+from qtrain.settings.run_files import STUDENT, SUMMARY
+from qtrain.settings.run_settings import RunSettings
+from qtrain.training.evaluation import evaluate
+from qtrain.utils.errors import ConfigError
+
+
+def evaluate_weights(settings: RunSettings) -> Metrics:
+    """``fp_top1`` in percent of the full-precision model ``settings.model``; its row goes to the run's folder.
+
+    Raises ``ConfigError`` where the model has no trained weights.
+    """
+    if not has_weights(settings.model):
+        raise ConfigError("model.weights: evaluate needs weights; give a file, or checkpoint=RUN_FOLDER")
+    start = time.perf_counter()
+    # Training images are opened only where mean and std have to be computed from them.
+    data = load_data(settings, test_only=bool(settings.data.get("mean")), synthesizes=False)
+    model = Prepared(build_model(settings.model, data.info), {})
+    top1 = _measured(settings, model, data, start, {"distill": "none", "epochs": 0}, notes="full precision")
+    return {"fp_top1": top1}
+
+
+def evaluate_student(settings: RunSettings, folder: Path) -> Metrics:
+    """``top1`` in percent of the student that a run of ``settings`` has left in ``folder``, as it was trained."""
+    start = time.perf_counter()
+    data = load_data(settings, synthesizes=False)
+    student = trained_student(settings, folder / STUDENT, data)
+    training: dict[str, Any] = {"distill": "none", "epochs": 0}
+    if (folder / SUMMARY).is_file():
+        before = read_summary(folder / SUMMARY)
+        training = {"distill": before.distill, "epochs": before.epochs, "fp_top1": before.fp_top1}
+    return {"top1": _measured(settings, student, data, start, training, notes="trained student")}
+
+
+def _measured(
+    settings: RunSettings, model: Prepared, data: VisionData, start: float, training: dict[str, Any], *, notes: str
+) -> float:
+    """Top-1 of ``model`` on the test images, printed and written as a row with what is known of its training."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    top1 = evaluate(model.student, data.test_dataloader(), device)["top1"]
+    cost = count(model.student.cpu(), example_input(data.info))
+    summary = run_folder.describe(settings, data.info, model.allocation, cost) | training | {"top1": top1}
+    summary.setdefault("fp_top1", top1)
+    summary["wall_s"] = time.perf_counter() - start
+    folder = Path(settings.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    run_folder.append_results(settings, folder, summary, device=device, notes=notes)
+    weight, input = run_folder.typical_bits(model.allocation)
+    what = f"W{weight}A{input}, {notes}" if model.allocation else "full precision"
+    print(
+        f"{settings.model.name}, {what}: {top1:.2f} %, {cost.size_bytes / 1e3:.1f} kB, {cost.compression:.1f}x smaller"
+    )
+    return top1

@@ -1,0 +1,66 @@
+"""Post-training quantization: a low-bit student without training it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from pathlib import Path
+
+import torch
+
+from qtrain.cost.count import count
+from qtrain.data.image_grid import keep_picture
+from qtrain.pipeline import prepare, run_folder
+from qtrain.pipeline.build_model import build_model, example_input, has_weights
+from qtrain.pipeline.load_data import load_data
+from qtrain.pipeline.run_folder import Metrics, run_in_folder
+from qtrain.pipeline.summary import FINISHED
+from qtrain.settings.run_files import STUDENT
+from qtrain.settings.run_settings import RunSettings
+from qtrain.training.evaluation import evaluate
+from qtrain.utils.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+def calibrate(settings: RunSettings) -> Metrics:
+    """Convert, calibrate, correct and round as ``settings.quantize`` says; returns ``top1``, ``fp_top1`` in percent.
+
+    A finished run of the same config is not repeated. Without a final test the metrics are ``None``. Raises
+    ``ConfigError`` where there are no trained weights, nothing to quantize, or another run in the folder.
+    """
+    return run_in_folder(settings, lambda folder: _calibrate(settings, folder), names=("top1", "fp_top1"))
+
+
+def _calibrate(settings: RunSettings, folder: Path) -> Metrics:
+    if not settings.quantize.enabled:
+        raise ConfigError("quantize.enabled: task=calibrate quantizes; task=evaluate measures full precision")
+    if not has_weights(settings.model):
+        raise ConfigError("model.weights: calibration needs a trained model; give a file, or model.pretrained=true")
+    start = time.perf_counter()
+    torch.manual_seed(settings.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = load_data(settings, test_only=not prepare.needs_images(settings))
+    keep_picture(data, folder)
+    full_precision = build_model(settings.model, data.info)
+    prepared = prepare.quantize(settings, copy.deepcopy(full_precision).to(device), data)
+    seconds = time.perf_counter() - start
+    log.info("calibrated in %.0f s", seconds)
+    metrics: Metrics = {"top1": None, "fp_top1": None}
+    if settings.fit.final_test:
+        for name, model in {"fp_top1": full_precision, "top1": prepared.student}.items():
+            metrics[name] = evaluate(model, data.test_dataloader(), device)["top1"]
+    cost = count(prepared.student.cpu(), example_input(data.info))
+    summary = run_folder.describe(settings, data.info, prepared.allocation, cost) | metrics
+    summary |= {
+        "name": folder.name,
+        "distill": "none",
+        "epochs": 0,
+        "wall_s": seconds,
+        "status": FINISHED if settings.fit.final_test else "not tested",
+    }
+    run_folder.save_weights(prepared.student, folder / STUDENT)
+    run_folder.append_results(settings, folder, summary, device=device, notes="calibrated only")
+    run_folder.finish(folder, summary)
+    return metrics
