@@ -55,14 +55,15 @@ class Renamed:
     files: Names = field(default_factory=dict)
 
 
+LAYERS = ("conv1", *(f"layer{stage}.0.conv{number}" for stage in (1, 2, 3) for number in (1, 2)), "linear")
+"""Of a ResNet-8."""
+
 RENAMED: tuple[Renamed, ...] = (
-    # Renamed(
-    #     since="qtrain/pipeline",
-    #     overrides={"fit.scale_lr": "fit.range_lr", "quantize.weight_wrapper": "quantize.around"},
-    #     metrics={"ptq_top1": "calibrated_top1"},
-    #     tensors={"weight_quantizer": "quantizer.weight"},
-    #     files={"student.safetensors": "model.safetensors"},
-    # ),
+    Renamed(
+        since="qtrain/pipeline",
+        overrides={"widths": "bit_widths"},
+        metrics={"figures": "metrics", **{f"widths.{layer}": f"layer_bits.{layer}" for layer in LAYERS}},
+    ),
 )
 """In the order of the commits. The runs below are spelled as they were before all of them."""
 
@@ -98,7 +99,6 @@ FREE = f"""
     synthesis.steps=8 synthesis.shift=1 synthesis.flip=false synthesize.images=64 synthesize.workers=1
     {FROM_TRAINED} teacher=self objective=kl name=free
 """
-LAYERS = ("conv1", *(f"layer{stage}.0.conv{number}" for stage in (1, 2, 3) for number in (1, 2)), "linear")
 WEIGHTS = """
     affine:4 apot:4 bwn:1 binary_connect:1 bnn:1 bnn_plus:1 dorefa:4 duq:4 inq:4 ir_net:1 kmeans:4 lq_nets:3 lsq:4
     lsq_plus:4 mx:4 ocp_mx:4 power_of_two:4 product:4 prox_quant:4 qil:4 reste:1 stochastic_rounding:4 ttq:2 twn:2
@@ -378,8 +378,8 @@ def make_images(root: Path) -> None:
     for number, (pixels, target) in enumerate(zip(digits.images[:400], digits.target, strict=False)):
         folder = partial / ("val" if number % 4 == 0 else "train") / str(target)
         folder.mkdir(parents=True, exist_ok=True)
-        grey = Image.fromarray((pixels * (255 / 16)).astype("uint8"))
-        grey.resize((24, 24)).convert("RGB").save(folder / f"{number:04d}.png")
+        gray = Image.fromarray((pixels * (255 / 16)).astype("uint8"))
+        gray.resize((24, 24)).convert("RGB").save(folder / f"{number:04d}.png")
     partial.rename(root)
 
 

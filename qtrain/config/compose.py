@@ -29,9 +29,8 @@ from omegaconf.errors import (
 from qtrain.config.instantiate import settings_of
 from qtrain.config.schema import schema_of
 from qtrain.config.targets import check_targets
-from qtrain.pipeline.run_folder import read_config
 from qtrain.settings.conf_dir import conf_dir
-from qtrain.settings.run_files import CONFIG
+from qtrain.settings.run_files import CONFIG, read_config
 from qtrain.settings.run_identity import restored, stage_changes
 from qtrain.settings.run_settings import RunSettings
 from qtrain.settings.tasks import TASKS

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pytorch_lightning.utilities import rank_zero_only
 from safetensors.torch import save_file
 from torch import nn
@@ -18,34 +17,18 @@ from qtrain.cost.count import CostReport
 from qtrain.pipeline.results import append_row, provenance
 from qtrain.pipeline.run_lock import only_run_in
 from qtrain.pipeline.summary import FINISHED, RunSummary, read_summary, write_summary
-from qtrain.settings.run_files import CONFIG, STAGES, SUMMARY
+from qtrain.settings.run_files import CONFIG, STAGES, SUMMARY, read_config, write_config
 from qtrain.settings.run_identity import comparable, hash_of, recorded
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import FULL_PRECISION, Allocation, DataInfo
 from qtrain.tracking.wandb_client import RUN_ID
-from qtrain.utils.atomic_write import atomic_write, write_text
+from qtrain.utils.atomic_write import atomic_write
 from qtrain.utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
 Metrics = dict[str, float | None]
 """A task's results by name; ``None`` for what was not measured."""
-
-
-def read_config(file: Path) -> dict[str, Any]:
-    """The resolved config that a run or a sweep has left in ``file``. Raises ``ConfigError`` where it is damaged."""
-    try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"{file} holds a {type(config).__name__}, not a config")
-    return config
-
-
-def write_config(file: Path, config: Mapping[str, Any]) -> None:
-    """Write a resolved config; the file appears whole, since other ranks look into it."""
-    write_text(file, yaml.safe_dump(dict(config), sort_keys=False))
 
 
 def run_in_folder(settings: RunSettings, work: Callable[[Path], Metrics], *, names: Sequence[str]) -> Metrics:

@@ -1,4 +1,15 @@
-"""Names of the files that a run and a sweep leave in their folders."""
+"""The files that a run and a sweep leave in their folders: their names, and the config in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qtrain.utils.atomic_write import write_text
+from qtrain.utils.errors import ConfigError
 
 CONFIG = "config.yaml"
 """The config as it ran."""
@@ -14,3 +25,19 @@ STAGES = "stages"
 
 TRIALS = "trials.jsonl"
 """What became of the trials of a sweep."""
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """The resolved config that a run or a sweep has left in ``file``. Raises ``ConfigError`` where it is damaged."""
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{file} holds a {type(config).__name__}, not a config")
+    return config
+
+
+def write_config(file: Path, config: Mapping[str, Any]) -> None:
+    """Write a resolved config; the file appears whole, since other ranks look into it."""
+    write_text(file, yaml.safe_dump(dict(config), sort_keys=False))

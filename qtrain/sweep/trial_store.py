@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
-from qtrain.pipeline.run_folder import read_config, write_config
 from qtrain.pipeline.run_lock import only_run_in
-from qtrain.settings.run_files import TRIALS
+from qtrain.settings.run_files import TRIALS, read_config, write_config
 from qtrain.settings.run_identity import hash_of, recorded
 from qtrain.settings.run_settings import RunSettings
 from qtrain.sweep.make_search import objectives_of

@@ -26,7 +26,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from safetensors.numpy import load_file, save_file
 from sklearn.datasets import load_digits
 
-from qtrain.tasks.config import compose
+from qtrain.config.compose import compose
 from qtrain.tasks.variants import run_task
 from tests.golden.wide_sums import WideSums
 
@@ -135,8 +135,8 @@ def make_pictures(root: Path) -> None:
     for number in range(80):
         folder = root / ("val" if number >= 60 else "train") / str(digits.target[number])
         folder.mkdir(parents=True, exist_ok=True)
-        grey = Image.fromarray((digits.images[number] * 15).astype(np.uint8))
-        grey.resize((16, 16), Image.Resampling.NEAREST).save(folder / f"{number:02d}.png")
+        gray = Image.fromarray((digits.images[number] * 15).astype(np.uint8))
+        gray.resize((16, 16), Image.Resampling.NEAREST).save(folder / f"{number:02d}.png")
 
 
 def on_ranks(ranks: int, work: Callable[[Sequence[str]], None], overrides: Sequence[str]) -> None:

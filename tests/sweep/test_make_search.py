@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import log10
 from typing import Any
@@ -90,14 +90,14 @@ def test_every_way_keeps_to_the_space_and_repeats_itself(way: str) -> None:
             if name != "generation":
                 parameters[name].check(value)
     assert len({str(point) for point in runs[0]}) > 12
-    cfg.seed = 4
-    assert conducted(make_searcher(cfg, space()), 24) != runs[0]
+    other = replace(cfg, seed=4)
+    assert conducted(make_searcher(other, space()), 24) != runs[0]
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_start_comes_first_and_the_search_completes_it(way: str) -> None:
-    cfg = config(f"search@sweep.search={way}")
-    cfg.sweep.start = [{"widths": 4, "objective": "hard"}, {"widths": {"layer2.0": 2}, "optimizer.lr": 0.1}]
+    start = [{"widths": 4, "objective": "hard"}, {"widths": {"layer2.0": 2}, "optimizer.lr": 0.1}]
+    cfg = config(f"search@sweep.search={way}", start=start)
     first, second = conducted(make_searcher(cfg, space()), 2)
     assert first["objective"] == "hard"
     assert [first[f"widths.layer{n}.0"] for n in (1, 2, 3)] == [4, 4, 4]
@@ -128,10 +128,10 @@ def test_ways_that_learn_reach_more_than_chance(way: str) -> None:
     for chosen in (way, "random"):
         cfg = config(f"search@sweep.search={chosen}", objectives={"top1": "max"})
         if way == "population" and chosen == way:
-            cfg.fit.epochs, cfg.sweep.search.size = 8, 10
+            cfg = changed(cfg, {"fit.epochs": 8, "sweep.search.size": 10})
         found[chosen] = 0.0
-        for cfg.seed in range(3):
-            found[chosen] += lacking(cfg)
+        for seed in range(3):
+            found[chosen] += lacking(replace(cfg, seed=seed))
     assert found[way] < 0.8 * found["random"]
 
 
@@ -181,8 +181,7 @@ def judged(scheduler: TrialScheduler, curves: dict[str, list[float]]) -> dict[st
 
 
 def test_asha_lets_one_in_so_many_go_on_at_each_rung() -> None:
-    cfg = config("scheduler@sweep.scheduler=asha")
-    cfg.fit.epochs = 9
+    cfg = config("scheduler@sweep.scheduler=asha", "fit.epochs=9")
     scheduler = make_scheduler(cfg)
     assert scheduler is not None
     # Best first: whoever comes to a rung later is worse, and below the best third there.
@@ -213,8 +212,7 @@ def test_mo_asha_lets_the_cheap_go_on_that_asha_stops() -> None:
 
 
 def test_the_median_stops_who_is_worse_than_most() -> None:
-    cfg = config("scheduler@sweep.scheduler=median")
-    cfg.sweep.scheduler.grace = 2
+    cfg = config("scheduler@sweep.scheduler=median", "sweep.scheduler.grace=2")
     scheduler = make_scheduler(cfg)
     assert scheduler is not None
     curves = {"a": [90.0] * 4, "b": [80.0] * 4, "c": [70.0] * 4, "bad": [10.0] * 4, "good": [85.0] * 4}
@@ -271,8 +269,8 @@ def test_a_value_that_cannot_be_is_said_in_one_line(values: dict[str, Any], mess
 )
 def test_a_setting_that_cannot_be_is_said_in_one_line(group: str, settings: dict[str, Any], message: str) -> None:
     place, _, way = group.partition("=")
-    cfg = config(f"{place}@sweep.{place}={way}")
-    cfg.sweep[place].update(settings)
+    given = [f"sweep.{place}.{key}={value}" for key, value in settings.items()]
+    cfg = config(f"{place}@sweep.{place}={way}", *given)
     with pytest.raises(ConfigError, match=message):
         make_searcher(cfg, space())
 
