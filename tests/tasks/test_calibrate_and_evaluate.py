@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from qtrain.pipeline.claim import claimed
 from safetensors.torch import load_file, save_file
 
 from qtrain.config.compose import compose
 from qtrain.data.base import VisionData
 from qtrain.models.cifar_resnet import cifar_resnet8
 from qtrain.pipeline import claim, run_folder
-from qtrain.pipeline.claim import claimed
 from qtrain.pipeline.run_lock import only_run_in
 from qtrain.tasks.variants import run_task
 from qtrain.utils.errors import ConfigError
