@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from qtrain.pipeline.claim import claimed
 from safetensors.torch import load_file, save_file
 
 from qtrain.config.compose import compose
 from qtrain.data.base import VisionData
 from qtrain.models.cifar_resnet import cifar_resnet8
-from qtrain.pipeline import claim, run_folder
+from qtrain.pipeline import run_folder
+from qtrain.pipeline.run_folder import Metrics, run_in_folder
 from qtrain.pipeline.run_lock import only_run_in
+from qtrain.settings.run_files import CONFIG, STUDENT
 from qtrain.tasks.variants import run_task
 from qtrain.utils.errors import ConfigError
 
@@ -33,8 +34,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, weights: Path, *more: str) -> dict[str, Any]:
-    cfg = compose(overrides(folder, weights, *more))
-    return run_task(cfg)
+    return run_task(compose(overrides(folder, weights, *more)))
 
 
 def overrides(folder: Path, weights: Path, *more: str) -> list[str]:
@@ -52,11 +52,11 @@ def rows(folder: Path) -> list[dict[str, str]]:
 def test_calibrate_leaves_a_student_that_evaluate_measures_alike(weights: Path, tmp_path: Path) -> None:
     made = run(tmp_path, weights, "task=calibrate", "name=made")
     folder = tmp_path / AD_HOC / "made"
-    student = load_file(folder / run_folder.STUDENT)
+    student = load_file(folder / STUDENT)
     assert any(name.endswith("_quantizer.scale") for name in student)
     (row,) = rows(folder)
     assert (row["task"], row["notes"], row["w_bits"], row["epochs"]) == ("calibrate", "calibrated only", "4", "0")
-    for checkpoint in (folder, folder / run_folder.STUDENT):
+    for checkpoint in (folder, folder / STUDENT):
         assert run(tmp_path, weights, "task=evaluate", f"checkpoint={checkpoint}") == {"top1": made["top1"]}
 
 
@@ -72,14 +72,14 @@ def test_evaluate_measures_weights_in_full_precision_and_makes_no_student(
     (row,) = rows(folder)
     assert (row["w_bits"], row["a_bits"], row["notes"]) == ("32", "32", "full precision")
     assert float(row["top1"]) == float(row["fp_top1"]) == pytest.approx(made["fp_top1"])
-    assert not (folder / run_folder.STUDENT).exists()
+    assert not (folder / STUDENT).exists()
 
 
 def test_calibrate_refuses_a_folder_that_another_run_holds(weights: Path, tmp_path: Path) -> None:
     folder = tmp_path / AD_HOC / "held"
     with only_run_in(folder), pytest.raises(ConfigError, match=r"run_dir: .*held is in use by"):
         run(tmp_path, weights, "task=calibrate", "name=held")
-    assert not (folder / run_folder.CONFIG).exists()
+    assert not (folder / CONFIG).exists()
 
 
 def test_finished_calibration_is_shown_without_the_lock(weights: Path, tmp_path: Path) -> None:
@@ -90,31 +90,32 @@ def test_finished_calibration_is_shown_without_the_lock(weights: Path, tmp_path:
     assert len(rows(folder)) == 1
 
 
-def test_second_claim_finds_what_the_first_finished_before_the_lock_was_free(
+def test_run_that_another_process_finished_before_the_lock_was_free_is_not_repeated(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cfg = compose(overrides(tmp_path, weights, "task=calibrate", "name=made"))
-    folder = Path(cfg.run_dir)
+    settings = compose(overrides(tmp_path, weights, "task=calibrate", "name=made"))
+    folder = tmp_path / AD_HOC / "made"
 
     @contextmanager
     def after_another_run(held: Path) -> Iterator[None]:
-        monkeypatch.setattr(claim, "only_run_in", only_run_in)
-        run_task(cfg)
+        monkeypatch.setattr(run_folder, "only_run_in", only_run_in)
+        run_task(settings)
         with only_run_in(held):
             yield
 
-    monkeypatch.setattr(claim, "only_run_in", after_another_run)
-    with claimed(cfg, folder) as finished:
-        assert finished is not None and finished.top1 is not None
+    monkeypatch.setattr(run_folder, "only_run_in", after_another_run)
+    metrics = run_in_folder(settings, lambda _: pytest.fail("the run is finished"), names=["top1"])
+    assert metrics["top1"] is not None
     assert len(rows(folder)) == 1
 
 
-def test_claims_of_one_folder_exclude_each_other(weights: Path, tmp_path: Path) -> None:
-    cfg = compose(overrides(tmp_path, weights, "task=calibrate", "name=made"))
-    folder = Path(cfg.run_dir)
-    with claimed(cfg, folder) as first:
-        assert first is None
-        with pytest.raises(ConfigError, match="is in use by"), claimed(cfg, folder):
-            pass
-    with claimed(cfg, folder) as later:
-        assert later is None
+def test_two_claims_of_one_folder_exclude_each_other(weights: Path, tmp_path: Path) -> None:
+    settings = compose(overrides(tmp_path, weights, "task=calibrate", "name=made"))
+
+    def claim_again(folder: Path) -> Metrics:
+        with pytest.raises(ConfigError, match="is in use by"):
+            run_in_folder(settings, lambda _: pytest.fail("the folder is in use"), names=["top1"])
+        return {"top1": 1.0}
+
+    assert run_in_folder(settings, claim_again, names=["top1"]) == {"top1": 1.0}
+    assert run_in_folder(settings, lambda _: {"top1": 2.0}, names=["top1"]) == {"top1": 2.0}, "the lock is free again"
