@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from qtrain.pipeline.results import read_results
 from qtrain.pipeline.summary import CALIBRATED, FLOAT, NUMBERS, RunSummary
-from qtrain.report.table import COLUMNS, LEFT, order, outcomes, table_rows
+from qtrain.report.table import COLUMNS, LEFT, order, seed_groups, table_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = "variants|recipes|drops|synthetic|front"
@@ -81,10 +81,10 @@ def markdown(rows: list[dict[str, str]]) -> str:
     latest = {(row["config_hash"], row["task"]) if row["config_hash"] else id(row): row for row in rows}
     runs = [(summary, row) for row in latest.values() if (summary := summary_of(row)) is not None]
     # Full precision and calibration are of no training: one row, whatever run they were measured in.
-    found = [(o, "", "") for o in outcomes(s for s, _ in runs) if o.key.way in (FLOAT, CALIBRATED)]
+    found = [(o, "", "") for o in seed_groups(s for s, _ in runs) if o.key.way in (FLOAT, CALIBRATED)]
     for epochs, hardware in dict.fromkeys((row["epochs"], row["hardware"]) for _, row in runs):
         same = [summary for summary, row in runs if (row["epochs"], row["hardware"]) == (epochs, hardware)]
-        found += [(o, epochs, hardware) for o in outcomes(same) if o.key.way not in (FLOAT, CALIBRATED)]
+        found += [(o, epochs, hardware) for o in seed_groups(same) if o.key.way not in (FLOAT, CALIBRATED)]
     found.sort(key=lambda item: (order(item[0]), float(item[1] or 0), item[2]))
     cells = table_rows([outcome for outcome, _, _ in found])
     lines = [(*row, epochs, hardware) for row, (_, epochs, hardware) in zip(cells, found, strict=True)]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 
-from matplotlib.axes import Axes
+import altair as alt
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
-from qtrain.report.canvas import MARK, Theme, new_figure
+from qtrain.report import chart, figure
 from qtrain.report.formatting import metric_text
-from qtrain.report.pareto_plot import BLUE
 from qtrain.spec import FULL_PRECISION
 from qtrain.sweep.sweep_results import SweepResults
 from qtrain.sweep.trial import Trial
@@ -18,76 +19,95 @@ from qtrain.sweep.trial import Trial
 FAINT, STRONG = 0.06, 0.55
 """Opacity of the fewest and of the most bits; a text over it stays legible."""
 
-FIGURE_SPACE = "\u2007"
-"""A blank as wide as a digit."""
-
 MOST_NUMBERS = 60
-"""With more layers cells are too narrow for numbers."""
+"""With more layers the cells of a PNG are too narrow for numbers."""
 
 
-def layer_bits(sweep: SweepResults, theme: Theme) -> Figure | None:
-    """One row a model of the front, one column a layer; weights above inputs, or once where these are alike.
+@dataclass(frozen=True)
+class Cell:
+    """The bits of one layer in one model of the front, of ``what``: its weights, its inputs, or both."""
 
-    ``None`` where no layer's bits are known.
-    """
-    rows = [trial for trial in sweep.front if trial.layer_bits]
-    if not rows:
+    what: str
+    model: str
+    layer: str
+    bits: int
+    trial: int
+    strength: float
+
+    @property
+    def text(self) -> str:
+        return "float" if self.bits == FULL_PRECISION else str(self.bits)
+
+
+def layer_cells(sweep: SweepResults) -> list[Cell]:
+    """One row a model of the front, one column a layer; weights above inputs, or once where these are alike."""
+    trials = [trial for trial in sweep.front if trial.layer_bits]
+    alike = all(weight == input for trial in trials for weight, input in trial.layer_bits.values())
+    sides = {"weights and inputs": 0} if alike else {"weights": 0, "inputs": 1}
+    return [cell for what, side in sides.items() for cell in _cells(sweep, trials, what, side)]
+
+
+def layer_bits_chart(sweep: SweepResults) -> alt.TopLevelMixin | None:
+    """:func:`layer_cells` as colored squares; ``None`` where no layer's bits are known."""
+    cells = layer_cells(sweep)
+    if not cells:
         return None
-    layers = list(dict.fromkeys(layer for trial in rows for layer in trial.layer_bits))
-    alike = all(weight == input for trial in rows for weight, input in trial.layer_bits.values())
-    panels = {"Bits of weights and inputs": 0} if alike else {"Bits of weights": 0, "Bits of inputs": 1}
-    width = min(16.0, 2.6 + 0.31 * len(layers))
-    longest = max(map(len, layers))
-    figure = new_figure(theme, width=max(6.0, width), height=(0.24 * len(rows) + 0.5) * len(panels) + 0.075 * longest)
-    for axes, (title, side) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels.items(), strict=True):
-        _panel(axes, sweep, rows, layers, side, theme)
-        axes.set_title(title, loc="left", color=theme.foreground, fontsize=10)
-        last = side == len(panels) - 1
-        axes.set_xticks([i + 0.5 for i in range(len(layers))], layers if last else [""] * len(layers), rotation=90)
-        axes.tick_params(colors=theme.foreground, length=0, labelsize=8)
-    return figure
-
-
-def _panel(
-    axes: Axes, sweep: SweepResults, rows: Sequence[Trial], layers: Sequence[str], side: int, theme: Theme
-) -> None:
-    axes.set_facecolor(theme.background)
-    axes.set_xlim(0, len(layers))
-    axes.set_ylim(len(rows), 0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    known = sorted({trial.layer_bits[layer][side] for trial in rows for layer in trial.layer_bits})
-    for y, trial in enumerate(rows):
-        for x, layer in enumerate(layers):
-            if layer not in trial.layer_bits:
-                continue
-            bits = trial.layer_bits[layer][side]
-            share = known.index(bits) / (len(known) - 1) if len(known) > 1 else 0.5
-            cell = Rectangle(
-                (x + 0.04, y + 0.06), 0.92, 0.88, facecolor=theme.series[BLUE],
-                alpha=FAINT + share * (STRONG - FAINT), edgecolor="none",
-            )  # fmt: skip
-            axes.add_patch(cell)
-            if len(layers) <= MOST_NUMBERS:
-                text = "float" if bits == FULL_PRECISION else str(bits)
-                size = 5 if bits == FULL_PRECISION else 8
-                number = axes.text(
-                    x + 0.5, y + 0.52, text, ha="center", va="center", color=theme.foreground, fontsize=size
-                )
-                number.set_in_layout(False)  # it lies inside, and to measure hundreds of them takes seconds
-        # A frame around the row, for a script to find it by.
-        axes.add_patch(
-            Rectangle(
-                (0, y), len(layers), 1, facecolor="none", edgecolor="none", gid=f"{MARK}{sweep.numbers[trial.id]}"
-            )
+    base = alt.Chart().encode(
+        x=alt.X("layer:N", sort=None, title=None, axis=alt.Axis(labelAngle=-90, labelLimit=300)),
+        y=alt.Y("model:N", sort=None, title=None),
+        tooltip="trial:N",
+    )
+    squares = base.mark_rect(color=chart.COLORS[0]).encode(
+        opacity=alt.Opacity("strength:Q", scale=None, legend=None),
+        stroke=alt.condition(chart.CHOSEN, alt.value(chart.COLORS[1]), alt.value(chart.BACKGROUND)),
+    )
+    rows = alt.InlineData(values=[{**asdict(cell), "text": cell.text} for cell in cells])
+    return (
+        alt.layer(squares, base.mark_text(fontSize=10).encode(text="text:N"), data=rows)
+        .properties(width=alt.Step(26), height=alt.Step(20))
+        .facet(
+            row=alt.Row("what:N", sort=None, title="bits", header=alt.Header(labelOrient="top", labelAnchor="start"))
         )
-    axes.set_yticks([y + 0.5 for y in range(len(rows))], [_row_name(sweep, trial) for trial in rows])
+    )
 
 
-def _row_name(sweep: SweepResults, trial: Trial) -> str:
-    """Place on the front and metrics: ``3  90.12  68.5 kB``, digits below digits."""
-    metrics = [metric_text(name, trial.metrics[name]) for name in list(sweep.objectives)[:2]]
-    place = str(sweep.points[trial.id]).rjust(len(str(len(sweep.points))))
-    widths = [max(len(metric_text(name, t.metrics[name])) for t in sweep.front) for name in list(sweep.objectives)[:2]]
-    cells = [place, *(text.rjust(width) for text, width in zip(metrics, widths, strict=True))]
-    return "  ".join(cells).replace(" ", FIGURE_SPACE)
+def layer_bits_figure(sweep: SweepResults) -> Figure | None:
+    """:func:`layer_cells` for a PNG; ``None`` where no layer's bits are known."""
+    cells = layer_cells(sweep)
+    if not cells:
+        return None
+    panels, models, layers = (_distinct(getattr(cell, of) for cell in cells) for of in ("what", "model", "layer"))
+    width, longest = min(16.0, max(6.0, 2.6 + 0.31 * len(layers))), max(map(len, layers))
+    drawn = figure.new_figure(width=width, height=(0.24 * len(models) + 0.5) * len(panels) + 0.075 * longest)
+    colors = LinearSegmentedColormap.from_list("bits", [figure.BACKGROUND, figure.COLORS[0]])
+    for axes, what in zip(drawn.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0], panels, strict=True):
+        strengths = np.full((len(models), len(layers)), np.nan)
+        for cell in cells:
+            if cell.what == what:
+                y, x = models.index(cell.model), layers.index(cell.layer)
+                strengths[y, x] = cell.strength
+                if len(layers) <= MOST_NUMBERS:
+                    size = 5 if cell.bits == FULL_PRECISION else 8
+                    number = axes.text(x, y, cell.text, ha="center", va="center", color=figure.INK, fontsize=size)
+                    number.set_in_layout(False)  # it lies inside, and to measure hundreds of them takes seconds
+        figure.dress(axes, title=f"Bits of {what}")
+        axes.imshow(strengths, cmap=colors, vmin=0, vmax=1, aspect="auto")
+        axes.grid(visible=False)
+        axes.set_yticks(range(len(models)), models, fontsize=8)
+        axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=8)
+    return drawn
+
+
+def _cells(sweep: SweepResults, trials: list[Trial], what: str, side: int) -> Iterator[Cell]:
+    known = sorted({pair[side] for trial in trials for pair in trial.layer_bits.values()})
+    for trial in trials:
+        metrics = "  ".join(metric_text(name, trial.metrics[name]) for name in list(sweep.objectives)[:2])
+        model = f"{sweep.points[trial.id]}:  {metrics}"
+        for layer, pair in trial.layer_bits.items():
+            share = known.index(pair[side]) / (len(known) - 1) if len(known) > 1 else 0.5
+            strength = FAINT + share * (STRONG - FAINT)
+            yield Cell(what, model, layer, pair[side], sweep.numbers[trial.id], strength)
+
+
+def _distinct(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))

@@ -19,7 +19,7 @@ LABELS = {
     "bops": "GBOPs",
     "effective_bits": "bits/weight",
 }
-"""Figure of a trial -> what it is called where there is little room; any other is called by its own name."""
+"""Metric of a trial -> what it is called where there is little room; any other is called by its own name."""
 
 LONGEST, KNOBS_WIDTH = 28, 60
 """Characters of one knob's value, and of all knobs of a trial, in a row or line; more are cut."""

@@ -30,7 +30,7 @@ PLAIN = re.compile(r"[\w.:/@-]+")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class FrontPoint:
     """A point of the front: the command that runs it, the YAML that says the same, and the command that runs that."""
 
     trial: Trial
@@ -40,17 +40,17 @@ class Recipe:
     content: str
 
 
-def recipes(sweep: SweepResults) -> list[Recipe]:
+def front_points(sweep: SweepResults) -> list[FrontPoint]:
     """One for each model of the front, in its order."""
-    return [_recipe(sweep, trial, place) for place, trial in enumerate(sweep.front, start=1)]
+    return [_front_point(sweep, trial, place) for place, trial in enumerate(sweep.front, start=1)]
 
 
-def write_recipes(sweep: SweepResults, made: Sequence[Recipe]) -> None:
+def write_front(sweep: SweepResults, made: Sequence[FrontPoint]) -> None:
     """``front/p1.yaml`` and so on, without those of an earlier front, and ``pareto.csv``."""
     folder = sweep.folder / FRONT
-    for recipe in made:
-        write_text(sweep.folder / recipe.file, recipe.content)
-    current = {recipe.file for recipe in made}
+    for point in made:
+        write_text(sweep.folder / point.file, point.content)
+    current = {point.file for point in made}
     for stale in folder.glob("p*.yaml"):
         if f"{FRONT}/{stale.name}" not in current:
             stale.unlink()
@@ -96,25 +96,25 @@ def as_yaml(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     return {"defaults": [*added, *replaced, "_self_"], **values}, left
 
 
-def pareto_csv(sweep: SweepResults, made: Sequence[Recipe]) -> str:
+def pareto_csv(sweep: SweepResults, made: Sequence[FrontPoint]) -> str:
     """The front as a table: place, trial, every metric, mean bits of weights and inputs, knobs, the command."""
-    metrics = list(dict.fromkeys([*sweep.objectives, *(name for recipe in made for name in recipe.trial.metrics)]))
-    knobs = list(dict.fromkeys(name for recipe in made for name in recipe.trial.knobs))
+    metrics = list(dict.fromkeys([*sweep.objectives, *(name for point in made for name in point.trial.metrics)]))
+    knobs = list(dict.fromkeys(name for point in made for name in point.trial.knobs))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["point", "trial", "key", *metrics, "w_bits_mean", "a_bits_mean", "epochs", *knobs, "command"])
-    for recipe in made:
-        trial = recipe.trial
+    for point in made:
+        trial = point.trial
         means = mean_bits(trial)
         writer.writerow([
-            recipe.place, trial.id, trial.key, *(trial.metrics.get(name, "") for name in metrics),
+            point.place, trial.id, trial.key, *(trial.metrics.get(name, "") for name in metrics),
             *(("", "") if means is None else (f"{mean:.4g}" for mean in means)), f"{trial.epochs:g}",
-            *(trial.knobs.get(name, "") for name in knobs), recipe.command,
+            *(trial.knobs.get(name, "") for name in knobs), point.command,
         ])  # fmt: skip
     return text.getvalue()
 
 
-def _recipe(sweep: SweepResults, trial: Trial, place: int) -> Recipe:
+def _front_point(sweep: SweepResults, trial: Trial, place: int) -> FrontPoint:
     content, left = as_yaml(trial.overrides)
     name = f"p{place}"
     place_of_file = f"file://{sweep.folder.resolve()}"
@@ -129,7 +129,7 @@ def _recipe(sweep: SweepResults, trial: Trial, place: int) -> Recipe:
         "# Test images are left alone, as in the sweep; fit.final_test=true evaluates them once, after training.",
     ]
     text = "\n".join(head) + "\n" + yaml.safe_dump(content, sort_keys=False, width=120, default_flow_style=None)
-    return Recipe(trial, place, command(trial), f"{FRONT}/{name}.yaml", text)
+    return FrontPoint(trial, place, command(trial), f"{FRONT}/{name}.yaml", text)
 
 
 def _put(values: dict[str, Any], key: str, override: Override) -> None:

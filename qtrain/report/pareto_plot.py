@@ -1,23 +1,15 @@
-"""The picture that decides: what was wanted first of all against one of its costs, the front marked.
+"""The first objective of a sweep against one of its costs, with the front marked.
 
-One language in all pictures of a sweep: filled and blue is on the front, with its number there; gray and open was
-trained to its end, a small gray dot was stopped before; an orange diamond has the same bits in all layers.
+The signs: a filled blue point is on the front and has its number there; an open gray one was trained to its end; a
+small gray one was stopped before; an orange diamond has the same bits in all inner layers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
-from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
-
-from qtrain.report.canvas import MARK, Theme, dress, new_figure, place_labels
 from qtrain.report.formatting import bits_text, metric_label, uniform_bits
+from qtrain.report.scatter import Mark, Point, Scatter, y_limits
 from qtrain.sweep.pareto import front
 from qtrain.sweep.sweep_results import SweepResults
 from qtrain.sweep.trial import Trial
@@ -30,16 +22,13 @@ UNITS = {
     "bops": ("bit operations of one image, GBOPs (10⁹)", 1e-9),
     "effective_bits": ("stored bits per weight", 1.0),
 }
-"""Figure -> the name of its axis, and what its values are multiplied by; any other is drawn as it is."""
+"""Metric -> the name of its axis, and what its values are multiplied by; any other metric is drawn as it is."""
 
-LOGARITHMIC = 3.0
-"""A cost axis is logarithmic where its largest value is so many times its smallest."""
+FRONT, FINISHED, STOPPED = "on the front", "trained to its end", "stopped before"
+UNIFORM, BEYOND = "the same bits in all inner layers", "off the scale"
 
-REACH = 0.4
-"""So much of the front's own height is shown below its lowest point; what is worse stands on the lower edge."""
-
-BLUE, ORANGE = 0, 1
-"""Places of the two colors in a theme's series."""
+NEAR = 15.0
+"""A uniform model counts for the limits of the plot if it is at most this far below the front, in points."""
 
 
 def planes(sweep: SweepResults) -> list[str]:
@@ -48,84 +37,67 @@ def planes(sweep: SweepResults) -> list[str]:
     return [cost for cost in costs if cost != sweep.first and any(_drawn(sweep, trial, cost) for trial in sweep.trials)]
 
 
-def against(sweep: SweepResults, cost: str, theme: Theme) -> Figure | None:
-    """The first objective of ``sweep`` against ``cost``; ``None`` where no trial that finished has both.
+def pareto_scatter(sweep: SweepResults, cost: str) -> Scatter | None:
+    """The first objective against ``cost``; ``None`` where no finished trial has both.
 
-    The line is what is best at each cost among the trials that finished. It passes through all numbered points only
-    where the sweep's objectives are the two that are drawn.
+    The stairs are the best value at each cost among the finished trials. They pass through all numbered points only
+    where the two metrics are the only objectives of the sweep.
     """
+    first, unit = sweep.first, unit_of(sweep.first)
     shown = [trial for trial in sweep.trials if _drawn(sweep, trial, cost)]
     finished = [trial for trial in shown if trial.status == "finished"]
     if not finished:
         return None
-    figure = new_figure(theme)
-    axes = figure.add_subplot()
-    dress(axes, theme, x=axis_label(cost), y=axis_label(sweep.first))
-    best = front(finished, {sweep.first: sweep.direction(sweep.first), cost: sweep.direction(cost)})
-    edge = _set_limits(axes, sweep, shown, best, cost)
+    best = front(finished, {first: sweep.direction(first), cost: sweep.direction(cost)})
+    sign = 1 if sweep.direction(first) == "max" else -1
+    heights = {trial.id: sign * unit * trial.metrics[first] for trial in shown}
+    references = _full_precision(sweep)
+    important = [heights[trial.id] for trial in shown if trial.id in sweep.points or trial in best]
+    least = min(important) - NEAR
+    important += [heights[t.id] for t in finished if uniform_bits(t) and heights[t.id] > least]
+    important += [sign * unit * value for value in references]
+    low, high, floor = y_limits(important, heights.values())
 
-    def place(trial: Trial) -> tuple[float, float]:
-        value = unit_of(sweep.first) * trial.metrics[sweep.first]
-        inside = max if sweep.direction(sweep.first) == "max" else min
-        return unit_of(cost) * trial.metrics[cost], inside(value, edge)
+    def point(trial: Trial, kind: str, label: str = "") -> Point:
+        number = sweep.numbers[trial.id]
+        y = sign * max(heights[trial.id], floor)
+        return Point(unit_of(cost) * trial.metrics[cost], y, kind, label, str(number), number)
 
-    def beyond(trial: Trial) -> bool:
-        return place(trial)[1] != unit_of(sweep.first) * trial.metrics[sweep.first]
-
-    _stairs(axes, [place(trial) for trial in best], theme, cheap_left=sweep.direction(cost) == "min")
-    labels = []
-    for trial in sorted(shown, key=lambda trial: (trial.id in sweep.points, trial.status == "finished")):
-        x, y = place(trial)
-        kind = _kind(sweep, trial)
-        style = STYLES[kind](theme)
-        if beyond(trial) and kind in ("finished", "stopped"):
-            style |= {"marker": "v" if sweep.direction(sweep.first) == "max" else "^", "clip_on": False}
-        axes.plot(x, y, linestyle="None", gid=f"{MARK}{sweep.numbers[trial.id]}", **style)
-        uniform = uniform_bits(trial) is not None and trial.status == "finished"
-        if uniform:
-            axes.plot(x, y, linestyle="None", gid=f"{MARK}{sweep.numbers[trial.id]}", **STYLES["uniform"](theme))
-            labels.append((bits_text(trial), x, y, theme.series[ORANGE]))
-        if trial.id in sweep.points:
-            labels.append((str(sweep.points[trial.id]), x, y, theme.series[BLUE]))
-    _full_precision(axes, sweep, theme)
-    cut = any(map(beyond, shown))
-    _legend(axes, [_kind(sweep, trial) for trial in shown], theme, uniform=_any_uniform(finished), cut=cut)
-    place_labels(axes, _once(labels))
-    return figure
-
-
-def axis_label(figure: str) -> str:
-    return UNITS[figure][0] if figure in UNITS else metric_label(figure)
-
-
-STYLES: dict[str, Callable[[Theme], dict[str, Any]]] = {
-    "front": lambda theme: {
-        "marker": "o", "markersize": 9, "color": theme.series[BLUE], "markeredgewidth": 0, "zorder": 4,
-    },
-    "finished": lambda theme: {
-        "marker": "o", "markersize": 6, "color": theme.foreground, "markerfacecolor": theme.background,
-        "markeredgewidth": 1.2, "alpha": 0.55, "zorder": 3,
-    },
-    "stopped": lambda theme: {
-        "marker": "o", "markersize": 3.5, "color": theme.foreground, "markeredgewidth": 0, "alpha": 0.35, "zorder": 2,
-    },
-    "uniform": lambda theme: {
-        "marker": "D", "markersize": 12, "color": theme.series[ORANGE], "markerfacecolor": "none",
-        "markeredgewidth": 1.6, "zorder": 5,
-    },
-}  # fmt: skip
-"""How a trial of each kind is drawn."""
-
-WORDS = {
-    "front": "on the front",
-    "finished": "trained to its end",
-    "stopped": "stopped before",
-    "uniform": "the same bits in all inner layers",
-}
+    points = []
+    for trial in shown:
+        kind = FRONT if trial.id in sweep.points else FINISHED if trial.status == "finished" else STOPPED
+        beyond = kind != FRONT and heights[trial.id] < floor
+        points.append(point(trial, BEYOND if beyond else kind, str(sweep.points.get(trial.id, ""))))
+    named: set[str] = set()
+    for trial in sorted(finished, key=lambda trial: -heights[trial.id]):
+        if uniform_bits(trial) is not None:  # of several trials with the same bits the best one is named
+            points.append(point(trial, UNIFORM, "" if bits_text(trial) in named else bits_text(trial)))
+            named.add(bits_text(trial))
+    return Scatter(
+        x=axis_label(cost),
+        y=axis_label(first),
+        points=points,
+        marks={
+            STOPPED: Mark("dot", size=4, opacity=0.4),
+            FINISHED: Mark("ring", size=7, opacity=0.6),
+            BEYOND: Mark("down" if sign > 0 else "up", size=5, opacity=0.6),
+            FRONT: Mark("dot", size=9, color=0),
+            UNIFORM: Mark("frame", size=12, color=1),
+        },
+        y_range=(sign * low, sign * high),
+        stairs=sorted({(p.x, p.y) for p in (point(trial, FRONT) for trial in best)}),
+        level_first=sweep.direction(cost) == "min",
+        references=[(value, f"full precision {value:.2f} %", None) for value in references],
+    )
 
 
-def _kind(sweep: SweepResults, trial: Trial) -> str:
-    return "front" if trial.id in sweep.points else trial.status
+def axis_label(metric: str) -> str:
+    return UNITS[metric][0] if metric in UNITS else metric_label(metric)
+
+
+def unit_of(metric: str) -> float:
+    """What values of ``metric`` are multiplied by to be drawn."""
+    return UNITS.get(metric, ("", 1.0))[1]
 
 
 def _drawn(sweep: SweepResults, trial: Trial, cost: str) -> bool:
@@ -133,91 +105,7 @@ def _drawn(sweep: SweepResults, trial: Trial, cost: str) -> bool:
     return known and trial.status in ("finished", "stopped")
 
 
-def _any_uniform(trials: Iterable[Trial]) -> bool:
-    return any(uniform_bits(trial) is not None for trial in trials)
-
-
-def unit_of(figure: str) -> float:
-    """What values of ``figure`` are multiplied by to be drawn."""
-    return UNITS.get(figure, ("", 1.0))[1]
-
-
-def _once(labels: list[tuple[str, float, float, str]]) -> list[tuple[str, float, float, str]]:
-    """Several trials of the same bits are named at the best of them; places of one text are told apart."""
-    kept: dict[str, tuple[str, float, float, str]] = {}
-    for label in labels:
-        if label[0] not in kept or label[2] > kept[label[0]][2]:
-            kept[label[0]] = label
-    return list(kept.values())
-
-
-def _set_limits(axes: Axes, sweep: SweepResults, shown: Sequence[Trial], best: Sequence[Trial], cost: str) -> float:
-    """Limits that show the front and the uniform models well; returns the worst value that is drawn where it is.
-
-    A model that collapsed to chance lies tens of points below, and would press all others together.
-    """
-    sign = 1 if sweep.direction(sweep.first) == "max" else -1
-    values = {trial.id: sign * unit_of(sweep.first) * trial.metrics[sweep.first] for trial in shown}
-    ours = [values[trial.id] for trial in shown if trial.id in sweep.points or trial in best]
-    ours += [v for t in shown if t.status == "finished" and uniform_bits(t) and (v := values[t.id]) > min(ours) - 15]
-    ours += [sign * unit_of(sweep.first) * top1 for top1 in _references(sweep)]
-    reach = max(max(ours) - min(ours), 0.02 * abs(max(ours)), 1e-9)
-    lowest = max(min(values.values()), min(ours) - REACH * reach)
-    low, high = lowest - 0.08 * reach, max(ours) + 0.14 * reach
-    axes.set_ylim(*sorted((sign * low, sign * high)))
-    xs = [unit_of(cost) * trial.metrics[cost] for trial in shown]
-    if min(xs) > 0 and max(xs) / min(xs) >= LOGARITHMIC:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
-        axes.xaxis.set_minor_locator(NullLocator())
-        margin = (max(xs) / min(xs)) ** 0.05
-        axes.set_xlim(min(xs) / margin, max(xs) * margin)
-        if len([tick for tick in axes.get_xticks() if min(xs) <= tick <= max(xs)]) < 2:
-            axes.xaxis.set_major_locator(FixedLocator([min(xs), max(xs)]))
-    else:
-        axes.margins(x=0.06)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
-    return sign * lowest
-
-
-def _stairs(axes: Axes, points: Sequence[tuple[float, float]], theme: Theme, *, cheap_left: bool) -> None:
-    """What is best at each cost: level until a costlier model is better."""
-    ordered = sorted(set(points))
-    path = ordered[:1]
-    for (x0, y0), (x1, y1) in pairwise(ordered):
-        path += [(x1, y0) if cheap_left else (x0, y1), (x1, y1)]
-    xs, ys = zip(*path, strict=True)
-    axes.plot(xs, ys, color=theme.series[BLUE], linewidth=1.4, alpha=0.55, zorder=1)
-
-
-def _references(sweep: SweepResults) -> list[float]:
-    """The full-precision model's own accuracy on the same images, where it is known and comparable."""
+def _full_precision(sweep: SweepResults) -> list[float]:
+    """The accuracy before quantization, where all trials had the same."""
     known = [trial.metrics["fp_top1"] for trial in sweep.trials if "fp_top1" in trial.metrics]
     return known[:1] if sweep.first == "top1" and all(math.isclose(value, known[0]) for value in known) else []
-
-
-def _full_precision(axes: Axes, sweep: SweepResults, theme: Theme) -> None:
-    for top1 in _references(sweep):
-        axes.axhline(top1, color=theme.foreground, linewidth=1, linestyle=(0, (1, 2)))
-        text = f"full precision {top1:.2f} %"
-        axes.annotate(
-            text, (0, top1), xycoords=("axes fraction", "data"), xytext=(2, 3), textcoords="offset points",
-            ha="left", color=theme.foreground, fontsize=9,
-        )  # fmt: skip
-
-
-def _legend(axes: Axes, kinds: Sequence[str], theme: Theme, *, uniform: bool, cut: bool) -> None:
-    present = [kind for kind in STYLES if kind in kinds or (kind == "uniform" and uniform)]
-    handles = []
-    for kind in present:
-        style = STYLES[kind](theme) | {"zorder": 1, "markersize": min(8, STYLES[kind](theme)["markersize"])}
-        handles.append(Line2D([], [], linestyle="None", label=WORDS[kind], **style))
-    if cut:
-        handles.append(
-            Line2D([], [], linestyle="None", marker="v", markersize=5, color=theme.foreground, alpha=0.55,
-                   label="off the scale")
-        )  # fmt: skip
-    axes.legend(
-        handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, frameon=False,
-        labelcolor=theme.foreground, fontsize=9,
-    )  # fmt: skip

@@ -1,178 +1,163 @@
-"""The picture of an experiment: accuracy against what a model costs.
-
-Color tells models apart, the marker how a model came by its accuracy: filled and joined by a solid line where a
-teacher helped, open and dashed where none did, a cross where it was merely calibrated. Full precision is a line across.
-"""
+"""Pictures of runs: accuracy against what a model costs, and the curves of one run's training."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
+import altair as alt
+import numpy as np
 
 from qtrain.pipeline.summary import CALIBRATED, DISTILLED, FLOAT, TRAINED
-from qtrain.report.canvas import LIGHT, Theme, dress, new_figure, place_labels, png
-from qtrain.report.table import Outcome
+from qtrain.report import chart
+from qtrain.report.scatter import Mark, Point, Scatter, y_limits
+from qtrain.report.table import SeedGroup
 
-MARKERS = {CALIBRATED: "x", TRAINED: "o", DISTILLED: "o"}
-LINES: dict[str, Literal["-", "--"]] = {TRAINED: "--", DISTILLED: "-"}
 WORDS = {CALIBRATED: "calibrated only", TRAINED: "trained without teacher", DISTILLED: "trained with teacher"}
-BELOW = " (lowest line: below the scale)"
+SIGNS = {
+    CALIBRATED: Mark("cross", size=6, opacity=0.7),
+    TRAINED: Mark("ring", line="dashed"),
+    DISTILLED: Mark("dot", line="solid"),
+}
+
+NO_LOSS = ("lr", "top1", "images_per_s")
+"""Metrics of a training row that are neither losses nor of one layer."""
+
+Points = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class CostAxis:
-    """What is drawn from left to right; both of them on a logarithmic scale, cheaper models to the right."""
+    """What is drawn from left to right, cheaper models to the right."""
 
     label: str
-    value: Callable[[Outcome], float]
+    value: Callable[[SeedGroup], float]
 
 
-COMPRESSION = CostAxis("compression: times smaller than full precision", lambda outcome: outcome.compression)
-BIT_OPERATIONS = CostAxis("bit operations saved: times fewer than full precision", lambda outcome: outcome.bops_saved)
+COMPRESSION = CostAxis("compression: times smaller than full precision", lambda group: group.compression)
+BIT_OPERATIONS = CostAxis("bit operations saved: times fewer than full precision", lambda group: group.bops_saved)
 
 
-def accuracy_plot(outcomes: Iterable[Outcome], axis: CostAxis, theme: Theme = LIGHT) -> bytes:
-    """A PNG of all rows of the closing table, 1200 x 750 pixels."""
-    rows = list(outcomes)
-    figure = new_figure(theme)
-    axes = figure.add_subplot()
-    dress(axes, theme, x=axis.label, y="top-1 accuracy, %")
-    _scale(axes)
-    placed = [row for row in rows if row.key.way != FLOAT and _drawable(axis.value(row))]
-    floor = _set_limits(axes, rows, placed, axis)
-    series: dict[str, list[Outcome]] = {}
+def accuracy_scatter(groups: Iterable[SeedGroup], axis: CostAxis) -> Scatter:
+    """All rows of the closing table: color tells models apart, the sign tells how a model was trained.
+
+    A filled point was trained with a teacher, an open one without, a cross was only calibrated. Full precision is a
+    horizontal line. Each bit width is named at its best point.
+    """
+    rows = list(groups)
+    placed = [row for row in rows if row.key.way != FLOAT and math.isfinite(axis.value(row)) and axis.value(row) > 0]
+    models = list(dict.fromkeys(_model(row, placed) for row in placed))
+    trained = [row.top1 for row in rows if row.key.way != CALIBRATED] or [row.top1 for row in rows] or [0.0, 100.0]
+    low, high, floor = y_limits(trained, (row.top1 for row in placed))
+    best: dict[tuple[str, str], SeedGroup] = {}
+    for row in sorted(placed, key=lambda row: row.top1):
+        best[_model(row, placed), row.key.bits] = row
+    marks = {
+        _kind(model, way, models): Mark(sign.shape, sign.size, place, sign.opacity, sign.line)
+        for place, model in enumerate(models)
+        for way, sign in SIGNS.items()
+    }
+    points = []
     for row in placed:
-        series.setdefault(_series(row, placed), []).append(row)
-    colors = {name: theme.series[i % len(theme.series)] for i, name in enumerate(series)}
-
-    labels = _reference_lines(axes, rows, series, colors, theme)
-    for name, members in series.items():
-        for way in (CALIBRATED, TRAINED, DISTILLED):
-            points = sorted((axis.value(row), max(row.top1, floor)) for row in members if row.key.way == way)
-            if points:
-                _draw_way(axes, way, points, colors[name], theme)
-        texts = _bit_labels(members, axis, floor, values=len(series) == 1)
-        labels += [(text, x, y, colors[name]) for text, x, y in texts]
-    _legend(axes, placed, colors, theme, cut=any(row.top1 < floor for row in placed))
-    place_labels(axes, labels)
-    return png(figure)
-
-
-def _draw_way(axes: Axes, way: str, points: list[tuple[float, float]], color: str, theme: Theme) -> None:
-    x, y = zip(*points, strict=True)
-    axes.plot(
-        x,
-        y,
-        color=color,
-        marker=MARKERS[way],
-        markersize=6 if way == CALIBRATED else 8,
-        markerfacecolor=color if way == DISTILLED else theme.background,
-        markeredgewidth=1.6,
-        linestyle=LINES.get(way, "None"),
-        linewidth=1.5,
-        alpha=0.7 if way == CALIBRATED else 1,
-        zorder=3,
-        clip_on=False,
-    )
+        model = _model(row, placed)
+        label = row.key.bits if best[model, row.key.bits] is row else ""
+        if row.top1 < floor:
+            label = f"{label} {row.top1:.1f} %".strip()
+        tip = f"{model} {row.key.bits}\n{WORDS[row.key.way]} {row.key.terms}\n{row.top1:.2f} %, {axis.value(row):.3g}x"
+        points.append(Point(axis.value(row), max(row.top1, floor), _kind(model, row.key.way, models), label, tip))
+    references = []
+    floats = [row for row in rows if row.key.way == FLOAT]
+    for row in floats:
+        own = {_model(other, placed) for other in placed if other.key[:2] == row.key[:2]}
+        name = f"{_model(row, floats)}: " if len(floats) > 1 else ""
+        color = models.index(next(iter(own))) if len(own) == 1 else None
+        references.append((row.top1, f"{name}full precision {row.top1:.2f} %", color))
+    return Scatter(
+        x=axis.label, y="top-1 accuracy, %", points=points, marks=marks, y_range=(low, high), references=references,
+        suffix="x",
+    )  # fmt: skip
 
 
-def _reference_lines(
-    axes: Axes, rows: list[Outcome], series: dict[str, list[Outcome]], colors: dict[str, str], theme: Theme
-) -> list[tuple[str, float, float, str]]:
-    """A line across for each model's full precision, in the model's color where it has one; returns their labels."""
-    references = [row for row in rows if row.key.way == FLOAT]
-    labels = []
-    for row in references:
-        own = [name for name, members in series.items() if members[0].key[:2] == row.key[:2]]
-        color = colors[own[0]] if len(own) == 1 else theme.foreground
-        axes.axhline(row.top1, color=color, linewidth=1, linestyle=(0, (1, 2)))
-        name = f"{_series(row, references)}: " if len(references) > 1 else ""
-        labels.append((f"{name}full precision {row.top1:.2f} %", axes.get_xlim()[0], row.top1, color))
-    return labels
+def curves(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Points]]:
+    """Title -> name of a curve -> its (optimizer step, value), from the rows of a run's ``metrics.jsonl``.
 
-
-def _bit_labels(
-    members: list[Outcome], axis: CostAxis, floor: float, *, values: bool
-) -> list[tuple[str, float, float]]:
-    """One label for each bit width, at its best point; with ``values`` also the accuracies below the plot's floor."""
-    labels = []
-    for bits in dict.fromkeys(row.key.bits for row in members):
-        same = [row for row in members if row.key.bits == bits]
-        best = max(same, key=lambda row: row.top1)
-        labels.append((bits, axis.value(best), max(best.top1, floor)))
-        if values:
-            below = [row for row in same if row.top1 < floor]
-            labels += [(f"{row.top1:.1f} %", axis.value(row), floor) for row in below]
-    return labels
-
-
-def _set_limits(axes: Axes, rows: list[Outcome], placed: list[Outcome], axis: CostAxis) -> float:
-    """Limits that show all trained models well; the lowest accuracy that the plot can show.
-
-    A calibrated-only model may lie tens of points below: it is then drawn on the lower edge.
+    Losses, accuracies, how the scale of each layer's weight moved, and relative errors of quantization; a chart in
+    which no curve has two points is left out.
     """
-    xs = [axis.value(row) for row in placed] or [1.0]
-    axes.set_xlim(min(xs) / 1.9, max(xs) * 1.35)
-    ys = [row.top1 for row in rows if row.key.way != CALIBRATED] or [row.top1 for row in rows] or [0.0, 100.0]
-    reach = max(max(ys) - min(ys), 2.0)
-    lowest = min([min(ys) - 0.15 * reach, *(r.top1 for r in placed if r.top1 > min(ys) - 0.6 * reach)])
-    bottom = lowest - 0.12 * reach
-    axes.set_ylim(bottom, max(ys) + 0.18 * reach)
-    return lowest if any(row.top1 < lowest for row in placed) else bottom
+    series: dict[tuple[str, str], Points] = {}
+    for row in rows:
+        for name, value in row.items():
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if number and name not in ("step", "epoch", "time", "split"):
+                series.setdefault((str(row.get("split", "")), name), []).append((float(row["step"]), float(value)))
+    losses, accuracies, scales, errors = "Loss", "Accuracy, %", "Weight scale by its first value", "Relative error"
+    found: dict[str, dict[str, Points]] = {losses: {}, accuracies: {}, scales: {}, errors: {}}
+    for (split, name), points in series.items():
+        if name.startswith("scale/") and name.endswith(".weight") and points[0][1]:
+            own = name[len("scale/") : -len(".weight")]
+            found[scales][own] = [(x, y / points[0][1]) for x, y in points]
+        elif name.startswith("error/"):
+            found[errors][name[len("error/") :]] = points
+        elif name == "top1":
+            found[accuracies][f"{split} top-1"] = points
+        elif name == "agreement":
+            found[accuracies][f"{split} agreement with the teacher"] = points
+        elif "/" not in name and name not in NO_LOSS:
+            found[losses][f"{split} {name}"] = points
+    return {title: lines for title, lines in found.items() if any(len(points) > 1 for points in lines.values())}
 
 
-def _scale(axes: Axes) -> None:
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+def thin(points: Points, most: int) -> Points:
+    """At most ``most`` points (two or more), each the mean of as many neighbors; the last is kept as it is.
 
-
-def _legend(axes: Axes, placed: list[Outcome], colors: dict[str, str], theme: Theme, *, cut: bool) -> None:
-    """How a model was trained; and which color is which model, where there are several.
-
-    ``cut`` says that some calibrated-only models lie below the plot, and are drawn on its lower edge.
+    >>> thin([(0.0, 1.0), (1.0, 3.0), (2.0, 5.0), (3.0, 7.0), (4.0, 0.0)], most=3)
+    [(0.5, 2.0), (2.5, 6.0), (4.0, 0.0)]
     """
-    neutral = theme.foreground if len(colors) != 1 else next(iter(colors.values()))
-    handles = []
-    for way in (DISTILLED, TRAINED, CALIBRATED):
-        if any(row.key.way == way for row in placed):
-            handles.append(
-                Line2D(
-                    [],
-                    [],
-                    color=neutral,
-                    marker=MARKERS[way],
-                    markerfacecolor=neutral if way == DISTILLED else theme.background,
-                    markeredgewidth=1.6,
-                    linestyle=LINES.get(way, "None"),
-                    label=WORDS[way] + (BELOW if cut and way == CALIBRATED else ""),
-                )
-            )
-    if len(colors) > 1:
-        handles += [Line2D([], [], color=color, linewidth=4, label=name) for name, color in colors.items()]
-    if handles:
-        axes.legend(
-            handles=handles,
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.13),
-            ncols=3,
-            frameon=False,
-            labelcolor=theme.foreground,
-            fontsize=9,
+    if len(points) <= most:
+        return points
+    groups = np.array_split(np.array(points[:-1]), most - 1)
+    return [*((float(x), float(y)) for x, y in (group.mean(axis=0) for group in groups)), points[-1]]
+
+
+def curves_chart(lines: Mapping[str, Points], *, most: int) -> alt.TopLevelMixin:
+    """``lines`` by optimizer step, each of at most ``most`` points; a click on the legend leaves one curve in color.
+
+    The legend says the last value of each curve. A curve of a single point is a dot.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, points in lines.items():
+        xs, ys = zip(*thin(points, most), strict=True)
+        values = [float(f"{y:.4g}") for y in ys]
+        label = f"{name} {values[-1]:g}"
+        rows.append({"line": label, "step": [round(x) for x in xs], "value": values, "single": len(xs) == 1})
+    names = [row["line"] for row in rows]
+    colors = [chart.COLORS[place % len(chart.COLORS)] for place in range(len(names))]
+    picked = alt.selection_point(fields=["line"], bind="legend")
+    base = (
+        alt.Chart(alt.InlineData(values=rows))
+        .transform_flatten(["step", "value"])
+        .encode(
+            x=alt.X("step:Q", title="optimizer step", scale=alt.Scale(nice=False), axis=alt.Axis(grid=False)),
+            y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
+            color=alt.Color(
+                "line:N", title=None, scale=alt.Scale(domain=names, range=colors), legend=alt.Legend(columns=2)
+            ),
+            opacity=alt.condition(picked, alt.value(0.85), alt.value(0.1)),
+            tooltip="line:N",
         )
+    )
+    dots = base.transform_filter("datum.single").mark_point(filled=True, size=50)
+    return alt.layer(base.mark_line(strokeWidth=1.5).add_params(picked), dots).properties(width="container", height=190)
 
 
-def _series(row: Outcome, among: list[Outcome]) -> str:
+def _kind(model: str, way: str, models: list[str]) -> str:
+    return f"{model}, {WORDS[way]}" if len(models) > 1 else WORDS[way]
+
+
+def _model(row: SeedGroup, among: list[SeedGroup]) -> str:
     """The model, with data set and quantizer where the rows ``among`` which it stands differ in them."""
     several = [len({getattr(other.key, part) for other in among}) > 1 for part in ("dataset", "quantizer")]
     parts = (row.key.dataset if several[0] else "", row.key.model, row.key.quantizer if several[1] else "")
     return " ".join(part for part in parts if part)
-
-
-def _drawable(value: float) -> bool:
-    return math.isfinite(value) and value > 0

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qtrain.report.canvas import LIGHT, png, svg
+from qtrain.report.chart import library, spec
+from qtrain.report.figure import write_png
 from qtrain.report.formatting import (
     bits_text,
     knob_label,
@@ -23,21 +24,17 @@ from qtrain.report.formatting import (
     metric_text,
 )
 from qtrain.report.html import Cell, number, render, word
-from qtrain.report.pareto_export import PARETO, recipes, write_recipes
-from qtrain.report.sweep_plots import plots
+from qtrain.report.pareto_export import PARETO, front_points, write_front
+from qtrain.report.sweep_plots import Plot, plots
 from qtrain.sweep.sweep_results import SweepResults, read_sweep
 from qtrain.sweep.trial import Trial
 from qtrain.training.callbacks.progress import duration
-from qtrain.utils.atomic_write import atomic_write, write_text
+from qtrain.utils.atomic_write import write_text
 
 PAGE = "sweep.html"
 
 ALSO = ("test_top1", "size_bytes", "bops", "effective_bits")
-"""Figures that tables show beside the objectives, where a trial has them."""
-
-
-PIXELS = 118
-"""Of the page, for an inch of a picture at its widest: its small text is then as large as the page's."""
+"""Metrics that tables show beside the objectives, where a trial has them."""
 
 
 def write_sweep_report(folder: Path) -> Path:
@@ -46,20 +43,21 @@ def write_sweep_report(folder: Path) -> Path:
     Raises ``FileNotFoundError`` where there is no sweep.
     """
     sweep = read_sweep(folder)
-    made = recipes(sweep)
-    write_recipes(sweep, made)
+    made = front_points(sweep)
+    write_front(sweep, made)
     metrics = metrics_of(sweep)
     columns, front_rows = front_table(sweep, metrics)
     trial_columns, trial_rows = trial_table(sweep, metrics)
-    pictures = _pictures(sweep)
-    decided = sum(picture["decides"] for picture in pictures)
+    pictures, charts = _draw(sweep)
     page = render(
         "sweep.html.j2",
         title=sweep.name,
         counted=sweep.spending.counted(),
         tiles=tiles(sweep),
-        deciding=pictures[:decided],
-        explaining=pictures[decided:],
+        deciding=[plot for plot in pictures if plot.decides],
+        explaining=[plot for plot in pictures if not plot.decides],
+        charts=charts,
+        library=library(),
         front_columns=columns,
         front=list(zip(sweep.front, front_rows, made, strict=True)),
         trial_columns=trial_columns,
@@ -102,7 +100,7 @@ def front_table(sweep: SweepResults, metrics: Sequence[str]) -> tuple[list[str],
         [
             number(sweep.points[trial.id], "{:.0f}".format),
             number(sweep.numbers[trial.id], "{:.0f}".format),
-            *(_figure(trial, name) for name in metrics),
+            *(_metric(trial, name) for name in metrics),
             _bits(trial),
             *_knobs(sweep, trial),
         ]
@@ -122,7 +120,7 @@ def trial_table(sweep: SweepResults, metrics: Sequence[str]) -> tuple[list[str],
             number(sweep.numbers[trial.id], "{:.0f}".format),
             word(trial.status),
             number(sweep.points.get(trial.id), "{:.0f}".format),
-            *(_figure(trial, name) for name in metrics),
+            *(_metric(trial, name) for name in metrics),
             _bits(trial),
             *_knobs(sweep, trial),
             number(trial.epochs, "{:g}".format),
@@ -143,28 +141,19 @@ def tip(sweep: SweepResults, trial: Trial) -> str:
     return "\n".join(line for line in [*lines, knobs_text(trial.knobs, sweep.space)] if line)
 
 
-def _pictures(sweep: SweepResults) -> list[dict[str, Any]]:
-    """Each picture as a PNG beside the page, and as SVG for it."""
-    shown = []
+def _draw(sweep: SweepResults) -> tuple[list[Plot], dict[str, Any]]:
+    """Each picture as a PNG beside the page; returns those with something to see, and their charts by name."""
+    shown, charts = [], {}
     for plot in plots(sweep):
-        metric = plot.draw(sweep, LIGHT)
+        chart, figure = plot.chart(sweep), plot.figure(sweep)
         path = sweep.folder / f"{plot.name}.png"
-        if metric is None:
+        if chart is None or figure is None:
             path.unlink(missing_ok=True)  # of an earlier report
             continue
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(png(metric))
-        shown.append(
-            {
-                "title": plot.title,
-                "note": plot.note,
-                "half": plot.half,
-                "decides": plot.decides,
-                "width": round(PIXELS * metric.get_figwidth()),
-                "svg": svg(metric, plot.name, LIGHT),
-            }
-        )
-    return shown
+        write_png(figure, path)
+        shown.append(plot)
+        charts[plot.name] = spec(chart)
+    return shown, charts
 
 
 def _knob_columns(sweep: SweepResults) -> list[str]:
@@ -181,7 +170,7 @@ def _knob(value: Any) -> Cell:
     return Cell(knob_text(value), float(value) if number_like else knob_text(value))
 
 
-def _figure(trial: Trial, name: str) -> Cell:
+def _metric(trial: Trial, name: str) -> Cell:
     return number(trial.metrics.get(name), lambda value: metric_text(name, value))
 
 

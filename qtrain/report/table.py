@@ -27,7 +27,7 @@ LEFT = 3
 """So many columns are words, aligned to the left; the others are metrics."""
 
 
-class Key(NamedTuple):
+class GroupKey(NamedTuple):
     """What the runs of one row have in common; ``name`` only where they are not repeats with another seed."""
 
     dataset: str
@@ -40,11 +40,11 @@ class Key(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SeedGroup:
     """One row: means over the runs of ``key``. ``top1`` in percent, ``change`` and ``std`` (sample standard deviation)
     in points, sizes in bytes; a metric that no run knows is NaN. ``product`` is weight bits times input bits."""
 
-    key: Key
+    key: GroupKey
     product: float
     seeds: int
     top1: float
@@ -69,7 +69,7 @@ def print_summary(folder: Path | str, *, file: TextIO | None = None) -> None:
     """
     file = file or sys.stdout
     runs, problems = gather(folder)
-    rows = table_rows(outcomes(run.summary for run in runs))
+    rows = table_rows(seed_groups(run.summary for run in runs))
     if file.isatty():
         table, console = _framed(rows), Console(file=file)
         # rich leaves columns out where the terminal is too narrow; lines that the terminal wraps show everything.
@@ -83,9 +83,9 @@ def print_summary(folder: Path | str, *, file: TextIO | None = None) -> None:
     file.flush()
 
 
-def outcomes(summaries: Iterable[RunSummary]) -> list[Outcome]:
+def seed_groups(summaries: Iterable[RunSummary]) -> list[SeedGroup]:
     """The rows: by data set and model, most bits first, each in the order of :data:`WAYS`."""
-    groups: dict[Key, list[tuple[float, RunSummary]]] = {}
+    groups: dict[GroupKey, list[tuple[float, RunSummary]]] = {}
     for summary in summaries:
         for key, top1 in _accuracies(summary):
             groups.setdefault(key, []).append((top1, summary))
@@ -95,35 +95,35 @@ def outcomes(summaries: Iterable[RunSummary]) -> list[Outcome]:
             del groups[key]
             for top1, summary in members:
                 groups.setdefault(key._replace(name=summary.name or "?"), []).append((top1, summary))
-    found = [_outcome(key, members) for key, members in groups.items()]
+    found = [_group(key, members) for key, members in groups.items()]
     return sorted(found, key=order)
 
 
-def order(outcome: Outcome) -> tuple[Any, ...]:
+def order(group: SeedGroup) -> tuple[Any, ...]:
     """What rows are sorted by."""
-    key = outcome.key
-    return key.dataset, key.model, -outcome.product, key.quantizer, key.bits, WAYS.index(key.way), key.terms, key.name
+    key = group.key
+    return key.dataset, key.model, -group.product, key.quantizer, key.bits, WAYS.index(key.way), key.terms, key.name
 
 
-def table_rows(outcomes: Sequence[Outcome]) -> list[tuple[str, ...]]:
+def table_rows(groups: Sequence[SeedGroup]) -> list[tuple[str, ...]]:
     """The cells of :data:`COLUMNS`. Data set and quantizer are named only where the rows differ in them."""
-    datasets = {outcome.key.dataset for outcome in outcomes}
-    quantizers = {outcome.key.quantizer for outcome in outcomes} - {""}
+    datasets = {group.key.dataset for group in groups}
+    quantizers = {group.key.quantizer for group in groups} - {""}
     rows: list[tuple[str, ...]] = []
-    for outcome in outcomes:
-        key = outcome.key
-        several = outcome.seeds > 1 and key.way != FLOAT
+    for group in groups:
+        key = group.key
+        several = group.seeds > 1 and key.way != FLOAT
         rows.append(
             (
                 f"{key.dataset} {key.model}" if len(datasets) > 1 else key.model,
                 "32" if key.way == FLOAT else f"{key.bits} {key.quantizer}" if len(quantizers) > 1 else key.bits,
                 " ".join([key.way, *(f"({words})" for words in (key.terms, key.name) if words)]),
-                f"{outcome.top1:.2f}" + (f" ± {outcome.std:.2f}, {outcome.seeds} seeds" if several else ""),
-                _known(outcome.change, "+.2f"),
-                size_text(outcome.size_bytes),
-                _known(outcome.compression, ".1f", "x"),
-                _known(outcome.effective_bits, ".2f"),
-                _known(outcome.bops / 1e9, ".3g"),
+                f"{group.top1:.2f}" + (f" ± {group.std:.2f}, {group.seeds} seeds" if several else ""),
+                _known(group.change, "+.2f"),
+                size_text(group.size_bytes),
+                _known(group.compression, ".1f", "x"),
+                _known(group.effective_bits, ".2f"),
+                _known(group.bops / 1e9, ".3g"),
             )
         )
     return rows
@@ -161,10 +161,10 @@ def _framed(rows: Sequence[Sequence[str]]) -> Table:
     return table
 
 
-def _accuracies(summary: RunSummary) -> Iterator[tuple[Key, float]]:
+def _accuracies(summary: RunSummary) -> Iterator[tuple[GroupKey, float]]:
     """The rows that one run adds to: its own, and those of the model that it started from."""
     terms = summary.distill if summary.way == DISTILLED and isinstance(summary.distill, str) else ""
-    own = Key(
+    own = GroupKey(
         dataset=summary.dataset or "?",
         model=summary.model or "?",
         quantizer=summary.quantizer or "",
@@ -185,12 +185,12 @@ def _accuracies(summary: RunSummary) -> Iterator[tuple[Key, float]]:
         yield own._replace(name=summary.name or "") if own.way == CALIBRATED else own, summary.top1
 
 
-def _outcome(key: Key, members: list[tuple[float, RunSummary]]) -> Outcome:
+def _group(key: GroupKey, members: list[tuple[float, RunSummary]]) -> SeedGroup:
     accuracies = [top1 for top1, _ in members]
     summaries = [summary for _, summary in members]
     full = key.way == FLOAT
     changes = [] if full else [top1 - s.fp_top1 for top1, s in members if s.fp_top1 is not None]
-    return Outcome(
+    return SeedGroup(
         key=key,
         product=float(FULL_PRECISION**2) if full else _product(summaries[0]),
         seeds=len({s.seed for s in summaries}),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qtrain.pipeline.summary import FINISHED, RunSummary, gather, read_summary, write_summary
-from qtrain.report.table import COLUMNS, outcomes, plain_table, print_summary, size_text, table_rows
+from qtrain.report.table import COLUMNS, plain_table, print_summary, seed_groups, size_text, table_rows
 
 
 def fields(**changes: Any) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def test_gather_tells_finished_from_unfinished_and_damaged(tmp_path: Path) -> No
 
 def test_rows_go_from_full_precision_to_few_bits_and_from_calibrated_to_distilled() -> None:
     two = {"w_bits": 2, "a_bits": 2, "name": "w2a2"}
-    rows = outcomes(
+    rows = seed_groups(
         [
             summary(**two, distill="soft", top1=90.0, ptq_top1=20.0),
             summary(distill=False),
@@ -96,14 +96,14 @@ def test_rows_go_from_full_precision_to_few_bits_and_from_calibrated_to_distille
 
 
 def test_seeds_share_a_row_and_other_differences_do_not() -> None:
-    rows = outcomes([summary(seed=0, top1=95.0), summary(seed=1, top1=96.0)])
+    rows = seed_groups([summary(seed=0, top1=95.0), summary(seed=1, top1=96.0)])
     trained = rows[-1]
     assert (trained.seeds, trained.top1) == (2, 95.5)
     assert trained.std == pytest.approx(0.5**0.5)  # of 95 and 96, with n - 1
     assert table_rows(rows)[-1][3] == "95.50 ± 0.71, 2 seeds"
-    rows = outcomes([summary(name="lr_small", top1=95.0), summary(name="lr_large", top1=96.0)])
+    rows = seed_groups([summary(name="lr_small", top1=95.0), summary(name="lr_large", top1=96.0)])
     assert [(row.key.name, row.top1) for row in rows[-2:]] == [("lr_large", 96.0), ("lr_small", 95.0)]
-    rows = outcomes([summary(quantizer="lsq"), summary(quantizer="affine", top1=93.0)])
+    rows = seed_groups([summary(quantizer="lsq"), summary(quantizer="affine", top1=93.0)])
     assert [row[1] for row in table_rows(rows)] == ["32", "W4A4 affine", "W4A4 affine", "W4A4 lsq", "W4A4 lsq"]
 
 
@@ -111,7 +111,7 @@ def test_students_that_were_only_calibrated_are_told_apart_by_name() -> None:
     ways = [
         summary(name=name, epochs=0, top1=top1, ptq_top1=None) for name, top1 in (("nearest", 89.0), ("brecq", 91.0))
     ]
-    rows = outcomes([*ways, summary(top1=95.0, ptq_top1=70.0)])
+    rows = seed_groups([*ways, summary(top1=95.0, ptq_top1=70.0)])
     assert [(row.key.way, row.key.name, row.top1) for row in rows[1:]] == [
         ("calibrated only", "", 70.0),
         ("calibrated only", "brecq", 91.0),
@@ -121,12 +121,12 @@ def test_students_that_were_only_calibrated_are_told_apart_by_name() -> None:
 
 
 def test_a_full_precision_run_is_the_reference_row_of_its_model() -> None:
-    rows = outcomes([summary(model="teacher", w_bits=32, a_bits=32, top1=98.0, fp_top1=None, ptq_top1=None)])
+    rows = seed_groups([summary(model="teacher", w_bits=32, a_bits=32, top1=98.0, fp_top1=None, ptq_top1=None)])
     assert [(row.key.way, row.top1) for row in rows] == [("full precision", 98.0)]
 
 
 def test_metrics_that_no_run_knows_are_left_blank() -> None:
-    rows = table_rows(outcomes([RunSummary(model="m", w_bits="mixed", a_bits=None, top1=50.0)]))
+    rows = table_rows(seed_groups([RunSummary(model="m", w_bits="mixed", a_bits=None, top1=50.0)]))
     assert rows == [("m", "WmixedA?", "trained", "50.00", "", "", "", "", "")]
 
 
@@ -136,7 +136,7 @@ def test_sizes_are_in_a_fitting_unit(size: int, text: str) -> None:
 
 
 def test_the_plain_table_is_aligned() -> None:
-    lines = plain_table(COLUMNS, table_rows(outcomes([summary()]))).splitlines()
+    lines = plain_table(COLUMNS, table_rows(seed_groups([summary()]))).splitlines()
     assert lines[0].split() == "Model Bits Training Top-1 % Change Size Smaller Bits/weight GBOPs".split()
     ends = {line.rindex(word) + len(word) for line, word in zip(lines, ["GBOPs", "0.717", "0.0112"], strict=False)}
     assert len(ends) == 1

@@ -1,7 +1,7 @@
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
   heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
-    // Figures are wanted largest first, words from A on; a second click turns the order around. Unknown is always last.
+    // Numbers are wanted largest first, words from A on; a second click turns the order around. Unknown is always last.
     const order = row => row.cells[column].dataset.order;
     const unknown = row => order(row) === "-inf" || order(row) === "";
     const known = [...body.rows].filter(row => !unknown(row));

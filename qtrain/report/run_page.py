@@ -1,0 +1,187 @@
+"""All runs below a folder on one page.
+
+``report.html`` needs nothing beside it: charts, style and scripts are inside, so that it can be sent around. It is made
+from ``summary.json`` and ``metrics.jsonl`` alone. A run that did not finish, or whose files are damaged, is listed with
+the reason.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qtrain.cost.count import OUTSIDE_LAYERS
+from qtrain.data.image_grid import PICTURE
+from qtrain.pipeline.summary import METRICS, Run, RunSummary, gather
+from qtrain.report.chart import library, spec
+from qtrain.report.figure import write_png
+from qtrain.report.html import Cell, number, render, word
+from qtrain.report.run_plots import BIT_OPERATIONS, COMPRESSION, Points, accuracy_scatter, curves, curves_chart
+from qtrain.report.scatter import scatter_chart, scatter_figure
+from qtrain.report.table import COLUMNS, seed_groups, size_text, table_rows
+from qtrain.spec import FULL_PRECISION
+from qtrain.utils.atomic_write import write_text
+from qtrain.utils.json_lines import read_metrics
+
+REPORT = "report.html"
+PLOTS = {
+    "accuracy_vs_compression": ("Accuracy against compression", COMPRESSION),
+    "accuracy_vs_bops": ("Accuracy against bit operations", BIT_OPERATIONS),
+}
+"""Name of a picture -> its title and its cost axis."""
+
+MOST_POINTS, POINTS_OF_A_PAGE = 240, 50_000
+"""Points of one curve, and about so many of all curves: the page stays under 2 MB."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page shows of one run below the tables; ``picture`` is a PNG of images synthesized from the model."""
+
+    anchor: str
+    title: str
+    run: RunSummary
+    curves: dict[str, dict[str, Points]]
+    damaged_lines: int
+    layers: list[list[Cell]]
+    picture: str | None
+
+    @property
+    def charts(self) -> list[tuple[str, str]]:
+        """(name, title) of each chart."""
+        return [(f"{self.anchor}-{place}", title) for place, title in enumerate(self.curves)]
+
+
+def write_report(folder: Path) -> tuple[Path, int, int]:
+    """The page and its two plots in ``folder``; returns the page's path, the runs shown, and the runs only listed.
+
+    Raises ``FileNotFoundError`` where there is no such folder or no run below it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"report.folder: there is no folder {folder}; give the one that holds the runs")
+    runs, problems = gather(folder)
+    if not runs and not problems:
+        raise FileNotFoundError(f"report.folder: no run below {folder}; train one first, or give another folder")
+    rows = seed_groups(run.summary for run in runs)
+    sections = [_section(number, run, folder) for number, run in enumerate(runs)]
+    charts = _curve_charts(sections)
+    for name, (_, axis) in PLOTS.items() if rows else ():
+        scatter = accuracy_scatter(rows, axis)
+        write_png(scatter_figure(scatter), folder / f"{name}.png")
+        charts[name] = spec(scatter_chart(scatter))
+    page = render(
+        "report.html.j2",
+        title=folder.resolve().name,
+        plots=[{"name": name, "title": title} for name, (title, _) in PLOTS.items()] if rows else [],
+        charts=charts,
+        library=library(),
+        columns=COLUMNS,
+        closing=table_rows(rows),
+        run_columns=list(RUN_COLUMNS),
+        runs=list(zip(sections, [_run_cells(run.summary) for run in runs], strict=True)),
+        layer_columns=(*LAYER_COLUMNS, *HEALTH_COLUMNS),
+        problems=[(_relative(problem.folder, folder), problem.reason) for problem in problems],
+    )
+    write_text(folder / REPORT, page)
+    return folder / REPORT, len(runs), len(problems)
+
+
+def _curve_charts(sections: list[Section]) -> dict[str, Any]:
+    lines = sum(len(by_name) for section in sections for by_name in section.curves.values())
+    most = max(2, min(MOST_POINTS, POINTS_OF_A_PAGE // max(1, lines)))
+    return {
+        name: spec(curves_chart(section.curves[title], most=most))
+        for section in sections
+        for name, title in section.charts
+    }
+
+
+def _section(number: int, run: Run, folder: Path) -> Section:
+    rows, damaged = read_metrics(run.folder / METRICS)
+    last = {name: value for row in rows for name, value in row.items()}
+    picture = run.folder / PICTURE
+    return Section(
+        anchor=f"run-{number}",
+        title=_relative(run.folder, folder),
+        run=run.summary,
+        curves=curves(rows),
+        damaged_lines=damaged,
+        layers=[_layer_cells(layer, last) for layer in run.summary.layers if isinstance(layer, dict)],
+        picture=base64.b64encode(picture.read_bytes()).decode() if picture.is_file() else None,
+    )
+
+
+def _relative(path: Path, folder: Path) -> str:
+    text = str(path.relative_to(folder))
+    return folder.resolve().name if text == "." else text
+
+
+def _change(summary: RunSummary) -> float | None:
+    if summary.top1 is None or summary.fp_top1 is None or summary.full_precision:
+        return None
+    return summary.top1 - summary.fp_top1
+
+
+RUN_COLUMNS: dict[str, Callable[[RunSummary], Cell]] = {
+    "Data": lambda s: word(s.dataset),
+    "Model": lambda s: word(s.model),
+    "Quantizer": lambda s: word(s.quantizer),
+    "W bits": lambda s: number(s.w_bits, "{:g}".format),
+    "A bits": lambda s: number(s.a_bits, "{:g}".format),
+    "Training": lambda s: word(f"{s.way} ({s.distill})" if s.distilled and isinstance(s.distill, str) else s.way),
+    "Seed": lambda s: number(s.seed, "{:g}".format),
+    "Epochs": lambda s: number(s.epochs, "{:g}".format),
+    "Top-1 %": lambda s: number(s.top1, "{:.2f}".format),
+    "Change": lambda s: number(_change(s), "{:+.2f}".format),
+    "Calibrated %": lambda s: number(s.ptq_top1, "{:.2f}".format),
+    "Size": lambda s: number(s.size_bytes, size_text),
+    "Smaller": lambda s: number(s.compression, "{:.1f}x".format),
+    "Bits/weight": lambda s: number(s.effective_bits, "{:.2f}".format),
+    "GBOPs": lambda s: number(s.bops, lambda value: f"{value / 1e9:.3g}"),
+    "ms/step": lambda s: number(s.step_ms, "{:.1f}".format),
+    "Time": lambda s: number(s.wall_s, lambda value: f"{value:.0f} s" if value < 600 else f"{value / 60:.0f} min"),
+}
+
+LAYER_COLUMNS = ("Layer", "Kind", "Weight", "W bits", "A bits", "Bits/weight", "Size", "MMACs", "MBOPs")
+HEALTH_COLUMNS = {
+    "W error %": "error/{}.weight",
+    "A error %": "error/{}.input",
+    "A clipped %": "clipped/{}.input",
+    "W dead %": "dead/{}.weight",
+}
+"""Column of the per-layer table -> the metric of metrics.jsonl that it shows, as it was last: a share."""
+
+
+def _run_cells(summary: RunSummary) -> list[Cell]:
+    return [cell(summary) for cell in RUN_COLUMNS.values()]
+
+
+def _layer_cells(layer: dict[str, Any], last: dict[str, Any]) -> list[Cell]:
+    """One row of the per-layer table; fields that an older version did not write stay empty.
+
+    ``last`` are the run's latest metrics by name.
+    """
+    shape = layer.get("shape") or []
+    bits = layer.get("weight_storage_bits")
+    health = [last.get(metric.format(layer.get("name"))) for metric in HEALTH_COLUMNS.values()]
+    own = layer.get("name") == OUTSIDE_LAYERS  # no weight, so that these cells would mean nothing
+    return [
+        word(layer.get("name")),
+        word(layer.get("kind")),
+        Cell("x".join(str(n) for n in shape), float(math.prod(shape)) if shape else -math.inf),
+        number(None if own else layer.get("weight_bits"), _bits_text),
+        number(layer.get("input_bits"), _bits_text),
+        number(None if own else layer.get("effective_bits"), "{:.2f}".format),
+        number(bits / 8 if isinstance(bits, int | float) and not own else None, size_text),
+        number(layer.get("macs"), lambda value: f"{value / 1e6:.3g}"),
+        number(layer.get("bops"), lambda value: f"{value / 1e6:.4g}"),
+        *(number(value, lambda value: f"{100 * value:.3g}") for value in health),
+    ]
+
+
+def _bits_text(bits: float) -> str:
+    return "float" if bits == FULL_PRECISION else f"{bits:g}"

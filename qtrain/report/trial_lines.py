@@ -1,0 +1,277 @@
+"""Pictures in which each trial of a sweep is a line: learning curves and parallel coordinates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, quantiles
+from typing import Any
+
+import altair as alt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, MaxNLocator
+
+from qtrain.report import chart, figure
+from qtrain.report.formatting import knob_label, knob_text, metric_label
+from qtrain.report.pareto_plot import FINISHED, FRONT, STOPPED, axis_label, unit_of
+from qtrain.sweep.sweep_results import SweepResults
+from qtrain.sweep.trial import Trial
+
+ABSENT = -0.09
+"""Where a line passes an axis whose knob did not count for its trial: a bit below 0, the lower end of the axis."""
+
+SPREAD = 0.3
+"""Lines that share a word lie side by side within this part of the way to the next word."""
+
+STEP = 150
+"""Pixels from one axis to the next."""
+
+OPACITY = {STOPPED: 0.16, FINISHED: 0.32, FRONT: 0.95}
+"""How strong the line of a trial is, by its kind; the front is blue and drawn last."""
+
+
+@dataclass(frozen=True)
+class TrialLine:
+    """The points of trial ``number``; ``place`` is its place on the front, if it is there."""
+
+    number: int
+    kind: str
+    place: str
+    points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class KnobAxis:
+    """A vertical axis from ``bottom`` to ``top``; ``values`` are by trial. ``words`` stand at 0, 1, 2 and so on."""
+
+    label: str
+    values: Mapping[str, float]
+    bottom: float
+    top: float
+    log: bool = False
+    words: Sequence[str] = ()
+
+    def height(self, trial: Trial) -> float:
+        """Where ``trial`` stands, 0 to 1; :data:`ABSENT` without a value, 0 for what lies below the axis."""
+        if trial.id not in self.values:
+            return ABSENT
+        value = self.values[trial.id]
+        if self.log:
+            return math.log(value / self.bottom) / math.log(self.top / self.bottom)
+        return max(0.0, (value - self.bottom) / (self.top - self.bottom))
+
+
+def learning_curves(sweep: SweepResults) -> list[TrialLine]:
+    """The first objective by epoch, of trials whose runs are still there; empty where no curve has two points."""
+    unit = unit_of(sweep.first)
+    found = {t.id: [(x, unit * y) for x, y in sweep.curve(t)] for t in sweep.trials if t.status != "duplicate"}
+    if all(len(curve) < 2 for curve in found.values()):
+        return []
+    return [_line(sweep, trial, found[trial.id]) for trial in _front_last(sweep) if found.get(trial.id)]
+
+
+def learning_curves_chart(sweep: SweepResults) -> alt.TopLevelMixin | None:
+    lines = learning_curves(sweep)
+    if not lines:
+        return None
+    x = alt.X("x:Q", title="epochs", scale=alt.Scale(nice=False), axis=alt.Axis(tickMinStep=1))
+    scale = alt.Scale(domain=_curve_limits(lines), nice=False)
+    y = alt.Y("y:Q", title=axis_label(sweep.first), scale=scale)
+    ends = [{"x": line.points[-1][0], "y": line.points[-1][1], "place": line.place} for line in lines if line.place]
+    places = alt.Chart(alt.InlineData(values=ends)).mark_text(align="left", dx=6, color=chart.COLORS[0])
+    layers = [_lines(lines, point=True).encode(x, y), places.encode(x, y, text="place:N")]
+    return alt.layer(*layers).properties(width="container", height=330)
+
+
+def learning_curves_figure(sweep: SweepResults) -> Figure | None:
+    lines = learning_curves(sweep)
+    if not lines:
+        return None
+    drawn = figure.new_figure()
+    axes = drawn.add_subplot()
+    figure.dress(axes, x="epochs", y=axis_label(sweep.first))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _draw(axes, lines, marker="o", markersize=3)
+    axes.set_ylim(*_curve_limits(lines))
+    figure.add_labels(axes, [(line.place, *line.points[-1], figure.COLORS[0]) for line in lines if line.place])
+    return drawn
+
+
+def parallel_axes(sweep: SweepResults) -> list[KnobAxis]:
+    """Knobs in the order of the space, then the objectives; what is the same for all trials has no axis."""
+    trials = _comparable(sweep)
+    axes = [_knob_axis(sweep, name, trials) for name in sweep.knobs]
+    axes += [_metric_axis(sweep, name, trials) for name in sweep.objectives]
+    return [axis for axis in axes if axis is not None]
+
+
+def parallel_lines(sweep: SweepResults, axes: Sequence[KnobAxis]) -> list[TrialLine]:
+    trials = {trial.id for trial in _comparable(sweep)}
+    return [
+        _line(sweep, trial, [(x, axis.height(trial)) for x, axis in enumerate(axes)])
+        for trial in _front_last(sweep)
+        if trial.id in trials
+    ]
+
+
+def parallel_chart(sweep: SweepResults) -> alt.TopLevelMixin | None:
+    """Each trial a line through its knobs and objectives, whose better end is up; ``None`` where nothing differs."""
+    axes = parallel_axes(sweep)
+    if len(axes) < 2:
+        return None
+    lines = parallel_lines(sweep, axes)
+    x = alt.X("x:Q", axis=None, scale=alt.Scale(domain=[0, len(axes) - 1], nice=False))
+    y = alt.Y("y:Q", axis=None, scale=alt.Scale(domain=[0, 1], nice=False))
+    layers: list[Any] = [_lines(lines).encode(x, y)]
+    unset = alt.InlineData(values=[{"x": x, "y": ABSENT} for x in _unset(lines)])
+    layers.append(alt.Chart(unset).mark_text(text="not set", align="right", dx=-6).encode(x, y))
+    for place, axis in enumerate(axes):
+        scale = alt.Scale(domain=[axis.bottom, axis.top], nice=False, type="log" if axis.log else "linear")
+        looks: dict[str, Any] = {"tickCount": 5, "labelExpr": "format(datum.value, '.4~g')", "labelOverlap": True}
+        if axis.words:
+            looks = {"values": list(range(len(axis.words))), "labelExpr": f"{list(axis.words)!r}[datum.value]"}
+        ruler = alt.Axis(
+            orient="left", offset=-place * STEP, grid=False, domain=True, domainColor=chart.SOFT, ticks=True, tickColor=chart.SOFT,
+            titleAngle=0, titleAlign="center", titleAnchor="end", titleY=-14, titleX=0, titleFontWeight="bold", **looks,
+        )  # fmt: skip
+        ends = alt.InlineData(values=[{"y": axis.bottom}, {"y": axis.top}])
+        layers.append(
+            alt.Chart(ends).mark_point(opacity=0).encode(alt.Y("y:Q", title=axis.label, scale=scale, axis=ruler))
+        )
+    made: alt.LayerChart = alt.layer(*layers).resolve_scale(y="independent")
+    return made.properties(width=STEP * (len(axes) - 1), height=330)
+
+
+def parallel_figure(sweep: SweepResults) -> Figure | None:
+    """The same for a PNG: an axis of matplotlib for each knob and objective."""
+    axes = parallel_axes(sweep)
+    if len(axes) < 2:
+        return None
+    lines = parallel_lines(sweep, axes)
+    drawn = figure.new_figure(width=min(16.0, max(8.0, 1.8 * len(axes))), height=4.6)
+    host = drawn.add_subplot()
+    figure.dress(host)
+    host.set(xlim=(-0.1, len(axes) - 1), ylim=(0, 1), yticks=[])
+    host.set_xticks(range(len(axes)), [axis.label for axis in axes], fontweight="bold")
+    host.tick_params(labeltop=True, labelbottom=False, pad=10)
+    host.grid(visible=False)
+    _draw(host, lines, clip_on=False)
+    for x in _unset(lines):
+        host.text(x, ABSENT, "not set ", ha="right", va="center", color=figure.INK, fontsize=8)
+    for place, axis in enumerate(axes):
+        ruler = host.twinx()
+        ruler.set_yscale("log" if axis.log else "linear")
+        ruler.set_ylim(axis.bottom, axis.top)
+        ruler.yaxis.tick_left()
+        ruler.spines[:].set_visible(False)
+        ruler.spines["left"].set(visible=True, position=("data", place), color=figure.INK)
+        ruler.tick_params(colors=figure.INK, labelsize=8)
+        if axis.log:
+            ruler.yaxis.set_major_formatter(LogFormatter())
+        if axis.words:
+            ruler.set_yticks(range(len(axis.words)), axis.words)
+    return drawn
+
+
+def _line(sweep: SweepResults, trial: Trial, points: Sequence[tuple[float, float]]) -> TrialLine:
+    kind = FRONT if trial.id in sweep.points else FINISHED if trial.status == "finished" else STOPPED
+    return TrialLine(sweep.numbers[trial.id], kind, str(sweep.points.get(trial.id, "")), points)
+
+
+def _front_last(sweep: SweepResults) -> list[Trial]:
+    return sorted(sweep.trials, key=lambda trial: (trial.id in sweep.points, trial.status == "finished"))
+
+
+def _comparable(sweep: SweepResults) -> list[Trial]:
+    return [t for t in sweep.trials if t.status in ("finished", "stopped") and sweep.first in t.metrics]
+
+
+def _lines(lines: Sequence[TrialLine], *, point: bool = False) -> alt.Chart:
+    """``lines`` in the colors of their kinds; the chosen trial is thick and orange."""
+    rows = [{"x": x, "y": y, "trial": line.number, "kind": line.kind} for line in lines for x, y in line.points]
+    kinds = list(OPACITY)
+    colors = alt.Scale(domain=kinds, range=[chart.INK, chart.INK, chart.COLORS[0]])
+    opacities = alt.Scale(domain=kinds, range=list(OPACITY.values()))
+    made: alt.Chart = (
+        alt.Chart(alt.InlineData(values=rows))
+        .mark_line(point=alt.OverlayMarkDef(size=22) if point else False, clip=point)
+        .encode(
+            detail="trial:N",
+            tooltip="trial:N",
+            color=alt.condition(
+                chart.CHOSEN, alt.value(chart.COLORS[1]), alt.Color("kind:O", scale=colors, legend=None)
+            ),
+            opacity=alt.condition(chart.CHOSEN, alt.value(1.0), alt.Opacity("kind:O", scale=opacities, legend=None)),
+            strokeWidth=alt.condition(chart.CHOSEN, alt.value(4), alt.value(1.7)),
+        )
+    )
+    return made
+
+
+def _draw(axes: Axes, lines: Sequence[TrialLine], **style: Any) -> None:
+    for line in lines:
+        color, width = (figure.COLORS[0], 2.0) if line.kind == FRONT else (figure.INK, 1.0)
+        axes.plot(*zip(*line.points, strict=True), color=color, linewidth=width, alpha=OPACITY[line.kind], **style)
+
+
+def _unset(lines: Sequence[TrialLine]) -> list[float]:
+    return sorted({x for line in lines for x, y in line.points if y == ABSENT})
+
+
+def _curve_limits(lines: Sequence[TrialLine]) -> tuple[float, float]:
+    """Show the front's curves in full; trials far below would press them together. Without a front, show all curves."""
+    values = [y for line in lines for _, y in line.points]
+    best = [y for line in lines if line.kind == FRONT for _, y in line.points] or values
+    reach = max(max(best) - min(best), 0.02 * abs(max(best)), 1e-9)
+    bottom, top = max(min(values), min(best) - 0.1 * reach), min(max(values), max(best) + 0.1 * reach)
+    return bottom - 0.05 * reach, top + 0.07 * reach
+
+
+def _knob_axis(sweep: SweepResults, name: str, trials: Sequence[Trial]) -> KnobAxis | None:
+    """The axis of a knob, the mean of one with several parameters."""
+    chosen = {trial.id: knobs[name] for trial in trials if name in (knobs := sweep.chosen(trial))}
+    label = knob_label(name, sweep.knobs)
+    if any(isinstance(value, list) for value in chosen.values()):
+        if not all(_is_number(part) for value in chosen.values() for part in value):
+            return None
+        chosen, label = {id: fmean(value) for id, value in chosen.items()}, f"{label}, mean"
+    if len(set(map(knob_text, chosen.values()))) < 2:
+        return None
+    if all(map(_is_number, chosen.values())):
+        low, high = min(chosen.values()), max(chosen.values())
+        return KnobAxis(label, chosen, low, high, log=low > 0 and high / low >= 10)
+    return _word_axis(sweep, label, {id: knob_text(value) for id, value in chosen.items()}, trials)
+
+
+def _word_axis(sweep: SweepResults, label: str, chosen: Mapping[str, str], trials: Sequence[Trial]) -> KnobAxis:
+    """Words evenly spaced; lines of one word lie side by side in the order of what they reached."""
+    words = sorted(set(chosen.values()))
+    sign = 1 if sweep.direction(sweep.first) == "max" else -1
+    values = {}
+    for place, word in enumerate(words):
+        members = [trial for trial in trials if chosen.get(trial.id) == word]
+        members.sort(key=lambda trial: sign * trial.metrics[sweep.first])
+        for rank, trial in enumerate(members):
+            values[trial.id] = place + SPREAD * ((rank + 0.5) / len(members) - 0.5)
+    return KnobAxis(label, values, -0.5, len(words) - 0.5, words=words)
+
+
+def _metric_axis(sweep: SweepResults, name: str, trials: Sequence[Trial]) -> KnobAxis | None:
+    """An objective with its better end up. Outliers at the worse end stand there together."""
+    unit, sign = unit_of(name), 1.0 if sweep.direction(name) == "max" else -1.0
+    values = {trial.id: unit * trial.metrics[name] for trial in trials if name in trial.metrics}
+    if len(set(values.values())) < 2:
+        return None
+    signed = sorted(sign * value for value in values.values())
+    worst = signed[0]
+    if len(signed) >= 8:
+        first, _, third = quantiles(signed, n=4)
+        worst = max(worst, first - 1.5 * (third - first))  # a collapsed trial would press the others together
+    label = "size, kB" if name == "size_bytes" else metric_label(name)
+    return KnobAxis(label, values, sign * worst, sign * signed[-1])
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
