@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import altair as alt
@@ -47,11 +47,13 @@ def layer_cells(sweep: SweepResults) -> list[Cell]:
     return [cell for what, side in sides.items() for cell in _cells(sweep, trials, what, side)]
 
 
-def layer_bits_chart(sweep: SweepResults) -> alt.TopLevelMixin | None:
-    """:func:`layer_cells` as colored squares; ``None`` where no layer's bits are known."""
+def layer_bits(sweep: SweepResults) -> chart.Picture | None:
+    """:func:`layer_cells` as colored cells; ``None`` where no layer's bits are known."""
     cells = layer_cells(sweep)
-    if not cells:
-        return None
+    return (_chart(cells), _figure(cells)) if cells else None
+
+
+def _chart(cells: Sequence[Cell]) -> alt.TopLevelMixin:
     base = alt.Chart().encode(
         x=alt.X("layer:N", sort=None, title=None, axis=alt.Axis(labelAngle=-90, labelLimit=300)),
         y=alt.Y("model:N", sort=None, title=None),
@@ -65,17 +67,11 @@ def layer_bits_chart(sweep: SweepResults) -> alt.TopLevelMixin | None:
     return (
         alt.layer(squares, base.mark_text(fontSize=10).encode(text="text:N"), data=rows)
         .properties(width=alt.Step(26), height=alt.Step(20))
-        .facet(
-            row=alt.Row("what:N", sort=None, title="bits", header=alt.Header(labelOrient="top", labelAnchor="start"))
-        )
+        .facet(row=alt.Row("what:N", sort=None, title=None, header=alt.Header(labelOrient="top", labelAnchor="start")))
     )
 
 
-def layer_bits_figure(sweep: SweepResults) -> Figure | None:
-    """:func:`layer_cells` for a PNG; ``None`` where no layer's bits are known."""
-    cells = layer_cells(sweep)
-    if not cells:
-        return None
+def _figure(cells: Sequence[Cell]) -> Figure:
     panels, models, layers = (_distinct(getattr(cell, of) for cell in cells) for of in ("what", "model", "layer"))
     width, longest = min(16.0, max(6.0, 2.6 + 0.31 * len(layers))), max(map(len, layers))
     drawn = figure.new_figure(width=width, height=(0.24 * len(models) + 0.5) * len(panels) + 0.075 * longest)

@@ -10,6 +10,10 @@ from typing import Any
 
 import altair as alt
 import vl_convert
+from matplotlib.figure import Figure
+
+Picture = tuple[alt.TopLevelMixin, Figure]
+"""The same data twice: a chart for a page, a figure for a PNG."""
 
 INK, SOFT, GRID, BACKGROUND = "var(--front)", "var(--soft)", "var(--line)", "var(--back)"
 COLORS = tuple(f"var(--c{number})" for number in range(6))
@@ -29,14 +33,15 @@ CONFIG = {
     "legend": {"orient": "bottom", "labelColor": INK, "labelFontSize": 11, "labelLimit": 300, "symbolLimit": 0},
     "text": {"color": INK},
 }
+"""The look of all charts, which the page says once."""
 
 
 def spec(chart: alt.TopLevelMixin) -> dict[str, Any]:
-    """``chart`` as Vega-Lite's JSON, with the look of the page and the parameter that :data:`CHOSEN` reads."""
+    """``chart`` as Vega-Lite's JSON, with the parameter that :data:`CHOSEN` reads."""
     made: dict[str, Any] = chart.to_dict(validate=False)
     made.pop("$schema", None)  # an address that nobody has to load
     chosen = {"name": "chosen", "value": 0}
-    return {**made, "config": CONFIG, "params": [*made.get("params", []), chosen]}
+    return {**made, "params": [*made.get("params", []), chosen]}
 
 
 @cache

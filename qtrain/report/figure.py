@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from qtrain.utils.atomic_write import atomic_write
 
@@ -39,19 +39,29 @@ def legend_below(axes: Axes) -> None:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, frameon=False, labelcolor=INK, fontsize=9)
 
 
-def add_labels(axes: Axes, labels: Sequence[tuple[str, float, float, str]]) -> None:
-    """Write each (text, x, y, color) close to its point; adjustText moves labels away from each other and from points.
+def add_labels(
+    axes: Axes,
+    labels: Sequence[tuple[str, float, float, str]],
+    markers: Sequence[tuple[float, float, float]] = (),
+) -> None:
+    """Write each (text, x, y, color) close to its point; adjustText moves labels off each other and off ``markers``.
 
-    Call it when the limits of ``axes`` and all points are set.
+    ``markers`` are (x, y, diameter in points). Call it when the limits of ``axes`` are set.
     """
     if not labels:
         return
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
     figure.draw_without_rendering()  # the constrained layout moves the axes, and distances are in pixels
-    texts: list[Any] = [axes.text(x, y, text, color=color, fontsize=9) for text, x, y, color in labels]
+    centers = axes.transData.transform([marker[:2] for marker in markers] or [label[1:3] for label in labels])
+    sizes = [marker[2] * figure.dpi / 72 for marker in markers] or [0.0] * len(labels)
+    boxes = [Bbox.from_bounds(x - s / 2, y - s / 2, s, s) for (x, y), s in zip(centers, sizes, strict=True)]
+    texts = [axes.text(x, y, text, color=color, fontsize=9) for text, x, y, color in labels]
     arrow = {"arrowstyle": "-", "color": INK, "linewidth": 0.5, "alpha": 0.5}
-    adjust_text(texts, ax=axes, expand=(1.15, 1.5), arrowprops=arrow, min_arrow_len=12)
+    adjust_text(
+        texts, objects=boxes, ax=axes, expand=(1.3, 1.8), force_text=(0.5, 0.8),
+        force_explode=(0.3, 1.0), arrowprops=arrow, min_arrow_len=20, iter_lim=200,
+    )  # fmt: skip
 
 
 def write_png(figure: Figure, path: Path) -> None:

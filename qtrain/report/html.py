@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from qtrain.pipeline.results import commit
+from qtrain.report.chart import CONFIG, library
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
@@ -37,8 +38,8 @@ def number(value: object, show: Callable[[float], str]) -> Cell:
     return Cell(show(float(value)), float(value))
 
 
-def render(template: str, **values: Any) -> str:
-    """The page that ``template`` makes of ``values``; it is told when and by which qtrain it was ``written``."""
+def render(template: str, *, charts: Mapping[str, Any], **values: Any) -> str:
+    """The page that ``template`` makes of ``values`` and of ``charts``, specs by name; the page holds all it needs."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -47,4 +48,6 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     written = f"{datetime.now(UTC):%Y-%m-%d %H:%M UTC} by qtrain {commit()}"
-    return environment.get_template(template).render(**values, written=written)
+    return environment.get_template(template).render(
+        **values, charts=charts, library=library(), config=CONFIG, written=written
+    )

@@ -61,18 +61,21 @@ def pareto_scatter(sweep: SweepResults, cost: str) -> Scatter | None:
     def point(trial: Trial, kind: str, label: str = "") -> Point:
         number = sweep.numbers[trial.id]
         y = sign * max(heights[trial.id], floor)
-        return Point(unit_of(cost) * trial.metrics[cost], y, kind, label, str(number), number)
+        return Point(unit_of(cost) * trial.metrics[cost], y, kind, label.strip(), str(number), number)
 
+    named: dict[str, Trial] = {}
+    for trial in sorted(finished, key=lambda trial: heights[trial.id]):
+        if uniform_bits(trial) is not None:  # of several trials with the same bits the best one is named
+            named[bits_text(trial)] = trial
     points = []
     for trial in shown:
-        kind = FRONT if trial.id in sweep.points else FINISHED if trial.status == "finished" else STOPPED
-        beyond = kind != FRONT and heights[trial.id] < floor
-        points.append(point(trial, BEYOND if beyond else kind, str(sweep.points.get(trial.id, ""))))
-    named: set[str] = set()
-    for trial in sorted(finished, key=lambda trial: -heights[trial.id]):
-        if uniform_bits(trial) is not None:  # of several trials with the same bits the best one is named
-            points.append(point(trial, UNIFORM, "" if bits_text(trial) in named else bits_text(trial)))
-            named.add(bits_text(trial))
+        on_front = trial.id in sweep.points
+        kind = FRONT if on_front else FINISHED if trial.status == "finished" else STOPPED
+        bits = bits_text(trial) if trial in named.values() else ""
+        beyond = not on_front and heights[trial.id] < floor
+        points.append(point(trial, BEYOND if beyond else kind, f"{sweep.points[trial.id]} {bits}" if on_front else ""))
+        if trial.status == "finished" and uniform_bits(trial) is not None:
+            points.append(point(trial, UNIFORM, "" if on_front else bits))
     return Scatter(
         x=axis_label(cost),
         y=axis_label(first),

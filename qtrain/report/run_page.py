@@ -17,11 +17,11 @@ from typing import Any
 from qtrain.cost.count import OUTSIDE_LAYERS
 from qtrain.data.image_grid import PICTURE
 from qtrain.pipeline.summary import METRICS, Run, RunSummary, gather
-from qtrain.report.chart import library, spec
+from qtrain.report.chart import spec
 from qtrain.report.figure import write_png
 from qtrain.report.html import Cell, number, render, word
 from qtrain.report.run_plots import BIT_OPERATIONS, COMPRESSION, Points, accuracy_scatter, curves, curves_chart
-from qtrain.report.scatter import scatter_chart, scatter_figure
+from qtrain.report.scatter import draw_scatter
 from qtrain.report.table import COLUMNS, seed_groups, size_text, table_rows
 from qtrain.spec import FULL_PRECISION
 from qtrain.utils.atomic_write import write_text
@@ -34,7 +34,7 @@ PLOTS = {
 }
 """Name of a picture -> its title and its cost axis."""
 
-MOST_POINTS, POINTS_OF_A_PAGE = 240, 50_000
+MOST_POINTS, POINTS_OF_A_PAGE = 240, 40_000
 """Points of one curve, and about so many of all curves: the page stays under 2 MB."""
 
 
@@ -70,15 +70,14 @@ def write_report(folder: Path) -> tuple[Path, int, int]:
     sections = [_section(number, run, folder) for number, run in enumerate(runs)]
     charts = _curve_charts(sections)
     for name, (_, axis) in PLOTS.items() if rows else ():
-        scatter = accuracy_scatter(rows, axis)
-        write_png(scatter_figure(scatter), folder / f"{name}.png")
-        charts[name] = spec(scatter_chart(scatter))
+        chart, figure = draw_scatter(accuracy_scatter(rows, axis))
+        write_png(figure, folder / f"{name}.png")
+        charts[name] = spec(chart)
     page = render(
         "report.html.j2",
         title=folder.resolve().name,
         plots=[{"name": name, "title": title} for name, (title, _) in PLOTS.items()] if rows else [],
         charts=charts,
-        library=library(),
         columns=COLUMNS,
         closing=table_rows(rows),
         run_columns=list(RUN_COLUMNS),

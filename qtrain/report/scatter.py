@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import altair as alt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -99,6 +98,14 @@ class Scatter:
         xs = [point.x for point in self.points]
         return bool(xs) and min(xs) > 0 and max(xs) / min(xs) >= LOGARITHMIC
 
+    @property
+    def text_left(self) -> bool:
+        """Whether references have their text at the left end, since the best point is in the right half."""
+        low, high = self.x_range
+        best = max(self.points, key=lambda point: point.y, default=None)
+        middle = (low * high) ** 0.5 if self.logarithmic else (low + high) / 2
+        return best is None or best.x > middle
+
     def joined(self, kind: str) -> list[tuple[float, float]]:
         return sorted((point.x, point.y) for point in self.points if point.kind == kind)
 
@@ -114,13 +121,21 @@ def y_limits(important: Iterable[float], others: Iterable[float]) -> tuple[float
     return floor - 0.08 * reach, max(ours) + 0.16 * reach, floor
 
 
-def scatter_chart(scatter: Scatter) -> alt.TopLevelMixin:
+def draw_scatter(scatter: Scatter) -> chart.Picture:
+    return _chart(scatter), _figure(scatter)
+
+
+def _chart(scatter: Scatter) -> alt.TopLevelMixin:
     """``scatter`` for the page: a tip for each point, and a thick edge around the trial that is chosen."""
     x_scale = alt.Scale(domain=scatter.x_range, nice=False, type="log" if scatter.logarithmic else "linear")
     x = alt.X("x:Q", title=scatter.x, scale=x_scale, axis=_x_axis(scatter))
     y = alt.Y("y:Q", title=scatter.y, scale=alt.Scale(domain=sorted(scatter.y_range), nice=False, zero=False))
-    order = {kind: number for number, kind in enumerate(scatter.marks)}
-    rows = [asdict(point) for point in sorted(scatter.points, key=lambda point: order[point.kind])]
+    rows = [
+        {**asdict(point), "size": (1.4 * mark.size) ** 2, "opacity": mark.opacity, "color": _css(mark.color)}
+        for kind, mark in scatter.marks.items()
+        for point in scatter.points
+        if point.kind == kind
+    ]
     base = alt.Chart(_data(rows)).encode(x, y)
     marks = [scatter.marks[kind] for kind in scatter.present]
     layers: list[Any] = [
@@ -133,7 +148,9 @@ def scatter_chart(scatter: Scatter) -> alt.TopLevelMixin:
     for value, text, color in scatter.references:
         row = alt.Chart(_data([{"y": value, "text": text}])).encode(y)
         layers.append(row.mark_rule(strokeDash=[2, 3], color=_css(color)))
-        layers.append(row.mark_text(align="left", dx=4, dy=-7, color=_css(color)).encode(x=alt.value(0), text="text:N"))
+        side: Any = {"align": "left", "dx": 4} if scatter.text_left else {"align": "right", "dx": -4}
+        end = alt.value(0) if scatter.text_left else alt.value("width")
+        layers.append(row.mark_text(dy=-7, color=_css(color), **side).encode(x=end, text="text:N"))
     for kind, mark in zip(scatter.present, marks, strict=True):
         if mark.line:
             dash = [1, 0] if mark.line == "solid" else [5, 4]
@@ -141,37 +158,29 @@ def scatter_chart(scatter: Scatter) -> alt.TopLevelMixin:
             layers.append(line.mark_line(strokeDash=dash, color=_css(mark.color)))
 
     def by_kind(values: list[Any]) -> dict[str, Any]:
-        return {
-            "field": "kind",
-            "type": "nominal",
-            "title": None,
-            "scale": {"domain": scatter.present, "range": values},
-        }
+        scale = alt.Scale(domain=scatter.present, range=values)
+        return {"field": "kind", "type": "nominal", "title": None, "scale": scale, "legend": alt.Legend(columns=3)}
 
     edge: dict[str, Any] = {"condition": {"test": chart.CHOSEN, "value": chart.COLORS[1]}, "value": "transparent"}
     layers.append(
         base.mark_point(filled=True, strokeWidth=3).encode(
             shape=alt.Shape(**by_kind([SHAPES[mark.shape][0] for mark in marks])),
             fill=alt.Fill(**by_kind([_css(mark.color) for mark in marks])),
-            size=alt.Size(**by_kind([(1.4 * mark.size) ** 2 for mark in marks])),
-            opacity=alt.Opacity(**by_kind([mark.opacity for mark in marks])),
+            size=alt.Size("size:Q", scale=None),
+            opacity=alt.Opacity("opacity:Q", scale=None),
             stroke=alt.Stroke(**edge),
             tooltip="tip:N",
         )
     )
-    layers.append(base.transform_filter("datum.label").mark_text(dy=-12, fontSize=11).encode(text="label:N"))
+    labels = base.transform_filter("datum.label").mark_text(dy=-12, fontSize=11)
+    layers.append(labels.encode(text="label:N", color=alt.Color("color:N", scale=None)))
     return alt.layer(*layers).properties(width="container", height=330)
 
 
-def scatter_figure(scatter: Scatter) -> Figure:
+def _figure(scatter: Scatter) -> Figure:
     """``scatter`` for a PNG of 1200 x 750 pixels."""
     drawn = figure.new_figure()
-    draw_scatter(drawn.add_subplot(), scatter)
-    return drawn
-
-
-def draw_scatter(axes: Axes, scatter: Scatter) -> None:
-    """``scatter`` on ``axes``."""
+    axes = drawn.add_subplot()
     figure.dress(axes, x=scatter.x, y=scatter.y)
     if scatter.logarithmic:
         axes.set_xscale("log")
@@ -194,13 +203,14 @@ def draw_scatter(axes: Axes, scatter: Scatter) -> None:
         labels += [(p.label, p.x, p.y, color) for p in scatter.points if p.label and p.kind == kind]
     for value, text, place in scatter.references:
         axes.axhline(value, color=_hex(place), linewidth=1, linestyle=":")
-        labels.append((text, scatter.x_range[0], value, _hex(place)))
+        labels.append((text, scatter.x_range[0 if scatter.text_left else 1], value, _hex(place)))
     figure.legend_below(axes)
-    figure.add_labels(axes, labels)
+    figure.add_labels(axes, labels, [(point.x, point.y, scatter.marks[point.kind].size) for point in scatter.points])
+    return drawn
 
 
 def _x_axis(scatter: Scatter) -> alt.Axis:
-    return alt.Axis(labelExpr=f"format(datum.value, '~g') + '{scatter.suffix}'", labelOverlap=True)
+    return alt.Axis(labelExpr=f"format(datum.value, '.4~g') + '{scatter.suffix}'", labelOverlap=True)
 
 
 def _data(rows: list[dict[str, Any]]) -> alt.InlineData:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qtrain.report.chart import library, spec
+from qtrain.report.chart import spec
 from qtrain.report.figure import write_png
 from qtrain.report.formatting import (
     bits_text,
@@ -57,7 +57,6 @@ def write_sweep_report(folder: Path) -> Path:
         deciding=[plot for plot in pictures if plot.decides],
         explaining=[plot for plot in pictures if not plot.decides],
         charts=charts,
-        library=library(),
         front_columns=columns,
         front=list(zip(sweep.front, front_rows, made, strict=True)),
         trial_columns=trial_columns,
@@ -145,14 +144,14 @@ def _draw(sweep: SweepResults) -> tuple[list[Plot], dict[str, Any]]:
     """Each picture as a PNG beside the page; returns those with something to see, and their charts by name."""
     shown, charts = [], {}
     for plot in plots(sweep):
-        chart, figure = plot.chart(sweep), plot.figure(sweep)
+        picture = plot.draw(sweep)
         path = sweep.folder / f"{plot.name}.png"
-        if chart is None or figure is None:
+        if picture is None:
             path.unlink(missing_ok=True)  # of an earlier report
             continue
-        write_png(figure, path)
+        write_png(picture[1], path)
         shown.append(plot)
-        charts[plot.name] = spec(chart)
+        charts[plot.name] = spec(picture[0])
     return shown, charts
 
 

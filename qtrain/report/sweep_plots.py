@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,11 +10,11 @@ import altair as alt
 from matplotlib.figure import Figure
 
 from qtrain.report import chart, figure
-from qtrain.report.bits_plot import layer_bits_chart, layer_bits_figure
+from qtrain.report.bits_plot import layer_bits
 from qtrain.report.formatting import knob_label, metric_label
 from qtrain.report.pareto_plot import pareto_scatter, planes
-from qtrain.report.scatter import scatter_chart, scatter_figure
-from qtrain.report.trial_lines import learning_curves_chart, learning_curves_figure, parallel_chart, parallel_figure
+from qtrain.report.scatter import draw_scatter
+from qtrain.report.trial_lines import learning_curves, parallel
 from qtrain.sweep.sweep_results import SweepResults
 
 MOST_BARS = 24
@@ -25,15 +25,14 @@ MOST_BARS = 24
 class Plot:
     """A picture: ``name`` is its file's without ``.png``; ``note`` says on the page how to read it.
 
-    ``chart`` and ``figure`` give ``None`` where there is nothing to see. A ``half`` one shares its line with another
-    where the page is wide. Those that ``decide`` come first, the front's table after them.
+    ``draw`` gives ``None`` where there is nothing to see. A ``half`` one shares its line with another where the page is
+    wide. Those that decide come first, the front's table after them.
     """
 
     name: str
     title: str
     note: str
-    chart: Callable[[SweepResults], alt.TopLevelMixin | None]
-    figure: Callable[[SweepResults], Figure | None]
+    draw: Callable[[SweepResults], chart.Picture | None]
     half: bool = False
     decides: bool = False
 
@@ -47,8 +46,7 @@ def plots(sweep: SweepResults) -> Iterator[Plot]:
             f"{_file(sweep.first)}_vs_{_file(cost)}",
             f"{first[0].upper()}{first[1:]} against {label}",
             f"The line is the best {first} at each {label}. Numbers are places on the front.",
-            partial(_pareto_chart, cost=cost),
-            partial(_pareto_figure, cost=cost),
+            partial(pareto, cost=cost),
             half=True,
             decides=True,
         )
@@ -56,31 +54,27 @@ def plots(sweep: SweepResults) -> Iterator[Plot]:
         "layer_bits",
         "Bits of each layer",
         "The models of the front, the best first. The stronger the color, the more bits.",
-        layer_bits_chart,
-        layer_bits_figure,
+        layer_bits,
     )
     yield Plot(
         "parallel_coordinates",
         "What was chosen, and what it led to",
         "Each trial is a line, those of the front are blue; objectives have their better end up. A line passes below a "
         "knob that did not count. An objective far off stands at the lower end of its axis.",
-        parallel_chart,
-        parallel_figure,
+        parallel,
     )
     yield Plot(
         "importance",
         "Importance of each knob",
         "How much of the differences between finished trials each knob explains, alone and with the others.",
-        importance_chart,
-        importance_figure,
+        importance,
         half=True,
     )
     yield Plot(
         "learning_curves",
         "Learning curves",
         "The front's are blue, with their places; a gray line that ends early was stopped.",
-        learning_curves_chart,
-        learning_curves_figure,
+        learning_curves,
         half=True,
     )
 
@@ -98,11 +92,19 @@ def shares(sweep: SweepResults) -> dict[str, dict[str, float]]:
     }
 
 
-def importance_chart(sweep: SweepResults) -> alt.TopLevelMixin | None:
+def importance(sweep: SweepResults) -> chart.Picture | None:
     """Bars, one panel for each objective."""
     found = shares(sweep)
-    if not found:
-        return None
+    return (_chart(found), _figure(found)) if found else None
+
+
+def pareto(sweep: SweepResults, *, cost: str) -> chart.Picture | None:
+    """The first objective against ``cost``."""
+    scatter = pareto_scatter(sweep, cost)
+    return None if scatter is None else draw_scatter(scatter)
+
+
+def _chart(found: Mapping[str, Mapping[str, float]]) -> alt.TopLevelMixin:
     rows = [
         {"objective": name, "knob": knob, "share": round(share)}
         for name, by_knob in found.items()
@@ -116,15 +118,11 @@ def importance_chart(sweep: SweepResults) -> alt.TopLevelMixin | None:
     return (
         alt.layer(*layers, data=alt.InlineData(values=rows))
         .properties(width=420 / len(found), height=alt.Step(19))
-        .facet(column=alt.Column("objective:N", sort=None, title=None))
+        .facet(column=alt.Column("objective:N", sort=list(found), title=None))
     )
 
 
-def importance_figure(sweep: SweepResults) -> Figure | None:
-    """The same for a PNG."""
-    found = shares(sweep)
-    if not found:
-        return None
+def _figure(found: Mapping[str, Mapping[str, float]]) -> Figure:
     longest = max(map(len, found.values()))
     drawn = figure.new_figure(height=1.1 + 0.27 * longest)
     panels = drawn.subplots(1, len(found), sharex=True, sharey=True, squeeze=False)[0]
@@ -142,16 +140,6 @@ def _bar_name(sweep: SweepResults, parameter: str) -> str:
     """A parameter of a knob keeps its own name: ``layer1.0`` of ``widths.layer1.0`` says little."""
     of_a_knob = any(parameter.startswith(f"{name}.") for name in sweep.space if parameter not in sweep.space)
     return parameter if of_a_knob else knob_label(parameter, sweep.knobs)
-
-
-def _pareto_chart(sweep: SweepResults, *, cost: str) -> alt.TopLevelMixin | None:
-    scatter = pareto_scatter(sweep, cost)
-    return None if scatter is None else scatter_chart(scatter)
-
-
-def _pareto_figure(sweep: SweepResults, *, cost: str) -> Figure | None:
-    scatter = pareto_scatter(sweep, cost)
-    return None if scatter is None else scatter_figure(scatter)
 
 
 def _file(metric: str) -> str:

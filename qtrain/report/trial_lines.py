@@ -63,7 +63,20 @@ class KnobAxis:
         return max(0.0, (value - self.bottom) / (self.top - self.bottom))
 
 
-def learning_curves(sweep: SweepResults) -> list[TrialLine]:
+def learning_curves(sweep: SweepResults) -> chart.Picture | None:
+    """The first objective by epoch; ``None`` where no curve has two points."""
+    lines = curve_lines(sweep)
+    return (_curves_chart(sweep, lines), _curves_figure(sweep, lines)) if lines else None
+
+
+def parallel(sweep: SweepResults) -> chart.Picture | None:
+    """Each trial a line through its knobs and objectives, whose better end is up; ``None`` where nothing differs."""
+    axes = parallel_axes(sweep)
+    lines = parallel_lines(sweep, axes)
+    return (_parallel_chart(axes, lines), _parallel_figure(axes, lines)) if len(axes) > 1 else None
+
+
+def curve_lines(sweep: SweepResults) -> list[TrialLine]:
     """The first objective by epoch, of trials whose runs are still there; empty where no curve has two points."""
     unit = unit_of(sweep.first)
     found = {t.id: [(x, unit * y) for x, y in sweep.curve(t)] for t in sweep.trials if t.status != "duplicate"}
@@ -72,10 +85,7 @@ def learning_curves(sweep: SweepResults) -> list[TrialLine]:
     return [_line(sweep, trial, found[trial.id]) for trial in _front_last(sweep) if found.get(trial.id)]
 
 
-def learning_curves_chart(sweep: SweepResults) -> alt.TopLevelMixin | None:
-    lines = learning_curves(sweep)
-    if not lines:
-        return None
+def _curves_chart(sweep: SweepResults, lines: Sequence[TrialLine]) -> alt.TopLevelMixin:
     x = alt.X("x:Q", title="epochs", scale=alt.Scale(nice=False), axis=alt.Axis(tickMinStep=1))
     scale = alt.Scale(domain=_curve_limits(lines), nice=False)
     y = alt.Y("y:Q", title=axis_label(sweep.first), scale=scale)
@@ -85,10 +95,7 @@ def learning_curves_chart(sweep: SweepResults) -> alt.TopLevelMixin | None:
     return alt.layer(*layers).properties(width="container", height=330)
 
 
-def learning_curves_figure(sweep: SweepResults) -> Figure | None:
-    lines = learning_curves(sweep)
-    if not lines:
-        return None
+def _curves_figure(sweep: SweepResults, lines: Sequence[TrialLine]) -> Figure:
     drawn = figure.new_figure()
     axes = drawn.add_subplot()
     figure.dress(axes, x="epochs", y=axis_label(sweep.first))
@@ -116,12 +123,7 @@ def parallel_lines(sweep: SweepResults, axes: Sequence[KnobAxis]) -> list[TrialL
     ]
 
 
-def parallel_chart(sweep: SweepResults) -> alt.TopLevelMixin | None:
-    """Each trial a line through its knobs and objectives, whose better end is up; ``None`` where nothing differs."""
-    axes = parallel_axes(sweep)
-    if len(axes) < 2:
-        return None
-    lines = parallel_lines(sweep, axes)
+def _parallel_chart(axes: Sequence[KnobAxis], lines: Sequence[TrialLine]) -> alt.TopLevelMixin:
     x = alt.X("x:Q", axis=None, scale=alt.Scale(domain=[0, len(axes) - 1], nice=False))
     y = alt.Y("y:Q", axis=None, scale=alt.Scale(domain=[0, 1], nice=False))
     layers: list[Any] = [_lines(lines).encode(x, y)]
@@ -129,12 +131,12 @@ def parallel_chart(sweep: SweepResults) -> alt.TopLevelMixin | None:
     layers.append(alt.Chart(unset).mark_text(text="not set", align="right", dx=-6).encode(x, y))
     for place, axis in enumerate(axes):
         scale = alt.Scale(domain=[axis.bottom, axis.top], nice=False, type="log" if axis.log else "linear")
-        looks: dict[str, Any] = {"tickCount": 5, "labelExpr": "format(datum.value, '.4~g')", "labelOverlap": True}
+        looks: dict[str, Any] = {"tickCount": 3 if axis.log else 5, "format": ".4~g", "labelOverlap": True}
         if axis.words:
             looks = {"values": list(range(len(axis.words))), "labelExpr": f"{list(axis.words)!r}[datum.value]"}
         ruler = alt.Axis(
-            orient="left", offset=-place * STEP, grid=False, domain=True, domainColor=chart.SOFT, ticks=True, tickColor=chart.SOFT,
-            titleAngle=0, titleAlign="center", titleAnchor="end", titleY=-14, titleX=0, titleFontWeight="bold", **looks,
+            orient="left", offset=-place * STEP, grid=False, domain=True, ticks=True, domainColor=chart.SOFT,
+            tickColor=chart.SOFT, titleAngle=0, titleAlign="center", titleX=0, titleY=-14, **looks,
         )  # fmt: skip
         ends = alt.InlineData(values=[{"y": axis.bottom}, {"y": axis.top}])
         layers.append(
@@ -144,12 +146,7 @@ def parallel_chart(sweep: SweepResults) -> alt.TopLevelMixin | None:
     return made.properties(width=STEP * (len(axes) - 1), height=330)
 
 
-def parallel_figure(sweep: SweepResults) -> Figure | None:
-    """The same for a PNG: an axis of matplotlib for each knob and objective."""
-    axes = parallel_axes(sweep)
-    if len(axes) < 2:
-        return None
-    lines = parallel_lines(sweep, axes)
+def _parallel_figure(axes: Sequence[KnobAxis], lines: Sequence[TrialLine]) -> Figure:
     drawn = figure.new_figure(width=min(16.0, max(8.0, 1.8 * len(axes))), height=4.6)
     host = drawn.add_subplot()
     figure.dress(host)
@@ -190,21 +187,24 @@ def _comparable(sweep: SweepResults) -> list[Trial]:
 
 def _lines(lines: Sequence[TrialLine], *, point: bool = False) -> alt.Chart:
     """``lines`` in the colors of their kinds; the chosen trial is thick and orange."""
-    rows = [{"x": x, "y": y, "trial": line.number, "kind": line.kind} for line in lines for x, y in line.points]
-    kinds = list(OPACITY)
-    colors = alt.Scale(domain=kinds, range=[chart.INK, chart.INK, chart.COLORS[0]])
-    opacities = alt.Scale(domain=kinds, range=list(OPACITY.values()))
+    rows = [
+        {"x": x, "y": y, "trial": line.number, "opacity": OPACITY[line.kind], "front": line.kind == FRONT}
+        for line in lines
+        for x, y in line.points
+    ]
+    colors = [
+        {"test": chart.CHOSEN, "value": chart.COLORS[1]},
+        {"test": "datum.front", "value": chart.COLORS[0]},
+    ]
     made: alt.Chart = (
         alt.Chart(alt.InlineData(values=rows))
         .mark_line(point=alt.OverlayMarkDef(size=22) if point else False, clip=point)
         .encode(
             detail="trial:N",
             tooltip="trial:N",
-            color=alt.condition(
-                chart.CHOSEN, alt.value(chart.COLORS[1]), alt.Color("kind:O", scale=colors, legend=None)
-            ),
-            opacity=alt.condition(chart.CHOSEN, alt.value(1.0), alt.Opacity("kind:O", scale=opacities, legend=None)),
-            strokeWidth=alt.condition(chart.CHOSEN, alt.value(4), alt.value(1.7)),
+            color=alt.ColorValue(chart.INK, condition=colors),
+            opacity=alt.Opacity("opacity:Q", scale=None, legend=None),
+            strokeWidth=alt.condition(f"datum.front || {chart.CHOSEN}", alt.value(2.5), alt.value(1)),
         )
     )
     return made

@@ -12,10 +12,10 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
-
-from qtrain.report.bits_plot import layer_bits
 from qtrain.report.canvas import DARK, LIGHT, MARK, png, svg
 from qtrain.report.parallel_plot import parallel
+
+from qtrain.report.bits_plot import layer_bits
 from qtrain.report.pareto_plot import against, planes
 from qtrain.report.sweep_plots import importance, learning_curves, plots
 from qtrain.sweep.sweep_results import SweepResults, read_sweep
