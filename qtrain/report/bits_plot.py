@@ -24,7 +24,7 @@ MOST_NUMBERS = 60
 
 
 @dataclass(frozen=True)
-class Cell:
+class LayerCell:
     """The bits of one layer in one model of the front, of ``what``: its weights, its inputs, or both."""
 
     what: str
@@ -39,7 +39,7 @@ class Cell:
         return "float" if self.bits == FULL_PRECISION else str(self.bits)
 
 
-def layer_cells(sweep: SweepResults) -> list[Cell]:
+def layer_cells(sweep: SweepResults) -> list[LayerCell]:
     """One row a model of the front, one column a layer; weights above inputs, or once where these are alike."""
     trials = [trial for trial in sweep.front if trial.layer_bits]
     alike = all(weight == input for trial in trials for weight, input in trial.layer_bits.values())
@@ -53,7 +53,7 @@ def layer_bits(sweep: SweepResults) -> chart.Picture | None:
     return (_chart(cells), _figure(cells)) if cells else None
 
 
-def _chart(cells: Sequence[Cell]) -> alt.TopLevelMixin:
+def _chart(cells: Sequence[LayerCell]) -> alt.TopLevelMixin:
     base = alt.Chart().encode(
         x=alt.X("layer:N", sort=None, title=None, axis=alt.Axis(labelAngle=-90, labelLimit=300)),
         y=alt.Y("model:N", sort=None, title=None),
@@ -71,7 +71,7 @@ def _chart(cells: Sequence[Cell]) -> alt.TopLevelMixin:
     )
 
 
-def _figure(cells: Sequence[Cell]) -> Figure:
+def _figure(cells: Sequence[LayerCell]) -> Figure:
     panels, models, layers = (_distinct(getattr(cell, of) for cell in cells) for of in ("what", "model", "layer"))
     width, longest = min(16.0, max(6.0, 2.6 + 0.31 * len(layers))), max(map(len, layers))
     drawn = figure.new_figure(width=width, height=(0.24 * len(models) + 0.5) * len(panels) + 0.075 * longest)
@@ -94,7 +94,7 @@ def _figure(cells: Sequence[Cell]) -> Figure:
     return drawn
 
 
-def _cells(sweep: SweepResults, trials: list[Trial], what: str, side: int) -> Iterator[Cell]:
+def _cells(sweep: SweepResults, trials: list[Trial], what: str, side: int) -> Iterator[LayerCell]:
     known = sorted({pair[side] for trial in trials for pair in trial.layer_bits.values()})
     for trial in trials:
         metrics = "  ".join(metric_text(name, trial.metrics[name]) for name in list(sweep.objectives)[:2])
@@ -102,7 +102,7 @@ def _cells(sweep: SweepResults, trials: list[Trial], what: str, side: int) -> It
         for layer, pair in trial.layer_bits.items():
             share = known.index(pair[side]) / (len(known) - 1) if len(known) > 1 else 0.5
             strength = FAINT + share * (STRONG - FAINT)
-            yield Cell(what, model, layer, pair[side], sweep.numbers[trial.id], strength)
+            yield LayerCell(what, model, layer, pair[side], sweep.numbers[trial.id], strength)
 
 
 def _distinct(values: Iterable[str]) -> list[str]:

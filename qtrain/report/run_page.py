@@ -20,7 +20,7 @@ from qtrain.pipeline.summary import METRICS, Run, RunSummary, gather
 from qtrain.report.chart import spec
 from qtrain.report.figure import write_png
 from qtrain.report.html import Cell, number, render, word
-from qtrain.report.run_plots import BIT_OPERATIONS, COMPRESSION, Points, accuracy_scatter, curves, curves_chart
+from qtrain.report.run_plots import BIT_OPERATIONS, COMPRESSION, Curve, accuracy_scatter, curves, curves_chart
 from qtrain.report.scatter import draw_scatter
 from qtrain.report.table import COLUMNS, seed_groups, size_text, table_rows
 from qtrain.spec import FULL_PRECISION
@@ -34,8 +34,8 @@ PLOTS = {
 }
 """Name of a picture -> its title and its cost axis."""
 
-MOST_POINTS, POINTS_OF_A_PAGE = 240, 40_000
-"""Points of one curve, and about so many of all curves: the page stays under 2 MB."""
+MOST_POINTS, POINTS_OF_A_PAGE = 240, 25_000
+"""Curve of one curve, and about so many of all curves: the page stays under 2 MB."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Section:
     anchor: str
     title: str
     run: RunSummary
-    curves: dict[str, dict[str, Points]]
+    curves: dict[str, dict[str, Curve]]
     damaged_lines: int
     layers: list[list[Cell]]
     picture: str | None

@@ -25,7 +25,7 @@ SIGNS = {
 NO_LOSS = ("lr", "top1", "images_per_s")
 """Metrics of a training row that are neither losses nor of one layer."""
 
-Points = list[tuple[float, float]]
+Curve = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -80,20 +80,20 @@ def accuracy_scatter(groups: Iterable[SeedGroup], axis: CostAxis) -> Scatter:
     )  # fmt: skip
 
 
-def curves(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Points]]:
+def curves(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Curve]]:
     """Title -> name of a curve -> its (optimizer step, value), from the rows of a run's ``metrics.jsonl``.
 
     Losses, accuracies, how the scale of each layer's weight moved, and relative errors of quantization; a chart in
     which no curve has two points is left out.
     """
-    series: dict[tuple[str, str], Points] = {}
+    series: dict[tuple[str, str], Curve] = {}
     for row in rows:
         for name, value in row.items():
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if number and name not in ("step", "epoch", "time", "split"):
                 series.setdefault((str(row.get("split", "")), name), []).append((float(row["step"]), float(value)))
     losses, accuracies, scales, errors = "Loss", "Accuracy, %", "Weight scale by its first value", "Relative error"
-    found: dict[str, dict[str, Points]] = {losses: {}, accuracies: {}, scales: {}, errors: {}}
+    found: dict[str, dict[str, Curve]] = {losses: {}, accuracies: {}, scales: {}, errors: {}}
     for (split, name), points in series.items():
         if name.startswith("scale/") and name.endswith(".weight") and points[0][1]:
             own = name[len("scale/") : -len(".weight")]
@@ -109,7 +109,7 @@ def curves(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Points]]:
     return {title: lines for title, lines in found.items() if any(len(points) > 1 for points in lines.values())}
 
 
-def thin(points: Points, most: int) -> Points:
+def thin(points: Curve, most: int) -> Curve:
     """At most ``most`` points (two or more), each the mean of as many neighbors; the last is kept as it is.
 
     >>> thin([(0.0, 1.0), (1.0, 3.0), (2.0, 5.0), (3.0, 7.0), (4.0, 0.0)], most=3)
@@ -121,7 +121,7 @@ def thin(points: Points, most: int) -> Points:
     return [*((float(x), float(y)) for x, y in (group.mean(axis=0) for group in groups)), points[-1]]
 
 
-def curves_chart(lines: Mapping[str, Points], *, most: int) -> alt.TopLevelMixin:
+def curves_chart(lines: Mapping[str, Curve], *, most: int) -> alt.TopLevelMixin:
     """``lines`` by optimizer step, each of at most ``most`` points; a click on the legend leaves one curve in color.
 
     The legend says the last value of each curve. A curve of a single point is a dot.

@@ -46,18 +46,22 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Shown]:
     profile = tmp_path_factory.mktemp("browser")
 
     def show(page: Path, script: str = "return null", *, dark: bool = False, screenshot: Path | None = None) -> Shown:
-        # A copy of the page with the script at its end; what it returns is read from the page as it then is.
-        answer = f"""<script>addEventListener("load", () => {{
+        # A copy of the page with the script at its end; what it returns is read from the page as it then is. The page's
+        # own clock runs ahead while there is work to do, so that the charts are drawn before the page is dumped.
+        answer = f"""<script>addEventListener("load", async () => {{
+          await drawn;
           const made = document.createElement("script");
           made.type = "application/json"; made.id = "answer";
-          made.textContent = JSON.stringify((() => {{ {script} }})()).replaceAll("<", "\\\\u003c");
+          made.textContent = JSON.stringify(await (async () => {{ {script} }})()).replaceAll("<", "\\u003c");
           document.body.append(made); }});</script></body>"""
         copy = profile / "page.html"
-        copy.write_text(page.read_text(encoding="utf-8").replace("</body>", answer), encoding="utf-8")
+        before, _, after = page.read_text(encoding="utf-8").rpartition("</body>")
+        copy.write_text(before + answer + after, encoding="utf-8")
         wanted = [f"--screenshot={screenshot}"] if screenshot else ["--dump-dom"]
         done = subprocess.run(
             [program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
              f"--user-data-dir={profile / 'user'}", "--window-size=1400,1600", "--enable-logging=stderr",
+             "--virtual-time-budget=20000",
              f"--blink-settings=preferredColorScheme={0 if dark else 1}", *wanted, copy.as_uri()],
             capture_output=True, text=True, timeout=240, check=True,
         )  # fmt: skip

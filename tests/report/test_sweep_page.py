@@ -15,10 +15,12 @@ from PIL import Image
 
 from qtrain.config.compose import compose
 from qtrain.pipeline.summary import gather
+from qtrain.report.chart import library
+from qtrain.report.run_page import write_report
 from qtrain.report.sweep_page import tiles, write_sweep_report
 from qtrain.sweep.sweep_results import read_sweep
 from qtrain.sweep.trial import read_trials
-from qtrain.tasks.report import run, write_report
+from qtrain.tasks.report import run
 
 
 @pytest.fixture
@@ -58,14 +60,15 @@ def test_metrics_at_a_glance(sweep_folder: Path) -> None:
     ]
 
 
-def test_the_page_needs_nothing_else(page: Path) -> None:
+def test_page_needs_nothing_else_and_is_below_2_mb(page: Path) -> None:
+    assert page.stat().st_size < 2_000_000
     text = page.read_text()
+    assert text.count(library()) == 1
+    text = text.replace(library(), "")
     references = re.findall(r'(?:src|srcset|href)="([^"]*)"', text)
-    assert references and all(reference.startswith("#") for reference in references)
-    assert "http" not in text and "url(" in text
     ids = re.findall(r' id="([^"]*)"', text)
-    assert len(ids) == len(set(ids))
-    assert {ref[1:] for ref in references} | set(re.findall(r"url\(#([^)]*)\)", text)) <= set(ids)
+    assert len(ids) == len(set(ids)) and {reference.removeprefix("#") for reference in references} <= set(ids)
+    assert "http" not in text and "url(" not in text
 
 
 def test_a_page_follows_the_sweep(sweep_folder: Path) -> None:
@@ -127,7 +130,7 @@ SORT = """
 """
 
 
-def test_the_table_sorts_in_a_browser(page: Path, browser: Callable[..., Any]) -> None:
+def test_table_sorts_in_a_browser(page: Path, browser: Callable[..., Any]) -> None:
     script = (
         SORT
         + """
@@ -149,7 +152,7 @@ def test_the_table_sorts_in_a_browser(page: Path, browser: Callable[..., Any]) -
     assert [sizes[mark] for mark in orders[4]] == sorted(sizes.values(), reverse=True) and direction == "descending"
 
 
-def test_the_table_is_filtered_in_a_browser(page: Path, browser: Callable[..., Any]) -> None:
+def test_table_is_filtered_in_a_browser(page: Path, browser: Callable[..., Any]) -> None:
     script = (
         SORT
         + """
@@ -167,20 +170,33 @@ def test_the_table_is_filtered_in_a_browser(page: Path, browser: Callable[..., A
     assert browser(page, script).result == ["5", "123456", "12", "123456", "456", "3 of 6"]
 
 
-def test_a_point_names_its_trial_and_leads_to_its_row(page: Path, browser: Callable[..., Any]) -> None:
+def test_point_names_its_trial_marks_it_everywhere_and_leads_to_its_row(
+    page: Path, browser: Callable[..., Any]
+) -> None:
     script = """
-      const point = document.querySelector('#plot-top1_vs_size_bytes [data-mark="2"]');
-      point.dispatchEvent(new MouseEvent("mouseover", {bubbles: true}));
-      const tip = document.getElementById("tip");
+      const point = document.querySelector('[data-chart="top1_vs_size_bytes"] path[aria-label*="tip: 2"]');
+      const send = async name => {
+        const {x, y} = point.getBoundingClientRect();
+        point.dispatchEvent(new PointerEvent(name, {bubbles: true, clientX: x, clientY: y}));
+        await new Promise(resolve => setTimeout(resolve, 500));
+      };
+      const stroke = 'path[stroke="var(--c1)"]';
+      const orange = () => [...document.querySelectorAll(".chart")]
+        .filter(chart => chart.querySelector(["symbol", "line", "rect"].map(mark => `.mark-${mark} ${stroke}`).join()))
+        .map(chart => chart.dataset.chart);
+      await send("mouseover");
+      await send("pointermove");
+      const tip = document.getElementById("vg-tooltip-element");
       const said = [tip.textContent, getComputedStyle(tip).display];
-      point.dispatchEvent(new MouseEvent("click", {bubbles: true}));
-      const marked = [...document.querySelectorAll(".chosen")].map(part => part.closest("svg")?.id ?? part.tagName);
-      document.body.dispatchEvent(new MouseEvent("mouseover", {bubbles: true}));
-      return [...said, [...new Set(marked)], document.querySelectorAll(".chosen").length];
+      const marked = [orange(), [...document.querySelectorAll("tr.chosen")].map(row => row.dataset.mark)];
+      await send("mouseout");
+      return [...said, ...marked, orange(), document.querySelectorAll("tr.chosen").length];
     """
-    text, display, marked, left = browser(page, script).result
+    text, display, charts, rows, orange_left, rows_left = browser(page, script).result
     assert text.splitlines()[0] == "Trial 2, point 2 of the front" and "size 6.0 kB" in text and display == "block"
-    assert {"plot-top1_vs_bops", "plot-layer_bits", "plot-learning_curves", "TR"} <= set(marked) and left == 0
+    everywhere = {"top1_vs_size_bytes", "top1_vs_bops", "layer_bits", "parallel_coordinates", "learning_curves"}
+    assert set(charts) == everywhere and set(rows) == {"2"}
+    assert orange_left == [] and rows_left == 0
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -198,5 +214,5 @@ def test_the_page_is_light_or_dark_and_its_pictures_with_it(
 
 
 def test_tips_are_data_and_not_markup(page: Path) -> None:
-    found = re.search(r"const tips = (\{.*\});", page.read_text())
+    found = re.search(r"tips = (\{.*\});", page.read_text())
     assert found and set(json.loads(found[1])) == {"1", "2", "3", "4", "5", "6"}

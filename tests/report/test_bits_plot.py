@@ -1,0 +1,55 @@
+"""Bits of each layer of the front's models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qtrain.report import chart
+from qtrain.report.bits_plot import layer_bits, layer_cells
+from qtrain.sweep.sweep_results import SweepResults, read_sweep
+from qtrain.sweep.trial import Trial
+
+
+@pytest.fixture
+def sweep(sweep_folder: Path) -> SweepResults:
+    return read_sweep(sweep_folder)
+
+
+def with_trials(sweep: SweepResults, trials: list[Trial]) -> SweepResults:
+    return SweepResults(sweep.folder, sweep.config, trials, sweep.objectives)
+
+
+def test_equal_bits_of_weights_and_inputs_are_shown_once(sweep: SweepResults) -> None:
+    """Two models of six layers."""
+    cells = layer_cells(sweep)
+    assert [cell.text for cell in cells] == [*"844448", *"844228"]
+    assert {cell.what for cell in cells} == {"weights and inputs"} and [cell.trial for cell in cells[::6]] == [1, 2]
+    assert cells[0].strength > cells[1].strength > cells[9].strength
+
+
+def test_different_bits_of_inputs_have_rows_of_their_own(sweep: SweepResults) -> None:
+    different = [replace(t, layer_bits={name: [w, 8] for name, (w, _) in t.layer_bits.items()}) for t in sweep.trials]
+    cells = layer_cells(with_trials(sweep, different))
+    assert [cell.text for cell in cells] == [*"844448", *"844228", *"888888", *"888888"]
+    picture = layer_bits(with_trials(sweep, different))
+    assert picture is not None and len(picture[1].axes) == 2
+    assert [axes.get_title(loc="left") for axes in picture[1].axes] == ["Bits of weights", "Bits of inputs"]
+
+
+def test_full_precision_is_said_in_words(sweep: SweepResults) -> None:
+    floats = [replace(t, layer_bits={"conv1": [32, 32]}) for t in sweep.trials]
+    assert [cell.text for cell in layer_cells(with_trials(sweep, floats))] == ["float", "float"]
+
+
+def test_chart_and_figure_have_the_same_numbers(sweep: SweepResults) -> None:
+    picture = layer_bits(sweep)
+    assert picture is not None
+    (rows,) = chart.spec(picture[0])["datasets"].values()
+    assert [row["text"] for row in rows] == [text.get_text() for text in picture[1].axes[0].texts]
+
+
+def test_unknown_bits_are_no_picture(sweep: SweepResults) -> None:
+    assert layer_bits(with_trials(sweep, [replace(t, layer_bits={}) for t in sweep.trials])) is None

@@ -1,0 +1,123 @@
+"""Pictures of runs: accuracy against cost, and training curves."""
+
+from __future__ import annotations
+
+import doctest
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import vl_convert
+
+from qtrain.pipeline.summary import RunSummary
+from qtrain.report import chart, run_plots
+from qtrain.report.run_plots import BIT_OPERATIONS, COMPRESSION, accuracy_scatter, curves, curves_chart, thin
+from qtrain.report.table import seed_groups
+from qtrain.utils.json_lines import read_metrics
+
+WITH, WITHOUT, ONLY = "trained with teacher", "trained without teacher", "calibrated only"
+
+
+def run(bits: int = 4, distill: str = "none", top1: float = 95.0, **changes: Any) -> RunSummary:
+    fields: dict[str, Any] = dict(
+        dataset="digits", model="resnet8", quantizer="lsq", w_bits=bits, a_bits=bits, distill=distill, seed=0, epochs=3,
+        top1=top1, fp_top1=97.5, ptq_top1=None, compression=32 / bits, bops=700 * bits * bits, fp_bops=700 * 1024,
+    )  # fmt: skip
+    return RunSummary(**(fields | changes))
+
+
+def row(step: int, split: str, **values: Any) -> dict[str, Any]:
+    return {"step": step, "epoch": 0, "time": 1.0, "split": split, **values}
+
+
+def test_distilled_points_are_filled_and_others_open() -> None:
+    scatter = accuracy_scatter(seed_groups([run(distill="soft", top1=96.0), run()]), COMPRESSION)
+    assert {(point.kind, point.x, point.y) for point in scatter.points} == {(WITH, 8.0, 96.0), (WITHOUT, 8.0, 95.0)}
+    marks = {kind: (scatter.marks[kind].shape, scatter.marks[kind].line) for kind in scatter.present}
+    assert marks == {WITH: ("dot", "solid"), WITHOUT: ("ring", "dashed")}
+
+
+def test_costs_are_times_less_than_full_precision() -> None:
+    groups = seed_groups([run(bits=8), run(bits=2, bops=None)])
+    assert sorted(point.x for point in accuracy_scatter(groups, COMPRESSION).points) == [4.0, 16.0]
+    assert [point.x for point in accuracy_scatter(groups, BIT_OPERATIONS).points] == [16.0]  # the other is unknown
+
+
+def test_each_bit_width_is_named_once_at_its_best_point() -> None:
+    scatter = accuracy_scatter(seed_groups([run(distill="soft", top1=96.0), run()]), COMPRESSION)
+    assert {point.kind: point.label for point in scatter.points} == {WITH: "W4A4", WITHOUT: ""}
+
+
+def test_collapsed_calibration_is_at_the_edge_with_its_value() -> None:
+    scatter = accuracy_scatter(seed_groups([run(ptq_top1=10.0), run(bits=2, top1=85.0)]), COMPRESSION)
+    (point,) = (point for point in scatter.points if point.kind == ONLY)
+    assert point.label == "10.0 %" and 75 < scatter.y_range[0] < point.y < 85
+
+
+def test_full_precision_is_a_reference_in_the_color_of_its_model() -> None:
+    scatter = accuracy_scatter(seed_groups([run(), run(model="resnet20", fp_top1=99.0)]), COMPRESSION)
+    assert set(scatter.references) == {
+        (97.5, "resnet8: full precision 97.50 %", scatter.marks[f"resnet8, {WITHOUT}"].color),
+        (99.0, "resnet20: full precision 99.00 %", scatter.marks[f"resnet20, {WITHOUT}"].color),
+    }
+    assert set(scatter.present) == {f"resnet8, {WITHOUT}", f"resnet20, {WITHOUT}"}
+
+
+def test_losses_accuracies_scales_and_errors_get_a_chart_each() -> None:
+    rows = [
+        row(step, "train", hard=2.0 / step, total=3.0 / step, lr=0.1, images_per_s=99.0)
+        | {"scale/conv1.weight": 0.5 * step, "error/conv1.input": 0.1 / step, "agreement": 30.0 * step}
+        for step in (1, 2, 3)
+    ]
+    rows += [row(step, "val", loss=1.0, top1=10.0 * step) for step in (2, 3)] + [row(3, "test", top1=31.0, loss=None)]
+    loss, accuracy, scale, error = curves(rows).values()
+    assert list(loss) == ["train hard", "train total", "val loss"]
+    assert list(accuracy) == ["train agreement with the teacher", "val top-1", "test top-1"]
+    assert accuracy["test top-1"] == [(3.0, 31.0)]
+    assert scale == {"conv1": [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]} and list(error) == ["conv1.input"]
+
+
+def test_single_point_is_no_curve() -> None:
+    assert curves([row(1, "test", top1=90.0)]) == {}
+
+
+def test_damaged_lines_are_counted_and_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    good = [row(1, "train", total=2.0), row(2, "train", total=1.0)]
+    path.write_text(
+        "\n".join([json.dumps(good[0]), "[1, 2]", '{"no": "step"}', json.dumps(good[1]), '{"step": 3, "to'])
+    )
+    assert read_metrics(path) == (good, 3)
+    assert read_metrics(tmp_path / "absent.jsonl") == ([], 0)
+
+
+def test_chart_of_curves_has_all_lines_in_its_legend_with_their_last_values() -> None:
+    layers = {f"layer{n}": [(float(step), n / step) for step in range(1, 9)] for n in range(1, 9)}
+    made = chart.spec(curves_chart({**layers, "test": [(8.0, 0.5)]}, most=4))
+    (rows,) = made["datasets"].values()
+    assert [row["line"] for row in rows][:2] == ["layer1 0.125", "layer2 0.25"] and len(rows) == 9
+    assert {len(row["value"]) for row in rows} == {4, 1} and [row["single"] for row in rows].count(True) == 1
+    color = made["layer"][0]["encoding"]["color"]
+    assert color["scale"]["domain"] == [row["line"] for row in rows] and color["legend"] is not None
+    svg = vl_convert.vegalite_to_svg({**made, "config": chart.CONFIG})
+    assert all(f">{row['line']}<" in svg for row in rows)
+
+
+def test_long_lines_are_averaged_and_keep_their_end() -> None:
+    points = [(float(i), float(i % 2)) for i in range(10_001)]
+    thinned = thin(points, most=240)
+    assert len(thinned) == 240 and thinned[-1] == points[-1]
+    assert all(0.4 < y < 0.6 for _, y in thinned[:-1])
+    assert thin(points[:240], most=240) == points[:240]
+
+
+def test_examples_in_docstrings_hold() -> None:
+    result = doctest.testmod(run_plots)
+    assert result.attempted > 0 and result.failed == 0
+
+
+@pytest.mark.parametrize("axis", [COMPRESSION, BIT_OPERATIONS])
+def test_runs_without_a_metric_are_a_picture_without_points(axis: Any) -> None:
+    scatter = accuracy_scatter(seed_groups([RunSummary(model="m", w_bits="mixed", top1=50.0)]), axis)
+    assert scatter.points == [] and scatter.y_range[0] < 50 < scatter.y_range[1]

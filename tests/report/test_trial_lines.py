@@ -1,0 +1,112 @@
+"""Learning curves and parallel coordinates: where the line of each trial runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qtrain.report import chart
+from qtrain.report.pareto_plot import FINISHED, FRONT, STOPPED
+from qtrain.report.trial_lines import ABSENT, curve_lines, learning_curves, parallel, parallel_axes, parallel_lines
+from qtrain.sweep.sweep_results import SweepResults, read_sweep
+from qtrain.sweep.trial import Trial
+
+
+@pytest.fixture
+def sweep(sweep_folder: Path) -> SweepResults:
+    return read_sweep(sweep_folder)
+
+
+def with_trials(sweep: SweepResults, trials: list[Trial]) -> SweepResults:
+    return SweepResults(sweep.folder, sweep.config, trials, sweep.objectives)
+
+
+def test_curves_begin_after_the_first_epoch_and_the_front_is_last(sweep: SweepResults) -> None:
+    lines = curve_lines(sweep)
+    assert [(line.number, line.kind, line.place) for line in lines] == [
+        (4, STOPPED, ""), (3, FINISHED, ""), (1, FRONT, "1"), (2, FRONT, "2")
+    ]  # fmt: skip
+    assert lines[2].points == [(1.0, 92.5), (2.0, 94.5), (3.0, 96.5)] and len(lines[0].points) == 1
+
+
+def test_curves_of_the_figure_are_those_of_the_chart(sweep: SweepResults) -> None:
+    picture = learning_curves(sweep)
+    assert picture is not None
+    made = chart.spec(picture[0])
+    rows = made["datasets"][made["layer"][0]["data"]["name"]]
+    (axes,) = picture[1].axes
+    points = [tuple(map(float, point)) for line in axes.get_lines() for point in line.get_xydata()]  # type: ignore[union-attr]
+    assert [(row["x"], row["y"]) for row in rows] == points and len(points) == 10
+    assert {"1", "2"} <= {text.get_text() for text in axes.texts}
+
+
+def test_curves_without_a_front_are_all_in_sight(sweep: SweepResults) -> None:
+    """As in a sweep whose time was over before a trial had finished."""
+    stopped = with_trials(sweep, [replace(t, status="stopped") for t in sweep.trials if t.status == "finished"])
+    picture = learning_curves(stopped)
+    assert picture is not None
+    values = [y for line in curve_lines(stopped) for _, y in line.points]
+    bottom, top = picture[1].axes[0].get_ylim()
+    assert values and bottom < min(values) and max(values) < top
+
+
+def test_single_points_are_no_curves(sweep: SweepResults) -> None:
+    assert learning_curves(with_trials(sweep, sweep.trials[3:4])) is None
+
+
+def test_parallel_axes_are_what_differs(sweep: SweepResults) -> None:
+    """Learning rate and objective are equal; a knob of several parameters shows its mean; better is up."""
+    axes = parallel_axes(sweep)
+    assert [axis.label for axis in axes] == ["widths, mean", "val top-1 %", "size, kB"]
+    assert (axes[2].bottom, axes[2].top) == (8.0, 4.0)
+    lines = {line.number: [y for _, y in line.points] for line in parallel_lines(sweep, axes)}
+    assert lines[1] == [1.0, 1.0, 0.0]  # 4 bits, the most accurate, the largest
+    assert lines[2] == pytest.approx([0.5, (90.25 - 70) / 26.5, 0.5])
+
+
+def test_line_passes_below_a_knob_that_did_not_count(sweep: SweepResults) -> None:
+    def with_knob(trial: Trial, value: float | None) -> Trial:
+        return replace(trial, knobs=trial.knobs | ({} if value is None else {"t": value}))
+
+    trials = [with_knob(t, v) for t, v in zip(sweep.trials[:3], (1.0, None, 100.0), strict=True)]
+    changed = with_trials(sweep, trials)
+    axes = parallel_axes(changed)
+    (place,) = (place for place, axis in enumerate(axes) if axis.label == "t")
+    heights = {line.number: line.points[place][1] for line in parallel_lines(changed, axes)}
+    assert heights == {1: 0.0, 2: ABSENT, 3: 1.0} and axes[place].log
+    picture = parallel(changed)
+    assert picture is not None and "not set " in [text.get_text() for text in picture[1].axes[0].texts]
+
+
+def test_words_are_evenly_spaced_and_their_lines_side_by_side(sweep: SweepResults) -> None:
+    trials = [replace(t, knobs={"objective": w}) for t, w in zip(sweep.trials, ("soft", "hard", "soft"), strict=False)]
+    axis = parallel_axes(with_trials(sweep, trials))[0]
+    assert axis.words == ["hard", "soft"] and (axis.bottom, axis.top) == (-0.5, 1.5)
+    assert axis.values["0002"] == 0.0 and axis.values["0001"] == pytest.approx(1.075)  # above the less accurate third
+    assert axis.values["0003"] == pytest.approx(0.925)
+
+
+def test_outlier_of_an_objective_stands_at_the_lower_end(sweep: SweepResults) -> None:
+    accuracies = [90.0, 91.0, 92.0, 93.0, 94.0, 95.0, 96.0, 10.0]
+    trials = [
+        replace(sweep.trials[0], id=f"{n:04d}", metrics={"top1": top1, "size_bytes": 1.0})
+        for n, top1 in enumerate(accuracies)
+    ]
+    axis = parallel_axes(with_trials(sweep, trials))[-1]
+    assert axis.label == "val top-1 %" and axis.bottom > 70
+    assert axis.height(trials[-1]) == 0.0 < axis.height(trials[0]) < axis.height(trials[6]) == 1.0
+
+
+def test_each_axis_of_the_chart_and_of_the_figure_is_one_of_the_library(sweep: SweepResults) -> None:
+    picture = parallel(sweep)
+    assert picture is not None
+    titles = [layer["encoding"]["y"].get("title") for layer in chart.spec(picture[0])["layer"]]
+    assert [title for title in titles if title] == ["widths, mean", "val top-1 %", "size, kB"]
+    limits = [axes.get_ylim() for axes in picture[1].axes[1:]]
+    assert limits == [(2.0, 4.0), (70.0, 96.5), (8.0, 4.0)]
+
+
+def test_equal_trials_have_no_parallel_coordinates(sweep: SweepResults) -> None:
+    assert parallel(with_trials(sweep, sweep.trials[:1])) is None
