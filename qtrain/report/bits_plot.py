@@ -59,9 +59,9 @@ def _chart(cells: Sequence[LayerCell]) -> alt.TopLevelMixin:
         y=alt.Y("model:N", sort=None, title=None),
         tooltip="trial:N",
     )
-    squares = base.mark_rect(color=chart.COLORS[0]).encode(
+    squares = base.mark_rect(color=chart.CSS_COLORS[0]).encode(
         opacity=alt.Opacity("strength:Q", scale=None, legend=None),
-        stroke=alt.condition(chart.CHOSEN, alt.value(chart.COLORS[1]), alt.value(chart.BACKGROUND)),
+        stroke=alt.condition(chart.CHOSEN, alt.value(chart.CSS_COLORS[1]), alt.value(chart.BACKGROUND)),
     )
     rows = alt.InlineData(values=[{**asdict(cell), "text": cell.text} for cell in cells])
     return (

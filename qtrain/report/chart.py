@@ -16,7 +16,7 @@ Picture = tuple[alt.TopLevelMixin, Figure]
 """The same data twice: a chart for a page, a figure for a PNG."""
 
 INK, SOFT, GRID, BACKGROUND = "var(--front)", "var(--soft)", "var(--line)", "var(--back)"
-COLORS = tuple(f"var(--c{number})" for number in range(6))
+CSS_COLORS = tuple(f"var(--c{number})" for number in range(6))
 CHOSEN = "datum.trial === chosen"
 """True for the trial under the pointer, in this chart or elsewhere on the page."""
 
@@ -24,7 +24,7 @@ AXIS = {
     "domain": False, "ticks": False, "gridColor": GRID, "labelColor": INK, "labelFontSize": 11, "labelPadding": 6,
     "titleColor": INK, "titleFontSize": 12, "titleFontWeight": "normal",
 }  # fmt: skip
-CONFIG = {
+LOOK = {
     "background": "transparent",
     "font": "system-ui, sans-serif",
     "axis": AXIS,

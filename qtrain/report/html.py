@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from qtrain.pipeline.results import commit
-from qtrain.report.chart import CONFIG, library
+from qtrain.report.chart import LOOK, library
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
@@ -49,5 +49,5 @@ def render(template: str, *, charts: Mapping[str, Any], **values: Any) -> str:
     )
     written = f"{datetime.now(UTC):%Y-%m-%d %H:%M UTC} by qtrain {commit()}"
     return environment.get_template(template).render(
-        **values, charts=charts, library=library(), config=CONFIG, written=written
+        **values, charts=charts, library=library(), config=LOOK, written=written
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from qtrain.report.formatting import bits_text, metric_label, uniform_bits
-from qtrain.report.scatter import Mark, Point, Scatter, y_limits
+from qtrain.report.scatter import Mark, Scatter, ScatterPoint, y_limits
 from qtrain.sweep.pareto import front
 from qtrain.sweep.sweep_results import SweepResults
 from qtrain.sweep.trial import Trial
@@ -58,10 +58,10 @@ def pareto_scatter(sweep: SweepResults, cost: str) -> Scatter | None:
     important += [sign * unit * value for value in references]
     low, high, floor = y_limits(important, heights.values())
 
-    def point(trial: Trial, kind: str, label: str = "") -> Point:
+    def point(trial: Trial, kind: str, label: str = "") -> ScatterPoint:
         number = sweep.numbers[trial.id]
         y = sign * max(heights[trial.id], floor)
-        return Point(unit_of(cost) * trial.metrics[cost], y, kind, label.strip(), str(number), number)
+        return ScatterPoint(unit_of(cost) * trial.metrics[cost], y, kind, label.strip(), str(number), number)
 
     named: dict[str, Trial] = {}
     for trial in sorted(finished, key=lambda trial: heights[trial.id]):

@@ -16,13 +16,14 @@ from typing import Any
 
 from qtrain.cost.count import OUTSIDE_LAYERS
 from qtrain.data.image_grid import PICTURE
-from qtrain.pipeline.summary import METRICS, Run, RunSummary, gather
+from qtrain.pipeline.summary import Run, RunSummary, gather
 from qtrain.report.chart import spec
 from qtrain.report.figure import write_png
 from qtrain.report.html import Cell, number, render, word
 from qtrain.report.run_plots import BIT_OPERATIONS, COMPRESSION, Curve, accuracy_scatter, curves, curves_chart
 from qtrain.report.scatter import draw_scatter
 from qtrain.report.table import COLUMNS, seed_groups, size_text, table_rows
+from qtrain.settings.run_files import METRICS
 from qtrain.spec import FULL_PRECISION
 from qtrain.utils.atomic_write import write_text
 from qtrain.utils.json_lines import read_metrics
@@ -82,7 +83,7 @@ def write_report(folder: Path) -> tuple[Path, int, int]:
         closing=table_rows(rows),
         run_columns=list(RUN_COLUMNS),
         runs=list(zip(sections, [_run_cells(run.summary) for run in runs], strict=True)),
-        layer_columns=(*LAYER_COLUMNS, *HEALTH_COLUMNS),
+        layer_columns=(*LAYER_HEADINGS, *HEALTH_COLUMNS),
         problems=[(_relative(problem.folder, folder), problem.reason) for problem in problems],
     )
     write_text(folder / REPORT, page)
@@ -108,7 +109,7 @@ def _section(number: int, run: Run, folder: Path) -> Section:
         title=_relative(run.folder, folder),
         run=run.summary,
         curves=curves(rows),
-        damaged_lines=damaged,
+        damaged_lines=len(damaged),
         layers=[_layer_cells(layer, last) for layer in run.summary.layers if isinstance(layer, dict)],
         picture=base64.b64encode(picture.read_bytes()).decode() if picture.is_file() else None,
     )
@@ -145,7 +146,7 @@ RUN_COLUMNS: dict[str, Callable[[RunSummary], Cell]] = {
     "Time": lambda s: number(s.wall_s, lambda value: f"{value:.0f} s" if value < 600 else f"{value / 60:.0f} min"),
 }
 
-LAYER_COLUMNS = ("Layer", "Kind", "Weight", "W bits", "A bits", "Bits/weight", "Size", "MMACs", "MBOPs")
+LAYER_HEADINGS = ("Layer", "Kind", "Weight", "W bits", "A bits", "Bits/weight", "Size", "MMACs", "MBOPs")
 HEALTH_COLUMNS = {
     "W error %": "error/{}.weight",
     "A error %": "error/{}.input",

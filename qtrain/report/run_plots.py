@@ -12,7 +12,7 @@ import numpy as np
 
 from qtrain.pipeline.summary import CALIBRATED, DISTILLED, FLOAT, TRAINED
 from qtrain.report import chart
-from qtrain.report.scatter import Mark, Point, Scatter, y_limits
+from qtrain.report.scatter import Mark, Scatter, ScatterPoint, y_limits
 from qtrain.report.table import SeedGroup
 
 WORDS = {CALIBRATED: "calibrated only", TRAINED: "trained without teacher", DISTILLED: "trained with teacher"}
@@ -66,7 +66,9 @@ def accuracy_scatter(groups: Iterable[SeedGroup], axis: CostAxis) -> Scatter:
         if row.top1 < floor:
             label = f"{label} {row.top1:.1f} %".strip()
         tip = f"{model} {row.key.bits}\n{WORDS[row.key.way]} {row.key.terms}\n{row.top1:.2f} %, {axis.value(row):.3g}x"
-        points.append(Point(axis.value(row), max(row.top1, floor), _kind(model, row.key.way, models), label, tip))
+        points.append(
+            ScatterPoint(axis.value(row), max(row.top1, floor), _kind(model, row.key.way, models), label, tip)
+        )
     references = []
     floats = [row for row in rows if row.key.way == FLOAT]
     for row in floats:
@@ -133,7 +135,7 @@ def curves_chart(lines: Mapping[str, Curve], *, most: int) -> alt.TopLevelMixin:
         label = f"{name} {values[-1]:g}"
         rows.append({"line": label, "step": [round(x) for x in xs], "value": values, "single": len(xs) == 1})
     names = [row["line"] for row in rows]
-    colors = [chart.COLORS[place % len(chart.COLORS)] for place in range(len(names))]
+    colors = [chart.CSS_COLORS[place % len(chart.CSS_COLORS)] for place in range(len(names))]
     picked = alt.selection_point(fields=["line"], bind="legend")
     base = (
         alt.Chart(alt.InlineData(values=rows))

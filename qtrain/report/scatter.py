@@ -48,7 +48,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Point:
+class ScatterPoint:
     """``kind`` names the point's mark, ``tip`` is what the page says of it, ``trial`` its number in a sweep."""
 
     x: float
@@ -68,7 +68,7 @@ class Scatter:
 
     x: str
     y: str
-    points: Sequence[Point]
+    points: Sequence[ScatterPoint]
     marks: dict[str, Mark]
     y_range: tuple[float, float]
     stairs: Sequence[tuple[float, float]] = ()
@@ -141,7 +141,7 @@ def _chart(scatter: Scatter) -> alt.TopLevelMixin:
     layers: list[Any] = [
         alt.Chart(_data([{"x": a, "y": b} for a, b in scatter.stairs]))
         .mark_line(
-            interpolate="step-after" if scatter.level_first else "step-before", color=chart.COLORS[0], opacity=0.5
+            interpolate="step-after" if scatter.level_first else "step-before", color=chart.CSS_COLORS[0], opacity=0.5
         )
         .encode(x, y)
     ]
@@ -161,7 +161,7 @@ def _chart(scatter: Scatter) -> alt.TopLevelMixin:
         scale = alt.Scale(domain=scatter.present, range=values)
         return {"field": "kind", "type": "nominal", "title": None, "scale": scale, "legend": alt.Legend(columns=3)}
 
-    edge: dict[str, Any] = {"condition": {"test": chart.CHOSEN, "value": chart.COLORS[1]}, "value": "transparent"}
+    edge: dict[str, Any] = {"condition": {"test": chart.CHOSEN, "value": chart.CSS_COLORS[1]}, "value": "transparent"}
     layers.append(
         base.mark_point(filled=True, strokeWidth=3).encode(
             shape=alt.Shape(**by_kind([SHAPES[mark.shape][0] for mark in marks])),
@@ -218,7 +218,7 @@ def _data(rows: list[dict[str, Any]]) -> alt.InlineData:
 
 
 def _css(color: int | None) -> str:
-    return chart.INK if color is None else chart.COLORS[color % len(chart.COLORS)]
+    return chart.INK if color is None else chart.CSS_COLORS[color % len(chart.CSS_COLORS)]
 
 
 def _hex(color: int | None) -> str:

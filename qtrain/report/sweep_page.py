@@ -1,4 +1,4 @@
-"""A sweep on one page that needs nothing beside it, and its pictures and recipes as files.
+"""A sweep on one page that needs nothing beside it, with its pictures and its front as files.
 
 Everything comes from ``sweep.yaml`` and ``trials.jsonl``, and learning curves from the runs that are still there. So
 the page can be made again at any time, also of a sweep that goes on or comes from another machine.

@@ -114,7 +114,7 @@ def _chart(found: Mapping[str, Mapping[str, float]]) -> alt.TopLevelMixin:
         x=alt.X("share:Q", title="share of the differences, %"),
         y=alt.Y("knob:N", sort=None, title=None, axis=alt.Axis(labelLimit=240)),
     )
-    layers = bars.mark_bar(color=chart.COLORS[0]), bars.mark_text(align="left", dx=3).encode(text="share:N")
+    layers = bars.mark_bar(color=chart.CSS_COLORS[0]), bars.mark_text(align="left", dx=3).encode(text="share:N")
     return (
         alt.layer(*layers, data=alt.InlineData(values=rows))
         .properties(width=420 / len(found), height=alt.Step(19))

@@ -25,7 +25,7 @@ ABSENT = -0.09
 SPREAD = 0.3
 """Lines that share a word lie side by side within this part of the way to the next word."""
 
-STEP = 150
+AXIS_DISTANCE = 150
 """Pixels from one axis to the next."""
 
 OPACITY = {STOPPED: 0.16, FINISHED: 0.32, FRONT: 0.95}
@@ -90,7 +90,7 @@ def _curves_chart(sweep: SweepResults, lines: Sequence[TrialLine]) -> alt.TopLev
     scale = alt.Scale(domain=_curve_limits(lines), nice=False)
     y = alt.Y("y:Q", title=axis_label(sweep.first), scale=scale)
     ends = [{"x": line.points[-1][0], "y": line.points[-1][1], "place": line.place} for line in lines if line.place]
-    places = alt.Chart(alt.InlineData(values=ends)).mark_text(align="left", dx=6, color=chart.COLORS[0])
+    places = alt.Chart(alt.InlineData(values=ends)).mark_text(align="left", dx=6, color=chart.CSS_COLORS[0])
     layers = [_lines(lines, point=True).encode(x, y), places.encode(x, y, text="place:N")]
     return alt.layer(*layers).properties(width="container", height=330)
 
@@ -135,7 +135,7 @@ def _parallel_chart(axes: Sequence[KnobAxis], lines: Sequence[TrialLine]) -> alt
         if axis.words:
             looks = {"values": list(range(len(axis.words))), "labelExpr": f"{list(axis.words)!r}[datum.value]"}
         ruler = alt.Axis(
-            orient="left", offset=-place * STEP, grid=False, domain=True, ticks=True, domainColor=chart.SOFT,
+            orient="left", offset=-place * AXIS_DISTANCE, grid=False, domain=True, ticks=True, domainColor=chart.SOFT,
             tickColor=chart.SOFT, titleAngle=0, titleAlign="center", titleX=0, titleY=-14, **looks,
         )  # fmt: skip
         ends = alt.InlineData(values=[{"y": axis.bottom}, {"y": axis.top}])
@@ -143,7 +143,7 @@ def _parallel_chart(axes: Sequence[KnobAxis], lines: Sequence[TrialLine]) -> alt
             alt.Chart(ends).mark_point(opacity=0).encode(alt.Y("y:Q", title=axis.label, scale=scale, axis=ruler))
         )
     made: alt.LayerChart = alt.layer(*layers).resolve_scale(y="independent")
-    return made.properties(width=STEP * (len(axes) - 1), height=330)
+    return made.properties(width=AXIS_DISTANCE * (len(axes) - 1), height=330)
 
 
 def _parallel_figure(axes: Sequence[KnobAxis], lines: Sequence[TrialLine]) -> Figure:
@@ -193,8 +193,8 @@ def _lines(lines: Sequence[TrialLine], *, point: bool = False) -> alt.Chart:
         for x, y in line.points
     ]
     colors = [
-        {"test": chart.CHOSEN, "value": chart.COLORS[1]},
-        {"test": "datum.front", "value": chart.COLORS[0]},
+        {"test": chart.CHOSEN, "value": chart.CSS_COLORS[1]},
+        {"test": "datum.front", "value": chart.CSS_COLORS[0]},
     ]
     made: alt.Chart = (
         alt.Chart(alt.InlineData(values=rows))

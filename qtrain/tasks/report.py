@@ -5,21 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from qtrain.report.live_table import print_front
 from qtrain.report.run_page import write_report
 from qtrain.report.sweep_page import write_sweep_report
 from qtrain.report.table import print_summary
+from qtrain.settings.run_settings import RunSettings
 from qtrain.sweep.sweep_results import is_sweep, read_sweep
 
 
-def run(cfg: DictConfig) -> dict[str, Any]:
-    """Write the report of ``cfg.report.folder`` into that folder; returns its path and how many runs it shows.
+def run(settings: RunSettings) -> dict[str, Any]:
+    """Write the report of ``settings.report.folder`` into that folder; returns its path and how many runs it shows.
 
     The folder of a sweep gets the page of the sweep.
     """
-    folder = Path(cfg.report.folder)
+    folder = Path(settings.report.folder)
     if is_sweep(folder):
         sweep = read_sweep(folder)
         print_front(sweep.trials, sweep.objectives, space=sweep.space)

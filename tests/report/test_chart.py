@@ -15,8 +15,8 @@ def test_spec_reads_the_chosen_trial_and_names_no_address() -> None:
 
 
 def test_colors_are_the_pages() -> None:
-    colors = re.findall(r"#[0-9a-f]{3,6}\b|rgb", str(chart.CONFIG))
-    assert colors == [] and "var(--front)" in str(chart.CONFIG)
+    colors = re.findall(r"#[0-9a-f]{3,6}\b|rgb", str(chart.LOOK))
+    assert colors == [] and "var(--front)" in str(chart.LOOK)
 
 
 def test_library_is_one_small_script_that_loads_nothing() -> None:

@@ -47,7 +47,7 @@ class Clock:
         return self.now
 
 
-def test_lines_tell_of_each_trial_once_and_of_the_sweep_now_and_then() -> None:
+def test_lines_report_each_trial_once_and_the_sweep_at_intervals() -> None:
     file, clock = io.StringIO(), Clock()
     table = LiveTable(
         title="sweep",
@@ -78,7 +78,7 @@ def test_lines_tell_of_each_trial_once_and_of_the_sweep_now_and_then() -> None:
     ]
 
 
-def test_what_is_left_ends_with_trials_or_with_time() -> None:
+def test_time_left_is_limited_by_trials_or_by_the_budget() -> None:
     """Ten trials of 100 s are left; of an hour 200 s, since an earlier command had spent 3300 s."""
     for budget, spent, left in ((None, 0.0, "about 16:40 left"), (3600.0, 3300.0, "about 3:20 left")):
         file, clock = io.StringIO(), Clock()
@@ -90,7 +90,7 @@ def test_what_is_left_ends_with_trials_or_with_time() -> None:
         assert left in file.getvalue().splitlines()[-1]
 
 
-def test_a_terminal_shows_running_trials_and_the_front(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_shows_running_trials_and_the_front(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     file, clock = Terminal(), Clock()
@@ -111,14 +111,14 @@ def test_a_terminal_shows_running_trials_and_the_front(monkeypatch: pytest.Monke
     assert "\x1b[?25h" in file.getvalue()  # the cursor is shown again
 
 
-def test_a_terminal_that_can_only_write_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     file = Terminal()
     LiveTable(title="s", objectives=OBJECTIVES, epochs=4, file=file).update([])
     assert file.getvalue().startswith("s: 0 trials")
 
 
-def test_a_long_front_is_cut_at_a_terminal_and_whole_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_front_is_cut_in_the_live_table_and_printed_whole_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     trials = [trial(n, top1=50.0 + n, size=1000.0 * n) for n in range(1, 31)]
     file, last = Terminal(), io.StringIO()
@@ -129,18 +129,18 @@ def test_a_long_front_is_cut_at_a_terminal_and_whole_at_the_end(monkeypatch: pyt
     assert len(last.getvalue().splitlines()) == 32 and "80.00" in last.getvalue() and "51.00" in last.getvalue()
 
 
-def test_no_front_is_said() -> None:
+def test_front_without_trials_is_one_line() -> None:
     file = io.StringIO()
     print_front([trial(1, "failed")], OBJECTIVES, file=file)
     assert file.getvalue() == "front: no trial has finished\n"
 
 
-def test_a_reason_follows_what_was_reached() -> None:
+def test_ended_line_gives_the_reason_last() -> None:
     line = ended_line(trial(1, "stopped", reason="by the scheduler"), OBJECTIVES, on_front=False)
     assert line == "stopped: 4 epochs, val top-1 90.00 %, size 5.0 kB, W3A4, by the scheduler"
 
 
-def test_what_was_spent() -> None:
+def test_spending_counts_epochs_and_seconds() -> None:
     """Epochs of runs over those that all trials, duplicates too, would have taken; a trial may have chosen its own."""
     trials = [
         trial(1), trial(2, "stopped", epochs=1.0, overhead_s=0.0), trial(3, "failed", epochs=0.5, overhead_s=9.0),
@@ -165,12 +165,12 @@ def test_what_was_spent() -> None:
         ({}, ""),
     ],
 )
-def test_bits_in_words(widths: dict[str, list[int]], text: str) -> None:
+def test_bits_text_is_uniform_bits_or_means(widths: dict[str, list[int]], text: str) -> None:
     assert bits_text(trial(1, layer_bits=widths)) == text
     assert (uniform_bits(trial(1, layer_bits=widths)) is None) == ("." in text or not text)
 
 
-def test_many_knobs_are_cut() -> None:
+def test_knobs_text_is_cut_at_its_width() -> None:
     text = knobs_text({f"w.layer{n}": 4 for n in range(40)} | {"optimizer.lr": 0.1, "a.lr": 0.2}, ["w"])
     assert text.startswith("w=4 4 4") and "…" in text and len(text) <= formatting.KNOBS_WIDTH
 
@@ -181,6 +181,6 @@ def test_examples_in_docstrings_hold() -> None:
         assert result.attempted > 0 and result.failed == 0
 
 
-def test_a_table_that_never_speaks_is_refused() -> None:
+def test_live_table_refuses_an_interval_of_zero() -> None:
     with pytest.raises(ValueError, match="every_s must be positive, got 0"):
         LiveTable(title="s", objectives=OBJECTIVES, epochs=1, every_s=0)

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from qtrain.config.compose import compose
-from qtrain.report.pareto_export import as_yaml, command, pareto_csv, recipes, write_recipes
+from qtrain.report.pareto_export import as_yaml, command, front_points, pareto_csv, write_front
 from qtrain.sweep.sweep_results import read_sweep
 from qtrain.sweep.trial import Trial
 
@@ -25,7 +25,7 @@ HARD = [
 ]  # fmt: skip
 
 
-def test_the_file_says_what_the_overrides_say(tmp_path: Path) -> None:
+def test_front_file_composes_the_config_of_the_overrides(tmp_path: Path) -> None:
     """Groups, added groups, lists, mappings, interpolations, stages, null: one config, from a folder with a blank."""
     content, left = as_yaml(HARD)
     assert left == []
@@ -36,59 +36,59 @@ def test_the_file_says_what_the_overrides_say(tmp_path: Path) -> None:
     assert again.identity == compose(HARD).identity
 
 
-def test_the_last_of_several_overrides_holds() -> None:
+def test_last_of_several_overrides_wins() -> None:
     overrides = ["quantize.bits={weight:3,input:2}", "quantize.bits.weight=2", "fit.epochs=3", "fit.epochs=4"]
     content, _ = as_yaml(overrides)
     assert content["quantize"] == {"bits": {"weight": 2, "input": 2}} and content["fit"] == {"epochs": 4}
     assert as_yaml(["a.b={c:1}", "a.b={d:2}"])[0]["a"] == {"b": {"c": 1, "d": 2}}
 
 
-def test_what_no_file_can_say_stays_on_the_command_line() -> None:
+def test_overrides_that_no_file_can_hold_stay_on_the_command_line() -> None:
     overrides = ["~callbacks", "allow_targets=[mine]", "hydra.searchpath=[file:///conf]", "seed=1"]
     assert as_yaml(overrides) == ({"defaults": ["_self_"], "seed": 1}, overrides[:3])
 
 
-def test_the_command_is_the_run(sweep_folder: Path) -> None:
+def test_command_and_file_compose_the_config_of_the_trial(sweep_folder: Path) -> None:
     """Split as a shell splits it: threads, program, then overrides of the very config; likewise that of the file."""
     sweep = read_sweep(sweep_folder)
-    made = recipes(sweep)
-    write_recipes(sweep, made)
-    for recipe in made:
-        threads, *program = shlex.split(recipe.command)
+    made = front_points(sweep)
+    write_front(sweep, made)
+    for point in made:
+        threads, *program = shlex.split(point.command)
         assert threads == "OMP_NUM_THREADS=1" and program[:3] == ["python", "-m", "qtrain"]
-        wanted = compose(recipe.trial.overrides).identity
+        wanted = compose(point.trial.overrides).identity
         assert compose(program[3:]).identity == wanted
-        lines = (sweep_folder / recipe.file).read_text().splitlines()
+        lines = (sweep_folder / point.file).read_text().splitlines()
         short = shlex.split(next(line for line in lines if "python -m qtrain" in line).lstrip("# "))
         assert any(word.startswith("+front=p") for word in short)
         assert compose(short[4:]).identity == wanted
-        assert compose(program[3:]).name == compose(short[4:]).name == recipe.trial.key
+        assert compose(program[3:]).name == compose(short[4:]).name == point.trial.key
 
 
-def test_threads_are_those_of_the_trial() -> None:
+def test_command_sets_the_threads_of_the_trial() -> None:
     trial = Trial(id="1", key="abc", status="finished", overrides=["a='b c'"], threads=3)
     assert command(trial) == """OMP_NUM_THREADS=3 python -m qtrain 'a='"'"'b c'"'"'' name=abc"""
 
 
-def test_files_of_an_earlier_front_go(sweep_folder: Path) -> None:
+def test_files_of_an_earlier_front_are_removed(sweep_folder: Path) -> None:
     sweep = read_sweep(sweep_folder)
     for name in ("p7.yaml", "mine.txt"):
         (sweep_folder / "front").mkdir(exist_ok=True)
         (sweep_folder / "front" / name).write_text("x")
-    write_recipes(sweep, recipes(sweep))
+    write_front(sweep, front_points(sweep))
     assert sorted(path.name for path in (sweep_folder / "front").iterdir()) == ["mine.txt", "p1.yaml", "p2.yaml"]
 
 
-def test_a_file_opens_with_what_it_reached(sweep_folder: Path) -> None:
-    first = recipes(read_sweep(sweep_folder))[0].content
+def test_front_file_begins_with_its_metrics(sweep_folder: Path) -> None:
+    first = front_points(read_sweep(sweep_folder))[0].content
     assert first.startswith(
         "# @package _global_\n# Point 1 of the front of sweep_quickstart: val top-1 96.50 %, size 8.0 kB, W4A4"
     )
 
 
-def test_the_table_holds_metrics_bits_knobs_and_commands(sweep_folder: Path) -> None:
+def test_pareto_csv_has_metrics_bits_knobs_and_commands(sweep_folder: Path) -> None:
     sweep = read_sweep(sweep_folder)
-    rows = list(csv.DictReader(io.StringIO(pareto_csv(sweep, recipes(sweep)))))
+    rows = list(csv.DictReader(io.StringIO(pareto_csv(sweep, front_points(sweep)))))
     # Bits of the inner layers: 4, 4, 2, 2.
     assert [(row["w_bits_mean"], row["a_bits_mean"]) for row in rows] == [("4", "4"), ("3", "3")]
     assert rows[1]["widths.layer2.0"] == "2" and rows[1]["optimizer.lr"] == "0.001" and float(rows[1]["bops"]) == 20e6

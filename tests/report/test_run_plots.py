@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import doctest
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +12,6 @@ from qtrain.pipeline.summary import RunSummary
 from qtrain.report import chart, run_plots
 from qtrain.report.run_plots import BIT_OPERATIONS, COMPRESSION, accuracy_scatter, curves, curves_chart, thin
 from qtrain.report.table import seed_groups
-from qtrain.utils.json_lines import read_metrics
 
 WITH, WITHOUT, ONLY = "trained with teacher", "trained without teacher", "calibrated only"
 
@@ -82,16 +79,6 @@ def test_single_point_is_no_curve() -> None:
     assert curves([row(1, "test", top1=90.0)]) == {}
 
 
-def test_damaged_lines_are_counted_and_left_out(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    good = [row(1, "train", total=2.0), row(2, "train", total=1.0)]
-    path.write_text(
-        "\n".join([json.dumps(good[0]), "[1, 2]", '{"no": "step"}', json.dumps(good[1]), '{"step": 3, "to'])
-    )
-    assert read_metrics(path) == (good, 3)
-    assert read_metrics(tmp_path / "absent.jsonl") == ([], 0)
-
-
 def test_chart_of_curves_has_all_lines_in_its_legend_with_their_last_values() -> None:
     layers = {f"layer{n}": [(float(step), n / step) for step in range(1, 9)] for n in range(1, 9)}
     made = chart.spec(curves_chart({**layers, "test": [(8.0, 0.5)]}, most=4))
@@ -100,7 +87,7 @@ def test_chart_of_curves_has_all_lines_in_its_legend_with_their_last_values() ->
     assert {len(row["value"]) for row in rows} == {4, 1} and [row["single"] for row in rows].count(True) == 1
     color = made["layer"][0]["encoding"]["color"]
     assert color["scale"]["domain"] == [row["line"] for row in rows] and color["legend"] is not None
-    svg = vl_convert.vegalite_to_svg({**made, "config": chart.CONFIG})
+    svg = vl_convert.vegalite_to_svg({**made, "config": chart.LOOK})
     assert all(f">{row['line']}<" in svg for row in rows)
 
 

@@ -9,12 +9,16 @@ import pytest
 from PIL import Image
 
 from qtrain.report import chart, figure
-from qtrain.report.scatter import Mark, Point, Scatter, draw_scatter, y_limits
+from qtrain.report.scatter import Mark, Scatter, ScatterPoint, draw_scatter, y_limits
 
 SCATTER = Scatter(
     x="size, kB",
     y="accuracy, %",
-    points=[Point(2.0, 60.0, "open", "a"), Point(8.0, 90.0, "filled", "b", trial=7), Point(16.0, 95.0, "filled")],
+    points=[
+        ScatterPoint(2.0, 60.0, "open", "a"),
+        ScatterPoint(8.0, 90.0, "filled", "b", trial=7),
+        ScatterPoint(16.0, 95.0, "filled"),
+    ],
     marks={"unused": Mark("cross"), "open": Mark("ring"), "filled": Mark("dot", size=9, color=0, line="dashed")},
     y_range=(55.0, 99.0),
     stairs=[(2.0, 60.0), (8.0, 90.0), (16.0, 95.0)],
@@ -31,7 +35,7 @@ def test_chart_holds_points_and_legend_of_the_kinds_that_are_there() -> None:
         (2.0, 60.0, "open", -1), (8.0, 90.0, "filled", 7), (16.0, 95.0, "filled", -1)
     ]  # fmt: skip
     scale = points["encoding"]["fill"]["scale"]
-    assert (scale["domain"], scale["range"]) == (["open", "filled"], [chart.INK, chart.COLORS[0]])
+    assert (scale["domain"], scale["range"]) == (["open", "filled"], [chart.INK, chart.CSS_COLORS[0]])
     assert made["layer"][0]["encoding"]["x"]["scale"]["type"] == "log"
     (line,) = (layer for layer in made["layer"] if "strokeDash" in layer["mark"] and layer["mark"]["type"] == "line")
     assert made["datasets"][line["data"]["name"]] == [{"x": 8.0, "y": 90.0}, {"x": 16.0, "y": 95.0}]
@@ -66,5 +70,5 @@ def test_limits_reach_a_part_of_the_height_below_the_important_points(others: li
 
 
 def test_narrow_costs_are_on_a_linear_axis_and_a_single_point_has_room() -> None:
-    narrow = Scatter(x="", y="", points=[Point(5.0, 1.0, "a")], marks={"a": Mark("dot")}, y_range=(0.0, 2.0))
+    narrow = Scatter(x="", y="", points=[ScatterPoint(5.0, 1.0, "a")], marks={"a": Mark("dot")}, y_range=(0.0, 2.0))
     assert not narrow.logarithmic and narrow.x_range == pytest.approx((4.7, 5.3))

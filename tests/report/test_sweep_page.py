@@ -28,7 +28,7 @@ def page(swept: Path) -> Path:
     return swept / "sweep.html"
 
 
-def test_the_folder_gets_page_pictures_front_and_table(page: Path) -> None:
+def test_folder_gets_page_pictures_front_and_table(page: Path) -> None:
     assert page.name == "sweep.html"
     there = {path.relative_to(page.parent).as_posix() for path in page.parent.rglob("*") if path.is_file()}
     assert {
@@ -42,14 +42,14 @@ def test_the_folder_gets_page_pictures_front_and_table(page: Path) -> None:
     ]  # fmt: skip
 
 
-def test_the_page_says_what_became_of_each_trial(page: Path) -> None:
+def test_page_shows_how_each_trial_ended(page: Path) -> None:
     text = page.read_text()
     assert "6 trials: 3 finished, 1 stopped, 1 failed, 1 duplicate." in text
     assert "the same config as trial 1" in text and "by the scheduler" in text
     assert "the loss is &lt;nan&gt; at step 7" in text and "<nan>" not in text
 
 
-def test_metrics_at_a_glance(sweep_folder: Path) -> None:
+def test_tiles_summarize_the_sweep(sweep_folder: Path) -> None:
     """3 + 3 + 3 + 1 + 1 epochs were trained of 6 x 3; four runs, of overheads 0.25 s each; 1000 s to 5040 s."""
     assert tiles(read_sweep(sweep_folder)) == [
         ("best val top-1 %", "96.50", "size 8.0 kB, 0.032 GBOPs"),
@@ -71,7 +71,7 @@ def test_page_needs_nothing_else_and_is_below_2_mb(page: Path) -> None:
     assert "http" not in text and "url(" not in text
 
 
-def test_a_page_follows_the_sweep(sweep_folder: Path) -> None:
+def test_second_page_replaces_the_files_of_the_first(sweep_folder: Path) -> None:
     """Made anew with fewer trials it has fewer points, and nothing of the old ones is left."""
     write_sweep_report(sweep_folder)
     assert len(list((sweep_folder / "front").iterdir())) == 2
@@ -82,14 +82,14 @@ def test_a_page_follows_the_sweep(sweep_folder: Path) -> None:
     assert not (sweep_folder / "parallel_coordinates.png").exists() and "90.25" not in text
 
 
-def test_a_sweep_of_nothing_but_failures_is_a_page(sweep_folder: Path) -> None:
+def test_sweep_of_failed_trials_has_a_page(sweep_folder: Path) -> None:
     failed = [line for line in (sweep_folder / "trials.jsonl").read_text().splitlines() if '"failed"' in line]
     (sweep_folder / "trials.jsonl").write_text(failed[0] + "\n")
     text = write_sweep_report(sweep_folder).read_text()
     assert "1 trial: 1 failed." in text and "at step 7" in text and "The front</h2>" not in text
 
 
-def test_a_sweep_without_its_config_is_shown(sweep_folder: Path) -> None:
+def test_sweep_without_its_config_has_a_page(sweep_folder: Path) -> None:
     (sweep_folder / "sweep.yaml").unlink()
     first, *_ = (sweep_folder / "trials.jsonl").read_text().splitlines()
     (sweep_folder / "trials.jsonl").write_text(first + "\n")
@@ -97,13 +97,13 @@ def test_a_sweep_without_its_config_is_shown(sweep_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["a: [", "- a list"])
-def test_a_damaged_config_is_said(sweep_folder: Path, content: str) -> None:
+def test_damaged_config_is_an_error(sweep_folder: Path, content: str) -> None:
     (sweep_folder / "sweep.yaml").write_text(content)
     with pytest.raises(ValueError, match=r"sweep\.yaml (cannot be read|holds a list)"):
         write_sweep_report(sweep_folder)
 
 
-def test_no_sweep_is_said(tmp_path: Path) -> None:
+def test_folder_without_a_sweep_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no sweep in"):
         write_sweep_report(tmp_path)
 
@@ -115,7 +115,7 @@ def test_task_report_shows_a_sweep(sweep_folder: Path, capsys: pytest.CaptureFix
     assert "96.50" in printed and "90.25" in printed and "88.00" not in printed and "sweep.html" in printed
 
 
-def test_a_report_above_leaves_trials_to_their_sweep(sweep_folder: Path) -> None:
+def test_report_of_the_parent_folder_leaves_out_trials(sweep_folder: Path) -> None:
     runs, problems = gather(sweep_folder.parent)
     assert (runs, problems) == ([], [])
     with pytest.raises(FileNotFoundError, match="no run below"):
@@ -200,7 +200,7 @@ def test_point_names_its_trial_marks_it_everywhere_and_leads_to_its_row(
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_the_page_is_light_or_dark_and_its_pictures_with_it(
+def test_page_and_its_charts_are_light_or_dark(
     page: Path, browser: Callable[..., Any], tmp_path: Path, dark: bool
 ) -> None:
     picture = tmp_path / "screen.png"
@@ -213,6 +213,6 @@ def test_the_page_is_light_or_dark_and_its_pictures_with_it(
     assert (pixels == blue).all(axis=-1).sum() > 100  # the front's points
 
 
-def test_tips_are_data_and_not_markup(page: Path) -> None:
+def test_tips_are_json_by_trial_number(page: Path) -> None:
     found = re.search(r"tips = (\{.*\});", page.read_text())
     assert found and set(json.loads(found[1])) == {"1", "2", "3", "4", "5", "6"}

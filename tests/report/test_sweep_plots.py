@@ -30,7 +30,7 @@ def test_each_chart_is_drawn_by_vega(sweep: SweepResults, monkeypatch: pytest.Mo
     for plot in plots(sweep):
         picture = plot.draw(sweep)
         assert picture is not None, plot.name
-        svg = vl_convert.vegalite_to_svg({**chart.spec(picture[0]), "config": chart.CONFIG})
+        svg = vl_convert.vegalite_to_svg({**chart.spec(picture[0]), "config": chart.LOOK})
         assert "var(--c0)" in svg and "NaN" not in svg and not chart.spec(picture[0]).get("$schema"), plot.name
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
+from qtrain.config.compose import compose
 from qtrain.pipeline.summary import write_summary
 from qtrain.tasks.report import run
 
@@ -16,7 +16,7 @@ def test_task_prints_the_table_and_where_the_page_is(tmp_path: Path, capsys: pyt
     write_summary(tmp_path / "a", summary)
     (tmp_path / "killed").mkdir()
     (tmp_path / "killed" / "metrics.jsonl").write_text('{"step": 1}\n')
-    metrics = run(OmegaConf.create({"report": {"folder": str(tmp_path)}}))
+    metrics = run(compose(["task=report", f"report.folder={tmp_path}"]))
     assert metrics == {"report": str(tmp_path / "report.html"), "runs": 1, "unfinished": 1}
     printed = capsys.readouterr().out
     assert "distilled (soft+hint)" in printed and f"report: {tmp_path / 'report.html'}" in printed
