@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from qtrain.config.compose import compose
 from qtrain.config.targets import ADMITTED, admits, check_targets, describe, resolve_target
 from qtrain.pipeline import prepare
 from qtrain.pipeline.load_data import load_data
+from qtrain.spec import QuantSpec
 from qtrain.utils.errors import ConfigError
 
 WRONG = {
@@ -310,6 +313,13 @@ def test_what_is_admitted_exists() -> None:
         assert importlib.import_module(prefix)
 
 
+class Letter(Enum):
+    A = "first"
+
+
+OBJECT = {"_target_": "qtrain.spec.QuantSpec", "bits": 4}
+
+
 def make(
     *,
     whole: int = 1,
@@ -320,6 +330,10 @@ def make(
     pair: tuple[int, int] = (0, 0),
     many: list[str] = [],  # noqa: B006 - never called
     table: dict[str, int] = {},  # noqa: B006 - never called
+    file: Path = Path(),
+    letter: Letter = Letter.A,
+    bits: QuantSpec | None = None,
+    specs: Sequence[QuantSpec] = (),
 ) -> None:
     """A signature with one argument of each kind."""
 
@@ -345,6 +359,17 @@ def make(
         ("many", [1], False),
         ("table", {"a": 1}, True),
         ("table", {"a": "b"}, False),
+        ("file", "a/b", True),
+        ("file", 3, False),
+        ("letter", "A", True),
+        ("letter", "a", False),
+        ("letter", ["A"], False),
+        ("bits", OBJECT, True),
+        ("bits", {"bits": 4}, False),
+        ("bits", 4, False),
+        ("real", OBJECT, False),
+        ("specs", [OBJECT, OBJECT], True),
+        ("specs", [OBJECT, 4], False),
     ],
 )
 def test_types_of_arguments(argument: str, value: object, right: bool) -> None:

@@ -12,7 +12,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,11 @@ itself any permission."""
 SPECIAL = {"_target_": str, "_partial_": bool}
 """Keys that are no arguments. Hydra's `_args_` is missing on purpose: arguments are given by name."""
 
+SCALARS: dict[Any, type | tuple[type, ...]] = {
+    int: int, float: (int, float), bool: bool, str: str, None: type(None), type(None): type(None),
+}  # fmt: skip
+"""Type of an argument -> types of plain values that fit it; a ``bool`` fits ``bool`` alone."""
+
 _DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")
 
 
@@ -81,6 +86,17 @@ def resolve_target(target: Any, *, where: str = "", allow: Sequence[str] = ()) -
     )
     if target.split(".")[0] not in packages:
         raise ConfigError(refusal)
+    found = _imported(target, place)
+    # An alias does not help: torch.nn.functional.os.system would be caught here, as the os module's own.
+    identity = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
+    if not (inspect.isclass(found) or inspect.isfunction(found)):
+        raise ConfigError(f"{place}: {target!r} is neither a class nor a function")
+    if not _lies_in(identity, admitted) or _lies_in(identity, REFUSED):
+        raise ConfigError(refusal)
+    return found
+
+
+def _imported(target: str, place: str) -> Any:
     module_name, _, name = target.rpartition(".")
     try:
         module = importlib.import_module(module_name)
@@ -89,12 +105,6 @@ def resolve_target(target: Any, *, where: str = "", allow: Sequence[str] = ()) -
     found = getattr(module, name, None)
     if found is None:
         raise ConfigError(f"{place}: {module_name} has no {name!r}{did_you_mean(name, vars(module))}")
-    # An alias does not help: torch.nn.functional.os.system would be caught here, as the os module's own.
-    identity = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
-    if not (inspect.isclass(found) or inspect.isfunction(found)):
-        raise ConfigError(f"{place}: {target!r} is neither a class nor a function")
-    if not _lies_in(identity, admitted) or _lies_in(identity, REFUSED):
-        raise ConfigError(refusal)
     return found
 
 
@@ -110,28 +120,38 @@ def _children(node: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _check_call(node: Mapping[str, Any], where: str, target: Callable[..., Any], given: Sequence[str]) -> None:
-    owner = target.__name__
     for key, kind in SPECIAL.items():
         if key in node and not isinstance(node[key], kind):
             raise ConfigError(f"{where}.{key}: must be {kind.__name__}, got {node[key]!r}")
-    parameters = inspect.signature(target).parameters
-    named = {name: p for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     arguments = {key: value for key, value in node.items() if key not in SPECIAL}
+    _check_names(arguments, where, target, given, partial=node.get("_partial_", False))
+    hints = _hints(target)
+    for name, value in arguments.items():
+        if name in hints and not admits(hints[name], value):
+            raise ConfigError(f"{where}.{name}: {target.__name__} takes {describe(hints[name])}, got {value!r}")
+
+
+def _check_names(
+    arguments: Iterable[str], where: str, target: Callable[..., Any], given: Sequence[str], *, partial: bool
+) -> None:
+    """Each of ``arguments`` must be one of ``target``; with those ``given``, none may lack unless it is ``partial``."""
+    owner, parameters = target.__name__, inspect.signature(target).parameters.values()
+    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    takes_any = inspect.Parameter.VAR_KEYWORD in {p.kind for p in parameters}
     for name in arguments:
         if name not in named and (not takes_any or name.startswith("_")):
             known = ", ".join(named) or "nothing"
             raise ConfigError(
                 f"{where}.{name}: {owner} has no such argument{did_you_mean(name, named)} (it takes {known})"
             )
-    if not node.get("_partial_", False):
-        required = [name for name, p in named.items() if p.default is p.empty]
-        if lacking := [name for name in required if name not in arguments and name not in given]:
-            raise ConfigError(f"{where}: {owner} needs {', '.join(lacking)}")
-    hints = _hints(target)
-    for name, value in arguments.items():
-        if name in hints and not admits(hints[name], value):
-            raise ConfigError(f"{where}.{name}: {owner} takes {describe(hints[name])}, got {value!r}")
+    if not partial:
+        _check_complete(named, {*arguments, *given}, f"{where}: {owner}")
+
+
+def _check_complete(named: Mapping[str, inspect.Parameter], there: Collection[str], owner: str) -> None:
+    lacking = [name for name, p in named.items() if p.default is p.empty and name not in there]
+    if lacking:
+        raise ConfigError(f"{owner} needs {', '.join(lacking)}")
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
@@ -156,32 +176,33 @@ def admits(hint: Any, value: Any) -> bool:
         return any(admits(part, value) for part in parts)
     if origin is typing.Literal:
         return value in parts
+    if hint in SCALARS:
+        return isinstance(value, SCALARS[hint]) and (hint is bool or not isinstance(value, bool))
     if isinstance(value, Mapping) and "_target_" in value:
-        return hint not in (int, float, bool, str, None, type(None))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (bool, str):
-        return isinstance(value, hint)
-    if hint in (None, type(None)):
-        return value is None
+        return True
     container = origin or hint
-    if inspect.isclass(container):
-        if issubclass(container, Path):
-            return isinstance(value, str)
-        if issubclass(container, Enum):
-            return value in container.__members__
-        if issubclass(container, tuple) and (not parts or parts[-1] is not Ellipsis):
-            fits = isinstance(value, list) and (not parts or len(value) == len(parts))
-            return fits and all(map(admits, parts, value))
-        if issubclass(container, Mapping):
-            return isinstance(value, Mapping) and (not parts or all(admits(parts[1], v) for v in value.values()))
-        if issubclass(container, Iterable) and container.__module__ in ("builtins", "collections.abc"):
-            return isinstance(value, list) and (not parts or all(admits(parts[0], v) for v in value))
-        if container.__module__.split(".")[0] in ("qtrain", "torch"):
-            return False  # an object: neither a plain value nor a list can stand for it
-    return True
+    return _class_admits(container, parts, value) if inspect.isclass(container) else True
+
+
+def _class_admits(kind: type, parts: Sequence[Any], value: Any) -> bool:
+    """Whether ``value``, which is no dict with ``_target_``, fits the class ``kind``, a container of ``parts``."""
+    if issubclass(kind, Path):
+        return isinstance(value, str)
+    if issubclass(kind, Enum):
+        return value in [*kind.__members__]
+    if issubclass(kind, Mapping):
+        return isinstance(value, Mapping) and _elements_fit(dict, parts[1:], [*value.values()])
+    if issubclass(kind, tuple) or (issubclass(kind, Iterable) and kind.__module__ in ("builtins", "collections.abc")):
+        return isinstance(value, list) and _elements_fit(kind, parts, value)
+    # What is left of qtrain and torch are objects, for which neither a plain value nor a list can stand.
+    return kind.__module__.split(".")[0] not in ("qtrain", "torch")
+
+
+def _elements_fit(kind: type, parts: Sequence[Any], values: Sequence[Any]) -> bool:
+    """Whether ``values`` fit ``parts`` one by one, as in ``tuple[int, str]``, or all of them the first."""
+    if issubclass(kind, tuple) and parts and parts[-1] is not Ellipsis:
+        return len(values) == len(parts) and all(map(admits, parts, values))
+    return not parts or all(admits(parts[0], value) for value in values)
 
 
 def describe(hint: Any) -> str:
