@@ -7,7 +7,7 @@ from typing import final
 
 
 @dataclass(frozen=True, kw_only=True)
-class Halving:
+class HalvingSettings:
     """Asynchronous successive halving: of each rung, one trial in ``reduction`` goes on.
 
     Rungs lie at ``grace``, ``grace * reduction``, ``grace * reduction**2``, ... epochs.
@@ -24,12 +24,12 @@ class Halving:
 
 
 @final
-class Asha(Halving):
+class Asha(HalvingSettings):
     """The best by the first objective go on (Li et al., arXiv 1810.05934)."""
 
 
 @final
-class MoAsha(Halving):
+class MoAsha(HalvingSettings):
     """The best by all objectives go on, front by front, so that the cheap are not stopped for being less accurate.
 
     Schmucker et al., arXiv 2106.12639, with the ranking of :func:`qtrain.sweep.pareto.ranked` in each rung.
