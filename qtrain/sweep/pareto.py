@@ -1,16 +1,15 @@
-"""Which trials nobody beats: the Pareto front, and the volume that it dominates."""
+"""Which trials nobody beats: the Pareto front, and the order of trials behind it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from typing import Literal
 
 from qtrain.sweep.trial import Trial
 
 Direction = Literal["max", "min"]
 Objectives = Mapping[str, Direction]
-"""Figure -> whether more or less of it is better. The first one drives a scheduler."""
+"""Metric -> whether more or less of it is better. The first one drives a scheduler."""
 
 
 def front(trials: Iterable[Trial], objectives: Objectives) -> list[Trial]:
@@ -70,26 +69,3 @@ def _crowding(points: Sequence[Sequence[float]]) -> list[float]:
         for end in (order[0], order[-1]):
             distances[end] = float("inf")
     return distances
-
-
-def hypervolume(trials: Iterable[Trial], objectives: Objectives, reference: Mapping[str, float]) -> float:
-    """The volume between ``reference`` and the front: what is dominated, in the product of the metrics' units.
-
-    ``reference`` gives a metric that is just not worth having for each objective; trials that do not better all of them
-    add nothing. It grows when the front moves out or closes a gap, and so measures a sweep by one number
-    (Zitzler, Thiele 1999, https://doi.org/10.1109/4235.797969).
-    """
-    corner = losses_of(reference, objectives)
-    points = [losses(trial, objectives) for trial in front(trials, objectives)]
-    return _volume([p for p in points if all(x < c for x, c in zip(p, corner, strict=True))], corner)
-
-
-def _volume(points: list[tuple[float, ...]], corner: Sequence[float]) -> float:
-    """The union of the boxes from each point to ``corner``, cut into slabs along the first axis."""
-    if len(corner) == 1:
-        return max((corner[0] - point[0] for point in points), default=0.0)
-    edges = [*sorted({point[0] for point in points}), corner[0]]
-    return sum(
-        (right - left) * _volume([point[1:] for point in points if point[0] <= left], corner[1:])
-        for left, right in pairwise(edges)
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -56,7 +56,7 @@ class Trial:
 def append_trial(folder: Path, trial: Trial) -> None:
     """Add ``trial`` to ``folder/trials.jsonl``, in one write that has reached the disk when this returns.
 
-    Figures that are not finite are left out: JSON has no spelling for them.
+    Metrics that are not finite are left out: JSON has no spelling for them.
     """
     metrics = {name: value for name, value in trial.metrics.items() if math.isfinite(value)}
     append_line(folder / TRIALS, asdict(replace(trial, metrics=metrics)), sync=True)
@@ -67,12 +67,7 @@ def read_trials(folder: Path) -> list[Trial]:
 
     A line that a killed writer left unfinished is ignored.
     """
-    trials, damaged = read_lines(folder / TRIALS, _trial)
+    trials, damaged = read_lines(folder / TRIALS, lambda row: Trial(**row))
     for number in damaged:
         log.warning("%s:%d is not a trial (an unfinished write) and is ignored", folder / TRIALS, number)
     return list({trial.id: trial for trial in trials}.values())
-
-
-def _trial(row: dict[str, Any]) -> Trial:
-    known = {field.name for field in fields(Trial)}
-    return Trial(**{name: value for name, value in row.items() if name in known})

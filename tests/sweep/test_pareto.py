@@ -1,14 +1,13 @@
-"""The front against its definition, and the volume against counting cells."""
+"""The front and the ranks against their definitions."""
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Mapping
 
 import pytest
 
-from qtrain.sweep.pareto import Direction, dominates, front, hypervolume, losses_of, ranked
+from qtrain.sweep.pareto import Direction, dominates, front, losses_of, ranked
 from qtrain.sweep.trial import Status, Trial
 
 OBJECTIVES: dict[str, Direction] = {"top1": "max", "size_bytes": "min", "bops": "min"}
@@ -65,36 +64,6 @@ def test_equal_trials_do_not_beat_each_other() -> None:
     twins = [trial("a", top1=1.0), trial("b", top1=1.0)]
     assert front(twins, {"top1": "max"}) == twins
     assert not dominates((1.0, 2.0), (1.0, 2.0))
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("number", [1, 2, 3])
-def test_the_volume_counts_the_unit_cells_that_are_dominated(seed: int, number: int) -> None:
-    span = 6
-    objectives = dict(list(OBJECTIVES.items())[:number])
-    trials = drawn(seed, objectives, count=6, span=span)
-    reference = {name: 0.0 if way == "max" else float(span) for name, way in objectives.items()}
-    cells = 0
-    for corner in itertools.product(range(span), repeat=number):
-        # The cell spans corner..corner+1; it is dominated if a trial is at least as good as its better end.
-        inside = (
-            all(
-                t.metrics[name] >= low + 1 if way == "max" else t.metrics[name] <= low
-                for low, (name, way) in zip(corner, objectives.items(), strict=True)
-            )
-            for t in trials
-        )
-        cells += any(inside)
-    assert hypervolume(trials, objectives, reference) == pytest.approx(cells)
-
-
-def test_trials_that_are_not_worth_having_add_no_volume() -> None:
-    reference = {"top1": 50.0, "size_bytes": 10.0}
-    good = trial("good", top1=60.0, size_bytes=8.0)
-    useless = [trial("too bad", top1=40.0, size_bytes=1.0), trial("too large", top1=99.0, size_bytes=11.0)]
-    objectives: dict[str, Direction] = {"top1": "max", "size_bytes": "min"}
-    assert hypervolume([good, *useless], objectives, reference) == pytest.approx(20.0)
-    assert hypervolume(useless, objectives, reference) == 0
 
 
 def test_ranks_go_front_by_front_and_within_one_to_the_loneliest() -> None:

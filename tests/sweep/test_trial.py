@@ -71,13 +71,6 @@ def test_each_line_is_strict_json_without_what_is_not_finite(tmp_path: Path) -> 
     assert json.loads(line, parse_constant=refuse)["metrics"] == {"top1": 10.0}
 
 
-def test_a_field_of_a_later_version_is_ignored(tmp_path: Path) -> None:
-    append_trial(tmp_path, TRIAL)
-    path = tmp_path / TRIALS
-    path.write_text(json.dumps({**json.loads(path.read_text()), "later": 1}) + "\n", encoding="utf-8")
-    assert read_trials(tmp_path) == [TRIAL]
-
-
 def test_an_unknown_status_is_refused() -> None:
     with pytest.raises(ValueError, match="status must be one of finished, stopped, failed, duplicate, got 'done'"):
         Trial(id="t", key="k", status="done")  # type: ignore[arg-type]

@@ -113,11 +113,6 @@ class Instability(pl.Callback):
         """Mean instability so far, layer name -> nats; empty before the first measurement."""
         return {name: total / self._count for name, total in self._sums.items()}
 
-    def ranking(self) -> list[str]:
-        """Layer names, the most unstable first."""
-        metrics = self.metrics()
-        return sorted(metrics, key=lambda name: -metrics[name])
-
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
