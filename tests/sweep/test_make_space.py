@@ -69,7 +69,7 @@ def test_from_the_command_line(data: VisionData) -> None:
         "++quantize.bits.layers={conv1:[8,8],layer1.0.conv1:[2,4],layer1.0.conv2:[2,4],layer2.0.conv1"
     )
     trial = compose([*BASE, *KNOBS, *space.overrides(point)])
-    assert trial.quantize.bits.layers["layer3.0.conv2"] == [4, 4]
+    assert trial.quantize.bits.options["layers"]["layer3.0.conv2"] == [4, 4]
 
 
 def test_null_takes_a_knob_away(data: VisionData) -> None:

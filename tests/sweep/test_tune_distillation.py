@@ -65,7 +65,7 @@ def test_each_trial_has_the_objective_of_its_knobs(experiment: str) -> None:
         cfg = composed(experiment, *space.overrides(point))
         objective: dict[str, Any] = recorded(cfg.plain)["objective"]
         terms = objective["terms"]
-        bits = f"w{cfg.quantize.bits.weight}a{cfg.quantize.bits.input}"
+        bits = f"w{cfg.quantize.bits.get('weight')}a{cfg.quantize.bits.get('input')}"
         assert bits == point["bits"]
         if point["share"] == "no_teacher":
             assert "temperature" not in point
