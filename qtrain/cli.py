@@ -93,18 +93,17 @@ def _command_line(argv: Sequence[str] | None) -> Iterator[list[str]]:
 
 
 def _run_hydra(arguments: list[str]) -> None:
-    from hydra._internal.utils import get_args_parser
-
     from qtrain.config.compose import compose, compose_config, from_config
     from qtrain.config.run_logging import start_logging
     from qtrain.tasks.variants import run_task
     from qtrain.training.signals import requeue_outside_of_training
+    from qtrain.utils.compat import hydra_argument_parser
     from qtrain.utils.errors import ConfigError
 
     def refuse(message: str) -> NoReturn:
         raise ConfigError(f"{message}; see python -m qtrain --help")
 
-    parser = get_args_parser()
+    parser = hydra_argument_parser()
     parser.error = refuse  # type: ignore[method-assign]
     parsed = parser.parse_args(arguments)
     for flag in ("config_path", "config_name", "config_dir", "experimental_rerun"):

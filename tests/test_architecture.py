@@ -36,12 +36,12 @@ WALLS: dict[str, tuple[str, ...]] = {
     "timm": ("models/",),
     "datasets": ("data/",),
     "pyarrow": ("data/",),
-    "wandb": ("tracking/",),
+    "wandb": ("tracking/", "utils/compat.py"),  # compat.py: types, and private parts inside a function
     "wandb_workspaces": ("tracking/",),
     "optuna": ("sweep/",),
     "ray": ("sweep/",),
     "omegaconf": ("config/", "tasks/", "cli.py"),
-    "hydra": ("config/", "tasks/", "cli.py"),
+    "hydra": ("config/", "tasks/", "cli.py", "utils/compat.py"),
     "onnx": ("export/",),
     "onnxruntime": ("export/",),
 }

@@ -4,6 +4,7 @@ Decoded once, kept as bytes in a cache file, held on the training device.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -55,7 +56,10 @@ class HubImages(ResidentData):
             key = fingerprint(files, *columns)
             return load_or_make(name, key, lambda: self._decode(source.open_small(files), split), folder=self.cache_dir)
         rows = source.open_hub(str(self.hub), split)
-        key = fingerprint([], str(self.hub), rows._fingerprint, *columns)
+        # Where the rows come from, with the version on the hub, and the files that they were prepared as. A table that
+        # the library was told to hold in memory has no such files.
+        files = [Path(file["filename"]) for file in rows.cache_files]
+        key = fingerprint(files, str(self.hub), str(len(rows)), repr(rows.info.download_checksums), *columns)
         return load_or_make(name, key, lambda: self._decode(rows, split), folder=self.cache_dir)
 
     def _decode(self, rows: source.Rows, split: str) -> dict[str, np.ndarray]:

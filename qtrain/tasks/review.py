@@ -18,6 +18,7 @@ from qtrain.sweep.wandb_sweep import sweep_group
 from qtrain.tracking.wandb_client import named_knobs
 from qtrain.tracking.wandb_mode import wandb_mode
 from qtrain.utils.atomic_write import write_text
+from qtrain.utils.compat import set_workspace_identity_, workspace_definition
 from qtrain.utils.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,9 +61,7 @@ def run(settings: RunSettings) -> dict[str, Any]:
         except Exception as error:  # of the network, of the server, of rights: the client has a kind for each
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The only way that there is to have it without a server; the package is pinned for it.
-    definition = workspace._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=1)
-    write_text(path, definition + "\n")
+    write_text(path, workspace_definition(workspace) + "\n")
     if url is None:
         log.info("W&B: the workspace is not saved: %s; the same command saves it where W&B can be reached", reason)
     print(f"workspace: {url or path}")
@@ -101,4 +100,4 @@ def _take_over(workspace: Workspace, path: Path) -> None:
     same = before.get("project") == workspace.project and workspace.entity in ("", before.get("entity"))
     if same and before.get("id"):
         workspace.entity = before["entity"]
-        workspace._internal_name, workspace._internal_id = before["name"], before["id"]
+        set_workspace_identity_(workspace, name=before["name"], id=before["id"])

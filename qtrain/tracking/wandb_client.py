@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtrain.utils.atomic_write import write_text
+from qtrain.utils.compat import publish_artifact
 
 if TYPE_CHECKING:
     import wandb
@@ -80,12 +81,7 @@ def publish(
         # The file itself is uploaded, not a copy: it appears whole, and is replaced, never written into.
         artifact.add_file(str(file.resolve()), name=entry, policy="immutable", skip_cache=True)
     artifact.finalize()
-    # What run.use_artifact and run.log_artifact come down to. They themselves refuse to use an artifact offline, and
-    # online they ask the server before and wait for it afterwards.
-    assert run._interface is not None
-    run._interface.publish_artifact(
-        run, artifact, ["latest"], [], finalize=True, is_user_created=used, use_after_commit=used
-    )
+    publish_artifact(run, artifact, used=used)
 
 
 def named_knobs(knobs: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import pytorch_lightning as pl
 from torch import Tensor, nn, optim
 
 from qtrain.models.sharding import shared_as, whole
@@ -40,6 +41,16 @@ def parameter_groups(
     if scale_lr is not None:
         groups[2]["lr"] = scale_lr
     return [group for group in groups if group["params"]]
+
+
+def still_accumulating(trainer: pl.Trainer) -> bool:
+    """Whether no optimizer step follows the batch at hand, since gradients of further batches are to be added.
+
+    Lightning steps after every ``accumulate_grad_batches``-th batch of an epoch and after its last one.
+    """
+    batches = trainer.fit_loop.batch_idx + 1
+    last = trainer.is_last_batch or batches == trainer.num_training_batches
+    return not last and batches % trainer.accumulate_grad_batches != 0
 
 
 def whole_optimizer_state(optimizer: optim.Optimizer) -> dict[str, Any]:

@@ -21,6 +21,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
 from qtrain.training.checkpoint import list_resume_points, remove_unfinished, resume_point_name
+from qtrain.training.optim import still_accumulating
+from qtrain.utils.compat import restore_loader_position_
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +64,7 @@ class ResumePoints(Checkpoint):
             remove_unfinished(self.folder)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Lightning gives a loader its state where it makes the loader. If ``configure_optimizers`` asks for
-        # ``trainer.estimated_stepping_batches``, that happens before the state is read, and the epoch would start over.
-        loop = trainer.fit_loop
-        if loop.restarting and loop._combined_loader_states_to_load and loop._data_fetcher is not None:
-            loop._load_combined_loader_states()
-            iter(loop._data_fetcher)
+        restore_loader_position_(trainer)
         first = trainer.strategy.broadcast(trainer.global_step)
         if first != trainer.global_step:
             # Of a file system that shows one machine what another does not see yet; a new start mends it.
@@ -87,8 +84,7 @@ class ResumePoints(Checkpoint):
 
     def save_within_epoch(self, trainer: pl.Trainer) -> bool:
         """Save in ``on_train_batch_end``, unless this is no moment to; returns whether this step is saved."""
-        accumulating = (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches != 0
-        if trainer.is_last_batch or accumulating:
+        if trainer.is_last_batch or still_accumulating(trainer):
             return False
         self._save(trainer)
         return True

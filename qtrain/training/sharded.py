@@ -8,11 +8,12 @@ nothing, so either goes on with the other's, on any number of ranks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, final
 
 import torch
 import torch.distributed as dist
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -21,11 +22,21 @@ from torch.optim import Optimizer
 from qtrain.functional.ranks import world_size
 from qtrain.models.sharding import shard_, whole_state
 from qtrain.quantizers.base import Quantizer
-from qtrain.training.optim import load_optimizer_state_, whole_optimizer_state
+from qtrain.training.optim import load_optimizer_state_, still_accumulating, whole_optimizer_state
 from qtrain.training.student import student_of
 
-BUCKET_BYTES = 250 * 2**20
-"""Buffers go out in messages of so many bytes."""
+
+@torch.no_grad()
+def broadcast_(tensors: Iterable[Tensor]) -> None:
+    """Give ``tensors`` of every rank the values of rank 0, in place; one message for each dtype and device."""
+    alike: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        alike.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    for group in alike.values():
+        together = torch.cat([tensor.flatten() for tensor in group])
+        dist.broadcast(together, src=0)
+        for tensor, part in zip(group, together.split([tensor.numel() for tensor in group]), strict=True):
+            tensor.copy_(part.view_as(tensor))
 
 
 @final
@@ -48,16 +59,14 @@ class ShardedStrategy(DDPStrategy):
 
     def training_step(self, *arguments: Any, **options: Any) -> Any:
         assert self.lightning_module is not None
-        if buffers := list(self.lightning_module.buffers()):
-            assert dist.group.WORLD is not None
-            dist._broadcast_coalesced(dist.group.WORLD, buffers, BUCKET_BYTES, 0)  # rank 0's, as with DDP
+        broadcast_(self.lightning_module.buffers())  # as DDP does
         return super().training_step(*arguments, **options)
 
     @torch.no_grad()
     def post_backward(self, closure_loss: Tensor) -> None:
         """Average the gradients of what every rank has whole, once the last of the accumulated batches is through."""
         assert self.lightning_module is not None
-        if self.lightning_module.trainer.fit_loop._should_accumulate():
+        if still_accumulating(self.lightning_module.trainer):
             return
         mine = (p.grad for p in self.lightning_module.parameters() if not isinstance(p, DTensor))
         gradients = [gradient for gradient in mine if gradient is not None]
@@ -74,7 +83,7 @@ class ShardedStrategy(DDPStrategy):
         return whole_state(self.lightning_module)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        return whole_optimizer_state(getattr(optimizer, "_optimizer", optimizer))
+        return whole_optimizer_state(optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):

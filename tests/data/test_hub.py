@@ -175,6 +175,29 @@ def test_undecodable_images_hidden_labels_and_mixed_sizes_are_refused(tmp_path: 
             images(tmp_path, tmp_path).setup()
 
 
+def test_rows_of_the_hub_are_decoded_again_only_where_they_changed(
+    parquet_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def from_hub(hub: str, split: str) -> datasets.Dataset:
+        return source.open_large(source.parquet_files(str(parquet_root), split), str(tmp_path / "datasets"))
+
+    def setup() -> HubImages:
+        data = HubImages(name="tiny", hub="us/tiny", batch_size=8, cache_dir=str(tmp_path / "cache"))
+        data.setup()
+        return data
+
+    decoded: list[str] = []
+    decode = source.decode
+    monkeypatch.setattr(source, "open_hub", from_hub)
+    monkeypatch.setattr(source, "decode", lambda labeled, where: (decoded.append(where), decode(labeled, where))[1])
+    setup()
+    setup()
+    assert decoded == ["tiny (train)", "tiny (test)"]
+    write_parquet(parquet_root / "test-00000-of-00001.parquet", range(200, 220))
+    assert np.array_equal(pixels(setup()).numpy(), np.stack([picture(n) for n in range(200, 220)]))
+    assert decoded == ["tiny (train)", "tiny (test)", "tiny (test)"]
+
+
 def test_hub_without_network_gives_a_remedy(tmp_path: Path) -> None:
     data = HubImages(name="cifar10", hub="nobody/no-such-set", cache_dir=str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"data\.hub: cannot load 'nobody/no-such-set' .* give data\.root="):

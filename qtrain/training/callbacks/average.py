@@ -14,6 +14,7 @@ from typing import Any, final
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from qtrain.training.student import student_of
 
@@ -96,7 +97,8 @@ class WeightAverage(pl.Callback):
         tensors = _tensors(student)
         floating = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
         others = [name for name in tensors if name not in set(floating)]
-        torch._foreach_lerp_([self.average[n] for n in floating], [tensors[n].detach() for n in floating], 1 - decay)
+        average = get_ema_multi_avg_fn(decay)
+        average([self.average[n] for n in floating], [tensors[n].detach() for n in floating], self._updates)
         for name in others:
             self.average[name].copy_(tensors[name])
 

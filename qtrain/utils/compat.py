@@ -1,0 +1,81 @@
+"""The private parts of libraries that are used because these libraries offer no public way.
+
+Each function names the version that it was tried with. ``tests/utils/test_compat.py`` has a test for each, which fails
+by name when a new version moves the part. The libraries are imported inside the functions, so that this file is light.
+
+Not here: classes and attributes of torch that only its own modules are told by (``_ConvNd``, ``_BatchNorm`` and a few
+more). Code that is compiled and type-checked needs them where they are used; the same test file lists them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import argparse
+
+    import pytorch_lightning as pl
+    import wandb
+
+
+class Workspace(Protocol):
+    """What is used of ``wandb_workspaces.workspaces.Workspace``."""
+
+    _internal_name: str
+    _internal_id: str
+
+    def _to_model(self) -> Any: ...
+
+
+def publish_artifact(run: wandb.Run, artifact: wandb.Artifact, *, used: bool) -> None:
+    """Hand ``artifact`` to the client of ``run`` as its input (``used``) or its output, and return at once.
+
+    ``run.use_artifact`` and ``run.log_artifact`` do the same in the end. But they refuse to use an artifact offline,
+    and online they ask the server first and wait for its answer. Tried with wandb 0.31.0.
+    """
+    interface = run._interface
+    assert interface is not None
+    interface.publish_artifact(
+        run, artifact, ["latest"], [], finalize=True, is_user_created=used, use_after_commit=used
+    )
+
+
+def workspace_definition(workspace: Workspace) -> str:
+    """``workspace`` as the JSON text that the server would get.
+
+    The package can only save a workspace to a server or load it from there. Tried with wandb-workspaces 0.4.13.
+    """
+    definition: str = workspace._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=1)
+    return definition
+
+
+def set_workspace_identity_(workspace: Workspace, *, name: str, id: str) -> None:
+    """Make ``workspace`` replace the saved one with this ``name`` and ``id`` when it is saved.
+
+    Publicly this takes ``Workspace.from_url``, which needs the server. Tried with wandb-workspaces 0.4.13.
+    """
+    workspace._internal_name, workspace._internal_id = name, id
+
+
+def restore_loader_position_(trainer: pl.Trainer) -> None:
+    """Move the training loader of a resumed run to the saved batch, if Lightning has not done so.
+
+    Lightning gives a loader its saved state where it makes the loader. If ``configure_optimizers`` asks for
+    ``trainer.estimated_stepping_batches``, the loader is made before the checkpoint's loop state is read, and the epoch
+    would start over. Tried with pytorch-lightning 2.6.6.
+    """
+    loop = trainer.fit_loop
+    if loop.restarting and loop._combined_loader_states_to_load and loop._data_fetcher is not None:
+        loop._load_combined_loader_states()
+        iter(loop._data_fetcher)
+
+
+def hydra_argument_parser() -> argparse.ArgumentParser:
+    """The parser of Hydra's own flags and overrides, as ``hydra.main`` uses it.
+
+    Hydra has no public way to parse a command line without running it. Tried with hydra-core 1.3.8.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    parser: argparse.ArgumentParser = get_args_parser()
+    return parser
