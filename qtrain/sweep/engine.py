@@ -5,13 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, final
 
 from ray import tune
@@ -27,6 +24,7 @@ from qtrain.sweep.searcher import EPOCHS
 from qtrain.sweep.trial import Trial
 from qtrain.sweep.trial_configs import read_trial_config
 from qtrain.sweep.trial_workers import run_with_workers
+from qtrain.utils.signals import SignalNote
 
 log = logging.getLogger(__name__)
 
@@ -203,14 +201,19 @@ class Record(Callback):
 
 @final
 class EndOfSweep(Stopper):
-    """Stops all trials after a signal, or once ``left_s`` seconds are over."""
+    """Stops all trials after a signal that comes inside ``with end.note``, or once ``left_s`` seconds are over."""
 
     def __init__(self, left_s: float | None) -> None:
         self._until = None if left_s is None else time.monotonic() + left_s
-        self.signum: int | None = None
+        self.note = SignalNote((signal.SIGINT, signal.SIGTERM), what="stopping the trials")
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
+
+    @property
+    def signum(self) -> signal.Signals | None:
+        """The signal that came, if one did."""
+        return self.note.signum
 
     @property
     def out_of_time(self) -> bool:
@@ -218,25 +221,6 @@ class EndOfSweep(Stopper):
 
     def stop_all(self) -> bool:
         return self.signum is not None or self.out_of_time
-
-    @contextmanager
-    def noticing_signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM in this block stop the sweep in good order; the second Ctrl-C interrupts at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {signum: signal.signal(signum, self._note) for signum in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
-
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum is not None and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signum = signum
-        log.warning("%s: stopping the trials; Ctrl-C again stops at once", signal.Signals(signum).name)
 
 
 def run_trials(
@@ -274,7 +258,7 @@ def run_trials(
             verbose=0,
         ),
     )
-    with end.noticing_signals():
+    with end.note:
         tuner.fit()
 
 

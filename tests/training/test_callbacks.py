@@ -25,7 +25,6 @@ from qtrain.training.callbacks.progress import Progress, duration, progress_line
 from qtrain.training.callbacks.signals import StopOnSignal
 from qtrain.training.checkpoint import AtomicCheckpointIO
 from qtrain.training.resume import ResumePoints
-from qtrain.training.signals import SignalNote
 from qtrain.utils.errors import RunInterruptedError
 
 IMAGE = torch.randn(12, 1, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -253,46 +252,6 @@ def test_on_an_accelerator_the_losses_of_a_stretch_are_judged_together(monkeypat
 
 
 # ---- signals
-
-
-def test_the_note_remembers_and_the_second_ctrl_c_interrupts() -> None:
-    note, before = SignalNote(), signal.getsignal(signal.SIGINT)
-    note.install()
-    try:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert note.signum == signal.SIGINT
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    finally:
-        note.restore()
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_a_wish_to_go_on_is_not_lost_when_sigterm_follows() -> None:
-    note = SignalNote()
-    note.install()
-    try:
-        for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
-            os.kill(os.getpid(), signum)
-        assert note.signum == signal.SIGUSR1
-    finally:
-        note.restore()
-
-
-def test_a_forked_worker_does_not_take_the_signal_for_its_own() -> None:
-    note = SignalNote()
-    note.install()
-    try:
-        pid = os.fork()
-        if pid == 0:
-            for signum in (signal.SIGINT, signal.SIGUSR1):
-                os.kill(os.getpid(), signum)  # passed over
-            os.kill(os.getpid(), signal.SIGTERM)  # ends it
-            os._exit(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
-    finally:
-        note.restore()
-    assert note.signum is None
 
 
 class SendSignal(pl.Callback):

@@ -20,7 +20,7 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from qtrain.training.checkpoint import list_resume_points
 from qtrain.training.resume import ResumePoints
-from qtrain.training.signals import HANDLED, SignalNote
+from qtrain.training.signals import HANDLED, close_note, training_note
 from qtrain.training.slurm import SlurmJob
 from qtrain.utils.errors import RunInterruptedError
 
@@ -41,7 +41,7 @@ class StopOnSignal(Checkpoint):
         self.resume_points = resume_points
         self.command = command
         self.agree_every_n_steps = agree_every_n_steps
-        self.note = SignalNote()
+        self.note = training_note()
 
     @property
     def interrupted(self) -> bool:
@@ -83,7 +83,7 @@ class StopOnSignal(Checkpoint):
         return HANDLED[int(most) - 1] if int(most) else None
 
     def _stop(self, trainer: pl.Trainer, signum: signal.Signals) -> None:
-        self.note.close()
+        close_note(self.note)
         points = list_resume_points(self.resume_points.folder)
         newest: Path | None = points[-1][1] if points else None
         requeued = trainer.strategy.broadcast(self._requeued(signum) if trainer.is_global_zero else None)
