@@ -20,7 +20,7 @@ from qtrain.functional import random
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augmentation:
+class StepAugmentation:
     """How a step looks at the images, each with draws of its own.
 
     ``shift``: by up to so many whole pixels up or down, left or right. ``flip``: mirrored left to right with
@@ -35,13 +35,15 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if self.shift < 0:
-            raise ValueError(f"Augmentation: shift must be at least 0 pixels, got {self.shift}")
+            raise ValueError(f"StepAugmentation: shift must be at least 0 pixels, got {self.shift}")
         if not 0 < self.smallest_crop <= 1:
             raise ValueError(
-                f"Augmentation: smallest_crop must be a share of the area in (0, 1], got {self.smallest_crop}"
+                f"StepAugmentation: smallest_crop must be a share of the area in (0, 1], got {self.smallest_crop}"
             )
         if not 0 <= self.crop_steps <= 1:
-            raise ValueError(f"Augmentation: crop_steps must be a share of the steps in [0, 1], got {self.crop_steps}")
+            raise ValueError(
+                f"StepAugmentation: crop_steps must be a share of the steps in [0, 1], got {self.crop_steps}"
+            )
 
     def __call__(self, images: Tensor, black: Tensor, *, seed: int, number: int, step: int) -> Tensor:
         """``images`` (N, C, H, W) of batch ``number`` as step ``step`` sees them, same shape.

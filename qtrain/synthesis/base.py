@@ -58,13 +58,13 @@ class Synthesis(ABC):
         """Batch ``number``, of ``batch_size`` images."""
 
 
-def to_bytes(images: Tensor, info: DataInfo) -> Tensor:
+def to_pixels(images: Tensor, info: DataInfo) -> Tensor:
     """Normalized ``images`` (N, C, H, W) as pixels (N, H, W, C) uint8, on the CPU."""
     mean, std = _per_channel(images, info)
     return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
 
 
-def from_bytes(pixels: Tensor, info: DataInfo, device: torch.device) -> Tensor:
+def from_pixels(pixels: Tensor, info: DataInfo, device: torch.device) -> Tensor:
     """Pixels (N, H, W, C) uint8 as normalized images (N, C, H, W) on ``device``, channels last in memory."""
     images = pixels.to(device).permute(0, 3, 1, 2).float() / 255
     mean, std = _per_channel(images, info)

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qtrain.spec import DataInfo
-from qtrain.synthesis.augment import Augmentation
-from qtrain.synthesis.base import Made, Synthesis, to_bytes
+from qtrain.synthesis.augment import StepAugmentation
+from qtrain.synthesis.base import Made, Synthesis, to_pixels
 from qtrain.synthesis.init_noise import balanced_labels, natural_noise, white_noise
-from qtrain.synthesis.judge import Judge
+from qtrain.synthesis.model_outputs import FrozenModels
 from qtrain.synthesis.optimize import ImageOptimizer, image_metrics
 from qtrain.synthesis.priors import squared_norm, total_variation
 from qtrain.synthesis.statistics import statistics_layers
@@ -34,7 +34,7 @@ class BNStatistics(Synthesis):
     """Batches from batch norm's statistics, labels, and priors on images; see the module for the objective.
 
     ``steps`` and ``lr`` are Adam's (:class:`ImageOptimizer`), ``shift``, ``flip``, ``smallest_crop`` and ``crop_steps``
-    say how the models look at the images in each step (:class:`Augmentation`). ``natural_start`` begins from
+    say how the models look at the images in each step (:class:`StepAugmentation`). ``natural_start`` begins from
     :func:`natural_noise`, otherwise from white noise. ``statistics``, ``label``, ``total_variation`` and ``norm`` are
     the weights of the objective's terms. ``compile`` pays on a CPU from about a thousand images on.
 
@@ -67,13 +67,15 @@ class BNStatistics(Synthesis):
         if statistics == 0 and label == 0:
             raise ValueError("BNStatistics: statistics and label are both 0, and the models say nothing; raise one")
         self.batch_size = batch_size
-        self._descent = ImageOptimizer(steps=steps, lr=lr)
-        self._views = Augmentation(shift=shift, flip=flip, smallest_crop=smallest_crop, crop_steps=crop_steps)
+        self._optimize = ImageOptimizer(steps=steps, lr=lr)
+        self._augmentation = StepAugmentation(
+            shift=shift, flip=flip, smallest_crop=smallest_crop, crop_steps=crop_steps
+        )
         self._statistics, self._label = statistics, label
         self._total_variation, self._norm = total_variation, norm
         self._natural_start = natural_start
         self._compile = compile
-        self._judge: Judge | None = None
+        self._frozen: FrozenModels | None = None
 
     def check(self, models: Sequence[nn.Module]) -> None:
         for model in models:
@@ -87,16 +89,20 @@ class BNStatistics(Synthesis):
     def make(
         self, models: Sequence[nn.Module], info: DataInfo, *, number: int, seed: int, device: torch.device
     ) -> Made:
-        judge = self._judge = Judge.of(models, self._judge, compile=self._compile)
+        frozen = self._frozen = FrozenModels.of(models, self._frozen, compile=self._compile)
         labels = balanced_labels(info, batch_size=self.batch_size, number=number, device=device)
         begin = natural_noise if self._natural_start else white_noise
         start = begin(info, batch_size=self.batch_size, number=number, seed=seed, device=device)
 
         def objective(x: Tensor) -> Tensor:
-            told = [self._statistics * a.statistics + self._label * F.cross_entropy(a.logits, labels) for a in judge(x)]
+            told = [
+                self._statistics * a.statistics + self._label * F.cross_entropy(a.logits, labels) for a in frozen(x)
+            ]
             return torch.stack(told).mean() + self._total_variation * total_variation(x) + self._norm * squared_norm(x)
 
-        images = self._descent(start, objective, self._views, info, seed=seed, number=number)
-        pixels = to_bytes(images, info)
-        metrics = image_metrics(judge, info, self._views, pixels=pixels, labels=labels, seed=seed, number=number)
+        images = self._optimize(start, objective, self._augmentation, info, seed=seed, number=number)
+        pixels = to_pixels(images, info)
+        metrics = image_metrics(
+            frozen, info, self._augmentation, pixels=pixels, labels=labels, seed=seed, number=number
+        )
         return Made(pixels, labels.cpu(), metrics)

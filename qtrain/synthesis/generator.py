@@ -14,27 +14,27 @@ LARGEST_START = 8
 WIDEST = 512
 
 
-class Shape(NamedTuple):
+class GeneratorShape(NamedTuple):
     """Side of the first map in pixels, and the channels after each doubling of it."""
 
     start: int
     channels: tuple[int, ...]
 
 
-def shape_of(image_size: int, width: int) -> Shape:
+def shape_of(image_size: int, width: int) -> GeneratorShape:
     """At least two doublings, and so many that the first map is no larger than 8; ``width`` channels at full size,
     twice as many before each doubling, 512 at most. Where doublings do not end at ``image_size``, they end above it.
 
     >>> shape_of(32, 64), shape_of(28, 64)
-    (Shape(start=8, channels=(128, 64)), Shape(start=7, channels=(128, 64)))
+    (GeneratorShape(start=8, channels=(128, 64)), GeneratorShape(start=7, channels=(128, 64)))
     >>> shape_of(224, 64)
-    Shape(start=7, channels=(512, 512, 256, 128, 64))
+    GeneratorShape(start=7, channels=(512, 512, 256, 128, 64))
     """
     doublings = 2
     while -(-image_size // 2**doublings) > LARGEST_START:
         doublings += 1
     channels = tuple(min(width * 2**i, max(WIDEST, width)) for i in reversed(range(doublings)))
-    return Shape(-(-image_size // 2**doublings), channels)
+    return GeneratorShape(-(-image_size // 2**doublings), channels)
 
 
 @final

@@ -18,7 +18,7 @@ from qtrain.models.identity import weights_digest
 from qtrain.schedules.base import Schedule
 from qtrain.schedules.constant import Constant
 from qtrain.spec import DataInfo
-from qtrain.synthesis.base import Made, Synthesis, from_bytes, to_bytes
+from qtrain.synthesis.base import Made, Synthesis, from_pixels, to_pixels
 from qtrain.synthesis.conditioning import Conditioning, Mixture, check_at_least, labels_in_turn
 from qtrain.synthesis.generator import Generator
 from qtrain.synthesis.generator_checkpoint import GeneratorCheckpoint, State
@@ -132,13 +132,13 @@ class GeneratorSynthesis(Synthesis):
         turn = number % len(self._kept)
         generator.load_state_dict(self._kept[turn])
         mixture, noise = self._draw(generator, info, seed=seed, stream=MAKE, number=number)
-        pixels = to_bytes(generator(mixture, noise), info)
+        pixels = to_pixels(generator(mixture, noise), info)
         target = mixture.probabilities(info.num_classes)
         numbers = torch.Generator().manual_seed(seed_of(seed, MAKE, number, START))
         plain = (torch.rand(pixels.shape, generator=numbers) * 255).round()
         with watching(models) as matches:
-            reached = _losses(models, matches, from_bytes(pixels, info, device), target)
-            started = _losses(models, matches, from_bytes(plain, info, device), target)
+            reached = _losses(models, matches, from_pixels(pixels, info, device), target)
+            started = _losses(models, matches, from_pixels(plain, info, device), target)
         metrics = {
             "statistics": reached.statistics.item(),
             "noise_statistics": started.statistics.item(),

@@ -2,7 +2,7 @@
 
 IntraQ (Zhong et al. 2022, arXiv 2111.09136) finds that images made from batch norm's statistics and hard
 labels all look alike within a class, and adds three things against it: local object reinforcement (crops at random
-scales, :class:`Augmentation`), a marginal distance (:func:`marginal_distance`), and soft labels
+scales, :class:`StepAugmentation`), a marginal distance (:func:`marginal_distance`), and soft labels
 (:func:`soft_inception`). The objective is
 
     statistics * D(x) + label * soft_inception + distance * marginal_distance
@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from qtrain.functional import random
 from qtrain.spec import DataInfo
-from qtrain.synthesis.augment import Augmentation
-from qtrain.synthesis.base import Made, Synthesis, to_bytes
+from qtrain.synthesis.augment import StepAugmentation
+from qtrain.synthesis.base import Made, Synthesis, to_pixels
 from qtrain.synthesis.init_noise import balanced_labels, natural_noise, white_noise
-from qtrain.synthesis.judge import Judge, last_linear
+from qtrain.synthesis.model_outputs import FrozenModels, last_linear
 from qtrain.synthesis.optimize import ImageOptimizer, image_metrics
 from qtrain.synthesis.priors import total_variation
 from qtrain.synthesis.statistics import statistics_layers
@@ -104,14 +104,16 @@ class IntraQ(Synthesis):
                 raise ValueError(f"IntraQ: {name} must be at least 0, got {weight}")
         self.batch_size = batch_size
         self._images_per_class = images_per_class
-        self._descent = ImageOptimizer(steps=steps, lr=lr)
-        self._views = Augmentation(shift=shift, flip=flip, smallest_crop=smallest_crop, crop_steps=crop_steps)
+        self._optimize = ImageOptimizer(steps=steps, lr=lr)
+        self._augmentation = StepAugmentation(
+            shift=shift, flip=flip, smallest_crop=smallest_crop, crop_steps=crop_steps
+        )
         self._statistics, self._label, self._distance = statistics, label, distance
         self._total_variation = total_variation
         self._smallest_target, self._nearest, self._farthest = smallest_target, nearest, farthest
         self._natural_start = natural_start
         self._compile = compile
-        self._judge: Judge | None = None
+        self._frozen: FrozenModels | None = None
 
     def check(self, models: Sequence[nn.Module]) -> None:
         for model in models:
@@ -126,7 +128,7 @@ class IntraQ(Synthesis):
     def make(
         self, models: Sequence[nn.Module], info: DataInfo, *, number: int, seed: int, device: torch.device
     ) -> Made:
-        judge = self._judge = Judge.of(models, self._judge, compile=self._compile)
+        frozen = self._frozen = FrozenModels.of(models, self._frozen, compile=self._compile)
         size = self.batch_size
         labels = balanced_labels(info, batch_size=size, number=number, device=device, run=self._images_per_class)
         begin = natural_noise if self._natural_start else white_noise
@@ -139,13 +141,15 @@ class IntraQ(Synthesis):
                 + self._label * soft_inception(answer.logits, labels, wanted)
                 + self._distance
                 * marginal_distance(answer.features, labels, nearest=self._nearest, farthest=self._farthest)
-                for answer in judge(x)
+                for answer in frozen(x)
             ]
             return torch.stack(told).mean() + self._total_variation * total_variation(x)
 
-        images = self._descent(start, objective, self._views, info, seed=seed, number=number)
-        pixels = to_bytes(images, info)
-        metrics = image_metrics(judge, info, self._views, pixels=pixels, labels=labels, seed=seed, number=number)
+        images = self._optimize(start, objective, self._augmentation, info, seed=seed, number=number)
+        pixels = to_pixels(images, info)
+        metrics = image_metrics(
+            frozen, info, self._augmentation, pixels=pixels, labels=labels, seed=seed, number=number
+        )
         return Made(pixels, labels.cpu(), metrics)
 
     def _wanted(self, *, number: int, seed: int) -> Tensor:

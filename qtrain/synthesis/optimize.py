@@ -1,6 +1,6 @@
-"""The loop that all optimized images come from: noise, driven down an objective by Adam, within the pixel range.
+"""The loop that optimizes images: it starts from noise, and Adam lowers an objective, within the pixel range.
 
-What differs from method to method is the objective and the views.
+Methods differ in the objective and the augmentation.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from qtrain.spec import DataInfo
-from qtrain.synthesis.augment import Augmentation
-from qtrain.synthesis.base import from_bytes, pixel_range
+from qtrain.synthesis.augment import StepAugmentation
+from qtrain.synthesis.base import from_pixels, pixel_range
 from qtrain.synthesis.init_noise import white_noise
-from qtrain.synthesis.judge import Judge
+from qtrain.synthesis.model_outputs import FrozenModels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,19 +39,19 @@ class ImageOptimizer:
         self,
         start: Tensor,
         objective: Callable[[Tensor], Tensor],
-        views: Augmentation,
+        augmentation: StepAugmentation,
         info: DataInfo,
         *,
         seed: int,
         number: int,
     ) -> Tensor:
-        """Images (N, C, H, W), normalized, that begin as ``start`` and at which ``objective`` of their views is low."""
+        """Images (N, C, H, W), normalized, from ``start`` to where ``objective`` of their augmentation is low."""
         low, high = pixel_range(start, info)
         images = start.clamp(low, high).requires_grad_()
         optimizer = torch.optim.Adam([images], lr=self.lr, betas=(0.5, 0.9))
         for step in range(self.steps):
             optimizer.param_groups[0]["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-            loss = objective(views(images, low, seed=seed, number=number, step=step))
+            loss = objective(augmentation(images, low, seed=seed, number=number, step=step))
             (images.grad,) = torch.autograd.grad(loss, images)
             optimizer.step()
             with torch.no_grad():
@@ -62,7 +62,14 @@ class ImageOptimizer:
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")
 def image_metrics(
-    judge: Judge, info: DataInfo, views: Augmentation, *, pixels: Tensor, labels: Tensor, seed: int, number: int
+    frozen: FrozenModels,
+    info: DataInfo,
+    augmentation: StepAugmentation,
+    *,
+    pixels: Tensor,
+    labels: Tensor,
+    seed: int,
+    number: int,
 ) -> dict[str, float]:
     """What a batch reached, means over the models.
 
@@ -70,16 +77,16 @@ def image_metrics(
     by draws that no step has seen; ``noise_statistics``: the same of white noise, clamped to the pixel range;
     ``as_labeled``: the share of whole images that the model gives their label.
     """
-    images = from_bytes(pixels, info, labels.device)
+    images = from_pixels(pixels, info, labels.device)
     noise = white_noise(info, batch_size=len(images), number=number, seed=seed, device=labels.device)
     low, high = pixel_range(images, info)
-    uncropped = replace(views, smallest_crop=1.0)
+    uncropped = replace(augmentation, smallest_crop=1.0)
 
     def distance(x: Tensor) -> Tensor:
-        answers = judge(uncropped(x, low, seed=seed, number=number, step=-1))
-        return torch.stack([answer.statistics for answer in answers]).mean()
+        outputs = frozen(uncropped(x, low, seed=seed, number=number, step=-1))
+        return torch.stack([output.statistics for output in outputs]).mean()
 
-    hits = [(answer.logits.argmax(dim=1) == labels).float().mean() for answer in judge(images)]
+    hits = [(output.logits.argmax(dim=1) == labels).float().mean() for output in frozen(images)]
     return {
         "statistics": float(distance(images)),
         "noise_statistics": float(distance(noise.clamp(low, high))),

@@ -22,8 +22,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 from qtrain.spec import DataInfo
-from qtrain.synthesis.augment import Augmentation
-from qtrain.synthesis.base import Made, Synthesis, from_bytes, pixel_range, to_bytes
+from qtrain.synthesis.augment import StepAugmentation
+from qtrain.synthesis.base import Made, Synthesis, from_pixels, pixel_range, to_pixels
 from qtrain.synthesis.init_noise import balanced_labels, white_noise
 from qtrain.synthesis.optimize import ImageOptimizer
 from qtrain.synthesis.priors import total_variation
@@ -128,7 +128,7 @@ class PatchSimilarity(Synthesis):
 
     ``entropy``, ``label`` and ``total_variation`` are weights; ``bandwidth`` (in units of cosine similarity) and
     ``points`` are those of :func:`differential_entropy`; ``steps``, ``lr``, ``shift`` and ``flip`` those of
-    :class:`ImageOptimizer` and :class:`Augmentation`.
+    :class:`ImageOptimizer` and :class:`StepAugmentation`.
     """
 
     def __init__(
@@ -155,8 +155,8 @@ class PatchSimilarity(Synthesis):
             if weight < 0:
                 raise ValueError(f"PatchSimilarity: {name} must be at least 0, got {weight}")
         self.batch_size = batch_size
-        self._descent = ImageOptimizer(steps=steps, lr=lr)
-        self._views = Augmentation(shift=shift, flip=flip)
+        self._optimize = ImageOptimizer(steps=steps, lr=lr)
+        self._augmentation = StepAugmentation(shift=shift, flip=flip)
         self._entropy, self._label, self._total_variation = entropy, label, total_variation
         self._bandwidth, self._points = bandwidth, points
 
@@ -181,10 +181,10 @@ class PatchSimilarity(Synthesis):
                 told.append(self._label * F.cross_entropy(logits, labels) - self._entropy * entropy)
             return torch.stack(told).mean() + self._total_variation * total_variation(x)
 
-        pixels = to_bytes(self._descent(start, objective, self._views, info, seed=seed, number=number), info)
+        pixels = to_pixels(self._optimize(start, objective, self._augmentation, info, seed=seed, number=number), info)
         with torch.no_grad():
             low, high = pixel_range(start, info)
-            reached = self._ask(models, from_bytes(pixels, info, device))
+            reached = self._ask(models, from_pixels(pixels, info, device))
             began = self._ask(models, start.clamp(low, high))
             hits = [(logits.argmax(dim=1) == labels).float().mean() for logits, _ in reached]
         metrics = {

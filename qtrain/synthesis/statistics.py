@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 """Layers with running statistics; timm's batch norm with an activation inside derives from them."""
 
-SHOWN = 4
+NAMES_SHOWN = 4
 
 
 class Moments(NamedTuple):
@@ -138,4 +138,6 @@ def _var(layer: BatchNorm) -> Tensor:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return ", ".join(names[:NAMES_SHOWN]) + (
+        f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    )

@@ -28,7 +28,7 @@ DATA_DIR = "WANDB_DATA_DIR"
 RUN_ID = "wandb_run_id.txt"
 """The W&B run's id, made once for the run's folder and kept there."""
 
-LAYER_COLUMNS = ("name", "kind", "weights", "weight_bits", "input_bits", "effective_bits", "macs", "bops")
+ALLOCATION_COLUMNS = ("name", "kind", "weights", "weight_bits", "input_bits", "effective_bits", "macs", "bops")
 """What the table ``allocation`` shows of each layer, beside its number."""
 
 
@@ -65,7 +65,9 @@ def log_layers(run: wandb.Run, layers: Sequence[Mapping[str, Any]]) -> None:
     """The table ``allocation`` and curves of bits against the layer's number; once for a run, however often resumed."""
     if "allocation" in run.summary.keys():  # noqa: SIM118 - a summary iterates otherwise
         return
-    rows = [{"layer": number} | {name: row.get(name) for name in LAYER_COLUMNS} for number, row in enumerate(layers)]
+    rows = [
+        {"layer": number} | {name: row.get(name) for name in ALLOCATION_COLUMNS} for number, row in enumerate(layers)
+    ]
     log_table(run, "allocation", rows)
     for number, layer in enumerate(layers):
         run.log({"layer": number, "bits/weight": layer.get("weight_bits"), "bits/input": layer.get("input_bits")})

@@ -22,7 +22,7 @@ from qtrain.nn.sync_batchnorm import sync_batchnorm_
 from qtrain.quantizers.hooks import begin_step_
 from qtrain.schedules.base import Schedule
 from qtrain.spec import Batch, Position
-from qtrain.training.callbacks.teacher_cache import TeacherCache
+from qtrain.training.callbacks.teacher_cache import TeacherCacheUpdates
 from qtrain.training.optim import MakeOptimizer, load_optimizer_state_, parameter_groups
 from qtrain.training.step import LearningTeacher, StudentStep
 
@@ -82,7 +82,7 @@ class QATModule(pl.LightningModule):
         self.top1 = MulticlassAccuracy(num_classes=num_classes, average="micro")
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        return [TeacherCache(self._teacher)] if isinstance(self._teacher, CachedTeacher) else []
+        return [TeacherCacheUpdates(self._teacher)] if isinstance(self._teacher, CachedTeacher) else []
 
     def on_fit_start(self) -> None:
         if self._teacher is not None:

@@ -204,8 +204,8 @@ def test_an_observer_may_choose_a_smaller_range() -> None:
     for observer in (MinMax, SquaredError):
         model = nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Conv2d(5, 2, 1)).eval()
         found = find_layers(model, torch.zeros(1, 3, 4, 4))
-        recipe = LayerPlan(weight=Affine, input=Affine, weight_observer=MinMax, input_observer=observer)
-        plans = plan_layers(found, dict.fromkeys(found.weighted, LayerBits(4, 4)), recipe)
+        settings = LayerPlan(weight=Affine, input=Affine, weight_observer=MinMax, input_observer=observer)
+        plans = plan_layers(found, dict.fromkeys(found.weighted, LayerBits(4, 4)), settings)
         swap_layers(model, found, plans)
         pixels = torch.ones(3)
         same = OutputStatistics(torch.zeros(5), torch.ones(5))

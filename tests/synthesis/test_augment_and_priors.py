@@ -1,4 +1,4 @@
-"""What the loop that makes images is built of: views, priors, labels, noise, and the descent itself."""
+"""What the loop that makes images is built of: augmentation, priors, labels, noise, and the optimizer itself."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from qtrain.spec import DataInfo
-from qtrain.synthesis.augment import Augmentation, window
-from qtrain.synthesis.base import from_bytes, pixel_range, to_bytes
+from qtrain.synthesis.augment import StepAugmentation, window
+from qtrain.synthesis.base import from_pixels, pixel_range, to_pixels
 from qtrain.synthesis.init_noise import balanced_labels, natural_noise, white_noise
 from qtrain.synthesis.optimize import ImageOptimizer
 from qtrain.synthesis.priors import squared_norm, total_variation
@@ -31,8 +31,8 @@ BLACK = torch.full((1, 2, 1, 1), -1.6)
 
 
 def test_a_shifted_view_is_the_image_moved_by_whole_pixels_with_black_behind_it() -> None:
-    images, views = images_of(40), Augmentation(shift=2)
-    seen = views(images, BLACK, seed=3, number=1, step=7)
+    images, augmentation = images_of(40), StepAugmentation(shift=2)
+    seen = augmentation(images, BLACK, seed=3, number=1, step=7)
     padded = torch.full((40, 2, 10, 10), -1.6)
     padded[:, :, 2:8, 2:8] = images
     places = set()
@@ -50,7 +50,7 @@ def test_a_shifted_view_is_the_image_moved_by_whole_pixels_with_black_behind_it(
 
 def test_a_flip_mirrors_about_half_of_the_images() -> None:
     images = images_of(64)
-    seen = Augmentation(flip=True)(images, BLACK, seed=0, number=0, step=0)
+    seen = StepAugmentation(flip=True)(images, BLACK, seed=0, number=0, step=0)
     mirrored = [torch.allclose(a, b.flip(2), atol=1e-5) for a, b in zip(seen, images, strict=True)]
     kept = [torch.allclose(a, b, atol=1e-5) for a, b in zip(seen, images, strict=True)]
     assert all(m != k for m, k in zip(mirrored, kept, strict=True))
@@ -71,7 +71,7 @@ def test_crops_are_no_smaller_than_asked_and_stay_inside() -> None:
     """Of a ramp, the spread of a view is its side; black, far below, would show if a window hung over the edge."""
     middles = (torch.arange(32) + 0.5) / 16 - 1
     ramp = torch.stack([middles.expand(32, 32), middles[:, None].expand(32, 32)]).expand(50, 2, 32, 32)
-    seen = Augmentation(smallest_crop=0.3, crop_steps=1.0)(
+    seen = StepAugmentation(smallest_crop=0.3, crop_steps=1.0)(
         ramp, torch.full((1, 2, 1, 1), -9.0), seed=0, number=0, step=0
     )
     sides = seen[:, 0, 16].amax(dim=1) - seen[:, 0, 16].amin(dim=1)
@@ -81,17 +81,19 @@ def test_crops_are_no_smaller_than_asked_and_stay_inside() -> None:
 
 
 def test_only_a_share_of_the_steps_crops() -> None:
-    images, views = images_of(2), Augmentation(smallest_crop=0.3, crop_steps=0.25)
-    whole = sum(torch.allclose(views(images, BLACK, seed=0, number=0, step=s), images, atol=1e-5) for s in range(400))
+    images, augmentation = images_of(2), StepAugmentation(smallest_crop=0.3, crop_steps=0.25)
+    whole = sum(
+        torch.allclose(augmentation(images, BLACK, seed=0, number=0, step=s), images, atol=1e-5) for s in range(400)
+    )
     assert 270 < whole < 330
 
 
-def test_views_depend_on_seed_number_and_step_and_let_gradients_through() -> None:
-    images, views = images_of().requires_grad_(), Augmentation(shift=2, flip=True, smallest_crop=0.5)
-    seen = views(images, BLACK, seed=0, number=0, step=0)
-    assert torch.equal(seen, views(images, BLACK, seed=0, number=0, step=0))
+def test_augmentation_depends_on_seed_number_and_step_and_lets_gradients_through() -> None:
+    images, augmentation = images_of().requires_grad_(), StepAugmentation(shift=2, flip=True, smallest_crop=0.5)
+    seen = augmentation(images, BLACK, seed=0, number=0, step=0)
+    assert torch.equal(seen, augmentation(images, BLACK, seed=0, number=0, step=0))
     for other in ({"seed": 1}, {"number": 1}, {"step": 1}):
-        assert not torch.equal(seen, views(images, BLACK, **{"seed": 0, "number": 0, "step": 0, **other}))
+        assert not torch.equal(seen, augmentation(images, BLACK, **{"seed": 0, "number": 0, "step": 0, **other}))
     (grad,) = torch.autograd.grad(seen.sum(), images)
     assert grad.abs().sum() > 0
 
@@ -141,7 +143,7 @@ def test_natural_noise_has_the_spectrum_and_the_colors_that_are_told() -> None:
 def test_pixels_survive_the_way_to_images_and_back() -> None:
     info = info_of()
     pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 8, 2)
-    assert torch.equal(to_bytes(from_bytes(pixels, info, CPU), info), pixels)
+    assert torch.equal(to_pixels(from_pixels(pixels, info, CPU), info), pixels)
 
 
 def test_descent_reaches_what_is_asked_within_the_pixel_range() -> None:
@@ -149,24 +151,27 @@ def test_descent_reaches_what_is_asked_within_the_pixel_range() -> None:
     info, start = info_of(), images_of()
     low, high = pixel_range(start, info)
     wanted = torch.linspace(-1, 4, start.numel()).reshape(start.shape)
-    descent = ImageOptimizer(steps=200, lr=0.1)
-    images = descent(start, lambda x: (x - wanted).square().sum(), Augmentation(), info, seed=0, number=0)
+    optimize = ImageOptimizer(steps=200, lr=0.1)
+    images = optimize(start, lambda x: (x - wanted).square().sum(), StepAugmentation(), info, seed=0, number=0)
     torch.testing.assert_close(images, wanted.clamp(low, high).float(), rtol=0, atol=0.02)
 
 
 def test_the_first_step_is_adams() -> None:
     """Adam's first step is the rate times the sign of the gradient."""
     info, start = info_of(), images_of() / 4
-    images = ImageOptimizer(steps=1, lr=0.1)(start, lambda x: (3 * x).sum(), Augmentation(), info, seed=0, number=0)
+    images = ImageOptimizer(steps=1, lr=0.1)(start, lambda x: (3 * x).sum(), StepAugmentation(), info, seed=0, number=0)
     torch.testing.assert_close(images, start - 0.1)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Augmentation(shift=-1), "shift must be at least 0 pixels, got -1"),
-        (lambda: Augmentation(smallest_crop=0.0), r"smallest_crop must be a share of the area in \(0, 1\], got 0.0"),
-        (lambda: Augmentation(crop_steps=1.5), r"crop_steps must be a share of the steps in \[0, 1\], got 1.5"),
+        (lambda: StepAugmentation(shift=-1), "shift must be at least 0 pixels, got -1"),
+        (
+            lambda: StepAugmentation(smallest_crop=0.0),
+            r"smallest_crop must be a share of the area in \(0, 1\], got 0.0",
+        ),
+        (lambda: StepAugmentation(crop_steps=1.5), r"crop_steps must be a share of the steps in \[0, 1\], got 1.5"),
         (lambda: ImageOptimizer(steps=0, lr=0.1), "steps must be at least 1, got 0"),
         (lambda: ImageOptimizer(steps=1, lr=0.0), "lr must be above 0, got 0.0"),
     ],

@@ -11,7 +11,7 @@ import torch.multiprocessing
 from torch import nn
 
 from qtrain.spec import DataInfo
-from qtrain.synthesis.base import Made, from_bytes
+from qtrain.synthesis.base import Made, from_pixels
 from qtrain.synthesis.bn_statistics import BNStatistics
 from qtrain.synthesis.priors import total_variation
 from qtrain.synthesis.statistics import StatisticsMatch
@@ -35,7 +35,7 @@ def test_statistics_fall_to_a_fortieth_of_those_of_noise(trained_net: Net, digit
     made = make(method, net, digits_info)
     assert made.metrics["statistics"] < made.metrics["noise_statistics"] / 40
     with StatisticsMatch(net) as match:  # the metric is that of the bytes that are kept
-        net(from_bytes(made.images, digits_info, CPU))
+        net(from_pixels(made.images, digits_info, CPU))
         assert match.loss().item() == pytest.approx(made.metrics["statistics"], rel=1e-4)
 
 
@@ -44,7 +44,7 @@ def test_labeled_images_come_close_too_and_are_what_they_say(trained_net: Net, d
     made = make(method, trained_net(), digits_info, number=3)
     assert made.metrics["statistics"] < made.metrics["noise_statistics"] / 8
     assert made.metrics["as_labeled"] > 0.85
-    answers = trained_net()(from_bytes(made.images, digits_info, CPU)).argmax(dim=1)
+    answers = trained_net()(from_pixels(made.images, digits_info, CPU)).argmax(dim=1)
     assert (answers == made.labels).float().mean().item() == pytest.approx(made.metrics["as_labeled"])
     assert made.labels.bincount().tolist() == [4] * 10
     assert made.images.shape == (40, 8, 8, 1) and made.images.dtype == torch.uint8
@@ -94,18 +94,18 @@ def test_several_models_are_matched_together(trained_net: Net, digits_info: Data
     distances = []
     for made in (both, alone):
         with StatisticsMatch(other) as match:
-            other(from_bytes(made.images, digits_info, CPU))
+            other(from_pixels(made.images, digits_info, CPU))
             distances.append(match.loss().item())
     assert distances[0] < distances[1] / 2
     with StatisticsMatch(net) as match:
-        net(from_bytes(both.images, digits_info, CPU))
+        net(from_pixels(both.images, digits_info, CPU))
         assert both.metrics["statistics"] == pytest.approx((match.loss().item() + distances[0]) / 2, rel=1e-4)
 
 
 def test_priors_count(trained_net: Net, digits_info: DataInfo) -> None:
     def images(**weights: float) -> torch.Tensor:
         made = make(BNStatistics(batch_size=20, steps=20, lr=0.1, shift=0, **weights), trained_net(), digits_info)
-        return from_bytes(made.images, digits_info, CPU)
+        return from_pixels(made.images, digits_info, CPU)
 
     plain = images()
     assert total_variation(images(total_variation=100.0)) < total_variation(plain) / 3

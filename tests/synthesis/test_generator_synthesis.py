@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from qtrain.schedules.linear import Linear
 from qtrain.spec import DataInfo
-from qtrain.synthesis.base import Made, to_bytes
+from qtrain.synthesis.base import Made, to_pixels
 from qtrain.synthesis.conditioning import Conditioning
 from qtrain.synthesis.gdfq import GDFQ, ScaledNoise
 from qtrain.synthesis.generator_checkpoint import GeneratorCheckpoint
@@ -255,5 +255,5 @@ def test_what_cannot_be_learned_is_said(model: nn.Module, tmp_path: Path) -> Non
 def test_pixels_outside_the_range_do_not_occur(gdfq: GeneratorSynthesis, model: nn.Module) -> None:
     """Bytes are the images that the model saw, but for rounding: nothing is clipped."""
     made = batch(gdfq, [model], 2)
-    assert torch.equal(to_bytes(normalized(made.images), INFO), made.images)
+    assert torch.equal(to_pixels(normalized(made.images), INFO), made.images)
     assert made.images.min() < 40 and made.images.max() > 200, "and the range is used"

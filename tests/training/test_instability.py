@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qtrain.quantizers.base import Quantizer
 from qtrain.tracking.loggers import JsonlLogger
 from qtrain.tracking.metric_log import MetricLog
-from qtrain.training.callbacks.instability import Instability, gaussian_divergence, instability, look
+from qtrain.training.callbacks.instability import Instability, gaussian_divergence, instability, layer_moments
 from qtrain.utils.json_lines import read_metrics
 
 Make = Callable[..., nn.Sequential]
@@ -33,7 +33,7 @@ def test_a_layers_figure_by_hand(make_student: Make, images: Tensor) -> None:
     """One weight moves by a code: its channel's output is as computed here, that of the other is as before."""
     student = make_student().eval()
     conv: Any = student[0]
-    seen = look(student, images)
+    seen = layer_moments(student, images)
     x = conv.input_quantizer(images)
     before = nn.functional.conv2d(x, conv.weight_quantizer(conv.weight), conv.bias).double()
     with torch.no_grad():
@@ -52,7 +52,7 @@ def test_a_layers_figure_by_hand(make_student: Make, images: Tensor) -> None:
 def test_a_move_within_a_code_is_stable(make_student: Make, images: Tensor) -> None:
     student = make_student()
     conv: Any = student[0]
-    seen = look(student, images)
+    seen = layer_moments(student, images)
     with torch.no_grad():
         conv.weight.copy_(conv.weight_quantizer.quantize(conv.weight).dequantize())  # to the middle of each code
     assert instability(student, seen).tolist() == [0.0, 0.0]
@@ -63,7 +63,7 @@ def test_a_dead_channel_is_no_infinity(make_student: Make, images: Tensor) -> No
     conv: Any = student[0]
     with torch.no_grad():
         conv.weight[0] = 0
-    seen = look(student, images)
+    seen = layer_moments(student, images)
     with torch.no_grad():
         conv.weight[0] = 1
     assert torch.isfinite(instability(student, seen)).all()
@@ -74,7 +74,7 @@ def test_looking_leaves_no_trace(make_student: Make, images: Tensor) -> None:
     student[3].eval()
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     generator = torch.random.get_rng_state()
-    instability(student, look(student, images))
+    instability(student, layer_moments(student, images))
     assert torch.equal(torch.random.get_rng_state(), generator)
     assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
     assert [module.training for module in student] == [True, True, True, False, True, True]
@@ -86,9 +86,9 @@ def test_frozen_and_unquantized_layers_are_not_measured(make_student: Make, imag
     student = make_student()
     conv, linear = student[0], student[5]
     conv.weight.requires_grad_(False)
-    assert list(look(student, images)) == ["5"]
+    assert list(layer_moments(student, images)) == ["5"]
     linear.weight_quantizer.enabled = False  # type: ignore[union-attr]
-    assert look(student, images) == {}
+    assert layer_moments(student, images) == {}
     assert instability(student, {}).shape == (0,)
 
 
@@ -100,7 +100,7 @@ class Witness(pl.Callback):
         self.found: list[dict[str, float]] = []
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.seen = look(pl_module.student, batch[0][: self.images])
+        self.seen = layer_moments(pl_module.student, batch[0][: self.images])
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.found.append(dict(zip(self.seen, instability(pl_module.student, self.seen).tolist(), strict=True)))

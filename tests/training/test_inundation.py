@@ -24,7 +24,7 @@ from qtrain.schedules.linear import Linear
 from qtrain.spec import Granularity, PerChannel, PerTensor, QuantSpec
 from qtrain.tracking.loggers import JsonlLogger
 from qtrain.tracking.metric_log import MetricLog
-from qtrain.training.callbacks.inundation import GradientInundation, Grid, inundation, needed_factors
+from qtrain.training.callbacks.inundation import GradientInundation, IntegerGrid, inundation, needed_factors
 from qtrain.utils.json_lines import read_metrics
 
 Make = Callable[..., nn.Sequential]
@@ -82,7 +82,7 @@ def test_the_factor_is_the_one_that_a_search_finds() -> None:
     """Each weight alone, in float64: the code is another one just above the factor and the same just below it."""
     weight, gradient = noise(40) * 2, noise(40, seed=1)
     gradient[3], weight[5], weight[6] = 0.0, 9.0, -9.0
-    grid = Grid(torch.tensor(0.5), torch.tensor(-8.0), torch.tensor(7.0))
+    grid = IntegerGrid(torch.tensor(0.5), torch.tensor(-8.0), torch.tensor(7.0))
     needed = needed_factors(weight, gradient, grid, lr=0.1)
 
     def code(w: float) -> int:

@@ -8,7 +8,7 @@ from typing import final
 from torch import Tensor, nn
 
 from qtrain.ptq.rounding.base import Rounding
-from qtrain.ptq.rounding.learn import Recipe, learn_rounding_
+from qtrain.ptq.rounding.learn import ReconstructionSettings, learn_rounding_
 from qtrain.ptq.rounding.reconstruction_units import layers_of
 
 
@@ -34,7 +34,7 @@ class AdaRound(Rounding):
         beta_start: float = 20.0,
         beta_end: float = 2.0,
     ) -> None:
-        self.recipe = Recipe(
+        self.settings = ReconstructionSettings(
             owner="AdaRound",
             iterations=iterations,
             batch_size=batch_size,
@@ -46,4 +46,4 @@ class AdaRound(Rounding):
         )
 
     def __call__(self, student: nn.Module, images: Sequence[Tensor], *, seed: int) -> None:
-        learn_rounding_(student, layers_of(student), images, recipe=self.recipe, seed=seed)
+        learn_rounding_(student, layers_of(student), images, settings=self.settings, seed=seed)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from qtrain.convert.layers import set_quantization
 from qtrain.functional.random import SAMPLE, permutation, seed_of, uniform
 from qtrain.ptq.rounding.base import Candidates, all_candidates, write_
-from qtrain.ptq.rounding.reconstruction_units import Seen, in_order, seen_of
+from qtrain.ptq.rounding.reconstruction_units import PartRecord, in_order, record_part
 from qtrain.ptq.rounding.soft_rounding import (
     Dropped,
     SoftWeight,
@@ -44,7 +44,7 @@ EVALUATED = 128
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class ReconstructionSettings:
     """How a part is learned; ``input_rate`` 0 leaves the input quantizers alone.
 
     ``rate`` is Adam's for the rounding, ``input_rate`` relative to each parameter's own size for those of the input
@@ -85,7 +85,7 @@ class Recipe:
 
 @final
 @dataclass(frozen=True)
-class Outcome:
+class PartResult:
     """What became of one part: its mean squared error at nearest rounding, and as learned; the smaller was kept."""
 
     name: str
@@ -99,8 +99,8 @@ class Outcome:
 
 
 def learn_rounding_(
-    student: nn.Module, parts: Sequence[str], images: Sequence[Tensor], *, recipe: Recipe, seed: int
-) -> list[Outcome]:
+    student: nn.Module, parts: Sequence[str], images: Sequence[Tensor], *, settings: ReconstructionSettings, seed: int
+) -> list[PartResult]:
     """Round the weights of ``parts`` of ``student`` in place, one part after the other, in the order of the forward.
 
     A part whose error would not fall keeps nearest rounding, and its input quantizers as they were. Raises
@@ -114,21 +114,21 @@ def learn_rounding_(
     order, reasons = in_order(student, parts, images[0][:2])
     for name, reason in reasons.items():
         log.warning("left at nearest rounding: %s: %s", name, reason)
-    outcomes: list[Outcome] = []
+    results: list[PartResult] = []
     for name in order:
         within = {key: chosen for key, chosen in choices.items() if f"{key}.".startswith(f"{name}.")}
         if not within:
             continue
-        quantized, exact = seen_of(student, name, images), seen_of(reference, name, images)
-        key = seed_of(seed, len(outcomes))
-        weight = squared_gradients(reference, name, images, seed=key) if recipe.fisher else None
-        task = Task(student.get_submodule(name), quantized, exact, weight)
+        quantized, exact = record_part(student, name, images), record_part(reference, name, images)
+        key = seed_of(seed, len(results))
+        weight = squared_gradients(reference, name, images, seed=key) if settings.fisher else None
+        task = Reconstruction(student.get_submodule(name), quantized, exact, weight)
         with evaluating(task.part):
-            outcome = Outcome(name, *_learn_(task, list(within.values()), recipe, key))
-        found = "learned" if outcome.kept else "left at nearest rounding"
-        log.info("%s: %s: squared error %.3g, learned %.3g", name, found, outcome.nearest, outcome.learned)
-        outcomes.append(outcome)
-    return outcomes
+            result = PartResult(name, *_learn_(task, list(within.values()), settings, key))
+        found = "learned" if result.kept else "left at nearest rounding"
+        log.info("%s: %s: squared error %.3g, learned %.3g", name, found, result.nearest, result.learned)
+        results.append(result)
+    return results
 
 
 @torch.enable_grad()
@@ -165,12 +165,12 @@ def squared_gradients(model: nn.Module, name: str, images: Sequence[Tensor], *, 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Task:
+class Reconstruction:
     """One part in the places of its model: what goes into it, what should come out, and how much each output weighs."""
 
     part: nn.Module
-    quantized: Seen
-    exact: Seen
+    quantized: PartRecord
+    exact: PartRecord
     weight: Tensor | None
 
     def output(self, x: Tensor) -> Tensor:
@@ -208,15 +208,17 @@ class Task:
                 quantizer.enabled = True
 
 
-def _learn_(task: Task, choices: Sequence[Candidates], recipe: Recipe, seed: int) -> tuple[float, float]:
+def _learn_(
+    task: Reconstruction, choices: Sequence[Candidates], settings: ReconstructionSettings, seed: int
+) -> tuple[float, float]:
     """Learn one part, keep what is better, and return its error before, and as learned."""
     nearest, noise = task.error(), task.noise(choices)
     if not noise > 0:  # the weights are on the grid as they are
         return nearest, nearest
     before = {key: tensor.clone() for key, tensor in task.part.state_dict().items()}
     softs = [SoftWeight(chosen) for chosen in choices]
-    with standing_in(choices, softs), dropping(task.part, recipe.drop) as dropped:
-        _descend(task, softs, dropped, recipe, noise, seed)
+    with standing_in(choices, softs), dropping(task.part, settings.drop) as dropped:
+        _descend(task, softs, dropped, settings, noise, seed)
     for chosen, soft in zip(choices, softs, strict=True):
         write_(chosen, soft.settled())
     learned = task.error()
@@ -227,30 +229,35 @@ def _learn_(task: Task, choices: Sequence[Candidates], recipe: Recipe, seed: int
 
 @torch.enable_grad()
 def _descend(
-    task: Task, softs: Sequence[SoftWeight], dropped: Sequence[Dropped], recipe: Recipe, noise: float, seed: int
+    task: Reconstruction,
+    softs: Sequence[SoftWeight],
+    dropped: Sequence[Dropped],
+    settings: ReconstructionSettings,
+    noise: float,
+    seed: int,
 ) -> None:
     variables: list[nn.Parameter] = [soft.variable for soft in softs]
-    learned = input_parameters(task.part) if recipe.input_rate > 0 else []
+    learned = input_parameters(task.part) if settings.input_rate > 0 else []
     sizes = [float(p.detach().square().mean().sqrt()) for p in learned]
-    groups: list[dict[str, Any]] = [{"params": variables, "lr": recipe.rate}, *({"params": [p]} for p in learned)]
+    groups: list[dict[str, Any]] = [{"params": variables, "lr": settings.rate}, *({"params": [p]} for p in learned)]
     optimizer = torch.optim.Adam(groups)
     inputs, exact = task.quantized.inputs, task.exact
-    size = min(recipe.batch_size, len(inputs))
-    for step in range(recipe.iterations):
-        progress = step / recipe.iterations
+    size = min(settings.batch_size, len(inputs))
+    for step in range(settings.iterations):
+        progress = step / settings.iterations
         falling = (1 + math.cos(math.pi * progress)) / 2
         for group, own in zip(optimizer.param_groups[1:], sizes, strict=True):
-            group["lr"] = recipe.input_rate * own * falling
+            group["lr"] = settings.input_rate * own * falling
         samples = _minibatch(seed, step, len(inputs), size).to(inputs.device)
         x = inputs[samples]
-        if recipe.drop > 0:
+        if settings.drop > 0:
             for place, module in enumerate(dropped, start=1):
                 module.seed = seed_of(seed, step, place)
-            x = mixed(exact.inputs[samples], x, drop=recipe.drop, seed=seed_of(seed, step, 0))
+            x = mixed(exact.inputs[samples], x, drop=settings.drop, seed=seed_of(seed, step, 0))
         loss = task.distance(task.output(x), exact.outputs[samples], samples) / noise
-        beta = annealed(progress, start=recipe.beta_start, end=recipe.beta_end, warmup=recipe.warmup)
-        if beta is not None and recipe.strength > 0:
-            loss = loss + recipe.strength * undecided(torch.cat([soft.share() for soft in softs]), beta).mean()
+        beta = annealed(progress, start=settings.beta_start, end=settings.beta_end, warmup=settings.warmup)
+        if beta is not None and settings.strength > 0:
+            loss = loss + settings.strength * undecided(torch.cat([soft.share() for soft in softs]), beta).mean()
         for p, gradient in zip([*variables, *learned], torch.autograd.grad(loss, [*variables, *learned]), strict=True):
             p.grad = gradient
         optimizer.step()

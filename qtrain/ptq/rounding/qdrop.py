@@ -8,7 +8,7 @@ from typing import final
 from torch import Tensor, nn
 
 from qtrain.ptq.rounding.base import Rounding
-from qtrain.ptq.rounding.learn import Recipe, learn_rounding_
+from qtrain.ptq.rounding.learn import ReconstructionSettings, learn_rounding_
 from qtrain.ptq.rounding.reconstruction_units import blocks_of
 
 
@@ -37,7 +37,7 @@ class QDrop(Rounding):
         beta_end: float = 2.0,
     ) -> None:
         self.blocks = tuple(blocks or ())
-        self.recipe = Recipe(
+        self.settings = ReconstructionSettings(
             owner="QDrop",
             iterations=iterations,
             batch_size=batch_size,
@@ -51,4 +51,4 @@ class QDrop(Rounding):
         )
 
     def __call__(self, student: nn.Module, images: Sequence[Tensor], *, seed: int) -> None:
-        learn_rounding_(student, blocks_of(student, self.blocks), images, recipe=self.recipe, seed=seed)
+        learn_rounding_(student, blocks_of(student, self.blocks), images, settings=self.settings, seed=seed)

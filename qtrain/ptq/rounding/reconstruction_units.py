@@ -74,7 +74,7 @@ def layers_of(model: nn.Module) -> list[str]:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Seen:
+class PartRecord:
     """What went into a part of a model, (N, ...), and what came out, (N, ...); ``options`` are its other arguments."""
 
     inputs: Tensor
@@ -87,7 +87,7 @@ class _Enough(Exception):
 
 
 @torch.no_grad()
-def seen_of(model: nn.Module, name: str, images: Sequence[Tensor]) -> Seen:
+def record_part(model: nn.Module, name: str, images: Sequence[Tensor]) -> PartRecord:
     """What the part ``name`` of ``model``, one of :func:`in_order`, does in a forward of ``images``, in eval mode."""
     inputs, outputs, options = [], [], []
 
@@ -109,7 +109,7 @@ def seen_of(model: nn.Module, name: str, images: Sequence[Tensor]) -> Seen:
     finally:
         for handle in handles:
             handle.remove()
-    return Seen(torch.cat(inputs), torch.cat(outputs), options[0])
+    return PartRecord(torch.cat(inputs), torch.cat(outputs), options[0])
 
 
 @torch.no_grad()

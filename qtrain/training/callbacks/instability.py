@@ -21,7 +21,7 @@ from qtrain.tracking.metric_log import MetricLog
 from qtrain.training.student import student_of
 from qtrain.utils.eval_mode import evaluating
 
-SMALLEST_VARIANCE = 1e-5
+SMALLEST_VARIANCE_SHARE = 1e-5
 """Variances count as no smaller than this share of the layer's mean variance, so that a dead channel is no infinity."""
 
 
@@ -32,7 +32,7 @@ def gaussian_divergence(mean: Tensor, variance: Tensor, other_mean: Tensor, othe
 
 
 @dataclass(frozen=True)
-class Seen:
+class LayerMoments:
     """What a layer was given and what it made of it: its quantized input, and mean and variance of each channel."""
 
     input: Tensor
@@ -41,18 +41,18 @@ class Seen:
 
 
 @torch.no_grad()
-def look(student: nn.Module, image: Tensor) -> dict[str, Seen]:
+def layer_moments(student: nn.Module, image: Tensor) -> dict[str, LayerMoments]:
     """What each layer of ``student`` with a weight that is quantized, and learns, makes of ``image`` (N, C, H, W).
 
     One forward in eval mode; nothing of the model changes. A layer that is called several times counts with its first
     call.
     """
-    seen: dict[str, Seen] = {}
+    seen: dict[str, LayerMoments] = {}
 
     def before(name: str, layer: Any, x: Tensor) -> None:
         if name not in seen:
             quantized = x if layer.input_quantizer is None else layer.input_quantizer(x)
-            seen[name] = Seen(quantized, *_moments(layer, quantized))
+            seen[name] = LayerMoments(quantized, *_moments(layer, quantized))
 
     handles = [
         layer.register_forward_pre_hook(lambda m, args, name=name: before(name, m, args[0]))
@@ -69,7 +69,7 @@ def look(student: nn.Module, image: Tensor) -> dict[str, Seen]:
 
 
 @torch.no_grad()
-def instability(student: nn.Module, seen: dict[str, Seen]) -> Tensor:
+def instability(student: nn.Module, seen: dict[str, LayerMoments]) -> Tensor:
     """``D^l`` of each layer in ``seen``, (layers,) float64: the mean over output channels of the divergence between
     the channel's output before, as ``seen``, and now; both as Gaussians over samples and places.
 
@@ -81,7 +81,7 @@ def instability(student: nn.Module, seen: dict[str, Seen]) -> Tensor:
     with evaluating(student), torch.compiler.set_stance("force_eager"):
         for name, before in seen.items():
             mean, variance = _moments(student.get_submodule(name), before.input)
-            floor = SMALLEST_VARIANCE * before.variance.mean() + torch.finfo(torch.float64).tiny
+            floor = SMALLEST_VARIANCE_SHARE * before.variance.mean() + torch.finfo(torch.float64).tiny
             v0, v1 = before.variance.clamp(min=floor), variance.clamp(min=floor)
             found.append(gaussian_divergence(before.mean, v0, mean, v1).mean())
     return torch.stack(found) if found else torch.zeros(0, dtype=torch.float64)
@@ -106,7 +106,7 @@ class Instability(pl.Callback):
         self.images = images
         self._sums: dict[str, float] = {}
         self._count = 0
-        self._seen: dict[str, Seen] | None = None
+        self._seen: dict[str, LayerMoments] | None = None
         self._step = -1
 
     def metrics(self) -> dict[str, float]:
@@ -119,7 +119,7 @@ class Instability(pl.Callback):
         accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
         if (trainer.global_step + 1) % self.every_n_steps == 0 and not accumulating:
             self._step = trainer.global_step
-            self._seen = look(student_of(pl_module), batch[0][: self.images])
+            self._seen = layer_moments(student_of(pl_module), batch[0][: self.images])
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

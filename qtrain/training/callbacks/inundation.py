@@ -34,7 +34,7 @@ MARGIN = 2.0**-10
 
 
 @dataclass(frozen=True)
-class Grid:
+class IntegerGrid:
     """Codes of a weight as its quantizer rounds it, counted from zero: whole steps from ``low`` to ``high``."""
 
     step: Tensor
@@ -50,7 +50,7 @@ class Grid:
         return self.position(weight).clamp(self.low, self.high).round()
 
 
-def needed_factors(weight: Tensor, gradient: Tensor, grid: Grid, lr: float) -> Tensor:
+def needed_factors(weight: Tensor, gradient: Tensor, grid: IntegerGrid, lr: float) -> Tensor:
     """By what each gradient must be multiplied for ``w - lr f g`` to have another code than ``w``: shape of ``weight``.
 
     With ``t = w / s`` and ``c`` its code, moving up needs ``f = (c + 1/2 - t) s / (lr |g|)``, moving down
@@ -201,7 +201,7 @@ def _core(layer: QuantWeighted) -> Quantizer:
     return quantizer
 
 
-def _grid(layer: QuantWeighted) -> Grid:
+def _grid(layer: QuantWeighted) -> IntegerGrid:
     core = _core(layer)
     assert isinstance(core, EvenSteps)
     weight = layer.effective_weight()
@@ -210,7 +210,7 @@ def _grid(layer: QuantWeighted) -> Grid:
     if zero_point is not None:
         zero_point = core.spread(zero_point, weight)
         low, high = low - zero_point, high - zero_point
-    return Grid(core.spread(core.step().detach(), weight), low, high)
+    return IntegerGrid(core.spread(core.step().detach(), weight), low, high)
 
 
 def _as_multiplied(layer: QuantWeighted, gradient: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from qtrain.distill.cached_teacher import CachedTeacher
 
 
 @final
-class TeacherCache(pl.Callback):
+class TeacherCacheUpdates(pl.Callback):
     """Tells ``teacher`` which samples of an epoch this rank will ask for, and lets it write before a resume point.
 
     A resume point is written after the answers of the steps before it, so that a run that was killed in the middle of

@@ -25,7 +25,7 @@ from qtrain.observers.min_max import MinMax
 from qtrain.ptq.rounding.adaround import AdaRound
 from qtrain.ptq.rounding.base import Rounding, all_candidates
 from qtrain.ptq.rounding.brecq import BRECQ
-from qtrain.ptq.rounding.learn import Recipe, learn_rounding_, squared_gradients
+from qtrain.ptq.rounding.learn import ReconstructionSettings, learn_rounding_, squared_gradients
 from qtrain.ptq.rounding.qdrop import QDrop
 from qtrain.ptq.rounding.reconstruction_units import blocks_of, layers_of
 from qtrain.quantizers.uniform.affine import Affine
@@ -33,7 +33,7 @@ from qtrain.quantizers.uniform.lsq import LSQ
 from qtrain.spec import PerChannel
 from qtrain.storage.affine import AffineTensor
 
-RECIPE = Recipe(
+RECIPE = ReconstructionSettings(
     owner="test", iterations=60, batch_size=8, rate=0.1, strength=0.1, beta_start=20.0, beta_end=2.0, warmup=0.2
 )
 WAYS: dict[str, type[AdaRound] | type[BRECQ] | type[QDrop]] = {"adaround": AdaRound, "brecq": BRECQ, "qdrop": QDrop}
@@ -42,13 +42,13 @@ WAYS: dict[str, type[AdaRound] | type[BRECQ] | type[QDrop]] = {"adaround": AdaRo
 def student(model: nn.Module, images: Sequence[Tensor], *, bits: int = 3, input: Any = None) -> nn.Module:
     """``model`` converted to ``bits`` and calibrated."""
     found = find_layers(model, images[0])
-    recipe = LayerPlan(
+    settings = LayerPlan(
         weight=partial(LSQ, granularity=PerChannel(0), init="range"),
         input=input or partial(LSQ, init="range"),
         weight_observer=MinMax,
         input_observer=MinMax,
     )
-    plans = plan_layers(found, Uniform(weight=bits, input=bits)(found.weighted), recipe)
+    plans = plan_layers(found, Uniform(weight=bits, input=bits)(found.weighted), settings)
     swap_layers(model, found, plans)
     calibrate(model, images, plans)
     return model.eval()
@@ -97,26 +97,26 @@ def test_never_worse_than_nearest_on_the_reconstruction_loss(parts: Any, drop: f
     model, images = resnet()
     exact = full_precision(model)
     learned = copy.deepcopy(model)
-    recipe = replace(RECIPE, iterations=10, drop=drop, input_rate=0.01)
-    outcomes = learn_rounding_(learned, parts(learned), images, recipe=recipe, seed=0)
-    assert [outcome.name for outcome in outcomes] == parts(model)
+    settings = replace(RECIPE, iterations=10, drop=drop, input_rate=0.01)
+    results = learn_rounding_(learned, parts(learned), images, settings=settings, seed=0)
+    assert [result.name for result in results] == parts(model)
     before = copy.deepcopy(model)
-    for outcome in outcomes:
-        target = outputs(exact, outcome.name, images)
-        nearest = F.mse_loss(outputs(before, outcome.name, images), target)
-        before.get_submodule(outcome.name).load_state_dict(learned.get_submodule(outcome.name).state_dict())
-        now = F.mse_loss(outputs(before, outcome.name, images), target)
-        assert float(nearest) == pytest.approx(outcome.nearest, rel=1e-4)
-        assert float(now) == pytest.approx(min(outcome.nearest, outcome.learned), rel=1e-4)
+    for result in results:
+        target = outputs(exact, result.name, images)
+        nearest = F.mse_loss(outputs(before, result.name, images), target)
+        before.get_submodule(result.name).load_state_dict(learned.get_submodule(result.name).state_dict())
+        now = F.mse_loss(outputs(before, result.name, images), target)
+        assert float(nearest) == pytest.approx(result.nearest, rel=1e-4)
+        assert float(now) == pytest.approx(min(result.nearest, result.learned), rel=1e-4)
         assert now <= nearest
-    assert sum(outcome.kept for outcome in outcomes) >= len(outcomes) - 2, "and as a rule better"
+    assert sum(result.kept for result in results) >= len(results) - 2, "and as a rule better"
 
 
 def test_close_to_the_best_of_all_ways_to_round() -> None:
     """A layer with 2 x 6 weights: each output's 2^6 ways are tried, on the asymmetric target with correlated inputs."""
     model, images = two_layers()
     learned = copy.deepcopy(model)
-    learn_rounding_(learned, ["2"], images, recipe=replace(RECIPE, iterations=150), seed=0)
+    learn_rounding_(learned, ["2"], images, settings=replace(RECIPE, iterations=150), seed=0)
     target = outputs(full_precision(model), "2", images)
     chosen = all_candidates(model)["2"]
 
@@ -137,7 +137,7 @@ def test_close_to_the_best_of_all_ways_to_round() -> None:
 def test_what_is_written_is_on_the_grid_and_next_to_the_weight() -> None:
     model, images = resnet()
     learned = copy.deepcopy(model)
-    learn_rounding_(learned, layers_of(learned), images, recipe=replace(RECIPE, iterations=20), seed=0)
+    learn_rounding_(learned, layers_of(learned), images, settings=replace(RECIPE, iterations=20), seed=0)
     moved = 0
     for name, chosen in all_candidates(model).items():
         layer = quant_layers(learned)[name]
@@ -155,10 +155,10 @@ def test_a_part_that_gets_worse_keeps_nearest_rounding_and_its_inputs() -> None:
     """One step with absurd rates takes every weight to the other side, and inputs to nothing."""
     model, images = two_layers(bits=6)
     before = copy.deepcopy(model.state_dict())
-    recipe = replace(RECIPE, iterations=1, rate=1e4, input_rate=100.0)
-    outcomes = learn_rounding_(model, ["0", "2"], images, recipe=recipe, seed=0)
-    assert [outcome.kept for outcome in outcomes] == [False, False]
-    assert all(outcome.learned > outcome.nearest for outcome in outcomes)
+    settings = replace(RECIPE, iterations=1, rate=1e4, input_rate=100.0)
+    results = learn_rounding_(model, ["0", "2"], images, settings=settings, seed=0)
+    assert [result.kept for result in results] == [False, False]
+    assert all(result.learned > result.nearest for result in results)
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
@@ -179,7 +179,7 @@ def test_layers_see_what_the_quantized_model_gives_them() -> None:
     """The paper's asymmetric reconstruction: the second layer's own error is measured behind the rounded first one."""
     model, images = two_layers()
     learned = copy.deepcopy(model)
-    first, second = learn_rounding_(learned, ["2", "0"], images, recipe=RECIPE, seed=0)
+    first, second = learn_rounding_(learned, ["2", "0"], images, settings=RECIPE, seed=0)
     assert (first.name, second.name) == ("0", "2"), "in the order of the forward"
     halfway = copy.deepcopy(model)
     halfway[0].load_state_dict(learned[0].state_dict())
@@ -222,16 +222,16 @@ def test_outputs_that_weigh_more_are_reconstructed_better() -> None:
     """With Fisher's weights, the error that is compared and reported is the weighted one."""
     model, images = two_layers()
     exact = full_precision(model)
-    (outcome,) = learn_rounding_(model, ["2"], images, recipe=replace(RECIPE, fisher=True, iterations=1), seed=5)
+    (result,) = learn_rounding_(model, ["2"], images, settings=replace(RECIPE, fisher=True, iterations=1), seed=5)
     plain, _ = two_layers()
     square = (outputs(plain, "2", images) - outputs(exact, "2", images)).square()
-    assert outcome.nearest != pytest.approx(float(square.mean()), rel=1e-3)
+    assert result.nearest != pytest.approx(float(square.mean()), rel=1e-3)
 
 
 def test_parts_that_cannot_be_learned_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     model, images = two_layers()
     with caplog.at_level(logging.INFO, logger="qtrain.ptq.rounding"):
-        learn_rounding_(model, ["0", "1", "2"], images, recipe=replace(RECIPE, iterations=2), seed=0)
+        learn_rounding_(model, ["0", "1", "2"], images, settings=replace(RECIPE, iterations=2), seed=0)
         assert [record.message.split(":")[0] for record in caplog.records] == ["0", "2"], "a ReLU has nothing to round"
         caplog.clear()
         AdaRound(iterations=1)(nn.Sequential(model, Unused(model[0])), images, seed=0)

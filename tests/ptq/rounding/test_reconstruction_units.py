@@ -15,7 +15,7 @@ from qtrain.convert.plan import LayerPlan, plan_layers
 from qtrain.convert.swap import swap_layers
 from qtrain.models import cifar_resnet  # noqa: F401 - registers the models
 from qtrain.observers.min_max import MinMax
-from qtrain.ptq.rounding.reconstruction_units import blocks_of, in_order, layers_of, seen_of
+from qtrain.ptq.rounding.reconstruction_units import blocks_of, in_order, layers_of, record_part
 from qtrain.quantizers.uniform.lsq import LSQ
 
 RECIPE = LayerPlan(weight=LSQ, input=LSQ, weight_observer=MinMax, input_observer=MinMax)
@@ -92,7 +92,7 @@ def test_what_a_part_saw_is_what_a_forward_computes() -> None:
     with torch.no_grad():
         inside = model[0](images)
         expected = model[1][0](inside)
-        seen = seen_of(model, "1.0", [images[:3], images[3:]])
+        seen = record_part(model, "1.0", [images[:3], images[3:]])
     assert torch.equal(seen.inputs, inside)
     torch.testing.assert_close(seen.outputs, expected)
     assert (seen.outputs < 0).any()
