@@ -1,1 +1,1 @@
-"""What is done to a whole model to make it a low-bit one."""
+"""Turning a whole model into a low-bit one."""

@@ -27,11 +27,11 @@ def calibrate(model: nn.Module, images: Iterable[Tensor], plans: Mapping[str, La
 
 @torch.no_grad()
 def observe_inputs(model: nn.Module, images: Iterable[Tensor], plans: Mapping[str, LayerPlan]) -> dict[str, Observer]:
-    """What each layer with an input quantizer is given: its observer, by the layer's name.
+    """The observer of each layer with an input quantizer, by the layer's name, once it has seen the layer's inputs.
 
-    The forward of ``images``, an iterable of (N, C, H, W), is in full precision and in eval mode, so that one layer's
-    rounding does not color what the next one observes. So what is seen is the same at any bits. The modes of all
-    modules are restored.
+    ``images``, an iterable of (N, C, H, W), are run in full precision and in eval mode. So the rounding of one layer
+    does not change what the next one observes, and the observations are the same for any bits. The modes of all modules
+    are restored.
     """
     layers = quant_layers(model)
     observers: dict[str, Observer] = {}

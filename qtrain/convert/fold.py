@@ -1,4 +1,4 @@
-"""Batch norm as part of the layer before it: before training for good, or in training for the rounding alone.
+"""Batch norm merged into the layer before it: permanently before training, or in training only for the rounding.
 
 In eval mode a batch norm is ``scale y + shift``, and with ``y = W x + b`` the two are one layer, ``(scale W) x + (scale
 b + shift)`` (Jacob et al. 2018, arXiv 1712.05877, §3.2). A quantized model that is deployed computes that layer, so its
@@ -28,8 +28,8 @@ from qtrain.utils.eval_mode import evaluating
 class OutputStatistics:
     """Mean and standard deviation, (C,) float32 each, of each channel of a layer's output over the training data.
 
-    What a batch norm that was merged into the layer leaves behind: ``mean = beta`` and ``std = |gamma| sqrt(var / (var
-    + eps))``. Equalization, which scales outputs, changes them along.
+    They are known from a batch norm that was merged into the layer: ``mean = beta`` and ``std = |gamma| sqrt(var / (var
+    + eps))``. Equalization scales them together with the outputs.
     """
 
     mean: Tensor
@@ -40,10 +40,10 @@ class OutputStatistics:
 def fold_batchnorm_(model: nn.Module, example: Tensor) -> dict[str, OutputStatistics]:
     """Merge every batch norm of ``model`` that directly follows a convolution or linear layer into it, in place.
 
-    Nothing remains of it but the activation of timm's fused kind. The function in eval mode is the same; what cannot be
-    merged is logged with the reason. Returns the output statistics of the layers by qualified name, of those whose
+    Of timm's fused batch norm the activation remains. The function in eval mode stays the same. A norm that cannot be
+    merged is logged with the reason. Returns the output statistics by the layer's qualified name, for the layers whose
     norms were trained. Raises ``ValueError`` where there is no batch norm, and where the output on noise of the shape
-    of ``example`` (N, C, H, W) changes by more than rounding.
+    of ``example`` (N, C, H, W) changes by more than rounding errors.
     """
     noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
     with evaluating(model):
@@ -74,11 +74,11 @@ def fold_batchnorm_(model: nn.Module, example: Tensor) -> dict[str, OutputStatis
 
 
 def fold_in_training_(model: nn.Module, example: Tensor) -> list[str]:
-    """Have every quantized convolution of ``model`` with a batch norm behind it round its weights as if merged.
+    """Make each quantized convolution of ``model`` that a batch norm follows round its weights as if they were merged.
 
-    For a converted model, before calibration; the batch norm stays, see :class:`qtrain.nn.folded.FoldedWeight`. Returns
-    the names of the convolutions. What stays as it is is logged with the reason. Raises ``ValueError`` where there is
-    no batch norm.
+    For a converted model, before calibration. The batch norm stays, see :class:`qtrain.nn.folded.FoldedWeight`. Returns
+    the names of these convolutions. Where it is not possible, the reason is logged. Raises ``ValueError`` where there
+    is no batch norm.
     """
     changed, skipped = [], Skipped("weights are not rounded as merged with batch norm")
     for layer_name, layer, norm_name, _ in _foldable(model, "quantize.fold=training", skipped):
@@ -119,7 +119,7 @@ def _along(weight: Tensor, factor: Tensor) -> Tensor:
 
 
 def _foldable(model: nn.Module, asked: str, skipped: Skipped) -> Iterator[tuple[str, nn.Module, str, NormForm]]:
-    """(layer's name, layer, norm's name, norm's form) wherever a batch norm is all that a layer's output goes to."""
+    """(layer's name, layer, norm's name, norm's form) of each batch norm that alone reads a layer's output."""
     if all(describe_norm(module) is None for module in model.modules()):
         raise ValueError(f"{asked}: {type(model).__name__} has no batch norm to merge; leave quantize.fold=none for it")
     graph = trace(model)
@@ -137,7 +137,7 @@ def _foldable(model: nn.Module, asked: str, skipped: Skipped) -> Iterator[tuple[
 
 
 def _source(graph: fx.GraphModule, norm: fx.Node) -> fx.Node | None:
-    """The layer whose output goes to ``norm`` and nowhere else."""
+    """The layer whose output only ``norm`` reads."""
     node = norm.args[0]
     while isinstance(node, fx.Node) and len(node.users) == 1:
         module = called(graph, node)

@@ -1,7 +1,7 @@
-"""Layers whose weights have stopped learning, while normalization, biases and the other layers go on.
+"""Freezing the weights of some layers, while normalization, biases and the other layers go on learning.
 
 PROFIT (Park and Yoo 2020, arXiv 2008.04693) trains all layers first and then in three phases, in which the most
-unstable third, two thirds and finally all of them are frozen: what is left adapts to weights that jump no more.
+unstable third, two thirds and finally all of them are frozen. The rest then adapts to weights that no longer jump.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ def layers_to_freeze(
 
 
 def freeze_layers_(student: nn.Module, names: Iterable[str]) -> None:
-    """Let weight and weight quantizer of these layers stop learning, in place.
+    """Stop the weight and the weight quantizer of these layers from learning, in place.
 
-    The quantizer is in eval mode from here on: statistics that it gathers in training, noise, and a mixture of
-    quantized and raw weights end, so that the layer computes what will be stored. A parameter group of weights that do
-    not learn is not made (:func:`qtrain.training.optim.parameter_groups`), and projections leave them alone.
+    From here on the quantizer is in eval mode. It gathers no statistics, adds no noise and mixes in no raw weights, so
+    that the layer computes what will be stored. The optimizer gets no frozen parameters
+    (:func:`qtrain.training.optim.parameter_groups`), and projections do not change them.
     """
     layers = weighted_layers(student)
     for name in names:
@@ -72,7 +72,7 @@ def freeze_(
     metrics: Mapping[str, float] | None = None,
     share: float | None = None,
 ) -> list[str]:
-    """Freeze what :func:`layers_to_freeze` names; returns these names."""
+    """Freeze the layers that :func:`layers_to_freeze` names, and return their names."""
     names = layers_to_freeze(student, patterns=patterns, metrics=metrics, share=share)
     freeze_layers_(student, names)
     return names

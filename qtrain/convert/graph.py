@@ -1,7 +1,7 @@
-"""The graph of a whole model, down to its layers: which output goes where, and through what.
+"""The graph of a whole model, down to its layers: which layer reads which output, and what lies between.
 
-Folding, equalization and calibration from statistics ask what lies between two layers. The modules' own names do not
-say it, and a forward hook sees the layers but not the operators between them; ``torch.fx`` does.
+Folding, equalization and calibration from statistics need to know what lies between two layers. The names of the
+modules do not tell, and a forward hook sees the layers but not the operators between them. ``torch.fx`` sees both.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ log = logging.getLogger(__name__)
 
 
 class _LayerTracer(fx.Tracer):
-    """Traces down to the modules of torch, quantized layers, convolutions and norms of any kind.
+    """Traces into modules, but not into those of torch, quantized layers, convolutions and norms of any kind.
 
-    A module whose forward cannot be traced (it branches on a shape, say) becomes one opaque call.
+    A module whose forward cannot be traced (because it branches on a shape, for instance) becomes one opaque call.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.opaque: dict[str, str] = {}
-        # Known before: while it traces, a module's own parameters are proxies.
+        # Found beforehand: while the tracer is at work, a module's own parameters are proxies.
         self.leaves = {
             module
             for module in model.modules()
@@ -55,10 +55,10 @@ class _LayerTracer(fx.Tracer):
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
-    """``model`` in eval mode as a graph whose modules are its own, under their own names; the modes stay.
+    """The graph of ``model`` in eval mode, with the model's own modules under their own names.
 
-    Raises ``ValueError`` where the model's own forward cannot be traced. A module inside whose forward cannot is one
-    call in the graph, which is logged.
+    The modes of the modules are restored. Raises ``ValueError`` where the model's own forward cannot be traced. An
+    inner module that cannot be traced is one call in the graph, which is logged.
     """
     tracer, before = _LayerTracer(model), set(vars(model))
     try:
@@ -70,7 +70,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
     except Exception as error:  # whatever a forward does with a proxy
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{type(model).__name__} cannot be traced by torch.fx, so what follows what in it is not known: {reason}"
+            f"{type(model).__name__} cannot be traced by torch.fx, so the order of its layers is not known: {reason}"
         ) from error
     finally:
         for name in set(vars(model)) - before:  # constants that the tracer leaves on the model
@@ -78,7 +78,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
 
 
 def called(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    """The module that ``node`` calls, or ``None`` where it calls none."""
+    """The module that ``node`` calls, or ``None`` if it calls no module."""
     return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
@@ -93,7 +93,7 @@ def called_once(graph: fx.GraphModule, node: fx.Node) -> bool:
 
 
 class Skipped:
-    """What was left as it is, and why; :meth:`log` says it, one line for each reason."""
+    """The modules that were left unchanged, and why; :meth:`log` logs one line for each reason."""
 
     SHOWN = 4
 

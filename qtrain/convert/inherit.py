@@ -1,4 +1,4 @@
-"""What a student takes over from the student of an earlier stage: weights, statistics, and learned quantizers."""
+"""Starting a student from the student of an earlier stage: weights, statistics, and learned quantizers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PLACES = ("weight_quantizer", "input_quantizer")
 
 @dataclass(frozen=True)
 class StudentState:
-    """A student as it can be saved: its state dict, and the kind of each of its quantizers by qualified name."""
+    """What is saved of a student: its state dict, and the kind of each of its quantizers by qualified name."""
 
     tensors: Mapping[str, Tensor]
     kinds: Mapping[str, str]
@@ -36,16 +36,16 @@ def quantizers_of(student: nn.Module) -> dict[str, Quantizer]:
 
 
 def student_state_of(student: nn.Module) -> StudentState:
-    """What ``student`` leaves to a later stage, on the CPU. Of a sharded student all ranks must ask."""
+    """The state of ``student`` for a later stage, on the CPU; of a sharded student all ranks must call this."""
     tensors = {name: tensor.cpu().clone() for name, tensor in whole_state(student).items()}
     return StudentState(tensors, {name: _kind(quantizer) for name, quantizer in quantizers_of(student).items()})
 
 
 @torch.no_grad()
 def inherit_weights_(student: nn.Module, student_state: StudentState) -> None:
-    """Give ``student`` all that is not a quantizer's: weights, biases, statistics.
+    """Give ``student`` everything that does not belong to quantizers: weights, biases, statistics.
 
-    Raises ``ValueError`` where the two are not the same network.
+    Raises ``ValueError`` where the two students are not the same network.
     """
     own = {name: tensor for name, tensor in student.state_dict().items() if not _of_quantizer(name)}
     theirs = {name: tensor for name, tensor in student_state.tensors.items() if not _of_quantizer(name)}
@@ -61,10 +61,11 @@ def inherit_weights_(student: nn.Module, student_state: StudentState) -> None:
 
 @torch.no_grad()
 def inherit_quantizers_(student: nn.Module, student_state: StudentState) -> dict[str, LayerBits]:
-    """Give each quantizer of ``student`` the state of the one before in its place, where that is of the same kind.
+    """Give each quantizer of ``student`` the state of the earlier stage's quantizer in the same place.
 
-    Its bits are then those of the earlier stage. Returns the bits that its layers are to have instead, for layers where
-    they differ: what is left to switch. Quantizers of another kind, or of another shape of state, keep their own.
+    This is done where both are of the same kind and their states have the same shapes; other quantizers keep their own
+    state. The bits are then those of the earlier stage. Returns, for the layers where these differ, the bits that
+    ``student`` had before: those that are still to be switched to.
     """
     wanted: dict[str, LayerBits] = {}
     for layer_name, layer in quant_layers(student).items():

@@ -1,4 +1,4 @@
-"""Finding the layers of a model that can be quantized, and saying of the others why not."""
+"""Finding the layers of a model that can be quantized, with the reason for each that cannot."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Quantizable:
     """Layers of a model in the order in which they run, and reasons for those left out; keys are qualified names.
 
     ``operands`` are the operands of exposed operations: name -> kind of the operation. They are among ``layers`` too.
-    ``features`` are further kinds that a layer is of: depthwise, pointwise, first, last.
+    ``features`` are further kinds of a layer: depthwise, pointwise, first, last.
     """
 
     layers: dict[str, LayerSpec]
@@ -36,16 +36,16 @@ class Quantizable:
         return [name for name in self.layers if name not in self.operands]
 
     def kinds(self, name: str) -> tuple[str, ...]:
-        """All that a policy may call the layer ``name`` by."""
+        """All kinds by which a policy may select the layer ``name``."""
         return (self.operands.get(name, self.layers[name].kind), *self.features.get(name, ()))
 
 
 def find_layers(model: nn.Module, example: Tensor) -> Quantizable:
     """Every convolution, linear, embedding layer and exposed operand of ``model`` that conversion can replace.
 
-    One forward of ``example`` (N, C, H, W), in eval mode and without gradient, gives the order, and unmasks layers
-    whose owner uses their weight without calling them: replacing such a layer would quantize nothing, so they are
-    skipped with that reason.
+    One forward of ``example`` (N, C, H, W), in eval mode and without gradient, gives their order. It also shows which
+    layers are never called, because their owner uses their weight directly. Replacing such a layer would quantize
+    nothing, so it is skipped with that reason.
     """
     described = describe_model(model)
     forms = {name: form for name, form in described.items() if isinstance(form, LayerSpec)}
@@ -76,7 +76,7 @@ def quant_layers(model: nn.Module) -> dict[str, QuantLayer]:
 
 
 def set_quantization(model: nn.Module, *, enabled: bool) -> None:
-    """Switch all quantizers of ``model``; disabled, it computes in full precision, bit for bit as unconverted."""
+    """Switch all quantizers of ``model`` on or off; with all off it computes bit for bit what it did unconverted."""
     for layer in quant_layers(model).values():
         for quantizer in (layer.weight_quantizer, layer.input_quantizer):
             if quantizer is not None:

@@ -1,7 +1,8 @@
-"""Turning sums, products and softmax that a model writes as operators into modules that can be quantized.
+"""Turning sums, products and softmax in a model's forward into modules that can be quantized.
 
-A module whose forward contains such an operation is traced by ``torch.fx`` with its children as they are, the operation
-becomes a child module, and the traced module takes the old one's place: same children, same names, same parameters.
+A module whose forward contains such an operation is traced by ``torch.fx``, without looking into its children. The
+operation becomes a child module, and the traced module replaces the old one, with the same children, names and
+parameters.
 """
 
 from __future__ import annotations
@@ -37,12 +38,13 @@ class _Shallow(fx.Tracer):
 
 @torch.no_grad()
 def expose_operations(model: nn.Module, kinds: Collection[str], example: Tensor) -> list[str]:
-    """Put modules in place of the operations of ``kinds`` (``add``, ``matmul``, ``softmax``); their qualified names.
+    """Replace the operations of ``kinds`` (``add``, ``matmul``, ``softmax``) by modules; returns the qualified names.
 
-    Only sums of two activations count, so residual sums and not the addition of a parameter. Attention that torch fuses
-    is taken apart first, which changes its output by rounding alone. What cannot be traced is left as it is and logged.
+    Only sums of two activations count: residual sums, not the addition of a parameter. Attention that torch computes in
+    one fused call is split into operations first, which changes its output only by rounding errors. A module that
+    cannot be traced is left unchanged and logged.
     Raises ``ValueError`` for an unknown kind, where nothing of a kind is found, and where the output on ``example``
-    (N, C, H, W) changes by more than rounding.
+    (N, C, H, W) changes by more than rounding errors.
     """
     if unknown := set(kinds) - set(OPERATIONS):
         raise ValueError(f"operations: no kind {sorted(unknown)}; use {sorted(OPERATIONS)}")
@@ -73,7 +75,7 @@ def expose_operations(model: nn.Module, kinds: Collection[str], example: Tensor)
 
 
 def _traced(name: str, module: nn.Module, kinds: Collection[str]) -> tuple[nn.Module | None, list[str]]:
-    """``module`` with its operations as children, and the children's names; ``None`` where it has none of ``kinds``."""
+    """``module`` with its operations as children, and their names; ``None`` where it has no operation of ``kinds``."""
     fused = bool(getattr(module, "fused_attn", False))
     if fused:
         setattr(module, "fused_attn", False)  # noqa: B010 - a plain attribute of timm's attentions
@@ -81,7 +83,7 @@ def _traced(name: str, module: nn.Module, kinds: Collection[str]) -> tuple[nn.Mo
         graph, other = _graph(module), _graph(module, training=not module.training)
     except Exception as error:  # whatever a forward does with a proxy
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        log.info("operations inside %s are not looked for: it cannot be traced: %s", name, reason)
+        log.info("operations inside %s are left as they are: it cannot be traced: %s", name, reason)
         _restore(module, fused)
         return None, []
     nodes = [(node, kind) for node in graph.nodes if (kind := _kind(node)) is not None and kind in kinds]

@@ -1,7 +1,7 @@
-"""Which layer gets which quantizer: an allocation of bits, one recipe for all, and policies for some.
+"""Which layer gets which quantizer: an allocation of bits, one plan for all layers, and policies for some.
 
-An allocation says how many bits a layer has, the recipe how they are used, and a policy changes either for the layers
-that it matches. The outcome is one plan for each layer, which conversion and calibration read and nothing else.
+An allocation says how many bits each layer has, and the default plan which quantizers use them. A policy changes either
+for the layers that it matches. The result is one plan for each layer; conversion and calibration read nothing else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ IN_FLOAT = LayerBits(FULL_PRECISION, FULL_PRECISION)
 
 
 class MakeObserver(Protocol):
-    """What a config's observer is before it knows its quantizer: a constructor that lacks only ``granularity``."""
+    """A constructor of an observer that lacks only ``granularity``, which its quantizer decides."""
 
     def __call__(self, *, granularity: Granularity) -> Observer: ...
 
@@ -30,7 +30,7 @@ class MakeObserver(Protocol):
 @final
 @dataclass(frozen=True, kw_only=True)
 class LayerPlan:
-    """What conversion does to one layer: bits of weight and input, their quantizers, and what calibrates these."""
+    """What conversion does to one layer: bits of weight and input, their quantizers, and the observers of these."""
 
     bits: LayerBits = IN_FLOAT
     weight: MakeQuantizer
@@ -42,12 +42,13 @@ class LayerPlan:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """Other settings for some layers: those that match a name pattern of ``layers`` and one of ``kinds``.
+    """Settings for some layers: those that match a name pattern of ``layers`` and are of one of ``kinds``.
 
     ``layers`` are patterns of qualified names with ``*`` and ``?``; ``kinds`` are ``conv1d``, ``conv2d``, ``conv3d``,
     ``conv_transpose``, ``linear``, ``embedding``, ``depthwise``, ``pointwise``, ``add``, ``matmul``, ``softmax``,
-    ``first`` and ``last``. An empty list asks for nothing. What is ``None`` stays as it is; ``granularity`` is the
-    weight quantizer's. Raises ``ValueError`` where neither is given, or a width is none.
+    ``first`` and ``last``. An empty list matches every layer, but one of the two lists must be given. A setting that is
+    ``None`` stays as it is; ``granularity`` is the weight quantizer's. Raises ``ValueError`` where both lists are
+    empty, and for a number of bits that does not exist.
     """
 
     layers: Sequence[str] = field(default=())
@@ -68,12 +69,12 @@ class Policy:
                 raise ValueError(f"Policy: {name} must be 1..16, or {FULL_PRECISION} for full precision, got {bits}")
 
     def matches(self, name: str, kinds: Iterable[str]) -> bool:
-        """Whether the layer ``name``, which is of all of ``kinds``, is meant."""
+        """Whether this policy is for the layer ``name`` of these ``kinds``."""
         named = not self.layers or any(fnmatchcase(name, pattern) for pattern in self.layers)
         return named and (not self.kinds or not set(self.kinds).isdisjoint(kinds))
 
     def applied(self, plan: LayerPlan) -> LayerPlan:
-        """``plan`` with what this policy sets."""
+        """``plan`` with the settings of this policy."""
         given = {name: getattr(self, name) for name in ("weight", "input", "weight_observer", "input_observer")}
         changed = replace(plan, **{name: value for name, value in given.items() if value is not None})
         if self.granularity is not None:

@@ -1,4 +1,4 @@
-"""Putting quantized layers in place of a model's own, by a plan for each."""
+"""Replacing the layers of a model by quantized ones, each by its plan."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def swap_layers(
     *,
     gradient: MakeGradientQuantizer | None = None,
 ) -> None:
-    """Replace, in place, every layer that has bits in ``plans`` by its quantized form; parameters are shared.
+    """Replace every layer that has bits in ``plans`` by its quantized form, in place; parameters are shared.
 
-    What stays in full precision is logged, once, with the reason. ``gradient`` makes the quantizer of the gradient that
-    comes back to a layer with a quantized weight. Raises ``ValueError``, the layer's name in front, where a quantizer
-    refuses a layer.
+    Layers that stay in full precision are logged once, with the reason. ``gradient`` makes the quantizer of the
+    gradient that reaches a layer with a quantized weight in the backward. Raises ``ValueError``, which begins with the
+    layer's name, where a quantizer refuses a layer.
     """
     for name, reason in found.skipped.items():
         log.warning("left in full precision: %s: %s", name, reason)
@@ -87,7 +87,7 @@ def _quantized(source: nn.Module, form: LayerSpec) -> QuantLayer:
 
 
 def replace_module(model: nn.Module, source: nn.Module, layer: nn.Module) -> None:
-    """Put ``layer`` in place of ``source`` wherever ``model`` has it: a module that is shared has several names."""
+    """Replace ``source`` by ``layer`` everywhere in ``model``: a module that is shared has several names."""
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child is source:

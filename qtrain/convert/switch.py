@@ -1,8 +1,8 @@
 """Changing the bits of a converted model in place, with ranges that keep the quantized values where they were.
 
-More bits: a step is halved for each bit, so that every value there was stays a value, and rounding moves nothing by
-more than half of an old step. Fewer bits: the range is searched so that the quantized values move as little as they
-can, ``min_f |Q_new(x; f) - Q_old(x)|^2``, for each granularity group on its own.
+With more bits, the step is halved for each bit. So every old value is still a value of the quantizer, and rounding
+moves no value by more than half an old step. With fewer bits, a search finds the range that moves the quantized values
+least, ``min_f |Q_new(x; f) - Q_old(x)|^2``, for each granularity group separately.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from qtrain.utils.suggestions import close_matches
 log = logging.getLogger(__name__)
 
 LOWEST, HIGHEST, PER_OCTAVE = -4, 1, 12
-"""The search: factors from 1/16 to 2 times the plain rule's, 12 to the octave."""
+"""Factors that the search tries: from 1/16 to 2 times that of the plain rule, 12 for each doubling."""
 
 REFINEMENTS = 3
 
 
 class Change(NamedTuple):
-    """One quantizer whose bits are to change."""
+    """A quantizer and the bits that it is to have."""
 
     layer: str
     role: Literal["weight", "input"]
@@ -49,15 +49,15 @@ class Change(NamedTuple):
 
 @torch.no_grad()
 def switch_bits_(model: nn.Module, bits: Allocation, images: Tensor | None = None) -> dict[nn.Parameter, Tensor]:
-    """Give the layers that ``bits`` names these widths, in place, and their ranges what keeps their values.
+    """Change the layers that ``bits`` names to these bits, in place, with ranges that keep their quantized values.
 
-    ``images`` (N, C, H, W), a few dozen, show each input quantizer what it quantizes, in a forward in eval mode with
-    the bits as they were; without them, and for a layer that they do not reach, inputs follow the plain rule: the step
-    times ``2^(old - new)``. A quantizer without a range of its own gets its bits and no more, which is logged.
+    ``images`` (N, C, H, W), a few dozen, are run in eval mode with the old bits, to see what each input quantizer
+    quantizes. Without images, and for a layer that they do not reach, inputs follow the plain rule: the step times
+    ``2^(old - new)``. If a quantizer has no range of its own, only its bits change, which is logged.
 
-    Returns what the gradient of each changed parameter is multiplied by, for the optimizer's moments. Raises
-    ``ValueError``, with the layer's name and before anything is changed, for a layer that is not there or not
-    quantized, and for a width that a quantizer cannot take.
+    Returns, for each changed parameter, the factor by which its gradient changes, for the optimizer's moments. Raises
+    ``ValueError`` with the layer's name, before anything is changed, for a layer that does not exist or is not
+    quantized, and for bits that a quantizer cannot have.
     """
     changes = asked_changes(model, bits)
     factors: dict[Change, Tensor | None] = {}
@@ -69,7 +69,8 @@ def switch_bits_(model: nn.Module, bits: Allocation, images: Tensor | None = Non
     if images is not None and inputs:
 
         def look(change: Change, x: Tensor) -> None:
-            factors[change] = fitted_factor(change.quantizer, x, change.bits)  # of a layer in two places, the last
+            # If a layer is called twice, the last call counts.
+            factors[change] = fitted_factor(change.quantizer, x, change.bits)
 
         with _looking(model, inputs, look):
             model(images)
@@ -90,11 +91,11 @@ def switch_bits_(model: nn.Module, bits: Allocation, images: Tensor | None = Non
 
 @torch.no_grad()
 def calibrate_at_(model: nn.Module, bits: Allocation, images: Tensor, observer: MakeObserver) -> None:
-    """Give the layers that ``bits`` names these widths, in place, and calibrate what changes for them anew.
+    """Change the layers that ``bits`` names to these bits, in place, and calibrate the changed quantizers again.
 
-    For a start at more bits than the model was calibrated for: a range for few bits cuts off what many could represent.
-    As in :func:`qtrain.convert.calibrate.calibrate` inputs are observed in full precision. Raises as
-    :func:`switch_bits_`.
+    For a start at more bits than the model was calibrated for: a range for few bits clips values that more bits could
+    represent. Inputs are observed in full precision, as in :func:`qtrain.convert.calibrate.calibrate`. Raises as
+    :func:`switch_bits_` does.
     """
     changes = asked_changes(model, bits)
     if not changes:
@@ -122,7 +123,7 @@ def calibrate_at_(model: nn.Module, bits: Allocation, images: Tensor, observer: 
 
 
 def asked_changes(model: nn.Module, bits: Allocation) -> list[Change]:
-    """What of ``bits`` differs from the bits that the quantizers of ``model`` have; raises as :func:`switch_bits_`."""
+    """The quantizers of ``model`` whose bits differ from those in ``bits``; raises as :func:`switch_bits_` does."""
     layers = quant_layers(model)
     changes = []
     for name, (weight, input) in bits.items():
@@ -147,12 +148,13 @@ def asked_changes(model: nn.Module, bits: Allocation) -> list[Change]:
 
 @torch.no_grad()
 def fitted_factor(quantizer: Quantizer, x: Tensor | None, bits: int) -> Tensor | None:
-    """What a switch of ``quantizer`` to ``bits`` multiplies its values by, of the state shape, after the bits are set.
+    """The factor, of the state shape, for the range of ``quantizer`` once it has ``bits``.
 
-    ``None`` where it has no range of its own. With more bits, and without ``x``, what it quantizes, the plain rule:
-    steps in a ratio of ``2^(old - new)``, levels under the same clip. Else the least squared error to the values of
-    before, over factors about the plain rule and that of a new calibration, then refined; no worse than either.
-    Raises ``ValueError`` where the quantizer cannot have these bits. ``quantizer`` stays as it is.
+    ``None`` where it has no range of its own. With more bits, or without ``x``, the values to be quantized, it follows
+    the plain rule: steps in the ratio ``2^(old - new)``, levels under the same clip. Otherwise it has the least squared
+    error to the old quantized values, among factors around that of the plain rule and that of a new calibration, then
+    refined; it is no worse than either. Raises ``ValueError`` where the quantizer cannot have these bits. ``quantizer``
+    is not changed.
     """
     trial = copy.deepcopy(quantizer).eval()
     trial.enabled = True
@@ -198,7 +200,7 @@ def _grid(low: int, high: int) -> list[float]:
 def _recalibrated(
     trial: Quantizer, core: Quantizer, x: Tensor, now: Tensor, start: dict[str, Tensor]
 ) -> Iterator[Tensor]:
-    """The factor that a new calibration on ``x`` comes to, unless it decides for another sign."""
+    """The factor by which a new calibration on ``x`` would change the range, unless it would change its sign."""
     trial.load_state_dict(start)
     signed = bool(trial.signed)
     observer = SquaredError(granularity=trial.granularity)
@@ -210,7 +212,7 @@ def _recalibrated(
 
 
 def _unit(quantizer: Quantizer) -> tuple[Tensor, type]:
-    """What all values of ``quantizer`` are multiples of, float32 of the state shape: its step, or its clip."""
+    """The number that scales all values of ``quantizer``, float32 of the state shape: its step, or its clip."""
     stored = quantizer.quantize(torch.zeros(quantizer.spec.shape, device=quantizer.bits.device))
     assert isinstance(stored, AffineTensor | LevelTensor), "whoever has rescale_ stores a scale"
     return stored.scale.float(), type(stored)
@@ -233,7 +235,7 @@ def _named(change: Change) -> Iterator[None]:
 
 @contextmanager
 def _looking(model: nn.Module, changes: list[Change], look: Callable[[Change, Tensor], None]) -> Iterator[None]:
-    """Inside, ``model`` is in eval mode, and ``look`` sees what comes to each change's layer, once for each forward."""
+    """Inside, ``model`` is in eval mode, and each forward calls ``look`` with the input of each change's layer."""
     handles = []
     for change in changes:
         layer = model.get_submodule(change.layer)

@@ -1,4 +1,4 @@
-"""High biases moved into the next layer, so that activations need no range for what never changes."""
+"""Moving high biases into the next layer, which makes the range of the activations between them smaller."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ CONSTANTS_PASS = (nn.Identity, _DropoutNd, nn.Flatten, _AdaptiveAvgPoolNd, _Adap
 
 @torch.no_grad()
 def absorb_high_biases_(model: nn.Module, statistics: Mapping[str, OutputStatistics]) -> None:
-    """Take ``c = max(0, beta - 3 gamma)`` from the bias of each layer before a ReLU, and add ``W c`` behind, in place.
+    """Subtract ``c = max(0, beta - 3 gamma)`` from each bias before a ReLU, and add ``W c`` to the next, in place.
 
     ``relu(y) = relu(y - c) + c`` where ``y >= c``, which holds for all but one in a thousand values of a normal (Nagel
-    et al. 2019, arXiv 1906.04721, §4.1.3). ``statistics`` of the layers' outputs follow. Where a layer behind pads with
-    zeros, these are no ``relu(y)``, and the sum would be wrong at the border: such pairs are left, which is logged, and
-    so is what goes elsewhere than through a ReLU to convolutions and linear layers.
+    et al. 2019, arXiv 1906.04721, §4.1.3). ``statistics`` of the layers' outputs are updated. If the next layer pads
+    with zeros, ``W c`` would be wrong at the border, since the padding is not a ``relu(y)``. Such pairs are left
+    unchanged and logged, and so are layers whose output does not go only through a ReLU to convolutions and linear
+    layers.
     """
     graph = trace(model)
     skipped = Skipped("high bias is not absorbed")
@@ -53,7 +54,7 @@ def absorb_high_biases_(model: nn.Module, statistics: Mapping[str, OutputStatist
 
 
 def _readers(graph: fx.GraphModule, node: fx.Node) -> list[nn.Module] | str:
-    """The layers behind the ReLU behind ``node``, or why a constant cannot be handed to them."""
+    """The layers that read ``node`` through a ReLU, or why a constant cannot be moved into them."""
     behind = _behind(graph, node)
     if len(behind) != 1 or not isinstance(called(graph, behind[0]), nn.ReLU) or not called_once(graph, node):
         return "its output goes elsewhere than to a ReLU"
@@ -72,7 +73,7 @@ def _readers(graph: fx.GraphModule, node: fx.Node) -> list[nn.Module] | str:
 
 
 def _behind(graph: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
-    """Who reads ``node``, also through what lets a constant pass."""
+    """The nodes that read ``node``, directly or through modules that let a constant pass."""
     found = []
     for user in node.users:
         passes = isinstance(called(graph, user), CONSTANTS_PASS)

@@ -1,8 +1,8 @@
-"""Bias correction: rounding moves the mean of each channel of a layer's output, and the bias takes that back.
+"""Bias correction: rounding shifts the mean of each output channel of a layer, and the bias undoes that.
 
-``E[y~] - E[y]`` is subtracted from the bias of each output channel (Nagel et al. 2019, arXiv 1906.04721, §4.2). It
-comes from the statistics of batch norm, with no image, or from images. Weights that learned rounding has put on their
-grid already have no error left that could be seen here.
+``E[y~] - E[y]`` is subtracted from the bias of each output channel (Nagel et al. 2019, arXiv 1906.04721, §4.2). It is
+computed from the statistics of batch norm without images, or from images. After learned rounding there is nothing to
+correct, since the weights then lie on their quantizer's grid.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Look = Callable[[str, Correctable, Tensor], Tensor | None]
 
 
 class BiasCorrection(ABC):
-    """Base of corrections; subclasses are final. ``needs_images`` is false for those that go by statistics alone."""
+    """Base of corrections; subclasses are final. ``needs_images`` is false for those that use only statistics."""
 
     needs_images: ClassVar[bool] = True
 
@@ -38,8 +38,8 @@ class BiasCorrection(ABC):
         """Correct the biases of ``student``, converted and calibrated, in place.
 
         ``images`` are batches (N, C, H, W); ``statistics`` are those of :func:`qtrain.convert.fold.fold_batchnorm_`.
-        A layer without a bias of its own is left, which is logged. Raises ``ValueError`` where there is nothing to
-        correct by.
+        A layer without a bias of its own is left unchanged and logged. Raises ``ValueError`` where there is neither
+        an image nor a statistic.
         """
 
 
@@ -48,8 +48,7 @@ class FromStatistics(BiasCorrection):
     """``E[y~] - E[y] = (Q(W) - W) E[x]``, with the input's mean from batch norm's statistics alone (§4.2.1).
 
     ``E[x]`` is that of normals, clipped where a ReLU clips them (appendix C of the paper), see
-    :mod:`qtrain.ptq.bn_propagation`. It is the input's before its own rounding, and the same at borders that are
-    padded.
+    :mod:`qtrain.ptq.bn_propagation`. It neglects the rounding of the input itself, and padding at borders.
     """
 
     needs_images = False
@@ -76,8 +75,8 @@ class FromStatistics(BiasCorrection):
 class FromBatches(BiasCorrection):
     """``E[y~] - E[y]`` as measured on images, ``E[y]`` of the same model in full precision (appendix D of the paper).
 
-    All images are run as one batch, so that each layer is corrected before the next one sees its output: one forward in
-    full precision, one quantized, both with the memory that a batch of that size takes.
+    All images are run as one batch, once in full precision and once quantized, which takes the memory of such a batch.
+    So each layer is corrected before the next one reads its output.
     """
 
     needs_images = True
@@ -96,7 +95,7 @@ class FromBatches(BiasCorrection):
             wanted.setdefault(name, _channel_mean(layer, output))
 
         def correct(name: str, layer: Correctable, output: Tensor) -> Tensor | None:
-            if name not in wanted:  # called before, and corrected then
+            if name not in wanted:  # already corrected at an earlier call
                 return None
             shift = _channel_mean(layer, output) - wanted.pop(name)
             assert layer.bias is not None
@@ -112,7 +111,7 @@ class FromBatches(BiasCorrection):
 
 
 def _correctable(student: nn.Module) -> dict[str, Correctable]:
-    """Layers of ``student`` whose weight is rounded, and that have a bias; the others of them are logged."""
+    """Layers of ``student`` with a rounded weight and a bias; those with no bias are logged."""
     layers, skipped = {}, Skipped("bias is not corrected")
     for name, layer in quant_layers(student).items():
         if isinstance(layer, Operand | QuantEmbedding) or layer.weight_quantizer is None:
@@ -126,7 +125,7 @@ def _correctable(student: nn.Module) -> dict[str, Correctable]:
 
 
 def _weight_error(layer: Correctable) -> Tensor:
-    """``Q(W) - W``, (O, I / groups, ...), of the weight that is multiplied."""
+    """``Q(W) - W``, (O, I / groups, ...), of the effective weight."""
     assert layer.weight_quantizer is not None
     rounded = quantized_weight(layer)
     layer.weight_quantizer.enabled = False
@@ -136,7 +135,7 @@ def _weight_error(layer: Correctable) -> Tensor:
 
 
 def _channel_mean(layer: Correctable, output: Tensor) -> Tensor:
-    """Mean of each output channel, (O,), over samples and places."""
+    """Mean of each output channel, (O,), over samples and positions."""
     channels = output.flatten(0, -2) if isinstance(layer, QuantLinear) else output.transpose(0, 1).flatten(1).t()
     return channels.double().mean(dim=0).to(output)
 
@@ -146,7 +145,7 @@ def _ones(output: Tensor, axes: int) -> tuple[int, ...]:
 
 
 def _run(student: nn.Module, batch: Tensor, layers: Mapping[str, Correctable], look: Look) -> None:
-    """A forward in eval mode in which ``look`` sees the output of each of ``layers``, and may return another."""
+    """A forward in eval mode that calls ``look`` with the output of each of ``layers``, and may replace the output."""
     handles = [
         layer.register_forward_hook(lambda layer, _, output, name=name: look(name, layer, output))
         for name, layer in layers.items()

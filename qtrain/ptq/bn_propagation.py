@@ -1,13 +1,13 @@
-"""What batch norm's statistics say of every activation of a model, without one image.
+"""The distribution of every activation of a model, from batch norm's statistics and without images.
 
 A batch norm leaves each channel of its output with mean beta and standard deviation gamma over the training data. With
-the normal distribution of those moments the rest of the network can be followed: a ReLU clips it, a sum adds
+the normal distribution of those moments the rest of the network can be computed: a ReLU clips it, a sum adds
 independent values, and so on along the traced graph (data-free quantization, Nagel et al. 2019, arXiv 1906.04721, §4.2,
 which has the formulas for normals that are clipped).
 
-A distribution is carried as ``ROWS`` values that are equally likely, the means of the cells into which quantiles cut
-it: expectations of clipped normals are those of the formula to 1e-5, and whatever function a model has is just called
-on the values. Two more values are its bounds, ``beta -+ n gamma`` where it begins.
+A distribution is represented by ``ROWS`` equally likely values, the means of the cells between its quantiles. So any
+function of the model is simply called on the values, and expectations of clipped normals agree with the formula to
+1e-5. Two more values are the bounds of the distribution, ``beta -+ n gamma`` behind a batch norm.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def standard_normal(rows: int = ROWS) -> Tensor:
 
 
 def expected(values: Tensor) -> Tensor:
-    """Expectation of each channel, (C,), of the ``values`` (BOUNDS + ROWS, C, ...) of :class:`BNPropagation`."""
+    """Expectation of each channel, (C,), from the ``values`` (BOUNDS + ROWS, C, ...) of :class:`BNPropagation`."""
     return values[BOUNDS:].double().mean(dim=0).flatten().float()
 
 
@@ -65,12 +65,12 @@ def follow(
     *,
     deviations: float = DEVIATIONS,
 ) -> dict[str, Tensor]:
-    """What comes to each quantized layer of ``model``: qualified name -> values (BOUNDS + ROWS, C, ...).
+    """The input of each quantized layer of ``model``: qualified name -> values (BOUNDS + ROWS, C, ...).
 
-    ``statistics`` are of the outputs of layers, by name; a batch norm that is still there has its own. ``image`` are
-    values of the input, (BOUNDS + ROWS, C, 1, 1); ``None`` is a standard normal in each channel, which is what
-    normalized images are on average. Raises ``ValueError`` where there are no statistics, and for a module or an
-    operation that cannot be followed.
+    ``statistics`` are those of the outputs of layers, by name; a batch norm that is still in the model has its own.
+    ``image`` are values of the input, (BOUNDS + ROWS, C, 1, 1); ``None`` is a standard normal in each channel, since
+    normalized images have these moments. Raises ``ValueError`` where there are no statistics, and for a module or an
+    operation through which they cannot be followed.
     """
     forms = [describe_norm(module) for module in model.modules()]
     if not statistics and not any(isinstance(form, NormForm) and form.trained for form in forms):
@@ -92,8 +92,8 @@ def follow(
 class BNPropagation(fx.Interpreter):
     """Runs a graph on values (BOUNDS + ROWS, C, 1, 1), or (BOUNDS + ROWS, C) after flattening.
 
-    Places of a map are all alike, so pooling changes nothing: a mean over places varies less than that, a maximum is
-    larger, and by how much the statistics do not say. Padding counts as more of the same.
+    All positions of a map have one distribution, so pooling changes nothing. In truth a mean over positions varies less
+    and a maximum is larger, but the statistics do not tell by how much. Padding is taken for more such positions.
     """
 
     def __init__(self, graph: fx.GraphModule, statistics: Mapping[str, OutputStatistics], deviations: float) -> None:
@@ -103,7 +103,7 @@ class BNPropagation(fx.Interpreter):
         self.begun = 0
 
     def normal(self, mean: Tensor, std: Tensor) -> Tensor:
-        """Values of normals with these moments, (C,) each, independent of all before; (BOUNDS + ROWS, C, 1, 1)."""
+        """Values (BOUNDS + ROWS, C, 1, 1) of normals with these moments, (C,) each, independent of all earlier ones."""
         self.begun += 1
         ends = torch.tensor([-self.deviations, self.deviations])
         rows = torch.cat((ends, standard_normal()[_order(self.begun)])).to(mean)
@@ -132,7 +132,7 @@ class BNPropagation(fx.Interpreter):
         if isinstance(form, NormForm) and form.trained:
             return form.rest(self.normal(form.mean, form.std))
         if form is not None:
-            raise ValueError("its statistics are of no training")
+            raise ValueError("its statistics were never trained")
         return super().call_module(target, args, kwargs)
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -146,7 +146,7 @@ class BNPropagation(fx.Interpreter):
         return super().call_function(target, args, kwargs)
 
     def _layer(self, name: str, layer: Any, x: Tensor) -> Tensor:
-        """Output of a layer: by its statistics, or else a normal of ``mean = W E[x] + b`` and ``var = W^2 Var[x]``."""
+        """Output of a layer: from its statistics, else a normal of ``mean = W E[x] + b`` and ``var = W^2 Var[x]``."""
         if name in self.statistics:
             known = self.statistics[name]
             y = self.normal(known.mean, known.std)
@@ -161,16 +161,17 @@ class BNPropagation(fx.Interpreter):
 def product_mean(layer: Any, weight: Tensor, mean: Tensor) -> Tensor:
     """``weight E[x]``, (O,): mean output of a convolution or linear layer without bias, whose input has ``mean`` (C,).
 
-    ``weight`` (O, I / groups, ...) stands in for the layer's own; squared, with variances for means, it gives the
-    variance of a sum of independent values. The mean is the same at all places, also of a channel that was flattened.
+    ``weight`` (O, I / groups, ...) is used instead of the layer's own weight. The squared weight, with variances
+    instead of means, gives the variance of a sum of independent values. The mean is the same at all positions, also in
+    a channel that was flattened.
     """
     if isinstance(layer, _ConvTransposeNd):
-        raise ValueError("a transposed convolution sums over other taps at each place")
+        raise ValueError("a transposed convolution sums over other taps at each position")
     taps = weight.flatten(2).sum(dim=2) if weight.ndim > 2 else weight
     groups = getattr(layer, "groups", 1)
     places, rest = divmod(taps.shape[1] * groups, len(mean))
     if rest:
-        raise ValueError(f"its input has {len(mean)} channels, and it takes {taps.shape[1] * groups}")
+        raise ValueError(f"its input has {len(mean)} channels, but it takes {taps.shape[1] * groups}")
     mean = mean.repeat_interleave(places).reshape(groups, -1, 1)
     return (taps.reshape(groups, -1, taps.shape[1]) @ mean).flatten()
 
@@ -178,8 +179,8 @@ def product_mean(layer: Any, weight: Tensor, mean: Tensor) -> Tensor:
 def _order(number: int) -> Tensor:
     """A permutation of the rows, (ROWS,): the ranks of ``k sqrt(p) mod 1`` for the prime ``p`` of that number.
 
-    Kronecker's sequence: two such orders pair the values of two normals as evenly as independent draws would on
-    average, and without the draws.
+    In Kronecker's sequence, two such orders pair the values of two normals as evenly as independent draws do on
+    average, but without randomness.
     """
     steps = torch.arange(1, ROWS + 1, dtype=torch.float64) * math.sqrt(_prime(number))
     return steps.frac().argsort().argsort()
@@ -194,7 +195,7 @@ def _prime(number: int) -> int:
 
 
 def _sum(left: Tensor, right: Tensor) -> Tensor:
-    """The sum of independent values, whose deviations from the mean add up as those of normals: in squares.
+    """The sum of independent values; the squares of their deviations from the mean add up, as for normals.
 
     So ``n`` standard deviations of two normals become ``n`` of their sum, and a constant adds nothing.
     """
@@ -208,6 +209,6 @@ def _sum(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _paired(function: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor) -> Tensor:
-    """``function`` of independent values; its bounds are those over all four pairs of the operands' bounds."""
+    """``function`` of independent values; its bounds are the extremes over all pairs of the operands' bounds."""
     corners = torch.stack([function(left[i], right[j]) for i, j in product(range(BOUNDS), repeat=2)])
     return torch.cat((torch.stack(corners.aminmax(dim=0)), function(left[BOUNDS:], right[BOUNDS:])))

@@ -1,8 +1,8 @@
 """Calibration without images: the range of each layer's input from the statistics that batch norm has kept.
 
 Data-free quantization (Nagel et al. 2019, arXiv 1906.04721, §5) takes ``beta -+ n gamma`` of the channels, as a ReLU
-clips them, with n = 6. Here that is what the plan's observer sees, so that ``min_max`` gives this range and
-``squared_error``, say, the one that loses least of what is normally distributed so.
+clips them, with n = 6. Here the observer of the layer's plan gets such values. So ``min_max`` gives the paper's range,
+and ``squared_error`` the range with the least error for values of that distribution.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def calibrate_from_statistics(
     high: Tensor,
     deviations: float = DEVIATIONS,
 ) -> None:
-    """Initialize every quantizer of ``model`` in place: weights as they are, inputs from ``statistics`` alone.
+    """Initialize every quantizer of ``model`` in place: from the weights, and for inputs only from ``statistics``.
 
-    ``statistics`` are of the outputs of layers, as :func:`qtrain.convert.fold.fold_batchnorm_` returns them; batch
-    norms that are not folded have their own. ``low`` and ``high``, (C,), are the values of black and of white pixels,
-    between which the first layer's input lies, with mean 0 and standard deviation 1. ``deviations`` is n. Raises
-    ``ValueError`` where there are no statistics, where they cannot be followed through the model, and where they do not
-    reach a layer.
+    ``statistics`` are those of the outputs of layers, as :func:`qtrain.convert.fold.fold_batchnorm_` returns them;
+    batch norms that are not folded have their own. ``low`` and ``high``, (C,), are the values of black and of white
+    pixels: the input of the first layer lies between them, with mean 0 and standard deviation 1. ``deviations`` is n.
+    Raises ``ValueError`` where there are no statistics, where they cannot be followed through the model, and where they
+    do not reach a layer.
     """
     if deviations <= 0:
         raise ValueError(f"calibrate_from_statistics: deviations must be above 0, got {deviations}; 6 is usual")

@@ -1,9 +1,10 @@
 """Which channels of a model's activations may be scaled, and which of them only together.
 
-A layer's output channel may be divided by ``s > 0`` if all that reads it multiplies it by ``s`` again, and if what lies
-between keeps the factor, as ReLU, pooling and sums do: ``f(x / s) = f(x) / s`` (Nagel et al. 2019, arXiv 1906.04721,
-§4.1). A sum ties the channels of its terms to one factor, so that a residual stream has one for all its blocks; a
-depthwise layer has one before and one behind. Whatever does not keep the factor pins it to 1.
+A layer's output channel may be divided by ``s > 0`` on two conditions (Nagel et al. 2019, arXiv 1906.04721, §4.1). All
+layers that read it multiply it by ``s`` again, and all operations between keep the factor, ``f(x / s) = f(x) / s``, as
+ReLU, pooling and sums do. A sum ties the channels of its terms to one factor, so a residual stream has one factor for
+all its blocks. A depthwise layer has one factor at its input and one at its output. An operation that does not keep a
+factor pins it to 1.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ _SHAPES = {getattr, "size", "dim"}
 
 @dataclass
 class ScaledLayer:
-    """A convolution or linear layer, and which factor each of its input (I,) and output channels (O,) has."""
+    """A convolution or linear layer, with the number of the factor of each input (I,) and output channel (O,)."""
 
     module: nn.Module
     inputs: Tensor
@@ -52,7 +53,7 @@ class ScaledLayer:
 
 @dataclass
 class ChannelGroups:
-    """Factors 0..count-1, the layers that they scale by qualified name, and of pinned ones the reasons."""
+    """Factors 0..count-1, the layers that they scale by qualified name, and why some are pinned."""
 
     count: int
     layers: dict[str, ScaledLayer]
@@ -60,7 +61,7 @@ class ChannelGroups:
 
 
 def find_channel_groups(model: nn.Module, example: Tensor) -> ChannelGroups:
-    """The factors of ``model``, a float model in which ``example`` (N, C, H, W) gives the shapes."""
+    """The factors of ``model``, a float model; ``example`` (N, C, H, W) gives the shapes."""
     graph = trace(model)
     with torch.no_grad(), evaluating(model):
         _Shapes(graph).run(example)
@@ -82,7 +83,7 @@ class _Shapes(fx.Interpreter):
 
 @dataclass
 class _Walk:
-    """Gives each channel of each node a factor; ``parent`` is a forest, in which ties are edges."""
+    """Gives each channel of each node a factor; ``parent`` is a union-find forest of tied factors."""
 
     graph: fx.GraphModule
     parent: list[int] = field(default_factory=list)
@@ -91,7 +92,7 @@ class _Walk:
     layers: dict[str, tuple[nn.Module, list[int], list[int]]] = field(default_factory=dict)
 
     def visit(self, node: fx.Node) -> None:
-        """Name the factors of the channels of ``node``, from those of what it reads."""
+        """Find the factors of the channels of ``node`` from those of its inputs."""
         if node.op == "output":
             self.pin(node.all_input_nodes, OUTPUT)
         elif node.op == "placeholder":
@@ -106,7 +107,7 @@ class _Walk:
                 self.begin(node, f"it is of {self.title(node)}")
 
     def layer(self, node: fx.Node) -> list[int] | None:
-        """Output channels of a layer, each with a factor of its own; ``None`` for what is none that can be scaled."""
+        """A new factor for each output channel of a layer; ``None`` if it is not a layer that can be scaled."""
         module, x = called(self.graph, node), node.args[0]
         if not isinstance(module, _ConvNd | nn.Linear) or isinstance(module, _ConvTransposeNd):
             return None
@@ -122,7 +123,7 @@ class _Walk:
         return made
 
     def kept(self, node: fx.Node) -> list[int] | None:
-        """The factors of an operation that keeps them; ``None`` where it does not."""
+        """The factors of an operation that keeps them; ``None`` for other operations."""
         module, target = called(self.graph, node), node.target
         x = self.channels.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
         operands = [self.channels.get(a) for a in node.args if isinstance(a, fx.Node) and a.op != "get_attr"]
@@ -148,14 +149,14 @@ class _Walk:
         return x if x is not None and node.meta["shape"][1] == len(x) else None
 
     def flattened(self, node: fx.Node, x: list[int] | None) -> list[int] | None:
-        """(N, C, H, W) to (N, C H W): each channel's factor for all its places."""
+        """(N, C, H, W) to (N, C H W): each channel's factor for all its positions."""
         shape = node.meta["shape"]
         if x is None or len(shape) != 2 or shape[1] % len(x):
             return None
         return [one for one in x for _ in range(shape[1] // len(x))]
 
     def tied(self, operands: list[list[int] | None]) -> list[int] | None:
-        """A sum of two activations: channel by channel they have one factor from here on, and had it before."""
+        """A sum of two activations: in each channel both terms have one factor, which also holds for their inputs."""
         if len(operands) != 2 or operands[0] is None or operands[1] is None or len(operands[0]) != len(operands[1]):
             return None
         for left, right in zip(*operands, strict=True):
@@ -163,7 +164,7 @@ class _Walk:
         return operands[0]
 
     def product(self, node: fx.Node, operands: list[list[int] | None]) -> list[int] | None:
-        """A product with a number or a parameter keeps factors, and so does one with a gate whose own are pinned."""
+        """A product with a number or a parameter keeps factors; so does one with a gate whose factors are pinned."""
         if len(operands) == 1:
             return self.same(node, operands[0])
         pinned = {self.find(one) for one, _ in self.pins}
@@ -173,7 +174,7 @@ class _Walk:
         return None
 
     def averaged(self, node: fx.Node, x: list[int] | None) -> list[int] | None:
-        """A mean over places."""
+        """A mean over positions."""
         axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         axes = (axes,) if isinstance(axes, int) else axes
         if x is None or not axes or any(not isinstance(axis, int) or axis % 4 < 2 for axis in axes):  # type: ignore[union-attr]
@@ -188,7 +189,7 @@ class _Walk:
         return [one for part in parts if part is not None for one in part]
 
     def padded(self, node: fx.Node, x: list[int] | None) -> list[int] | None:
-        """Zeros around places, and zero channels, which any factor leaves as they are."""
+        """Padding with zeros around a map or with zero channels; zeros have any factor."""
         amounts: Any = node.args[1] if len(node.args) > 1 else None
         value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value")
         if x is None or value not in (None, 0, 0.0) or not isinstance(amounts, tuple | list):
@@ -198,7 +199,7 @@ class _Walk:
         return self.new(before) + x + self.new(after) if min(before, after) >= 0 else None
 
     def indexed(self, node: fx.Node, x: list[int] | None) -> list[int] | None:
-        """Some places, or some channels, of a map; by slices."""
+        """Some positions, or some channels, of a map, taken by slices."""
         index: Any = node.args[1]
         if x is None or not isinstance(index, tuple) or not all(isinstance(part, slice) for part in index):
             return None
@@ -211,7 +212,7 @@ class _Walk:
         return list(range(first, first + number))
 
     def begin(self, node: fx.Node, reason: str) -> None:
-        """New factors for what has none from before, all pinned."""
+        """New factors, all pinned, for a node that has no factors from its inputs."""
         shape = node.meta.get("shape", ())
         if len(shape) > 1:
             self.channels[node] = self.new(shape[1])

@@ -1,10 +1,10 @@
-"""Cross-layer equalization: scaling channels so that one step size suits them all, without changing the function.
+"""Cross-layer equalization: scaling channels so that one step size suits all of them, without changing the function.
 
-Where a scale for each tensor has to serve channels of very different ranges, most codes are lost on the narrow ones. A
-channel may be divided by ``s`` in the layer that makes it and multiplied by ``s`` in those that read it; ``s_i =
-sqrt(r1_i / r2_i)`` makes its range the same on both sides, ``r1_i`` in the weights before and ``r2_i`` behind, which is
-the best for both (Nagel et al. 2019, arXiv 1906.04721, §4.1, eq. 11). The paper goes through pairs of layers; here a
-factor may have several layers on either side, all that :mod:`qtrain.ptq.channel_groups` ties together.
+If a tensor with one scale has channels of very different ranges, the narrow ones use only few of the codes. A channel
+may be divided by ``s`` in the layer that makes it and multiplied by ``s`` in those that read it. ``s_i = sqrt(r1_i /
+r2_i)`` gives it the same range on both sides, ``r1_i`` being its range in the weights before and ``r2_i`` in those
+after. This is the best for both (Nagel et al. 2019, arXiv 1906.04721, §4.1, eq. 11). The paper treats pairs of layers;
+here a factor may have several layers on either side, as :mod:`qtrain.ptq.channel_groups` ties them together.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from qtrain.ptq.channel_groups import OUTPUT, ScaledLayer, find_channel_groups
 log = logging.getLogger(__name__)
 
 CONVERGED = 1e-2
-"""Largest change of a factor, relative, at which the sweeps over the model end."""
+"""The sweeps over the model end when no factor changes by more than this, relatively."""
 
 
 @final
 class CrossLayerEqualization:
-    """Equalizes the ranges of all channels of a float model that may be scaled, in place.
+    """Equalizes the ranges of all channels that may be scaled in a float model, in place.
 
-    ``replace_relu6`` makes every ReLU6 a ReLU first, as the paper does with MobileNetV2: a clip at 6 keeps no scale. It
-    changes the function where values above 6 occur. ``absorb`` moves biases that are so high that a ReLU never cuts
-    into the next layer (§4.1.3), which is exact but for values three standard deviations out, and narrows activations.
-    With both off, the function is the same. ``sweeps`` is the most passes over the model. Raises ``ValueError`` where
-    no channel can be scaled.
+    ``replace_relu6`` first replaces every ReLU6 by a ReLU, as the paper does with MobileNetV2, because a clip at 6 does
+    not keep a factor. This changes the function where values above 6 occur. ``absorb`` moves biases into the next layer
+    if they are so high that the ReLU between hardly ever cuts (§4.1.3). This makes the range of the activations
+    smaller, and is exact except for values beyond three standard deviations. With both off, the function is the same.
+    ``sweeps`` is the largest number of passes over the model. Raises ``ValueError`` where no channel can be scaled.
     """
 
     def __init__(self, *, replace_relu6: bool = False, absorb: bool = False, sweeps: int = 40) -> None:
@@ -46,9 +46,9 @@ class CrossLayerEqualization:
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, example: Tensor, statistics: Mapping[str, OutputStatistics]) -> None:
-        """Equalize ``model``, whose batch norms are folded, and scale the ``statistics`` of its outputs along.
+        """Equalize ``model``, whose batch norms are folded, and scale the ``statistics`` of its outputs likewise.
 
-        ``example`` (N, C, H, W) gives the shapes. What is left as it is is logged with the reason.
+        ``example`` (N, C, H, W) gives the shapes. Channels that cannot be scaled are logged with the reason.
         """
         if self.replace_relu6:
             _replace_relu6_(model)
@@ -81,7 +81,7 @@ class CrossLayerEqualization:
 
 
 class Ranges:
-    """``max |W|`` over the kernel of one layer, ``table`` (O, I / groups), as factors have changed it so far."""
+    """``table`` (O, I / groups) is ``max |W|`` over the kernel of one layer, with the factors so far applied."""
 
     def __init__(self, layer: ScaledLayer) -> None:
         self.layer = layer
@@ -109,7 +109,7 @@ class Ranges:
 
 
 class Side(NamedTuple):
-    """Free factors that layers share, and the layers that make channels with them, and that read such channels."""
+    """Free factors that layers share, with the layers that make and those that read the channels of these factors."""
 
     factors: Tensor
     makers: list[Ranges]
@@ -117,7 +117,7 @@ class Side(NamedTuple):
 
 
 def sides(ranges: Sequence[Ranges], free: Tensor) -> list[Side]:
-    """The free factors in groups of which no layer makes two, in the order in which their channels are made."""
+    """The free factors in groups, in the order in which their channels are made; no layer makes two groups."""
     found: list[Side] = []
     for maker in ranges:
         factors, makers, apart = maker.layer.outputs.unique(), [maker], []
@@ -141,10 +141,10 @@ def equalizing_factors(
 ) -> tuple[Tensor, float, float]:
     """The factors, (count,) float64, and the spread (:func:`spread`) of the ranges without and with them.
 
-    Sweeps over the sides: their factors are multiplied by ``sqrt(r1 / r2)``, which for one layer on either side is
-    equation 11, until nothing changes. With several layers on a side, ``r`` is the largest of their ranges, each
-    relative to its tensor's. Should the spread have grown, the sweep with the least counts. Channels of zeros on either
-    side keep their factor. Changes the ``ranges``.
+    Each sweep multiplies the factors of each side by ``sqrt(r1 / r2)``, until nothing changes. With one layer on either
+    side this is equation 11. With several layers, ``r`` is the largest of their ranges, each relative to its tensor's.
+    If the spread grows meanwhile, the factors of the sweep with the least spread are returned. A channel that is all
+    zeros on one side keeps its factor. Changes the ``ranges``.
     """
     factors = torch.ones(count, dtype=torch.float64)
     best, start = factors.clone(), spread(ranges)
@@ -168,16 +168,16 @@ def equalizing_factors(
 
 
 def spread(ranges: Sequence[Ranges]) -> float:
-    """How far channels' ranges are below their tensor's: the geometric mean of ``max_j r_j / r_i``, at least 1.
+    """How far the ranges of channels are below that of their tensor: the geometric mean of ``max_j r_j / r_i``.
 
-    Over the input and the output channels of all layers; channels of zeros do not count.
+    It is at least 1 and counts the input and output channels of all layers, but not channels of zeros.
     """
     sides = [each for layer in ranges for each in (layer.by_output(), layer.by_input())]
     return float(torch.cat([(each.max() / each[each > 0]).log() for each in sides]).mean().exp())
 
 
 def _largest(sides: list[tuple[Tensor, Tensor]], count: int) -> Tensor:
-    """For each factor the largest range among ``(factor of each channel, range of each channel)``, 0 of none.
+    """For each factor the largest range among ``(factor of each channel, range of each channel)``, 0 if there is none.
 
     Each tensor is taken relative to its largest range, and the result in units of the largest of all.
     """

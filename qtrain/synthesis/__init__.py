@@ -1,1 +1,1 @@
-"""Images from nothing but a trained model, for calibrating and training without the data."""
+"""Synthetic images, made from a trained model alone, for calibration and training without the data."""

@@ -1,11 +1,11 @@
-"""Crops, shifts and flips inside the loop that makes images, so that what a model sees hangs on no single pixel.
+"""Crops, shifts and flips in each step of the loop that makes images, so that no single pixel matters much.
 
 DeepInversion (Yin et al. 2020, arXiv 1912.08795) shifts and flips; IntraQ (Zhong et al. 2022, arXiv
-2111.09136) crops a part and enlarges it to the full size: "local object reinforcement", which makes a batch hold the
-object at different scales and places. All is differentiable, and each draw is a function of (seed, batch number, step).
+2111.09136) crops a part and enlarges it to the full size ("local object reinforcement"), so that a batch has objects at
+different scales and places. Everything is differentiable, and each draw is a function of (seed, batch number, step).
 
-Where an image is shifted, black comes in, as in the crops from padded images that most small models are trained with:
-the running statistics are those of images with black edges, and whole real images do not have them.
+A shifted image gets black edges. Most small models are trained with crops from padded images, so their running
+statistics are those of images with black edges, which whole real images do not have.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from qtrain.functional import random
 
 @dataclass(frozen=True, kw_only=True)
 class StepAugmentation:
-    """How a step looks at the images, each with draws of its own.
+    """How each step augments the images, with separate draws for each image.
 
-    ``shift``: by up to so many whole pixels up or down, left or right. ``flip``: mirrored left to right with
-    probability one half. ``smallest_crop``: in a share ``crop_steps`` of the steps a window of this to the whole
-    area, at a random place, is enlarged to the full size instead of a shift; 1: never.
+    ``shift``: by at most so many whole pixels up or down, left or right. ``flip``: mirrored left to right with
+    probability one half. ``smallest_crop``: in a share ``crop_steps`` of the steps, a random window with an area
+    between this share and the whole is enlarged to the full size instead of a shift; with 1 this never happens.
     """
 
     shift: int = 0
@@ -46,13 +46,13 @@ class StepAugmentation:
             )
 
     def __call__(self, images: Tensor, black: Tensor, *, seed: int, number: int, step: int) -> Tensor:
-        """``images`` (N, C, H, W) of batch ``number`` as step ``step`` sees them, same shape.
+        """``images`` (N, C, H, W) of batch ``number``, augmented for step ``step``; same shape.
 
-        ``black`` (1, C, 1, 1) is what black pixels are.
+        ``black`` (1, C, 1, 1) is the value of black pixels.
         """
         if not self.shift and not self.flip and self.smallest_crop == 1:
             return images
-        index = torch.arange(len(images) + 1)  # one row more: what concerns the step as a whole
+        index = torch.arange(len(images) + 1)  # the last row is for the step as a whole
         key = random.seed_of(seed, number)
         draws = random.uniform(seed=key, epoch=step, index=index, stream=random.VIEW, count=4)
         each = draws[:-1].to(images.device)
@@ -60,7 +60,7 @@ class StepAugmentation:
         size = torch.tensor(images.shape[:1:-1], device=images.device)  # width, height
         if self.smallest_crop < 1 and float(draws[-1, 0]) < self.crop_steps:
             side = (self.smallest_crop + (1 - self.smallest_crop) * each[:, 1]).sqrt()
-            # Up to where the outermost samples fall on the middle of the outermost pixels: none sees beyond the edge.
+            # The outermost samples are at most at the middle of the outermost pixels, so none is beyond the edge.
             center = (2 * each[:, 2:] - 1) * (1 - side)[:, None] * (1 - 1 / size)
         else:
             side = torch.ones_like(each[:, 1])

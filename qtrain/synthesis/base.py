@@ -1,4 +1,4 @@
-"""What every way of making images without data implements."""
+"""The interface of all ways to make images without data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qtrain.spec import DataInfo
 class Made:
     """One batch of synthesized images: ``images`` (N, H, W, C) uint8, ``labels`` (N,) int64 class indices.
 
-    ``metrics`` say how far the batch came, by name; a manifest keeps them and reports their means.
+    ``metrics`` tell by name how good the batch is; a manifest stores them and reports their means.
     """
 
     images: Tensor
@@ -28,9 +28,9 @@ class Made:
 class Synthesis(ABC):
     """Makes images that a model takes for its training data, batch by batch. Subclasses are final.
 
-    Batch ``number`` is a function of the models, the options, ``seed`` and ``number`` alone: whoever makes it, after
-    whatever other batch, in whatever process, makes the same one. So workers divide the numbers among them, and a
-    stopped synthesis goes on with those that are missing.
+    Batch ``number`` depends only on the models, the options, ``seed`` and ``number``, not on the process or on the
+    batches made before. So workers divide the numbers among them, and a stopped synthesis continues with the missing
+    ones.
 
     ``models`` are in full precision, in eval mode, without gradients for their parameters, on ``device``; each takes
     (N, C, H, W) float, normalized with the mean and std of ``info``. There is at least one.
@@ -40,15 +40,15 @@ class Synthesis(ABC):
 
     @abstractmethod
     def check(self, models: Sequence[nn.Module]) -> None:
-        """Raise ``ValueError``, with the remedy, where the models have not what this method needs."""
+        """Raise ``ValueError``, with the remedy, if the models lack something that this method needs."""
 
     @abstractmethod
     def learn(
         self, models: Sequence[nn.Module], info: DataInfo, *, seed: int, folder: Path, device: torch.device
     ) -> None:
-        """Learn what all batches share (a generator), or find it learned in ``folder``; a stopped learning goes on.
+        """Train what all batches share (a generator), or load it from ``folder``; a stopped training continues.
 
-        Called before the first :meth:`make` in every process; one process at a time learns.
+        Called in every process before the first :meth:`make`, in one process at a time.
         """
 
     @abstractmethod

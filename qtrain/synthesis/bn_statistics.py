@@ -1,11 +1,11 @@
-"""Images optimized until batch norm takes them for the training data: ZeroQ and DeepInversion.
+"""Images optimized until their batch norm statistics are those of the training data: ZeroQ and DeepInversion.
 
-Starting from noise, the pixels of a batch descend
+Starting from noise, the pixels of a batch minimize
 
     sum over models of  statistics * D(x) + label * CE(f(x), y)   +  total_variation * TV(x) + norm * mean(x^2)
 
-with D the distance of :class:`StatisticsMatch`, y the batch's labels, and x a random view of the batch. With the first
-term alone it is ZeroQ (Cai et al. 2020, arXiv 2001.00281, eq. 2), with all of them DeepInversion (Yin et al. 2020,
+with D the distance of :class:`StatisticsMatch`, y the batch's labels, and x the randomly augmented batch. With only
+the first term it is ZeroQ (Cai et al. 2020, arXiv 2001.00281, eq. 2), with all of them DeepInversion (Yin et al. 2020,
 arXiv 1912.08795, eq. 1-4).
 """
 
@@ -33,12 +33,12 @@ from qtrain.synthesis.statistics import statistics_layers
 class BNStatistics(Synthesis):
     """Batches from batch norm's statistics, labels, and priors on images; see the module for the objective.
 
-    ``steps`` and ``lr`` are Adam's (:class:`ImageOptimizer`), ``shift``, ``flip``, ``smallest_crop`` and ``crop_steps``
-    say how the models look at the images in each step (:class:`StepAugmentation`). ``natural_start`` begins from
+    ``steps`` and ``lr`` are those of Adam (:class:`ImageOptimizer`). ``shift``, ``flip``, ``smallest_crop`` and
+    ``crop_steps`` augment the images in each step (:class:`StepAugmentation`). ``natural_start`` starts from
     :func:`natural_noise`, otherwise from white noise. ``statistics``, ``label``, ``total_variation`` and ``norm`` are
-    the weights of the objective's terms. ``compile`` pays on a CPU from about a thousand images on.
+    the weights of the objective's terms. ``compile`` saves time on a CPU from about a thousand images on.
 
-    Statistics are those of a whole batch: of few images they are a matter of chance, so ``batch_size`` is large.
+    Statistics are those of a whole batch. With few images they vary by chance, so ``batch_size`` is large.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class BNStatistics(Synthesis):
     def learn(
         self, models: Sequence[nn.Module], info: DataInfo, *, seed: int, folder: Path, device: torch.device
     ) -> None:
-        """Nothing: batches have nothing in common."""
+        """Does nothing: batches have nothing in common."""
 
     def make(
         self, models: Sequence[nn.Module], info: DataInfo, *, number: int, seed: int, device: torch.device

@@ -1,4 +1,4 @@
-"""How a generator is told what to show."""
+"""How a generator is told which classes to show."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qtrain.functional.random import permutation
 
 
 class Mixture(NamedTuple):
-    """The classes of each image, (N, k) int64, all different, and their shares, (N, k) float32, falling, of sum 1.
+    """The classes of each image, (N, k) int64, all different, and their shares, (N, k) float32, descending, sum 1.
 
     The first class of an image is its label.
     """
@@ -28,7 +28,7 @@ class Mixture(NamedTuple):
 
 
 class Embedding(nn.Module, ABC):
-    """Turns what an image is to show, and ``noise_size`` normal numbers, into a code of ``latent``.
+    """Turns the classes of an image and ``noise_size`` normal numbers into a code of ``latent`` numbers.
 
     Its parameters are trained with the generator's. Subclasses are final.
     """
@@ -42,24 +42,25 @@ class Embedding(nn.Module, ABC):
 
 
 class Conditioning(ABC):
-    """What images a generator is asked for, and the embedding of that. Subclasses are final.
+    """Which classes the images of a generator show, and their embedding. Subclasses are final.
 
-    Attributes are the options and nothing else: they tell whether a saved generator is the one that is asked for.
+    Attributes are only the options: they identify a saved generator.
     """
 
     @abstractmethod
     def embedding(self, models: Sequence[nn.Module], num_classes: int) -> Embedding:
-        """Fresh, from torch's random state; ``ValueError``, with the remedy, where the models do not serve."""
+        """A new embedding, from torch's random state; ``ValueError``, with the remedy, if the models do not fit."""
 
     @abstractmethod
     def mix(self, labels: Tensor, num_classes: int, generator: torch.Generator) -> Mixture:
-        """What the images of a batch are to show whose labels are ``labels`` (N,), all draws from ``generator``."""
+        """The classes for the images of a batch with ``labels`` (N,); all draws are from ``generator``."""
 
 
 def labels_in_turn(*, number: int, count: int, num_classes: int, seed: int, stream: int) -> Tensor:
-    """Labels of batch ``number`` of ``count``: (N,) int64, a part of a sequence of all classes in ever new orders.
+    """Labels of batch ``number`` of ``count`` images, (N,) int64.
 
-    So over whole rounds each class comes equally often, also where a batch is smaller than their number.
+    They are a part of a sequence that has all classes in a random order, then in another one, and so on. So each class
+    comes equally often, also where a batch has fewer images than there are classes.
     """
     places = range(number * count, (number + 1) * count)
     rounds = range(places[0] // num_classes, places[-1] // num_classes + 1)

@@ -1,4 +1,4 @@
-"""GDFQ: one class for each image, as a factor of its noise."""
+"""GDFQ: each image shows one class, whose embedding multiplies the noise."""
 
 from __future__ import annotations
 

@@ -22,8 +22,11 @@ class GeneratorShape(NamedTuple):
 
 
 def shape_of(image_size: int, width: int) -> GeneratorShape:
-    """At least two doublings, and so many that the first map is no larger than 8; ``width`` channels at full size,
-    twice as many before each doubling, 512 at most. Where doublings do not end at ``image_size``, they end above it.
+    """The shape of a generator of images with ``image_size`` pixels on a side.
+
+    It has the least number of doublings, at least two, for which the first map is at most 8 pixels wide. There are
+    ``width`` channels at full size and twice as many before each doubling, at most 512. If doublings do not lead to
+    exactly ``image_size``, they lead to a larger size.
 
     >>> shape_of(32, 64), shape_of(28, 64)
     (GeneratorShape(start=8, channels=(128, 64)), GeneratorShape(start=7, channels=(128, 64)))
@@ -43,11 +46,11 @@ class Generator(nn.Module):
 
     The architecture is the one that GDFQ (Xu et al. 2020, arXiv 2003.03603, §4.1) takes from ACGAN: a linear layer to a
     small map, then doublings by nearest neighbors, each with a 3x3 convolution, batch norm and leaky ReLU, a last
-    convolution, tanh. ``width`` are the channels at full size, 64 in the paper for 32 pixels. The last batch norm is
-    before the tanh and not behind it, so that the range is exactly that of the pixels of ``info``.
+    convolution, tanh. ``width`` is the number of channels at full size, 64 in the paper for 32 pixels. The last
+    batch norm is before the tanh and not after it, so that the range is exactly that of the pixels of ``info``.
 
-    Batch norm takes the batch's own statistics at all times and keeps none, as the papers sample: an image depends on
-    its batch, and what the parameters are is all there is to save. So a batch has at least two codes.
+    As in the papers, batch norm always uses the batch's own statistics and keeps none. So an image depends on its
+    batch, a batch has at least two codes, and only the parameters are saved.
     """
 
     low: Tensor

@@ -1,4 +1,4 @@
-"""What a generator that learns leaves on the disk: where it stands, and what it was at several ages."""
+"""The files of a generator in training: its latest state, and its parameters at several ages."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ State = Mapping[str, Tensor]
 
 @final
 class GeneratorCheckpoint:
-    """``folder`` of a generator: ``learning.pt``, from which its learning goes on, and ``<age>.pt`` for each age kept.
+    """``folder`` of a generator: ``learning.pt``, from which training continues, and ``<age>.pt`` for each age.
 
-    ``identity`` is all that determines what is learned; a folder in which something else was learned is refused.
+    ``identity`` is everything that determines the result; a folder with another identity is refused.
     """
 
     def __init__(self, *, folder: Path, identity: Mapping[str, Any]) -> None:
@@ -28,7 +28,7 @@ class GeneratorCheckpoint:
         self.identity = {name: _plain(value) for name, value in identity.items()}
 
     def restore(self, generator: nn.Module, optimizer: optim.Optimizer) -> int:
-        """Fill both with what was saved last; the steps done by then, 0 where nothing was."""
+        """Load the last saved state into both; returns the number of steps done by then, 0 if nothing was saved."""
         path = self.folder / "learning.pt"
         if not path.is_file():
             return 0
@@ -44,18 +44,18 @@ class GeneratorCheckpoint:
         return int(saved["step"])
 
     def save(self, step: int, generator: nn.Module, optimizer: optim.Optimizer) -> None:
-        """Where the learning stands after ``step`` steps."""
+        """Save the state of the training after ``step`` steps."""
         state = {"generator": generator.state_dict(), "optimizer": optimizer.state_dict()}
         with atomic_write(self.folder / "learning.pt") as path:
             torch.save({"step": step, "identity": self.identity, **state}, path)
 
     def keep(self, age: int, generator: nn.Module) -> None:
-        """What ``generator`` is after ``age`` steps, for good."""
+        """Save the parameters of ``generator`` after ``age`` steps."""
         with atomic_write(self.folder / f"{age}.pt") as path:
             torch.save(generator.state_dict(), path)
 
     def kept(self, age: int) -> State:
-        """What :meth:`keep` was given, on the CPU."""
+        """The parameters that :meth:`keep` saved at ``age``, on the CPU."""
         path = self.folder / f"{age}.pt"
         if not path.is_file():
             raise ValueError(f"generator: {path} is missing, delete {self.folder} to learn anew")
@@ -64,5 +64,5 @@ class GeneratorCheckpoint:
 
 
 def _plain(value: Any) -> str:
-    """``value`` as text: of an object, its class and attributes."""
+    """``value`` as text; for an object, its class and attributes."""
     return json.dumps(value, sort_keys=True, default=lambda thing: {type(thing).__name__: vars(thing)})

@@ -27,7 +27,7 @@ from qtrain.synthesis.statistics import StatisticsMatch, statistics_layers
 log = logging.getLogger(__name__)
 
 BETAS = (0.5, 0.999)
-"""Of Adam, as in the authors' settings."""
+"""Betas of Adam, as in the authors' settings."""
 SHOW_EVERY_S = 10.0
 
 
@@ -46,8 +46,8 @@ class ConditionalGenerator(nn.Module):
 
 
 class Losses(NamedTuple):
-    """Means over the models, 0-dim: cross-entropy in nats, distance of statistics, the share of images that a model
-    gives their label."""
+    """Means over the models, 0-dim: cross-entropy in nats, distance of statistics, and the share of images that a model
+    classifies as labeled."""
 
     classes: Tensor
     statistics: Tensor
@@ -57,17 +57,18 @@ class Losses(NamedTuple):
 @final
 class GeneratorSynthesis(Synthesis):
     """A generator learns ``loss = CE(model(G), y) + statistics BNS(model(G))`` (GDFQ, Xu et al. 2020, arXiv
-    2003.03603, eq. 4-6), y being what ``conditioning`` asked for, BNS the distance of batch norm's statistics.
+    2003.03603, eq. 4-6), where y are the classes from ``conditioning`` and BNS is the distance of batch norm's
+    statistics.
 
-    Adam at ``lr`` times ``lr_schedule`` for ``steps`` batches; of several models the mean of their losses. The papers
-    train generator and student in turn, so that the student sees images of generators of all ages. Here images are made
-    once, for whatever student: the generator is kept at ``snapshots`` ages, evenly spaced, the last one that of its
-    end, and batch after batch takes the next of them. Every ``save_every`` steps the learning is saved; one that was
-    stopped goes on from there as if it had not been, on the CPU bit for bit.
+    The generator is trained by Adam at ``lr`` times ``lr_schedule`` for ``steps`` batches; with several models the loss
+    is the mean of theirs. The papers train generator and student in turn, so that the student sees images of generators
+    of all ages. Here images are made once, for any student: the generator is saved at ``snapshots`` evenly spaced ages,
+    the last one at its end, and the batches use them in turn. The training is saved every ``save_every`` steps. A
+    stopped training continues from there with the same result, on the CPU bit for bit.
 
-    Figures of a batch, on its bytes: ``statistics``, BNS reached; ``noise_statistics``, that of as many images of
-    uniform noise; ``as_labeled``, the share of images that the models give their label; ``class_loss`` in nats;
-    ``age``, the steps of the generator that made it.
+    Metrics of a batch, measured on its bytes: ``statistics``, its BNS; ``noise_statistics``, that of as many images of
+    uniform noise; ``as_labeled``, the share of images that the models classify as labeled; ``class_loss`` in nats;
+    ``age``, the number of steps after which the generator made it.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class GeneratorSynthesis(Synthesis):
 
     @property
     def ages(self) -> list[int]:
-        """Steps after which the generator is kept."""
+        """Numbers of steps after which the generator is saved."""
         return [round(self.steps * (i + 1) / self.snapshots) for i in range(self.snapshots)]
 
     def check(self, models: Sequence[nn.Module]) -> None:
@@ -179,12 +180,12 @@ class GeneratorSynthesis(Synthesis):
     def _draw(
         self, generator: ConditionalGenerator, info: DataInfo, *, seed: int, stream: int, number: int
     ) -> tuple[Mixture, Tensor]:
-        """What batch ``number`` of ``stream`` is to show and its noise, on the device of ``generator``."""
+        """Classes and noise of batch ``number`` of ``stream``, on the device of ``generator``."""
         device = generator.generator.low.device
         labels = labels_in_turn(
             number=number, count=self.batch_size, num_classes=info.num_classes, seed=seed, stream=stream
         )
-        numbers = torch.Generator().manual_seed(seed_of(seed, stream, number))  # of the CPU: alike on every device
+        numbers = torch.Generator().manual_seed(seed_of(seed, stream, number))  # on the CPU: the same for every device
         mixture = self.conditioning.mix(labels, info.num_classes, numbers)
         noise = torch.randn(self.batch_size, generator.embedding.noise_size, generator=numbers)
         return Mixture(*(part.to(device) for part in mixture)), noise.to(device)
@@ -202,13 +203,13 @@ class GeneratorSynthesis(Synthesis):
 
 @contextmanager
 def watching(models: Sequence[nn.Module]) -> Iterator[list[StatisticsMatch]]:
-    """What tells the distance of statistics of each of ``models`` after its forward."""
+    """Inside, the result's elements tell the distance of statistics of each of ``models`` after its forward."""
     with ExitStack() as stack:
         yield [stack.enter_context(StatisticsMatch(model)) for model in models]
 
 
 def _losses(models: Sequence[nn.Module], matches: Sequence[StatisticsMatch], images: Tensor, target: Tensor) -> Losses:
-    """Of ``images`` (N, C, H, W) with ``target`` (N, K) probabilities."""
+    """The losses of ``images`` (N, C, H, W) with ``target`` (N, K) probabilities."""
     found = []
     for model, match in zip(models, matches, strict=True):
         logits = model(images)
@@ -226,7 +227,7 @@ def _require_finite(generator: nn.Module, step: int) -> None:
 
 
 class _Progress:
-    """A line every ten seconds; losses are read from the device only then."""
+    """Logs a line every ten seconds, and reads losses from the device only then."""
 
     def __init__(self, done: int, steps: int) -> None:
         self.first, self.steps = done, steps

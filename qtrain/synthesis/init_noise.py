@@ -1,9 +1,9 @@
-"""What images begin from: labels in turn, and noise that belongs to each image's number.
+"""The start of the optimization: labels in turn, and noise that is a function of each image's number.
 
-White noise is what papers begin from. Natural images are not white: the amplitude of their spectrum falls with
-about the inverse of the frequency (Field 1987, "Relations between the statistics of natural images and the response
-properties of cortical cells"), and their channels vary together. Noise with these two properties is nearer to any
-model's statistics before the first step, and what the steps leave as it is does not look like grain.
+Papers start from white noise. Natural images are not white: the amplitude of their spectrum falls about with the
+inverse of the frequency (Field 1987, "Relations between the statistics of natural images and the response properties of
+cortical cells"), and their channels vary together. Noise with these two properties is nearer to the statistics of any
+model before the first step, and the part of it that the steps do not change does not look like grain.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from qtrain.functional import random
 from qtrain.spec import DataInfo
 
 SLOPE = 1.5
-"""Amplitude falls as frequency to the power of minus this."""
+"""The amplitude falls as the frequency to the power of minus this."""
 COMMON = 0.8
-"""Share of the variance that all channels have in common."""
+"""The share of the variance that is common to all channels."""
 
 
 def balanced_labels(info: DataInfo, *, batch_size: int, number: int, device: torch.device, run: int = 1) -> Tensor:
     """Labels (N,) int64 of batch ``number``: the classes in turn, over all batches, so that each comes equally often.
 
-    ``run`` images in a row have the same. Raises ``ValueError`` for one class only: no label then tells one image from
-    another.
+    ``run`` images in a row have the same label. Raises ``ValueError`` if there is only one class, since all labels
+    would be the same.
     """
     if info.num_classes < 2:
         raise ValueError(
@@ -38,20 +38,20 @@ def balanced_labels(info: DataInfo, *, batch_size: int, number: int, device: tor
 
 
 def white_noise(info: DataInfo, *, batch_size: int, number: int, seed: int, device: torch.device) -> Tensor:
-    """Standard normal (N, C, H, W), channels last: a function of the seed and each image's own number."""
+    """Standard normal (N, C, H, W), channels last, as a function of the seed and each image's own number."""
     return _placed(_normal(info, batch_size, number, seed), device)
 
 
 def natural_noise(info: DataInfo, *, batch_size: int, number: int, seed: int, device: torch.device) -> Tensor:
-    """:func:`white_noise` with the spectrum and the colors of natural images; variance 1 over all images still.
+    """:func:`white_noise` with the spectrum and the colors of natural images; the variance over all images is still 1.
 
-    ``sqrt(0.8) common + sqrt(0.2) own`` with ``common`` the scaled sum of the channels, its amplitude at frequency
-    ``f`` times ``f^-1.5``, the mean's as if it had the lowest frequency.
+    It is ``sqrt(0.8) common + sqrt(0.2) own``, where ``common`` is the scaled sum of the channels. The amplitude at
+    frequency ``f`` is multiplied by ``f^-1.5``; the mean is treated as if it had the lowest frequency.
     """
     white = _normal(info, batch_size, number, seed)
     channels, size = info.in_channels, info.image_size
     common = white.sum(dim=1, keepdim=True) / math.sqrt(channels)
-    # Common and own part are correlated by 1 / sqrt(C): their sum's variance is that of the last line's divisor.
+    # Common and own part have a correlation of 1 / sqrt(C); the last line divides by the variance of their sum.
     mixed = math.sqrt(COMMON) * common + math.sqrt(1 - COMMON) * white
     mixed = mixed / math.sqrt(1 + 2 * math.sqrt(COMMON * (1 - COMMON) / channels))
     line = torch.fft.fftfreq(size, dtype=torch.float64)
@@ -63,11 +63,11 @@ def natural_noise(info: DataInfo, *, batch_size: int, number: int, seed: int, de
 
 
 def _normal(info: DataInfo, batch_size: int, number: int, seed: int) -> Tensor:
-    """Standard normal (N, C, H, W) float64 on the CPU, whatever the device: libraries differ in the last place."""
+    """Standard normal (N, C, H, W) float64, on the CPU, because devices differ in the last digit."""
     shape = (batch_size, info.in_channels, info.image_size, info.image_size)
     index = torch.arange(number * batch_size, (number + 1) * batch_size)
     uniform = random.uniform(seed=seed, epoch=0, index=index, stream=random.NOISE, count=math.prod(shape[1:]))
-    # Multiples of 2^-24, taken from the middle of their interval, so that 0 is no infinity.
+    # Multiples of 2^-24, moved to the middle of their interval, so that 0 does not become infinite.
     return torch.special.ndtri(uniform.double() + 2.0**-25).reshape(shape)
 
 

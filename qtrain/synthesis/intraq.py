@@ -1,14 +1,14 @@
-"""Images of one class that differ from one another: IntraQ.
+"""IntraQ: images of one class that differ from one another.
 
-IntraQ (Zhong et al. 2022, arXiv 2111.09136) finds that images made from batch norm's statistics and hard
-labels all look alike within a class, and adds three things against it: local object reinforcement (crops at random
+IntraQ (Zhong et al. 2022, arXiv 2111.09136) finds that images of one class all look alike if they are made from
+batch norm's statistics and hard labels. It adds three things against this: local object reinforcement (crops at random
 scales, :class:`StepAugmentation`), a marginal distance (:func:`marginal_distance`), and soft labels
 (:func:`soft_inception`). The objective is
 
     statistics * D(x) + label * soft_inception + distance * marginal_distance
 
-Unlike there, the center of a class is that of its images in the same batch, and not of all batches before: so a batch
-is a function of its number, whoever makes it.
+Unlike in the paper, the center of a class is that of its images in the same batch, not of all batches before. So a
+batch is a function of its number.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from qtrain.synthesis.statistics import statistics_layers
 
 
 def soft_inception(logits: Tensor, labels: Tensor, wanted: Tensor) -> Tensor:
-    """``mean_n (softmax(logits_n)[y_n] - wanted_n)^2``: no image is pushed to certainty; 0-dim.
+    """``mean_n (softmax(logits_n)[y_n] - wanted_n)^2``, 0-dim: images are not driven to certainty.
 
     ``logits`` (N, K), ``labels`` (N,) int64, ``wanted`` (N,) probabilities a little below 1.
     """
@@ -42,11 +42,11 @@ def soft_inception(logits: Tensor, labels: Tensor, wanted: Tensor) -> Tensor:
 
 
 def marginal_distance(features: Tensor, labels: Tensor, *, nearest: float, farthest: float) -> Tensor:
-    """How far images leave the ring around their class's center, 0-dim.
+    """How far images are outside of the ring around their class's center, 0-dim.
 
-    With ``d_n = 1 - cos(features_n, center)`` and the center the mean of the features of all images with that label,
-    the mean of ``max(nearest - d_n, 0) + max(d_n - farthest, 0)``. An image that is alone in its class has no ring and
-    does not count. ``features`` (N, D), ``labels`` (N,) int64.
+    This is the mean of ``max(nearest - d_n, 0) + max(d_n - farthest, 0)`` with ``d_n = 1 - cos(features_n, center)``,
+    where ``center`` is the mean of the features of all images with that label. An image that is alone in its class does
+    not count. ``features`` (N, D), ``labels`` (N,) int64.
     """
     same = (labels[:, None] == labels[None, :]).to(features.dtype)
     count = same.sum(dim=1)
@@ -59,12 +59,12 @@ def marginal_distance(features: Tensor, labels: Tensor, *, nearest: float, farth
 
 @final
 class IntraQ(Synthesis):
-    """Batches from batch norm's statistics that differ within each class; see the module for the objective.
+    """Batches from batch norm's statistics whose images differ within each class; see the module for the objective.
 
-    ``smallest_target``: the wanted probability of the label is uniform between this and 1, drawn for each image.
-    ``nearest`` and ``farthest`` bound the cosine distance to the class's center. ``images_per_class``: classes come in
-    runs of so many images, so that a batch has some of each class in it also where there are more classes than images.
-    The others are those of :class:`~qtrain.synthesis.bn_statistics.BNStatistics`.
+    ``smallest_target``: the wanted probability of the label is drawn for each image, uniformly between this and 1.
+    ``nearest`` and ``farthest`` bound the cosine distance to the class's center. ``images_per_class`` images in a row
+    have the same class, so that images of one class meet in a batch even if there are more classes than images. The
+    other options are those of :class:`~qtrain.synthesis.bn_statistics.BNStatistics`.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class IntraQ(Synthesis):
     def learn(
         self, models: Sequence[nn.Module], info: DataInfo, *, seed: int, folder: Path, device: torch.device
     ) -> None:
-        """Nothing: batches have nothing in common."""
+        """Does nothing: batches have nothing in common."""
 
     def make(
         self, models: Sequence[nn.Module], info: DataInfo, *, number: int, seed: int, device: torch.device
@@ -153,7 +153,7 @@ class IntraQ(Synthesis):
         return Made(pixels, labels.cpu(), metrics)
 
     def _wanted(self, *, number: int, seed: int) -> Tensor:
-        """The probability that each image is to have, (N,), a function of the seed and the image's own number."""
+        """The wanted probability of each image's label, (N,), a function of the seed and the image's own number."""
         index = torch.arange(number * self.batch_size, (number + 1) * self.batch_size)
         share = random.uniform(seed=seed, epoch=1, index=index, stream=random.NOISE, count=1)[:, 0]
         return self._smallest_target + (1 - self._smallest_target) * share

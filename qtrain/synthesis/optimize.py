@@ -23,7 +23,7 @@ from qtrain.synthesis.model_outputs import FrozenModels
 class ImageOptimizer:
     """``steps`` of Adam (b1, b2 = 0.5, 0.9, as DeepInversion) at rate ``lr``, which falls to zero along half a cosine.
 
-    ``lr`` is in units of the normalized values. After each step values are clamped to those of black and white.
+    ``lr`` is in units of the normalized values. After each step the values are clamped between black and white.
     """
 
     steps: int
@@ -71,11 +71,11 @@ def image_metrics(
     seed: int,
     number: int,
 ) -> dict[str, float]:
-    """What a batch reached, means over the models.
+    """How good a batch is: means over the models.
 
-    ``statistics``: the distance of :class:`StatisticsMatch` on the bytes ``pixels`` that are kept, shifted and flipped
-    by draws that no step has seen; ``noise_statistics``: the same of white noise, clamped to the pixel range;
-    ``as_labeled``: the share of whole images that the model gives their label.
+    ``statistics``: the distance of :class:`StatisticsMatch` for the final bytes ``pixels``, shifted and flipped by
+    draws that no step has used. ``noise_statistics``: the same for white noise, clamped to the pixel range.
+    ``as_labeled``: the share of whole images that the model classifies as labeled.
     """
     images = from_pixels(pixels, info, labels.device)
     noise = white_noise(info, batch_size=len(images), number=number, seed=seed, device=labels.device)

@@ -1,8 +1,8 @@
-"""Images for transformers, which have no batch norm: PSAQ-ViT.
+"""PSAQ-ViT: images for transformers, which have no batch norm.
 
-Self-attention answers to a real image with patches that resemble some and differ from others, to noise with
-patches that are all alike. PSAQ-ViT (Li et al. 2022, arXiv 2203.02250) measures it by the differential entropy of the
-cosine similarities between patches, and makes images that maximize it in every block:
+For a real image, self-attention gives patches that resemble some patches and differ from others; for noise all patches
+are alike. PSAQ-ViT (Li et al. 2022, arXiv 2203.02250) measures this by the differential entropy of the cosine
+similarities between patches, and makes images that maximize it in every block:
 
     - entropy * sum_l H_l(x) + label * CE(f(x), y) + total_variation * TV(x)
 """
@@ -29,7 +29,7 @@ from qtrain.synthesis.optimize import ImageOptimizer
 from qtrain.synthesis.priors import total_variation
 
 FLOOR = 1e-4
-"""Added to densities before their logarithm, as by the paper's authors."""
+"""Added to densities before their logarithm, as the paper's authors do."""
 
 
 def patch_similarities(tokens: Tensor) -> Tensor:
@@ -41,25 +41,25 @@ def patch_similarities(tokens: Tensor) -> Tensor:
 def differential_entropy(values: Tensor, *, bandwidth: float, points: int) -> Tensor:
     """``-integral p log p`` in nats of the density ``p`` of each row of ``values`` (N, S): (N,).
 
-    ``p`` is a kernel density estimate with Gaussians of standard deviation ``bandwidth``, looked at in ``points``
-    places, evenly spaced from the row's lowest to its highest value; the integral is the trapezoidal rule's.
+    ``p`` is a kernel density estimate with Gaussians of standard deviation ``bandwidth``. The integral is computed by
+    the trapezoidal rule from ``points`` values of ``p``, evenly spaced from the row's lowest to its highest value.
     """
     low, high = values.detach().aminmax(dim=1, keepdim=True)
     places = low + (high - low) * torch.linspace(0, 1, points, device=values.device, dtype=values.dtype)
-    # Kernels are computed again in the backward: kept, they would be points times as large as the values.
+    # Kernels are recomputed in the backward, since together they would be `points` times as large as the values.
     each = [checkpoint(_density, values, place, bandwidth, use_reentrant=False) for place in places.unbind(1)]
     density = torch.stack(each, dim=1) + FLOOR
     return torch.trapezoid(-density * density.log(), places, dim=1)
 
 
 def _density(values: Tensor, place: Tensor, bandwidth: float) -> Tensor:
-    """Of each row of ``values`` (N, S) at its ``place`` (N,): (N,)."""
+    """The density (N,) of each row of ``values`` (N, S) at its ``place`` (N,)."""
     away = (values - place[:, None]) / bandwidth
     return (-0.5 * away.square()).exp().mean(dim=1) / (bandwidth * math.sqrt(2 * math.pi))
 
 
 def attention_blocks(model: nn.Module) -> dict[str, Any]:
-    """timm's self-attention modules of ``model`` by name; ``ValueError`` where there is none."""
+    """timm's self-attention modules of ``model`` by name; ``ValueError`` if there are none."""
     found = {
         name: module
         for name, module in model.named_modules()
@@ -79,8 +79,8 @@ def attention_blocks(model: nn.Module) -> dict[str, Any]:
 class PatchTaps:
     """After ``model(x)``, ``entropy()`` is the sum over blocks of the mean entropy of its patches' similarities.
 
-    A block's patches are the outputs of its attention, averaged over heads, before they are projected: (N, L, D)
-    without the class token and its like. ``close()``, or leaving a ``with`` block, takes the hooks out.
+    A block's patches (N, L, D) are the outputs of its attention, averaged over heads, before the projection and without
+    class tokens. ``close()``, or leaving a ``with`` block, removes the hooks.
     """
 
     def __init__(self, model: nn.Module, *, bandwidth: float, points: int) -> None:
@@ -90,7 +90,7 @@ class PatchTaps:
         self._handles = [self._watch(name, block) for name, block in attention_blocks(model).items()]
 
     def entropy(self) -> Tensor:
-        """Of the last forward, 0-dim, in nats."""
+        """The entropy of the last forward, 0-dim, in nats."""
         each = [
             differential_entropy(patch_similarities(patches), bandwidth=self._bandwidth, points=self._points).mean()
             for patches in self._seen.values()
@@ -98,7 +98,7 @@ class PatchTaps:
         return torch.stack(each).sum()
 
     def close(self) -> None:
-        """Take the hooks out."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -167,7 +167,7 @@ class PatchSimilarity(Synthesis):
     def learn(
         self, models: Sequence[nn.Module], info: DataInfo, *, seed: int, folder: Path, device: torch.device
     ) -> None:
-        """Nothing: batches have nothing in common."""
+        """Does nothing: batches have nothing in common."""
 
     def make(
         self, models: Sequence[nn.Module], info: DataInfo, *, number: int, seed: int, device: torch.device

@@ -1,7 +1,7 @@
-"""What is expected of any image, whatever it shows: neighbors are alike, values are not extreme.
+"""Priors on images of any content: neighboring pixels are alike, values are not extreme.
 
-The priors of DeepInversion (Yin et al. 2020, arXiv 1912.08795, eq. 2: total variation and l2 norm), here as
-means, so that their weights do not depend on the size of image and batch.
+These are the priors of DeepInversion (Yin et al. 2020, arXiv 1912.08795, eq. 2: total variation and l2 norm), here as
+means, so that their weights do not depend on the size of images and batch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def total_variation(images: Tensor) -> Tensor:
-    """Mean squared difference of pixels (N, C, H, W) to the neighbor right, below, and on both diagonals; 0-dim."""
+    """Mean squared difference of pixels (N, C, H, W) to the next ones right, below and on both diagonals; 0-dim."""
     differences = (
         images[..., :, 1:] - images[..., :, :-1],
         images[..., 1:, :] - images[..., :-1, :],

@@ -1,4 +1,4 @@
-"""Qimera: images of several classes at once, which lie near the boundaries between them."""
+"""Qimera: images of several classes at once, which lie near the boundaries between the classes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Start = Literal["classifier", "random"]
 class Superposition(Embedding):
     """``code = M(sum_k share_k e_k + z)``: embeddings of classes superposed, noise added, and a learned mapping M.
 
-    ``table`` (K, D) is where the embeddings start, scaled to a mean square of one, which is that of the noise. The
-    linear M (D to ``latent``) is Qimera's disentanglement mapping (§3.3).
+    ``table`` (K, D) are the initial embeddings; they are scaled to a mean square of one, as the noise has. The linear M
+    (D to ``latent``) is Qimera's disentanglement mapping (§3.3).
     """
 
     def __init__(self, *, table: Tensor, latent: int) -> None:
@@ -39,10 +39,10 @@ class Superposition(Embedding):
 class Qimera(Conditioning):
     """A part of the images shows ``classes`` classes at once (Choi et al. 2021, arXiv 2111.02625, §3.2).
 
-    The first ``superposed`` share of a batch is superposed, with shares ``softmax(N(0, 1))``; the generator learns to
-    make images that the model finds as likely of each class as the shares say: boundary supporting samples. The label
-    is the class with the largest share. The others show one class. ``start`` says where the embeddings of classes
-    start: ``classifier``, the rows of the first model's last layer (§3.3), or ``random``, as the authors do for
+    The first ``superposed`` share of a batch shows several classes with shares ``softmax(N(0, 1))``. The generator
+    learns to make images to which the model gives these shares as probabilities ("boundary supporting samples"). The
+    label is the class with the largest share. The other images show one class. ``start`` gives the initial embeddings
+    of classes: ``classifier``, the rows of the first model's last layer (§3.3), or ``random``, as the authors do for
     CIFAR-10.
     """
 
@@ -60,7 +60,7 @@ class Qimera(Conditioning):
     def embedding(self, models: Sequence[nn.Module], num_classes: int) -> Embedding:
         if num_classes < self.classes:
             raise ValueError(
-                f"Qimera: superposes {self.classes} classes, and the model has {num_classes}; set classes={num_classes}"
+                f"Qimera: superposes {self.classes} classes, but the model has {num_classes}; set classes={num_classes}"
             )
         random = self.start == "random"
         table = torch.randn(num_classes, self.latent) if random else classifier_rows(models[0], num_classes)

@@ -1,8 +1,8 @@
-"""How far the inputs of a model's batch norm layers are from what these saw in training.
+"""How far the inputs of a model's batch norm layers are from their inputs in training.
 
-A batch norm layer keeps the mean and the variance of its inputs over the training data: all that a model
-alone tells of the images that it was trained on. Images are made by driving this distance down (ZeroQ, Cai et al. 2020,
-arXiv 2001.00281, eq. 2; DeepInversion, Yin et al. 2020, arXiv 1912.08795, eq. 4), and generators are trained by it.
+A batch norm layer keeps the mean and the variance of its inputs over the training data. A model holds no other record
+of its training images. Images are made by minimizing this distance (ZeroQ, Cai et al. 2020, arXiv 2001.00281, eq. 2;
+DeepInversion, Yin et al. 2020, arXiv 1912.08795, eq. 4), and generators are trained with it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
-"""Layers with running statistics; timm's batch norm with an activation inside derives from them."""
+"""Layers with running statistics; timm's batch norm with an activation is a subclass."""
 
 NAMES_SHOWN = 4
 
@@ -29,34 +29,37 @@ class Moments(NamedTuple):
 
 
 def moments(x: Tensor, eps: float) -> Moments:
-    """Of ``x`` (N, C, ...) over all but axis 1; the std is ``sqrt(var + eps)`` with the biased variance, which is what
-    batch norm divides by, and whose gradient stays finite where a channel is constant."""
+    """The moments of ``x`` (N, C, ...) over all axes but axis 1.
+
+    The std is ``sqrt(var + eps)`` with the biased variance: batch norm divides by it, and its gradient stays finite
+    where a channel is constant.
+    """
     axes = [axis for axis in range(x.dim()) if axis != 1]
     x = x.float()
     mean = x.mean(dim=axes)
-    # Two plain sums: forward and backward take half the time of torch.var_mean on a CPU.
+    # With two plain sums, forward and backward take half the time of torch.var_mean on a CPU.
     var = (x.square().mean(dim=axes) - mean.square()).clamp(min=0.0)
     return Moments(mean, (var + eps).sqrt())
 
 
 def squared_distance(batch: Moments, running: Moments) -> Tensor:
-    """``||mean - mean'||^2 + ||std - std'||^2``, sums over channels; 0-dim."""
+    """``||mean - mean'||^2 + ||std - std'||^2``, summed over channels; 0-dim."""
     return (batch.mean - running.mean).square().sum() + (batch.std - running.std).square().sum()
 
 
 @final
 class StatisticsMatch:
-    """After ``model(x)``, ``loss()`` is how far the statistics of this batch are from the running ones.
+    """After ``model(x)``, ``loss()`` is the distance of this batch's statistics from the running ones.
 
         with StatisticsMatch(model) as match:
             logits = model(images)
             match.loss().backward()
 
-    The sum over batch norm layers ``l`` of ``||mean_l(x) - mean_l||^2 + ||std_l(x) - std_l||^2``, with the mean and
-    std of the layer's input over samples and places. It has gradients to the images, whatever the layers' mode. A
-    layer that is called several times counts each time. ``close()``, or leaving the block, takes the hooks out.
+    It is the sum over batch norm layers ``l`` of ``||mean_l(x) - mean_l||^2 + ||std_l(x) - std_l||^2``, with the mean
+    and std of the layer's input over samples and positions. It has gradients to the images in any mode of the layers. A
+    layer that is called several times counts each time. ``close()``, or leaving the block, removes the hooks.
 
-    Raises ``ValueError`` for a model without batch norm, and for statistics that no training has filled.
+    Raises ``ValueError`` for a model without batch norm, and for statistics that were never trained.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -76,7 +79,7 @@ class StatisticsMatch:
         return torch.stack([squared_distance(batch, self._running[name]) for name, batch in self._seen]).sum()
 
     def close(self) -> None:
-        """Take the hooks out; the model keeps no trace of them."""
+        """Remove the hooks from the model."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -101,7 +104,7 @@ class StatisticsMatch:
 
 
 def statistics_layers(model: nn.Module) -> Mapping[str, BatchNorm]:
-    """The batch norm layers of ``model`` by name; ``ValueError``, with the remedy, where they tell of no images."""
+    """The batch norm layers of ``model`` by name; ``ValueError``, with the remedy, if their statistics are unusable."""
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, BatchNorm)}
     kind = type(model).__name__
     if not layers:

@@ -16,10 +16,10 @@ from qtrain.ptq.rounding.reconstruction_units import layers_of
 class AdaRound(Rounding):
     """Each layer's weights are rounded so that its output is that of full precision (Nagel 2020, arXiv 2004.10568).
 
-    The layer's input is the quantized model's, with the layers before it rounded (the paper's asymmetric
-    reconstruction), its target the full-precision model's output; the layers' own input quantizers are in use.
-    ``iterations`` of Adam with minibatches of ``batch_size`` images; after a ``warmup``, a share of them, variables are
-    driven to 0 and 1 with ``strength`` while beta falls from ``beta_start`` to ``beta_end`` (eq. 24). See
+    The input of the layer is that in the quantized model, with the layers before it rounded (the paper's asymmetric
+    reconstruction) and input quantizers in use. Its target is the output in the full-precision model. There are
+    ``iterations`` of Adam with minibatches of ``batch_size`` images. After the share ``warmup`` of them, the variables
+    are driven to 0 and 1 with ``strength``, while beta falls from ``beta_start`` to ``beta_end`` (eq. 24). See
     :mod:`qtrain.ptq.rounding.learn`.
     """
 

@@ -1,7 +1,7 @@
-"""What every way of rounding shares: the two codes about each weight, and putting the chosen one in its place.
+"""What all ways of rounding share: the two codes next to each weight, and writing the chosen one.
 
-A way of rounding writes its choice into the weights, as values on their quantizer's grid. So nearest rounding gives the
-chosen codes, and cost, export and checkpoint know nothing of it.
+A way of rounding writes its choice into the weights, as values on their quantizer's grid. Nearest rounding then gives
+the chosen codes, so cost, export and checkpoints need not know of it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 class Rounding(ABC):
     """Base of all ways of rounding; subclasses are final, and their options are their constructor's.
 
-    ``needs_images`` is false for those that go by the weights alone.
+    ``needs_images`` is false for those that look only at the weights.
     """
 
     needs_images: ClassVar[bool] = True
@@ -38,18 +38,19 @@ class Rounding(ABC):
         """Round the weights of ``student``, calibrated, in place.
 
         ``images`` are batches (N, C, H, W) on the device of ``student``. Random choices are a function of ``seed`` and
-        the place in the model. Layers that cannot be rounded so stay at nearest, which is logged with the reason.
+        the place in the model. Layers that cannot be rounded in this way keep nearest rounding and are logged with the
+        reason.
         """
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """The values that the weight of one layer may be rounded to; each has the weight's shape (O, I, ...).
+    """The values to which the weight of one layer may be rounded; each has the weight's shape (O, I, ...).
 
-    ``steps`` is ``w / s``, ``down`` and ``up`` are the quantizer's values on either side of ``w``, ``nearest`` is what
-    it takes by itself. Where ``down`` equals ``up`` there is no choice: the range ends there, or the quantizer has one
-    value for this place whatever the weight.
+    ``steps`` is ``w / s``, ``down`` and ``up`` are the quantizer's values below and above ``w``, ``nearest`` is the one
+    that it takes by itself. Where ``down`` equals ``up`` there is no choice: the range ends there, or the quantizer has
+    one fixed value for this element.
     """
 
     layer: QuantWeighted
@@ -60,7 +61,7 @@ class Candidates:
 
     @property
     def free(self) -> Tensor:
-        """Where there is a choice: bool."""
+        """Whether there is a choice, for each element: bool."""
         return self.up > self.down
 
 
@@ -72,8 +73,8 @@ class CannotRound(Exception):
 def candidates(layer: QuantWeighted) -> Candidates:
     """The candidates of a layer with a calibrated weight quantizer. Raises :class:`CannotRound`.
 
-    The quantizer itself is asked for both values, so that whatever stands around the even steps, a mask for instance,
-    has its say.
+    Both values come from the quantizer itself, so that a wrapper around the even steps, a mask for instance, takes
+    part.
     """
     quantizer = layer.weight_quantizer
     assert quantizer is not None
@@ -105,9 +106,9 @@ def write_(chosen: Candidates, values: Tensor) -> None:
 
 
 def all_candidates(student: nn.Module) -> dict[str, Candidates]:
-    """Candidates of every layer of ``student`` with a quantized weight, by qualified name; why of others is logged.
+    """Candidates of every layer of ``student`` with a quantized weight, by qualified name.
 
-    Raises ``ValueError`` where a weight quantizer is not calibrated.
+    A layer that has none is logged with the reason. Raises ``ValueError`` where a weight quantizer is not calibrated.
     """
     found = {}
     for name, layer in quant_layers(student).items():

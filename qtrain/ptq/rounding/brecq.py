@@ -1,4 +1,4 @@
-"""BRECQ: rounding learned block by block, input quantizers with it."""
+"""BRECQ: rounding learned block by block, together with the input quantizers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from qtrain.ptq.rounding.reconstruction_units import blocks_of
 class BRECQ(Rounding):
     """The weights of a block are rounded together, so that the block's output is that of full precision.
 
-    Li et al. 2021, arXiv 2102.05426, §3.2: layers of a residual block depend on each other, blocks hardly do. Rounding
-    as in :class:`~qtrain.ptq.rounding.adaround.AdaRound`; whatever input quantizers learn, LSQ's step for
-    instance, is learned with it, at ``input_rate`` relative to its size (§3.4, that is LSQ's gradient). ``blocks`` are
-    patterns of module names; without any, they are found by
+    Li et al. 2021, arXiv 2102.05426, §3.2: the layers of a residual block depend on each other, blocks hardly do.
+    Rounding is learned as in :class:`~qtrain.ptq.rounding.adaround.AdaRound`. The parameters of input quantizers, LSQ's
+    step for instance, are learned with it, at ``input_rate`` relative to their size (§3.4, by LSQ's gradient).
+    ``blocks`` are patterns of module names; without any, they are found by
     :func:`~qtrain.ptq.rounding.reconstruction_units.blocks_of`. ``fisher`` weighs each output by its squared gradient
     (eq. 10).
     """

@@ -1,10 +1,10 @@
-"""Learning to round: each part of a model gives back what the full-precision model's same part gives.
+"""Learning to round: each part of a model learns to give the output of the same part in full precision.
 
 ``min_V |z - z^(V)|^2 / noise + strength * mean(1 - |2h(V) - 1|^beta)``, one part after the other, in the order in which
-they run. The input of ``z^`` is that of the quantized model with everything before it rounded, the target ``z`` that of
-the full-precision model, so that a part also makes up for what came before it (arXiv 2004.10568, eq. 25 without the
-activation; arXiv 2102.05426, §3.2). ``noise`` is what nearest rounding of this part alone does to its output, so that
-``strength`` means the same in every layer of every model.
+they run. The input of ``z^`` is that in the quantized model, with everything before it rounded; the target ``z`` is the
+output in the full-precision model. So a part also corrects errors of the parts before it (arXiv 2004.10568, eq. 25
+without the activation; arXiv 2102.05426, §3.2). ``noise`` is the error that nearest rounding of only this part makes in
+its output, so that ``strength`` means the same in every layer of every model.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from qtrain.utils.eval_mode import evaluating
 log = logging.getLogger(__name__)
 
 EVALUATED = 128
-"""Samples in one forward where nothing is learned."""
+"""Samples in one forward without learning."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionSettings:
-    """How a part is learned; ``input_rate`` 0 leaves the input quantizers alone.
+    """How the rounding of a part is learned.
 
-    ``rate`` is Adam's for the rounding, ``input_rate`` relative to each parameter's own size for those of the input
-    quantizers, falling to 0 along a cosine. ``fisher`` weighs outputs by :func:`squared_gradients`. ``drop`` is the
-    probability that a value is not quantized, for one step.
+    ``rate`` is Adam's rate for the rounding. ``input_rate`` is that for the parameters of input quantizers, relative to
+    each one's size and falling to 0 along a cosine; with 0 they are not learned. ``fisher`` weighs outputs by
+    :func:`squared_gradients`. ``drop`` is the probability that a value is not quantized in a step.
     """
 
     owner: str
@@ -86,7 +86,7 @@ class ReconstructionSettings:
 @final
 @dataclass(frozen=True)
 class PartResult:
-    """What became of one part: its mean squared error at nearest rounding, and as learned; the smaller was kept."""
+    """Mean squared error of one part with nearest rounding and with learned rounding; the better one was kept."""
 
     name: str
     nearest: float
@@ -94,7 +94,7 @@ class PartResult:
 
     @property
     def kept(self) -> bool:
-        """Whether the learned rounding stays."""
+        """Whether the learned rounding was kept."""
         return self.learned < self.nearest
 
 
@@ -103,8 +103,8 @@ def learn_rounding_(
 ) -> list[PartResult]:
     """Round the weights of ``parts`` of ``student`` in place, one part after the other, in the order of the forward.
 
-    A part whose error would not fall keeps nearest rounding, and its input quantizers as they were. Raises
-    ``ValueError`` without images.
+    If the error of a part does not fall, it keeps nearest rounding and its old input quantizers. Raises ``ValueError``
+    without images.
     """
     if not images:
         raise ValueError("rounding: has no images to reconstruct; give at least one calibration batch, or take squant")
@@ -166,7 +166,7 @@ def squared_gradients(model: nn.Module, name: str, images: Sequence[Tensor], *, 
 @final
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
-    """One part in the places of its model: what goes into it, what should come out, and how much each output weighs."""
+    """One part of a model: its inputs, its target outputs, and the weight of each output in the error."""
 
     part: nn.Module
     quantized: PartRecord
@@ -174,29 +174,29 @@ class Reconstruction:
     weight: Tensor | None
 
     def output(self, x: Tensor) -> Tensor:
-        """What the part, as it is now, makes of ``x``."""
+        """The part's current output for ``x``."""
         args, kwargs = self.quantized.options
         output: Tensor = self.part(x, *args, **kwargs)
         return output
 
     @torch.no_grad()
     def outputs(self) -> Tensor:
-        """What the part, as it is now, makes of all inputs."""
+        """The part's current outputs for all inputs."""
         return torch.cat([self.output(x) for x in self.quantized.inputs.split(EVALUATED)])
 
     def distance(self, output: Tensor, target: Tensor, samples: Tensor | None = None) -> Tensor:
-        """Weighted mean squared difference of ``output`` and ``target``, of all samples or of those named."""
+        """Weighted mean squared difference of ``output`` and ``target``, of all samples or of ``samples``."""
         square = (output - target).square()
         if self.weight is not None:
             square = square * (self.weight if samples is None else self.weight[samples])
         return square.mean()
 
     def error(self) -> float:
-        """How far the part, as it is now, is from its target."""
+        """The distance of the part's current outputs from the target."""
         return float(self.distance(self.outputs(), self.exact.outputs))
 
     def noise(self, choices: Sequence[Candidates]) -> float:
-        """How far apart the part's outputs are with these weights rounded and not, all else as it is."""
+        """The distance between the part's outputs with and without rounding of these weights."""
         rounded = self.outputs()
         quantizers = [q for chosen in choices if (q := chosen.layer.weight_quantizer) is not None]
         for quantizer in quantizers:
@@ -211,9 +211,9 @@ class Reconstruction:
 def _learn_(
     task: Reconstruction, choices: Sequence[Candidates], settings: ReconstructionSettings, seed: int
 ) -> tuple[float, float]:
-    """Learn one part, keep what is better, and return its error before, and as learned."""
+    """Learn the rounding of one part, keep it if it is better, and return the error before and after learning."""
     nearest, noise = task.error(), task.noise(choices)
-    if not noise > 0:  # the weights are on the grid as they are
+    if not noise > 0:  # the weights lie on the grid already
         return nearest, nearest
     before = {key: tensor.clone() for key, tensor in task.part.state_dict().items()}
     softs = [SoftWeight(chosen) for chosen in choices]
@@ -266,6 +266,6 @@ def _descend(
 
 
 def _minibatch(seed: int, step: int, count: int, size: int) -> Tensor:
-    """Which of ``count`` samples step ``step`` looks at: every one once, in a new order, before any a second time."""
+    """Numbers of the samples of step ``step``: all ``count`` in a random order, then again in another order."""
     each = count // size
     return permutation(seed=seed, epoch=step // each, n=count)[(step % each) * size :][:size]

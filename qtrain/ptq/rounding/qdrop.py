@@ -1,4 +1,4 @@
-"""QDrop: rounding learned block by block while some activations, drawn anew at each step, are not quantized."""
+"""QDrop: rounding learned block by block, while at each step some random activations are not quantized."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from qtrain.ptq.rounding.reconstruction_units import blocks_of
 class QDrop(Rounding):
     """As BRECQ, and each activation stays in full precision with probability ``drop`` (arXiv 2203.05740).
 
-    Wei et al. 2022, §3.3 and algorithm 1: flatter minima, since the weights are fitted to many mixtures of quantized
-    and exact activations. What is dropped is drawn for each value, image and step: of a block's input between that of
-    the quantized and that of the full-precision model, and within the block at each input quantizer. ``drop`` 0 is
-    BRECQ, 1 would learn no input quantizer. Compared with nearest rounding, and deployed, is the block without drop.
+    Wei et al. 2022, §3.3 and algorithm 1: minima are flatter, since the weights are fitted to many mixtures of
+    quantized and exact activations. There is a draw for each value, image and step. It chooses a block's input from the
+    quantized or the full-precision model, and within the block it turns each input quantizer on or off. ``drop`` 0 is
+    BRECQ; with 1 no input quantizer would learn. For the comparison with nearest rounding, and in use, nothing is
+    dropped.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The parts of a model that are reconstructed one after the other, and what goes into and comes out of one."""
+"""The parts of a model that are reconstructed one after the other, and the inputs and outputs of a part."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from qtrain.utils.suggestions import close_matches
 def blocks_of(model: nn.Module, patterns: Sequence[str] = ()) -> list[str]:
     """Names of disjoint parts of ``model`` that together hold all its quantized layers, in the order of its modules.
 
-    ``patterns``, with ``*`` and ``?``, name the blocks; the outermost match counts. Without any, a block is what a
-    model repeats: a child of a ``Sequential`` or ``ModuleList`` that has quantized layers and does not itself repeat
-    such parts; so it is a residual block, not its stage, and not the convolution in its shortcut. A quantized layer
-    outside of all blocks is a part by itself. Raises ``ValueError`` for a pattern that matches no such part.
+    ``patterns``, with ``*`` and ``?``, name the blocks; the outermost match counts. Without patterns, a block is a
+    child of a ``Sequential`` or ``ModuleList`` that has quantized layers but no such children itself. So a residual
+    block is one, but neither its stage nor the convolution in its shortcut. A quantized layer outside of all blocks is
+    a part by itself. Raises ``ValueError`` for a pattern that matches no such part.
     """
     names = [name for name, module in model.named_modules() if name and _has_layers(module)]
     for pattern in patterns:
@@ -51,7 +51,7 @@ def _quantized(layer: QuantLayer) -> bool:
 
 
 def _is_block(module: nn.Module) -> bool:
-    """Whether ``module`` has quantized layers, is more than a list of parts, and has no such part in a list within."""
+    """Whether ``module`` has quantized layers, is no list of modules, and contains no block in an inner list."""
     if isinstance(module, QuantLayer) or _repeats(module) or not _has_layers(module):
         return False
     return not any(
@@ -67,7 +67,7 @@ def _repeats(module: nn.Module) -> bool:
 
 
 def layers_of(model: nn.Module) -> list[str]:
-    """Names of the layers of ``model`` with a quantized weight, each a part by itself."""
+    """Names of the layers of ``model`` with a quantized weight, for reconstruction layer by layer."""
     layers = quant_layers(model).items()
     return [name for name, layer in layers if not isinstance(layer, Operand) and layer.weight_quantizer is not None]
 
@@ -75,7 +75,7 @@ def layers_of(model: nn.Module) -> list[str]:
 @final
 @dataclass(frozen=True, eq=False)
 class PartRecord:
-    """What went into a part of a model, (N, ...), and what came out, (N, ...); ``options`` are its other arguments."""
+    """Inputs (N, ...) and outputs (N, ...) of a part of a model; ``options`` are its other arguments."""
 
     inputs: Tensor
     outputs: Tensor
@@ -83,12 +83,12 @@ class PartRecord:
 
 
 class _Enough(Exception):
-    """FirstLastBits a forward whose rest nobody needs."""
+    """Ends a forward early, when the rest of it is not needed."""
 
 
 @torch.no_grad()
 def record_part(model: nn.Module, name: str, images: Sequence[Tensor]) -> PartRecord:
-    """What the part ``name`` of ``model``, one of :func:`in_order`, does in a forward of ``images``, in eval mode."""
+    """Inputs and outputs of the part ``name``, one of :func:`in_order`, in a forward of ``images`` in eval mode."""
     inputs, outputs, options = [], [], []
 
     def keep_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -114,9 +114,9 @@ def record_part(model: nn.Module, name: str, images: Sequence[Tensor]) -> PartRe
 
 @torch.no_grad()
 def in_order(model: nn.Module, names: Sequence[str], image: Tensor) -> tuple[list[str], dict[str, str]]:
-    """``names`` in the order in which a forward of ``image`` calls them, and for those left out the reason.
+    """``names`` in the order in which a forward of ``image`` calls them, and the reasons for those left out.
 
-    Left out is what a forward does not call, or calls twice, or what takes or gives something else than one tensor.
+    A part is left out if a forward does not call it or calls it twice, or if its input or output is not one tensor.
     """
     order: dict[str, None] = {}
     reasons: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What stands in the quantizers' places while rounding is learned."""
+"""The modules that replace quantizers while rounding is learned."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def inverse_rectified_sigmoid(share: Tensor) -> Tensor:
 
 
 def undecided(share: Tensor, beta: float) -> Tensor:
-    """``1 - |2h - 1|^beta`` (eq. 24): 0 where ``h`` is 0 or 1, 1 where it is a half; the larger beta, the flatter."""
+    """``1 - |2h - 1|^beta`` (eq. 24): 0 where ``h`` is 0 or 1, 1 where it is a half; flatter for a larger beta."""
     return 1 - (2 * share - 1).abs() ** beta
 
 
 def annealed(progress: float, *, start: float, end: float, warmup: float) -> float | None:
-    """Beta at ``progress`` (0 to 1): from ``start`` linearly to ``end``; ``None``, no regularizer, in the ``warmup``.
+    """Beta at ``progress`` (0 to 1): linear from ``start`` to ``end``; ``None`` (no regularizer) during ``warmup``.
 
-    A high beta leaves most of the variables to the reconstruction; as it falls, they are driven to 0 and 1 (§3.2).
+    With a high beta most variables follow only the reconstruction; as beta falls, they are driven to 0 and 1 (§3.2).
     """
     return None if progress < warmup else start + (end - start) * (progress - warmup) / (1 - warmup)
 
 
 @final
 class SoftWeight(nn.Module):
-    """Instead of a weight quantizer ``down + h(V) (up - down)``; ``V`` starts where that is the weight itself."""
+    """Replaces a weight quantizer by ``down + h(V) (up - down)``; with the initial ``V`` this is the weight itself."""
 
     enabled = True
 
@@ -55,7 +55,7 @@ class SoftWeight(nn.Module):
         self.variable = nn.Parameter(inverse_rectified_sigmoid((chosen.steps - chosen.steps.floor()).float()))
 
     def share(self) -> Tensor:
-        """``h(V)`` of the places where there is a choice, (n,)."""
+        """``h(V)`` of the elements for which there is a choice, (n,)."""
         return rectified_sigmoid(self.variable[self.chosen.free])
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class SoftWeight(nn.Module):
 
     @torch.no_grad()
     def settled(self) -> Tensor:
-        """The values decided for: ``up`` where ``h(V)`` is at least a half."""
+        """The final values: ``up`` where ``h(V)`` is at least a half, otherwise ``down``."""
         chosen = self.chosen
         up = rectified_sigmoid(self.variable) >= 0.5
         return torch.where(chosen.free, torch.where(up, chosen.up, chosen.down), chosen.nearest)
@@ -77,9 +77,9 @@ def mixed(exact: Tensor, quantized: Tensor, *, drop: float, seed: int) -> Tensor
 
 @final
 class Dropped(nn.Module):
-    """Instead of an input quantizer ``Q``: each value is ``x`` with probability ``drop``, otherwise ``Q(x)``.
+    """Replaces an input quantizer ``Q``: each value is ``x`` with probability ``drop``, otherwise ``Q(x)``.
 
-    Wei et al. 2022, QDrop, arXiv 2203.05740, eq. 9. Draws are a function of ``seed``, which is another at each step.
+    Wei et al. 2022, QDrop, arXiv 2203.05740, eq. 9. Draws are a function of ``seed``, which changes at each step.
     """
 
     enabled = True
@@ -94,7 +94,7 @@ class Dropped(nn.Module):
 
 @contextmanager
 def standing_in(choices: Sequence[Candidates], softs: Sequence[SoftWeight]) -> Iterator[None]:
-    """Inside, soft weights are in the places of the layers' weight quantizers."""
+    """Inside, soft weights replace the layers' weight quantizers."""
     quantizers = [chosen.layer.weight_quantizer for chosen in choices]
     try:
         for chosen, soft in zip(choices, softs, strict=True):
@@ -107,9 +107,9 @@ def standing_in(choices: Sequence[Candidates], softs: Sequence[SoftWeight]) -> I
 
 @contextmanager
 def dropping(part: nn.Module, drop: float) -> Iterator[list[Dropped]]:
-    """Inside, the input quantizers of ``part`` drop; yields what makes them, nothing where ``drop`` is 0.
+    """Inside, :class:`Dropped` replaces the input quantizers of ``part``; yields these modules, none if ``drop`` is 0.
 
-    One that has to multiply the layer's output goes on as it is.
+    A quantizer that also has to scale the layer's output is not replaced.
     """
     found: list[tuple[QuantLayer, Quantizer, Dropped]] = []
     for layer in quant_layers(part).values():
@@ -126,6 +126,6 @@ def dropping(part: nn.Module, drop: float) -> Iterator[list[Dropped]]:
 
 
 def input_parameters(part: nn.Module) -> list[nn.Parameter]:
-    """What the input quantizers of ``part`` learn."""
+    """The learned parameters of the input quantizers of ``part``."""
     quantizers = [layer.input_quantizer for layer in quant_layers(part).values()]
     return [p for quantizer in quantizers if quantizer is not None for p in quantizer.parameters() if p.requires_grad]

@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 def flip_largest(perturbation: Tensor, free: Tensor, sign: Tensor, count: Tensor) -> Tensor:
     """``perturbation`` (R, n) with ``count`` (R, 1) elements of each row moved by ``-sign`` (R, 1).
 
-    Those are the largest that have the row's ``sign``, among ``free`` (R, n): to round such an element to its other
-    side adds ``1 - 2|d|`` to the squared error, the less the larger it is. Fewer where there are no more.
+    These are the largest elements with the row's ``sign`` among ``free`` (R, n). Rounding an element ``d`` to the other
+    side adds ``1 - 2|d|`` to the squared error, so the largest cost least. Fewer move where there are no more.
     """
     size = (perturbation * sign).masked_fill(~free, -torch.inf)
     rank = size.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
@@ -30,10 +30,10 @@ def cancel(perturbation: Tensor, free: Tensor) -> Tensor:
 
     Guo et al. 2022, arXiv 2202.07471, §3.3. Nearest rounding is the pass E: ``|d| <= 1/2``. The pass K flips elements
     of each kernel until its sum is within a half; the pass C then flips one more element in some kernels, those with
-    the largest sums, until the sum of each channel is within a half. Where K went beyond zero this last element is one
-    that K had flipped, which goes back. In the end ``|d| < 1`` for each element, ``|sum d| <= 1/2`` for each channel,
-    and for each kernel at most 1/2, or below 1 where C flipped. Only ``free`` elements are flipped; where these are too
-    few, sums come as near as they can.
+    the largest sums, until the sum of each channel is within a half. Where K went beyond zero, this element is one that
+    K had flipped, and it is flipped back. In the end ``|d| < 1`` for each element, ``|sum d| <= 1/2`` for each channel,
+    and for each kernel at most 1/2, or below 1 where C flipped. Only ``free`` elements are flipped; if they are too
+    few, the sums come as near as possible.
     """
     channels, kernels, size = perturbation.shape
     each, free = perturbation.reshape(-1, size), free.reshape(-1, size)
@@ -51,12 +51,12 @@ def cancel(perturbation: Tensor, free: Tensor) -> Tensor:
 
 @final
 class SQuant(Rounding):
-    """Without images: rounds so that the sum of the rounding errors vanishes in each kernel and channel, to a half.
+    """Needs no images: rounds so that the rounding errors of each kernel and each channel sum to at most a half step.
 
-    Guo et al. 2022, arXiv 2202.07471: of the Hessian of a layer's output only what is common to a kernel's elements,
-    and to a channel's, is kept, and what is left of the loss are those sums; see :func:`cancel`. Weights beyond the
-    range are clipped as before and do not count. A linear layer's kernels have one element. Where steps differ along
-    the inputs (granularity block) a channel is what shares one.
+    Guo et al. 2022, arXiv 2202.07471: of the Hessian of a layer's output only the part that is common to the elements
+    of a kernel, and of a channel, is kept. The loss then consists of those sums; see :func:`cancel`. Weights beyond the
+    range are clipped as before and do not count. The kernels of a linear layer have one element. Where steps differ
+    along the inputs (granularity block), the inputs that share a step count as one channel.
     """
 
     needs_images = False
@@ -71,7 +71,7 @@ class SQuant(Rounding):
 
 @torch.no_grad()
 def rounded(chosen: Candidates) -> Tensor:
-    """The weight's values after :func:`cancel`, (O, I, ...). Of a layer whose steps differ within a kernel, nearest."""
+    """The weight's values after :func:`cancel`, (O, I, ...); nearest if steps differ within a kernel."""
     quantizer = chosen.layer.weight_quantizer
     assert quantizer is not None
     state, shape = quantizer.state_shape, chosen.steps.shape
