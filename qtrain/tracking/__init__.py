@@ -1,1 +1,1 @@
-""""""
+"""Where a run reports to: metrics.jsonl, loggers, and W&B."""

@@ -1,7 +1,7 @@
-"""Where metrics go: a file of ours that loses no row.
+"""The file ``metrics.jsonl``, which loses no row.
 
-W&B, where it is wanted, keeps its last rows in memory, so a killed run lacks them; ``metrics.jsonl`` is the
-record, and reports read only that.
+W&B keeps its last rows in memory, so a killed run lacks them there. ``metrics.jsonl`` has all rows, and reports read
+only this file.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class JsonlLogger(Logger):
     """Appends rows to ``folder/metrics.jsonl``, each flushed at once.
 
     A row is ``{"step", "epoch", "time", "split", name: number, ...}``: optimizer steps done, epoch, seconds since
-    1970, train or val or test. Numbers that are not finite become ``null``, as JSON has no others.
+    1970, train or val or test. Numbers that are not finite become ``null``, since JSON cannot express them.
 
-    ``position()`` and ``rewind(position)`` let a checkpoint remember how long the file was: rows that a killed run
-    wrote after its last save are written again by the run that resumes, and must not be there twice.
+    A checkpoint stores the length of the file by ``position()``, and a resumed run cuts it there by
+    ``rewind(position)``. Otherwise rows that a killed run wrote after its last save would be there twice.
     """
 
     def __init__(self, *, folder: str | Path) -> None:
@@ -66,10 +66,10 @@ class JsonlLogger(Logger):
         return str(self.path.parent)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the configuration lies beside the metrics, in a file of its own."""
+        """Does nothing: the configuration has its own file next to the metrics."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """One row for each split that occurs in ``metrics``; its ``epoch`` goes to every row."""
+        """Write one row for each split that occurs in ``metrics``; each has the ``epoch`` of ``metrics``."""
         metrics = dict(metrics)
         head = {"step": int(step or 0), "epoch": int(metrics.pop("epoch", 0)), "time": round(time.time(), 3)}
         file = self._open()
@@ -79,21 +79,21 @@ class JsonlLogger(Logger):
         file.flush()
 
     def position(self) -> int:
-        """Length of the file in bytes, all of which are on the disk when this returns."""
+        """Length of the file in bytes; all of them are on the disk when this returns."""
         file = self._open()
         file.flush()
         os.fsync(file.fileno())
         return self.path.stat().st_size
 
     def rewind(self, position: int) -> None:
-        """Drop what was written after ``position``, half a line of a killed run included."""
+        """Remove everything after ``position``, including an unfinished line of a killed run."""
         file = self._open()
         size = self.path.stat().st_size
         if size < position:
-            log.warning("%s has %d bytes where the resume point knows %d: rows are missing", self.path, size, position)
+            log.warning("%s has %d bytes, but the resume point says %d: rows are missing", self.path, size, position)
             position = size
         content = self.path.read_bytes()[:position]
-        # After damage from outside the cut may lie within a line: keep whole lines only.
+        # If the file was damaged, the cut may lie within a line: keep only whole lines.
         file.truncate(content.rfind(b"\n") + 1)
         file.flush()
         os.fsync(file.fileno())
@@ -111,7 +111,7 @@ class JsonlLogger(Logger):
 
 
 def close(loggers: Sequence[Logger | None], *, error: BaseException | None = None) -> None:
-    """End the loggers: files closed, the W&B run finished. ``error`` is what the run ended with."""
+    """Close files and finish the W&B run; ``error`` is the exception with which the run ended, if any."""
     for logger in loggers:
         if logger is not None:
             logger.finalize(_status(error))

@@ -1,9 +1,10 @@
-"""Every row of metrics, written at a moment that a resume point knows about.
+"""Writes the rows of metrics, in an order that makes them exact when a run is killed and resumed.
 
-Lightning hands metrics to its loggers after the callbacks of a batch, hence after the checkpoint of that
-batch: a run killed between the two resumes behind a row that was never written. The metric log writes rows itself, in
-the callbacks, before ``ResumePoints`` saves, and puts the length of metrics.jsonl into the checkpoint. What is logged
-with ``self.log`` under ``train/``, ``val/`` and ``test/`` is what it writes; the trainer gets ``logger=False``.
+Lightning gives metrics to its loggers after the callbacks of a batch, and so after the checkpoint of that batch. If a
+run were killed between the two, the resumed run would continue after a row that was never written. The metric log
+therefore writes rows itself, in a callback before ``ResumePoints`` saves, and stores the length of metrics.jsonl in the
+checkpoint. It writes what ``self.log`` logs under ``train/``, ``val/`` and ``test/``; the trainer gets
+``logger=False``.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from qtrain.utils.json_lines import read_metrics
 class MetricLog(pl.Callback):
     """Writes what ``self.log`` collected to ``loggers``: train rows every ``every_n_steps``, val and test rows at once.
 
-    A train row carries the values of its own step, the learning rate (``lr``, and ``lr/<name>`` of a parameter group
-    with a rate of its own) and ``images_per_s`` since the row before. The step of a row is the number of
-    optimizer steps done. A logger that is ``None`` (W&B where it is off) is left out. Reading values waits for the
-    device, so it happens at this cadence only. ``start`` is where the run stands when this fit
-    begins: steps and epochs are counted from there, and rows that earlier stages have written are kept.
+    A train row has the values of its step, the learning rate (``lr``, and ``lr/<name>`` of a parameter group with its
+    own rate) and ``images_per_s`` since the last row. The step of a row is the number of finished optimizer steps. A
+    logger that is ``None`` (W&B, if it is off) is left out. Values are read only for a row, since reading waits for the
+    device. ``start`` is the run's progress when this fit begins: steps and epochs are counted from there, and rows of
+    earlier stages are kept.
     """
 
     def __init__(
@@ -57,16 +58,16 @@ class MetricLog(pl.Callback):
 
     @property
     def earlier_s(self) -> float:
-        """Seconds of training before the resumption that this process began with."""
+        """Seconds of training before this process resumed the run."""
         return self._earlier_s
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds spent in training, those before a resumption included."""
+        """Seconds spent in training, including those before a resumption."""
         return self._earlier_s + (0.0 if self._started is None else time.perf_counter() - self._started)
 
     def write(self, trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:
-        """One row for each split in ``metrics`` (names as in ``val/top1``), at the trainer's step and epoch."""
+        """Write one row for each split in ``metrics`` (named as in ``val/top1``) at the trainer's step and epoch."""
         if trainer.is_global_zero and metrics:
             epoch, step = self.start.epoch + trainer.current_epoch, self.start.step + trainer.global_step
             for logger in self.loggers:
@@ -75,7 +76,7 @@ class MetricLog(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started = self._since = time.perf_counter()
         if not self._restored and trainer.is_global_zero:
-            # Rows of a run that was killed before its first save.
+            # Removes rows of a run that was killed before its first save.
             for logger in self._files():
                 logger.rewind(self.start.written)
         if trainer.is_global_zero:
@@ -104,7 +105,7 @@ class MetricLog(pl.Callback):
         self._write_split(trainer, "test/")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        close(self._files(), error=exception)  # the others belong to the run, which tells them how it ended
+        close(self._files(), error=exception)  # the other loggers belong to the run, which closes them
 
     def state_dict(self) -> dict[str, Any]:
         positions = [logger.position() for logger in self._files()]
@@ -122,7 +123,7 @@ class MetricLog(pl.Callback):
         self.write(trainer, {name: float(value) for name, value in metrics.items() if name.startswith(prefix)})
 
     def _replay(self) -> None:
-        """Tell W&B what its run may lack: the rows that were written before this process, and are to be kept."""
+        """Give W&B the rows that were written before this process and are kept, since its run may lack some."""
         runs = [logger for logger in self.loggers if isinstance(logger, WandbRun)]
         for file in self._files() if runs else ():
             rows, _ = read_metrics(file.path)
@@ -134,7 +135,7 @@ class MetricLog(pl.Callback):
 
 
 def _of_all_ranks(row: Mapping[str, Tensor]) -> dict[str, float]:
-    """The means over all ranks, whose shares of a batch are equal; every rank comes here at the same steps."""
+    """The means over all ranks, which have equal shares of a batch; all ranks must call this at the same steps."""
     if world_size() == 1 or not row:
         return {name: float(value) for name, value in row.items()}
     means = mean_of_ranks(torch.stack([value.double() for value in row.values()]))
@@ -142,7 +143,7 @@ def _of_all_ranks(row: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def _learning_rates(trainer: pl.Trainer) -> dict[str, float]:
-    """``train/lr`` of the first parameter group, and ``train/lr/<name>`` of each that began with another one."""
+    """``train/lr`` of the first parameter group, and ``train/lr/<name>`` of each that started with another rate."""
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     initial = [group.get("initial_lr", group["lr"]) for group in groups]
     rates = {"train/lr": float(groups[0]["lr"])}

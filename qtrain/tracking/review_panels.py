@@ -1,4 +1,4 @@
-"""The workspace that shows what runs reached for what they cost, as W&B's own objects."""
+"""The W&B workspace that shows the accuracy of runs against their costs, made of W&B's own objects."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from wandb_workspaces.expr import And
 from wandb_workspaces.reports.v2.interface import PanelTypes
 
 COSTS = {"compression": "Times smaller than full precision", "bops": "Bit operations", "size_bytes": "Bytes"}
-"""Figures of a run's summary that accuracy is shown against, and their axes' labels."""
+"""Metrics of a run's summary against which accuracy is drawn, and the labels of their axes."""
 
 MOST_RUNS = 200
-"""Lines that a panel shows at most; W&B's own limit is 10."""
+"""The largest number of lines in a panel; W&B's own limit is 10."""
 
 
 def make_workspace(
     *, entity: str, project: str, name: str, accuracy: str, group: str | None, knobs: Sequence[str]
 ) -> ws.Workspace:
-    """Accuracy against each cost, what was chosen, learning curves, bits of each layer.
+    """Panels of accuracy against each cost, knobs, learning curves, and bits of each layer.
 
-    ``accuracy`` is a metric of the runs' summaries. Only runs of ``group`` are shown, where one is given, and ``knobs``
-    are names below ``knobs`` in their configs.
+    ``accuracy`` is a metric of the runs' summaries. If ``group`` is given, only its runs are shown. ``knobs`` are names
+    below ``knobs`` in their configs.
     """
     sections = [
         ws.Section(name="Accuracy against cost", panels=_scatters(accuracy), is_open=True, pinned=True),
@@ -60,7 +60,7 @@ def _scatters(accuracy: str) -> list[PanelTypes]:
 
 def _choices(accuracy: str, knobs: Sequence[str]) -> list[PanelTypes]:
     chosen = [wr.ParallelCoordinatesPlotColumn(wr.Config(f"knobs.{knob}"), display_name=knob) for knob in knobs]
-    if not knobs:  # runs that belong to no sweep differ in these, if in anything
+    if not knobs:  # runs outside of a sweep mostly differ in these
         chosen = [wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric(bits)) for bits in ("w_bits", "a_bits")]
     reached = [
         wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric("size_bytes"), log=True),
@@ -76,7 +76,7 @@ def _choices(accuracy: str, knobs: Sequence[str]) -> list[PanelTypes]:
 
 
 def _curves() -> list[PanelTypes]:
-    """Each run by itself, and the runs of a group as a mean with their range."""
+    """Curves of each run, and of the mean of a group with its range."""
     return [
         wr.LinePlot(
             title="Top-1 on validation images, %",
@@ -105,7 +105,7 @@ def _curves() -> list[PanelTypes]:
 
 
 def _bits() -> list[PanelTypes]:
-    """A line for each run over the layers in the order of the forward, and the table that has their names."""
+    """A line for each run over the layers in the order of the forward, and the table with their names."""
     plots: list[PanelTypes] = [
         wr.LinePlot(
             title=f"Bits of each layer's {kind}",

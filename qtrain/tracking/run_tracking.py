@@ -1,7 +1,7 @@
-"""A run's loggers, from its first step to what it leaves: opened, told what they should know, ended.
+"""Opens and closes a run's loggers, and gives W&B what is not a row of metrics.
 
-Rows of metrics come to them from the metric log. What this file tells is what a row cannot: bits, costs, and the files
-that the run was made from and that it made. Only W&B wants to know; ``metrics.jsonl`` has ``summary.json`` beside it.
+Rows of metrics come from the metric log. This file adds bits, costs, and the files that the run used and made. Only
+W&B gets these; next to ``metrics.jsonl`` they are in ``summary.json``.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from qtrain.tracking.loggers import close
 from qtrain.tracking.wandb_run import WandbRun
 
 MODEL = "model"
-"""What weights are in W&B, whoever's: an artifact's type."""
+"""The type of W&B artifacts that hold weights."""
 
 
 @contextmanager
 def open_loggers(settings: RunSettings, folder: Path) -> Iterator[tuple[Logger, ...]]:
-    """The loggers that ``settings.logger`` names, for the run in ``folder``; the block's end ends them in any case."""
+    """The loggers that ``settings.logger`` names, for the run in ``folder``; they are closed at the end of the block."""
     made = [chosen.build()(folder=folder, config=recorded(settings.plain)) for chosen in settings.logger.values()]
-    # A logger's maker may decide that there is nothing to log to.
+    # What makes a logger may return None if there is nothing to log to.
     loggers = tuple(logger for logger in made if logger is not None)
     try:
         yield loggers
@@ -37,9 +37,9 @@ def open_loggers(settings: RunSettings, folder: Path) -> Iterator[tuple[Logger, 
 
 
 def tell_student(loggers: Sequence[Logger], described: Mapping[str, Any]) -> None:
-    """Before it is trained: what the student costs, and the bits of its layers. Also a trial that fails has these.
+    """Log the student's costs and the bits of its layers, before training, so that failed trials have them too.
 
-    ``described`` are fields of a run's summary, the rows of layers among them.
+    ``described`` are fields of a run's summary, including the rows of layers.
     """
     for run in _wandb_runs(loggers):
         run.summarize({name: value for name, value in described.items() if name != "layers"})
@@ -47,13 +47,13 @@ def tell_student(loggers: Sequence[Logger], described: Mapping[str, Any]) -> Non
 
 
 def tell_source(loggers: Sequence[Logger], weights: str | None) -> None:
-    """The file of the full-precision weights that the student starts from, if it starts from a file."""
+    """Log the file of full-precision weights from which the student starts, if it starts from a file."""
     for run in _wandb_runs(loggers):
         _use(run, weights)
 
 
 def tell_teacher(loggers: Sequence[Logger], weights: Callable[[], Sequence[str | None]]) -> None:
-    """The files of the teacher's ``weights``, or of its members'; one that a package brings along has none."""
+    """Log the files of the ``weights`` of the teacher or its members; weights of a package have no file."""
     if runs := _wandb_runs(loggers):
         for path in weights():
             for run in runs:
@@ -61,9 +61,7 @@ def tell_teacher(loggers: Sequence[Logger], weights: Callable[[], Sequence[str |
 
 
 def tell_outcome(loggers: Sequence[Logger], student: Path, summary: Mapping[str, Any]) -> None:
-    """At the end: the run's ``summary``, and the file ``student`` as an artifact that has the summary's metrics beside
-    it.
-    """
+    """Log the run's ``summary`` at its end, and the file ``student`` as an artifact with the summary's metrics."""
     metrics = {name: value for name, value in summary.items() if name != "layers"}
     for run in _wandb_runs(loggers):
         run.summarize(metrics)
@@ -72,12 +70,12 @@ def tell_outcome(loggers: Sequence[Logger], student: Path, summary: Mapping[str,
 
 
 def student_name(experiment: str | None, folder: Path) -> str:
-    """The name of the artifact that the student of the run in ``folder`` is."""
+    """The name of the artifact of the student of the run in ``folder``."""
     return f"student-{experiment}-{folder.name}" if experiment else f"student-{folder.name}"
 
 
 def weights_name(path: Path) -> str:
-    """The name of the artifact that full-precision weights are: a kept file's by its folder, which tells what it is."""
+    """The name of an artifact of full-precision weights; for a cached file its folder's name, which describes it."""
     return path.parent.name if path.stem == "model" else path.stem
 
 

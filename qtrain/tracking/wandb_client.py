@@ -1,4 +1,4 @@
-"""What is asked of W&B's client: metrics defined, tables logged, files published, where its own files lie."""
+"""Calls of W&B's client: defining metrics, logging tables, publishing files, and the place of its own files."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     import wandb
 
 AXES = ("step", "epoch", "layer")
-"""What others are drawn against: optimizer steps, epochs, and the number of a layer in the order of the forward."""
+"""Metrics on x axes: optimizer steps, epochs, and the number of a layer in the order of the forward."""
 
 TOP1 = "val/top1"
 
 DATA_DIR = "WANDB_DATA_DIR"
 
 RUN_ID = "wandb_run_id.txt"
-"""The W&B run's id, made once for the run's folder and kept there."""
+"""The file in a run's folder that stores the id of its W&B run."""
 
 ALLOCATION_COLUMNS = ("name", "kind", "weights", "weight_bits", "input_bits", "effective_bits", "macs", "bops")
-"""What the table ``allocation`` shows of each layer, beside its number."""
+"""Columns of the table ``allocation``, after the number of the layer."""
 
 
 def run_id(folder: Path) -> str:
-    """The id of the W&B run of ``folder``, made at the first call."""
+    """The id of the W&B run of ``folder``; the first call makes it."""
     path = folder / RUN_ID
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def run_id(folder: Path) -> str:
 
 
 def define_metrics(run: wandb.Run) -> None:
-    """What each metric is drawn against, and what of it stands in the run's summary."""
+    """Define the x axis of each metric, and its value in the run's summary."""
     for axis in AXES:
         run.define_metric(axis, hidden=True)
     run.define_metric("train/*", step_metric="step")
@@ -62,7 +62,7 @@ def log_table(run: wandb.Run, name: str, rows: Sequence[Mapping[str, Any]]) -> N
 
 
 def log_layers(run: wandb.Run, layers: Sequence[Mapping[str, Any]]) -> None:
-    """The table ``allocation`` and curves of bits against the layer's number; once for a run, however often resumed."""
+    """Log the table ``allocation`` and curves of bits by layer, once for a run even if it is resumed."""
     if "allocation" in run.summary.keys():  # noqa: SIM118 - a summary iterates otherwise
         return
     rows = [
@@ -80,14 +80,14 @@ def publish(
 
     artifact = wandb.Artifact(artifact_name(name), kind, metadata={k: v for k, v in about.items() if finite(v)})
     for entry, file in files.items():
-        # The file itself is uploaded, not a copy: it appears whole, and is replaced, never written into.
+        # The file itself is uploaded, not a copy: files of a run are only replaced as a whole, never changed.
         artifact.add_file(str(file.resolve()), name=entry, policy="immutable", skip_cache=True)
     artifact.finalize()
     publish_artifact(run, artifact, used=used)
 
 
 def named_knobs(knobs: Mapping[str, Any]) -> dict[str, Any]:
-    """``knobs`` by names without dots, which in W&B lead into a section; and ``None`` left out.
+    """``knobs`` without those that are ``None``, and with no dots in names, which W&B takes for sections.
 
     >>> named_knobs({"widths.layer1.0": 4})
     {'widths_layer1_0': 4}
@@ -96,7 +96,7 @@ def named_knobs(knobs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def artifact_name(text: str) -> str:
-    """``text`` with what W&B does not allow in an artifact's name replaced, and not longer than it allows.
+    """``text`` as a name that W&B allows for an artifact: other characters are replaced, and it is cut at 128.
 
     >>> artifact_name("cifar10/resnet20 w4a4")
     'cifar10-resnet20-w4a4'
@@ -105,7 +105,7 @@ def artifact_name(text: str) -> str:
 
 
 def remove_parts_before(place: Path) -> None:
-    """Of an offline run, what earlier processes have left beside ``place``: each part holds all that was before it."""
+    """Remove the parts of an offline run that precede ``place``: the newest part holds all rows."""
     run = place.name.rpartition("-")[2]
     for part in place.parent.glob(f"offline-run-*-{run}"):
         if part.name < place.name:
@@ -114,7 +114,7 @@ def remove_parts_before(place: Path) -> None:
 
 @contextmanager
 def environment(name: str, value: str) -> Iterator[None]:
-    """``value`` for the environment variable ``name``, unless the user has given one."""
+    """Inside, the environment variable ``name`` is ``value``, unless the user has set it."""
     if name in os.environ:
         yield
         return

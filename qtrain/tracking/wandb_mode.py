@@ -1,4 +1,4 @@
-"""Whether W&B can be logged to from here: installed, wanted, with a key, and reachable."""
+"""Whether W&B can be used here: it is installed, switched on, has a key, and can be reached."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from urllib.parse import urlsplit
 MODES = ("online", "offline", "disabled")
 
 API_KEY, MODE, BASE_URL = "WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"
-"""The client's environment variables that count here as they do there."""
+"""The client's environment variables, which have the same meaning here."""
 
 
 def wandb_mode(*, mode: str, host_timeout_s: float) -> tuple[str, str]:
     """What W&B can do here, and why: (``online`` | ``offline`` | ``disabled``, reason).
 
     Online needs a key (``WANDB_API_KEY`` or ``~/.netrc``) and a host that answers within ``host_timeout_s`` seconds;
-    the client's own attempt would hold a run without a network for 100 seconds.
-    Raises ``ValueError`` for a mode that there is not.
+    without a network, the client itself would try for 100 seconds. Raises ``ValueError`` for an unknown mode.
     """
     check_mode("wandb_mode", mode)
     if importlib.util.find_spec("wandb") is None:
@@ -44,15 +43,15 @@ def check_mode(owner: str, mode: str) -> None:
 
 
 def server_url() -> str:
-    """The server that ``WANDB_BASE_URL`` names; W&B's own without it."""
+    """The server that ``WANDB_BASE_URL`` names, by default W&B's own."""
     return os.environ.get(BASE_URL) or "https://api.wandb.ai"
 
 
 def unreachable(timeout_s: float) -> str | None:
-    """Why the server gives no answer within ``timeout_s`` seconds; ``None`` where it gives one, whatever it says.
+    """Why the server does not answer within ``timeout_s`` seconds; ``None`` if it gives any answer.
 
-    That it accepts a connection is not enough: a server that hangs does so, too. Proxies of the environment are used,
-    as the client does.
+    A connection alone does not count, since a server that hangs accepts connections too. Proxies of the environment are
+    used, as by the client.
     """
     try:
         urllib.request.urlopen(server_url(), timeout=timeout_s).close()
@@ -61,7 +60,7 @@ def unreachable(timeout_s: float) -> str | None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLError):
-            return None  # somebody answered; the client knows more certificates
+            return None  # the server answered; the client accepts more certificates
         return f"{server_url()} does not answer ({reason})"
     return None
 

@@ -1,8 +1,8 @@
-"""A run in W&B, beside the record of our own that ``metrics.jsonl`` is.
+"""A run in W&B, in addition to our own ``metrics.jsonl``.
 
-W&B may be slow, absent or gone, and none of that is a reason for a training to wait or to end. So nothing here waits
-for the server after the run has begun, and nothing raises: what goes wrong is said once. Lightning's own logger does
-neither, and once offline it keeps its process offline, which a sweep's workers share.
+A training must neither wait nor end because W&B is slow, missing or unreachable. So nothing here waits for the server
+after the run has begun, and nothing raises an error: the first one is logged. Lightning's own logger may wait and
+raise. Once it is offline, it also keeps its process offline, and a sweep's workers run several trials in a process.
 """
 
 from __future__ import annotations
@@ -43,11 +43,12 @@ log = logging.getLogger(__name__)
 class WandbRun(Logger):
     """Rows of metrics, bits and costs, and the files that a run used and made, in W&B.
 
-    ``config`` is the run's configuration as plain data; ``knobs`` what a sweep chose for it, shown beside it as
-    ``knobs.<name>``. ``online`` falls back to ``offline`` without a key, a network, or a server that answers within
-    ``init_timeout_s``; one log line says so, and how to upload. The end waits at most ``finish_timeout_s`` for uploads.
+    ``config`` is the run's configuration as plain data; ``knobs`` are a sweep's values for it, shown there as
+    ``knobs.<name>``. ``online`` becomes ``offline`` without a key, without a network, or if the server does not answer
+    within ``init_timeout_s``; one log line says so, and how to upload. The end waits at most ``finish_timeout_s`` for
+    uploads.
 
-    A run that goes on in the same folder goes on in W&B: :meth:`replay` gives it the rows that W&B lacks.
+    A run that is resumed in the same folder is also resumed in W&B: :meth:`replay` adds the rows that W&B lacks.
     """
 
     def __init__(
@@ -84,16 +85,16 @@ class WandbRun(Logger):
         self._init_timeout_s, self._finish_timeout_s = init_timeout_s, finish_timeout_s
         self._run: wandb.Run | None = None
         self._over = False
-        """No more to be logged: the run has ended, W&B is off, or the client has failed."""
+        """Nothing more will be logged: the run has ended, W&B is off, or the client has failed."""
         self._failed = False
         self._later: list[Callable[[wandb.Run], object]] = []
-        """Files that could not be published, since the server had gone."""
+        """Calls that publish files, postponed because the server was unreachable."""
         self._online = False
         self._known_step = -1
         self._best_top1 = -math.inf
         self._used: set[tuple[object, ...]] = set()
         self._whole = False
-        """The rows from before this process have been replayed."""
+        """Whether the rows from before this process have been replayed."""
 
     @property
     def name(self) -> str:
@@ -108,46 +109,46 @@ class WandbRun(Logger):
         return str(self.folder)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the configuration went along when the run began."""
+        """Does nothing: W&B got the configuration when the run began."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """One row, with ``step`` and its ``epoch`` to be drawn against; metrics that are not finite are left out."""
+        """Log one row with its ``step`` and ``epoch`` for the x axes; metrics that are not finite are left out."""
         metrics = dict(metrics)
         head = {"step": int(step or 0), "epoch": int(metrics.pop("epoch", 0))}
         rows = split_metrics(metrics)
         self._tell(lambda run: self._log_row(run, head, rows))
 
     def replay(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Log ``rows`` of the run's ``metrics.jsonl``, from before this process, as far as W&B does not have them.
+        """Log ``rows`` of the run's ``metrics.jsonl`` from before this process, as far as W&B does not have them.
 
-        W&B writes behind: a killed run lacks its last rows there, and a run that was offline is whole only if its last
-        part has all. Only the first call counts, and it comes before this process logs a row of its own.
+        W&B writes with a delay, so it lacks the last rows of a killed run. For an offline run the last part must have
+        all rows. Only the first call has an effect, and it must come before the first row of this process.
         """
         if not self._whole:
             self._tell(lambda run: self._log_rows(run, rows))
             self._whole = True
 
     def summarize(self, metrics: Mapping[str, Any]) -> None:
-        """Set ``metrics`` in the run's summary, what its row in W&B's table shows; not finite ones are left out."""
+        """Set ``metrics`` in the run's summary, its row in W&B's table; those that are not finite are left out."""
         kept = {name: value for name, value in metrics.items() if value is not None and finite(value)}
         self._tell(lambda run: run.summary.update(kept))
 
     def log_layers(self, layers: Sequence[Mapping[str, Any]]) -> None:
-        """The table ``allocation``, a row for each of ``layers``, and curves of their bits against their number.
+        """Log the table ``allocation``, a row for each of ``layers``, and curves of their bits against their number.
 
         ``layers`` are rows of :mod:`qtrain.cost.count`.
         """
         self._tell(lambda run: log_layers(run, layers))
 
     def log_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A table with a column for each key that occurs; what is neither text nor number is shown as text."""
+        """Log a table with a column for each key that occurs; values that are not numbers are shown as text."""
         self._tell(lambda run: log_table(run, name, rows))
 
     def use_files(self, files: Mapping[str, Path], *, name: str, kind: str) -> None:
-        """Say that the run was made from ``files``: they become the artifact ``name``, and the run its user.
+        """Record ``files`` as inputs of the run: they become the artifact ``name``, and the run uses it.
 
-        Content that W&B has under this name already is the version that it has: the run that made it is then linked to
-        this one. Files that were named before, by an earlier stage, are not named again.
+        If W&B has the same content under this name, it takes that version, which links the run that made it to this
+        one. Files that an earlier stage has recorded are not recorded again.
         """
         said = (name, *files.values())
         if said not in self._used:
@@ -157,15 +158,15 @@ class WandbRun(Logger):
     def keep_files(
         self, files: Mapping[str, Path], *, name: str, kind: str, about: Mapping[str, Any] | None = None
     ) -> None:
-        """Say that the run made ``files``: they become the artifact ``name`` of the type ``kind``.
+        """Record ``files`` as results of the run: they become the artifact ``name`` of the type ``kind``.
 
-        ``files`` have the names that they bear in it. They are read when they are uploaded, which for an offline run is
-        when it is synced. ``about`` is shown with the artifact.
+        The keys of ``files`` are the names in the artifact. Files are read when they are uploaded; for an offline run
+        this is at ``wandb sync``. ``about`` is shown with the artifact.
         """
         self._publish(lambda run: publish(run, files, name, kind, about or {}, used=False))
 
     def finalize(self, status: str) -> None:
-        """End the run: ``success``, ``stopped``, ``failed``, or ``interrupted`` where it will go on later."""
+        """End the run as ``success``, ``stopped``, ``failed``, or ``interrupted`` if it will be resumed later."""
         run, self._run, self._over = self._run, None, True
         if run is None:
             return
@@ -187,7 +188,7 @@ class WandbRun(Logger):
         self._finish_later(place, reason)
 
     def _finish_later(self, place: Path, reason: str | None) -> None:
-        """Put what the server did not get where ``wandb sync`` finds it, and say so."""
+        """Write what the server did not get to a place where ``wandb sync`` finds it, and log that."""
         places = [place] if reason is not None else []
         if self._later:
             try:
@@ -204,8 +205,10 @@ class WandbRun(Logger):
             log.warning("W&B: %s; upload the rest of this run later: wandb sync --include-online %s", told, rest)
 
     def _publish(self, what: Callable[[wandb.Run], object]) -> None:
-        """Publish files, or keep them for a part of the run on the disk: with files waiting for a server that has gone
-        the client's end would wait for minutes, whatever timeout it was given."""
+        """Publish files, or postpone that to an offline part of the run if the server is unreachable.
+
+        With files in its queue the client would wait for such a server for minutes, ignoring its timeout.
+        """
         if self._run is not None and self._online and unreachable(self.host_timeout_s) is not None:
             self._later.append(what)
         else:
@@ -213,21 +216,21 @@ class WandbRun(Logger):
 
     @rank_zero_only
     def _tell(self, what: Callable[[wandb.Run], object]) -> None:
-        """Call ``what`` with the run, which begins at the first call."""
+        """Call ``what`` with the run; the first call starts the run."""
         if self._over:
             return
         try:
-            # Without this, what waits for an upload lies in the user's home, by the name of no run.
+            # Otherwise the client stores files for upload in the user's home, under names that do not tell the run.
             with environment(DATA_DIR, str(self.folder / "wandb")):
                 if self._run is None:
                     self._run = self._begin()
                 if self._run is not None:
                     what(self._run)
-        except Exception as error:  # the client knows many kinds, of the system's and its own; none may end a training
+        except Exception as error:  # the client raises many kinds of errors; none may end a training
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        """Say so once; W&B then lacks what failed, or all that would follow where there is no run to tell it to."""
+        """Log the first error. W&B then lacks what failed, or everything if the run could not be started."""
         self._over = self._over or self._run is None
         if not self._failed:
             self._failed = True
@@ -254,7 +257,7 @@ class WandbRun(Logger):
             run = self._init("offline")
             log.info("W&B is offline: %s; upload later with `wandb sync %s`", reason, run.settings.sync_dir)
         self._online = possible == "online"
-        # Only a server can tell what it has of an earlier process. The last step may lack the row of a split.
+        # Only a server knows which rows it has from an earlier process. The last step may lack the row of a split.
         if run.resumed:
             self._known_step = int(run.summary.get("step", -1))
             self._best_top1 = float(run.summary.get("best_val_top1", -math.inf))
@@ -268,7 +271,7 @@ class WandbRun(Logger):
             silent=True,
             disable_git=True,
             console="off",
-            reinit="create_new",  # a sweep's worker has one run after the other, whatever else its process logs
+            reinit="create_new",  # a sweep's worker has several runs, one after the other
             init_timeout=self._init_timeout_s,
             finish_timeout=self._finish_timeout_s,
             finish_timeout_raises=True,
@@ -280,11 +283,11 @@ class WandbRun(Logger):
         if head["step"] < self._known_step:
             return  # the server has it from an earlier process
         named = {f"{split}/{name}": value for split, values in rows.items() for name, value in values.items()}
-        # One that is not finite would be the maximum for good.
+        # An infinite value would remain the maximum forever.
         row = {name: float(value) for name, value in named.items() if finite(value)}
         run.log({**head, **row})
         if TOP1 in row:
-            # The client's own maximum (define_metric) begins anew where a run is resumed.
+            # The client's own maximum (define_metric) starts again when a run is resumed.
             self._best_top1 = max(self._best_top1, row[TOP1])
             run.summary.update({"val_top1": row[TOP1], "best_val_top1": self._best_top1})
 
@@ -294,6 +297,6 @@ class WandbRun(Logger):
 
 
 def _parts(row: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:
-    """A row of metrics.jsonl: where it stands, and its metrics by split."""
+    """A row of metrics.jsonl as step and epoch, and its metrics by split."""
     metrics = {name: value for name, value in row.items() if name not in ("step", "epoch", "split", "time")}
     return {"step": row["step"], "epoch": row["epoch"]}, {row["split"]: metrics}

@@ -1,1 +1,1 @@
-"""What Lightning runs."""
+"""Training by Lightning: the module, callbacks, checkpoints, resuming, signals, several ranks."""

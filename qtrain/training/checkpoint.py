@@ -1,9 +1,8 @@
-"""Checkpoint files that survive a power cut, hold no code, and say plainly when they are damaged.
+"""Checkpoint files that survive a power cut, contain no code, and whose damage is detected.
 
-A file appears under its own name only when every byte of it is on the disk: it is written beside its
-destination, fsynced, renamed over it, and the folder is fsynced. What is read back is plain data
-(``weights_only=True``), since unpickling anything else would run whatever the file's author wished; so a class that
-slipped into the state is refused when saving, not when somebody needs the file.
+A file gets its name only when every byte of it is on the disk: it is written next to its destination, fsynced and
+renamed, and the folder is fsynced. Files are read as plain data (``weights_only=True``), since unpickling objects could
+run any code. Therefore a state with objects of other classes is already refused when saving.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def resume_point_name(step: int) -> str:
 
 
 def list_resume_points(folder: str | Path) -> list[tuple[int, Path]]:
-    """(step, file) of every resume point in ``folder``, oldest first; unfinished temporary files are none."""
+    """(step, file) of every resume point in ``folder``, oldest first, without unfinished temporary files."""
     folder = Path(folder)
     if not folder.is_dir():
         return []
@@ -43,9 +42,9 @@ def list_resume_points(folder: str | Path) -> list[tuple[int, Path]]:
 
 
 def write_atomically(state: dict[str, Any], path: str | Path) -> None:
-    """``torch.save`` such that ``path`` holds, at every moment, either its old content or all of ``state``.
+    """``torch.save`` that replaces ``path`` as a whole: at every moment it has its old content or all of ``state``.
 
-    Raises ``ValueError`` if ``state`` holds objects of classes, which ``weights_only=True`` would not read back.
+    Raises ``ValueError`` if ``state`` contains objects that ``weights_only=True`` would not read back.
     """
     path = Path(path)
     with atomic_write(path) as temporary:
@@ -58,10 +57,10 @@ def write_atomically(state: dict[str, Any], path: str | Path) -> None:
 
 
 def read_checked(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """The content of a checkpoint file whose every byte was checked.
+    """The content of a checkpoint file, after checking every byte.
 
-    Raises ``FileNotFoundError`` where there is none, and ``ValueError`` naming file and remedy if it is truncated,
-    damaged (checksums differ), no checkpoint, or contains pickled classes.
+    Raises ``FileNotFoundError`` if it does not exist, and ``ValueError`` with file and remedy if it is truncated,
+    damaged (checksums differ), not a checkpoint, or contains pickled classes.
     """
     path = Path(path)
     if not path.is_file():
@@ -76,7 +75,7 @@ def read_checked(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
         raise ValueError(f"checkpoint {path} is damaged in {damaged!r} (wrong checksum); {remedy}")
     try:
         state = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # torch raises many kinds, depending on which byte is missing
+    except Exception as error:  # torch raises different errors, depending on which byte is missing
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f"checkpoint {path} cannot be read as plain data ({reason}); it is foreign or holds pickled classes, "
@@ -88,7 +87,7 @@ def read_checked(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
 
 
 def find_resume_point(folder: str | Path) -> Path | None:
-    """The newest file in ``folder`` that a run can resume from, or ``None``; damaged ones are logged and skipped."""
+    """The newest file in ``folder`` from which a run can resume, or ``None``; damaged ones are logged and skipped."""
     for _, path in reversed(list_resume_points(folder)):
         try:
             state = read_checked(path)
@@ -124,7 +123,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def remove_unfinished(folder: str | Path) -> None:
-    """Delete what writes left behind that were killed halfway."""
+    """Delete unfinished temporary files of writes that were killed."""
     for path in Path(folder).glob(".step=*.ckpt.*.tmp"):
         with contextlib.suppress(FileNotFoundError):
             path.unlink()

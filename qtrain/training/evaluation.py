@@ -1,4 +1,4 @@
-"""Accuracy of a model on a loader, outside of a fit: the full-precision model, the calibrated one, the final one."""
+"""Accuracy of a model on a loader, outside of a fit: of the full-precision, calibrated or final model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qtrain.utils.eval_mode import evaluating
 def evaluate(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
     """``top1`` in percent and ``loss`` (cross-entropy in nats) of ``model`` in eval mode, over all of ``batches``.
 
-    Ranks that each hold a slice of the batches all get the metrics of the whole. The model stays on ``device``; the
+    If each rank has a slice of the batches, all ranks get the metrics of the whole. The model stays on ``device``; the
     modes of its modules are restored. Values stay on the device until the end.
     """
     model.to(device)

@@ -1,7 +1,6 @@
-"""How the quantizers of a student are: metrics of one forward, and which of them are signs of a collapse.
+"""The state of a student's quantizers: metrics of one forward, and which of them are signs of a collapse.
 
-Pure functions of a model and a batch; when they are called and what is done with them is
-:mod:`qtrain.training.callbacks.health`.
+These are pure functions of a model and a batch. :mod:`qtrain.training.callbacks.health` calls them.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from qtrain.storage.base import QTensor
 from qtrain.utils.eval_mode import evaluating
 
 Codes = tuple[int, Tensor]
-"""Bits and codes of a weight, as they are kept until the next look."""
+"""Bits and codes of a weight, kept for the comparison with the next examination."""
 
 
 def clipped_fraction(stored: AffineTensor, x: Tensor) -> Tensor:
-    """The share of ``x`` that its quantizer's range cuts off, 0-dim: where the error exceeds half a step.
+    """The share of values of ``x`` outside of the quantizer's range, 0-dim: where the error exceeds half a step.
 
-    Rounding alone is off by at most half a step; the tolerance covers float32, for values of up to 16 bits.
+    The error of rounding alone is at most half a step; the tolerance is for float32 with values of up to 16 bits.
     """
     error = (stored.dequantize() - x.float()).abs()
     step = stored.granularity.expand(stored.scale, tuple(x.shape))
@@ -36,20 +35,20 @@ def clipped_fraction(stored: AffineTensor, x: Tensor) -> Tensor:
 
 
 def relative_error(stored: QTensor, x: Tensor) -> Tensor:
-    """``|x^ - x|^2 / |x|^2``, 0-dim: what of the signal's energy quantization changes."""
+    """``|x^ - x|^2 / |x|^2``, 0-dim: the error of quantization relative to the signal's energy."""
     x = x.float()
     return (stored.dequantize() - x).square().sum() / x.square().sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def dead_levels(stored: QTensor) -> Tensor:
-    """The share of the codes ``low..high`` that no element has, 0-dim; ``n`` elements can have at most ``n``."""
+    """The share of unused codes among ``low..high``, 0-dim; ``n`` elements can use at most ``n`` codes."""
     levels = stored.high - stored.low + 1
     used = torch.bincount((stored.codes - stored.low).flatten().to(torch.int64), minlength=levels) > 0
     return 1 - used.sum().float() / min(levels, stored.codes.numel())
 
 
 def gradient_ratio(quantizer: Quantizer, weight: Tensor) -> Tensor | None:
-    """``(|grad s| / |s|) / (|grad w| / |w|)``, 0-dim, ``s`` all that the quantizer learns, ``w`` the layer's weight.
+    """``(|grad s| / |s|) / (|grad w| / |w|)``, 0-dim; ``s`` is all that the quantizer learns, ``w`` the weight.
 
     LSQ's R (Esser et al. 2020, arXiv 1902.08153, §2.2, eq. 4): near 1, steps and weights learn at the same pace.
     ``None`` where one of the two has no gradient.
@@ -67,14 +66,14 @@ def gradient_ratio(quantizer: Quantizer, weight: Tensor) -> Tensor | None:
 
 
 def agreement(logits: Tensor, teacher_logits: Tensor) -> dict[str, Tensor]:
-    """``agreement``, the percentage of samples to which both give the same class, and ``teacher_kl``, in nats."""
+    """``agreement``, the percentage of samples that both classify alike, and ``teacher_kl``, in nats."""
     same = (logits.argmax(dim=1) == teacher_logits.argmax(dim=1)).float().mean()
     return {"agreement": 100 * same, "teacher_kl": soft_target_loss(logits, teacher_logits, 1.0)}
 
 
 @dataclass(frozen=True)
 class Examination:
-    """Figures by name, as ``error/conv1.weight``; and by place, as ``conv1.weight``, bits and the codes of weights."""
+    """Metrics by name, as ``error/conv1.weight``; bits and codes of weights by place, as ``conv1.weight``."""
 
     metrics: dict[str, float]
     bits: dict[str, int]
@@ -89,16 +88,16 @@ def examine(
     former: Mapping[str, Codes] | None = None,
     teacher_logits: Tensor | None = None,
 ) -> Examination:
-    """The state of each enabled quantizer in ``student``, over one forward of ``image`` (N, C, H, W) in eval mode.
+    """The state of each enabled quantizer in ``student``, in a forward of ``image`` (N, C, H, W) in eval mode.
 
-    Of each place: ``error/``, the relative error; ``zeros/``, the share of values that become zero; ``dead/``, the
-    share of levels that no value has; of evenly spaced codes ``scale/``, the mean scale, and ``clipped/``, the share of
-    values beyond the range; ``gradient/``, the pace of its scale (:func:`gradient_ratio`), where the last backward left
-    gradients. Of weights: ``oscillating/`` where they are counted, otherwise ``flipped/``, the share of codes that are
-    not those of ``former``, an earlier look. With ``teacher_logits`` (N, K) for ``image``: ``agreement`` and
-    ``teacher_kl``.
+    For each place: ``error/``, the relative error; ``zeros/``, the share of values that become zero; ``dead/``, the
+    share of levels that no value has; for evenly spaced codes ``scale/``, the mean scale, and ``clipped/``, the share
+    of values outside of the range; ``gradient/``, the relative speed of its scale (:func:`gradient_ratio`), if there
+    are gradients from the last backward. For weights: ``oscillating/`` if oscillations are counted, otherwise
+    ``flipped/``, the share of codes that differ from those of ``former``, an earlier examination. With
+    ``teacher_logits`` (N, K) for ``image``: ``agreement`` and ``teacher_kl``.
 
-    Modes are restored and nothing else changes. All values are read from the device at once.
+    Modes are restored, and nothing else changes. All values are read from the device at once.
     """
     metrics: dict[str, Tensor] = {}
     bits: dict[str, int] = {}
@@ -157,14 +156,14 @@ def examine(
 
 
 def _compact(stored: QTensor) -> Tensor:
-    """Codes from 0 in as few bytes as they need, since resume points hold them."""
+    """Codes counted from 0, in the smallest integer type, since they are stored in resume points."""
     codes = stored.codes - stored.low
     return codes.to(torch.uint8) if stored.high - stored.low < 256 else codes.to(torch.int32)
 
 
 @dataclass(frozen=True)
 class Symptom:
-    """A sign of a collapse: its ``kind``, the place that has it, as ``conv1.weight``, and both in words."""
+    """A sign of a collapse: its ``kind``, its place, as ``conv1.weight``, a description and a remedy."""
 
     kind: str
     place: str
@@ -174,13 +173,13 @@ class Symptom:
 
 HIGHEST_ERROR, ALL, MOST_DEAD, FAR, MANY = 1.0, 0.99, 0.5, 100.0, 0.2
 DEAD_AT = range(3, 7)
-"""BitWidths at which dead levels tell of a lost bit: with more bits a healthy tensor leaves its outer levels empty."""
+"""Numbers of bits for which dead levels are a symptom; with more bits, healthy tensors also have unused levels."""
 
 
 def symptoms(found: Examination, first_scales: Mapping[str, float], *, images: int, classes: int) -> list[Symptom]:
-    """What in ``found`` is a sign of a collapse. ``first_scales`` are the scales of the first look, by place.
+    """The signs of a collapse in ``found``. ``first_scales`` are the scales of the first examination, by place.
 
-    An agreement is at chance where it is within two standard deviations, for so many ``images``, of ``1 / classes``.
+    Agreement is at chance if it is within two standard deviations of ``1 / classes``, for that number of ``images``.
     """
     signs = []
     for place, bits in found.bits.items():
@@ -218,7 +217,7 @@ def _place_symptoms(
     def sign(kind: str, says: str, *remedies: str) -> None:
         signs.append(Symptom(kind, place, says, ", or ".join(remedies)))
 
-    if error is not None and error > HIGHEST_ERROR and bits > 1:  # a bare sign has no scale to be right about
+    if error is not None and error > HIGHEST_ERROR and bits > 1:  # a sign alone has no scale
         sign("error", f"relative error {error:.3g}: rounding changes more than the signal's own energy", slower, more)
     if zeros == 1 and error is not None and error > 0:
         sign("zeros", "all values round to zero", slower, start, more)

@@ -1,4 +1,4 @@
-"""The thin LightningModule: one step, one validation, one optimizer; the final test is evaluation.py's."""
+"""The LightningModule: training step, validation and optimizer; evaluation.py does the final test."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from qtrain.training.step import LearningTeacher, StudentStep
 
 @final
 class QATModule(pl.LightningModule):
-    """Trains ``student`` on ``objective``; checkpoints hold both, and nothing of a frozen teacher.
+    """Trains ``student`` on ``objective``; checkpoints contain both, but not a frozen teacher.
 
-    A teacher that learns is trained with them, at ``teacher_lr`` where that is given, and is in the checkpoint.
+    A teacher that learns is trained too, at ``teacher_lr`` if that is given, and is in the checkpoint.
 
     Metrics: ``train/<term>`` and ``train/total`` per step, in nats; ``val/top1`` in percent and ``val/loss`` in nats.
-    The learning rate is the optimizer's times ``lr_schedule`` at progress, the share of this fit's steps done.
-    With ``sync_batchnorm`` batch norm takes its statistics over the batches of all ranks.
-    ``start`` is where the run stands when the fit begins, which seeds and the teacher's epochs go on from;
-    ``optimizer_state`` is the optimizer's state dict then, where moments are carried on. ``teacher_logits`` are what a
-    frozen teacher said of the last batch, for callbacks.
+    The learning rate is that of the optimizer times ``lr_schedule`` at the progress, the finished share of this fit's
+    steps. With ``sync_batchnorm`` batch norm takes its statistics over the batches of all ranks. ``start`` is the run's
+    progress when the fit begins; seeds and the teacher's epochs continue from there. ``optimizer_state`` is the
+    optimizer's state dict from the stage before, if its moments are to be kept. ``teacher_logits`` are the outputs of a
+    frozen teacher for the last batch, for callbacks.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class QATModule(pl.LightningModule):
                 sync_batchnorm_(teacher.model)
         self.student = student
         self.objective = objective
-        # A frozen teacher is no nn.Module: neither state dict nor optimizer see it.
+        # A frozen teacher is not an nn.Module, so it is neither in the state dict nor in the optimizer.
         self._teacher = None if isinstance(teacher, LearningTeacher) else teacher
         self.learning_teacher = teacher if isinstance(teacher, LearningTeacher) else None
         self.teacher_logits: Tensor | None = None
@@ -77,7 +77,7 @@ class QATModule(pl.LightningModule):
         self._optimizer_state = optimizer_state
         self._scale_lr, self._norm_decay = scale_lr, norm_decay
         step = StudentStep(student=student, objective=objective, teacher=self.learning_teacher)
-        # In a tuple, since the step's modules are registered above and must not be so twice.
+        # In a tuple, so that the step's modules, registered above, are not registered twice.
         self._step = (torch.compile(step, fullgraph=True, dynamic=False) if compile else step,)
         self.top1 = MulticlassAccuracy(num_classes=num_classes, average="micro")
 
@@ -89,7 +89,7 @@ class QATModule(pl.LightningModule):
             self._teacher.to(self.device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Whatever the forward draws (dropout, stochastic depth) becomes a function of (seed, step).
+        # Makes random numbers of the forward (dropout, stochastic depth) a function of (seed, step).
         step = self._start.step + self.global_step
         torch.manual_seed(seed_of(self._seed, step))
         progress = self.global_step / max(1, self._total_steps)
@@ -101,7 +101,7 @@ class QATModule(pl.LightningModule):
             self.learning_teacher.objective.set_progress_(progress)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The losses of a training ``batch`` by name, unweighted, and ``total``; a frozen teacher is asked for it."""
+        """The unweighted losses of a training ``batch`` by name, and ``total``; calls a frozen teacher for it."""
         if self._teacher is None:
             losses: dict[str, Tensor] = self._step[0](batch.image, batch.target)
         else:
@@ -121,7 +121,7 @@ class QATModule(pl.LightningModule):
             project_weights_(self.student)
 
     def _weights_in_reach(self) -> AbstractContextManager[None]:
-        """Where quantizers move weights themselves, each rank has these whole in the meantime."""
+        """Inside, each rank has the whole weights, if quantizers change weights themselves."""
         if is_sharded(self.student) and moves_weights(self.student):
             return whole_weights(self.student, write=True)
         return nullcontext()
@@ -149,14 +149,14 @@ class QATModule(pl.LightningModule):
 
 
 def _teacher_groups(teacher: LearningTeacher, *, lr: float | None, norm_decay: bool) -> list[dict[str, Any]]:
-    """The groups of a teacher that learns, under names of their own and with the rate ``lr`` where one is given."""
+    """The parameter groups of a teacher that learns, with their own names and the rate ``lr`` if one is given."""
     rate = {} if lr is None else {"lr": lr}
     groups = parameter_groups([teacher], norm_decay=norm_decay)
     return [{**group, **rate, "name": f"teacher_{group['name']}"} for group in groups]
 
 
 def _carry_on_(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Give ``optimizer`` the moments in ``state``, and keep its own rates."""
+    """Load the moments in ``state`` into ``optimizer``, which keeps its own rates."""
     own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     sizes = [[len(group["params"]) for group in groups] for groups in (optimizer.param_groups, state["param_groups"])]
     if sizes[0] != sizes[1]:

@@ -1,4 +1,4 @@
-"""Parameter groups: which parameters decay, and which have a rate of their own."""
+"""Parameter groups (which parameters decay or have their own rate), and the state of optimizers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ MakeOptimizer = Callable[[list[dict[str, Any]]], optim.Optimizer]
 def parameter_groups(
     modules: Iterable[nn.Module], *, scale_lr: float | None = None, norm_decay: bool = False
 ) -> list[dict[str, Any]]:
-    """Groups ``weights``, ``no_decay`` and ``scales`` for an optimizer, of what learns; empty ones are left out.
+    """The groups ``weights``, ``no_decay`` and ``scales`` of all parameters that learn; empty groups are left out.
 
-    What a quantizer learns goes to ``scales``: never decayed, since decay would shrink the range it has to cover, and
-    with the learning rate ``scale_lr`` where one is given. Biases and the vectors of normalization layers go to
-    ``no_decay`` unless ``norm_decay``; all else decays as the optimizer says.
+    The parameters of quantizers are in ``scales``. They have the learning rate ``scale_lr`` if it is given, and no
+    decay, which would make the range too small. Biases and the vectors of normalization layers are in ``no_decay``
+    unless ``norm_decay``. All others decay as the optimizer says.
     """
     scales: dict[nn.Parameter, None] = {}
     weights: dict[nn.Parameter, None] = {}
@@ -44,7 +44,7 @@ def parameter_groups(
 
 
 def still_accumulating(trainer: pl.Trainer) -> bool:
-    """Whether no optimizer step follows the batch at hand, since gradients of further batches are to be added.
+    """Whether no optimizer step follows the current batch, since gradients of further batches are to be added.
 
     Lightning steps after every ``accumulate_grad_batches``-th batch of an epoch and after its last one.
     """
@@ -54,7 +54,7 @@ def still_accumulating(trainer: pl.Trainer) -> bool:
 
 
 def whole_optimizer_state(optimizer: optim.Optimizer) -> dict[str, Any]:
-    """The state dict of ``optimizer`` with whole tensors, where ranks have shares; all ranks must ask."""
+    """The state dict of ``optimizer`` with whole tensors, if ranks have shares; all ranks must call this."""
     state = optimizer.state_dict()
     moments = {
         place: {name: whole(value) if isinstance(value, Tensor) else value for name, value in own.items()}
@@ -64,13 +64,13 @@ def whole_optimizer_state(optimizer: optim.Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer_state_(optimizer: optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """``optimizer.load_state_dict(state)``, where each rank takes its share of the moments of a shared parameter."""
+    """``optimizer.load_state_dict(state)``; each rank takes its share of the moments of a shared parameter."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     places = [place for group in state["param_groups"] for place in group["params"]]
     moments = dict(state["state"])
     for place, parameter in zip(places, parameters, strict=True):
         moments[place] = {
-            # What has the parameter's shape is a moment, anything else a counter.
+            # A tensor of the parameter's shape is a moment, anything else a counter.
             name: shared_as(value, parameter) if _alike(value, parameter) else value
             for name, value in moments.get(place, {}).items()
         }

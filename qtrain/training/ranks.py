@@ -1,6 +1,6 @@
-"""Several processes that train one model: how gradients meet, who waits for whom, and what all agree on in the end.
+"""Several processes (ranks) that train one model: Lightning's strategy, waiting, and equal weights at the end.
 
-Each rank takes its slice of every batch; gradients are averaged, so that the step is that of the whole batch.
+Each rank takes its slice of every batch. Gradients are averaged, so that the step is that of the whole batch.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ POLL_S = 0.5
 
 
 def several(*, devices: Any, nodes: int) -> bool:
-    """Whether Lightning's trainer may come to have several processes; all devices there are may be one."""
+    """Whether Lightning's trainer may have several processes; with ``auto`` or -1 devices that is not known."""
     return nodes != 1 or devices not in (1, "1")
 
 
 def strategy_for(asked: Any, *, devices: Any, nodes: int, accumulated: int = 1, shard: bool = False) -> Any:
-    """What Lightning's trainer gets for ``asked``: with several processes, unless something else is named, DDP.
+    """The strategy for Lightning's trainer: DDP for several processes, unless ``asked`` names something else.
 
-    Where these ``shard`` the student it is FSDP2.
+    With ``shard`` it is FSDP2.
 
-    The graph of a step is the same every time, and DDP is told so: it finds out once which parameters the objective
-    does not reach (those behind a hint, for one) and waits for none of them. Where gradients of several batches are
-    ``accumulated`` it cannot learn that, since not every backward meets the other ranks, and looks for them each time.
+    The graph of a step is always the same. DDP is told so, and finds out only once which parameters the objective does
+    not reach (those after a hint, for instance), so that it does not wait for their gradients. If gradients of several
+    batches are ``accumulated``, this is not possible, since not every backward communicates; DDP then looks for these
+    parameters at each step.
     """
     if asked not in ("auto", "ddp") or not several(devices=devices, nodes=nodes):
         return asked
@@ -47,7 +48,7 @@ def strategy_for(asked: Any, *, devices: Any, nodes: int, accumulated: int = 1, 
 
 
 def wait_for_all() -> None:
-    """Return when every rank has come here; at once where there is one."""
+    """Return when every rank has called this; with one rank, at once."""
     if world_size() > 1:
         dist.barrier()
 
@@ -55,16 +56,16 @@ def wait_for_all() -> None:
 def agree_(model: nn.Module) -> None:
     """Give every rank the parameters and buffers of rank 0, in place.
 
-    Parameters are equal already; batch norm that is not synchronised has followed each rank's own images.
+    Parameters are equal already, but batch norm that is not synchronized has statistics of each rank's own images.
     """
     if world_size() > 1:
         for tensor in model.state_dict().values():
-            if not isinstance(tensor, DTensor):  # of which each rank has a share
+            if not isinstance(tensor, DTensor):  # each rank has a share of it
                 dist.broadcast(tensor, src=0)
 
 
 def first_rank_first(ready: Callable[[], bool], *, what: str) -> None:
-    """On all ranks but the first, return when ``ready``: before a fit, ranks meet in the file system alone."""
+    """On all ranks but the first, wait for ``ready``: before a fit, ranks communicate only by files."""
     if getattr(rank_zero_only, "rank", 0) == 0 or ready():
         return
     log.info("waiting for rank 0: %s", what)

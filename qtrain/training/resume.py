@@ -1,14 +1,15 @@
-"""When a run saves itself, so that a kill at any moment costs time and nothing else.
+"""When a run is saved, so that a kill at any moment costs only time.
 
-Lightning restores its own counters, optimizers and schedules, but exactness depends on the moment of saving:
+Lightning restores its own counters, optimizers and schedules, but the result is exact only if the run was saved at the
+right moment:
 
-- At the end of a batch, after every other callback: Lightning resumes with the next batch. (Callbacks of type
-  ``Checkpoint`` are called last, whatever their place in the list.)
-- Not after an epoch's last batch: resuming from there, Lightning would skip that epoch's validation. The save at the
-  end of the epoch, after validation, follows at once.
+- At the end of a batch, after all other callbacks: Lightning resumes with the next batch. (Callbacks of type
+  ``Checkpoint`` are called last, at any place in the list.)
+- Not after the last batch of an epoch: Lightning would skip that epoch's validation when it resumes. The run is saved
+  at the end of the epoch instead, after validation.
 - Not in the middle of gradient accumulation, since gradients are not part of a checkpoint.
 
-What happens between a save and a kill is undone by whoever owns the effect; see ``MetricLog`` for metrics.jsonl.
+Files that were written between a save and a kill are corrected by what writes them; see ``MetricLog``.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ _IDENTITY = "qtrain_identity"
 class ResumePoints(Checkpoint):
     """Writes ``folder/step=XXXXXXXX.ckpt`` every ``every_n_steps`` optimizer steps and at each epoch's end.
 
-    The newest ``keep`` files stay. ``identity`` is any string that two runs share exactly if one may continue the
-    other (a hash of the config); resuming under another one is refused.
+    The newest ``keep`` files are kept. ``identity`` is a string that two runs have in common if one may continue the
+    other (a hash of the config); resuming with another one is refused.
     """
 
     def __init__(self, *, folder: str | Path, every_n_steps: int = 200, keep: int = 2, identity: str = "") -> None:
@@ -67,7 +68,7 @@ class ResumePoints(Checkpoint):
         restore_loader_position_(trainer)
         first = trainer.strategy.broadcast(trainer.global_step)
         if first != trainer.global_step:
-            # Of a file system that shows one machine what another does not see yet; a new start mends it.
+            # A shared file system may show a file on one machine before another; a new start helps.
             raise RuntimeError(
                 f"ResumePoints: rank {trainer.global_rank} resumes at step {trainer.global_step}, rank 0 at {first}; "
                 f"do all machines see the same files in {self.folder}? Start again"
@@ -83,7 +84,7 @@ class ResumePoints(Checkpoint):
         self._save(trainer)
 
     def save_within_epoch(self, trainer: pl.Trainer) -> bool:
-        """Save in ``on_train_batch_end``, unless this is no moment to; returns whether this step is saved."""
+        """Save in ``on_train_batch_end`` if the run can be saved after this batch; returns whether it was."""
         if trainer.is_last_batch or still_accumulating(trainer):
             return False
         self._save(trainer)
@@ -101,7 +102,7 @@ class ResumePoints(Checkpoint):
             self._prune(step)
 
     def _prune(self, step: int) -> None:
-        # Files of later steps were passed over as damaged when this run resumed; its own are as good or better.
+        # Files of later steps were skipped as damaged when this run resumed, so its own files are better.
         points = list_resume_points(self.folder)
         kept = {path for _, path in [point for point in points if point[0] <= step][-self.keep :]}
         for _, path in points:

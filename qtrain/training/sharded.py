@@ -1,9 +1,9 @@
-"""Lightning's view of a student that is spread over the ranks: FSDP2 for its weights, as with DDP for all else.
+"""A Lightning strategy for a student that is spread over the ranks: FSDP2 for its weights, DDP for all else.
 
-Weights, their gradients and their moments are shared (``qtrain.models.sharding``): nearly all that training a
-network holds. Scales, biases, vectors of normalization layers and the objective's own parameters are whole on every
-rank, so that whatever looks at a quantizer finds it as it is on one rank. Resume points are those of a run that shares
-nothing, so either goes on with the other's, on any number of ranks.
+Weights, their gradients and their moments are divided among the ranks (``qtrain.models.sharding``); these are nearly
+all of the memory. Scales, biases, vectors of normalization layers and the objective's own parameters are whole on every
+rank, so that code that looks at a quantizer finds the same as on one rank. Resume points are equal to those of an
+unsharded run, so either kind of run can continue the other, on any number of ranks.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def broadcast_(tensors: Iterable[Tensor]) -> None:
 
 @final
 class ShardedStrategy(DDPStrategy):
-    """Trains ``module.student`` with shared weights, by the process group that DDP would have."""
+    """Trains ``module.student`` with divided weights, in the process group of DDP."""
 
     def model_to_device(self) -> None:
-        """Nothing yet: as a whole it might not fit."""
+        """Does nothing yet: the whole model might not fit on the device."""
 
     def configure_ddp(self) -> None:
         assert self.lightning_module is not None
@@ -64,7 +64,7 @@ class ShardedStrategy(DDPStrategy):
 
     @torch.no_grad()
     def post_backward(self, closure_loss: Tensor) -> None:
-        """Average the gradients of what every rank has whole, once the last of the accumulated batches is through."""
+        """Average the gradients of parameters that every rank has whole, after the last accumulated batch."""
         assert self.lightning_module is not None
         if still_accumulating(self.lightning_module.trainer):
             return
@@ -72,7 +72,7 @@ class ShardedStrategy(DDPStrategy):
         gradients = [gradient for gradient in mine if gradient is not None]
         if not gradients:
             return
-        together = torch.cat([gradient.flatten() for gradient in gradients])  # one message, since all are small
+        together = torch.cat([gradient.flatten() for gradient in gradients])  # one message, since they are all small
         dist.all_reduce(together)
         parts = together.div_(world_size()).split([gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):

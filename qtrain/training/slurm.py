@@ -1,6 +1,6 @@
-"""The SLURM job that this process runs in: what it is called, how often it was started, and how it starts anew.
+"""The SLURM job of this process: its number, its restarts, and how to requeue it.
 
-Whoever runs without SLURM has no job, and nothing here does anything.
+Without SLURM there is no job, and nothing here has an effect.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ log = logging.getLogger(__name__)
 @final
 @dataclass(frozen=True)
 class SlurmJob:
-    """A job's number as ``scontrol`` takes it (``12``, or ``12_3`` within an array), and how often it was restarted."""
+    """A job's number for ``scontrol`` (``12``, or ``12_3`` within an array), and how often it was restarted."""
 
     number: str
     restarts: int = 0
 
     @classmethod
     def current(cls, environment: Mapping[str, str] | None = None) -> SlurmJob | None:
-        """The job of this process; ``None`` outside of SLURM."""
+        """The job of this process, or ``None`` outside of SLURM."""
         env = os.environ if environment is None else environment
         number = env.get("SLURM_JOB_ID")
         if not number:
             return None
-        # The last task of an array carries the number of the whole array: to requeue that one would requeue them all.
+        # The last task of an array has the number of the whole array, and requeueing that would requeue all tasks.
         if array := env.get("SLURM_ARRAY_JOB_ID"):
             number = f"{array}_{env.get('SLURM_ARRAY_TASK_ID', '')}"
         return cls(number=number, restarts=int(env.get("SLURM_RESTART_COUNT", 0)))
@@ -40,9 +40,9 @@ class SlurmJob:
         return f"SLURM job {self.number}" + (f", restarted {_times(self.restarts)}" if self.restarts else "")
 
     def requeue(self) -> bool:
-        """Ask SLURM to end this job and to start it anew; whether it will. Why not is logged.
+        """Ask SLURM to end this job and to start it again; returns whether SLURM agreed, and logs if it did not.
 
-        A job that is being cancelled is left alone: SLURM would bring it back.
+        A job that is being cancelled is not requeued, since SLURM would start it again.
         """
         if "JobState=CANCELLED" in self._shown():
             return False
@@ -52,9 +52,9 @@ class SlurmJob:
         return done.returncode == 0
 
     def preempted(self) -> bool:
-        """Whether SLURM wants this job's place for another one, and will end it when its grace time is over.
+        """Whether SLURM preempts this job: it needs its place for another job and ends it after the grace time.
 
-        A preemption's SIGTERM looks like that of ``scancel``; ``scontrol`` tells them apart.
+        The SIGTERM of a preemption is the same as that of ``scancel``; ``scontrol`` tells which it was.
         """
         shown = self._shown()
         time = re.search(r"PreemptTime=(\S+)", shown)

@@ -1,4 +1,4 @@
-"""One training step's computation as a module, so that it compiles as one graph."""
+"""The computation of one training step as a module, so that it compiles as one graph."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from qtrain.models.taps import FeatureTaps
 from qtrain.spec import StepOutputs
 
 TEACHER = "teacher"
-"""Prefix of the losses of a teacher that learns."""
+"""Prefix of the loss names of a teacher that learns."""
 
 
 @final
 class LearningTeacher(nn.Module):
-    """A teacher in full precision that is trained beside its student, by an objective of its own.
+    """A teacher in full precision that is trained together with its student, by its own objective.
 
-    In ``objective`` the roles are exchanged: the "student" is this teacher, the "teacher" is the student. So labels
-    alone give joint training as Apprentice's scheme A (arXiv 1711.05852, §3.1), labels and softened outputs the
-    co-studying of QKD (arXiv 1911.12491, §3.2) and mutual learning. Neither's gradient reaches the other.
+    In ``objective`` the roles are exchanged: the "student" is this teacher, the "teacher" is the student. With labels
+    alone this is joint training as in Apprentice's scheme A (arXiv 1711.05852, §3.1), with labels and softened outputs
+    the co-studying of QKD (arXiv 1911.12491, §3.2) or mutual learning. No gradient goes from one to the other.
     """
 
     def __init__(self, *, model: nn.Module, objective: Objective) -> None:
@@ -32,11 +32,11 @@ class LearningTeacher(nn.Module):
 
 @final
 class StudentStep(nn.Module):
-    """Student forward and objective: images and what the teacher said to named losses.
+    """Forward of the student and the objective: from images and the teacher's outputs to named losses.
 
-    Holds ``student``, ``objective`` and ``teacher`` registered; nothing else has parameters. A teacher that learns runs
-    here, its losses beside the student's as ``teacher/<name>`` and within ``total``; a frozen one is asked outside, and
-    its answer given. Under ``torch.compile(fullgraph=True)`` the whole is one graph.
+    ``student``, ``objective`` and ``teacher`` are registered modules; nothing else has parameters. A teacher that
+    learns runs here, and its losses are returned as ``teacher/<name>`` and added to ``total``. A frozen teacher runs
+    outside, and its outputs are arguments. Under ``torch.compile(fullgraph=True)`` all of this is one graph.
     """
 
     def __init__(self, *, student: nn.Module, objective: Objective, teacher: LearningTeacher | None = None) -> None:

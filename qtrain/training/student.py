@@ -1,7 +1,7 @@
-"""Which part of a LightningModule the callbacks look at.
+"""The part of a LightningModule that callbacks work on.
 
-A training module also holds an objective, perhaps with parameters; averaging, scales and diagnoses are about
-the student alone.
+A training module also has an objective, which may have parameters. Averaging, bits and diagnoses concern only the
+student.
 """
 
 from __future__ import annotations

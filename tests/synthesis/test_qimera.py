@@ -77,5 +77,5 @@ def test_wrong_options() -> None:
         Qimera(classes=1)
     with pytest.raises(ValueError, match="start must be 'classifier' or 'random', got 'zero'"):
         Qimera(start="zero")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"superposes 3 classes, and the model has 2; set classes=2"):
+    with pytest.raises(ValueError, match=r"superposes 3 classes, but the model has 2; set classes=2"):
         Qimera(classes=3).embedding([Headless()], 2)

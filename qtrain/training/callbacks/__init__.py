@@ -1,1 +1,1 @@
-"""What happens around the training step."""
+"""Lightning callbacks, which act around the training step."""

@@ -1,9 +1,10 @@
-"""The exponential moving average of the student's weights, which is often better than the weights.
+"""The exponential moving average of the student's weights, which is often more accurate than the weights.
 
-Lightning's ``EMAWeightAveraging`` averages integer buffers too, and rounds down: a bit width of 4 becomes
-``0.999 * 4 + 0.001 * 4``, in float32 3.9999998, stored as 3. It also copies the average into the model in
-``on_train_end``, which Lightning does not call for a run that was killed after its last epoch and resumed. Hence this
-one: floating tensors are averaged, the others copied, and the end is ``on_fit_end``, which always comes.
+This callback averages floating tensors, copies the others, and copies the average into the model in ``on_fit_end``,
+which is always called. Lightning's ``EMAWeightAveraging`` is not used for two reasons. It averages integer buffers too
+and rounds down: 4 bits become ``0.999 * 4 + 0.001 * 4``, which is 3.9999998 in float32 and is stored as 3. And it
+copies the average in ``on_train_end``, which Lightning does not call for a run that was killed after its last epoch and
+resumed.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from qtrain.training.student import student_of
 
 
 def ema_decay(*, step: int, decay: float, warmup: bool) -> float:
-    """Decay after ``step`` updates: ``min(decay, (1 + step) / (10 + step))`` with warm-up, so that the random start
-    is forgotten at once and not over ``1 / (1 - decay)`` steps.
+    """Decay after ``step`` updates: ``min(decay, (1 + step) / (10 + step))`` with ``warmup``.
+
+    Without it the random start would be forgotten only over ``1 / (1 - decay)`` steps.
     """
     return min(decay, (1 + step) / (10 + step)) if warmup else decay
 
@@ -30,8 +32,8 @@ def ema_decay(*, step: int, decay: float, warmup: bool) -> float:
 class WeightAverage(pl.Callback):
     """After each optimizer step ``average <- decay * average + (1 - decay) * weights``.
 
-    Validation sees the average; training, and the model part of a checkpoint, the weights themselves. When fitting
-    ends, the student keeps the average. Parameters and floating buffers (running statistics, scales) are averaged.
+    Validation uses the average; training and the model part of a checkpoint use the weights themselves. At the end of a
+    fit the student gets the average. Parameters and floating buffers (running statistics, scales) are averaged.
     """
 
     def __init__(self, *, decay: float = 0.999, warmup: bool = True) -> None:
@@ -69,9 +71,9 @@ class WeightAverage(pl.Callback):
 
     @torch.no_grad()
     def restart_(self, student: nn.Module, modules: Iterable[nn.Module]) -> None:
-        """Begin anew, from what they are now, the averages of what ``modules``, parts of ``student``, hold.
+        """Restart the averages of the tensors in ``modules``, which are parts of ``student``, at their current values.
 
-        For values that jumped to another scale: a mean of before and after would be neither.
+        For values that jumped to another scale: the mean of old and new values would be meaningless.
         """
         jumped = {id(tensor) for module in modules for tensor in _tensors(module).values()}
         for name, tensor in _tensors(student).items():
@@ -104,7 +106,7 @@ class WeightAverage(pl.Callback):
 
     @torch.no_grad()
     def _swap(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # In place, since compiled graphs and the optimizer hold on to these very tensors.
+        # In place, since compiled graphs and the optimizer refer to these tensors.
         if trainer.state.fn != "fit" or not self.average:
             return
         for name, tensor in _tensors(student_of(pl_module)).items():

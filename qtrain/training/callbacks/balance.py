@@ -1,8 +1,8 @@
-"""Terms of the objective balanced by how strongly each pulls at the student.
+"""Balances the terms of the objective by the norms of their gradients.
 
-Losses come in units of their own: a weight of 0.5 says little of a term's part in a step. What counts is its
-gradient, as in GradNorm (Chen et al. 2018, arXiv 1711.02257), which learns weights toward equal norms; here the norms
-are measured now and then, and the factors that make them equal follow at once.
+Losses have different units, so a weight of 0.5 says little about a term's influence on a step. The gradient decides
+that, as in GradNorm (Chen et al. 2018, arXiv 1711.02257), which learns weights for equal norms. Here the norms are
+measured at intervals, and the factors that make them equal are computed directly.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ from qtrain.training.student import student_of
 def gradient_norms(losses: Mapping[str, Tensor], parameters: list[nn.Parameter]) -> dict[str, Tensor]:
     """The Euclidean norm of each loss's gradient with respect to all ``parameters``, 0-dim float32.
 
-    The gradient is the mean of all ranks', which all come here together.
-    A penalty that a quantizer adds in the backward, whatever the loss, is not of the loss's making and is taken out.
-    The graph of ``losses`` is kept; ``.grad`` of the parameters is not touched.
+    The gradient is the mean over all ranks, which must all call this together. Penalties that quantizers add in the
+    backward do not depend on the loss and are subtracted. The graph of ``losses`` is kept; ``.grad`` of the parameters
+    is not changed.
     """
     norms = {}
     for name, loss in losses.items():
-        added = _gradient(0 * loss, parameters)  # of the quantizers on this loss's way alone
+        added = _gradient(0 * loss, parameters)  # the penalties of those quantizers that this loss depends on
         parts = [g.float() - a.float() for g, a in zip(_gradient(loss, parameters), added, strict=True)]
         norms[name] = mean_of_ranks(torch.cat([part.flatten() for part in parts])).norm()
     return norms
 
 
 def balance_of(norms: Tensor, reference: int, limit: float) -> Tensor:
-    """``norms[reference] / norms`` within [1 / limit, limit]: what gives each gradient the norm of the reference's."""
+    """``norms[reference] / norms`` within [1 / limit, limit]; these factors make all norms that of the reference."""
     return (norms[reference] / norms.clamp(min=torch.finfo(norms.dtype).tiny)).clamp(1 / limit, limit)
 
 
 @final
 class GradientBalance(pl.Callback):
-    """After steps 1, 1 + n, 1 + 2n, ... sets ``objective.balance``, so that unit weights mean equal gradient norms.
+    """After steps 1, 1 + n, 1 + 2n, ... sets ``objective.balance`` so that unit weights give equal gradient norms.
 
     With g_i the norm of term i's unweighted gradient with respect to the student, and G_i its running mean,
     ``G_i <- decay G_i + (1 - decay) g_i``, the balance is ``b_i = G_reference / G_i``. Term i then contributes
-    ``weight_i b_i g_i``: weights, and their schedules, say in what proportion terms pull. ``reference`` keeps its
-    size; ``None`` is the first term.
+    ``weight_i b_i g_i``, so the weights and their schedules are the proportions of the gradients. ``reference`` keeps
+    its size; ``None`` is the first term.
 
-    Measured on the step's own batch, in training mode, by an eager pass with two backwards for each term. Statistics of
-    batch norm and quantizers and random numbers are as before afterwards. Means go to the resume point and
-    ``train/balance/<term>`` to ``metric_log``. A learning teacher's objective is not balanced.
+    Norms are measured on the batch of the step, in training mode, by an eager pass with two backwards for each term.
+    Statistics of batch norm and quantizers, and random numbers, are restored afterwards. The means are in the resume
+    point, and ``train/balance/<term>`` goes to ``metric_log``. The objective of a learning teacher is not balanced.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class GradientBalance(pl.Callback):
             norms = gradient_norms({name: losses[name] for name in _terms(pl_module)}, parameters)
         measured = torch.stack(list(norms.values()))
         if not torch.isfinite(measured).all():
-            return  # whoever watches for that stops the run, or a loss scaler skips the step
+            return  # StopOnNonFinite stops the run, or a loss scaler skips the step
         for name, norm in zip(norms, measured.tolist(), strict=True):
             before = self._means.get(name, norm)
             self._means[name] = self.decay * before + (1 - self.decay) * norm
@@ -145,7 +145,7 @@ def _terms(pl_module: pl.LightningModule) -> list[str]:
 
 @contextmanager
 def _no_trace(module: pl.LightningModule) -> Iterator[None]:
-    """Eager inside; afterwards every buffer of ``module`` and the random numbers are as they were."""
+    """Inside, code runs eagerly; afterwards every buffer of ``module`` and the random numbers are restored."""
     kept = [(buffer, buffer.clone()) for buffer in module.buffers()]
     devices = [module.device] if module.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"), torch.enable_grad():

@@ -1,7 +1,7 @@
-"""Batch norm statistics of the model as it is now, not of the models that it was.
+"""Batch norm statistics computed again for the final weights.
 
-Running statistics are an average over the last steps, in which weights and scales still moved; at two bits
-that alone costs points. Averaging over fresh batches with everything frozen repairs it (Wu and Johnson 2021,
+Running statistics are an average over the last steps, during which weights and scales still changed. At two bits this
+alone costs points of accuracy. So they are averaged over new batches with everything frozen (Wu and Johnson 2021,
 "Rethinking 'Batch' in BatchNorm", arXiv 2105.07576, §3.1: "precise BN").
 """
 
@@ -21,9 +21,9 @@ from qtrain.utils.eval_mode import evaluating
 def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> int:
     """Set each running mean and variance to the mean of the statistics of ``batches``, each (N, C, H, W).
 
-    Only batch norm layers are in training mode meanwhile, so dropout is off and quantizers do not learn; a layer
-    normalizes by its batch, as in training. Modes and momenta are restored. Returns the number of batches; with none,
-    or with no batch norm that keeps statistics, nothing changes.
+    Only batch norm layers are in training mode meanwhile: they normalize by the batch, as in training, while dropout is
+    off and quantizers do not learn. Modes and momenta are restored. Returns the number of batches. Without batches, or
+    without a batch norm that keeps statistics, it returns 0 and changes nothing.
     """
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     iterator = iter(batches)
@@ -34,11 +34,11 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> int:
     counts = {layer: layer.num_batches_tracked.clone() for layer in layers if layer.num_batches_tracked is not None}
     seen = 0
     try:
-        # Eagerly: a graph compiled for training has the old momentum in it.
+        # Eagerly, since a graph compiled for training contains the old momentum.
         with evaluating(model), holding_factors(model), torch.compiler.set_stance("force_eager"):
             for layer in layers:
                 layer.reset_running_stats()
-                layer.momentum = None  # torch's word for: the mean of all batches since the reset
+                layer.momentum = None  # means for torch: the mean of all batches since the reset
                 layer.train()
             for image in _chain(first, iterator):
                 model(image)

@@ -1,8 +1,7 @@
-"""Bits that change while training goes on: 8, then 4, then 3, then 2.
+"""Bits that change during training: 8, then 4, then 3, then 2.
 
-The quantizers keep their bits in buffers, so a switch is no recompilation, and a resumed run finds them as
-they were. A switch carries the ranges over (:mod:`qtrain.convert.switch`) and with them what remembers them: the
-optimizer's moments and the weight average.
+The quantizers keep their bits in buffers, so a switch needs no recompilation, and a resumed run restores them. A switch
+adapts the ranges (:mod:`qtrain.convert.switch`), the optimizer's moments and the weight average.
 """
 
 from __future__ import annotations
@@ -35,19 +34,19 @@ log = logging.getLogger(__name__)
 
 FIRST_MOMENTS = ("momentum_buffer", "exp_avg", "grad_avg")
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg")
-"""Names under which torch's optimizers keep averages of a gradient and of its square."""
+"""The names of averages of a gradient, and of its square, in the state of torch's optimizers."""
 
 _CHECKED = 1000
 
 
 @torch.no_grad()
 def rescale_moments_(optimizers: Iterable[optim.Optimizer], factors: Mapping[nn.Parameter, Tensor]) -> None:
-    """Multiply what ``optimizers`` remember of the gradient of each of ``factors``' parameters by its factor, in place.
+    """Multiply the moments of each parameter in ``factors`` by its factor, in place, in all ``optimizers``.
 
-    When a parameter becomes ``f p``, its gradient becomes ``g / f`` (:class:`qtrain.quantizers.hooks.Rescalable`):
-    averages of the gradient take the factor, those of its square the factor squared. So Adam's step, their ratio,
-    is as large as before a switch, and SGD's is divided by ``f`` as its gradient is. LSQ's own gradient factor,
-    which follows the bits as well, is forgotten with the old gradients.
+    A parameter that becomes ``f p`` has the gradient ``g / f`` (:class:`qtrain.quantizers.hooks.Rescalable`). Averages
+    of the gradient are multiplied by the factor, those of its square by the factor squared. So Adam's step, the ratio
+    of the two, is as large as before the switch, and SGD's step is divided by ``f`` as its gradient is. LSQ's own
+    gradient factor also depends on the bits; its effect on the averages fades with the old gradients.
     """
     for optimizer in optimizers:
         for parameter, factor in factors.items():
@@ -64,14 +63,15 @@ def rescale_moments_(optimizers: Iterable[optim.Optimizer], factors: Mapping[nn.
 class BitSchedule(pl.Callback):
     """Before each step, every quantizer has ``max(round(schedule(progress)), its allocation's bits)`` bits.
 
-    So ``weight`` and ``input``, schedules for all layers, end at the allocation, and layers that have more bits in it
-    (the first and the last, as a rule) keep them. ``layers`` maps name patterns to schedules of their own, ``{pattern:
-    {weight: ..., input: ...}}``; of several that match the last wins. What is ``None``, or has no quantizer, stays.
+    So the schedules ``weight`` and ``input``, which are for all layers, end at the allocation. Layers with more bits in
+    the allocation (usually the first and the last) keep them. ``layers`` maps name patterns to other schedules,
+    ``{pattern: {weight: ..., input: ...}}``; if several match, the last one wins. Bits do not change where the schedule
+    is ``None`` or there is no quantizer.
 
-    A switch keeps the quantized values, of inputs on the first ``images`` of the batch at hand; a run that starts above
-    its allocation calibrates for that, with ``observer``. Rows ``train/bits/<layer>.weight`` and ``.input`` go to
-    ``metric_log`` at each switch. Raises ``ValueError`` at the start of a fit for a pattern that matches no layer, and
-    for a scheduled width that a quantizer does not have.
+    A switch keeps the quantized values; for inputs those of the first ``images`` of the current batch. A run that
+    starts above its allocation first calibrates with ``observer``. Rows ``train/bits/<layer>.weight`` and ``.input`` go
+    to ``metric_log`` at each switch. Raises ``ValueError`` at the start of a fit for a pattern that matches no layer,
+    and for scheduled bits that a quantizer cannot have.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class BitSchedule(pl.Callback):
             self._plan(student_of(pl_module))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # From here on they are known without asking the device. A resumed run has them from its checkpoint.
+        # Read once, so that later steps need not ask the device. A resumed run has them from its checkpoint.
         self._bits = {name: _widths(layer) for name, layer in quant_layers(student_of(pl_module)).items()}
         self._total_steps = max(1, int(trainer.estimated_stepping_batches))
 
@@ -119,7 +119,7 @@ class BitSchedule(pl.Callback):
             return
         student = student_of(pl_module)
         images = batch[0][: self.images]
-        if trainer.world_size > 1:  # all ranks must come to the same ranges
+        if trainer.world_size > 1:  # all ranks must compute the same ranges
             images = trainer.strategy.broadcast(images)
         with whole_weights(student):
             if trainer.global_step == 0:  # nothing is learned yet, so there is nothing to keep
@@ -143,7 +143,7 @@ class BitSchedule(pl.Callback):
         return bits
 
     def _plan(self, student: nn.Module) -> None:
-        """Find each quantizer's schedule and the bits that it ends at, and that it can have all that is scheduled."""
+        """Find each quantizer's schedule and final bits, and check that it can have all scheduled bits."""
         layers = quant_layers(student)
         for pattern in self.layers:
             if not any(fnmatchcase(name, pattern) for name in layers):

@@ -1,7 +1,7 @@
-"""A loss that is not a number ends the run at once, and the error says where it began.
+"""Stops the run when the loss is NaN or infinite, and names the layer where that began.
 
-On the processor the loss is looked at before the backward, so the weights are still those that produced it.
-On a GPU looking means waiting, so a flag is kept on the device and read now and then.
+On a CPU the loss is checked before the backward, so the weights are still those that produced it. On a GPU reading the
+loss would wait for the device, so a flag is kept there and read at intervals.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class NonFiniteLossError(ValueError):
 
 
 def first_non_finite(model: nn.Module, image: Tensor) -> str | None:
-    """What in ``model`` is the first not to be finite, in the order of the forward of ``image`` (N, C, H, W).
+    """The first value in ``model`` that is not finite, in the order of the forward of ``image`` (N, C, H, W).
 
-    ``"input images"``, or the qualified name of the first module at fault with ``parameter NAME``, ``buffer NAME`` or
-    ``output``; ``None`` if all is finite. The forward runs eagerly, without gradient, and
-    changes running statistics of modules in training mode.
+    It is ``"input images"``, or the qualified name of a module with ``parameter NAME``, ``buffer NAME`` or ``output``;
+    ``None`` if all values are finite. The forward runs eagerly and without gradient, and changes running statistics of
+    modules in training mode.
     """
     if not torch.isfinite(image).all():
         return "input images"
@@ -59,8 +59,8 @@ def first_non_finite(model: nn.Module, image: Tensor) -> str | None:
 class StopOnNonFinite(pl.Callback):
     """Raises ``NonFiniteLossError`` when the loss is NaN or infinite, naming the first layer that is not finite.
 
-    On a GPU the losses of the last ``every_n_steps`` steps are judged together, without a wait in between; the layer
-    named is then that of the weights as they are by now.
+    On a GPU the losses of the last ``every_n_steps`` steps are checked together, with no wait in between. The layer is
+    then found with the current weights.
     """
 
     def __init__(self, *, every_n_steps: int = 50) -> None:
@@ -87,7 +87,7 @@ class StopOnNonFinite(pl.Callback):
             self._stop(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Before the resume point of the epoch's end, which must not hold a ruined model.
+        # Before the resume point at the end of the epoch, which must not hold a broken model.
         if self._bad is not None and bool(self._bad):
             self._stop(trainer, pl_module)
 

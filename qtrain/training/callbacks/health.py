@@ -1,7 +1,7 @@
-"""Looks at the student's quantizers while they learn, writes what they do, and warns when a layer collapses.
+"""Measures the student's quantizers during training, logs the metrics, and warns when a layer collapses.
 
-The metrics come from one forward of the current batch in eval mode, outside the training step and its
-compiled graph, every so many steps; the step itself is not touched and does not wait.
+At intervals the metrics are computed by a forward of the current batch in eval mode. This is outside of the training
+step and its compiled graph, which neither change nor wait.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ log = logging.getLogger(__name__)
 
 @final
 class Health(pl.Callback):
-    """Every ``every_n_steps`` optimizer steps: :func:`examine` goes to ``metric_log``, new symptoms to the log.
+    """Every ``every_n_steps`` optimizer steps writes :func:`examine` to ``metric_log`` and logs new symptoms.
 
-    A warning names the layer, the metric and a remedy, once for each layer and kind. The agreement is with
-    ``pl_module.teacher_logits``, what a teacher said of the batch. What was seen and said is in the resume point.
+    A warning names the layer, the metric and a remedy, once for each layer and kind. Agreement is measured with
+    ``pl_module.teacher_logits``, the teacher's outputs for the batch. Measurements and past warnings are in the resume
+    point.
     """
 
     def __init__(self, *, metric_log: MetricLog, every_n_steps: int = 100) -> None:
@@ -61,7 +62,7 @@ class Health(pl.Callback):
                 if trainer.is_global_zero:
                     log.warning("step %d: %s: %s; %s", step, symptom.place, symptom.says, symptom.remedy)
 
-    # While gradients accumulate, several batches end at one step; a resumed run must know that its row is written.
+    # While gradients accumulate, several batches end at one step; a resumed run must not write its row again.
     def state_dict(self) -> dict[str, Any]:
         return {
             "row_step": self._row_step,

@@ -1,7 +1,7 @@
-"""How much one optimizer step moves each layer's output, because its weights fell to other codes.
+"""How much one optimizer step changes each layer's output, because its weights were rounded to other codes.
 
-PROFIT (Park and Yoo 2020, arXiv 2008.04693) names this the activation instability induced by weight
-quantization and freezes the layers that suffer most from it; see :mod:`qtrain.convert.freeze`.
+PROFIT (Park and Yoo 2020, arXiv 2008.04693) calls this the activation instability induced by weight quantization, and
+freezes the layers with most of it; see :mod:`qtrain.convert.freeze`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qtrain.training.student import student_of
 from qtrain.utils.eval_mode import evaluating
 
 SMALLEST_VARIANCE_SHARE = 1e-5
-"""Variances count as no smaller than this share of the layer's mean variance, so that a dead channel is no infinity."""
+"""Variances are at least this share of the layer's mean variance, so that a dead channel is not infinite."""
 
 
 def gaussian_divergence(mean: Tensor, variance: Tensor, other_mean: Tensor, other_variance: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def gaussian_divergence(mean: Tensor, variance: Tensor, other_mean: Tensor, othe
 
 @dataclass(frozen=True)
 class LayerMoments:
-    """What a layer was given and what it made of it: its quantized input, and mean and variance of each channel."""
+    """A layer's quantized input, and mean and variance of each channel of its output."""
 
     input: Tensor
     mean: Tensor
@@ -42,10 +42,10 @@ class LayerMoments:
 
 @torch.no_grad()
 def layer_moments(student: nn.Module, image: Tensor) -> dict[str, LayerMoments]:
-    """What each layer of ``student`` with a weight that is quantized, and learns, makes of ``image`` (N, C, H, W).
+    """Inputs and moments of each layer of ``student`` with a learned and quantized weight, for ``image`` (N, C, H, W).
 
-    One forward in eval mode; nothing of the model changes. A layer that is called several times counts with its first
-    call.
+    There is one forward in eval mode, which does not change the model. If a layer is called several times, its first
+    call counts.
     """
     seen: dict[str, LayerMoments] = {}
 
@@ -70,12 +70,12 @@ def layer_moments(student: nn.Module, image: Tensor) -> dict[str, LayerMoments]:
 
 @torch.no_grad()
 def instability(student: nn.Module, seen: dict[str, LayerMoments]) -> Tensor:
-    """``D^l`` of each layer in ``seen``, (layers,) float64: the mean over output channels of the divergence between
-    the channel's output before, as ``seen``, and now; both as Gaussians over samples and places.
+    """``D^l`` of each layer in ``seen``, (layers,) float64: the mean divergence of the layer's output channels.
 
-    The metric is the paper's (§3), which models a channel by its mean and variance and compares weights before and
-    after a step on the same input. Here that is the layer's own quantized input from before, so that a layer's metric
-    does not contain what the step did to the layers in front of it.
+    It is that between the channel's output in ``seen`` and now, both as Gaussians over samples and positions. The
+    paper's metric (§3) also models a channel by its mean and variance, and compares the weights before and after a step
+    on the same input. Here this is the layer's quantized input from before the step, so that a layer's metric does not
+    contain changes of the layers before it.
     """
     found = []
     with evaluating(student), torch.compiler.set_stance("force_eager"):
@@ -91,9 +91,9 @@ def instability(student: nn.Module, seen: dict[str, LayerMoments]) -> Tensor:
 class Instability(pl.Callback):
     """Measures :func:`instability` around every ``every_n_steps``-th optimizer step, on up to ``images`` of its batch.
 
-    Means over the measurements so far come back from :meth:`metrics`, and go to ``metric_log`` as
-    ``train/instability/<layer>``. A layer that does not learn is not measured: measure in one stage, freeze in the
-    stages after it. The running sums are in the resume point.
+    :meth:`metrics` returns the means of the measurements so far; they go to ``metric_log`` as
+    ``train/instability/<layer>``. Frozen layers are not measured, so measure in one stage and freeze in later stages.
+    The running sums are in the resume point.
     """
 
     def __init__(self, *, metric_log: MetricLog, every_n_steps: int = 20, images: int = 64) -> None:
@@ -153,9 +153,9 @@ def _measured_layers(student: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _moments(layer: Any, quantized: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each output channel of ``layer`` on an input that is quantized already; float64."""
+    """Mean and biased variance of each output channel of ``layer`` for an already quantized input; float64."""
     with _input_as_it_is(layer):
-        output: Tensor = type(layer).forward(layer, quantized)  # not __call__: the hook that asks is on it
+        output: Tensor = type(layer).forward(layer, quantized)  # not __call__, which would call the hook again
     channels = -1 if isinstance(layer, QuantLinear | QuantEmbedding) else 1
     rows = output.double().movedim(channels, 0).flatten(1)
     return rows.mean(dim=1), rows.var(dim=1, unbiased=False)

@@ -1,9 +1,9 @@
-"""Gradients that grow until integer weights move: what fine-tuning on synthetic images lacks.
+"""Gradient inundation: scales gradients so that integer weights change, for fine-tuning on synthetic images.
 
-With a small learning rate most weights stay within their rounding interval for good, so that the integers of a
-calibrated model hardly change. AIT (Choi et al. 2022, arXiv 2203.17008, §4.2, "gradient inundation") therefore scales
-the gradient of each layer, at every step, so that a target share of its integers changes. The other half of AIT is the
-loss, the divergence from the teacher without labels: ``objective=kl``.
+With a small learning rate most weights never leave their rounding interval, so the integers of a calibrated model
+hardly change. Therefore AIT (Choi et al. 2022, arXiv 2203.17008, §4.2) scales the gradient of each layer at every step
+so that a given share of its integers changes. The other half of AIT is the loss, the divergence from the teacher
+without labels: ``objective=kl``.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from qtrain.training.student import student_of
 log = logging.getLogger(__name__)
 
 MARGIN = 2.0**-10
-"""Steps beyond the rounding threshold that a move is aimed at; more for large codes, where float32 errs by more."""
+"""A move goes this many steps beyond the rounding threshold; more for large codes, where float32 is less exact."""
 
 
 @dataclass(frozen=True)
 class IntegerGrid:
-    """Codes of a weight as its quantizer rounds it, counted from zero: whole steps from ``low`` to ``high``."""
+    """The grid of a weight's quantizer: multiples of ``step``, from ``low`` to ``high`` steps."""
 
     step: Tensor
     low: Tensor
@@ -51,7 +51,7 @@ class IntegerGrid:
 
 
 def needed_factors(weight: Tensor, gradient: Tensor, grid: IntegerGrid, lr: float) -> Tensor:
-    """By what each gradient must be multiplied for ``w - lr f g`` to have another code than ``w``: shape of ``weight``.
+    """The least factors ``f``, of the shape of ``weight``, with which ``w - lr f g`` has another code than ``w``.
 
     With ``t = w / s`` and ``c`` its code, moving up needs ``f = (c + 1/2 - t) s / (lr |g|)``, moving down
     ``(t - c + 1/2) s / (lr |g|)``; infinite where the gradient is zero or points out of the code range.
@@ -66,9 +66,9 @@ def needed_factors(weight: Tensor, gradient: Tensor, grid: IntegerGrid, lr: floa
 
 
 def inundation(needed: Tensor, count: int) -> Tensor:
-    """The factor, 0-dim and at least 1, with which ``count`` of the weights move; all that can, if those are fewer.
+    """The factor, 0-dim and at least 1, with which ``count`` of the weights change their code.
 
-    That is the ``count``-th smallest of ``needed``.
+    This is the ``count``-th smallest of ``needed``, or the largest finite one if fewer weights can change.
     """
     flat = needed.flatten()
     farthest = torch.where(flat.isfinite(), flat, 0.0).max()
@@ -79,17 +79,17 @@ def inundation(needed: Tensor, count: int) -> Tensor:
 class GradientInundation(pl.Callback):
     """Before each optimizer step, multiplies the gradient of every quantized weight by :func:`inundation`'s factor.
 
-    So at least ``share`` of a layer's integers change at a plain gradient step (SGD without momentum and decay; with
-    these, the step that follows is another one). ``share``, a number or a schedule of progress, is taken of each layer,
-    rounded up; 0 leaves the gradients as they are. Biases, norms and learned scales keep their gradients.
+    So a plain gradient step changes at least ``share`` of a layer's integers (with momentum or decay, the step is a
+    different one). ``share`` is a number or a schedule of progress; the count for each layer is rounded up. With 0 the
+    gradients are not changed. Biases, norms and learned scales keep their gradients.
 
-    Every ``every_n_steps`` steps, ``train/inundation/`` in ``metric_log`` tells what that step did: ``moved``, the
-    percent of all integers that changed, and ``factor``, the largest of any layer. The factors are a function of
-    weights, gradients and progress: there is no state to resume.
+    Every ``every_n_steps`` steps, two metrics of that step under ``train/inundation/`` go to ``metric_log``: ``moved``,
+    the percentage of all integers that changed, and ``factor``, the largest one of all layers. The factors are a
+    function of weights, gradients and progress, so there is no state to resume.
 
-    Weights without evenly spaced codes, or standardized before they are multiplied, keep their gradients, which is
-    logged. Raises ``ValueError`` where none is left, where the optimizer is not SGD (others divide by the gradient's
-    size and so take the factor back), and where gradients are clipped, which does the same.
+    Weights keep their gradients, and are logged, if their codes are not evenly spaced or they are standardized before
+    they are multiplied. Raises ``ValueError`` if no weight is left, if the optimizer is not SGD (others divide by the
+    size of the gradient, which cancels the factor), and if gradients are clipped, which cancels it too.
     """
 
     def __init__(self, *, metric_log: MetricLog, share: Rate = 0.001, every_n_steps: int = 20) -> None:
@@ -129,7 +129,7 @@ class GradientInundation(pl.Callback):
     ) -> None:
         step = trainer.global_step
         share = rate_at(self.share, step / self._total_steps)
-        checked_share("GradientInundation", "share", share)  # what a schedule gives is known only now
+        checked_share("GradientInundation", "share", share)  # the value of a schedule is known only now
         measure = (step + 1) % self.every_n_steps == 0
         factors = []
         for name, layer in self._layers.items():
@@ -164,7 +164,7 @@ class GradientInundation(pl.Callback):
 
 
 def _moved_layers(student: nn.Module) -> Iterator[tuple[str, QuantWeighted]]:
-    """The layers whose integers gradients can move; the others are logged."""
+    """The layers whose integers can change by their gradient; the others are logged."""
     found = False
     for name, layer in student.named_modules():
         if not isinstance(layer, QuantWeighted) or not layer.weight.requires_grad:

@@ -1,4 +1,4 @@
-"""What a callback may leave to the next stage of a run."""
+"""The interface of callbacks whose results a later stage of a run uses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 @runtime_checkable
 class FindsLayerMetrics(Protocol):
-    """A callback that finds numbers about layers which a later stage acts on."""
+    """A callback that measures numbers of layers, which a later stage uses."""
 
     def metrics(self) -> dict[str, float]:
         """A number for each layer, by its qualified name in the student."""

@@ -1,6 +1,6 @@
-"""Where a fit is: a bar for a person at a terminal, a line every ten seconds for a log file.
+"""Progress of a fit: a bar on a terminal, or a line every ten seconds in a log file.
 
-The loss is read from the device only when something is shown, so a step waits for nothing.
+The loss is read from the device only when something is shown, so steps do not wait for it.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def progress_line(
 class Progress(pl.Callback):
     """Shows epoch, step, loss, images per second and time left on rank 0, under ``title``.
 
-    ``bar=None`` shows a bar where stderr is a terminal. ``every_s`` is the time between two plain lines. Throughput
-    is that since this process started training, validation included, and so is the estimate of what is left.
+    ``bar=None`` shows a bar if stderr is a terminal. ``every_s`` is the time between two plain lines. Throughput and
+    time left are estimated from the training of this process so far, including validation.
     """
 
     def __init__(self, *, title: str = "", bar: bool | None = None, every_s: float = 10.0) -> None:
@@ -116,7 +116,7 @@ class Progress(pl.Callback):
 
 
 def _epochs(trainer: pl.Trainer, steps: int) -> int:
-    """Epochs that the fit will begin; Lightning says -1 where it ends after so many steps."""
+    """The number of epochs that the fit will begin; Lightning has -1 if a number of steps ends the fit."""
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
         return trainer.max_epochs
     return math.ceil(steps * trainer.accumulate_grad_batches / max(1, int(trainer.num_training_batches)))

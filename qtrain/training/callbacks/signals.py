@@ -1,10 +1,11 @@
-"""Stop in good order: save at the end of the batch, say how to go on, leave.
+"""Stops a run after a signal: saves at the end of the batch, logs how to resume, and raises an exception.
 
-Not by ``trainer.should_stop``: Lightning would validate, call the epoch finished, and a run resumed from
-there would miss the rest of it. An exception leaves everything as the resume point has it.
+``trainer.should_stop`` is not used, because Lightning would then validate and count the epoch as finished, and the
+resumed run would miss the rest of it. An exception leaves everything as it is in the resume point.
 
-Within a SLURM job, SIGUSR1 and a preemption's SIGTERM have the job requeued, and the new start goes on. Lightning's
-own way saves in the signal handler, which deadlocks where ranks are at different batches; it is not used.
+Within a SLURM job, SIGUSR1 and the SIGTERM of a preemption requeue the job, and its new start resumes the run.
+Lightning's own support for this is not used: it saves in the signal handler, which deadlocks if ranks are at different
+batches.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ log = logging.getLogger(__name__)
 
 @final
 class StopOnSignal(Checkpoint):
-    """On SIGINT, SIGTERM or SIGUSR1: save through ``resume_points``, log ``command``, raise ``RunInterruptedError``.
+    """On SIGINT, SIGTERM or SIGUSR1 saves by ``resume_points``, logs ``command`` and raises ``RunInterruptedError``.
 
-    ``command`` is the line that resumes the run, of no use where its SLURM job is requeued. With several ranks they
-    agree every ``agree_every_n_steps`` steps whether one of them got a signal, since asking costs an all-reduce; one
-    process looks at each step. A ``Checkpoint``, so that Lightning calls it after the callbacks whose state is saved.
+    ``command`` is the command line that resumes the run; it is not logged if the SLURM job is requeued. Several ranks
+    agree every ``agree_every_n_steps`` steps whether one of them got a signal, since that costs an all-reduce. A single
+    process checks at each step. It is a ``Checkpoint`` because Lightning calls these after all other callbacks, whose
+    state is saved.
     """
 
     def __init__(self, *, resume_points: ResumePoints, command: str = "", agree_every_n_steps: int = 16) -> None:
@@ -48,7 +50,7 @@ class StopOnSignal(Checkpoint):
         """Whether a signal came."""
         return self.note.signum is not None
 
-    # Not in setup(): Lightning installs its own handlers after that, and this one must come last and go first.
+    # Not in setup(): Lightning installs its own handlers after that; ours must be installed last and removed first.
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.note.install()
         if trainer.is_global_zero and (job := SlurmJob.current()) is not None:
@@ -73,7 +75,7 @@ class StopOnSignal(Checkpoint):
             self._stop(trainer, signum)
 
     def _agreed(self, trainer: pl.Trainer, batch_idx: int) -> signal.Signals | None:
-        """The signal that some rank got, the same on each of them."""
+        """The signal that any rank got; all ranks return the same one."""
         if trainer.world_size == 1:
             return self.note.signum
         if (batch_idx + 1) % self.agree_every_n_steps != 0:

@@ -1,4 +1,4 @@
-"""When a teacher's answers are looked up and written: at the turn of epochs, and whenever the run saves itself."""
+"""Reads and writes a teacher's cached outputs when an epoch begins or ends and before the run is saved."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from qtrain.distill.cached_teacher import CachedTeacher
 
 @final
 class TeacherCacheUpdates(pl.Callback):
-    """Tells ``teacher`` which samples of an epoch this rank will ask for, and lets it write before a resume point.
+    """Tells ``teacher`` which samples of an epoch this rank will need, and writes its outputs before a resume point.
 
-    A resume point is written after the answers of the steps before it, so that a run that was killed in the middle of
-    an epoch completes that epoch's answers when it goes on.
+    So a run that was killed in the middle of an epoch has the outputs for all steps before the resume point, and
+    completes those of the epoch when it is resumed.
     """
 
     def __init__(self, teacher: CachedTeacher) -> None:
@@ -27,7 +27,7 @@ class TeacherCacheUpdates(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         loader = trainer.train_dataloader
-        # Other loaders do not say what is to come: every epoch is live then.
+        # Other loaders do not tell which samples come next, so the teacher runs in every epoch.
         if isinstance(loader, EpochLoader) and loader.sampler.epoch != self._epoch:
             order, self._epoch = loader.sampler, loader.sampler.epoch
             batches = order.batches(self._epoch, batch_idx)[: _batches_left(trainer, batch_idx)]
@@ -46,7 +46,7 @@ class TeacherCacheUpdates(pl.Callback):
 
 
 def _batches_left(trainer: pl.Trainer, batch_idx: int) -> int:
-    """How many batches of this epoch will be trained on, the one at ``batch_idx`` included."""
+    """The number of batches of this epoch that are still to be trained on, including that at ``batch_idx``."""
     left = int(trainer.num_training_batches) - batch_idx
     if trainer.max_steps >= 0:
         left = min(left, (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches)
