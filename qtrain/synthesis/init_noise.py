@@ -68,7 +68,8 @@ def _normal(info: DataInfo, batch_size: int, number: int, seed: int) -> Tensor:
     index = torch.arange(number * batch_size, (number + 1) * batch_size)
     uniform = random.uniform(seed=seed, epoch=0, index=index, stream=random.NOISE, count=math.prod(shape[1:]))
     # Multiples of 2^-24, moved to the middle of their interval, so that 0 does not become infinite.
-    return torch.special.ndtri(uniform.double() + 2.0**-25).reshape(shape)
+    normal: Tensor = torch.special.ndtri(uniform.double() + 2.0**-25).reshape(shape)
+    return normal
 
 
 def _placed(images: Tensor, device: torch.device) -> Tensor:

@@ -63,7 +63,8 @@ def log_table(run: wandb.Run, name: str, rows: Sequence[Mapping[str, Any]]) -> N
 
 def log_layers(run: wandb.Run, layers: Sequence[Mapping[str, Any]]) -> None:
     """Log the table ``allocation`` and curves of bits by layer, once for a run even if it is resumed."""
-    if "allocation" in run.summary.keys():  # noqa: SIM118 - a summary iterates otherwise
+    summary: Any = run.summary
+    if "allocation" in summary.keys():  # noqa: SIM118 - a summary iterates otherwise
         return
     rows = [
         {"layer": number} | {name: row.get(name) for name in ALLOCATION_COLUMNS} for number, row in enumerate(layers)

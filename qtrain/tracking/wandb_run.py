@@ -259,8 +259,9 @@ class WandbRun(Logger):
         self._online = possible == "online"
         # Only a server knows which rows it has from an earlier process. The last step may lack the row of a split.
         if run.resumed:
-            self._known_step = int(run.summary.get("step", -1))
-            self._best_top1 = float(run.summary.get("best_val_top1", -math.inf))
+            summary: Any = run.summary
+            self._known_step = int(summary.get("step", -1))
+            self._best_top1 = float(summary.get("best_val_top1", -math.inf))
         define_metrics(run)
         return run
 

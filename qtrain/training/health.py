@@ -62,7 +62,8 @@ def gradient_ratio(quantizer: Quantizer, weight: Tensor) -> Tensor | None:
     ).norm()
     tiny = torch.finfo(torch.float32).tiny
     pace = weight.grad.float().norm() / weight.detach().float().norm().clamp(min=tiny)
-    return gradient / size.clamp(min=tiny) / pace.clamp(min=tiny)
+    ratio: Tensor = gradient / size.clamp(min=tiny) / pace.clamp(min=tiny)
+    return ratio
 
 
 def agreement(logits: Tensor, teacher_logits: Tensor) -> dict[str, Tensor]:

@@ -61,7 +61,10 @@ class StudentStep(nn.Module):
         """Losses by name, and ``total``, all 0-dim, for ``image`` (N, C, H, W)."""
         logits, features = self.taps.forward_with_features(image)
         if self.teacher is None or self.teacher_taps is None:
-            return self.objective(StepOutputs(logits, target, features, teacher_logits, teacher_features or {}))
+            own: dict[str, Tensor] = self.objective(
+                StepOutputs(logits, target, features, teacher_logits, teacher_features or {})
+            )
+            return own
         answer, shown = self.teacher_taps.forward_with_features(image)
         losses = self.objective(StepOutputs(logits, target, features, answer.detach(), _detached(shown)))
         taught = self.teacher.objective(StepOutputs(answer, target, shown, logits.detach(), _detached(features)))
