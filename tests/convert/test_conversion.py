@@ -94,7 +94,7 @@ def convert(model: nn.Module, x: Tensor, bits: int = 4) -> Quantizable:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_with_quantizers_off_the_output_is_the_originals(name: str) -> None:
+def test_model_with_quantizers_off_computes_the_original_output(name: str) -> None:
     original, x = small(name)
     merge_fused_biases(original)
     converted = copy.deepcopy(original)
@@ -127,7 +127,7 @@ def tiny() -> tuple[nn.Module, Tensor]:
     return model.eval(), torch.randn(4, 3, 16, 16)
 
 
-def test_layers_come_in_the_order_in_which_they_run() -> None:
+def test_find_layers_returns_layers_in_forward_order() -> None:
     class Backwards(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -139,7 +139,7 @@ def test_layers_come_in_the_order_in_which_they_run() -> None:
     assert list(find_layers(Backwards(), torch.zeros(1, 3)).layers) == ["first", "last"]
 
 
-def test_what_is_skipped_is_logged_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
+def test_skipped_layers_are_logged_with_their_reason(caplog: pytest.LogCaptureFixture) -> None:
     class Twofold(nn.Bilinear):
         def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
             return super().forward(x, x)
@@ -188,14 +188,14 @@ def test_a_layer_with_two_names_is_converted_under_both() -> None:
     assert model.again is model.one
 
 
-def test_names_that_cannot_be_quantized_are_refused() -> None:
+def test_allocation_with_unquantizable_layer_names_is_refused() -> None:
     model, x = tiny()
     found = find_layers(model, x)
     with pytest.raises(ValueError, match=r"allocation: layer 'layer1.0.conv9' cannot be quantized.*layer1.0.conv1"):
         plan_layers(found, {"layer1.0.conv9": LayerBits(4, 4)}, RECIPE)
 
 
-def test_weights_alone_or_inputs_alone() -> None:
+def test_weights_and_inputs_can_be_quantized_separately() -> None:
     model, x = tiny()
     bits = {"conv1": LayerBits(4, 32), "linear": LayerBits(32, 4)}
     found = find_layers(model, x)
@@ -206,7 +206,7 @@ def test_weights_alone_or_inputs_alone() -> None:
     assert layers["linear"].weight_quantizer is None
 
 
-def test_calibration_sees_full_precision_and_leaves_modes_alone() -> None:
+def test_calibration_runs_in_full_precision_and_restores_modes() -> None:
     model, x = tiny()
     seen: list[Tensor] = []
     original = copy.deepcopy(model)
@@ -243,7 +243,7 @@ def test_calibration_without_images_is_refused() -> None:
         calibrate_all(model, [])
 
 
-def test_more_bits_are_nearer_to_full_precision() -> None:
+def test_more_bits_give_outputs_closer_to_full_precision() -> None:
     errors = []
     for bits in (2, 4, 8):
         model, x = tiny()
@@ -255,7 +255,7 @@ def test_more_bits_are_nearer_to_full_precision() -> None:
     assert errors[0] > errors[1] > errors[2]
 
 
-def test_uniform_bits_with_first_and_last_apart() -> None:
+def test_uniform_bits_with_separate_first_and_last() -> None:
     bits = Uniform(weight=2, input=4, first=LayerBits(8, 8), last=LayerBits(8, 32))(["a", "b", "c"])
     assert bits == {"a": (8, 8), "b": (2, 4), "c": (8, 32)}
     assert Uniform(weight=2, input=2)([]) == {}

@@ -41,7 +41,7 @@ def norms(model: nn.Module) -> list[str]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_folded_model_is_the_same_function(name: str, settle: Any) -> None:
+def test_folded_model_computes_the_same_function(name: str, settle: Any) -> None:
     model = settle(made(name, **MODELS[name]), size=32, images=32)
     images = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_the_folded_model_is_the_same_function(name: str, settle: Any) -> None:
     ],
     ids=lambda layer: type(layer).__name__,
 )
-def test_every_kind_of_layer_takes_a_norm_up(layer: nn.Module, settle: Any) -> None:
+def test_batch_norm_folds_into_every_kind_of_layer(layer: nn.Module, settle: Any) -> None:
     axes = {"Conv1d": 1, "Conv2d": 2, "Conv3d": 3, "ConvTranspose2d": 2, "Linear": 0}[type(layer).__name__]
     norm = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[axes](6)
     model = nn.Sequential(layer, norm).train()
@@ -95,7 +95,7 @@ def test_statistics_are_the_moments_of_the_folded_output() -> None:
     torch.testing.assert_close(statistics.std, output.std(dim=1), atol=1e-3, rtol=1e-3)
 
 
-def test_what_cannot_be_folded_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_norms_that_cannot_be_folded_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -125,7 +125,7 @@ def test_what_cannot_be_folded_is_said(caplog: pytest.LogCaptureFixture) -> None
         assert part in caplog.text
 
 
-def test_without_batch_norm_there_is_one_line() -> None:
+def test_fold_without_batch_norm_is_a_one_line_error() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
     with pytest.raises(ValueError, match=r"quantize.fold=before: Sequential has no batch norm .* leave quantize.fold="):
         fold_batchnorm_(model, torch.zeros(1, 3, 4, 4))
@@ -146,7 +146,7 @@ def test_a_model_that_cannot_be_traced_is_named() -> None:
         fold_batchnorm_(Branching(), torch.zeros(1, 3, 4, 4))
 
 
-def test_modes_and_attributes_stay(settle: Any) -> None:
+def test_fold_keeps_modes_and_attributes(settle: Any) -> None:
     model = settle(made("cifar_resnet8")).train()
     model.layer1.eval()
     before = set(vars(model))
@@ -168,7 +168,7 @@ def calibrated(model: nn.Module) -> nn.Module:
     return model
 
 
-def test_folded_in_training_is_in_eval_what_is_deployed(settle: Any) -> None:
+def test_model_folded_in_training_computes_in_eval_what_is_deployed(settle: Any) -> None:
     model, images = settle(made("cifar_resnet8")), torch.randn(8, 3, 16, 16)
     deployed = copy.deepcopy(model)
     fold_batchnorm_(deployed, images[:1])
@@ -184,7 +184,7 @@ def test_folded_in_training_is_in_eval_what_is_deployed(settle: Any) -> None:
     assert float((other - expected).abs().max()) > 1e-2  # rounded before the norm, it is another model
 
 
-def test_what_is_not_rounded_as_merged_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_layers_not_rounded_as_merged_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4))
     student = converted(model.eval(), torch.zeros(1, 3, 4, 4))
     with caplog.at_level(logging.WARNING):

@@ -50,7 +50,7 @@ def student(make: Any = LSQ) -> nn.Sequential:
         ({}, []),
     ],
 )
-def test_which_layers(chosen: dict[str, Any], names: list[str]) -> None:
+def test_layers_to_freeze_selects_by_pattern_and_instability(chosen: dict[str, Any], names: list[str]) -> None:
     assert layers_to_freeze(student(), **chosen) == names
 
 
@@ -66,14 +66,14 @@ def test_which_layers(chosen: dict[str, Any], names: list[str]) -> None:
         ({"share": 0.5, "metrics": METRICS_PREFIX | {"7": 1.0}}, r"'7' is only in one of the two"),
     ],
 )
-def test_wrong_choices(chosen: dict[str, Any], message: str) -> None:
+def test_layers_to_freeze_refuses_wrong_choices(chosen: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         layers_to_freeze(student(), **chosen)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("make_optimizer", [torch.optim.AdamW, torch.optim.SGD])
-def test_a_frozen_layer_stays_and_the_others_learn(make_optimizer: Any) -> None:
+def test_frozen_layer_keeps_its_weight_while_others_learn(make_optimizer: Any) -> None:
     """Also an optimizer that was made before, with momentum and decay in it."""
     model = student()
     options = {"lr": 0.1, "weight_decay": 0.1} | ({"momentum": 0.9} if make_optimizer is torch.optim.SGD else {})
@@ -97,7 +97,7 @@ def test_a_frozen_layer_stays_and_the_others_learn(make_optimizer: Any) -> None:
         assert "2.weight_quantizer.scale" in moved
 
 
-def test_what_is_frozen_is_in_no_group() -> None:
+def test_frozen_parameters_are_in_no_parameter_group() -> None:
     model = student()
     freeze_(model, metrics=METRICS_PREFIX, share=1.0)
     held = {id(p) for group in parameter_groups([model], norm_decay=True) for p in group["params"]}
@@ -107,7 +107,7 @@ def test_what_is_frozen_is_in_no_group() -> None:
     assert held == {id(p) for p in model.parameters()} - {id(p) for p in frozen}
 
 
-def test_a_projection_leaves_a_frozen_weight_alone() -> None:
+def test_projection_does_not_change_a_frozen_weight() -> None:
     model: Any = student(make=lambda spec: ProxQuant(spec=spec, quantizer=LSQ, rate=1.0))
     freeze_(model, patterns=["0"])
     for layer in weighted_layers(model).values():
@@ -120,7 +120,7 @@ def test_a_projection_leaves_a_frozen_weight_alone() -> None:
     assert not torch.equal(model[2].weight, before[1])
 
 
-def test_a_frozen_layer_computes_what_will_be_stored() -> None:
+def test_frozen_layer_computes_with_the_stored_values() -> None:
     """Noise over the weights ends: in training mode too, all of them are quantized."""
     model = student(make=lambda spec: QuantNoise(spec=spec, quantizer=LSQ, rate=0.5))
     conv: Any = model[0]

@@ -50,7 +50,7 @@ def trained(bits: int) -> nn.Sequential:
     return model
 
 
-def test_the_same_stage_again_is_the_same_student() -> None:
+def test_inheriting_with_equal_settings_gives_the_same_student() -> None:
     before, after = trained(4), student(4)
     student_state = student_state_of(before)
     inherit_weights_(after, student_state)
@@ -60,7 +60,7 @@ def test_the_same_stage_again_is_the_same_student() -> None:
     assert torch.equal(before.eval()(IMAGES), after.eval()(IMAGES))
 
 
-def test_other_bits_are_left_to_switch() -> None:
+def test_inherit_quantizers_returns_the_bits_to_switch_to() -> None:
     before, after = trained(8), student(2)
     inherit_weights_(after, student_state_of(before))
     wanted = inherit_quantizers_(after, student_state_of(before))
@@ -69,7 +69,7 @@ def test_other_bits_are_left_to_switch() -> None:
     assert torch.equal(before.eval()(IMAGES), after.eval()(IMAGES)), "until they are switched nothing changes"
 
 
-def test_another_kind_of_quantizer_keeps_what_calibration_gave_it() -> None:
+def test_quantizer_of_another_kind_keeps_its_calibration() -> None:
     before, after = trained(4), student(4, Affine)
     scale = after.get_buffer("0.weight_quantizer.scale").clone()
     inherit_weights_(after, student_state_of(before))
@@ -78,7 +78,7 @@ def test_another_kind_of_quantizer_keeps_what_calibration_gave_it() -> None:
     assert torch.equal(after.get_buffer("0.weight_quantizer.scale"), scale)
 
 
-def test_a_student_in_full_precision_takes_the_weights_and_gives_them_on() -> None:
+def test_full_precision_student_inherits_and_passes_on_weights() -> None:
     float_student, after = network(), student(4)
     inherit_weights_(float_student, student_state_of(trained(4)))
     assert torch.equal(float_student.get_parameter("0.weight"), trained(4).get_parameter("0.weight"))
@@ -86,7 +86,7 @@ def test_a_student_in_full_precision_takes_the_weights_and_gives_them_on() -> No
     assert torch.equal(after.get_parameter("4.weight"), float_student.get_parameter("4.weight"))
 
 
-def test_what_is_left_does_not_change_any_more() -> None:
+def test_student_state_is_a_copy() -> None:
     before = trained(4)
     student_state = student_state_of(before)
     kept = student_state.tensors["0.weight"].clone()
@@ -95,6 +95,6 @@ def test_what_is_left_does_not_change_any_more() -> None:
     assert torch.equal(student_state.tensors["0.weight"], kept)
 
 
-def test_another_network_is_refused() -> None:
+def test_inheriting_from_another_network_is_refused() -> None:
     with pytest.raises(ValueError, match=r"stages: .*must have the same model"):
         inherit_weights_(student(4, width=8), student_state_of(trained(4)))

@@ -65,7 +65,7 @@ def test_a_resnet_has_a_sum_for_each_block() -> None:
     assert found.kinds(found.weighted[-1])[-1] == "last", "operands are not the last layer"
 
 
-def test_attention_is_taken_apart() -> None:
+def test_fused_attention_is_split_into_operations() -> None:
     model, x = vit()
     with torch.no_grad():
         expected = model(x)
@@ -103,7 +103,7 @@ def test_the_operands_of_a_sum_are_quantized() -> None:
         assert left.unique().numel() <= 8 and not torch.equal(left, branch)
 
 
-def test_a_precision_highway_is_nearer_than_a_low_residual_path() -> None:
+def test_residual_path_with_more_bits_is_closer_to_full_precision() -> None:
     """More bits on the residual path, the branches as they are (1812.09818)."""
     errors = []
     for bits in (2, 8):
@@ -114,7 +114,7 @@ def test_a_precision_highway_is_nearer_than_a_low_residual_path() -> None:
     assert errors[1] < errors[0] / 10
 
 
-def test_products_count_with_their_bits() -> None:
+def test_cost_counts_products_of_operands_with_their_bits() -> None:
     model, x = vit()
     before = count(model, x)
     model = quantized(model, x, {"matmul": 4, "softmax": 8})
@@ -131,7 +131,7 @@ def test_products_count_with_their_bits() -> None:
     assert after.size_bytes - before.size_bytes == 4 * len(quantizers), "a scale for each operand"
 
 
-def test_it_trains_and_compiles() -> None:
+def test_model_with_exposed_operations_trains_and_compiles() -> None:
     model, x = resnet()
     quantized(model, x, {"add": 4}).train()
     torch._dynamo.reset()
@@ -141,7 +141,7 @@ def test_it_trains_and_compiles() -> None:
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-def test_policies_reach_operands() -> None:
+def test_policies_apply_to_operands() -> None:
     model, x = resnet()
     expose_operations(model, ["add"], x)
     found = find_layers(model, x)
@@ -177,7 +177,7 @@ class BranchOnValue(nn.Module):
     [(ModeDependent(), "depends on the mode"), (BranchOnValue(), "cannot be traced")],
     ids=["mode", "branch"],
 )
-def test_what_cannot_be_exposed_stays_and_is_logged(
+def test_operations_that_cannot_be_exposed_stay_and_are_logged(
     module: nn.Module, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with (

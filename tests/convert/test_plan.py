@@ -42,7 +42,7 @@ def planned(**policies: Policy) -> dict[str, LayerPlan]:
     return plan_layers(found, dict.fromkeys(found.layers, LayerBits(4, 4)), RECIPE, policies)
 
 
-def test_kinds_of_layers() -> None:
+def test_find_layers_assigns_kinds() -> None:
     found = find_layers(Net(), IMAGE)
     assert {name: found.kinds(name) for name in found.layers} == {
         "stem": ("conv2d", "first"),
@@ -52,14 +52,14 @@ def test_kinds_of_layers() -> None:
     }
 
 
-def test_without_policies_every_layer_follows_the_recipe() -> None:
+def test_without_policies_every_layer_has_the_default_plan() -> None:
     plans = planned()
     assert all(plan.bits == (4, 4) and plan.weight is LSQ for plan in plans.values())
     found = find_layers(Net(), IMAGE)
     assert plan_layers(found, {"fc": LayerBits(2, 2)}, RECIPE)["stem"].bits == IN_FLOAT
 
 
-def test_a_policy_changes_what_it_names_and_nothing_else() -> None:
+def test_policy_changes_only_the_layers_and_settings_it_names() -> None:
     plans = planned(deep=Policy(kinds=["depthwise"], weight_bits=8, weight=Affine, input_observer=MovingAverage))
     assert plans["deep"].bits == (8, 4)
     assert plans["deep"].weight is Affine and plans["deep"].input is LSQ
@@ -67,7 +67,7 @@ def test_a_policy_changes_what_it_names_and_nothing_else() -> None:
     assert all(plans[name] == LayerPlan(**{**vars(RECIPE), "bits": LayerBits(4, 4)}) for name in ("stem", "point"))
 
 
-def test_of_two_that_match_the_last_wins_field_by_field() -> None:
+def test_later_of_two_matching_policies_wins_field_by_field() -> None:
     all_layers = Policy(layers=["*"], weight_bits=3, weight=Affine)
     convolutions = Policy(kinds=["conv2d"], weight_bits=2)
     plans = planned(a=all_layers, b=convolutions)
@@ -76,7 +76,7 @@ def test_of_two_that_match_the_last_wins_field_by_field() -> None:
     assert planned(b=convolutions, a=all_layers)["stem"].bits.weight == 3
 
 
-def test_name_and_kind_together_ask_for_both() -> None:
+def test_policy_with_name_and_kind_needs_both_to_match() -> None:
     plans = planned(some=Policy(layers=["*e*"], kinds=["linear", "depthwise"], input_bits=32))
     assert [name for name, plan in plans.items() if plan.bits.input == 32] == ["deep"]
 
@@ -100,25 +100,25 @@ def test_granularity_alone_can_be_changed() -> None:
         (Policy(layers=["fc"], kinds=["depthwise"]), r"policies.p: no layer has both a name like \['fc'\]"),
     ],
 )
-def test_what_matches_nothing_is_an_error_that_names_it(policy: Policy, message: str) -> None:
+def test_policy_that_matches_no_layer_is_an_error_that_names_it(policy: Policy, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         planned(p=policy)
 
 
-def test_a_pattern_that_only_fits_a_skipped_layer_says_why_it_was_skipped() -> None:
+def test_pattern_matching_only_a_skipped_layer_reports_the_skip_reason() -> None:
     found = Quantizable(find_layers(Net(), IMAGE).layers, {"rnn": "the matrices are fused"}, {}, {})
     with pytest.raises(ValueError, match=r"pattern 'rnn\*' matches no layer .*only rnn \(the matrices are fused\)"):
         plan_layers(found, {}, RECIPE, {"p": Policy(layers=["rnn*"])})
 
 
-def test_a_policy_that_says_nothing_is_refused() -> None:
+def test_policy_without_layers_and_kinds_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Policy: names no layer; give layers=\[PATTERN"):
         Policy(weight_bits=8)
     with pytest.raises(ValueError, match=r"Policy: weight_bits must be 1..16, or 32 for full precision, got 0"):
         Policy(layers=["*"], weight_bits=0)
 
 
-def test_what_a_quantizer_refuses_names_the_layer() -> None:
+def test_error_of_a_quantizer_names_the_layer() -> None:
     model = Net()
     found = find_layers(model, IMAGE)
     recipe = LayerPlan(**{**vars(RECIPE), "weight": partial(LSQ, granularity=PerGroup(3))})

@@ -105,7 +105,9 @@ SHAPES = st.sampled_from([(4, 6), (3, 2, 3, 3), (8, 4, 1, 1), (2, 2, 5)])
     more=st.integers(1, 3),
     seed=st.integers(0, 99),
 )
-def test_more_bits_only_round_finer(name: str, granularity: Any, shape: Any, bits: int, more: int, seed: int) -> None:
+def test_switch_to_more_bits_keeps_values_and_only_refines_rounding(
+    name: str, granularity: Any, shape: Any, bits: int, more: int, seed: int
+) -> None:
     """Every old value is a new one, so nothing moves by more than half of an old step, or a step where it was cut."""
     x = noise(*shape, seed=seed)
     make = EVEN[name]
@@ -125,7 +127,7 @@ def test_more_bits_only_round_finer(name: str, granularity: Any, shape: Any, bit
 
 @pytest.mark.parametrize("name", ["lsq", "lsq_plus", "affine", "pact"])
 @pytest.mark.parametrize("signed", [False, True])
-def test_more_bits_for_inputs(name: str, signed: bool) -> None:
+def test_switch_to_more_bits_for_inputs_follows_the_plain_rule(name: str, signed: bool) -> None:
     x = noise(4, 3, 5, 5) if signed else noise(4, 3, 5, 5).relu()
     quantizer = calibrated(INPUTS[name], x, 3, weight=False)
     finer = switched(quantizer, x, 6)
@@ -142,7 +144,7 @@ def test_more_bits_for_inputs(name: str, signed: bool) -> None:
     fewer=st.integers(1, 3),
     seed=st.integers(0, 99),
 )
-def test_fewer_bits_beat_the_plain_rule_and_a_new_calibration(
+def test_switch_to_fewer_bits_has_less_error_than_plain_rule_and_new_calibration(
     name: str, granularity: Any, shape: Any, bits: int, fewer: int, seed: int
 ) -> None:
     x = noise(*shape, seed=seed)
@@ -165,7 +167,7 @@ def test_fewer_bits_beat_the_plain_rule_and_a_new_calibration(
 
 @pytest.mark.parametrize(("bits", "final"), [(8, 4), (8, 2), (4, 3), (4, 2), (3, 2)])
 @pytest.mark.parametrize("kind", ["weight", "input"])
-def test_the_search_finds_the_least_error(bits: int, final: int, kind: str) -> None:
+def test_search_for_fewer_bits_finds_the_least_error(bits: int, final: int, kind: str) -> None:
     """Against every scale of a dense grid, with the formula written out in float64."""
     weight = kind == "weight"
     x = noise(40, 25) if weight else noise(40, 25).relu()
@@ -180,7 +182,7 @@ def test_the_search_finds_the_least_error(bits: int, final: int, kind: str) -> N
     assert found <= 1.01 * least
 
 
-def test_values_that_fewer_bits_have_do_not_move() -> None:
+def test_values_representable_with_fewer_bits_do_not_move() -> None:
     """Steps of a half, even codes from -8 to 6: at three bits the same, with steps of one."""
     x = torch.tensor([-4.0, -3.0, -1.0, 0.0, 2.0, 3.0])
     quantizer = LSQ(spec=QuantSpec(bits=4, shape=(6,), signed=True)).eval()
@@ -217,7 +219,7 @@ def test_powers_of_two_stay_powers_of_two() -> None:
 
 
 @pytest.mark.parametrize("name", ["lsq", "lsq_plus", "apot", "power_of_two", "duq", "pact"])
-def test_what_a_gradient_is_multiplied_by(name: str) -> None:
+def test_switch_returns_the_factor_of_each_gradient(name: str) -> None:
     """A loss that is the same function of the codes: by the chain rule its gradient is that of before, divided."""
     x = noise(4, 6) * 100  # beyond the range, where only the range is learned
     make, weight = (PACT, False) if name == "pact" else (RANGED[name], True)
@@ -249,7 +251,7 @@ def student(weight: Any = LSQ, input: Any = LSQ, bits: int = 8) -> tuple[Any, Te
     return model.train(), images
 
 
-def test_a_models_weights_and_inputs_switch_apart() -> None:
+def test_weights_and_inputs_of_a_model_switch_separately() -> None:
     model, images = student()
     model[0].eval()
     before, modes = copy.deepcopy(model), [module.training for module in model.modules()]
@@ -274,14 +276,14 @@ def test_a_models_weights_and_inputs_switch_apart() -> None:
     torch.testing.assert_close(changed[parameter], 1 / ratio)
 
 
-def test_without_images_inputs_take_the_plain_rule() -> None:
+def test_inputs_without_images_follow_the_plain_rule() -> None:
     model, _ = student()
     scale = model[3].input_quantizer.scale.detach().clone()
     switch_bits_(model, {"3": LayerBits(8, 5)})
     assert torch.equal(model[3].input_quantizer.scale, scale * 8)
 
 
-def test_up_and_down_again_is_where_it_was() -> None:
+def test_switch_up_and_down_again_restores_the_model() -> None:
     model, _ = student(bits=4)
     before = copy.deepcopy(model.state_dict())
     for bits in (6, 4):
@@ -291,7 +293,7 @@ def test_up_and_down_again_is_where_it_was() -> None:
             assert torch.equal(tensor, before[name]), name
 
 
-def test_a_quantizer_without_a_range_gets_its_bits_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_quantizer_without_a_range_gets_only_its_bits_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     model, images = student(weight=DoReFa, input=DoReFa)
     with caplog.at_level(logging.INFO):
         assert switch_bits_(model, {"0": LayerBits(2, 2), "3": LayerBits(2, 2)}, images) == {}
@@ -310,7 +312,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("bits", "line"), WRONG)
 @pytest.mark.parametrize("switch", [switch_bits_, partial(calibrate_at_, observer=MinMax)])
-def test_what_cannot_be_is_refused_before_anything_changes(bits: Any, line: str, switch: Any) -> None:
+def test_impossible_switch_is_refused_before_anything_changes(bits: Any, line: str, switch: Any) -> None:
     model, images = student()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=line):
@@ -319,13 +321,13 @@ def test_what_cannot_be_is_refused_before_anything_changes(bits: Any, line: str,
         assert torch.equal(tensor, before[name]), name
 
 
-def test_a_codebook_of_one_width_is_refused_as_ever() -> None:
+def test_switch_of_a_codebook_made_for_other_bits_is_refused() -> None:
     model, images = student(weight=KMeans, bits=4)
     with pytest.raises(ValueError, match="layer '0': KMeans: its tables were made for 4 bits and cannot become 3"):
         switch_bits_(model, {"0": LayerBits(3, 4)}, images)
 
 
-def test_a_start_at_more_bits_is_a_calibration_for_them() -> None:
+def test_calibrate_at_equals_a_calibration_with_these_bits() -> None:
     """As if the student had been converted with these bits; what has them already stays."""
     few, images = student(bits=2)
     many, _ = student(bits=8)

@@ -61,7 +61,7 @@ def planted() -> tuple[nn.Module, Tensor, dict[str, OutputStatistics]]:
 
 
 @pytest.mark.parametrize("correction", [FromStatistics(), FromBatches()], ids=["statistics", "batches"])
-def test_a_planted_shift_is_removed(correction: BiasCorrection) -> None:
+def test_bias_correction_removes_a_planted_shift(correction: BiasCorrection) -> None:
     model, images, statistics = planted()
     model = student(model, images)
     model[0].weight_quantizer.enabled = False
@@ -75,7 +75,7 @@ def test_a_planted_shift_is_removed(correction: BiasCorrection) -> None:
     assert float((outputs(model, images, "2") - wanted).abs().max()) < 0.01 * float(shift)
 
 
-def test_the_correction_is_the_weights_error_times_the_clipped_mean() -> None:
+def test_correction_is_the_weight_error_times_the_clipped_mean() -> None:
     model, images, statistics = planted()
     model = student(model, images)
     before = model[2].bias.detach().clone()
@@ -102,7 +102,7 @@ def test_grouped_and_flattened_inputs() -> None:
     torch.testing.assert_close(before - grouped.bias.detach(), expected, atol=0.02, rtol=0)
 
 
-def test_after_batches_every_layer_has_its_full_precision_mean(settle: Any) -> None:
+def test_correction_from_batches_restores_the_full_precision_mean_of_every_layer(settle: Any) -> None:
     torch.manual_seed(0)
     model = settle(create_model(name="cifar_resnet8", num_classes=10, in_channels=3, image_size=16))
     images = torch.randn(32, 3, 16, 16)
@@ -120,7 +120,7 @@ def test_after_batches_every_layer_has_its_full_precision_mean(settle: Any) -> N
     assert all(q.enabled for layer in quant_layers(model).values() if (q := layer.input_quantizer) is not None)
 
 
-def test_statistics_bring_every_layer_closer_too(settle: Any) -> None:
+def test_correction_from_statistics_brings_every_layer_closer(settle: Any) -> None:
     torch.manual_seed(0)
     model = settle(create_model(name="cifar_resnet8", num_classes=10, in_channels=3, image_size=16))
     images = torch.randn(64, 3, 16, 16)
@@ -151,7 +151,7 @@ def test_a_layer_that_is_called_twice_is_corrected_once() -> None:
 
 
 @pytest.mark.parametrize("correction", [FromStatistics(), FromBatches()], ids=["statistics", "batches"])
-def test_a_layer_without_bias_is_said(correction: BiasCorrection, caplog: pytest.LogCaptureFixture) -> None:
+def test_layer_without_bias_is_logged(correction: BiasCorrection, caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)).train()
     images = torch.randn(16, 3, 4, 4)
@@ -164,7 +164,7 @@ def test_a_layer_without_bias_is_said(correction: BiasCorrection, caplog: pytest
     assert list(model.state_dict()) == keys
 
 
-def test_nothing_to_correct_by_is_one_line() -> None:
+def test_correction_without_images_or_statistics_is_a_one_line_error() -> None:
     model = student(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)), torch.randn(2, 3, 4, 4))
     with pytest.raises(ValueError, match="there is no image to correct by; give images, or take bias=statistics"):
         FromBatches()(model, [], {})

@@ -67,7 +67,7 @@ def test_means_of_clipped_normals_are_exact(activation: nn.Module, low: float, h
     torch.testing.assert_close(expected(behind(activation)).double(), integrated(low, high), atol=2e-5, rtol=0)
 
 
-def test_the_formula_of_the_paper() -> None:
+def test_clipped_normal_matches_the_formula_of_the_paper() -> None:
     # gamma phi(-beta / gamma) + beta (1 - Phi(-beta / gamma)), appendix C.
     beta, gamma = MEAN[STD > 0].double(), STD[STD > 0].double()
     phi = torch.exp(-(beta / gamma).square() / 2) / math.sqrt(2 * math.pi)
@@ -96,7 +96,7 @@ class Block(nn.Module):
         return self.head(y * self.gate(y.mean((2, 3), keepdim=True)).sigmoid())
 
 
-def test_sums_are_of_independent_values() -> None:
+def test_sum_has_the_moments_of_independent_values() -> None:
     model = Block().eval()
     other = OutputStatistics(torch.tensor([0.5, 0.0, -1.0, 1.0, 0.0]), torch.ones(5))
     converted(model, torch.zeros(1, 3, 4, 4))
@@ -147,7 +147,7 @@ def test_a_layer_without_statistics_sums_its_inputs_moments() -> None:
     ("name", "fold"),
     [("cifar_resnet8", True), ("cifar_resnet8", False), ("test_efficientnet", True), ("test_byobnet", False)],
 )
-def test_ranges_cover_what_activations_do(name: str, fold: bool, settle: Any) -> None:
+def test_ranges_from_statistics_cover_measured_activations(name: str, fold: bool, settle: Any) -> None:
     torch.manual_seed(0)
     model = settle(create_model(name=name, num_classes=10, in_channels=3, image_size=32), size=32, images=64)
     images = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(1))  # others than those of the norms
@@ -229,7 +229,7 @@ def test_exposed_sums_are_calibrated_too(settle: Any) -> None:
         assert bool(quant_layers(model)[name].input_quantizer.initialized)  # type: ignore[union-attr]
 
 
-def test_no_statistics_is_one_line() -> None:
+def test_model_without_statistics_is_a_one_line_error() -> None:
     pixels = torch.ones(3)
     untrained = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
     without = create_model(name="test_vit", num_classes=10, in_channels=3, image_size=32)
@@ -239,7 +239,7 @@ def test_no_statistics_is_one_line() -> None:
             calibrate_from_statistics(model, plans, {}, low=-pixels, high=pixels)
 
 
-def test_what_cannot_be_followed_is_named() -> None:
+def test_operation_that_cannot_be_followed_is_named() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -257,7 +257,7 @@ def test_what_cannot_be_followed_is_named() -> None:
         calibrate_from_statistics(model, plans, {}, low=-torch.ones(3), high=torch.ones(3), deviations=-1)
 
 
-def test_a_layer_inside_what_cannot_be_traced_is_named() -> None:
+def test_layer_inside_an_untraceable_module_is_named() -> None:
     class Branching(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -108,7 +108,7 @@ def spread_of(model: nn.Module, example: Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_outputs_stay_and_ranges_come_together(name: str) -> None:
+def test_equalization_keeps_outputs_and_equalizes_ranges(name: str) -> None:
     model, images = scene(name), torch.randn(16, 3, 8, 8)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     with torch.no_grad():
@@ -126,7 +126,7 @@ def test_outputs_stay_and_ranges_come_together(name: str) -> None:
     [("cifar_resnet8", {}), ("cifar_resnet8", {"shortcut": "B"}), ("test_resnet", {}), ("test_efficientnet", {})],
     ids=["A", "B", "resnet", "efficientnet"],
 )
-def test_networks(name: str, options: dict[str, Any], settle: Any) -> None:
+def test_equalization_keeps_the_function_of_networks(name: str, options: dict[str, Any], settle: Any) -> None:
     torch.manual_seed(0)
     model = settle(create_model(name=name, num_classes=10, in_channels=3, image_size=32, **options), size=32, images=32)
     images = torch.randn(4, 3, 32, 32)
@@ -138,7 +138,7 @@ def test_networks(name: str, options: dict[str, Any], settle: Any) -> None:
     assert spread_of(model, images) < wide
 
 
-def test_a_pair_is_equation_eleven() -> None:
+def test_equalization_of_a_pair_matches_equation_11() -> None:
     model = scene("pair")
     one, two = model.a.weight.detach().clone(), model.b.weight.detach().clone()
     bias = model.a.bias.detach().clone()
@@ -150,7 +150,7 @@ def test_a_pair_is_equation_eleven() -> None:
     torch.testing.assert_close(model.b.weight.detach(), two * s.reshape(1, -1, 1, 1), atol=0, rtol=1e-5)
 
 
-def test_a_depthwise_layer_ends_between_its_neighbors() -> None:
+def test_range_of_a_depthwise_layer_ends_between_its_neighbors() -> None:
     # All three ranges of a channel become equal, to the cube root of their product.
     model = scene("depthwise")
     sides = ((model.a, (1, 2, 3)), (model.b, (1, 2, 3)), (model.c, (0, 2, 3)))
@@ -210,7 +210,9 @@ def test_channels_of_zeros_stay_finite() -> None:
     ],
     ids=["silu", "relu6", "norm", "transposed"],
 )
-def test_what_keeps_no_scale_is_said(between: nn.Module, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_operations_that_keep_no_factor_are_logged(
+    between: nn.Module, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(conv(3, 8), between, conv(8, 6), nn.ReLU(), conv(6, 2)).eval()
     uneven(model[0], model[2], model[4])
@@ -237,7 +239,7 @@ def test_what_keeps_no_scale_is_said(between: nn.Module, reason: str, caplog: py
     ],
     ids=["constant", "product", "square", "ones around", "reciprocal", "over channels", "called twice"],
 )
-def test_what_would_change_the_function_is_left(forward: Callable[[Any, Tensor], Tensor]) -> None:
+def test_channels_whose_scaling_would_change_the_function_are_left(forward: Callable[[Any, Tensor], Tensor]) -> None:
     torch.manual_seed(0)
     model = Scene(forward, a0=conv(3, 3), a=conv(3, 6), a2=conv(3, 6), b=conv(6, 6), c=conv(6, 2)).eval()
     whole = Scene(lambda m, x: m.inner.c(F.relu(m.inner(x))), inner=model)
@@ -275,7 +277,7 @@ def absorbing(*, padding: int) -> tuple[nn.Module, dict[str, OutputStatistics], 
     return model, {"0": OutputStatistics(mean, std)}, torch.randn(8, 4, 8, 8).clamp(-2.9, 2.9)
 
 
-def test_high_biases_go_into_the_next_layer() -> None:
+def test_high_biases_are_absorbed_into_the_next_layer() -> None:
     model, statistics, images = absorbing(padding=0)
     with torch.no_grad():
         expected, high = model(images), float(model[:2](images).max())
@@ -287,7 +289,7 @@ def test_high_biases_go_into_the_next_layer() -> None:
     assert model[2].bias is not None and high > 11
 
 
-def test_high_biases_stay_where_zeros_are_padded(caplog: pytest.LogCaptureFixture) -> None:
+def test_high_biases_before_zero_padding_are_not_absorbed(caplog: pytest.LogCaptureFixture) -> None:
     model, statistics, images = absorbing(padding=1)
     with torch.no_grad(), caplog.at_level(logging.WARNING):
         expected = model(images)
@@ -296,7 +298,7 @@ def test_high_biases_stay_where_zeros_are_padded(caplog: pytest.LogCaptureFixtur
     assert "high bias is not absorbed: 0: the layer behind its ReLU pads with zeros" in caplog.text
 
 
-def test_a_model_without_such_channels_has_one_line() -> None:
+def test_model_without_scalable_channels_is_a_one_line_error() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Flatten(2), nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 4))
     with pytest.raises(ValueError, match=r"quantize\.equalize: no channel of Sequential can be scaled"):
         CrossLayerEqualization()(model, torch.zeros(1, 3, 8, 8), {})

@@ -30,7 +30,7 @@ def images_of(count: int = 4, size: int = 6) -> Tensor:
 BLACK = torch.full((1, 2, 1, 1), -1.6)
 
 
-def test_a_shifted_view_is_the_image_moved_by_whole_pixels_with_black_behind_it() -> None:
+def test_shift_moves_the_image_by_whole_pixels_and_fills_with_black() -> None:
     images, augmentation = images_of(40), StepAugmentation(shift=2)
     seen = augmentation(images, BLACK, seed=3, number=1, step=7)
     padded = torch.full((40, 2, 10, 10), -1.6)
@@ -98,7 +98,7 @@ def test_augmentation_depends_on_seed_number_and_step_and_lets_gradients_through
     assert grad.abs().sum() > 0
 
 
-def test_priors_by_hand() -> None:
+def test_priors_match_values_computed_by_hand() -> None:
     """[[1, 2], [4, 8]]: right 1 and 4, below 3 and 6, diagonals 7 and -2; squares' means 8.5, 22.5, 49, 4."""
     image = torch.tensor([[[[1.0, 2.0], [4.0, 8.0]]]])
     assert total_variation(image).item() == pytest.approx((8.5 + 22.5 + 49 + 4) / 4)
@@ -114,7 +114,7 @@ def test_labels_come_equally_often_over_all_batches() -> None:
         balanced_labels(info_of(classes=1), batch_size=4, number=0, device=CPU)
 
 
-def test_noise_is_normal_and_belongs_to_the_images_number() -> None:
+def test_noise_is_normal_and_a_function_of_the_image_number() -> None:
     info = info_of(size=32)
     noise = white_noise(info, batch_size=8, number=1, seed=5, device=CPU)
     assert noise.mean().abs() < 0.02 and (noise.std() - 1).abs() < 0.02
@@ -124,7 +124,7 @@ def test_noise_is_normal_and_belongs_to_the_images_number() -> None:
     assert not torch.equal(noise, white_noise(info, batch_size=8, number=1, seed=6, device=CPU))
 
 
-def test_natural_noise_has_the_spectrum_and_the_colors_that_are_told() -> None:
+def test_natural_noise_has_the_documented_spectrum_and_colors() -> None:
     """Of many images: variance 1, power falling as f^-3 along an axis, and the channels' correlation by hand."""
     info = info_of(size=32, channels=3)
     noise = natural_noise(info, batch_size=200, number=1, seed=0, device=CPU)
@@ -140,13 +140,13 @@ def test_natural_noise_has_the_spectrum_and_the_colors_that_are_told() -> None:
     torch.testing.assert_close(noise, torch.cat(halves))
 
 
-def test_pixels_survive_the_way_to_images_and_back() -> None:
+def test_pixels_are_unchanged_by_normalization_and_back() -> None:
     info = info_of()
     pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 8, 2)
     assert torch.equal(to_pixels(from_pixels(pixels, info, CPU), info), pixels)
 
 
-def test_descent_reaches_what_is_asked_within_the_pixel_range() -> None:
+def test_image_optimizer_reaches_the_target_within_the_pixel_range() -> None:
     """A quadratic whose lowest point lies partly beyond white: there the images end at white."""
     info, start = info_of(), images_of()
     low, high = pixel_range(start, info)
@@ -156,7 +156,7 @@ def test_descent_reaches_what_is_asked_within_the_pixel_range() -> None:
     torch.testing.assert_close(images, wanted.clamp(low, high).float(), rtol=0, atol=0.02)
 
 
-def test_the_first_step_is_adams() -> None:
+def test_first_step_of_the_image_optimizer_is_that_of_adam() -> None:
     """Adam's first step is the rate times the sign of the gradient."""
     info, start = info_of(), images_of() / 4
     images = ImageOptimizer(steps=1, lr=0.1)(start, lambda x: (3 * x).sum(), StepAugmentation(), info, seed=0, number=0)

@@ -39,7 +39,9 @@ def test_statistics_fall_to_a_fortieth_of_those_of_noise(trained_net: Net, digit
         assert match.loss().item() == pytest.approx(made.metrics["statistics"], rel=1e-4)
 
 
-def test_labeled_images_come_close_too_and_are_what_they_say(trained_net: Net, digits_info: DataInfo) -> None:
+def test_labeled_images_approach_the_statistics_and_are_classified_as_labeled(
+    trained_net: Net, digits_info: DataInfo
+) -> None:
     method = BNStatistics(batch_size=40, steps=50, lr=0.1, shift=1, flip=False)
     made = make(method, trained_net(), digits_info, number=3)
     assert made.metrics["statistics"] < made.metrics["noise_statistics"] / 8
@@ -57,7 +59,7 @@ def _in_a_process(worker: int, net: nn.Module, info: DataInfo, folder: Path) -> 
         torch.save(make(method, net, info, number), folder / f"{number}.pt")
 
 
-def test_a_batch_belongs_to_its_number_whoever_makes_it(
+def test_batch_is_a_function_of_its_number_in_any_order(
     trained_net: Net, digits_info: DataInfo, tmp_path: Path
 ) -> None:
     """In order in this process, in another order in another one: the same bytes, labels and metrics."""
@@ -75,7 +77,7 @@ def test_a_batch_belongs_to_its_number_whoever_makes_it(
         assert equal(torch.load(tmp_path / f"{number}.pt", weights_only=False), ordered[number])
 
 
-def test_the_models_are_left_as_they_were(trained_net: Net, digits_info: DataInfo) -> None:
+def test_bn_statistics_leaves_the_models_unchanged(trained_net: Net, digits_info: DataInfo) -> None:
     net, untouched = trained_net(), trained_net()
     make(BNStatistics(batch_size=4, steps=2), net, digits_info)
     assert all(not module._forward_pre_hooks for module in net.modules())
@@ -102,7 +104,7 @@ def test_several_models_are_matched_together(trained_net: Net, digits_info: Data
         assert both.metrics["statistics"] == pytest.approx((match.loss().item() + distances[0]) / 2, rel=1e-4)
 
 
-def test_priors_count(trained_net: Net, digits_info: DataInfo) -> None:
+def test_priors_lower_total_variation_and_norm(trained_net: Net, digits_info: DataInfo) -> None:
     def images(**weights: float) -> torch.Tensor:
         made = make(BNStatistics(batch_size=20, steps=20, lr=0.1, shift=0, **weights), trained_net(), digits_info)
         return from_pixels(made.images, digits_info, CPU)
@@ -123,7 +125,7 @@ def test_the_compiled_loop_makes_nearly_the_same_images(trained_net: Net, digits
     assert (compiled.images.int() - eager.images.int()).abs().float().mean() < 0.5
 
 
-def test_models_that_tell_nothing_are_refused_before_any_step(trained_net: Net, digits_info: DataInfo) -> None:
+def test_models_with_unusable_statistics_are_refused_before_any_step(trained_net: Net, digits_info: DataInfo) -> None:
     method = BNStatistics(batch_size=4, steps=2)
     method.check([trained_net()])
     with pytest.raises(ValueError, match="has no batch norm layer"):

@@ -44,7 +44,7 @@ def test_pixels_lie_between_black_and_white_and_come_near_both() -> None:
         assert -1e-6 <= pixels.min() < 0.01 and 0.99 < pixels.max() <= 1 + 1e-6
 
 
-def test_the_parameters_are_all_there_is_of_it() -> None:
+def test_generator_state_consists_of_its_parameters() -> None:
     torch.manual_seed(0)
     generator = Generator(latent=5, info=info(8, 1), width=4)
     before = {name: tensor.clone() for name, tensor in generator.state_dict().items()}

@@ -21,7 +21,7 @@ def trained(seed: int) -> tuple[nn.Module, torch.optim.Adam]:
     return module, optimizer
 
 
-def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+def test_generator_checkpoint_restores_what_was_saved(tmp_path: Path) -> None:
     learned = GeneratorCheckpoint(folder=tmp_path / "new", identity={"lr": 0.1})
     module, optimizer = trained(0)
     other, other_optimizer = trained(1)
@@ -36,7 +36,7 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     assert sorted(path.name for path in learned.folder.iterdir()) == ["5.pt", "learning.pt"]
 
 
-def test_another_ones_folder_is_refused(tmp_path: Path) -> None:
+def test_checkpoint_folder_of_another_generator_is_refused(tmp_path: Path) -> None:
     module, optimizer = trained(0)
     identity = {"lr": 0.1, "schedule": Linear(start=1.0, end=0.0), "data": (10, 0.5)}
     GeneratorCheckpoint(folder=tmp_path, identity=identity).save(1, module, optimizer)
@@ -47,6 +47,6 @@ def test_another_ones_folder_is_refused(tmp_path: Path) -> None:
         GeneratorCheckpoint(folder=tmp_path, identity=changed).restore(module, optimizer)
 
 
-def test_a_lost_file_is_said(tmp_path: Path) -> None:
+def test_missing_checkpoint_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"30\.pt is missing"):
         GeneratorCheckpoint(folder=tmp_path, identity={}).kept(30)

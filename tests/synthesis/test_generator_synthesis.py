@@ -122,7 +122,7 @@ class StoppedError(Exception):
 
 
 @pytest.mark.parametrize("conditioning", [GDFQ(latent=4), Qimera(latent=4)], ids=["gdfq", "qimera"])
-def test_a_stopped_learning_ends_as_an_unstopped_one(
+def test_stopped_training_of_a_generator_ends_as_an_unstopped_one(
     conditioning: Conditioning, model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped between a snapshot and the save after it, so that the steps from the last save are done again."""
@@ -185,7 +185,7 @@ def test_superposed_images_lie_near_the_boundary(model: nn.Module, tmp_path: Pat
     assert superposed < 0.75 * plain, (superposed, plain)
 
 
-def test_of_several_models_the_mean_counts(model: nn.Module, tmp_path: Path) -> None:
+def test_loss_of_several_models_is_their_mean(model: nn.Module, tmp_path: Path) -> None:
     models = [model, train_on_digits(1)]
     made = learn(synthesis(steps=6, snapshots=1), models, tmp_path)
     images = batch(made, models, 0)
@@ -207,7 +207,7 @@ def test_noise_is_scaled_by_its_class() -> None:
     assert torch.equal(embedding(mixture, noise), embedding.classes.weight[[2, 0]] * noise)
 
 
-def test_the_models_keep_no_trace(model: nn.Module, tmp_path: Path) -> None:
+def test_synthesis_leaves_the_models_unchanged(model: nn.Module, tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     random = torch.random.get_rng_state()
     batch(learn(synthesis(steps=3, snapshots=1), [model], tmp_path), [model], 0)
@@ -239,7 +239,7 @@ def test_wrong_options(options: dict[str, Any], message: str) -> None:
         synthesis(**options)
 
 
-def test_what_cannot_be_learned_is_said(model: nn.Module, tmp_path: Path) -> None:
+def test_models_and_data_that_cannot_train_a_generator_are_refused(model: nn.Module, tmp_path: Path) -> None:
     one = DataInfo("one", 1, 1, 8, (0.3,), (0.37,), 0, 0, 0, "resident")
     with pytest.raises(ValueError, match=r"one has 1 class, and a generator .* give data with at least two"):
         synthesis().learn([model], one, seed=0, folder=tmp_path, device=CPU)

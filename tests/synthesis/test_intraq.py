@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 Net = Callable[[], nn.Sequential]
 
 
-def test_soft_inception_by_hand() -> None:
+def test_soft_inception_matches_values_computed_by_hand() -> None:
     """Probabilities of the label 0.75 and 0.5, wanted 0.95 and 1.0: (0.04 + 0.25) / 2."""
     logits = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]])
     loss = soft_inception(logits, torch.tensor([0, 1]), torch.tensor([0.95, 1.0]))
@@ -52,7 +52,7 @@ def test_marginal_distance_and_its_gradient(nearest: float, farthest: float) -> 
     assert not grad[10].any(), "the only image of its class"
 
 
-def test_images_inside_the_ring_and_images_alone_cost_nothing() -> None:
+def test_marginal_distance_is_zero_inside_the_ring_and_for_single_images() -> None:
     features = torch.tensor([[1.0, 0.5], [1.0, -0.5], [0.3, 0.3]])  # cosine to the center (1, 0) is 0.894
     labels = torch.tensor([0, 0, 1])
     assert marginal_distance(features, labels, nearest=0.1, farthest=0.2).item() == 0
@@ -90,7 +90,7 @@ def test_a_wider_ring_spreads_the_features_of_a_class(trained_net: Net, digits_i
     assert spread(10.0) > 1.5 * spread(0.0)
 
 
-def test_a_batch_belongs_to_its_number(trained_net: Net, digits_info: DataInfo) -> None:
+def test_batch_is_a_function_of_its_number(trained_net: Net, digits_info: DataInfo) -> None:
     method, net = IntraQ(batch_size=8, steps=3), trained_net()
     makes = [make(method, net, digits_info, number) for number in range(3)]
     again = make(IntraQ(batch_size=8, steps=3), trained_net(), digits_info, 2)

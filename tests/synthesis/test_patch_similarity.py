@@ -72,13 +72,13 @@ def test_the_gradient_is_that_of_difference_quotients() -> None:
     assert torch.autograd.gradcheck(inner, (values,))
 
 
-def test_similarities_by_hand() -> None:
+def test_patch_similarities_match_values_computed_by_hand() -> None:
     tokens = torch.tensor([[[3.0, 0.0], [1.0, 1.0]]])
     expected = torch.tensor([[1.0, 0.5**0.5, 0.5**0.5, 1.0]])
     torch.testing.assert_close(patch_similarities(tokens), expected)
 
 
-def test_what_is_seen_of_a_vit_is_attention_times_values_averaged_over_heads(vit: nn.Module) -> None:
+def test_patches_of_a_vit_are_attention_times_values_averaged_over_heads(vit: nn.Module) -> None:
     """Each block's attention worked out anew from its own projections, head by head, without the class token."""
     images = noise(2, 3, 16, 16)
     inputs: dict[str, Tensor] = {}
@@ -110,7 +110,7 @@ def test_what_is_seen_of_a_vit_is_attention_times_values_averaged_over_heads(vit
     assert all(not module._forward_pre_hooks for module in vit.modules())
 
 
-def test_images_have_more_entropy_than_noise_and_their_labels(vit: nn.Module) -> None:
+def test_images_have_more_entropy_than_noise_and_are_classified_as_labeled(vit: nn.Module) -> None:
     method = PatchSimilarity(batch_size=8, steps=30, lr=0.1, points=20)
     made = method.make([vit], INFO, number=0, seed=0, device=CPU)
     assert made.metrics["patch_entropy"] > made.metrics["noise_patch_entropy"] + 0.2
@@ -118,7 +118,7 @@ def test_images_have_more_entropy_than_noise_and_their_labels(vit: nn.Module) ->
     assert made.images.shape == (8, 16, 16, 3) and made.labels.tolist() == [0, 1, 2, 3] * 2
 
 
-def test_a_batch_belongs_to_its_number(vit: nn.Module) -> None:
+def test_batch_is_a_function_of_its_number(vit: nn.Module) -> None:
     def make(number: int) -> Tensor:
         method = PatchSimilarity(batch_size=4, steps=2, points=5, shift=2)
         return method.make([vit], INFO, number=number, seed=0, device=CPU).images

@@ -14,7 +14,7 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_the_code_by_hand() -> None:
+def test_superposition_matches_a_code_computed_by_hand() -> None:
     torch.manual_seed(0)
     table = torch.tensor([[3.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     embedding = Superposition(table=table, latent=4)
@@ -28,7 +28,7 @@ def test_the_code_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("num_classes", "classes"), [(2, 2), (10, 2), (10, 4)])
-def test_what_is_asked_for(num_classes: int, classes: int) -> None:
+def test_mixture_has_the_requested_classes_and_shares(num_classes: int, classes: int) -> None:
     labels = torch.arange(200) % num_classes
     mixture = Qimera(superposed=0.4, classes=classes).mix(labels, num_classes, rng())
     assert mixture.classes.shape == mixture.shares.shape == (200, classes)
@@ -57,7 +57,7 @@ class Headless(nn.Module):
         return x
 
 
-def test_where_embeddings_start() -> None:
+def test_initial_embeddings_are_classifier_rows_or_random() -> None:
     model = nn.Sequential(nn.Linear(5, 3), nn.ReLU(), nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3), nn.Conv2d(1, 3, 3))
     assert torch.equal(classifier_rows(model, 3), model.get_parameter("4.weight"))
     convolutional = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Conv2d(6, 3, 1))

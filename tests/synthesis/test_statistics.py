@@ -35,7 +35,7 @@ def by_hand(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
     return total
 
 
-def test_the_distance_and_its_gradient_are_the_formula() -> None:
+def test_statistics_distance_and_gradient_match_the_formula() -> None:
     conv, first, second = nn.Conv2d(3, 4, 3), trained(nn.BatchNorm2d(4)), trained(nn.BatchNorm2d(4), seed=5)
     assert isinstance(first, nn.BatchNorm2d) and isinstance(second, nn.BatchNorm2d)
     model = nn.Sequential(conv, first, nn.ReLU(), second)
@@ -50,7 +50,7 @@ def test_the_distance_and_its_gradient_are_the_formula() -> None:
     torch.testing.assert_close(grad, wanted, rtol=1e-4, atol=1e-6)
 
 
-def test_data_with_the_statistics_of_training_are_at_distance_zero() -> None:
+def test_statistics_distance_of_the_training_data_is_zero() -> None:
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3, momentum=None))
     x = noise(64, 1, 8, 8)
     model(x)
@@ -62,7 +62,7 @@ def test_data_with_the_statistics_of_training_are_at_distance_zero() -> None:
         assert match.loss().item() > 0.01
 
 
-def test_each_forward_begins_anew_and_each_call_of_a_layer_counts() -> None:
+def test_statistics_distance_restarts_at_each_forward_and_counts_each_call() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -97,7 +97,7 @@ def test_moments_of_rows_are_over_samples() -> None:
     assert std.tolist() == [1.0, 0.0]
 
 
-def test_closing_leaves_no_hook() -> None:
+def test_close_removes_all_hooks() -> None:
     model = nn.Sequential(trained(nn.BatchNorm2d(2)))
     with StatisticsMatch(model) as match:
         model(noise(2, 2, 3, 3))
@@ -106,7 +106,7 @@ def test_closing_leaves_no_hook() -> None:
         match.loss()
 
 
-def test_statistics_that_tell_nothing_are_refused() -> None:
+def test_models_with_unusable_statistics_are_refused() -> None:
     with pytest.raises(ValueError, match=r"Sequential has no batch norm layer.*patch_similarity"):
         StatisticsMatch(nn.Sequential(nn.Conv2d(1, 2, 3)))
     with pytest.raises(ValueError, match="1 of Sequential are 0 and 1, as before any training"):

@@ -13,7 +13,7 @@ from qtrain.tracking.loggers import JsonlLogger, split_metrics
 from qtrain.utils.json_lines import read_metrics
 
 
-def test_rows_carry_split_step_epoch_and_time(tmp_path: Path) -> None:
+def test_rows_have_split_step_epoch_and_time(tmp_path: Path) -> None:
     logger = JsonlLogger(folder=tmp_path / "run")
     before = time.time()
     logger.log_metrics({"train/loss": 0.5, "train/scale/conv1.weight": 0.1, "epoch": 2}, step=7)
@@ -28,18 +28,18 @@ def test_rows_carry_split_step_epoch_and_time(tmp_path: Path) -> None:
     ]
 
 
-def test_names_that_only_look_like_a_split() -> None:
+def test_metric_names_with_an_unknown_prefix_count_as_train() -> None:
     assert split_metrics({"valid/x": 1.0, "val": 2.0}) == {"train": {"valid/x": 1.0, "val": 2.0}}
 
 
-def test_not_finite_is_null(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_null(tmp_path: Path) -> None:
     JsonlLogger(folder=tmp_path).log_metrics({"loss": math.nan, "norm": math.inf}, step=1)
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
     (row,) = read_metrics(tmp_path / "metrics.jsonl")[0]
     assert row["loss"] is None and row["norm"] is None
 
 
-def test_rewind_drops_later_rows_and_half_lines(tmp_path: Path) -> None:
+def test_rewind_removes_later_rows_and_unfinished_lines(tmp_path: Path) -> None:
     logger = JsonlLogger(folder=tmp_path)
     logger.log_metrics({"loss": 1.0}, step=1)
     position = logger.position()
@@ -54,7 +54,7 @@ def test_rewind_drops_later_rows_and_half_lines(tmp_path: Path) -> None:
     assert [row["loss"] for row in read_metrics(again.path)[0]] == [1.0, 2.5]
 
 
-def test_rewind_of_a_shortened_file_says_so_and_keeps_whole_lines(
+def test_rewind_of_a_shortened_file_is_logged_and_keeps_whole_lines(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     logger = JsonlLogger(folder=tmp_path)

@@ -59,7 +59,7 @@ def rows_in_wandb(found: Recorded) -> list[tuple[int, str, float]]:
     return [(row["step"], name, value) for row in found.history for name, value in row.items() if name in LOSSES]
 
 
-def test_a_trial_is_told_whole(wandb_client: None, tmp_path: Path, cache: Path) -> None:
+def test_trial_logs_config_bits_files_and_summary(wandb_client: None, tmp_path: Path, cache: Path) -> None:
     folder = tmp_path / "trial"
     run(folder, cache)
     found, summary = recorded(folder), read_summary(folder / "summary.json")
@@ -91,7 +91,7 @@ def test_a_trial_is_told_whole(wandb_client: None, tmp_path: Path, cache: Path) 
     assert json.loads(student.metadata)["size_bytes"] == summary.size_bytes
 
 
-def test_sigterm_finishes_the_run_and_it_goes_on(
+def test_run_ended_by_sigterm_is_finished_and_resumed(
     wandb_client: None, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training_step = QATModule.training_step
@@ -115,7 +115,7 @@ def test_sigterm_finishes_the_run_and_it_goes_on(
     assert [step for step, name, _ in rows_in_wandb(whole) if name == "train/total"] == list(range(1, 9))
 
 
-def test_a_sweep_is_told_in_the_group_of_its_trials(wandb_client: None, tmp_path: Path) -> None:
+def test_sweep_is_logged_in_the_group_of_its_trials(wandb_client: None, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     cfg = compose(["task=sweep", "logger=wandb", "+experiment=sweep_quickstart", f"run_dir={folder}"])
     append_trial(folder, Trial(id="a", key="ka", status="finished", metrics={"top1": 90.0, "size_bytes": 10.0}))

@@ -21,12 +21,12 @@ def no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: object())
 
 
-def test_offline_without_a_key(no_key: None) -> None:
+def test_wandb_mode_is_offline_without_a_key(no_key: None) -> None:
     mode, reason = wandb_mode(mode="online", host_timeout_s=0.1)
     assert mode == "offline" and "no key for api.wandb.ai" in reason
 
 
-def test_offline_where_nobody_listens_and_soon(no_key: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_mode_is_offline_soon_without_a_server(no_key: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:  # bound but not listening: connections are refused
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -35,7 +35,9 @@ def test_offline_where_nobody_listens_and_soon(no_key: None, monkeypatch: pytest
     assert mode == "offline" and "does not answer (" in reason and "refused" in reason
 
 
-def test_offline_where_a_server_accepts_and_says_nothing(no_key: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_mode_is_offline_with_a_server_that_does_not_answer(
+    no_key: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
@@ -43,7 +45,7 @@ def test_offline_where_a_server_accepts_and_says_nothing(no_key: None, monkeypat
     assert mode == "offline" and "timed out" in reason
 
 
-def test_online_where_a_server_answers(no_key: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_mode_is_online_with_a_server_that_answers(no_key: None, monkeypatch: pytest.MonkeyPatch) -> None:
     server = WandbServer()
     try:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
@@ -59,7 +61,7 @@ def test_online_where_a_server_answers(no_key: None, monkeypatch: pytest.MonkeyP
         server.kill()
 
 
-def test_a_refusal_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_mode_counts_an_http_error_as_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(url: str, timeout: float) -> None:
         raise module.urllib.error.HTTPError(url, 403, "forbidden", {}, None)  # type: ignore[arg-type]
 
@@ -67,12 +69,12 @@ def test_a_refusal_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert unreachable(1.0) is None
 
 
-def test_off_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_mode_is_disabled_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     mode, reason = wandb_mode(mode="online", host_timeout_s=1.0)
     assert mode == "disabled" and "not installed" in reason
 
 
-def test_a_typo() -> None:
+def test_wandb_mode_refuses_an_unknown_mode() -> None:
     with pytest.raises(ValueError, match="must be one of online, offline, disabled, got 'ofline'"):
         wandb_mode(mode="ofline", host_timeout_s=1.0)

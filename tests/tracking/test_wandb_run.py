@@ -59,7 +59,7 @@ def metrics(rows: list[dict[str, Any]], metric: str) -> list[tuple[int, float]]:
     return [(row["step"], row[metric]) for row in rows if metric in row]
 
 
-def test_an_offline_run_is_whole_on_the_disk(
+def test_offline_run_is_complete_on_the_disk(
     wandb_client: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, weights, student = tmp_path / "run", tmp_path / "cache" / "model.safetensors", tmp_path / "student.bin"
@@ -120,7 +120,7 @@ def test_an_offline_run_is_whole_on_the_disk(
     assert "WANDB_DATA_DIR" not in os.environ
 
 
-def test_an_offline_run_that_goes_on_is_whole_in_one_part(wandb_client: None, tmp_path: Path) -> None:
+def test_last_part_of_a_resumed_offline_run_is_complete(wandb_client: None, tmp_path: Path) -> None:
     """The part of the process before lacks what W&B had in memory, and holds rows that were undone."""
     file = JsonlLogger(folder=tmp_path)
     killed = WandbRun(folder=tmp_path)
@@ -154,7 +154,7 @@ def test_an_offline_run_that_goes_on_is_whole_in_one_part(wandb_client: None, tm
     ],
     ids=["ended", "failed", "sigterm", "stopped by a scheduler"],
 )
-def test_how_it_ended(
+def test_exit_status_of_a_run_is_recorded(
     wandb_client: None,
     tmp_path: Path,
     error: BaseException | None,
@@ -169,7 +169,7 @@ def test_how_it_ended(
     assert (found.summary.get("status"), found.exit_code, found.preempting) == (status, exit_code, preempting)
 
 
-def test_a_run_that_says_nothing_leaves_nothing(wandb_client: None, tmp_path: Path) -> None:
+def test_run_without_logged_rows_leaves_no_files(wandb_client: None, tmp_path: Path) -> None:
     close([WandbRun(folder=tmp_path)])
     assert not list(tmp_path.glob("*"))
 
@@ -184,7 +184,7 @@ def test_two_runs_of_one_process(wandb_client: None, tmp_path: Path) -> None:
     assert "WANDB_MODE" not in os.environ, "Lightning's logger leaves its process offline"
 
 
-def test_disabled_touches_nothing(wandb_client: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disabled_wandb_writes_no_files(wandb_client: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     run = WandbRun(folder=tmp_path)
     rows_of(run, range(2))
@@ -192,7 +192,7 @@ def test_disabled_touches_nothing(wandb_client: None, tmp_path: Path, monkeypatc
     assert not list(tmp_path.glob("*"))
 
 
-def test_a_server_gets_all_of_it(wandb_server: WandbServer, tmp_path: Path) -> None:
+def test_server_gets_all_rows_tables_and_files(wandb_server: WandbServer, tmp_path: Path) -> None:
     weights, student = tmp_path / "teacher.bin", tmp_path / "student.bin"
     weights.write_bytes(b"teacher")
     student.write_bytes(b"student!")
@@ -225,7 +225,7 @@ def test_a_server_gets_all_of_it(wandb_server: WandbServer, tmp_path: Path) -> N
         assert made["metadata"] == {"top1": 90}
 
 
-def test_a_resumed_run_goes_on_at_the_server(wandb_server: WandbServer, tmp_path: Path) -> None:
+def test_resumed_run_continues_at_the_server(wandb_server: WandbServer, tmp_path: Path) -> None:
     first = WandbRun(folder=tmp_path)
     first.log_layers(LAYERS)
     rows_of(first, range(3))
@@ -246,7 +246,7 @@ def test_a_resumed_run_goes_on_at_the_server(wandb_server: WandbServer, tmp_path
     assert (run["summary"]["val_top1"], run["exit"]) == (86, 0)
 
 
-def test_the_server_dies_in_the_middle(
+def test_run_continues_when_the_server_dies(
     wandb_server: WandbServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Logging goes on as if nothing had happened, one line says so at the end, and a later sync has everything."""
@@ -280,7 +280,7 @@ def test_the_server_dies_in_the_middle(
         server.kill()
 
 
-def test_a_server_that_hangs_is_not_waited_for(
+def test_run_does_not_wait_for_a_server_that_hangs(
     wandb_server: WandbServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     wandb_server.freeze()
@@ -316,7 +316,7 @@ def test_an_offline_run_is_synced_later(wandb_client: None, tmp_path: Path) -> N
         server.kill()
 
 
-def test_a_client_that_fails_ends_no_training(
+def test_failing_client_does_not_end_the_training(
     wandb_client: None, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = WandbRun(folder=tmp_path)
@@ -335,13 +335,13 @@ def test_a_client_that_fails_ends_no_training(
     assert offline(tmp_path).exit_code == 0
 
 
-def test_names() -> None:
+def test_artifact_and_knob_names_are_adapted_to_wandb() -> None:
     assert artifact_name("cifar10/resnet20 W4A4+x") == "cifar10-resnet20-W4A4-x"
     assert len(artifact_name("x" * 300)) == 128
     assert named_knobs({"widths.layer1.0": 4, "lr": None}) == {"widths_layer1_0": 4}
 
 
-def test_a_typo_in_the_mode(tmp_path: Path) -> None:
+def test_wandb_run_refuses_an_unknown_mode(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="WandbRun: mode must be one of online, offline, disabled, got 'ofline'"):
         WandbRun(folder=tmp_path, mode="ofline")
 

@@ -90,7 +90,7 @@ def fit(made: QATModule, folder: Path, *others: pl.Callback, **options: Any) -> 
     return [row for row in read_metrics(folder / "metrics.jsonl")[0] if "balance/hard" in row]
 
 
-def test_norms_are_those_of_a_backward_for_each_term() -> None:
+def test_gradient_norms_match_a_backward_for_each_term() -> None:
     made = module()
     (batch,) = batches(1)
     torch.manual_seed(5)
@@ -107,7 +107,7 @@ def test_norms_are_those_of_a_backward_for_each_term() -> None:
     assert norms["hard"] > 50 * norms["attention"], "or there would be little to balance"
 
 
-def test_a_penalty_in_the_backward_is_not_the_losses() -> None:
+def test_gradient_norms_exclude_penalties_of_quantizers() -> None:
     """As PACT's and BNN+'s; of two in a row, a loss in between meets the first alone."""
     first, second = nn.Parameter(torch.tensor([2.0])), nn.Parameter(torch.tensor([5.0]))
     middle = with_penalty(3 * first, 100 * first.sum())
@@ -124,7 +124,7 @@ def test_the_balance_is_the_ratio_to_the_reference_within_its_limit() -> None:
     assert torch.isfinite(balance_of(torch.zeros(3), 0, 100.0)).all()
 
 
-def test_weighted_terms_pull_in_proportion_to_their_weights(tmp_path: Path) -> None:
+def test_balanced_gradient_norms_are_proportional_to_the_weights(tmp_path: Path) -> None:
     """On the batch just measured, and with no memory, exactly; whatever the terms' units."""
     made = module(lr=0.0, dropout=False)
     parts: list[list[float]] = []
@@ -142,7 +142,7 @@ def test_weighted_terms_pull_in_proportion_to_their_weights(tmp_path: Path) -> N
         assert attention / hard == pytest.approx(1.0 / 0.5, rel=1e-3)
 
 
-def test_the_total_is_weighed_by_the_balance() -> None:
+def test_total_loss_uses_the_balance() -> None:
     made = module(dropout=False)
     (batch,) = batches(1)
     made.objective.balance.copy_(torch.tensor([1.0, 3.0, 10.0]))
@@ -151,7 +151,7 @@ def test_the_total_is_weighed_by_the_balance() -> None:
     torch.testing.assert_close(losses["total"], expected)
 
 
-def test_means_and_their_rows(tmp_path: Path) -> None:
+def test_balance_means_are_logged_as_rows(tmp_path: Path) -> None:
     """Measured after steps 1, 3 and 5; the running mean of norms, not of their ratios."""
     seen: list[dict[str, float]] = []
 
@@ -169,7 +169,7 @@ def test_means_and_their_rows(tmp_path: Path) -> None:
             assert row[f"balance/{name}"] == pytest.approx(means["soft"] / mean, rel=1e-5)
 
 
-def test_the_first_measurement_is_the_mean_and_later_ones_move_it(
+def test_balance_mean_starts_at_the_first_measurement_and_decays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = iter([[1.0, 2.0, 4.0], [3.0, 2.0, 8.0], [float("nan"), 1.0, 1.0], [1.0, 1.0, 1.0]])
@@ -186,7 +186,7 @@ def test_the_first_measurement_is_the_mean_and_later_ones_move_it(
     assert made.objective.balance.tolist() == pytest.approx([1.0, 1.0, 2 / 6])
 
 
-def test_measuring_leaves_no_trace(tmp_path: Path) -> None:
+def test_balance_measurement_changes_nothing_else(tmp_path: Path) -> None:
     """With a limit of 1 nothing is balanced, and the run is bit for bit the one without the callback."""
     weights = []
     for name, options in {"with": {"every_n_steps": 1}, "hardly": {"every_n_steps": 1000}}.items():
@@ -224,7 +224,7 @@ def test_a_compiled_step_is_compiled_once(tmp_path: Path) -> None:
         torch.testing.assert_close(made.state_dict()[name], tensor, msg=name)
 
 
-def test_the_balance_is_the_fits_own_and_not_saved_with_regressors() -> None:
+def test_balance_is_not_saved_with_regressors() -> None:
     made = module()
     made.objective.balance.fill_(3.0)
     assert not any("balance" in name for name in made.state_dict())

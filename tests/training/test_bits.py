@@ -200,7 +200,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize("stop", [5, 6, 7, 10])
 @pytest.mark.parametrize("name", METHODS)
-def test_a_stopped_run_ends_as_one_that_never_was(name: str, stop: int, undisturbed: Any, tmp_path: Path) -> None:
+def test_stopped_run_with_bit_schedule_ends_as_an_unstopped_one(
+    name: str, stop: int, undisturbed: Any, tmp_path: Path
+) -> None:
     """Bits switch, and parts are frozen, before step 6: stopped before the step ahead, at the switch, and behind."""
     weight, callbacks = METHODS[name]
     run(tmp_path, callbacks(), weight=weight, average=0.5, stop=stop)
@@ -274,7 +276,7 @@ def test_named_layers_have_their_own_schedule_but_not_fewer_bits_than_allocated(
     assert bits == {"0": (8, 8), "3": (4, 2), "6": (2, 3)}
 
 
-def test_one_line_says_what_switched(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_bit_switch_is_logged_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="qtrain.training.callbacks.bits"):
         run(tmp_path, [BitSchedule(metric_log=JOURNAL, weight=DOWN, layers={"6": {"input": Constant(value=4)}})])
     assert [record.getMessage() for record in caplog.records if record.name.startswith("qtrain")] == [
@@ -284,7 +286,7 @@ def test_one_line_says_what_switched(tmp_path: Path, caplog: pytest.LogCaptureFi
     ]
 
 
-def test_the_weight_average_starts_anew_where_a_range_jumps(tmp_path: Path) -> None:
+def test_weight_average_restarts_where_a_range_jumps(tmp_path: Path) -> None:
     """With an average that hardly moves, the student's scales at the end are those of after the last switch."""
     watch = Watch()
     module: Any = run(tmp_path, [*down(), watch], average=0.999)
@@ -304,7 +306,7 @@ class Moments(pl.Callback):
         self.seen.append(tuple(float(t) for t in (scale, *(state.get(k, 0.0) for k in ("exp_avg", "exp_avg_sq")))))
 
 
-def test_a_switch_takes_the_moments_along(tmp_path: Path) -> None:
+def test_bit_switch_rescales_optimizer_moments(tmp_path: Path) -> None:
     before, after = Moments(), Moments()
     run(tmp_path, [before, *down(), after])
     for step in range(1, STEPS):
@@ -314,7 +316,7 @@ def test_a_switch_takes_the_moments_along(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [partial(torch.optim.Adam, eps=0.0), partial(torch.optim.SGD, momentum=0.9)])
-def test_moments_are_those_of_a_run_that_always_had_this_scale(make: Any) -> None:
+def test_rescaled_moments_equal_those_of_a_run_with_the_new_scale(make: Any) -> None:
     """``p`` that becomes ``4 p``, against one that was 4 p from the start: its gradients are a quarter."""
     gradients = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
     small, large = (nn.Parameter(torch.tensor([1.0, 2.0, 3.0]) * f) for f in (1, 4))
@@ -333,7 +335,7 @@ def test_moments_are_those_of_a_run_that_always_had_this_scale(make: Any) -> Non
         torch.testing.assert_close(value, moments[1][name])
 
 
-def test_parameters_without_a_past_are_left_alone() -> None:
+def test_rescale_moments_ignores_parameters_without_state() -> None:
     parameter = nn.Parameter(torch.ones(2))
     rescale_moments_(
         [torch.optim.Adam([parameter])], {parameter: torch.ones(2), nn.Parameter(torch.ones(1)): torch.ones(1)}
@@ -366,7 +368,7 @@ FOUND_AT_THE_START: list[tuple[Any, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("weight", "options", "line"), FOUND_AT_THE_START)
-def test_what_cannot_be_is_said_before_the_first_step(
+def test_impossible_bit_schedules_are_refused_before_the_first_step(
     weight: Any, options: dict[str, Any], line: str, tmp_path: Path
 ) -> None:
     watch = Watch()

@@ -156,7 +156,7 @@ def test_a_later_layers_statistics_are_those_of_training_mode_without_dropout() 
     assert not last.training
 
 
-def test_nothing_to_reestimate() -> None:
+def test_reestimate_without_batches_or_batch_norm_changes_nothing() -> None:
     bn = nn.BatchNorm2d(1)
     assert reestimate_batchnorm(bn, []) == 0 and torch.equal(bn.running_var, torch.ones(1))  # type: ignore[arg-type]
     assert reestimate_batchnorm(nn.Linear(1, 1), [IMAGE]) == 0
@@ -211,11 +211,11 @@ def test_a_run_that_diverges_is_caught_at_its_step() -> None:
         fit(Module(student(), lr=3e38), [StopOnNonFinite()])
 
 
-def test_a_finite_run_goes_through() -> None:
+def test_run_with_finite_losses_is_not_stopped() -> None:
     assert fit(Module(student()), [StopOnNonFinite()]).global_step == 3
 
 
-def test_on_an_accelerator_the_losses_of_a_stretch_are_judged_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_on_an_accelerator_are_checked_every_n_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     class OnDevice:
         """A loss that claims to lie on a GPU; looking at it counts."""
 
@@ -271,7 +271,7 @@ def test_the_run_stops_with_a_line_that_says_how_to_resume(tmp_path: Path, caplo
     assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
-def test_handlers_are_given_back_after_a_whole_run(tmp_path: Path) -> None:
+def test_signal_handlers_are_restored_after_a_run(tmp_path: Path) -> None:
     handlers = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
     points = ResumePoints(folder=tmp_path)
     fit(Module(student()), [StopOnSignal(resume_points=points), points])
@@ -293,7 +293,7 @@ def test_validation_within_epochs_is_refused(tmp_path: Path) -> None:
 # ---- progress
 
 
-def test_a_line_says_where_the_run_is() -> None:
+def test_progress_line_has_epoch_step_loss_speed_and_time_left() -> None:
     line = progress_line(epoch=3, epochs=20, step=120, steps=2000, loss=0.51234, images_per_s=3500.4, left_s=80)
     assert line == "epoch 3/20  step 120/2000  loss 0.5123  3500 images/s  1:20 left"
 
@@ -301,11 +301,11 @@ def test_a_line_says_where_the_run_is() -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0 s"), (59.4, "59 s"), (60, "1:00"), (205, "3:25"), (7405, "2:03:25"), (-3, "0 s")]
 )
-def test_durations(seconds: float, text: str) -> None:
+def test_duration_formats_seconds_minutes_and_hours(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_a_fit_of_so_many_steps_says_how_many_epochs_that_is(caplog: pytest.LogCaptureFixture) -> None:
+def test_progress_of_a_fit_with_max_steps_shows_its_epochs(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="qtrain"):
         fit(Module(student()), [Progress(bar=False, every_s=1e-9)], max_epochs=-1, max_steps=4)
     assert any(line.startswith("epoch 2/2  step 4/4  loss ") for line in caplog.messages)
@@ -321,7 +321,7 @@ def test_plain_lines_come_at_their_interval(caplog: pytest.LogCaptureFixture) ->
         assert [line for line in caplog.messages if "images/s" in line] == []
 
 
-def test_the_bar_shows_and_goes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_bar_appears_and_disappears(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress(title="w4a4", bar=True)
     progress.every_s = 1e-9
     fit(Module(student()), [progress])

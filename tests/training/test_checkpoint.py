@@ -41,7 +41,7 @@ def points(folder: Path, *steps: int) -> list[Path]:
     return [path for _, path in list_resume_points(folder)]
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_checkpoint_round_trip_keeps_the_state(tmp_path: Path) -> None:
     io = AtomicCheckpointIO()
     io.save_checkpoint(STATE, tmp_path / "new" / "a.ckpt")
     loaded = io.load_checkpoint(tmp_path / "new" / "a.ckpt")
@@ -73,7 +73,9 @@ def test_file_and_folder_reach_the_disk_before_and_after_the_rename(
     assert order == ["file", "rename", "folder"]
 
 
-def test_a_failing_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_write_keeps_the_old_file_and_leaves_no_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.ckpt"
     write_atomically(STATE, path)
     before = path.read_bytes()
@@ -89,7 +91,7 @@ def test_a_failing_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path, monk
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_classes_are_refused_when_saving(tmp_path: Path) -> None:
+def test_state_with_class_objects_is_refused_when_saving(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"plain data only.*Custom"):
         write_atomically({**STATE, "hyper_parameters": {"x": Custom()}}, tmp_path / "a.ckpt")
     assert not list(tmp_path.iterdir())
@@ -138,7 +140,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_damaged_files_are_named_in_one_line_and_passed_over(
+def test_damaged_files_are_logged_in_one_line_and_skipped(
     damage: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     older, newest = points(tmp_path, 5, 10)
@@ -166,7 +168,7 @@ def test_steps_are_compared_as_numbers_and_other_files_are_left_out(tmp_path: Pa
     assert find_resume_point(tmp_path / "absent") is None
 
 
-def test_unfinished_files_are_no_resume_points_and_are_swept_up(tmp_path: Path) -> None:
+def test_unfinished_files_are_no_resume_points_and_are_deleted(tmp_path: Path) -> None:
     (whole,) = points(tmp_path, 3)
     (tmp_path / ".step=00000006.ckpt.abc.tmp").write_bytes(b"half")
     assert find_resume_point(tmp_path) == whole
@@ -174,7 +176,7 @@ def test_unfinished_files_are_no_resume_points_and_are_swept_up(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == [whole]
 
 
-def test_misuse(tmp_path: Path) -> None:
+def test_checkpoint_io_refuses_misuse(tmp_path: Path) -> None:
     io = AtomicCheckpointIO()
     with pytest.raises(FileNotFoundError, match=r"absent\.ckpt does not exist"):
         read_checked(tmp_path / "absent.ckpt")

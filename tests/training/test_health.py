@@ -51,19 +51,19 @@ def set_scale(layer: Any, part: str, factor: float) -> None:
 # ---- metrics
 
 
-def test_clipped_fraction_counts_what_lies_beyond_the_codes() -> None:
+def test_clipped_fraction_counts_values_outside_of_the_range() -> None:
     x = torch.tensor([-5.0, -4.4, -1.5, 0.0, 2.5, 3.2, 3.6, 100.0])  # codes -4..3
     stored = lsq(3).quantize(x)
     assert isinstance(stored, AffineTensor) and clipped_fraction(stored, x) == 3 / 8
 
 
-def test_dead_levels_are_those_that_nothing_falls_on() -> None:
+def test_dead_levels_are_the_share_of_unused_codes() -> None:
     x = torch.tensor([-4.0, -3.9, 0.2, 0.0, 3.0, 3.0, 3.0, 1.0, 1.1])  # of -4..3: -4, 0, 1, 3
     assert dead_levels(lsq(3).quantize(x)) == 4 / 8
     assert dead_levels(lsq(8).quantize(x[:3])) == pytest.approx(1 / 3), "three values can have three levels at most"
 
 
-def test_the_ratio_of_paces_by_hand() -> None:
+def test_gradient_ratio_matches_a_value_computed_by_hand() -> None:
     """LSQ's R: gradients 3 and (3, 4), sizes 2 and 10, so (3 / 2) / (5 / 10)."""
     quantizer, weight = lsq(4, scale=2.0), nn.Parameter(torch.tensor([6.0, 8.0]))
     assert gradient_ratio(quantizer, weight) is None
@@ -72,7 +72,7 @@ def test_the_ratio_of_paces_by_hand() -> None:
     assert ratio is not None and ratio.item() == pytest.approx(3.0)
 
 
-def test_metrics_of_each_place_without_a_trace(make_student: Make, images: Tensor) -> None:
+def test_examine_measures_each_place_and_changes_nothing(make_student: Make, images: Tensor) -> None:
     student = make_student().train()
     conv: Any = student[0]
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
@@ -92,7 +92,7 @@ def test_metrics_of_each_place_without_a_trace(make_student: Make, images: Tenso
     assert examine(nn.Linear(4, 2), images).metrics == {}
 
 
-def test_codes_that_changed_since_the_last_look(make_student: Make, images: Tensor) -> None:
+def test_flipped_is_the_share_of_codes_changed_since_the_last_examination(make_student: Make, images: Tensor) -> None:
     student = make_student()
     conv: Any = student[0]
     with torch.no_grad():
@@ -107,7 +107,7 @@ def test_codes_that_changed_since_the_last_look(make_student: Make, images: Tens
     assert "flipped/0.weight" not in examine(student, images, former=second.codes).metrics, "other codes, other bits"
 
 
-def test_counted_oscillation_takes_the_place_of_flips(make_student: Make, images: Tensor) -> None:
+def test_counted_oscillation_replaces_flipped(make_student: Make, images: Tensor) -> None:
     student = make_student()
     conv: Any = student[0]
     conv.weight_quantizer = Oscillation(spec=QuantSpec(bits=4, shape=tuple(conv.weight.shape)), quantizer=LSQ)
@@ -141,7 +141,7 @@ def kinds(student: nn.Module, images: Tensor, first: dict[str, float] | None = N
     return found
 
 
-def test_a_healthy_student_has_none(make_student: Make, images: Tensor) -> None:
+def test_healthy_student_has_no_symptoms(make_student: Make, images: Tensor) -> None:
     for bits in (2, 3, 4, 8):
         student = make_student(bits)
         first = {place: examine(student, images).metrics[f"scale/{place}"] for place in ("0.weight", "0.input")}
@@ -158,7 +158,9 @@ def test_a_healthy_student_has_none(make_student: Make, images: Tensor) -> None:
         ("input", 3.0, {"dead"}),
     ],
 )
-def test_planted_collapses(part: str, factor: float, expected: set[str], make_student: Make, images: Tensor) -> None:
+def test_planted_collapses_are_symptoms(
+    part: str, factor: float, expected: set[str], make_student: Make, images: Tensor
+) -> None:
     student = make_student()
     place = f"0.{part}"
     first = {place: examine(student, images).metrics[f"scale/{place}"]}
@@ -167,24 +169,24 @@ def test_planted_collapses(part: str, factor: float, expected: set[str], make_st
 
 
 @pytest.mark.parametrize(("bits", "sick"), [(2, True), (1, False)])
-def test_an_error_above_the_signal(bits: int, sick: bool) -> None:
+def test_error_above_the_signal_is_a_symptom(bits: int, sick: bool) -> None:
     """Of levels that lack zero; a bare sign, followed by batch norm, is meant so."""
     found = Examination({"error/conv1.weight": 1.3}, {"conv1.weight": bits}, {})
     assert [symptom.kind for symptom in symptoms(found, {}, images=1, classes=0)] == (["error"] if sick else [])
 
 
-def test_values_that_are_all_zero_are_no_collapse(make_student: Make, images: Tensor) -> None:
+def test_all_zero_values_are_no_symptom(make_student: Make, images: Tensor) -> None:
     assert "zeros" not in kinds(make_student(), torch.zeros_like(images)).get("0.input", set())
 
 
 @pytest.mark.parametrize(("share", "sick"), [(10.0, True), (15.0, True), (16.0, False), (60.0, False)])
-def test_agreement_at_chance(share: float, sick: bool) -> None:
+def test_agreement_at_chance_is_a_symptom(share: float, sick: bool) -> None:
     """Of ten classes and 128 images: up to 10 + 2 * sqrt(0.09 / 128) = 15.3 %."""
     found = Examination({"agreement": share}, {}, {})
     assert bool(symptoms(found, {}, images=128, classes=10)) is sick
 
 
-def test_many_oscillating_weights_are_a_reason_to_dampen() -> None:
+def test_many_oscillating_weights_are_a_symptom_with_dampening_as_remedy() -> None:
     found = Examination({"oscillating/conv1.weight": 0.3}, {"conv1.weight": 4}, {})
     (symptom,) = symptoms(found, {}, images=1, classes=0)
     assert symptom.kind == "oscillating" and symptom.remedy.startswith("dampen it")
@@ -198,7 +200,7 @@ def health(folder: Path, every: int = 1) -> tuple[Health, MetricLog]:
     return Health(metric_log=metric_log, every_n_steps=every), metric_log
 
 
-def test_metrics_are_rows_of_metrics_jsonl(make_student: Make, fit_three_steps: Fit, tmp_path: Path) -> None:
+def test_health_metrics_are_rows_of_metrics_jsonl(make_student: Make, fit_three_steps: Fit, tmp_path: Path) -> None:
     fit_three_steps(make_student(), health(tmp_path, every=2))
     rows = read_metrics(tmp_path / "metrics.jsonl")[0]
     assert [row["step"] for row in rows if "scale/0.weight" in row] == [2]
@@ -206,7 +208,7 @@ def test_metrics_are_rows_of_metrics_jsonl(make_student: Make, fit_three_steps: 
     assert row["gradient/0.weight"] > 0 and row["gradient/0.input"] > 0
 
 
-def test_a_collapse_is_said_once_with_layer_figure_and_remedy(
+def test_collapse_is_logged_once_with_layer_metric_and_remedy(
     make_student: Make, fit_three_steps: Fit, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     student = make_student()
@@ -222,7 +224,7 @@ def test_a_collapse_is_said_once_with_layer_figure_and_remedy(
     assert all(line.startswith("step 1: 5.weight: ") and "\n" not in line for line in said)
 
 
-def test_looking_does_not_disturb_training(make_student: Make, fit_three_steps: Fit, tmp_path: Path) -> None:
+def test_health_examination_does_not_change_training(make_student: Make, fit_three_steps: Fit, tmp_path: Path) -> None:
     ends = []
     for look in (False, True):
         student = make_student()
@@ -231,7 +233,7 @@ def test_looking_does_not_disturb_training(make_student: Make, fit_three_steps: 
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
-def test_a_resumed_run_knows_the_last_look(
+def test_resumed_run_restores_the_last_health_examination(
     make_student: Make, fit_three_steps: Fit, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What the resume point holds gives the same flips, and no warning twice."""

@@ -20,7 +20,7 @@ from qtrain.utils.json_lines import read_metrics
 Make = Callable[..., nn.Sequential]
 
 
-def test_the_divergence_is_the_integral() -> None:
+def test_gaussian_divergence_matches_the_integral() -> None:
     p = torch.distributions.Normal(torch.tensor(0.3).double(), torch.tensor(1.2).double())
     q = torch.distributions.Normal(torch.tensor(-0.5).double(), torch.tensor(0.7).double())
     x = torch.linspace(-20, 20, 400_001, dtype=torch.float64)
@@ -29,7 +29,7 @@ def test_the_divergence_is_the_integral() -> None:
     assert gaussian_divergence(p.mean, p.variance, p.mean, p.variance) == 0
 
 
-def test_a_layers_figure_by_hand(make_student: Make, images: Tensor) -> None:
+def test_instability_matches_a_value_computed_by_hand(make_student: Make, images: Tensor) -> None:
     """One weight moves by a code: its channel's output is as computed here, that of the other is as before."""
     student = make_student().eval()
     conv: Any = student[0]
@@ -49,7 +49,7 @@ def test_a_layers_figure_by_hand(make_student: Make, images: Tensor) -> None:
     assert metrics == {"0": pytest.approx(moved / 2), "5": 0.0}, "the layer behind it saw the same input"
 
 
-def test_a_move_within_a_code_is_stable(make_student: Make, images: Tensor) -> None:
+def test_weight_change_within_a_code_has_zero_instability(make_student: Make, images: Tensor) -> None:
     student = make_student()
     conv: Any = student[0]
     seen = layer_moments(student, images)
@@ -58,7 +58,7 @@ def test_a_move_within_a_code_is_stable(make_student: Make, images: Tensor) -> N
     assert instability(student, seen).tolist() == [0.0, 0.0]
 
 
-def test_a_dead_channel_is_no_infinity(make_student: Make, images: Tensor) -> None:
+def test_dead_channel_has_finite_instability(make_student: Make, images: Tensor) -> None:
     student = make_student()
     conv: Any = student[0]
     with torch.no_grad():
@@ -69,7 +69,7 @@ def test_a_dead_channel_is_no_infinity(make_student: Make, images: Tensor) -> No
     assert torch.isfinite(instability(student, seen)).all()
 
 
-def test_looking_leaves_no_trace(make_student: Make, images: Tensor) -> None:
+def test_layer_moments_changes_nothing_in_the_model(make_student: Make, images: Tensor) -> None:
     student = make_student().train()
     student[3].eval()
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
@@ -106,7 +106,7 @@ class Witness(pl.Callback):
         self.found.append(dict(zip(self.seen, instability(pl_module.student, self.seen).tolist(), strict=True)))
 
 
-def test_the_callback_measures_its_steps(
+def test_instability_callback_measures_every_n_steps(
     make_student: Make, fit_three_steps: Callable[..., Any], tmp_path: Path
 ) -> None:
     witness = Witness(images=3)
@@ -125,7 +125,9 @@ def test_the_callback_measures_its_steps(
     assert row["step"] == 2 and row["instability/5"] == pytest.approx(second[1]["5"])
 
 
-def test_measuring_does_not_disturb_training(make_student: Make, fit_three_steps: Callable[..., Any]) -> None:
+def test_instability_measurement_does_not_change_training(
+    make_student: Make, fit_three_steps: Callable[..., Any]
+) -> None:
     ends = []
     for measure in (False, True):
         student, metric_log = make_student(), MetricLog(loggers=[])
@@ -141,7 +143,9 @@ def test_a_batch_without_a_step_is_not_measured(make_student: Make, fit_three_st
     assert callback.state_dict()["count"] == 1
 
 
-def test_the_state_goes_through_a_checkpoint(make_student: Make, fit_three_steps: Callable[..., Any]) -> None:
+def test_instability_state_is_restored_from_a_checkpoint(
+    make_student: Make, fit_three_steps: Callable[..., Any]
+) -> None:
     metric_log = MetricLog(loggers=[])
     whole, again = Instability(metric_log=metric_log, every_n_steps=1), Instability(metric_log=metric_log)
     fit_three_steps(make_student(), [whole])

@@ -78,7 +78,7 @@ def callback_of(**options: Any) -> GradientInundation:
     return GradientInundation(metric_log=MetricLog(loggers=[]), **options)
 
 
-def test_the_factor_is_the_one_that_a_search_finds() -> None:
+def test_inundation_factor_matches_a_search() -> None:
     """Each weight alone, in float64: the code is another one just above the factor and the same just below it."""
     weight, gradient = noise(40) * 2, noise(40, seed=1)
     gradient[3], weight[5], weight[6] = 0.0, 9.0, -9.0
@@ -99,7 +99,7 @@ def test_the_factor_is_the_one_that_a_search_finds() -> None:
     assert needed[3].isinf() and needed.isinf().sum() < 10
 
 
-def test_counts_and_limits_of_the_factor() -> None:
+def test_inundation_factor_for_various_counts_and_limits() -> None:
     needed = torch.tensor([[8.0, 2.0], [torch.inf, 4.0]])
     assert [inundation(needed, count).item() for count in (1, 2, 3, 4)] == [2.0, 4.0, 8.0, 8.0]
     assert inundation(needed / 4, 1).item() == 1.0, "gradients never shrink"
@@ -109,7 +109,7 @@ def test_counts_and_limits_of_the_factor() -> None:
 @pytest.mark.parametrize("make", [lsq, with_zero_point, within_oscillation])
 @pytest.mark.parametrize("bits", [3, 8, 16])
 @pytest.mark.parametrize("share", [0.001, 0.05, 0.3])
-def test_at_least_the_share_moves(make: Any, bits: int, share: float) -> None:
+def test_at_least_the_share_of_integers_changes(make: Any, bits: int, share: float) -> None:
     """Stored codes before and after a step of plain gradient descent; with half the factor fewer would move."""
     torch.manual_seed(0)
     layer = quantized(QuantConv(source=nn.Conv2d(8, 16, 3)), make, bits)
@@ -131,7 +131,7 @@ def test_at_least_the_share_moves(make: Any, bits: int, share: float) -> None:
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_transposed_convolutions_move_too(groups: int) -> None:
+def test_integers_of_transposed_convolutions_change(groups: int) -> None:
     """Their weight lies in another layout than its scales, one for each output channel."""
     torch.manual_seed(0)
     layer = quantized(QuantConvTranspose(source=nn.ConvTranspose2d(4, 6, 3, groups=groups)))
@@ -142,7 +142,7 @@ def test_transposed_convolutions_move_too(groups: int) -> None:
     assert (codes(layer) != before).float().mean() >= 0.2
 
 
-def test_what_moves_by_itself_keeps_its_gradient() -> None:
+def test_gradient_is_kept_where_enough_integers_change_without_a_factor() -> None:
     torch.manual_seed(0)
     layer = quantized(QuantLinear(source=nn.Linear(32, 16)))
     plain, callback = layer.weight.grad.clone(), callback_of(share=0.01)
@@ -151,7 +151,7 @@ def test_what_moves_by_itself_keeps_its_gradient() -> None:
     assert torch.equal(layer.weight.grad, plain)
 
 
-def test_the_share_follows_its_schedule() -> None:
+def test_inundation_share_follows_its_schedule() -> None:
     """Falling to zero: the factor falls with progress, and at the end there is none."""
     torch.manual_seed(0)
     layer = quantized(QuantLinear(source=nn.Linear(32, 16)))
@@ -165,7 +165,7 @@ def test_the_share_follows_its_schedule() -> None:
     assert factors[0] > factors[1] > factors[2] == 1.0
 
 
-def test_a_step_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inundation_step_does_not_read_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     layer = quantized(QuantLinear(source=nn.Linear(32, 16)))
     callback = callback_of(share=0.1, every_n_steps=1)
@@ -196,7 +196,7 @@ class Codes(pl.Callback):
         self.look(pl_module)
 
 
-def test_in_a_fit_rows_tell_what_moved(make_student: Make, fit_three_steps: Fit, tmp_path: Path) -> None:
+def test_inundation_metrics_are_logged_in_a_fit(make_student: Make, fit_three_steps: Fit, tmp_path: Path) -> None:
     metric_log = MetricLog(loggers=[JsonlLogger(folder=tmp_path)], every_n_steps=1)
     witness = Codes()
     fit_three_steps(
@@ -230,7 +230,7 @@ def test_layers_that_are_left_out_are_logged(caplog: pytest.LogCaptureFixture) -
         started(callback, nn.Sequential(even, uneven))
 
 
-def test_what_would_take_it_back_is_refused(make_student: Make, fit_three_steps: Fit) -> None:
+def test_inundation_refuses_other_optimizers_and_clipping(make_student: Make, fit_three_steps: Fit) -> None:
     with pytest.raises(ValueError, match=r"gradients are clipped .*fit.clip_norm=null"):
         fit_three_steps(make_student(), [callback_of()], gradient_clip_val=1.0)
     student = make_student()

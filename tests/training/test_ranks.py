@@ -21,7 +21,9 @@ from qtrain.training import ranks
         ("ddp_spawn", 2, 1, False),
     ],
 )
-def test_several_processes_train_with_a_graph_that_stays(asked: str, devices: int, nodes: int, ours: bool) -> None:
+def test_strategy_for_several_processes_is_ddp_with_a_static_graph(
+    asked: str, devices: int, nodes: int, ours: bool
+) -> None:
     strategy = ranks.strategy_for(asked, devices=devices, nodes=nodes)
     if not ours:
         assert strategy == asked
@@ -30,12 +32,12 @@ def test_several_processes_train_with_a_graph_that_stays(asked: str, devices: in
     assert strategy._ddp_kwargs["static_graph"] is True
 
 
-def test_accumulated_gradients_have_no_graph_that_stays() -> None:
+def test_strategy_with_accumulated_gradients_has_no_static_graph() -> None:
     strategy = ranks.strategy_for("auto", devices=2, nodes=1, accumulated=4)
     assert (strategy._ddp_kwargs["static_graph"], strategy._ddp_kwargs["find_unused_parameters"]) == (False, True)
 
 
-def test_alone_nobody_waits_and_nothing_changes() -> None:
+def test_single_rank_does_not_wait_and_changes_nothing() -> None:
     model = torch.nn.Linear(2, 2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     ranks.wait_for_all()
@@ -53,6 +55,6 @@ def test_other_ranks_wait_until_the_first_is_ready(monkeypatch: pytest.MonkeyPat
     assert len(calls) == asked
 
 
-def test_alone_is_one_device_on_one_node() -> None:
+def test_several_is_false_only_for_one_device_on_one_node() -> None:
     assert not ranks.several(devices=1, nodes=1)
     assert all(ranks.several(devices=d, nodes=n) for d, n in ((2, 1), (-1, 1), ("auto", 1), ([0, 1], 1), (1, 2)))

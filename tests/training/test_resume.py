@@ -132,7 +132,7 @@ def test_killed_run_ends_as_the_undisturbed_one(
 @slow
 @pytest.mark.parametrize("options", [{"validate": False}, {"accumulate": 2}], ids=["no validation", "accumulation"])
 @pytest.mark.parametrize("steps", [(2, 5, 6), (1, 3, 10)])
-def test_killed_several_times(
+def test_run_killed_several_times_ends_as_the_undisturbed_one(
     options: dict[str, Any], steps: tuple[int, ...], attempt: Attempt, undisturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
     for step in steps:
@@ -147,7 +147,7 @@ def test_without_average_the_student_keeps_its_own_weights(undisturbed: Callable
     assert with_average["final"]["average"] != without["final"]["average"]
 
 
-def test_a_damaged_newest_resume_point_gives_way_to_the_one_before(
+def test_run_resumes_from_the_second_newest_point_if_the_newest_is_damaged(
     attempt: Attempt, undisturbed: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert attempt(tmp_path, moment="batch_end", step=11) == -signal.SIGKILL
@@ -163,7 +163,7 @@ def test_a_damaged_newest_resume_point_gives_way_to_the_one_before(
 @pytest.mark.parametrize(
     "step", [4, param(7, marks=slow), param(21, marks=slow)], ids=["mid-epoch", "last batch", "last batch of all"]
 )
-def test_a_signal_saves_and_stops(
+def test_signal_saves_and_stops_the_run(
     moment: str, code: int, step: int, attempt: Attempt, undisturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
     assert attempt(tmp_path, average=True, moment=moment, step=step) == code
@@ -173,7 +173,7 @@ def test_a_signal_saves_and_stops(
 
 
 @slow
-def test_a_signal_in_validation_is_heeded_at_the_epochs_end(
+def test_signal_in_validation_stops_the_run_at_the_end_of_the_epoch(
     attempt: Attempt, undisturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
     assert attempt(tmp_path, moment="sigterm_in_validation", step=14) == 143
@@ -218,7 +218,7 @@ def test_killed_distillation_of_a_low_bit_student(
     assert not any("teacher" in name for name in whole["checkpoint"]["state_dict"])
 
 
-def test_only_the_newest_files_stay(undisturbed: Callable[..., Path]) -> None:
+def test_only_the_newest_resume_points_are_kept(undisturbed: Callable[..., Path]) -> None:
     folder = undisturbed(average=True) / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["step=00000018.ckpt", "step=00000021.ckpt"]
 

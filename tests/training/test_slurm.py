@@ -35,7 +35,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder / "asked"
 
 
-def test_what_a_job_is_called() -> None:
+def test_slurm_job_number_and_restarts_come_from_the_environment() -> None:
     assert SlurmJob.current({}) is None
     assert str(SlurmJob.current({"SLURM_JOB_ID": "12"})) == "SLURM job 12"
     again = SlurmJob.current({"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": "2"})
@@ -54,7 +54,7 @@ def test_what_a_job_is_called() -> None:
         ("JobId=12 JobState=RUNNING Partition=low", False),
     ],
 )
-def test_preemption_is_told_from_an_end(asked: Path, answer: str, preempted: bool) -> None:
+def test_preempted_is_true_only_for_a_preemption(asked: Path, answer: str, preempted: bool) -> None:
     (asked.parent / "answer").write_text(answer)
     assert SlurmJob("12").preempted() is preempted
 
@@ -85,7 +85,7 @@ def test_which_signals_requeue(asked: Path, signum: int, answer: str, requeued: 
     assert ("requeue 12" in said) is requeued
 
 
-def test_usr1_outside_of_training_requeues(
+def test_sigusr1_outside_of_training_requeues_the_job(
     asked: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     waited: list[bool] = []
@@ -102,7 +102,7 @@ def test_usr1_outside_of_training_requeues(
     assert "nothing to save, SLURM job 12 starts again" in caplog.text
 
 
-def test_without_slurm_usr1_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigusr1_keeps_its_handler_without_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     before = signal.getsignal(signal.SIGUSR1)
     with requeue_outside_of_training():

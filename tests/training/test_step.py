@@ -44,7 +44,7 @@ def test_total_is_the_sum_and_the_teachers_losses_have_a_name(batch: tuple[Tenso
     torch.testing.assert_close(losses["total"], own + losses["teacher/total"])
 
 
-def test_neither_learns_through_the_other(batch: tuple[Tensor, Tensor]) -> None:
+def test_no_gradient_passes_between_student_and_learning_teacher(batch: tuple[Tensor, Tensor]) -> None:
     """Each one's gradient is what it would be beside a frozen other."""
     both = step(("hard", "soft"), ("hard", "soft"))
     both(*batch)["total"].backward()
@@ -63,7 +63,7 @@ def test_neither_learns_through_the_other(batch: tuple[Tensor, Tensor]) -> None:
             torch.testing.assert_close(got, expected)
 
 
-def test_labels_alone_leave_the_teacher_to_itself(batch: tuple[Tensor, Tensor]) -> None:
+def test_teacher_with_labels_alone_is_trained_as_without_a_student(batch: tuple[Tensor, Tensor]) -> None:
     """Apprentice's joint training: the teacher does not know of the student."""
     both = step(("hard", "soft"), ("hard",))
     both(*batch)["total"].backward()

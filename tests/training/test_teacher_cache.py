@@ -112,7 +112,7 @@ def identical(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_writing_and_replaying_runs_end_as_the_live_one(tmp_path: Path, live: dict[str, Tensor]) -> None:
+def test_runs_that_write_or_replay_the_cache_end_as_without_a_cache(tmp_path: Path, live: dict[str, Tensor]) -> None:
     writer = Run(tmp_path / "one", tmp_path / "cache")
     assert identical(writer.fit(), live)
     replay = Run(tmp_path / "two", tmp_path / "cache")
@@ -129,14 +129,14 @@ def test_top_k_runs_agree_with_each_other(tmp_path: Path, live: dict[str, Tensor
     assert not identical(one, live)
 
 
-def test_other_seeds_do_not_share(tmp_path: Path) -> None:
+def test_runs_with_other_seeds_do_not_share_a_teacher_cache(tmp_path: Path) -> None:
     Run(tmp_path / "one", tmp_path / "cache").fit()
     other = Run(tmp_path / "two", tmp_path / "cache", seed=1)
     other.fit()
     assert other.live.asked == EPOCHS * STEPS
 
 
-def test_other_sizes_and_students_do(tmp_path: Path) -> None:
+def test_runs_with_other_batch_sizes_and_students_share_a_teacher_cache(tmp_path: Path) -> None:
     """What does not change an image is no part of the key; a smaller batch begins with the same samples."""
     Run(tmp_path / "one", tmp_path / "cache").fit(max_epochs=1)
     other = Run(tmp_path / "two", tmp_path / "cache", max_test=7, eval_batch_size=3)
@@ -146,7 +146,9 @@ def test_other_sizes_and_students_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 5, 7])
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(step: int, tmp_path: Path, live: dict[str, Tensor]) -> None:
+def test_killed_run_with_teacher_cache_ends_as_an_undisturbed_one(
+    step: int, tmp_path: Path, live: dict[str, Tensor]
+) -> None:
     """Killed before, between and after resume points (steps 2, 4, 5, 6, 8, 10), in the writing run."""
     with pytest.raises(Killed):
         Run(tmp_path / "one", tmp_path / "cache").fit(KillAt(step))
@@ -160,7 +162,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(step: int, tmp_path: Pa
     assert replay.live.asked == 0, "the cache is whole"
 
 
-def test_a_killed_replay_goes_on_replaying(tmp_path: Path, live: dict[str, Tensor]) -> None:
+def test_killed_replay_of_a_teacher_cache_continues_replaying(tmp_path: Path, live: dict[str, Tensor]) -> None:
     Run(tmp_path / "one", tmp_path / "cache").fit()
     with pytest.raises(Killed):
         Run(tmp_path / "two", tmp_path / "cache").fit(KillAt(3))
@@ -169,7 +171,9 @@ def test_a_killed_replay_goes_on_replaying(tmp_path: Path, live: dict[str, Tenso
     assert identical(resumed.fit(), live)
 
 
-def test_a_run_that_never_resumed_leaves_an_epoch_to_be_completed(tmp_path: Path, live: dict[str, Tensor]) -> None:
+def test_unfinished_epoch_of_a_teacher_cache_is_completed_by_the_next_run(
+    tmp_path: Path, live: dict[str, Tensor]
+) -> None:
     with pytest.raises(Killed):
         Run(tmp_path / "one", tmp_path / "cache").fit(KillAt(7))
     other = Run(tmp_path / "two", tmp_path / "cache")
@@ -180,7 +184,7 @@ def test_a_run_that_never_resumed_leaves_an_epoch_to_be_completed(tmp_path: Path
     assert third.live.asked == 0
 
 
-def test_damage_between_runs_costs_the_epoch_and_nothing_else(
+def test_damaged_teacher_cache_costs_only_the_damaged_epoch(
     tmp_path: Path, live: dict[str, Tensor], caplog: pytest.LogCaptureFixture
 ) -> None:
     Run(tmp_path / "one", tmp_path / "cache").fit()
@@ -196,7 +200,7 @@ def test_damage_between_runs_costs_the_epoch_and_nothing_else(
     assert second.read_bytes() == content
 
 
-def test_a_fit_of_some_steps_is_replayed_too(tmp_path: Path) -> None:
+def test_fit_with_max_steps_is_replayed_from_the_teacher_cache(tmp_path: Path) -> None:
     """A stage may end in the middle of an epoch; no more than its own samples are needed."""
     first = Run(tmp_path / "one", tmp_path / "cache").fit(max_steps=7, max_epochs=-1)
     replay = Run(tmp_path / "two", tmp_path / "cache")
@@ -204,7 +208,7 @@ def test_a_fit_of_some_steps_is_replayed_too(tmp_path: Path) -> None:
     assert replay.live.asked == 0
 
 
-def test_a_later_stage_counts_its_epochs_on(tmp_path: Path) -> None:
+def test_teacher_cache_of_a_later_stage_uses_the_epochs_of_the_run(tmp_path: Path) -> None:
     """Epochs of the run and not of the fit: other images, other answers."""
     later = Position(epoch=2, step=10)
     expected = Run(tmp_path / "live", None).fit(start=later)
@@ -214,7 +218,7 @@ def test_a_later_stage_counts_its_epochs_on(tmp_path: Path) -> None:
     assert names == ["epoch-00002.rank0.safetensors", "epoch-00003.rank0.safetensors"]
 
 
-def test_accumulated_gradients(tmp_path: Path) -> None:
+def test_teacher_cache_works_with_accumulated_gradients(tmp_path: Path) -> None:
     first = Run(tmp_path / "one", tmp_path / "cache").fit(accumulate_grad_batches=2)
     replay = Run(tmp_path / "two", tmp_path / "cache")
     assert identical(replay.fit(accumulate_grad_batches=2), first)

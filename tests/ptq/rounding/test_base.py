@@ -109,7 +109,7 @@ def codes_of(layer: QuantWeighted, values: Tensor) -> Tensor:
     return layer.weight_quantizer.eval().quantize(values).codes
 
 
-def test_the_layer_and_its_modes_stay_as_they_are() -> None:
+def test_candidates_leave_the_layer_and_its_modes_unchanged() -> None:
     layer = convolution(StochasticRounding)
     layer.train()
     before = copy.deepcopy(layer.state_dict())
@@ -124,7 +124,7 @@ class Standardized(nn.Module):
         return weight - weight.mean()
 
 
-def test_what_cannot_be_rounded_says_why() -> None:
+def test_layers_that_cannot_be_rounded_give_the_reason() -> None:
     with pytest.raises(CannotRound, match="KMeans has no even steps; lsq"):
         candidates(convolution(KMeans))
     with pytest.raises(CannotRound, match="Outlier changes values that are whole steps"):
@@ -136,7 +136,7 @@ def test_what_cannot_be_rounded_says_why() -> None:
         candidates(with_quantizer(standardized, LSQ))
 
 
-def test_of_a_model_the_others_are_logged_and_an_uncalibrated_one_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+def test_all_candidates_logs_other_layers_and_refuses_an_uncalibrated_model(caplog: pytest.LogCaptureFixture) -> None:
     model = nn.Sequential(convolution(LSQ), convolution(KMeans), nn.ReLU())
     with caplog.at_level(logging.WARNING):
         assert list(all_candidates(model)) == ["0"]

@@ -92,7 +92,7 @@ def full_precision(model: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("drop", [0.0, 0.5])
 @pytest.mark.parametrize("parts", [layers_of, blocks_of])
-def test_never_worse_than_nearest_on_the_reconstruction_loss(parts: Any, drop: float) -> None:
+def test_learned_rounding_is_never_worse_than_nearest_on_the_reconstruction_loss(parts: Any, drop: float) -> None:
     """Measured anew by plain forwards of whole models, part after part, with nothing of the engine."""
     model, images = resnet()
     exact = full_precision(model)
@@ -112,7 +112,7 @@ def test_never_worse_than_nearest_on_the_reconstruction_loss(parts: Any, drop: f
     assert sum(result.kept for result in results) >= len(results) - 2, "and as a rule better"
 
 
-def test_close_to_the_best_of_all_ways_to_round() -> None:
+def test_learned_rounding_is_close_to_the_best_of_all_roundings() -> None:
     """A layer with 2 x 6 weights: each output's 2^6 ways are tried, on the asymmetric target with correlated inputs."""
     model, images = two_layers()
     learned = copy.deepcopy(model)
@@ -134,7 +134,7 @@ def test_close_to_the_best_of_all_ways_to_round() -> None:
     assert reached.sum() <= best.sum() + 0.1 * (nearest.sum() - best.sum())
 
 
-def test_what_is_written_is_on_the_grid_and_next_to_the_weight() -> None:
+def test_learned_weights_are_on_the_grid_and_next_to_the_weight() -> None:
     model, images = resnet()
     learned = copy.deepcopy(model)
     learn_rounding_(learned, layers_of(learned), images, settings=replace(RECIPE, iterations=20), seed=0)
@@ -151,7 +151,7 @@ def test_what_is_written_is_on_the_grid_and_next_to_the_weight() -> None:
     assert moved > 50
 
 
-def test_a_part_that_gets_worse_keeps_nearest_rounding_and_its_inputs() -> None:
+def test_part_that_gets_worse_keeps_nearest_rounding_and_input_quantizers() -> None:
     """One step with absurd rates takes every weight to the other side, and inputs to nothing."""
     model, images = two_layers(bits=6)
     before = copy.deepcopy(model.state_dict())
@@ -163,7 +163,7 @@ def test_a_part_that_gets_worse_keeps_nearest_rounding_and_its_inputs() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_same_seed_gives_the_same_student_and_another_seed_draws_otherwise(way: str) -> None:
+def test_learned_rounding_depends_on_the_seed_alone(way: str) -> None:
     results = []
     for seed, noise in ((0, 1), (0, 2), (1, 1)):
         model, images = resnet()
@@ -175,7 +175,7 @@ def test_the_same_seed_gives_the_same_student_and_another_seed_draws_otherwise(w
     assert not torch.equal(results[0], results[2])
 
 
-def test_layers_see_what_the_quantized_model_gives_them() -> None:
+def test_layers_are_reconstructed_from_inputs_of_the_quantized_model() -> None:
     """The paper's asymmetric reconstruction: the second layer's own error is measured behind the rounded first one."""
     model, images = two_layers()
     learned = copy.deepcopy(model)
@@ -188,7 +188,7 @@ def test_layers_see_what_the_quantized_model_gives_them() -> None:
     assert float(F.mse_loss(outputs(model, "2", images), target)) != pytest.approx(second.nearest, rel=1e-2)
 
 
-def test_only_blocks_learn_what_input_quantizers_have() -> None:
+def test_only_block_reconstruction_learns_input_quantizers() -> None:
     for way, learns in (("adaround", False), ("brecq", True), ("qdrop", True)):
         model, images = resnet()
         layer = quant_layers(model)["layer2.0.conv2"]
@@ -218,7 +218,7 @@ def test_squared_gradients_are_those_of_the_models_own_classes() -> None:
     torch.testing.assert_close(drawn.mean(dim=0), expected / expected.mean(), rtol=0.05, atol=0.02)
 
 
-def test_outputs_that_weigh_more_are_reconstructed_better() -> None:
+def test_outputs_with_larger_fisher_weight_are_reconstructed_better() -> None:
     """With Fisher's weights, the error that is compared and reported is the weighted one."""
     model, images = two_layers()
     exact = full_precision(model)
@@ -247,7 +247,7 @@ class Unused(nn.Module):
         return x
 
 
-def test_wrong_options_and_missing_images_are_said() -> None:
+def test_wrong_options_and_missing_images_are_refused() -> None:
     for options, message in (
         ({"iterations": 0}, "QDrop: iterations must be at least 1, got 0"),
         ({"batch_size": 0}, "QDrop: batch_size must be at least 1, got 0"),

@@ -48,7 +48,7 @@ BLOCKS = {
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_blocks_are_what_a_model_repeats(name: str) -> None:
+def test_blocks_of_finds_repeated_modules(name: str) -> None:
     model, images = made(name, **({"img_size": 32} if name == "test_vit" else {}))
     blocks = blocks_of(model)
     assert in_order(model, blocks, images) == (BLOCKS[name], {})
@@ -68,12 +68,12 @@ def hand_made() -> tuple[nn.Module, Tensor]:
     return converted(model, images), images
 
 
-def test_a_plain_network_has_no_blocks_but_its_layers() -> None:
+def test_blocks_of_a_plain_network_are_its_layers() -> None:
     model, _ = hand_made()
     assert blocks_of(model) == layers_of(model) == ["0.0", "1.0", "2"]
 
 
-def test_patterns_name_blocks_and_what_is_left_stands_alone() -> None:
+def test_patterns_name_blocks_and_other_layers_are_parts_by_themselves() -> None:
     model, _ = hand_made()
     assert blocks_of(model, ["0"]) == ["0", "1.0", "2"]
     assert blocks_of(model, ["?", "0.?"]) == ["0", "1", "2"], "the outermost match"
@@ -85,7 +85,7 @@ def test_patterns_name_blocks_and_what_is_left_stands_alone() -> None:
         blocks_of(resnet, ["layer4"])
 
 
-def test_what_a_part_saw_is_what_a_forward_computes() -> None:
+def test_record_part_returns_inputs_and_outputs_of_a_forward() -> None:
     """The ReLU behind works in place, on a tensor that is not the one that was kept."""
     model, images = hand_made()
     model.train()

@@ -47,19 +47,19 @@ def test_rectified_sigmoid_and_its_inverse() -> None:
     torch.testing.assert_close(rectified_sigmoid(inverse_rectified_sigmoid(shares)), shares, atol=1e-6, rtol=0)
 
 
-def test_undecided_is_what_is_left_to_decide() -> None:
+def test_undecided_matches_equation_24() -> None:
     shares = torch.tensor([0.0, 0.25, 0.5, 1.0])
     torch.testing.assert_close(undecided(shares, 2.0), torch.tensor([0.0, 0.75, 1.0, 0.0]))
     torch.testing.assert_close(undecided(shares, 20.0), torch.tensor([0.0, 1 - 0.5**20, 1.0, 0.0]))
 
 
-def test_beta_waits_and_falls() -> None:
+def test_beta_is_none_in_warmup_and_then_falls() -> None:
     values = [annealed(progress, start=20.0, end=2.0, warmup=0.2) for progress in (0.0, 0.19, 0.2, 0.6, 1.0)]
     assert values[:2] == [None, None]
     assert values[2:] == pytest.approx([20.0, 11.0, 2.0])
 
 
-def test_a_soft_weight_starts_as_the_weight_and_settles_on_a_neighbor() -> None:
+def test_soft_weight_starts_at_the_weight_and_settles_on_a_neighbor() -> None:
     made = layer()
     soft = SoftWeight(candidates(made))
     torch.testing.assert_close(soft(made.weight), torch.tensor([[0.25, -0.6, 1.0, 1.0]]))
@@ -73,7 +73,7 @@ def test_a_soft_weight_starts_as_the_weight_and_settles_on_a_neighbor() -> None:
     assert not soft.variable.grad[0, 2:].any()
 
 
-def test_mixed_takes_each_value_from_either_with_the_given_odds() -> None:
+def test_mixed_takes_exact_values_with_the_given_probability() -> None:
     exact, quantized = torch.zeros(100, 200), torch.ones(100, 200)
     for drop in (0.0, 0.2, 0.5):
         taken = mixed(exact, quantized, drop=drop, seed=3)
@@ -84,7 +84,7 @@ def test_mixed_takes_each_value_from_either_with_the_given_odds() -> None:
     assert not torch.equal(mixed(exact, quantized, drop=0.5, seed=3), mixed(exact, quantized, drop=0.5, seed=4))
 
 
-def test_everything_is_back_in_its_place_after_an_error_too() -> None:
+def test_quantizers_are_restored_also_after_an_error() -> None:
     made = layer()
     before = made.weight_quantizer, made.input_quantizer
     chosen = candidates(made)
@@ -95,7 +95,7 @@ def test_everything_is_back_in_its_place_after_an_error_too() -> None:
     assert (made.weight_quantizer, made.input_quantizer) == before
 
 
-def test_what_drops_is_each_input_quantizer_but_one_with_a_factor_for_the_output() -> None:
+def test_dropping_replaces_input_quantizers_except_those_that_scale_the_output() -> None:
     made = layer()
     x = torch.full((50, 4), 0.3)
     with dropping(made, 0.5) as (dropped,):
@@ -110,7 +110,7 @@ def test_what_drops_is_each_input_quantizer_but_one_with_a_factor_for_the_output
         assert none == []
 
 
-def test_what_input_quantizers_learn() -> None:
+def test_input_parameters_are_those_of_input_quantizers() -> None:
     made = layer()
     assert made.input_quantizer is not None
     assert [id(p) for p in input_parameters(made)] == [id(made.input_quantizer.scale)]

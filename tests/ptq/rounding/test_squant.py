@@ -84,7 +84,7 @@ def test_a_channel_ends_within_a_half_and_moves_the_kernels_with_the_largest_sum
         assert final.square().sum() == expected
 
 
-def test_an_element_that_pass_k_flipped_is_what_pass_c_flips_back() -> None:
+def test_pass_c_flips_back_an_element_that_pass_k_flipped() -> None:
     """K takes 0.4 + 0.3 - 0.1 = 0.6 to -0.4 by the first element; with the other kernel's -0.3 C undoes that."""
     before = torch.tensor([[[0.4, 0.3, -0.1], [-0.1, -0.1, -0.1]]])
     after = cancel(before, all_free(before))
@@ -92,7 +92,7 @@ def test_an_element_that_pass_k_flipped_is_what_pass_c_flips_back() -> None:
     assert after.sum().abs() <= 0.5
 
 
-def test_elements_that_are_not_free_stay() -> None:
+def test_elements_that_are_not_free_do_not_change() -> None:
     before = torch.tensor([[[0.4, 0.3, 0.2]]])
     after = cancel(before, torch.tensor([[[False, False, True]]]))
     torch.testing.assert_close(after, torch.tensor([[[0.4, 0.3, -0.8]]]))
@@ -111,7 +111,7 @@ def calibrated(layer: QuantWeighted, quantizer: Any) -> QuantWeighted:
 
 @pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(0), PerBlock(4)], ids=str)
 @pytest.mark.parametrize("kind", ["conv", "depthwise", "linear"])
-def test_sums_of_a_layer_in_its_own_steps(kind: str, granularity: Any) -> None:
+def test_squant_bounds_error_sums_of_a_layer_in_steps(kind: str, granularity: Any) -> None:
     """Seen from outside: codes less weights in steps, over kernels, and over channels as far as steps are equal."""
     torch.manual_seed(0)
     if kind == "depthwise" and granularity == PerBlock(4):
