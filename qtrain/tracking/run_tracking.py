@@ -24,7 +24,7 @@ MODEL = "model"
 
 @contextmanager
 def open_loggers(settings: RunSettings, folder: Path) -> Iterator[tuple[Logger, ...]]:
-    """The loggers that ``settings.logger`` names, for the run in ``folder``; they are closed at the end of the block."""
+    """The loggers that ``settings.logger`` names, for the run in ``folder``; the end of the block closes them."""
     made = [chosen.build()(folder=folder, config=recorded(settings.plain)) for chosen in settings.logger.values()]
     # What makes a logger may return None if there is nothing to log to.
     loggers = tuple(logger for logger in made if logger is not None)
