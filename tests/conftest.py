@@ -26,13 +26,16 @@ settings.load_profile("qtrain")
 @pytest.fixture(scope="session", autouse=True)
 def yaml_files_parsed_once() -> Iterator[None]:
     """Hydra reads each YAML file once a session, unless the file changes: a third of what it takes to compose."""
-    from hydra._internal.core_plugins.file_config_source import FileConfigSource
-    from hydra.plugins.config_source import ConfigResult
+    from hydra._internal.sources_registry import SourcesRegistry
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.config_source import ConfigResult, ConfigSource
 
+    Plugins.instance()  # which registers the sources, of classes of its own
+    files = SourcesRegistry.instance().resolve("file")
     parsed: dict[tuple[str, int, int], ConfigResult] = {}
-    read = FileConfigSource.load_config
+    read = files.load_config
 
-    def load_config(source: FileConfigSource, config_path: str) -> ConfigResult:
+    def load_config(source: ConfigSource, config_path: str) -> ConfigResult:
         file = Path(source.path, source._normalize_file_name(config_path))
         if not file.is_file():
             return read(source, config_path)  # which says that there is none
@@ -42,7 +45,7 @@ def yaml_files_parsed_once() -> Iterator[None]:
         return copy.deepcopy(parsed[key])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FileConfigSource, "load_config", load_config)
+        patch.setattr(files, "load_config", load_config)
         yield
 
 
