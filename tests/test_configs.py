@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -36,6 +36,7 @@ from qtrain.sweep.scheduler import Scheduler
 from qtrain.sweep.search import Search
 from qtrain.synthesis.base import Synthesis
 from qtrain.tracking.metric_log import MetricLog
+from qtrain.utils.errors import ConfigError
 
 CONF = conf_dir()
 
@@ -83,7 +84,10 @@ MANY = ("cifar10/shootout", "cifar10/distillation", "cifar10/data_free")
 slow = pytest.mark.slow
 
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("experiment", "hydra"))
-CASES = [(group, option) for group in GROUPS for option in options(group)]
+ALONE = ("stages", "granularity")
+"""Groups whose options are not composed with those of others: a stage composes again, a quantizer may have no blocks."""
+CASES = sorted((number, group, option) for group in GROUPS for number, option in enumerate(options(group)))
+"""With an option's place in its group in front: those of one place are composed together, since composing is slow."""
 
 
 def build_model(made: Any) -> None:
@@ -194,14 +198,31 @@ def node_at(settings: RunSettings, place: str) -> Any:
     return node
 
 
-@pytest.mark.parametrize(("group", "option"), CASES, ids=lambda value: value)
-def test_option_composes_and_builds(group: str, option: str) -> None:
+def choosing(group: str, option: str) -> list[str]:
+    """Overrides that choose ``option``, with the values that it leaves to the user."""
     place = PACKAGES.get(group, group)
     sets_its_place = group == "teacher_cache"  # its files say themselves where they belong
     choice = f"{group}={option}" if place == group or sets_its_place else f"{group}@{place}={option}"
     if group in ("policy", "callback", "term", "knob"):  # the root config has none: one is added, not replaced
         choice = f"+{choice}"
-    cfg = compose([choice, *FILL.get(f"{group}/{option}", ())])
+    return [choice, *FILL.get(f"{group}/{option}", ())]
+
+
+@cache
+def composed_together(number: int) -> RunSettings | None:
+    """Option ``number`` of each group in one config, or ``None`` where they do not go together."""
+    chosen = [choosing(group, option) for place, group, option in CASES if place == number and group not in ALONE]
+    try:
+        return compose([override for own in chosen for override in own])
+    except ConfigError:
+        return None
+
+
+@pytest.mark.parametrize(("number", "group", "option"), CASES, ids=str)
+def test_option_composes_and_builds(number: int, group: str, option: str) -> None:
+    place = PACKAGES.get(group, group)
+    together = None if group in ALONE else composed_together(number)
+    cfg = together or compose(choosing(group, option))
     if group == "stages":  # composed and validated by now, each a config of its own
         assert all(isinstance(stage.settings.objective.build(), Objective) for stage in stages_of(cfg, Path()))
         return
