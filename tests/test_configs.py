@@ -85,7 +85,7 @@ slow = pytest.mark.slow
 
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("experiment", "hydra"))
 ALONE = ("stages", "granularity")
-"""Groups whose options are not composed with those of others: a stage composes again, a quantizer may have no blocks."""
+"""Groups whose options are not composed with others: stages compose again, and some quantizers have no blocks."""
 CASES = sorted((number, group, option) for group in GROUPS for number, option in enumerate(options(group)))
 """With an option's place in its group in front: those of one place are composed together, since composing is slow."""
 
