@@ -95,7 +95,7 @@ def _command_line(argv: Sequence[str] | None) -> Iterator[list[str]]:
 def _run_hydra(arguments: list[str]) -> None:
     from qtrain.config.compose import compose, compose_config, from_config
     from qtrain.config.run_logging import start_logging
-    from qtrain.tasks.variants import run_task
+    from qtrain.run_task import run_task
     from qtrain.training.signals import requeue_outside_of_training
     from qtrain.utils.compat import hydra_argument_parser
     from qtrain.utils.errors import ConfigError
@@ -128,7 +128,7 @@ def _multirun() -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from qtrain.config.compose import from_config
-    from qtrain.tasks.variants import run_task
+    from qtrain.run_task import run_task
     from qtrain.training.signals import requeue_outside_of_training
 
     failures: list[Exception] = []

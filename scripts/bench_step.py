@@ -39,10 +39,10 @@ from qtrain.models.teacher import FrozenTeacher, Teacher
 from qtrain.pipeline.prepare import convert
 from qtrain.pipeline.results import append_row, provenance
 from qtrain.pipeline.run_folder import typical_bits
+from qtrain.run_task import selected
 from qtrain.settings.component import Component
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import Batch
-from qtrain.tasks.variants import selected
 from qtrain.training.optim import parameter_groups
 from qtrain.training.step import StudentStep
 

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from qtrain.config.compose import compose
 from qtrain.pipeline.results import append_row, provenance
+from qtrain.run_task import run_task
 from qtrain.sweep.trial import Trial, read_trials
-from qtrain.tasks.variants import run_task
 
 SWEEP = """
     task=sweep trainer=cpu data=digits model=cifar_resnet20 fit.epochs=1 fit.reestimate_bn=0 fit.health_every_steps=0

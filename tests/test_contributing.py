@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 from qtrain.config.compose import AD_HOC, compose
+from qtrain.run_task import run_task
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import StepOutputs
-from qtrain.tasks.variants import run_task
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^ *```(?:python|yaml)\n(?P<text>.*?)^ *```", flags=re.MULTILINE | re.DOTALL)

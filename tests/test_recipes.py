@@ -17,8 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from qtrain.config.compose import compose
+from qtrain.run_task import run_task
 from qtrain.settings.conf_dir import conf_dir
-from qtrain.tasks.variants import run_task
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")

@@ -11,22 +11,22 @@ import csv
 import io
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 
 from qtrain.report.formatting import bits_text, mean_bits, metric_said
-from qtrain.settings.conf_dir import conf_dir
 from qtrain.sweep.sweep_results import SweepResults
 from qtrain.sweep.trial import Trial
 from qtrain.utils.atomic_write import write_text
 
 FRONT, PARETO = "front", "pareto.csv"
 PLAIN = re.compile(r"[\w.:/@-]+")
+
+AsExperiment = Callable[[Sequence[str]], tuple[dict[str, Any], list[str]]]
+"""From overrides to the content of an experiment file, and those of them that no file can say."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class FrontPoint:
     content: str
 
 
-def front_points(sweep: SweepResults) -> list[FrontPoint]:
+def front_points(sweep: SweepResults, as_experiment: AsExperiment) -> list[FrontPoint]:
     """One for each model of the front, in its order."""
-    return [_front_point(sweep, trial, place) for place, trial in enumerate(sweep.front, start=1)]
+    return [_front_point(sweep, trial, place, as_experiment) for place, trial in enumerate(sweep.front, start=1)]
 
 
 def write_front(sweep: SweepResults, made: Sequence[FrontPoint]) -> None:
@@ -66,36 +66,6 @@ def command(trial: Trial, overrides: Sequence[str] | None = None) -> str:
     return f"OMP_NUM_THREADS={trial.threads} {shlex.join(words)}"
 
 
-def as_yaml(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """``overrides`` as the content of an experiment file, and those of them that no file can say.
-
-    Hydra's own settings, what only the command line may say, and deletions are of the latter kind.
-
-    >>> as_yaml(["objective=soft", "optimizer.lr=0.01", "~callbacks"])
-    ({'defaults': [{'override /objective': 'soft'}, '_self_'], 'optimizer': {'lr': 0.01}}, ['~callbacks'])
-    """
-    parser = OverridesParser.create()
-    added: list[Any] = []
-    replaced: list[Any] = []
-    values: dict[str, Any] = {}
-    left: list[str] = []
-    for text in overrides:
-        override = parser.parse_override(text)
-        key = str(override.key_or_group)
-        if override.is_delete() or key == "allow_targets" or key.split(".")[0] == "hydra":
-            left.append(text)
-        elif _is_group(key):
-            place = f"/{key}" + (f"@{override.package}" if override.package else "")
-            choice = override.value()
-            if override.is_add():
-                added.append({place: choice})
-            else:
-                replaced.append({f"override {place}": choice})
-        else:
-            _put(values, key, override)
-    return {"defaults": [*added, *replaced, "_self_"], **values}, left
-
-
 def pareto_csv(sweep: SweepResults, made: Sequence[FrontPoint]) -> str:
     """The front as a table: place, trial, every metric, mean bits of weights and inputs, knobs, the command."""
     metrics = list(dict.fromkeys([*sweep.objectives, *(name for point in made for name in point.trial.metrics)]))
@@ -114,8 +84,8 @@ def pareto_csv(sweep: SweepResults, made: Sequence[FrontPoint]) -> str:
     return text.getvalue()
 
 
-def _front_point(sweep: SweepResults, trial: Trial, place: int) -> FrontPoint:
-    content, left = as_yaml(trial.overrides)
+def _front_point(sweep: SweepResults, trial: Trial, place: int, as_experiment: AsExperiment) -> FrontPoint:
+    content, left = as_experiment(trial.overrides)
     name = f"p{place}"
     place_of_file = f"file://{sweep.folder.resolve()}"
     if not PLAIN.fullmatch(place_of_file):
@@ -130,18 +100,3 @@ def _front_point(sweep: SweepResults, trial: Trial, place: int) -> FrontPoint:
     ]
     text = "\n".join(head) + "\n" + yaml.safe_dump(content, sort_keys=False, width=120, default_flow_style=None)
     return FrontPoint(trial, place, command(trial), f"{FRONT}/{name}.yaml", text)
-
-
-def _put(values: dict[str, Any], key: str, override: Override) -> None:
-    """Set ``key``, a dotted path, as Hydra would: a mapping is merged with what stands there."""
-    *path, last = key.split(".")
-    for part in path:
-        if not isinstance(values.get(part), dict):
-            values[part] = {}
-        values = values[part]
-    value, before = override.value(), values.get(last)
-    values[last] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
-
-
-def _is_group(key: str) -> bool:
-    return (conf_dir() / key).is_dir()

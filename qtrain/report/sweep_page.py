@@ -24,7 +24,7 @@ from qtrain.report.formatting import (
     metric_text,
 )
 from qtrain.report.html import Cell, number, render, word
-from qtrain.report.pareto_export import PARETO, front_points, write_front
+from qtrain.report.pareto_export import PARETO, AsExperiment, front_points, write_front
 from qtrain.report.sweep_plots import Plot, plots
 from qtrain.sweep.sweep_results import SweepResults, read_sweep
 from qtrain.sweep.trial import Trial
@@ -37,13 +37,15 @@ ALSO = ("test_top1", "size_bytes", "bops", "effective_bits")
 """Metrics that tables show beside the objectives, where a trial has them."""
 
 
-def write_sweep_report(folder: Path) -> Path:
+def write_sweep_report(folder: Path, *, as_experiment: AsExperiment) -> Path:
     """``sweep.html``, its pictures, ``pareto.csv`` and ``front/`` in the sweep's ``folder``; returns the page's path.
+
+    ``as_experiment`` makes an experiment file of a trial's overrides.
 
     Raises ``FileNotFoundError`` where there is no sweep.
     """
     sweep = read_sweep(folder)
-    made = front_points(sweep)
+    made = front_points(sweep, as_experiment)
     write_front(sweep, made)
     metrics = metrics_of(sweep)
     columns, front_rows = front_table(sweep, metrics)

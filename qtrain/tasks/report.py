@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from qtrain.config.experiment_file import as_experiment
 from qtrain.report.live_table import print_front
 from qtrain.report.run_page import write_report
 from qtrain.report.sweep_page import write_sweep_report
@@ -22,7 +23,7 @@ def run(settings: RunSettings) -> dict[str, Any]:
     if is_sweep(folder):
         sweep = read_sweep(folder)
         print_front(sweep.trials, sweep.objectives, space=sweep.space)
-        page = write_sweep_report(folder)
+        page = write_sweep_report(folder, as_experiment=as_experiment)
         print(f"report: {page}")
         return {"report": str(page), "trials": len(sweep.trials), "front": len(sweep.front)}
     page, finished, unfinished = write_report(folder)

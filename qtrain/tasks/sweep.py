@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qtrain.config.compose import compose, from_plain
+from qtrain.config.experiment_file import as_experiment
 from qtrain.report.live_table import LiveTable, print_front
 from qtrain.report.sweep_page import write_sweep_report
 from qtrain.report.sweep_rows import append_sweep_rows
@@ -36,6 +37,6 @@ def run(settings: RunSettings, overrides: Sequence[str] = ()) -> dict[str, float
     print(
         f"\n{spent.counted()}; {spent.epochs:g} epochs, full training of all {spent.full_epochs:g} ({spent.share:.0%})"
     )
-    print(f"sweep: {write_sweep_report(trial_store.folder)}")
+    print(f"sweep: {write_sweep_report(trial_store.folder, as_experiment=as_experiment)}")
     tell_sweep(settings, trial_store.folder, trial_store.runs, trial_store.objectives)
     return sweep.totals

@@ -27,7 +27,7 @@ from safetensors.numpy import load_file, save_file
 from sklearn.datasets import load_digits
 
 from qtrain.config.compose import compose
-from qtrain.tasks.variants import run_task
+from qtrain.run_task import run_task
 from tests.golden.wide_sums import WideSums
 
 STORED = Path(__file__).with_name("losses.json")

@@ -17,7 +17,7 @@ from qtrain.models.taps import feature_shapes
 from qtrain.models.teacher import FrozenTeacher
 from qtrain.pipeline.load_data import load_data
 from qtrain.pipeline.pretrain import trained_model
-from qtrain.tasks.variants import run_task
+from qtrain.run_task import run_task
 from qtrain.utils.errors import ConfigError
 
 

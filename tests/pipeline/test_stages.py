@@ -14,8 +14,8 @@ from torch import Tensor
 
 from qtrain.config.compose import compose
 from qtrain.pipeline.stages import STATE, Stage, stages_of
+from qtrain.run_task import run_task
 from qtrain.tasks import train
-from qtrain.tasks.variants import run_task
 from qtrain.utils.errors import ConfigError
 
 TINY = """

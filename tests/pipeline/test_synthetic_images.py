@@ -16,8 +16,8 @@ from qtrain.config.compose import compose
 from qtrain.data.digits import Digits
 from qtrain.data.synthetic_store import IMAGES_MANIFEST, read_images, read_manifest, write_shard
 from qtrain.pipeline.synthetic_images import SyntheticFolder, synthesize_images
+from qtrain.run_task import run_task
 from qtrain.tasks.report import write_report
-from qtrain.tasks.variants import run_task
 from qtrain.utils.errors import ConfigError
 
 MODEL = "model=cifar_resnet8 model.width=0.5".split()

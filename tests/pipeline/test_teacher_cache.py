@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qtrain.config.compose import compose
 from qtrain.models.teacher import FrozenTeacher
-from qtrain.tasks.variants import run_task
+from qtrain.run_task import run_task
 from qtrain.utils.errors import ConfigError
 
 TINY = """

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from qtrain.config.compose import AD_HOC, compose
 from qtrain.pipeline.summary import FINISHED, read_summary
+from qtrain.run_task import run_task, selected
 from qtrain.settings.run_files import STUDENT
-from qtrain.tasks.variants import run_task, selected
 from qtrain.utils.errors import ConfigError
 
 TINY = """

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from qtrain.config.experiment_file import as_experiment
 from qtrain.report.sweep_page import write_sweep_report
 from qtrain.sweep.trial import Trial, append_trial
 
@@ -83,7 +84,7 @@ def sweep_folder(tmp_path: Path) -> Path:
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with its page and pictures, which take seconds; to be looked at only."""
     folder = make_sweep(tmp_path_factory.mktemp("swept") / "a sweep")
-    write_sweep_report(folder)
+    write_sweep_report(folder, as_experiment=as_experiment)
     return folder
 
 

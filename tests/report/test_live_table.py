@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from qtrain.report import formatting, pareto_export
+from qtrain.config import experiment_file
+from qtrain.report import formatting
 from qtrain.report.formatting import bits_text, knobs_text, uniform_bits
 from qtrain.report.live_table import MOST_FRONT, LiveTable, ended_line, print_front
 from qtrain.sweep import sweep_results
@@ -176,7 +177,7 @@ def test_knobs_text_is_cut_at_its_width() -> None:
 
 
 def test_examples_in_docstrings_hold() -> None:
-    for module in (formatting, pareto_export, sweep_results):
+    for module in (formatting, experiment_file, sweep_results):
         result = doctest.testmod(module)
         assert result.attempted > 0 and result.failed == 0
 

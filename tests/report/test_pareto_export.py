@@ -11,7 +11,8 @@ from pathlib import Path
 import yaml
 
 from qtrain.config.compose import compose
-from qtrain.report.pareto_export import as_yaml, command, front_points, pareto_csv, write_front
+from qtrain.config.experiment_file import as_experiment
+from qtrain.report.pareto_export import command, front_points, pareto_csv, write_front
 from qtrain.sweep.sweep_results import read_sweep
 from qtrain.sweep.trial import Trial
 
@@ -27,7 +28,7 @@ HARD = [
 
 def test_front_file_composes_the_config_of_the_overrides(tmp_path: Path) -> None:
     """Groups, added groups, lists, mappings, interpolations, stages, null: one config, from a folder with a blank."""
-    content, left = as_yaml(HARD)
+    content, left = as_experiment(HARD)
     assert left == []
     folder = tmp_path / "a sweep" / "front"
     folder.mkdir(parents=True)
@@ -38,20 +39,20 @@ def test_front_file_composes_the_config_of_the_overrides(tmp_path: Path) -> None
 
 def test_last_of_several_overrides_wins() -> None:
     overrides = ["quantize.bits={weight:3,input:2}", "quantize.bits.weight=2", "fit.epochs=3", "fit.epochs=4"]
-    content, _ = as_yaml(overrides)
+    content, _ = as_experiment(overrides)
     assert content["quantize"] == {"bits": {"weight": 2, "input": 2}} and content["fit"] == {"epochs": 4}
-    assert as_yaml(["a.b={c:1}", "a.b={d:2}"])[0]["a"] == {"b": {"c": 1, "d": 2}}
+    assert as_experiment(["a.b={c:1}", "a.b={d:2}"])[0]["a"] == {"b": {"c": 1, "d": 2}}
 
 
 def test_overrides_that_no_file_can_hold_stay_on_the_command_line() -> None:
     overrides = ["~callbacks", "allow_targets=[mine]", "hydra.searchpath=[file:///conf]", "seed=1"]
-    assert as_yaml(overrides) == ({"defaults": ["_self_"], "seed": 1}, overrides[:3])
+    assert as_experiment(overrides) == ({"defaults": ["_self_"], "seed": 1}, overrides[:3])
 
 
 def test_command_and_file_compose_the_config_of_the_trial(sweep_folder: Path) -> None:
     """Split as a shell splits it: threads, program, then overrides of the very config; likewise that of the file."""
     sweep = read_sweep(sweep_folder)
-    made = front_points(sweep)
+    made = front_points(sweep, as_experiment)
     write_front(sweep, made)
     for point in made:
         threads, *program = shlex.split(point.command)
@@ -75,7 +76,7 @@ def test_files_of_an_earlier_front_are_removed(sweep_folder: Path) -> None:
     for name in ("p7.yaml", "mine.txt"):
         (sweep_folder / "front").mkdir(exist_ok=True)
         (sweep_folder / "front" / name).write_text("x")
-    write_front(sweep, front_points(sweep))
+    write_front(sweep, front_points(sweep, as_experiment))
     assert sorted(path.name for path in (sweep_folder / "front").iterdir()) == ["mine.txt", "p1.yaml", "p2.yaml"]
 
 
@@ -88,7 +89,7 @@ def test_front_file_begins_with_its_metrics(sweep_folder: Path) -> None:
 
 def test_pareto_csv_has_metrics_bits_knobs_and_commands(sweep_folder: Path) -> None:
     sweep = read_sweep(sweep_folder)
-    rows = list(csv.DictReader(io.StringIO(pareto_csv(sweep, front_points(sweep)))))
+    rows = list(csv.DictReader(io.StringIO(pareto_csv(sweep, front_points(sweep, as_experiment)))))
     # Bits of the inner layers: 4, 4, 2, 2.
     assert [(row["w_bits_mean"], row["a_bits_mean"]) for row in rows] == [("4", "4"), ("3", "3")]
     assert rows[1]["widths.layer2.0"] == "2" and rows[1]["optimizer.lr"] == "0.001" and float(rows[1]["bops"]) == 20e6

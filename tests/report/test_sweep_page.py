@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from qtrain.config.compose import compose
+from qtrain.config.experiment_file import as_experiment
 from qtrain.pipeline.summary import gather
 from qtrain.report.chart import library
 from qtrain.report.run_page import write_report
@@ -73,11 +74,11 @@ def test_page_needs_nothing_else_and_is_below_2_mb(page: Path) -> None:
 
 def test_second_page_replaces_the_files_of_the_first(sweep_folder: Path) -> None:
     """Made anew with fewer trials it has fewer points, and nothing of the old ones is left."""
-    write_sweep_report(sweep_folder)
+    write_sweep_report(sweep_folder, as_experiment=as_experiment)
     assert len(list((sweep_folder / "front").iterdir())) == 2
     lines = (sweep_folder / "trials.jsonl").read_text().splitlines()
     (sweep_folder / "trials.jsonl").write_text(lines[0] + "\n")
-    text = write_sweep_report(sweep_folder).read_text()
+    text = write_sweep_report(sweep_folder, as_experiment=as_experiment).read_text()
     assert [path.name for path in (sweep_folder / "front").iterdir()] == ["p1.yaml"]
     assert not (sweep_folder / "parallel_coordinates.png").exists() and "90.25" not in text
 
@@ -85,7 +86,7 @@ def test_second_page_replaces_the_files_of_the_first(sweep_folder: Path) -> None
 def test_sweep_of_failed_trials_has_a_page(sweep_folder: Path) -> None:
     failed = [line for line in (sweep_folder / "trials.jsonl").read_text().splitlines() if '"failed"' in line]
     (sweep_folder / "trials.jsonl").write_text(failed[0] + "\n")
-    text = write_sweep_report(sweep_folder).read_text()
+    text = write_sweep_report(sweep_folder, as_experiment=as_experiment).read_text()
     assert "1 trial: 1 failed." in text and "at step 7" in text and "The front</h2>" not in text
 
 
@@ -93,19 +94,19 @@ def test_sweep_without_its_config_has_a_page(sweep_folder: Path) -> None:
     (sweep_folder / "sweep.yaml").unlink()
     first, *_ = (sweep_folder / "trials.jsonl").read_text().splitlines()
     (sweep_folder / "trials.jsonl").write_text(first + "\n")
-    assert "a sweep" in write_sweep_report(sweep_folder).read_text()
+    assert "a sweep" in write_sweep_report(sweep_folder, as_experiment=as_experiment).read_text()
 
 
 @pytest.mark.parametrize("content", ["a: [", "- a list"])
 def test_damaged_config_is_an_error(sweep_folder: Path, content: str) -> None:
     (sweep_folder / "sweep.yaml").write_text(content)
     with pytest.raises(ValueError, match=r"sweep\.yaml (cannot be read|holds a list)"):
-        write_sweep_report(sweep_folder)
+        write_sweep_report(sweep_folder, as_experiment=as_experiment)
 
 
 def test_folder_without_a_sweep_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no sweep in"):
-        write_sweep_report(tmp_path)
+        write_sweep_report(tmp_path, as_experiment=as_experiment)
 
 
 def test_task_report_shows_a_sweep(sweep_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,9 +21,9 @@ import torch
 
 from qtrain.config.compose import compose
 from qtrain.pipeline.results import read_results
+from qtrain.run_task import run_task
 from qtrain.sweep.search_log import SEARCH, SearchLog
 from qtrain.sweep.trial import Trial, read_trials
-from qtrain.tasks.variants import run_task
 from qtrain.tracking.loggers import WALL_CLOCK_FIELDS
 from qtrain.utils.errors import ConfigError
 from qtrain.utils.json_lines import read_metrics

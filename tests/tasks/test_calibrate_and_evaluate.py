@@ -18,8 +18,8 @@ from qtrain.models.cifar_resnet import cifar_resnet8
 from qtrain.pipeline import run_folder
 from qtrain.pipeline.run_folder import Metrics, run_in_folder
 from qtrain.pipeline.run_lock import only_run_in
+from qtrain.run_task import run_task
 from qtrain.settings.run_files import CONFIG, STUDENT
-from qtrain.tasks.variants import run_task
 from qtrain.utils.errors import ConfigError
 
 AD_HOC = Path("outputs") / "adhoc"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qtrain.config.compose import compose
-from qtrain.tasks.variants import run_task
+from qtrain.run_task import run_task
 
 pytestmark = pytest.mark.slow
 

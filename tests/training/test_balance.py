@@ -21,10 +21,10 @@ from qtrain.distill.objective import Objective
 from qtrain.distill.soft import Soft
 from qtrain.functional.ste import with_penalty
 from qtrain.models.teacher import FrozenTeacher
+from qtrain.run_task import run_task
 from qtrain.schedules.constant import Constant
 from qtrain.schedules.linear import Linear
 from qtrain.spec import Batch
-from qtrain.tasks.variants import run_task
 from qtrain.tracking.loggers import JsonlLogger
 from qtrain.tracking.metric_log import MetricLog
 from qtrain.training.callbacks.balance import GradientBalance, balance_of, gradient_norms
