@@ -14,7 +14,7 @@ import pytest
 
 from qtrain import cli
 from qtrain.config.compose import compose
-from qtrain.config.targets import ADMITTED, admits, check_targets, describe, resolve_target
+from qtrain.config.targets import ADMITTED, admits, check_targets, describe_hint, resolve_target
 from qtrain.pipeline import prepare
 from qtrain.pipeline.load_data import load_data
 from qtrain.spec import QuantSpec
@@ -379,8 +379,8 @@ def test_types_of_arguments(argument: str, value: object, right: bool) -> None:
 
 
 def test_types_are_described_as_yaml_writes_them() -> None:
-    assert describe(float | None) == "float or null"
-    assert describe(tuple[int, int]) == "tuple[int, int]"
+    assert describe_hint(float | None) == "float or null"
+    assert describe_hint(tuple[int, int]) == "tuple[int, int]"
 
 
 def test_arguments_given_by_the_caller_are_not_missing() -> None:

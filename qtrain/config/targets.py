@@ -128,7 +128,7 @@ def _check_call(node: Mapping[str, Any], where: str, target: Callable[..., Any],
     hints = _hints(target)
     for name, value in arguments.items():
         if name in hints and not admits(hints[name], value):
-            raise ConfigError(f"{where}.{name}: {target.__name__} takes {describe(hints[name])}, got {value!r}")
+            raise ConfigError(f"{where}.{name}: {target.__name__} takes {describe_hint(hints[name])}, got {value!r}")
 
 
 def _check_names(
@@ -205,10 +205,10 @@ def _elements_fit(kind: type, parts: Sequence[Any], values: Sequence[Any]) -> bo
     return not parts or all(admits(parts[0], value) for value in values)
 
 
-def describe(hint: Any) -> str:
+def describe_hint(hint: Any) -> str:
     """``hint`` as a reader would write it: ``float or null``."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(describe(part) for part in typing.get_args(hint))
+        return " or ".join(describe_hint(part) for part in typing.get_args(hint))
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(map(repr, typing.get_args(hint)))
     if hint is type(None):

@@ -18,12 +18,12 @@ def front(trials: Iterable[Trial], objectives: Objectives) -> list[Trial]:
     A trial dominates another if it is at least as good by each objective and better by one. Trials of equal metrics do
     not dominate each other. One that lacks a metric is not compared.
     """
-    found = [(losses(trial, objectives), trial) for trial in trials if comparable(trial, objectives)]
+    found = [(losses(trial, objectives), trial) for trial in trials if has_metrics(trial, objectives)]
     best = [(own, trial) for own, trial in found if not any(dominates(other, own) for other, _ in found)]
     return [trial for _, trial in sorted(best, key=lambda pair: pair[0])]
 
 
-def comparable(trial: Trial, objectives: Objectives) -> bool:
+def has_metrics(trial: Trial, objectives: Objectives) -> bool:
     """Whether ``trial`` was run to its end and has each of the metrics."""
     return trial.status == "finished" and all(name in trial.metrics for name in objectives)
 

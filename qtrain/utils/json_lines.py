@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+_Row = TypeVar("_Row")
 
 
 def append_line(path: Path, row: Mapping[str, Any], *, sync: bool = False) -> None:
@@ -27,7 +27,7 @@ def append_line(path: Path, row: Mapping[str, Any], *, sync: bool = False) -> No
             os.fsync(file.fileno())
 
 
-def read_lines(path: Path, parse: Callable[[dict[str, Any]], T]) -> tuple[list[T], list[int]]:
+def read_lines(path: Path, parse: Callable[[dict[str, Any]], _Row]) -> tuple[list[_Row], list[int]]:
     """What ``parse`` makes of the object of each line, and the numbers (from 1) of the lines that hold none.
 
     ``parse`` refuses an object by a ``ValueError`` or ``TypeError``. Where there is no file, there are no lines.
