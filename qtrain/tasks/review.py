@@ -15,8 +15,7 @@ WORKSPACE = "workspace.json"
 
 
 def run(settings: RunSettings) -> dict[str, str | None]:
-    """Save the workspace that ``settings.review`` describes; returns the path of its definition, and its URL.
-    """
+    """Save the workspace that ``settings.review`` describes; returns the path of its definition, and its URL."""
     review = settings.review
     sweep = _sweep(review.folder)
     known = named_knobs({name: True for trial in (sweep.trials if sweep else ()) for name in trial.knobs})
