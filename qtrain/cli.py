@@ -9,6 +9,7 @@ import errno
 import os
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -53,8 +54,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             _say("interrupted; the same command again goes on from the last resume point")
             sys.exit(INTERRUPTED)
         except Exception as error:
-            if os.environ.get("HYDRA_FULL_ERROR") == "1" or not _is_users(error):
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
+            if not _is_users(error):
+                traceback.print_exc()
+                sys.exit(1)
             # A run that was told to stop, and did in good order, brings the code that the shell expects.
             stopped: int | None = getattr(error, "exit_code", None)
             _say(_one_line(error) if stopped else f"error: {_one_line(error)}")

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qtrain.config.compose import compose
+from qtrain.pipeline import train
 from qtrain.pipeline.stages import STATE, Stage, stages_of
 from qtrain.run_task import run_task
-from qtrain.tasks import train
 from qtrain.utils.errors import ConfigError
 
 TINY = """

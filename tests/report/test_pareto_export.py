@@ -81,7 +81,7 @@ def test_files_of_an_earlier_front_are_removed(sweep_folder: Path) -> None:
 
 
 def test_front_file_begins_with_its_metrics(sweep_folder: Path) -> None:
-    first = front_points(read_sweep(sweep_folder))[0].content
+    first = front_points(read_sweep(sweep_folder), as_experiment)[0].content
     assert first.startswith(
         "# @package _global_\n# Point 1 of the front of sweep_quickstart: val top-1 96.50 %, size 8.0 kB, W4A4"
     )
