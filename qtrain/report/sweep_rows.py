@@ -8,8 +8,7 @@ from typing import Any
 
 from qtrain.pipeline.results import append_row, provenance, read_results
 from qtrain.report.formatting import bits_text, knobs_text
-from qtrain.sweep.evaluate_front import TEST
-from qtrain.sweep.sweep_results import RUNS, SweepResults
+from qtrain.sweep.sweep_results import RUNS, TEST, SweepResults
 from qtrain.sweep.trial import Trial
 
 TASK = "sweep"

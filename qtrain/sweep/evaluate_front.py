@@ -13,15 +13,13 @@ from qtrain.settings.run_files import STUDENT
 from qtrain.settings.run_settings import Read, RunSettings
 from qtrain.sweep.initial_trials import is_start
 from qtrain.sweep.pareto import front
+from qtrain.sweep.sweep_results import TEST
 from qtrain.sweep.trial import Trial
 from qtrain.sweep.trial_configs import read_trial_config
 from qtrain.sweep.trial_store import TrialStore
 from qtrain.training.evaluation import evaluate
 
 log = logging.getLogger(__name__)
-
-TEST = "test_top1"
-"""Metric of a trial of the front or of the start: accuracy on the test images, in percent. The search never sees it."""
 
 
 def evaluate_front(settings: RunSettings, trial_store: TrialStore, *, read: Read) -> None:
