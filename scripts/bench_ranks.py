@@ -78,7 +78,7 @@ def _step_s(case: Case, chosen: Sequence[str]) -> float:
         typed = [*chosen, *COMMON, case.saving, f"trainer.devices={case.ranks}", f"output={folder}", "name=run"]
         subprocess.run([sys.executable, "-m", "qtrain", *typed], check=True, env=environment, stdout=subprocess.DEVNULL)
         (metrics,) = Path(folder).glob("**/run/metrics.jsonl")
-        times = [row["time"] for row in read_metrics(metrics)[0] if row.get("split") == "train"]
+        times = [float(row["time"]) for row in read_metrics(metrics)[0] if row.get("split") == "train"]
     return statistics.median(later - earlier for earlier, later in pairwise(times[SETTLED:]))
 
 

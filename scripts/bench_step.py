@@ -226,7 +226,8 @@ def ratio(measured: Measured, others: Sequence[Measured]) -> float | None:
     if not bases:
         return None
     sums = [sum(times) for times in zip(*(base.ms for base in bases), strict=True)]
-    return statistics.median(own / base for own, base in zip(measured.ms, sums, strict=True))
+    middle: float = statistics.median(own / base for own, base in zip(measured.ms, sums, strict=True))
+    return middle
 
 
 def bases_of(case: str) -> tuple[str, ...]:

@@ -149,15 +149,21 @@ def several_processes(settings: RunSettings) -> bool:
     return several(devices=trainer.get("devices"), nodes=trainer.get("num_nodes"))
 
 
+def accumulated_batches(settings: RunSettings) -> int:
+    """How many batches make one optimizer step."""
+    return int(settings.trainer.get("accumulate_grad_batches", 1))
+
+
 def _strategy(settings: RunSettings) -> Strategy | str:
     trainer = settings.trainer
-    return strategy_for(
+    strategy: Strategy | str = strategy_for(
         trainer.get("strategy"),
         devices=trainer.get("devices"),
         nodes=trainer.get("num_nodes"),
-        accumulated=trainer.get("accumulate_grad_batches"),
+        accumulated=accumulated_batches(settings),
         shard=shards_student(settings),
     )
+    return strategy
 
 
 def _precision(asked: str | None) -> str:

@@ -18,7 +18,7 @@ from qtrain.data.base import VisionData
 from qtrain.distill.objective import Objective
 from qtrain.models.teacher import Teacher
 from qtrain.pipeline import build_teacher
-from qtrain.pipeline.fit import fit, shards_student, shares_batches
+from qtrain.pipeline.fit import accumulated_batches, fit, shards_student, shares_batches
 from qtrain.pipeline.load_data import depends_on
 from qtrain.pipeline.prepare import Prepared
 from qtrain.pipeline.pretrain import teacher_weights, trained_model
@@ -105,9 +105,7 @@ def _steps(settings: RunSettings, data: VisionData) -> int | None:
     batches = len(data.train_dataloader())
     if settings.fit.share == 1:
         return None
-    return max(
-        1, round(settings.fit.share * settings.fit.epochs * batches / settings.trainer.get("accumulate_grad_batches"))
-    )
+    return max(1, round(settings.fit.share * settings.fit.epochs * batches / accumulated_batches(settings)))
 
 
 def _teacher_model(settings: RunSettings, data: VisionData, before: StageState | None) -> nn.Module | None:

@@ -21,7 +21,7 @@ from qtrain.data.image_grid import keep_picture
 from qtrain.pipeline import prepare, run_folder
 from qtrain.pipeline.build_model import build_model
 from qtrain.pipeline.costs import costs
-from qtrain.pipeline.fit import named_callbacks
+from qtrain.pipeline.fit import accumulated_batches, named_callbacks
 from qtrain.pipeline.load_data import depends_on, load_data
 from qtrain.pipeline.prepare import Prepared
 from qtrain.pipeline.pretrain import full_precision_weights, must_train
@@ -153,7 +153,7 @@ def _keep(stage: Stage, state: StageState, *, finished: bool = True) -> None:
 
 def _epochs(settings: RunSettings, last: StageResult, data: VisionData) -> float:
     """How often all images were seen; stages may end within an epoch."""
-    batches = last.state.end.step * settings.trainer.get("accumulate_grad_batches")
+    batches = last.state.end.step * accumulated_batches(settings)
     epochs = batches / len(data.train_dataloader())
     return round(epochs) if abs(epochs - round(epochs)) < 0.01 else round(epochs, 2)
 

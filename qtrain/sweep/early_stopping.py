@@ -45,7 +45,7 @@ class EarlyStopping(FIFOScheduler):
         name: Callable[[Any], str],
         spares: Callable[[Any], bool] = lambda trial: False,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._rule: Any = rule  # which is given less than Ray's types say, and looks at no more
         self._metric, self._name, self._spares = metric, name, spares
         self._loop = Alone()

@@ -143,7 +143,7 @@ class StopDominated(FIFOScheduler):
     """Ray's view of ``rule``: a trial that it does not let go on is stopped."""
 
     def __init__(self, rule: ParetoHalving, objectives: Objectives) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._rule, self._objectives = rule, objectives
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:

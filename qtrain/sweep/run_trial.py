@@ -28,9 +28,10 @@ from qtrain.convert.layers import quant_layers
 from qtrain.nn import Operand
 from qtrain.pipeline.costs import costs
 from qtrain.pipeline.run_cache import RunCache, run_cache_in
-from qtrain.pipeline.summary import METRICS, SUMMARY, read_summary
+from qtrain.pipeline.summary import read_summary
 from qtrain.pipeline.train import train
 from qtrain.pipeline.trial_callbacks import with_trial_callbacks
+from qtrain.settings.run_files import METRICS, SUMMARY
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import FULL_PRECISION, Position
 from qtrain.sweep.inherit_stages import inherit_stages

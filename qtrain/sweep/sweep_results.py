@@ -10,8 +10,7 @@ from typing import Any
 
 import yaml
 
-from qtrain.pipeline.summary import METRICS
-from qtrain.settings.run_files import TRIALS
+from qtrain.settings.run_files import METRICS, TRIALS
 from qtrain.sweep.importance import knob_importance
 from qtrain.sweep.pareto import Direction, Objectives, front
 from qtrain.sweep.spending import Spending, spending
