@@ -187,9 +187,11 @@ def test_rows_of_the_hub_are_decoded_again_only_where_they_changed(
         return data
 
     decoded: list[str] = []
-    decode = source.
+    decode = source.decode_images
     monkeypatch.setattr(source, "open_hub", from_hub)
-    monkeypatch.setattr(source, "", lambda labeled, where: (decoded.append(where), decode(labeled, where))[1])
+    monkeypatch.setattr(
+        source, "decode_images", lambda labeled, where: (decoded.append(where), decode(labeled, where))[1]
+    )
     setup()
     setup()
     assert decoded == ["tiny (train)", "tiny (test)"]
