@@ -24,7 +24,7 @@ from qtrain.utils.errors import ConfigError
 log = logging.getLogger(__name__)
 
 
-def calibrate(settings: RunSettings) -> Metrics:
+def quantize_post_training(settings: RunSettings) -> Metrics:
     """Convert, calibrate, correct and round as ``settings.quantize`` says; returns ``top1``, ``fp_top1`` in percent.
 
     A finished run of the same config is not repeated. Without a final test the metrics are ``None``. Raises
@@ -44,7 +44,7 @@ def _calibrate(settings: RunSettings, folder: Path) -> Metrics:
     data = load_data(settings, test_only=not prepare.needs_images(settings))
     keep_picture(data, folder)
     full_precision = build_model(settings.model, data.info)
-    prepared = prepare.quantize(settings, copy.deepcopy(full_precision).to(device), data)
+    prepared = prepare.prepare_student(settings, copy.deepcopy(full_precision).to(device), data)
     seconds = time.perf_counter() - start
     log.info("calibrated in %.0f s", seconds)
     metrics: Metrics = {"top1": None, "fp_top1": None}

@@ -65,7 +65,7 @@ class Converted:
         return {name: plan.bits for name, plan in self.plans.items()}
 
 
-def quantize(
+def prepare_student(
     settings: RunSettings, model: nn.Module, data: VisionData, student_state: StudentState | None = None
 ) -> Prepared:
     """Convert and calibrate ``model`` in place by ``settings.quantize``, on the CPU or wherever the model is.

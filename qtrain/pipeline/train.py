@@ -88,7 +88,7 @@ def _train(settings: RunSettings, folder: Path, loggers: tuple[Logger, ...], *, 
         if last.allocation:
             calibrated = last.calibrated
             if calibrated is None:
-                calibrated = prepare.quantize(final, copy.deepcopy(full_precision), data).student
+                calibrated = prepare.prepare_student(final, copy.deepcopy(full_precision), data).student
             models["ptq_top1"] = calibrated
         for name, model in models.items():
             metrics[name] = evaluate(model, data.test_dataloader(), last.device)["top1"]
@@ -143,7 +143,7 @@ def _run_stages(
 
 def _prepared(stage: Stage, full_precision: nn.Module, images: VisionData, before: StageState | None) -> Prepared:
     inherited = None if before is None else before.student
-    return prepare.quantize(stage.settings, copy.deepcopy(full_precision), images, inherited)
+    return prepare.prepare_student(stage.settings, copy.deepcopy(full_precision), images, inherited)
 
 
 @rank_zero_only

@@ -21,7 +21,7 @@ from qtrain.utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-Compose = Callable[[list[str]], tuple[str, list[str]]]
+ComposeTrial = Callable[[list[str]], tuple[str, list[str]]]
 """From what the knobs change, as overrides, to the identity of the trial's config and all of its overrides.
 
 Raises ``ConfigError`` where they make no config.
@@ -41,7 +41,7 @@ class Proposals(Searcher):
         self,
         search: SpaceSearcher,
         *,
-        compose: Compose,
+        compose: ComposeTrial,
         search_log: SearchLog,
         ended: Mapping[str, Trial],
         record: Callable[[Trial], None],

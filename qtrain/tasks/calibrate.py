@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qtrain.pipeline.post_training import calibrate
+from qtrain.pipeline.post_training import quantize_post_training
 from qtrain.pipeline.run_folder import Metrics
 from qtrain.report.table import print_summary
 from qtrain.settings.run_settings import RunSettings
@@ -12,6 +12,6 @@ from qtrain.settings.run_settings import RunSettings
 
 def run(settings: RunSettings) -> Metrics:
     """Make one student and print it beside the others of its experiment; returns accuracies in percent."""
-    metrics = calibrate(settings)
+    metrics = quantize_post_training(settings)
     print_summary(Path(settings.run_dir).parent)
     return metrics

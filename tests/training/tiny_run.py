@@ -304,7 +304,7 @@ def run_product(job: dict[str, Any]) -> int:
     cfg = compose(PRODUCT)
     data = load_data(cfg)
     torch.manual_seed(0)
-    student = prepare.quantize(cfg, build_model(cfg.model, data.info), data).student
+    student = prepare.prepare_student(cfg, build_model(cfg.model, data.info), data).student
     teacher_model = build_model(cfg.teacher.model, data.info)
     objective = build_teacher.build_objective(cfg, student, teacher_model, data)
     module = QATModule(
