@@ -39,11 +39,11 @@ SMALL = """
 """.split()
 SOFT = ["teacher=self", "objective=soft"]
 PICTURES = "data=imagefolder data.root=$FOLDER/pictures data.image_size=12 data.workers=0".split()
-IMAGINED = """
+SYNTHETIC = """
     data=synthetic data@data.test=digits data.image_size=8 data.in_channels=1 data.crop_padding=1 data.flip=false
     data.test.mean=[0.3] data.test.std=[0.37] data.max_train=null synthesis=bn_statistics synthesis.batch_size=8
     synthesis.steps=4 synthesis.shift=1 synthesis.flip=false synthesize.images=32 synthesize.workers=1
-    synthesize.folder=$FOLDER/imagined teacher=self objective=kl fit.epochs=3
+    synthesize.folder=$FOLDER/synthetic teacher=self objective=kl fit.epochs=3
 """.split()
 STAGES = [
     "+stages.wide=['quantize.bits.weight=8','quantize.bits.input=8','fit.share=0.25']",
@@ -59,7 +59,7 @@ RUNS: dict[str, list[str]] = {
     "cached": CACHED,
     "replayed": CACHED,
     "stages": STAGES,
-    "data-free": IMAGINED,
+    "data-free": SYNTHETIC,
     "two-ranks": ["trainer.devices=2", *SOFT],
 }
 

@@ -21,7 +21,7 @@ WIDENED = {
 class WideSums(TorchFunctionMode):
     """Works out ``WIDENED`` in 64 bits where it is asked for in 32, and rounds the result.
 
-    A fit may have 64 bits throughout; calibration, a teacher and imagined images have 32. There two processors differ
+    A fit may have 64 bits throughout; calibration, a teacher and synthetic images have 32. There two processors differ
     in the last bit, which moves a value over the edge of a code now and then, and with it the loss by far more.
     """
 
