@@ -331,7 +331,11 @@ def test_law(name: str, options: dict[str, Any], law: Callable[[Quantizer, Tenso
 
 
 @pytest.mark.parametrize("weight", [False, True], ids=["input", "weight"])
-@pytest.mark.parametrize(("name", "options"), QUANTIZERS, ids=label)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [pytest.param(name, options, marks=[pytest.mark.slow] * bool(options)) for name, options in QUANTIZERS],
+    ids=label,
+)
 def test_one_graph_for_all_bits_and_steps(name: str, options: dict[str, Any], weight: bool) -> None:
     """Principle 4: no graph break, and no second compilation when bits, rates or keys change; values as uncompiled."""
     tried = [case for case in applicable(name, tuple(options.items())) if case.weight == weight]

@@ -70,6 +70,7 @@ def test_the_page_has_rows() -> None:
     assert len({method.name for method in METHODS}) == len(METHODS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name[:40])
 def test_method_composes_from_its_config(method: Method) -> None:
     assert method.overrides and len(method.configs) == 1, "say what to type, and which file says how"

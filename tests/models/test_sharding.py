@@ -71,6 +71,7 @@ def _rank(rank: int, folder: str) -> None:
     Path(folder, f"done{rank}").touch()
 
 
+@pytest.mark.slow
 def test_two_ranks_hold_half_each_and_answer_alike(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
     assert {path.name for path in tmp_path.glob("done*")} == {"done0", "done1"}

@@ -85,6 +85,7 @@ def test_stages_differ_in_bits_objective_and_length(cache: Path, tmp_path: Path)
     assert "stages wide narrow" in row["notes"]
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_a_later_stage_goes_on_there(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,6 +97,7 @@ def test_several_models_of_one_kind_are_all_asked(overrides: list[str], weights:
         synthesize_images(compose([*overrides, *twin("cifar_resnet8")]))
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_images_of_one(overrides: list[str], tmp_path: Path) -> None:
     one = synthesize_images(compose(overrides))
     two = synthesize_images(compose([*overrides, f"synthesize.folder={tmp_path / 'two'}", "synthesize.workers=2"]))

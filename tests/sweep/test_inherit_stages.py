@@ -64,6 +64,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in ("time", "images_per_s")} for row in kept]
 
 
+@pytest.mark.slow
 def test_who_follows_equals_the_run_of_all_its_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache, alone, parent, child = (tmp_path / name for name in ("cache", "alone", "parent", "child"))
     first, both = lines()

@@ -18,7 +18,7 @@ from qtrain.sweep.make_space import make_space, rehearse_space
 from qtrain.sweep.searcher import NO_MORE
 from qtrain.sweep.space import Point, Space
 
-EXPERIMENTS = ["tune_quickstart", "cifar10/tune_distillation"]
+EXPERIMENTS = ["tune_quickstart", pytest.param("cifar10/tune_distillation", marks=pytest.mark.slow)]
 
 
 @cache
