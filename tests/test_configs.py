@@ -107,7 +107,7 @@ def build_observer(made: Any) -> None:
 
 
 def build_gradient(made: Any) -> None:
-    assert made == {} or isinstance(made(), nn.Module)
+    assert made is None or isinstance(made(), nn.Module)
 
 
 def build_allocate(made: Any) -> None:
@@ -130,7 +130,7 @@ def build_trainer(made: Any) -> None:
 
 
 def build_teacher(made: Any) -> None:
-    assert made["model"] is None or isinstance(made["model"], partial)
+    assert made.model is None or isinstance(made.model.build(), partial)
 
 
 def build_logger(made: Any) -> None:
@@ -147,7 +147,7 @@ def build_teacher_cache(made: Any) -> None:
 
 def may_be_a(kind: type | UnionType) -> Callable[[Any], None]:
     def build(made: Any) -> None:
-        assert made == {} or isinstance(made, kind), "none.yaml leaves it empty"
+        assert made is None or isinstance(made, kind), "none.yaml leaves it empty"
 
     return build
 

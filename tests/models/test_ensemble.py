@@ -16,7 +16,7 @@ from qtrain.models.ensemble import Combine, Ensemble, combine_logits
 from qtrain.models.taps import feature_shapes
 from qtrain.models.teacher import FrozenTeacher
 from qtrain.pipeline.load_data import load_data
-from qtrain.pipeline.pretrain import trained_model
+from qtrain.pipeline.pretrain import members_of, trained_model
 from qtrain.run_task import run_task
 from qtrain.utils.errors import ConfigError
 
@@ -154,8 +154,9 @@ def test_the_command_line_adds_members() -> None:
     cfg = compose(
         [*ENSEMBLE, "+model@teacher.model.members.third=cifar_resnet32", "+teacher.model.members.self=${model}"]
     )
-    assert list(cfg.teacher.model.members) == ["first", "second", "third", "self"]
-    assert cfg.teacher.model.members.self == cfg.model
+    members = members_of(cfg.teacher.model)
+    assert list(members) == ["first", "second", "third", "self"]
+    assert members["self"].plain == cfg.model.plain
 
 
 def test_wrong_share_gives_a_one_line_error(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_writers_at_the_same_time_lose_no_row(tmp_path: Path) -> None:
     assert sorted((int(row["seed"]), int(row["epochs"])) for row in rows) == [
         (s, e) for s in range(4) for e in range(10)
     ]
-    assert [file.name for file in tmp_path.iterdir()] == ["results.csv"]
+    assert {file.name for file in tmp_path.iterdir()} == {"results.csv", ".results.csv.lock"}
 
 
 def test_config_hash_sees_values_and_not_the_order_or_the_place() -> None:

@@ -195,7 +195,7 @@ def test_places_and_workers_are_no_part_of_a_runs_identity(overrides: list[str])
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["model.weights=null"], "model.weights: images are synthetic by a trained model; give its weights"),
+        (["model.weights=null"], "model.weights: images are synthesized by a trained model; give its weights"),
         (["data.folder=/nowhere"], "data: data.folder: there is no /nowhere/manifest.json"),
         (["data.num_classes=1"], "data: SyntheticImages: num_classes must be at least 2, got 1"),
         (["data.test.mean=null", "data.test.std=null"], "mean and std"),
@@ -214,7 +214,7 @@ def test_mistakes_end_in_one_line(overrides: list[str], more: list[str], message
     [
         (["task=synthesize"], "data: task=synthesize makes images for data=synthetic"),
         (["data=synthetic"], "synthesis: no method; take synthesis=bn_statistics, or give data.folder"),
-        (["data=synthetic", "synthesis=bn_statistics"], "model.weights: images are synthetic by a trained model"),
+        (["data=synthetic", "synthesis=bn_statistics"], "model.weights: images are synthesized by a trained model"),
     ],
 )
 def test_what_is_lacking_is_said(given: list[str], message: str) -> None:
