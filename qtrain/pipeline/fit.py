@@ -48,12 +48,12 @@ def fit(
     command: str = "",
     start: Position = Position(),  # noqa: B008 - immutable
     checkpoints: Path | None = None,
-    watchers: Sequence[pl.Callback] = (),
+    trial_callbacks: Sequence[pl.Callback] = (),
 ) -> StageResult:
     """Fit ``module`` for ``epochs``, or for ``steps`` optimizer steps where given, in ``folder``.
 
     The folder gets ``metrics.jsonl``, and resume points below it, or in ``checkpoints``. ``start`` is where the run's
-    earlier stages stopped; ``watchers`` are callbacks that only look on.
+    earlier stages stopped; ``trial_callbacks`` only look on: a sweep has them.
 
     With ``settings.resume`` a resume point of the same ``identity`` in the folder is continued. ``command`` is what an
     interrupted run tells its user to type. Raises ``RunInterruptedError`` after a signal, once all is saved.
@@ -70,7 +70,7 @@ def fit(
         *named.values(),
         *([Health(metric_log=metric_log, every_n_steps=n)] if (n := settings.fit.health_every_steps) else []),
         metric_log,
-        *watchers,
+        *trial_callbacks,
         Progress(title=title),
         resume_points,
         StopOnSignal(resume_points=resume_points, command=command),

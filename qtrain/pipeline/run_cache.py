@@ -1,7 +1,7 @@
 """What a process that makes many runs keeps between them: data, full-precision models, observed inputs.
 
-A run alone keeps nothing. Within :func:`keeping` a run takes from the store what an earlier one has made, and is the
-same run bit for bit: a key holds all that the value depends on, the state of torch's random numbers included, and
+A run alone keeps nothing. Within :func:`run_cache_in` a run takes from the store what an earlier one has made, and is
+the same run bit for bit: a key holds all that the value depends on, the state of torch's random numbers included, and
 whoever takes a value gets a copy and the random numbers as they stood after it was made.
 """
 
@@ -53,7 +53,7 @@ class RunCache:
         return copied(values[key].value)
 
 
-_STORE: ContextVar[RunCache | None] = ContextVar("warm", default=None)
+_STORE: ContextVar[RunCache | None] = ContextVar("run_cache", default=None)
 
 
 @contextmanager

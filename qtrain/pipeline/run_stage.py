@@ -24,7 +24,7 @@ from qtrain.pipeline.prepare import Prepared
 from qtrain.pipeline.pretrain import teacher_weights, trained_model
 from qtrain.pipeline.run_cache import cached
 from qtrain.pipeline.stages import Stage, StageResult, StageState
-from qtrain.pipeline.trial_callbacks import watchers
+from qtrain.pipeline.trial_callbacks import trial_callbacks
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import Position
 from qtrain.tracking.run_tracking import tell_teacher
@@ -88,7 +88,7 @@ def run_stage(
         loggers=loggers,
         command="python -m qtrain " + shlex.join(sys.argv[1:]),
         checkpoints=stage.folder / "checkpoints",
-        watchers=watchers(before.end if before is not None else Position()),
+        trial_callbacks=trial_callbacks(before.end if before is not None else Position()),
         **start,
     )
     if apart:

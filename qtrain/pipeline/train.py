@@ -1,4 +1,4 @@
-"""The task that makes a low-bit student: load, convert, calibrate, distill, evaluate, record."""
+"""A low-bit student, from its data to its summary: load, convert, calibrate, distill, evaluate, record."""
 
 from __future__ import annotations
 

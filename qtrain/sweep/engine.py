@@ -1,4 +1,4 @@
-"""Ray Tune as the engine of a sweep: workers that stay warm, trials that report, trials that come back."""
+"""Ray Tune as the engine of a sweep: workers that are reused, trials that report and are taken up again."""
 
 from __future__ import annotations
 

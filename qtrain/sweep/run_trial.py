@@ -72,8 +72,8 @@ def described(proposal: Proposal) -> dict[str, Any]:
 
 
 @dataclass
-class Watched:
-    """What a watcher saw of a run: bits of its layers, epochs done, seconds within fits and of these in validation."""
+class TrialRecord:
+    """What was seen of a run while it trained: bits of layers, epochs done, seconds in fits, of these in validation."""
 
     layer_bits: dict[str, list[int]] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)
@@ -91,13 +91,13 @@ class EpochReport(pl.Callback):
     """
 
     def __init__(
-        self, *, settings: RunSettings, report: Reporter, watched: Watched, epochs: float, start: Position
+        self, *, settings: RunSettings, report: Reporter, record: TrialRecord, epochs: float, start: Position
     ) -> None:
         super().__init__()
-        self._settings, self._report, self._watched, self._epochs, self._start = (
+        self._settings, self._report, self._record, self._epochs, self._start = (
             settings,
             report,
-            watched,
+            record,
             epochs,
             start,
         )
@@ -109,25 +109,25 @@ class EpochReport(pl.Callback):
         if pl_module.device.type != "cpu":
             student = copy.deepcopy(student).cpu()
         cost = costs(self._settings, student, trainer.datamodule)  # type: ignore[attr-defined]
-        self._watched.costs = {name: float(getattr(cost, name)) for name in COST_METRICS}
+        self._record.costs = {name: float(getattr(cost, name)) for name in COST_METRICS}
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._watched.fit_s += time.perf_counter() - self._began
-        self._watched.epochs = self._start.epoch + trainer.current_epoch
-        self._watched.layer_bits = layer_bits_of(student_of(pl_module))
+        self._record.fit_s += time.perf_counter() - self._began
+        self._record.epochs = self._start.epoch + trainer.current_epoch
+        self._record.layer_bits = layer_bits_of(student_of(pl_module))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._val_began = time.perf_counter()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._watched.val_s += time.perf_counter() - self._val_began
+        self._record.val_s += time.perf_counter() - self._val_began
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         done = self._start.epoch + trainer.current_epoch + 1
-        self._watched.epochs = done
+        self._record.epochs = done
         if done < self._epochs:
             logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            self._report({"epochs": float(done), **validation_metrics([logged]), **self._watched.costs})
+            self._report({"epochs": float(done), **validation_metrics([logged]), **self._record.costs})
 
 
 def layer_bits_of(student: torch.nn.Module) -> dict[str, list[int]]:
@@ -166,15 +166,20 @@ def run_trial(
     if (ended := read_trial(folder)) is not None:
         return replace(ended, **described(proposal))
     torch.set_num_threads(threads)
-    started, clock, watched = time.time(), time.perf_counter(), Watched()
+    started, clock, record = time.time(), time.perf_counter(), TrialRecord()
     about: dict[str, Any] = {**described(proposal), "started": started, "host": platform.node(), "threads": threads}
     epochs = settings.epochs
 
-    def watcher(start: Position) -> EpochReport:
-        return EpochReport(settings=settings, report=report, watched=watched, epochs=epochs, start=start)
+    def epoch_report(start: Position) -> EpochReport:
+        return EpochReport(settings=settings, report=report, record=record, epochs=epochs, start=start)
 
     try:
-        with run_cache_in(store), with_trial_callbacks(watcher), _said_in(folder / LOG), redirect_stdout(io.StringIO()):
+        with (
+            run_cache_in(store),
+            with_trial_callbacks(epoch_report),
+            _said_in(folder / LOG),
+            redirect_stdout(io.StringIO()),
+        ):
             if proposal.parent is not None:
                 inherit_stages(folder.parent / proposal.parent, folder)
             # A later trial may go on from the last of several stages.
@@ -187,16 +192,16 @@ def run_trial(
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / LOG).open("a", encoding="utf-8") as file:
             traceback.print_exc(file=file)
-        about |= {"status": "failed", "reason": reason_of(error), "metrics": dict(watched.costs)}
+        about |= {"status": "failed", "reason": reason_of(error), "metrics": dict(record.costs)}
         # The traceback holds the trial's tensors; the next trial needs their room.
         error.__traceback__ = None
     _free()
     trial = Trial(
         **about,
-        layer_bits=watched.layer_bits,
-        epochs=watched.epochs,
-        train_s=watched.fit_s,
-        overhead_s=time.perf_counter() - clock - watched.fit_s,
+        layer_bits=record.layer_bits,
+        epochs=record.epochs,
+        train_s=record.fit_s,
+        overhead_s=time.perf_counter() - clock - record.fit_s,
         ended=time.time(),
     )
     if leads:
