@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -42,7 +41,7 @@ def evaluate_student(settings: RunSettings, folder: Path) -> Metrics:
     start = time.perf_counter()
     data = load_data(settings, synthesizes=False)
     student = trained_student(settings, folder / STUDENT, data)
-    training: dict[str, Any] = {"distill": "none", "epochs": 0}
+    training: dict[str, object] = {"distill": "none", "epochs": 0}
     if (folder / SUMMARY).is_file():
         before = read_summary(folder / SUMMARY)
         training = {"distill": before.distill, "epochs": before.epochs, "fp_top1": before.fp_top1}
@@ -50,7 +49,7 @@ def evaluate_student(settings: RunSettings, folder: Path) -> Metrics:
 
 
 def _measured(
-    settings: RunSettings, model: Prepared, data: VisionData, start: float, training: dict[str, Any], *, notes: str
+    settings: RunSettings, model: Prepared, data: VisionData, start: float, training: dict[str, object], *, notes: str
 ) -> float:
     """Top-1 of ``model`` on the test images, printed and written as a row with what is known of its training."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 from qtrain.data.base import VisionData
 from qtrain.data.synthetic import SyntheticImages
@@ -24,13 +23,13 @@ def load_data(settings: RunSettings, *, test_only: bool = False, synthesizes: bo
     return cached("data", {**depends_on(settings), **how}, lambda: _load(settings, **how), copy.copy)
 
 
-def depends_on(settings: RunSettings) -> dict[str, Any]:
+def depends_on(settings: RunSettings) -> dict[str, object]:
     """All that the run's images are a function of, as plain data."""
     sections = ("data", "synthesis", "synthesize", "model", "full_precision")
     return {"seed": settings.seed, **{name: own for name in sections if (own := settings.plain.get(name))}}
 
 
-def recipe_of(settings: RunSettings) -> dict[str, Any]:
+def recipe_of(settings: RunSettings) -> dict[str, object]:
     """The section ``quantize`` without the bits, as plain data: what is the same for students of any bits."""
     return {key: value for key, value in settings.plain["quantize"].items() if key != "bits"}
 

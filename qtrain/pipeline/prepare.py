@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -35,7 +36,7 @@ from qtrain.pipeline.run_cache import cached
 from qtrain.ptq.bias_correction import BiasCorrection
 from qtrain.ptq.calibrate_from_bn import calibrate_from_statistics
 from qtrain.ptq.rounding.base import Rounding
-from qtrain.quantizers.base import MakeQuantizer
+from qtrain.quantizers.base import MakeQuantizer, Quantizer
 from qtrain.quantizers.wrappers.wrapper import Wrapper
 from qtrain.settings.component import built
 from qtrain.settings.run_settings import RunSettings
@@ -230,7 +231,7 @@ def _recipe(settings: RunSettings) -> LayerPlan:
     )
 
 
-def _wrapped(wrapper: Any, quantizer: MakeQuantizer) -> MakeQuantizer:
+def _wrapped(wrapper: Callable[..., Quantizer], quantizer: MakeQuantizer) -> MakeQuantizer:
     """``quantizer`` inside ``wrapper``, whatever that would hold by its own config."""
     kind = getattr(wrapper, "func", None)
     if not (isinstance(kind, type) and issubclass(kind, Wrapper)):

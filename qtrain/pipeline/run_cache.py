@@ -67,7 +67,7 @@ def run_cache_in(store: RunCache) -> Iterator[None]:
 
 
 def cached(
-    kind: str, depends_on: Mapping[str, Any], make: Callable[[], T], copied: Callable[[T], T] = copy.deepcopy
+    kind: str, depends_on: Mapping[str, object], make: Callable[[], T], copied: Callable[[T], T] = copy.deepcopy
 ) -> T:
     """What ``make`` gives, from the store where a run before has made it.
 

@@ -6,7 +6,6 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from pytorch_lightning.utilities import rank_zero_only
@@ -85,7 +84,7 @@ def _make_ready(settings: RunSettings, folder: Path) -> None:
     write_config(folder / CONFIG, recorded(settings.plain))
 
 
-def describe(settings: RunSettings, info: DataInfo, allocation: Allocation, cost: CostReport) -> dict[str, Any]:
+def describe(settings: RunSettings, info: DataInfo, allocation: Allocation, cost: CostReport) -> dict[str, object]:
     """The fields of a summary that do not depend on how training went."""
     weight, input = typical_bits(allocation)
     return {
@@ -101,7 +100,7 @@ def describe(settings: RunSettings, info: DataInfo, allocation: Allocation, cost
 
 
 def append_results(
-    settings: RunSettings, folder: Path, summary: Mapping[str, Any], *, device: torch.device, notes: str
+    settings: RunSettings, folder: Path, summary: Mapping[str, object], *, device: torch.device, notes: str
 ) -> None:
     """One row to the run's own ``results.csv``, and to ``settings.results`` where that names a file."""
     row = {
@@ -122,7 +121,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
         save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
 
 
-def finish(folder: Path, summary: Mapping[str, Any]) -> None:
+def finish(folder: Path, summary: Mapping[str, object]) -> None:
     """Write ``summary.json``, after which the run counts as finished."""
     write_summary(folder, summary)
 

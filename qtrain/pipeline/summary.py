@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from qtrain.settings.run_files import METRICS, SUMMARY, TRIALS
 from qtrain.spec import FULL_PRECISION
@@ -105,7 +105,7 @@ class Problem:
     reason: str
 
 
-def write_summary(run_dir: Path | str, summary: Mapping[str, Any]) -> Path:
+def write_summary(run_dir: Path | str, summary: Mapping[str, object]) -> Path:
     """Write ``summary`` (fields of :class:`RunSummary`, the missing ones are null) to ``run_dir``, atomically.
 
     Figures that are not finite become null, since JSON has no others. Raises ``TypeError`` for an unknown field.
@@ -114,7 +114,7 @@ def write_summary(run_dir: Path | str, summary: Mapping[str, Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in asdict(RunSummary(**summary)).items()
+        for name, value in asdict(RunSummary(**cast("Mapping[str, Any]", summary))).items()
     }
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
     return path

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.multiprocessing
@@ -138,7 +137,7 @@ def _frozen(model: nn.Module) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _made_from(made_by: Synthesizer) -> dict[str, Any]:
+def _made_from(made_by: Synthesizer) -> dict[str, object]:
     """All that the images are a function of, as plain values."""
     return {
         "models": {

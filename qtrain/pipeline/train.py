@@ -8,7 +8,6 @@ import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from pytorch_lightning.loggers import Logger
@@ -180,7 +179,7 @@ def _reestimate_batchnorm(settings: RunSettings, student: nn.Module, data: Visio
 def _record(
     settings: RunSettings,
     folder: Path,
-    summary: dict[str, Any],
+    summary: dict[str, object],
     last: StageResult,
     loggers: tuple[Logger, ...],
     *,

@@ -36,7 +36,7 @@ LOOK = {
 """The look of all charts, which the page says once."""
 
 
-def spec(chart: alt.TopLevelMixin) -> dict[str, Any]:
+def spec(chart: alt.TopLevelMixin) -> dict[str, object]:
     """``chart`` as Vega-Lite's JSON, with the parameter that :data:`CHOSEN` reads."""
     made: dict[str, Any] = chart.to_dict(validate=False)
     made.pop("$schema", None)  # an address that nobody has to load

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from qtrain.report.table import size_text
 from qtrain.spec import FULL_PRECISION
+from qtrain.sweep.domains import KnobValue, KnobValues
 from qtrain.sweep.sweep_results import grouped
 from qtrain.sweep.trial import Trial
 
@@ -66,14 +66,14 @@ def knob_label(name: str, names: Iterable[str]) -> str:
     return last if [other.rpartition(".")[2] for other in names].count(last) == 1 else name
 
 
-def knobs_text(knobs: Mapping[str, Any], space: Iterable[str], *, width: int | None = KNOBS_WIDTH) -> str:
+def knobs_text(knobs: KnobValues, space: Iterable[str], *, width: int | None = KNOBS_WIDTH) -> str:
     """``lr=0.001 soft=0.7``, cut at ``width`` characters; ``None``: whole."""
     known = grouped(knobs, space)
     text = " ".join(f"{knob_label(name, known)}={knob_text(value)}" for name, value in known.items())
     return text if width is None or len(text) <= width else text[: width - 1] + "…"
 
 
-def knob_text(value: Any) -> str:
+def knob_text(value: KnobValue) -> str:
     """What the search chose, cut where it is long.
 
     >>> knob_text(0.00031622), knob_text([4, 3]), knob_text(None)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -38,7 +37,7 @@ def number(value: object, show: Callable[[float], str]) -> Cell:
     return Cell(show(float(value)), float(value))
 
 
-def render(template: str, *, charts: Mapping[str, Any], **values: Any) -> str:
+def render(template: str, *, charts: Mapping[str, object], **values: object) -> str:
     """The page that ``template`` makes of ``values`` and of ``charts``, specs by name; the page holds all it needs."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),

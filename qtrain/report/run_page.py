@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from qtrain.cost.count import OUTSIDE_LAYERS
 from qtrain.data.image_grid import PICTURE
@@ -90,7 +90,7 @@ def write_report(folder: Path) -> tuple[Path, int, int]:
     return folder / REPORT, len(runs), len(problems)
 
 
-def _curve_charts(sections: list[Section]) -> dict[str, Any]:
+def _curve_charts(sections: list[Section]) -> dict[str, dict[str, object]]:
     lines = sum(len(by_name) for section in sections for by_name in section.curves.values())
     most = max(2, min(MOST_POINTS, POINTS_OF_A_PAGE // max(1, lines)))
     return {
@@ -160,12 +160,12 @@ def _run_cells(summary: RunSummary) -> list[Cell]:
     return [cell(summary) for cell in RUN_COLUMNS.values()]
 
 
-def _layer_cells(layer: dict[str, Any], last: dict[str, Any]) -> list[Cell]:
+def _layer_cells(layer: Mapping[str, object], last: Mapping[str, object]) -> list[Cell]:
     """One row of the per-layer table; fields that an older version did not write stay empty.
 
     ``last`` are the run's latest metrics by name.
     """
-    shape = layer.get("shape") or []
+    shape = cast("Sequence[int]", layer.get("shape") or [])
     bits = layer.get("weight_storage_bits")
     health = [last.get(metric.format(layer.get("name"))) for metric in HEALTH_COLUMNS.values()]
     own = layer.get("name") == OUTSIDE_LAYERS  # no weight, so that these cells would mean nothing

@@ -82,7 +82,7 @@ def accuracy_scatter(groups: Iterable[SeedGroup], axis: CostAxis) -> Scatter:
     )  # fmt: skip
 
 
-def curves(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Curve]]:
+def curves(rows: Iterable[Mapping[str, float | str]]) -> dict[str, dict[str, Curve]]:
     """Title -> name of a curve -> its (optimizer step, value), from the rows of a run's ``metrics.jsonl``.
 
     Losses, accuracies, how the scale of each layer's weight moved, and relative errors of quantization; a chart in

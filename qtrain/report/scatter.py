@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import altair as alt
 from matplotlib.figure import Figure
@@ -125,6 +125,16 @@ def draw_scatter(scatter: Scatter) -> chart.Picture:
     return _chart(scatter), _figure(scatter)
 
 
+class _ByKind(TypedDict):
+    """How a channel of a chart follows the kind of a point."""
+
+    field: str
+    type: Literal["nominal"]
+    title: None
+    scale: alt.Scale
+    legend: alt.Legend
+
+
 def _chart(scatter: Scatter) -> alt.TopLevelMixin:
     """``scatter`` for the page: a tip for each point, and a thick edge around the trial that is chosen."""
     x_scale = alt.Scale(domain=scatter.x_range, nice=False, type="log" if scatter.logarithmic else "linear")
@@ -157,7 +167,7 @@ def _chart(scatter: Scatter) -> alt.TopLevelMixin:
             line = alt.Chart(_data([{"x": a, "y": b} for a, b in scatter.joined(kind)])).encode(x, y)
             layers.append(line.mark_line(strokeDash=dash, color=_css(mark.color)))
 
-    def by_kind(values: list[Any]) -> dict[str, Any]:
+    def by_kind(values: list[str]) -> _ByKind:
         scale = alt.Scale(domain=scatter.present, range=values)
         return {"field": "kind", "type": "nominal", "title": None, "scale": scale, "legend": alt.Legend(columns=3)}
 
@@ -213,7 +223,7 @@ def _x_axis(scatter: Scatter) -> alt.Axis:
     return alt.Axis(labelExpr=f"format(datum.value, '.4~g') + '{scatter.suffix}'", labelOverlap=True)
 
 
-def _data(rows: list[dict[str, Any]]) -> alt.InlineData:
+def _data(rows: Sequence[Mapping[str, object]]) -> alt.InlineData:
     return alt.InlineData(values=rows)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from qtrain.report.chart import spec
 from qtrain.report.figure import write_png
@@ -26,6 +25,7 @@ from qtrain.report.formatting import (
 from qtrain.report.html import Cell, number, render, word
 from qtrain.report.pareto_export import PARETO, AsExperiment, front_points, write_front
 from qtrain.report.sweep_plots import Plot, plots
+from qtrain.sweep.domains import KnobValue, is_number
 from qtrain.sweep.sweep_results import SweepResults, read_sweep
 from qtrain.sweep.trial import Trial
 from qtrain.training.callbacks.progress import duration
@@ -142,7 +142,7 @@ def tip(sweep: SweepResults, trial: Trial) -> str:
     return "\n".join(line for line in [*lines, knobs_text(trial.knobs, sweep.space)] if line)
 
 
-def _draw(sweep: SweepResults) -> tuple[list[Plot], dict[str, Any]]:
+def _draw(sweep: SweepResults) -> tuple[list[Plot], dict[str, dict[str, object]]]:
     """Each picture as a PNG beside the page; returns those with something to see, and their charts by name."""
     shown, charts = [], {}
     for plot in plots(sweep):
@@ -166,9 +166,8 @@ def _knobs(sweep: SweepResults, trial: Trial) -> list[Cell]:
     return [_knob(chosen[name]) if name in chosen else word(None) for name in sweep.knobs]
 
 
-def _knob(value: Any) -> Cell:
-    number_like = isinstance(value, int | float) and not isinstance(value, bool)
-    return Cell(knob_text(value), float(value) if number_like else knob_text(value))
+def _knob(value: KnobValue) -> Cell:
+    return Cell(knob_text(value), float(value) if is_number(value) else knob_text(value))
 
 
 def _metric(trial: Trial, name: str) -> Cell:

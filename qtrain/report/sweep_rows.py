@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from qtrain.pipeline.results import append_row, provenance, read_results
 from qtrain.report.formatting import bits_text, knobs_text
@@ -27,18 +26,18 @@ def append_sweep_rows(path: Path, sweep: SweepResults, *, starts: Collection[str
             append_row(path, row)
 
 
-def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+def _key(row: Mapping[str, object]) -> tuple[object, ...]:
     return row["config_hash"], row["name"], row.get("sweep")
 
 
-def _models(sweep: SweepResults, starts: Collection[str]) -> Iterator[dict[str, Any]]:
+def _models(sweep: SweepResults, starts: Collection[str]) -> Iterator[dict[str, object]]:
     for trial in sweep.trials:
         if TEST in trial.metrics and (trial.id in sweep.points or trial.id in starts):
             own = {"sweep": sweep.folder.name, "point": sweep.points.get(trial.id), "start": trial.id in starts}
             yield {**read_results(sweep.folder / RUNS / trial.key / "results.csv")[-1], **own, **_model(sweep, trial)}
 
 
-def _model(sweep: SweepResults, trial: Trial) -> dict[str, Any]:
+def _model(sweep: SweepResults, trial: Trial) -> dict[str, object]:
     return {
         "task": TASK,
         "name": trial.id,
@@ -49,7 +48,7 @@ def _model(sweep: SweepResults, trial: Trial) -> dict[str, Any]:
     }
 
 
-def _spent(sweep: SweepResults, config_hash: str) -> dict[str, Any]:
+def _spent(sweep: SweepResults, config_hash: str) -> dict[str, object]:
     spent = sweep.spending
     return {
         **provenance(),

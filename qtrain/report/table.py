@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, NamedTuple, TextIO
+from typing import NamedTuple, TextIO
 
 from rich import box
 from rich.console import Console
@@ -99,7 +99,7 @@ def seed_groups(summaries: Iterable[RunSummary]) -> list[SeedGroup]:
     return sorted(found, key=order)
 
 
-def order(group: SeedGroup) -> tuple[Any, ...]:
+def order(group: SeedGroup) -> tuple[str, str, float, str, str, int, str, str]:
     """What rows are sorted by."""
     key = group.key
     return key.dataset, key.model, -group.product, key.quantizer, key.bits, WAYS.index(key.way), key.terms, key.name

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, quantiles
-from typing import Any
+from typing import Any, TypedDict, Unpack, cast
 
 import altair as alt
 from matplotlib.axes import Axes
@@ -16,6 +16,7 @@ from matplotlib.ticker import LogFormatter, MaxNLocator
 from qtrain.report import chart, figure
 from qtrain.report.formatting import knob_label, knob_text, metric_label
 from qtrain.report.pareto_plot import FINISHED, FRONT, STOPPED, axis_label, unit_of
+from qtrain.sweep.domains import is_number
 from qtrain.sweep.sweep_results import SweepResults
 from qtrain.sweep.trial import Trial
 
@@ -210,7 +211,15 @@ def _lines(lines: Sequence[TrialLine], *, point: bool = False) -> alt.Chart:
     return made
 
 
-def _draw(axes: Axes, lines: Sequence[TrialLine], **style: Any) -> None:
+class _Style(TypedDict, total=False):
+    """What matplotlib is told of all lines of a picture."""
+
+    marker: str
+    markersize: float
+    clip_on: bool
+
+
+def _draw(axes: Axes, lines: Sequence[TrialLine], **style: Unpack[_Style]) -> None:
     for line in lines:
         color, width = (figure.COLORS[0], 2.0) if line.kind == FRONT else (figure.INK, 1.0)
         axes.plot(*zip(*line.points, strict=True), color=color, linewidth=width, alpha=OPACITY[line.kind], **style)
@@ -234,14 +243,16 @@ def _knob_axis(sweep: SweepResults, name: str, trials: Sequence[Trial]) -> KnobA
     chosen = {trial.id: knobs[name] for trial in trials if name in (knobs := sweep.chosen(trial))}
     label = knob_label(name, sweep.knobs)
     if any(isinstance(value, list) for value in chosen.values()):
-        if not all(_is_number(part) for value in chosen.values() for part in value):
+        lists = cast("Mapping[str, Sequence[float]]", chosen)
+        if not all(is_number(part) for value in lists.values() for part in value):
             return None
-        chosen, label = {id: fmean(value) for id, value in chosen.items()}, f"{label}, mean"
+        chosen, label = {id: fmean(value) for id, value in lists.items()}, f"{label}, mean"
     if len(set(map(knob_text, chosen.values()))) < 2:
         return None
-    if all(map(_is_number, chosen.values())):
-        low, high = min(chosen.values()), max(chosen.values())
-        return KnobAxis(label, chosen, low, high, log=low > 0 and high / low >= 10)
+    numbers = {id: value for id, value in chosen.items() if is_number(value)}
+    if len(numbers) == len(chosen):
+        low, high = min(numbers.values()), max(numbers.values())
+        return KnobAxis(label, numbers, low, high, log=low > 0 and high / low >= 10)
     return _word_axis(sweep, label, {id: knob_text(value) for id, value in chosen.items()}, trials)
 
 
@@ -271,7 +282,3 @@ def _metric_axis(sweep: SweepResults, name: str, trials: Sequence[Trial]) -> Kno
         worst = max(worst, first - 1.5 * (third - first))  # a collapsed trial would press the others together
     label = "size, kB" if name == "size_bytes" else metric_label(name)
     return KnobAxis(label, values, sign * worst, sign * signed[-1])
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
-from typing import Any, Literal, final
+from typing import Literal, cast, final
 
 from qtrain.spec import FULL_PRECISION
-from qtrain.sweep.domains import Domain, Options
+from qtrain.sweep.domains import Domain, KnobValues, Options
 from qtrain.sweep.knobs import Effect, Knob, When
 
 Of = Literal["both", "weight", "input"]
@@ -45,9 +45,9 @@ class BitWidths(Knob):
             )
         return {self._suffix(group): self.choices for group in self._groups(layers)}
 
-    def effect(self, name: str, values: Mapping[str, Any], layers: Sequence[str]) -> Effect:
+    def effect(self, name: str, values: KnobValues, layers: Sequence[str]) -> Effect:
         bits = {
-            layer: self._pair(values[self._suffix(group)])
+            layer: self._pair(cast(int, values[self._suffix(group)]))
             for group, members in self._groups(layers).items()
             for layer in members
         }

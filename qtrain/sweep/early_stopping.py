@@ -5,14 +5,18 @@ So it judges a trial that another command has begun as the one it knows, and can
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from qtrain.sweep.search_log import Event
 from qtrain.sweep.searcher import EPOCHS
+
+if TYPE_CHECKING:
+    from ray.tune.execution.tune_controller import TuneController
+    from ray.tune.experiment import Trial as RayTrial
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Known:
 class Alone:
     """What a rule may look at of Ray's loop: no trial that waits, for which another would have to pause."""
 
-    def get_live_trials(self) -> list[Any]:
+    def get_live_trials(self) -> list[RayTrial]:
         return []
 
 
@@ -42,8 +46,8 @@ class EarlyStopping(FIFOScheduler):
         rule: TrialScheduler,
         *,
         metric: str,
-        name: Callable[[Any], str],
-        spares: Callable[[Any], bool] = lambda trial: False,
+        name: Callable[[RayTrial], str],
+        spares: Callable[[RayTrial], bool] = lambda trial: False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._rule: Any = rule  # which is given less than Ray's types say, and looks at no more
@@ -52,7 +56,7 @@ class EarlyStopping(FIFOScheduler):
         self._known: dict[str, Known] = {}
         self.stopped: set[str] = set()
 
-    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: object) -> bool:
         return True  # the rule knows its metric by itself
 
     def again(self, event: Event) -> None:
@@ -62,7 +66,7 @@ class EarlyStopping(FIFOScheduler):
         elif event.kind == "told" and event.id in self._known:
             self._end(event.id, event.metrics or {})
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def on_trial_result(self, tune_controller: TuneController, trial: RayTrial, result: Mapping[str, object]) -> str:
         id = self._name(trial)
         # What has ended is not judged: its student is there.
         decision = TrialScheduler.CONTINUE if "status" in result else self._judge(id, result)
@@ -71,10 +75,10 @@ class EarlyStopping(FIFOScheduler):
         self.stopped.add(id)
         return TrialScheduler.STOP
 
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+    def on_trial_complete(self, tune_controller: TuneController, trial: RayTrial, result: Mapping[str, object]) -> None:
         self._end(self._name(trial), result)
 
-    def _judge(self, id: str, metrics: dict[str, Any]) -> str:
+    def _judge(self, id: str, metrics: Mapping[str, object]) -> str:
         if self._metric not in metrics or EPOCHS not in metrics:
             return TrialScheduler.CONTINUE
         if id not in self._known:
@@ -83,6 +87,6 @@ class EarlyStopping(FIFOScheduler):
         decision: str = self._rule.on_trial_result(self._loop, self._known[id], metrics)
         return decision
 
-    def _end(self, id: str, metrics: dict[str, Any]) -> None:
+    def _end(self, id: str, metrics: Mapping[str, object]) -> None:
         if id in self._known and self._metric in metrics and EPOCHS in metrics:
             self._rule.on_trial_complete(self._loop, self._known[id], metrics)

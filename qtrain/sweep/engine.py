@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, TypedDict, final
 
 from ray import tune
 from ray.tune import Callback, Stopper
@@ -18,13 +18,16 @@ from ray.tune.schedulers import TrialScheduler
 from qtrain.pipeline.run_cache import RunCache
 from qtrain.settings.run_settings import Read
 from qtrain.sweep.proposals import METRICS_PREFIX, Proposals
-from qtrain.sweep.run_trial import Proposal, described, read_trial, reason_of, run_trial
+from qtrain.sweep.run_trial import Proposal, ProposalFields, described, read_trial, reason_of, run_trial
 from qtrain.sweep.running import Display, Running
 from qtrain.sweep.searcher import EPOCHS
-from qtrain.sweep.trial import Trial
+from qtrain.sweep.trial import Status, Trial
 from qtrain.sweep.trial_configs import read_trial_config
 from qtrain.sweep.trial_workers import run_with_workers
 from qtrain.utils.signals import SignalNote
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial as RayTrial
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +69,13 @@ class WorkerSettings:
     read: Read
 
 
-def train_trial(config: dict[str, Any], setting: WorkerSettings) -> None:
+class TrialConfig(TypedDict):
+    """What Ray gives a worker: the fields of a proposal."""
+
+    proposal: ProposalFields
+
+
+def train_trial(config: TrialConfig, setting: WorkerSettings) -> None:
     """What a worker of Ray does for one trial: the run, its reports, and at the end how it ended."""
     proposal = Proposal(**config["proposal"])
     if Path(setting.cwd).is_dir():
@@ -93,7 +102,7 @@ def train_trial(config: dict[str, Any], setting: WorkerSettings) -> None:
     tune.report({**told(trial.metrics), EPOCHS: trial.epochs, "status": trial.status})
 
 
-def told(metrics: Mapping[str, float]) -> dict[str, Any]:
+def told(metrics: Mapping[str, float]) -> dict[str, float | dict[str, float]]:
     """``metrics`` for Ray: under their own names for the rule that stops trials, and apart from Ray's for us."""
     return {**metrics, METRICS_PREFIX.rstrip("/"): dict(metrics)}
 
@@ -124,21 +133,21 @@ class Record(Callback):
         self._begun: dict[str, float] = {}
         self._last = 0.0
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Nothing: Ray writes down what it is given, and nobody reads that back."""
         return {}
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_start(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: object) -> None:
         proposal = self._of(trial)
         self._begun.setdefault(proposal.id, time.time())
         self._see(proposal, {})
 
     def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: dict[str, Any], **info: object
     ) -> None:
         self._see(self._of(trial), result.get(METRICS_PREFIX.rstrip("/"), {}))
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: object) -> None:
         proposal = self._of(trial)
         ended = read_trial(self._folder / proposal.key) if "status" in trial.last_result else None
         if ended is None:
@@ -146,7 +155,7 @@ class Record(Callback):
             ended = self._without_end(proposal, "stopped", "by the scheduler: others were better", metrics)
         self._end(ended)
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: object) -> None:
         error = trial.get_pickled_error()
         reason = "its worker died" if error is None else _first_line(reason_of(error))
         times = trial.num_failures
@@ -154,7 +163,7 @@ class Record(Callback):
             self._without_end(self._of(trial), "failed", f"{reason} ({times} times)" if times > 1 else reason, {})
         )
 
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+    def on_step_end(self, iteration: int, trials: list[RayTrial], **info: object) -> None:
         if time.monotonic() - self._last >= self._every_s:
             self._last = time.monotonic()
             self._table.update(self._trials(), list(self._running.values()))
@@ -165,7 +174,7 @@ class Record(Callback):
             run = self._running[id]
             self._end(self._without_end(self._proposals.proposals[id], "stopped", reason, dict(run.metrics)))
 
-    def _of(self, trial: Any) -> Proposal:
+    def _of(self, trial: RayTrial) -> Proposal:
         return Proposal(**trial.config["proposal"])
 
     def _see(self, proposal: Proposal, metrics: dict[str, float]) -> None:
@@ -183,7 +192,7 @@ class Record(Callback):
         self._record(trial)
         self._table.update(self._trials(), list(self._running.values()))
 
-    def _without_end(self, proposal: Proposal, status: Any, reason: str, metrics: dict[str, float]) -> Trial:
+    def _without_end(self, proposal: Proposal, status: Status, reason: str, metrics: dict[str, float]) -> Trial:
         """What the driver knows of a trial that could not tell of its end."""
         begun, now = self._begun.get(proposal.id, time.time()), time.time()
         return Trial(
@@ -207,7 +216,7 @@ class EndOfSweep(Stopper):
         self._until = None if left_s is None else time.monotonic() + left_s
         self.note = SignalNote((signal.SIGINT, signal.SIGTERM), what="stopping the trials")
 
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+    def __call__(self, trial_id: str, result: Mapping[str, object]) -> bool:
         return False
 
     @property
@@ -262,7 +271,7 @@ def run_trials(
         tuner.fit()
 
 
-def _name(trial: Any) -> str:
+def _name(trial: RayTrial) -> str:
     return str(trial.config["proposal"]["id"])
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, final
+from collections.abc import Sequence
+from typing import cast, final
 
 from qtrain.sweep.bit_widths import check_bits, first_last_of
-from qtrain.sweep.domains import Domain, Options
+from qtrain.sweep.domains import Domain, KnobValues, Options
 from qtrain.sweep.knobs import Effect, Knob, When
 
 
@@ -25,5 +25,6 @@ class FirstLastBits(Knob):
     def domains(self, layers: Sequence[str]) -> dict[str, Domain]:
         return {"": self.choices}
 
-    def effect(self, name: str, values: Mapping[str, Any], layers: Sequence[str]) -> Effect:
-        return Effect(bits=dict.fromkeys(first_last_of(layers), (values[""], values[""])))
+    def effect(self, name: str, values: KnobValues, layers: Sequence[str]) -> Effect:
+        bits = cast(int, values[""])
+        return Effect(bits=dict.fromkeys(first_last_of(layers), (bits, bits)))

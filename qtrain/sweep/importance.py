@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median_low
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from qtrain.sweep.domains import KnobValue, is_number
 from qtrain.sweep.trial import Trial
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ FEWEST = 5
 LISTED = 10
 """A knob of no more values than this is regarded as a list of them, each as likely as the others."""
 
-KnobValues = list[float] | list[int] | list[str]
+Column = list[float] | list[int] | list[str]
 
 DECADES = 30.0
 """A knob whose largest value is so many times its smallest is regarded by its digits, as rates are."""
@@ -51,13 +52,13 @@ class _Absent:
     """Stands for the value of a knob that does not count."""
 
 
-def _column(values: list[Any]) -> KnobValues:
+def _column(values: Sequence[KnobValue | type[_Absent]]) -> Column:
     """The values of one knob: words, places in a short list of numbers, or numbers."""
-    there = [value for value in values if value is not _Absent]
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in there):
+    there = [value for value in values if is_number(value)]
+    if len(there) < sum(value is not _Absent for value in values):
         return ["" if value is _Absent else json.dumps(value) for value in values]
     middle = median_low(there)
-    numbers = [float(middle if value is _Absent else value) for value in values]
+    numbers = [float(value if is_number(value) else middle) for value in values]
     known = sorted(set(numbers))
     if len(known) <= LISTED:
         return [known.index(number) for number in numbers]
@@ -65,7 +66,7 @@ def _column(values: list[Any]) -> KnobValues:
     return [math.log(number) for number in numbers] if wide else numbers
 
 
-def _shares(columns: Mapping[str, KnobValues], reached: list[float], seed: int) -> dict[str, float]:
+def _shares(columns: Mapping[str, Column], reached: list[float], seed: int) -> dict[str, float]:
     # Optuna takes a second to import, and the report of a single run comes through here as well.
     import optuna
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
@@ -86,7 +87,7 @@ def _shares(columns: Mapping[str, KnobValues], reached: list[float], seed: int) 
     return {name: float(share) for name, share in found.items()}
 
 
-def _distribution(column: KnobValues) -> BaseDistribution:
+def _distribution(column: Column) -> BaseDistribution:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if isinstance(column[0], str):

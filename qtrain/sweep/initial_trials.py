@@ -4,12 +4,13 @@ them."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from qtrain.settings.run_settings import RunSettings
+from qtrain.sweep.domains import KnobValues
+from qtrain.sweep.space import Given
 
 
-def is_start(settings: RunSettings, id: str, knobs: Mapping[str, Any]) -> bool:
+def is_start(settings: RunSettings, id: str, knobs: KnobValues) -> bool:
     """Whether trial ``id`` of the sweep ``settings`` is one of ``settings.sweep.start``.
 
     These come first, but a search may leave some out: a grid those that are none of its points, a small population
@@ -19,7 +20,7 @@ def is_start(settings: RunSettings, id: str, knobs: Mapping[str, Any]) -> bool:
     return int(id) <= len(given) and any(_agrees(knobs, own) for own in given)
 
 
-def _agrees(knobs: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+def _agrees(knobs: KnobValues, given: Given) -> bool:
     """Whether ``knobs`` have the values ``given``, as far as they count; one for a knob of several is that of all."""
     for name, value in given.items():
         for knob, own in knobs.items():

@@ -6,12 +6,15 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, TypeAlias, cast, final
 
-from qtrain.sweep.domains import Domain, Interval, Options
+from qtrain.sweep.domains import Domain, Interval, KnobValue, KnobValues, Options
 
-When = Mapping[str, Sequence[Any]]
+When = Mapping[str, Sequence[object]]
 """Name of another knob -> values of it with which a knob counts. With any other the knob keeps out."""
+
+Spellable: TypeAlias = "bool | int | float | str | Sequence[Spellable] | Mapping[str, Spellable] | None"
+"""What can stand to the right of ``=`` in an override."""
 
 BitChanges = Mapping[str, tuple[int | None, int | None]]
 """Layer -> weight and input bits; ``None`` leaves one as it is."""
@@ -52,7 +55,7 @@ class Knob(ABC):
         """
 
     @abstractmethod
-    def effect(self, name: str, values: Mapping[str, Any], layers: Sequence[str]) -> Effect:
+    def effect(self, name: str, values: KnobValues, layers: Sequence[str]) -> Effect:
         """What ``values``, by the keys of :meth:`domains`, change for a knob called ``name``."""
 
 
@@ -68,7 +71,7 @@ class KeyKnob(Knob):
         return {"": self.domain}
 
     @final
-    def effect(self, name: str, values: Mapping[str, Any], layers: Sequence[str]) -> Effect:
+    def effect(self, name: str, values: KnobValues, layers: Sequence[str]) -> Effect:
         return Effect([f"{self.key or name}={spelled(values[''])}"])
 
 
@@ -125,11 +128,11 @@ class Bundle(Knob):
     def domains(self, layers: Sequence[str]) -> dict[str, Domain]:
         return {"": self.domain}
 
-    def effect(self, name: str, values: Mapping[str, Any], layers: Sequence[str]) -> Effect:
-        return Effect(self.options[values[""]])
+    def effect(self, name: str, values: KnobValues, layers: Sequence[str]) -> Effect:
+        return Effect(self.options[cast(str, values[""])])
 
 
-def spelled(value: Any) -> str:
+def spelled(value: Spellable) -> str:
     """``value`` as it stands to the right of ``=`` in an override.
 
     >>> spelled(0.001), spelled(None), spelled([2, "a b"]), spelled({"layer1.0.*": [3, 4]})
@@ -151,7 +154,7 @@ def spelled(value: Any) -> str:
     return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
 
 
-def _options(owner: str, given: Sequence[Any]) -> Options:
+def _options(owner: str, given: Sequence[KnobValue]) -> Options:
     values = tuple(given)
     if not values:
         raise ValueError(f"{owner}: options must not be empty; leave the knob out, or give values")

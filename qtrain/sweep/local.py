@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from random import Random
-from typing import Any, final
+from typing import final
 
 from qtrain.sweep.mutation import mutate
 from qtrain.sweep.pareto import Objectives, dominates, losses_of
 from qtrain.sweep.search import LocalSearch
 from qtrain.sweep.searcher import EPOCHS, PointSearcher, complete
-from qtrain.sweep.space import Point, Space
+from qtrain.sweep.space import Given, Point, Space
 
 PATIENCE = 100
 """How often a neighbor is drawn before one is taken that was tried already."""
@@ -32,7 +32,7 @@ class LocalSearcher(PointSearcher):
         *,
         objectives: Objectives,
         seed: int,
-        start: Sequence[Mapping[str, Any]] = (),
+        start: Sequence[Given] = (),
     ) -> None:
         super().__init__(space)
         self._settings, self._objectives, self._seed = settings, objectives, seed

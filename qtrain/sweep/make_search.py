@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, cast, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -15,7 +15,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 from ray.tune.search.optuna import OptunaSearch
 
 from qtrain.settings.run_settings import RunSettings
-from qtrain.sweep.domains import Domain, Interval, Options
+from qtrain.sweep.domains import Domain, Interval, KnobValue, Options
 from qtrain.sweep.halving import ParetoHalving
 from qtrain.sweep.local import LocalSearcher
 from qtrain.sweep.pareto import Direction, Objectives, losses_of
@@ -23,8 +23,12 @@ from qtrain.sweep.population import PopulationSearcher
 from qtrain.sweep.scheduler import Asha, Median, MoAsha, Scheduler
 from qtrain.sweep.search import GridSearch, LocalSearch, Nsga2, Population, RandomSearch, Search, Tpe
 from qtrain.sweep.searcher import EPOCHS, GridSearcher, PointSearcher, SpaceSearcher, complete
-from qtrain.sweep.space import Point, Space
+from qtrain.sweep.space import Given, Point, Space
 from qtrain.utils.errors import ConfigError, as_config_error
+
+if TYPE_CHECKING:
+    from ray.tune.execution.tune_controller import TuneController
+    from ray.tune.experiment import Trial as RayTrial
 
 
 def check_sweep(settings: RunSettings) -> None:
@@ -146,7 +150,7 @@ class StopDominated(FIFOScheduler):
         super().__init__()  # type: ignore[no-untyped-call]
         self._rule, self._objectives = rule, objectives
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def on_trial_result(self, tune_controller: TuneController, trial: RayTrial, result: dict[str, Any]) -> str:
         if any(name not in result for name in self._objectives):
             return TrialScheduler.CONTINUE
         on = self._rule.goes_on(trial.trial_id, result[EPOCHS], losses_of(result, self._objectives))
@@ -190,7 +194,7 @@ class OptunaSearcher(PointSearcher):
         sampler: optuna.samplers.BaseSampler,
         *,
         objectives: Objectives,
-        start: Sequence[Mapping[str, Any]] = (),
+        start: Sequence[Given] = (),
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         super().__init__(space)
@@ -219,11 +223,11 @@ class OptunaSearcher(PointSearcher):
         else:
             self._search.on_trial_complete(trial_id, dict(metrics))
 
-    def _define(self, trial: Any) -> None:
+    def _define(self, trial: optuna.Trial) -> None:
         self._latest = self._space.choose(lambda name, domain: _suggested(trial, name, domain))
 
 
-def _suggested(trial: Any, name: str, domain: Domain) -> Any:
+def _suggested(trial: optuna.Trial, name: str, domain: Domain) -> KnobValue:
     if isinstance(domain, Interval):
         if domain.whole:
             return trial.suggest_int(name, int(domain.low), int(domain.high), log=domain.log)
@@ -234,5 +238,5 @@ def _suggested(trial: Any, name: str, domain: Domain) -> Any:
     return domain.values[trial.suggest_categorical(name, list(range(places)))]
 
 
-def _encoded(domain: Domain, value: Any) -> Any:
+def _encoded(domain: Domain, value: KnobValue) -> KnobValue:
     return domain.index(value) if isinstance(domain, Options) else value

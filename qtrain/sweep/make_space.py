@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from qtrain.convert.layers import find_layers
 from qtrain.data.base import VisionData
@@ -41,7 +40,7 @@ def make_space(settings: RunSettings, data: VisionData) -> Space:
         return Space(knobs, layers=layers, base=base)
 
 
-def _knob(name: str, chosen: Any) -> Knob:
+def _knob(name: str, chosen: object) -> Knob:
     where = f"sweep.space.{name}"
     with as_config_error(where):
         if isinstance(chosen, list):

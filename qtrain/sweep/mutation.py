@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from random import Random
-from typing import Any
 
-from qtrain.sweep.domains import Domain
+from qtrain.sweep.domains import Domain, KnobValue
 from qtrain.sweep.space import Point, Space
 
 
@@ -17,7 +16,7 @@ def mutate(space: Space, point: Point, source: Random, *, change: float, resampl
     """
     sure = source.choice(sorted(point))
 
-    def pick(name: str, domain: Domain) -> Any:
+    def pick(name: str, domain: Domain) -> KnobValue:
         if name not in point:
             return domain.draw(source)
         if name != sure and source.random() >= change:

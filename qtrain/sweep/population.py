@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, final
+from typing import final
 
-from qtrain.sweep.knobs import spelled
+from qtrain.sweep.knobs import Spellable, spelled
 from qtrain.sweep.mutation import mutate
 from qtrain.sweep.pareto import Objectives, losses_of, ranked
 from qtrain.sweep.search import Population
 from qtrain.sweep.searcher import NO_MORE, SpaceSearcher, complete
-from qtrain.sweep.space import Point, Space
+from qtrain.sweep.space import Given, Point, Space
 
 GENERATION = "generation"
 """Says in a trial's point how many intervals its student has trained."""
@@ -60,8 +60,8 @@ class PopulationSearcher(SpaceSearcher):
         objectives: Objectives,
         seed: int,
         epochs: int,
-        lr_schedule: Mapping[str, Any],
-        start: Sequence[Mapping[str, Any]] = (),
+        lr_schedule: Mapping[str, Spellable],
+        start: Sequence[Given] = (),
     ) -> None:
         if epochs % settings.interval:
             raise ValueError(
@@ -134,7 +134,7 @@ class PopulationSearcher(SpaceSearcher):
 
     def _stage(self, number: int, point: Point) -> list[str]:
         """The overrides of stage ``number``: its knobs, its length, and its part of the learning rate's course."""
-        window = {
+        window: dict[str, Spellable] = {
             "_target_": "qtrain.schedules.window.Window",
             "schedule": self._lr_schedule,
             "begin": (number - 1) / self._generations,

@@ -13,6 +13,7 @@ from typing import Any, final
 
 from ray.tune.search import Searcher
 
+from qtrain.sweep.domains import KnobValue
 from qtrain.sweep.run_trial import Proposal, described
 from qtrain.sweep.search_log import Event, SearchLog
 from qtrain.sweep.searcher import NO_MORE, SpaceSearcher
@@ -58,18 +59,20 @@ class Proposals(Searcher):
         self._ids: dict[str, str] = {}
         self._twins: dict[str, list[Proposal]] = {}
         self._next: Proposal | None = None
-        self._knobs: dict[str, dict[str, Any]] = {}
+        self._knobs: dict[str, dict[str, KnobValue]] = {}
         self.proposals: dict[str, Proposal] = {}
         self.ended_before: dict[str, dict[str, float] | None] = {}
         self._count, self._waiting = self._replay(again)
         for id, _ in self._waiting:
             self._ended.pop(id, None)  # stopped together with an earlier command
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Nothing: the search log is what a later command goes on from, not what Ray writes down."""
         return {}
 
-    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+    def set_search_properties(
+        self, metric: str | None, mode: str | None, config: Mapping[str, object], **spec: object
+    ) -> bool:
         return True  # the search knows its objectives by itself
 
     @property
@@ -89,7 +92,7 @@ class Proposals(Searcher):
         self._ids[trial_id] = proposal.id
         return {"proposal": vars(proposal)}  # plain values: Ray writes them down
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+    def on_trial_result(self, trial_id: str, result: Mapping[str, str | float]) -> None:
         """An epoch of a trial has ended. Its worker goes on, so there is time to make the next proposal."""
         metrics = metrics_in(result)
         if "status" not in result and metrics:
@@ -97,7 +100,9 @@ class Proposals(Searcher):
             self._search.on_trial_result(self._ids[trial_id], metrics)
         self._prepare()
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: Mapping[str, str | float] | None = None, error: bool = False
+    ) -> None:
         """The trial has ended, by itself or because it was stopped."""
         failed = error or not result or result.get("status") == "failed"
         self.tell(self._ids[trial_id], None if failed else metrics_in(result or {}))
@@ -164,7 +169,7 @@ class Proposals(Searcher):
         self._finished = True
         return None
 
-    def _admitted(self, id: str, knobs: dict[str, Any]) -> Proposal | None:
+    def _admitted(self, id: str, knobs: dict[str, KnobValue]) -> Proposal | None:
         """The proposal, or ``None`` where it needs no run and what became of it is recorded."""
         now = time.time()
         try:
@@ -186,9 +191,9 @@ class Proposals(Searcher):
             self._tell(id, None if ended.status == "failed" else ended.metrics)
         return None
 
-    def _replay(self, again: Callable[[Event], None]) -> tuple[int, list[tuple[str, dict[str, Any]]]]:
+    def _replay(self, again: Callable[[Event], None]) -> tuple[int, list[tuple[str, dict[str, KnobValue]]]]:
         """Ask and tell the search what it was asked and told before; returns how many it proposed, and what is open."""
-        open_: dict[str, dict[str, Any]] = {}
+        open_: dict[str, dict[str, KnobValue]] = {}
         count, differs = 0, False
         for event in list(self._search_log.events):
             if event.kind == "asked":
@@ -215,7 +220,7 @@ def trial_id(number: int) -> str:
     return f"{number:04d}"
 
 
-def metrics_in(result: Mapping[str, Any]) -> dict[str, float]:
+def metrics_in(result: Mapping[str, str | float]) -> dict[str, float]:
     """The metrics that a trial reported, without what Ray adds to them."""
     return {
         name.removeprefix(METRICS_PREFIX): float(v) for name, v in result.items() if name.startswith(METRICS_PREFIX)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypedDict, final
 
 import pytorch_lightning as pl
 import torch
@@ -34,6 +34,7 @@ from qtrain.pipeline.trial_callbacks import with_trial_callbacks
 from qtrain.settings.run_files import METRICS, SUMMARY
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import FULL_PRECISION, Position
+from qtrain.sweep.domains import KnobValue
 from qtrain.sweep.inherit_stages import inherit_stages
 from qtrain.sweep.trial import Trial
 from qtrain.training.student import student_of
@@ -62,13 +63,28 @@ class Proposal:
     id: str
     key: str
     overrides: list[str] = field(default_factory=list)
-    knobs: dict[str, Any] = field(default_factory=dict)
+    knobs: dict[str, KnobValue] = field(default_factory=dict)
     parent: str | None = None
 
 
-def described(proposal: Proposal) -> dict[str, Any]:
+class Described(TypedDict):
     """The fields of :class:`Trial` that are known before it runs."""
-    return {name: value for name, value in vars(proposal).items() if name != "parent"}
+
+    id: str
+    key: str
+    overrides: list[str]
+    knobs: dict[str, KnobValue]
+
+
+class ProposalFields(Described):
+    """A :class:`Proposal` as plain values."""
+
+    parent: str | None
+
+
+def described(proposal: Proposal) -> Described:
+    """What ``proposal`` says of its trial."""
+    return {"id": proposal.id, "key": proposal.key, "overrides": proposal.overrides, "knobs": proposal.knobs}
 
 
 @dataclass

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
+from qtrain.sweep.domains import KnobValues
 from qtrain.sweep.trial import Trial
 
 
@@ -17,7 +18,7 @@ class Running:
     """
 
     id: str
-    knobs: Mapping[str, Any] = field(default_factory=dict)
+    knobs: KnobValues = field(default_factory=dict)
     epoch: float = 0.0
     epochs: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)

@@ -10,8 +10,9 @@ import logging
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from qtrain.sweep.domains import KnobValue
 from qtrain.utils.json_lines import append_line, read_lines
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class Event:
 
     kind: Kind
     id: str = ""
-    knobs: dict[str, Any] = field(default_factory=dict)
+    knobs: dict[str, KnobValue] = field(default_factory=dict)
     metrics: dict[str, float] | None = None
     time: float = field(default_factory=time.time)
 

@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from random import Random
-from typing import Any, Final, final
+from typing import Final, final
 
 from qtrain.sweep.pareto import Objectives
-from qtrain.sweep.space import Point, Space
+from qtrain.sweep.space import Given, Point, Space
 
 NO_MORE: Final = "FINISHED"
 """What a searcher says that will propose nothing more; Ray's searchers say the same."""
@@ -79,9 +79,7 @@ class GridSearcher(PointSearcher):
     A range counts as ``points`` values. There are at most ``trials``.
     """
 
-    def __init__(
-        self, space: Space, *, points: int, trials: int, seed: int, start: Sequence[Mapping[str, Any]] = ()
-    ) -> None:
+    def __init__(self, space: Space, *, points: int, trials: int, seed: int, start: Sequence[Given] = ()) -> None:
         super().__init__(space)
         count = space.count(points)
         if count > LARGEST_GRID:

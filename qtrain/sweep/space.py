@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
-from typing import Any, final
+from typing import TypeAlias, final
 
 from qtrain.spec import FULL_PRECISION, Allocation, LayerBits
 from qtrain.sweep.bit_widths import BitWidths
-from qtrain.sweep.domains import Domain
+from qtrain.sweep.domains import Domain, KnobValue, KnobValues
 from qtrain.sweep.first_last_bits import FirstLastBits
 from qtrain.sweep.knobs import Knob, spelled
 from qtrain.utils.suggestions import did_you_mean
 
-Point = dict[str, Any]
+Point: TypeAlias = "dict[str, KnobValue]"
 """Parameter -> its value, of the parameters that count; plain values, as JSON has them."""
+
+Given: TypeAlias = "Mapping[str, KnobValue | KnobValues]"
+"""Knob -> its value, or the values of some of its parameters by what their names add to the knob's."""
 
 MANUAL = "allocate@quantize.bits=manual"
 
@@ -57,7 +60,7 @@ class Space:
         """Whether points give bits to the layers of one model by their names."""
         return any(isinstance(knob, BitWidths) for knob in self.knobs.values())
 
-    def choose(self, pick: Callable[[str, Domain], Any]) -> Point:
+    def choose(self, pick: Callable[[str, Domain], KnobValue]) -> Point:
         """The point that ``pick`` makes by choosing a value for each parameter that counts, one after the other."""
         point: Point = {}
         for name in self.knobs:
@@ -65,7 +68,7 @@ class Space:
                 point |= {name + suffix: pick(name + suffix, domain) for suffix, domain in self._domains[name].items()}
         return point
 
-    def overrides(self, point: Mapping[str, Any]) -> list[str]:
+    def overrides(self, point: KnobValues) -> list[str]:
         """What ``point`` changes, as one would type it. Equal changes are equal lists."""
         changed: list[str] = []
         bits: dict[str, LayerBits] = {}
@@ -84,7 +87,7 @@ class Space:
             changed += [MANUAL, f"++quantize.bits.layers={spelled(pairs)}"]
         return changed
 
-    def completed(self, given: Mapping[str, Any]) -> Point:
+    def completed(self, given: Given) -> Point:
         """``given`` by parameter: a value for a knob of several is that of all of them, a mapping that of some.
 
         Raises ``ValueError`` for a name or a value that the space does not have.
@@ -120,7 +123,7 @@ class Space:
         patience = max(map(len, unseen.values()))
         idle = turn = 0
 
-        def pick(name: str, domain: Domain) -> Any:
+        def pick(name: str, domain: Domain) -> KnobValue:
             """What was not seen; then each value in turn, so that it lets others meet their conditions."""
             values = domain.grid(2)
             return unseen[name].pop(0) if unseen[name] else values[turn % len(values)]
@@ -133,7 +136,7 @@ class Space:
                 idle = 0
                 yield point
 
-    def _counts(self, name: str, point: Mapping[str, Any]) -> bool:
+    def _counts(self, name: str, point: KnobValues) -> bool:
         """Whether the conditions of ``name`` hold; one on a knob that does not count itself does not."""
         return all(other in point and point[other] in values for other, values in self.knobs[name].when.items())
 
@@ -161,7 +164,7 @@ class Space:
         sizes = (len(domain.grid(points)) for domain in self._domains[name].values())
         return (prod(sizes) if self._counts(name, point) else 1) * self._count(rest, point, points)
 
-    def _check_condition(self, name: str, other: str, values: Sequence[Any]) -> None:
+    def _check_condition(self, name: str, other: str, values: Sequence[object]) -> None:
         where = f"{name}.when.{other}"
         if other not in self.parameters:
             raise ValueError(f"{where}: has bits of several layers, and so no one value to depend on")
@@ -193,7 +196,7 @@ def _in_order(knobs: Mapping[str, Knob]) -> dict[str, Knob]:
     return ordered
 
 
-def _check_value(where: str, domain: Domain, value: Any) -> None:
+def _check_value(where: str, domain: Domain, value: object) -> None:
     try:
         domain.check(value)
     except ValueError as error:

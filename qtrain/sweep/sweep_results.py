@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from qtrain.settings.run_files import METRICS, TRIALS
+from qtrain.sweep.domains import KnobValue, KnobValues
 from qtrain.sweep.importance import knob_importance
 from qtrain.sweep.pareto import Direction, Objectives, front
 from qtrain.sweep.spending import Spending, spending
@@ -63,7 +64,7 @@ class SweepResults:
         names = [name for trial in self.trials for name in self.chosen(trial)]
         return list(dict.fromkeys([*(name for name in self.space if name in names), *names]))
 
-    def chosen(self, trial: Trial) -> dict[str, Any]:
+    def chosen(self, trial: Trial) -> dict[str, KnobValue]:
         """What the search chose for ``trial`` by knob; of a knob of several parameters their list."""
         return grouped(trial.knobs, self.space)
 
@@ -91,9 +92,9 @@ class SweepResults:
         return spending(self.trials, self.epochs)
 
     @property
-    def totals(self) -> dict[str, Any]:
+    def totals(self) -> dict[str, float]:
         """How many trials ended how, the length of the front, and the front's best value of each objective."""
-        found: dict[str, Any] = {str(status): count for status, count in self.spending.counts.items()}
+        found: dict[str, float] = {str(status): count for status, count in self.spending.counts.items()}
         found["front"] = len(self.front)
         for name, way in self.objectives.items():
             if values := [trial.metrics[name] for trial in self.front]:
@@ -141,18 +142,20 @@ def read_sweep(folder: Path) -> SweepResults:
     return SweepResults(folder, config, read_trials(folder), objectives)
 
 
-def grouped(knobs: Mapping[str, Any], space: Iterable[str]) -> dict[str, Any]:
+def grouped(knobs: KnobValues, space: Iterable[str]) -> dict[str, KnobValue]:
     """``knobs``, parameters as the search knows them, by the names in ``space``: bits of blocks become one list.
 
     >>> grouped({"widths.layer1.0": 4, "widths.layer1.1": 3, "optimizer.lr": 0.1}, ["widths", "optimizer.lr"])
     {'widths': [4, 3], 'optimizer.lr': 0.1}
     """
     names = sorted(space, key=len, reverse=True)
-    together: dict[str, Any] = {}
+    together: dict[str, KnobValue] = {}
+    lists: dict[str, list[KnobValue]] = {}
     for parameter, value in knobs.items():
         name = next((name for name in names if parameter.startswith(f"{name}.")), None)
         if name is None or parameter in names:
             together[parameter] = value
         else:
-            together.setdefault(name, []).append(value)
+            together[name] = lists.setdefault(name, [])
+            lists[name].append(value)
     return together

@@ -6,9 +6,10 @@ import logging
 import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from qtrain.settings.run_files import TRIALS
+from qtrain.sweep.domains import KnobValue
 from qtrain.utils.json_lines import append_line, read_lines
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class Trial:
     key: str
     status: Status
     overrides: list[str] = field(default_factory=list)
-    knobs: dict[str, Any] = field(default_factory=dict)
+    knobs: dict[str, KnobValue] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     layer_bits: dict[str, list[int]] = field(default_factory=dict)
     epochs: float = 0.0

@@ -9,6 +9,7 @@ from typing import Any, final
 
 from qtrain.settings.conf_dir import conf_dir
 from qtrain.settings.run_settings import Compose, RunSettings
+from qtrain.sweep.domains import KnobValues
 from qtrain.sweep.wandb_sweep import sweep_group
 from qtrain.utils.atomic_write import write_text
 
@@ -57,13 +58,15 @@ class TrialConfigs:
         return joined([*self._own, *changes, *self._always])
 
 
-def read_trial_config(folder: Path, *, name: str, knobs: Mapping[str, Any]) -> dict[str, Any]:
+def read_trial_config(folder: Path, *, name: str, knobs: KnobValues) -> dict[str, object]:
     """The config that :class:`TrialConfigs` has kept in ``folder``; W&B is told the trial's ``name`` and ``knobs``."""
     plain: dict[str, Any] = json.loads((folder / COMPOSED).read_text(encoding="utf-8"))
     return {**plain, "logger": _changed(plain["logger"], {"name": name, "knobs": dict(knobs)})}
 
 
-def _changed(loggers: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def _changed(
+    loggers: Mapping[str, Mapping[str, object]], options: Mapping[str, object]
+) -> dict[str, Mapping[str, object]]:
     """``loggers`` of a config with these ``options``, where they have them."""
     return {name: {**node, **options} if options.keys() <= node.keys() else node for name, node in loggers.items()}
 

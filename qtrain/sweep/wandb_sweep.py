@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from qtrain.settings.run_files import STUDENT, TRIALS
 from qtrain.settings.run_identity import recorded
@@ -86,6 +85,6 @@ def tell_sweep(settings: RunSettings, folder: Path, runs: Path, objectives: Obje
         run.finalize("success")
 
 
-def sweep_group(config: Mapping[str, Any], folder: Path) -> str:
+def sweep_group(config: Mapping[str, object], folder: Path) -> str:
     """The group in W&B of the sweep in ``folder``, of this resolved ``config``, and of its trials."""
     return str(config.get("name") or config.get("experiment") or folder.resolve().name)
