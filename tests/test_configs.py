@@ -37,6 +37,7 @@ from qtrain.sweep.search import Search
 from qtrain.synthesis.base import Synthesis
 from qtrain.tracking.metric_log import MetricLog
 from qtrain.utils.errors import ConfigError
+from tests.helpers.composed import composed_experiment
 
 CONF = conf_dir()
 
@@ -238,7 +239,7 @@ def test_file_opens_with_a_comment(path: Path) -> None:
 @pytest.mark.parametrize("budget", [param("full", marks=slow), "cpu", param("probe", marks=slow)])
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_experiment_composes(experiment: str, budget: str) -> None:
-    cfg = compose([f"+experiment={experiment}", f"budget={budget}"])
+    cfg = composed_experiment(experiment, budget)
     assert cfg.experiment == experiment, "an experiment names itself after its file"
 
 
@@ -247,7 +248,7 @@ def test_variants_compose(experiment: str) -> None:
     """With one budget, since others have other numbers in the same places; each override in one variant at least."""
     chosen = [f"+experiment={experiment}", "budget=cpu"]
     seen: set[str] = set()
-    for name, overrides in compose(chosen).variants.items():
+    for name, overrides in composed_experiment(experiment).variants.items():
         if seen.issuperset(overrides) and seen:
             continue
         seen.update(overrides)

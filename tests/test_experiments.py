@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from qtrain.config.compose import compose
 from qtrain.settings.component import Component
 from qtrain.settings.conf_dir import conf_dir
+from tests.helpers.composed import composed_experiment
 
 FOLDER = conf_dir() / "experiment"
 EXPERIMENTS = sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml"))
@@ -16,7 +16,7 @@ EXPERIMENTS = sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for pat
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_policies_are_whole_and_starts_name_knobs(experiment: str) -> None:
-    settings = compose([f"+experiment={experiment}"])
+    settings = composed_experiment(experiment)
     for name, policy in (settings.quantize.policies or {}).items():
         assert isinstance(policy, Component), f"quantize.policies.{name} sets fields of a policy that is not there"
     knobs = settings.sweep.space or {}
