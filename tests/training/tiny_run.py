@@ -317,10 +317,10 @@ def run_product(job: dict[str, Any]) -> int:
         seed=cfg.seed,
         scale_lr=cfg.fit.scale_lr,
     )
-    fitted = fit(
+    result = fit(
         cfg, module=module, data=data, folder=folder, identity="product", epochs=cfg.fit.epochs, title="product"
     )
-    final = {"average": digest(student.state_dict()), "all": digest(module.state_dict()), "steps": fitted.end.step}
+    final = {"average": digest(student.state_dict()), "all": digest(module.state_dict()), "steps": result.state.end.step}
     (folder / "final.json").write_text(json.dumps(final))
     return 0
 
