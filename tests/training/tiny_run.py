@@ -320,7 +320,8 @@ def run_product(job: dict[str, Any]) -> int:
     result = fit(
         cfg, module=module, data=data, folder=folder, identity="product", epochs=cfg.fit.epochs, title="product"
     )
-    final = {"average": digest(student.state_dict()), "all": digest(module.state_dict()), "steps": result.state.end.step}
+    states = {"average": digest(student.state_dict()), "all": digest(module.state_dict())}
+    final = states | {"steps": result.state.end.step}
     (folder / "final.json").write_text(json.dumps(final))
     return 0
 
