@@ -19,6 +19,7 @@ from qtrain.nn import (
     QuantLayer,
     QuantLinear,
 )
+from qtrain.quantizers.base import Quantizer
 from qtrain.spec import FULL_PRECISION, QuantSpec
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ def swap_layers(
     gradient that reaches a layer with a quantized weight in the backward. Raises ``ValueError``, which begins with the
     layer's name, where a quantizer refuses a layer.
     """
+    of_tied: dict[tuple[int, int, int], Quantizer] = {}
     for name, reason in found.skipped.items():
         log.warning("left in full precision: %s: %s", name, reason)
     for name, form in found.layers.items():
@@ -48,14 +50,19 @@ def swap_layers(
             log.info("left in full precision: %s: the allocation gives it no bits", name)
             continue
         source = model.get_submodule(name)
-        layer = _quantized(source, form)
+        layer = quantized_form(source, form)
         try:
             if bits.weight != FULL_PRECISION and not isinstance(layer, Operand):
                 shape = tuple(layer.effective_weight().shape)
-                layer.weight_quantizer = plan.weight(spec=QuantSpec(bits=bits.weight, shape=shape, signed=True))
+                # Layers that share a weight share its codes, so they need one quantizer.
+                key = (id(layer.weight), id(plan.weight), bits.weight)
+                if key not in of_tied:
+                    of_tied[key] = plan.weight(spec=QuantSpec(bits=bits.weight, shape=shape, signed=True))
+                layer.weight_quantizer = of_tied[key]
             if bits.input != FULL_PRECISION and form.kind != "embedding":
                 axis = 1 if form.kind.startswith("conv") else -1
                 layer.input_quantizer = plan.input(spec=QuantSpec(bits=bits.input, channel_axis=axis))
+                layer.input_quantizer.made_by = plan.input
         except ValueError as error:
             raise ValueError(f"layer {name!r}: {error}") from error
         if gradient is not None and layer.weight_quantizer is not None:
@@ -66,7 +73,8 @@ def swap_layers(
         replace_module(model, source, layer)
 
 
-def _quantized(source: nn.Module, form: LayerSpec) -> QuantLayer:
+def quantized_form(source: nn.Module, form: LayerSpec) -> QuantLayer:
+    """The quantized layer that takes the place of ``source``, without quantizers so far."""
     match form.kind:
         case "conv1d" | "conv2d" | "conv3d":
             assert isinstance(source, _ConvNd)

@@ -4,9 +4,9 @@ Two metrics decide whether a low-bit student was worth its training: the bytes t
 that decode them, and the bit operations of one image. Both follow from the model alone, so they are counted here once,
 for the closing table, the report and every search over bit widths.
 
-- Size: a quantized weight counts ``QTensor.nbits`` (codes, scales, codebooks, outliers), everything else that a
-  checkpoint would hold (other parameters, batch-norm statistics) 32 bits an element; each tensor is rounded up to whole
-  bytes.
+- Size: a quantized weight counts ``QTensor.nbits`` (codes, scales, codebooks, outliers), an input quantizer the state
+  that it needs to run, everything else of the state dict (other parameters, batch-norm statistics) its own type. Each
+  tensor is rounded up to whole bytes, and one that is shared counts once. The student's file is as long, plus a header.
 - MACs: multiply-accumulates of convolutions and matrix products for one image; additions of biases, normalizations and
   activations are not counted, as usual in the field.
 - Bit operations: ``MACs * weight bits * input bits``, 32 for a floating-point side (the product term of Baskin et al.,
@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode
 
-from qtrain.nn import Operand, QuantLayer, QuantWeighted
+from qtrain.nn import QuantLayer, QuantWeighted
 from qtrain.nn.operations import MatMul
+from qtrain.nn.stored import full_precision_state, stored_parts
 from qtrain.spec import FULL_PRECISION
 from qtrain.utils.eval_mode import evaluating
 
@@ -236,44 +237,15 @@ def _products(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> in
 
 
 def _sizes(model: nn.Module, rows: dict[str, LayerCost]) -> tuple[int, int]:
-    """Bytes of the model as it would be stored, and of the same model in full precision."""
-    quantizers: list[str] = []
-    encoded: list[str] = []
-    operands = 0
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, QuantLayer):
-            prefix = f"{name}." if name else ""
-            quantizers += [f"{prefix}weight_quantizer.", f"{prefix}input_quantizer.", f"{prefix}gradient_quantizer."]
-            if module.weight_quantizer is not None:
-                encoded += [f"{prefix}weight", f"{prefix}weight_transform."]
-    # Operands of products have a row of their own; those of sums and softmax have none.
-    multiplied = {
-        id(operand) for module in model.modules() if isinstance(module, MatMul) for operand in module.children()
-    }
-    for module in model.modules():
-        if isinstance(module, Operand) and id(module) not in multiplied:
-            operands += _bytes(_input_cost(module)[1])
-    # Integer state is counters (num_batches_tracked) and index tables that the code builds again: not stored.
-    state = {
-        name: tensor
-        for name, tensor in model.state_dict(keep_vars=True).items()
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not name.startswith(tuple(quantizers))
-    }
-    kept = [tensor for name, tensor in state.items() if not name.startswith(tuple(encoded))]
-    coded = [name for name, module in _layers(model) if _has_codes(module)]
-    codes = sum(_bytes(rows[name].weight_storage_bits) for name in coded)
-    scales = sum(_bytes(row.input_storage_bits) for row in rows.values())
-    return _float_bytes(kept) + codes + scales + operands, _float_bytes(list(state.values()))
+    """Bytes of the model as it is stored, and of the same model in full precision; each tensor in whole bytes."""
+    parts = stored_parts(model)
+    codes = sum(_bytes(rows[name].weight_storage_bits) for name in parts.weights)
+    scales = sum(_bytes(quantizer.storage_bits()) for quantizer in parts.inputs.values())
+    return codes + scales + _plain_bytes(parts.plain), _plain_bytes(full_precision_state(model))
 
 
-def _has_codes(module: nn.Module) -> bool:
-    return isinstance(module, QuantWeighted) and module.weight_quantizer is not None
-
-
-def _float_bytes(tensors: list[Tensor]) -> int:
-    """Bytes at full precision, a tensor that several modules share counted once."""
-    distinct = {id(tensor): tensor for tensor in tensors}
-    return sum(_bytes(tensor.numel() * FULL_PRECISION) for tensor in distinct.values())
+def _plain_bytes(state: dict[str, Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
 
 def _bytes(bits: int) -> int:

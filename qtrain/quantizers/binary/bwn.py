@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -12,6 +12,7 @@ from qtrain.functional.binary import mean_magnitude, sign
 from qtrain.functional.ste import scale_gradient, straight_through
 from qtrain.quantizers.binary.binary import Binary
 from qtrain.spec import Granularity, Observed, PerChannel, QuantSpec
+from qtrain.storage.base import NumberPart
 from qtrain.storage.planes import signed_sum
 
 
@@ -43,5 +44,5 @@ class BWN(Binary):
     def calibrate_(self, observed: Observed) -> None:
         self.initialized.fill_(True)
 
-    def storage_bits(self) -> int:
-        return 32 * math.prod(self.state_shape)
+    def stored_state(self) -> Mapping[str, NumberPart]:
+        return {}

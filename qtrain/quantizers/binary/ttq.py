@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -12,7 +13,7 @@ from qtrain.functional.ste import scale_gradient, straight_through
 from qtrain.functional.ternary import mean_above
 from qtrain.quantizers.base import Quantizer
 from qtrain.spec import Observed, PerTensor, QuantSpec
-from qtrain.storage.base import QTensor
+from qtrain.storage.base import NumberPart, QTensor
 from qtrain.storage.codebook import CodebookTensor
 
 
@@ -82,5 +83,5 @@ class TTQ(Quantizer):
         self.negative.copy_(mean_above(w.clamp(max=0), delta).squeeze())
         self.initialized.fill_(True)
 
-    def storage_bits(self) -> int:
-        return 3 * 32
+    def stored_state(self) -> Mapping[str, NumberPart]:
+        return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -12,7 +13,7 @@ from qtrain.functional.levels import bucket
 from qtrain.functional.ste import gradient_also_to
 from qtrain.quantizers.base import Quantizer, index_range
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
-from qtrain.storage.base import QTensor
+from qtrain.storage.base import NumberPart, QTensor
 from qtrain.storage.codebook import CodebookTensor, look_up
 
 MOST_LLOYD_ITERATIONS = 1000
@@ -119,5 +120,5 @@ class KMeans(Quantizer):
         self.boundaries.copy_(midpoints(self.codebook))
         self.initialized.fill_(True)
 
-    def storage_bits(self) -> int:
-        return self.codebook.numel() * 32
+    def stored_state(self) -> Mapping[str, NumberPart]:
+        return {}

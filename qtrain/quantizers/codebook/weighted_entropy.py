@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -12,7 +13,7 @@ from qtrain.functional.levels import bucket
 from qtrain.functional.ste import straight_through
 from qtrain.quantizers.base import Quantizer, index_range
 from qtrain.spec import Observed, PerTensor, QuantSpec
-from qtrain.storage.base import QTensor
+from qtrain.storage.base import NumberPart, QTensor
 from qtrain.storage.codebook import CodebookTensor, look_up
 
 _CANDIDATES = 256
@@ -142,5 +143,5 @@ class WeightedEntropy(Quantizer):
         self.codebook.copy_(torch.cat([positive.cummax(0).values, negative.cummin(0).values]))
         self.initialized.fill_(True)
 
-    def storage_bits(self) -> int:
-        return self.codebook.numel() * 32
+    def stored_state(self) -> Mapping[str, NumberPart]:
+        return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -12,7 +13,7 @@ from qtrain.functional.ste import straight_through
 from qtrain.quantizers.base import Quantizer, index_range, narrow_range
 from qtrain.spec import Observed, PerTensor, QuantSpec
 from qtrain.storage.affine import AffineTensor
-from qtrain.storage.base import QTensor
+from qtrain.storage.base import NumberPart, QTensor
 
 
 def squeeze(weight: Tensor) -> Tensor:
@@ -76,5 +77,5 @@ class DoReFa(Quantizer):
         self.choose_sign_(observed)
         self.initialized.fill_(True)
 
-    def storage_bits(self) -> int:
-        return 64 if self.spec.is_weight else 32
+    def stored_state(self) -> Mapping[str, NumberPart]:
+        return {}

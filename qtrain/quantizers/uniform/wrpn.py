@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from qtrain.functional.affine import fake_quantize
 from qtrain.quantizers.base import Quantizer, narrow_range
 from qtrain.spec import Observed, PerTensor, QuantSpec
-from qtrain.storage.base import QTensor
+from qtrain.storage.base import NumberPart, QTensor
 
 
 @final
@@ -37,5 +38,5 @@ class WRPN(Quantizer):
         self.choose_sign_(observed)
         self.initialized.fill_(True)
 
-    def storage_bits(self) -> int:
-        return 32
+    def stored_state(self) -> Mapping[str, NumberPart]:
+        return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, final
 
 import torch
@@ -13,7 +14,7 @@ from qtrain.quantizers.base import MakeQuantizer
 from qtrain.quantizers.hooks import Rate, checked_share, project, rate_at
 from qtrain.quantizers.wrappers.wrapper import Wrapper
 from qtrain.spec import Observed, QuantSpec
-from qtrain.storage.base import QTensor
+from qtrain.storage.base import NumberPart, QTensor
 from qtrain.utils.eval_mode import evaluating
 
 
@@ -127,5 +128,5 @@ class Incremental(Wrapper):
                     "power_of_two, kmeans"
                 )
 
-    def storage_bits(self) -> int:
-        return self.inner.storage_bits()
+    def stored_state(self) -> Mapping[str, NumberPart]:
+        return self.inner.stored_state()

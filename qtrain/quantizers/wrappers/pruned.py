@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import final
 
@@ -14,7 +15,7 @@ from qtrain.quantizers.base import MakeQuantizer
 from qtrain.quantizers.hooks import project
 from qtrain.quantizers.wrappers.wrapper import Wrapper
 from qtrain.spec import Granularity, Observed, QuantSpec
-from qtrain.storage.base import QTensor
+from qtrain.storage.base import NumberPart, QTensor
 from qtrain.storage.sparse import SparseTensor, gaps_of
 
 
@@ -119,5 +120,5 @@ class Pruned(Wrapper):
     def project(self, weight: Tensor) -> Tensor:
         return project(self.inner, weight).masked_fill(~self.kept, 0.0)
 
-    def storage_bits(self) -> int:
-        return self.inner.storage_bits()
+    def stored_state(self) -> Mapping[str, NumberPart]:
+        return self.inner.stored_state()

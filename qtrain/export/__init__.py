@@ -1,0 +1,1 @@
+"""What leaves qtrain: the packed student, and what loads it."""

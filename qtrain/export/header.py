@@ -1,0 +1,244 @@
+"""The header of a student's file: all that is needed to build and run it, as plain values.
+
+The file is a safetensors file, so that any reader of that format opens it. Its metadata hold this header as JSON, and a
+digest of the header, the index of tensors and the payload.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from qtrain.storage.description import Plain
+
+KEY = "qtrain_student"
+"""Of the metadata. It is the only one: the order of several is left to chance, and equal students have equal files."""
+
+VERSION = 1
+"""Rises when an older qtrain could not read a newer file any more."""
+
+_PREFIX = 8
+"""Bytes in front of a safetensors header, which say how long it is."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """How the full-precision network is built: the dotted path of a builder, and the options it is called with."""
+
+    builder: str
+    options: dict[str, Plain] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Images:
+    """What the network takes: ``size`` (C, H, W), ``mean`` and ``std`` of each channel in units of pixel value / 255.
+
+    ``classes`` are the names of the outputs in order, empty where they have none.
+    """
+
+    size: tuple[int, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What conversion changed in the network besides its layers.
+
+    ``folded`` are batch norms that were merged into the layer before them, ``relu`` the ReLU6 that became ReLU,
+    ``operations`` the kinds of operations that became modules. ``merged_norms`` maps a layer to the batch norm behind
+    it whose factor its stored weight contains. ``fused_biases``: attentions' biases moved into their qkv layers.
+    ``dtype`` is that of the parameters, ``None`` where they have several.
+    """
+
+    folded: tuple[str, ...] = ()
+    relu: tuple[str, ...] = ()
+    operations: tuple[str, ...] = ()
+    merged_norms: dict[str, str] = field(default_factory=dict)
+    fused_biases: bool = False
+    channels_last: bool = False
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A weight as codes: ``quantizer`` is the name of its method, ``tensor`` the entry of the payload.
+
+    ``shape`` is that of the weight as it is multiplied, (O, I, ...); ``stored`` describes the codes and what decodes
+    them (:mod:`qtrain.storage.description`).
+    """
+
+    quantizer: str
+    bits: int
+    tensor: str
+    shape: tuple[int, ...]
+    stored: Plain
+
+
+@dataclass(frozen=True)
+class StoredInput:
+    """An input quantizer: ``made_by`` describes its constructor; its state is the entry ``tensor``, if it has any.
+
+    ``signed`` is ``None`` where the constructor knows no sign but its own.
+    """
+
+    quantizer: str
+    bits: int
+    signed: bool
+    channel_axis: int
+    made_by: Plain
+    tensor: str | None
+    dtype: str
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """One quantized layer; a side that stays in full precision is ``None``."""
+
+    weight: StoredWeight | None = None
+    input: StoredInput | None = None
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a student's file says of itself; ``layers`` by qualified name.
+
+    ``metrics`` are accuracies in percent as they were recorded, ``origin`` where the file comes from: config hash,
+    commit, versions, date. ``size_bytes`` is the length of the payload, which is the cost report's size.
+    """
+
+    network: Network
+    images: Images
+    structure: Structure
+    layers: dict[str, StoredLayer]
+    size_bytes: int
+    metrics: dict[str, float | int | None] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Plain]:
+        return {"format_version": VERSION, **asdict(self)}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Header:
+        """The header that :meth:`plain` gave. Raises ``KeyError`` or ``TypeError`` where it is not whole."""
+        layers = {
+            name: StoredLayer(
+                weight=None if layer["weight"] is None else StoredWeight(**_tuples(layer["weight"], "shape")),
+                input=None if layer["input"] is None else StoredInput(**layer["input"]),
+            )
+            for name, layer in plain["layers"].items()
+        }
+        return cls(
+            network=Network(**plain["network"]),
+            images=Images(**_tuples(plain["images"], "size", "mean", "std", "classes")),
+            structure=Structure(**_tuples(plain["structure"], "folded", "relu", "operations")),
+            layers=layers,
+            size_bytes=plain["size_bytes"],
+            metrics=dict(plain["metrics"]),
+            origin=dict(plain["origin"]),
+        )
+
+
+@dataclass(frozen=True)
+class FileSize:
+    """Bytes of a student's file, and how many of them are its header; the rest is what the cost report counts."""
+
+    file_bytes: int
+    header_bytes: int
+
+
+def to_bytes(header: Header, tensors: Mapping[str, Tensor]) -> tuple[bytes, FileSize]:
+    """The file of ``header`` and ``tensors``, and its size."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+    def file(digest: str) -> bytes:
+        data: bytes = save_tensors(contiguous, {KEY: _json({"sha256": digest, "student": header.plain()})})
+        return data
+
+    data = file(_digest(header.plain(), file("0" * 64)))
+    return data, FileSize(file_bytes=len(data), header_bytes=_payload_at(data))
+
+
+def from_bytes(data: bytes, source: Path | str) -> tuple[Header, dict[str, Tensor]]:
+    """Header and tensors of the file that holds ``data``.
+
+    Raises ``ValueError`` with one line, which names ``source``, where it is no student's file, damaged, or of a later
+    version of the format.
+    """
+    described, tensors = _opened(data, source)
+    try:
+        plain, digest = described["student"], described["sha256"]
+        version = plain["format_version"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{source} is damaged: its description cannot be read; copy it anew") from error
+    if not isinstance(version, int) or version > VERSION:
+        raise ValueError(f"{source} has version {version} of the format, this qtrain reads {VERSION}; update qtrain")
+    if digest != _digest(plain, data):
+        raise ValueError(f"{source} is damaged or was changed: its content does not have its digest; copy it anew")
+    try:
+        return Header.from_plain(plain), tensors
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{source} is no whole student's file: {error} is missing or wrong in its description"
+        ) from error
+
+
+def read(path: Path | str) -> tuple[Header, dict[str, Tensor]]:
+    """Header and tensors of the file at ``path``. Raises as :func:`from_bytes`, and where there is no file."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; give the student.safetensors of a run")
+    return from_bytes(path.read_bytes(), path)
+
+
+def _opened(data: bytes, source: Path | str) -> tuple[Any, dict[str, Tensor]]:
+    try:
+        tensors = load_tensors(data)
+        metadata = json.loads(data[_PREFIX : _payload_at(data)]).get("__metadata__") or {}
+        described = json.loads(metadata[KEY]) if KEY in metadata else None
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise ValueError(f"{source} is damaged or no safetensors file ({reason}); copy it anew") from error
+    if described is None:
+        raise ValueError(f"{source} is no student's file: it does not say how its network is built; load its weights")
+    return described, tensors
+
+
+def _json(plain: Plain) -> str:
+    return json.dumps(plain, separators=(",", ":"), allow_nan=False)
+
+
+def _payload_at(data: bytes) -> int:
+    return _PREFIX + int.from_bytes(data[:_PREFIX], "little")
+
+
+def _digest(plain: Plain, data: bytes) -> str:
+    """Of the description, the index of tensors and the payload."""
+    index = json.loads(data[_PREFIX : _payload_at(data)])
+    entries = {name: index[name] for name in sorted(index) if name != "__metadata__"}
+    found = hashlib.sha256(f"{_json(plain)}\n{_json(entries)}\n".encode())
+    found.update(memoryview(data)[_payload_at(data) :])
+    return found.hexdigest()
+
+
+def _tuples(plain: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: tuple(value) if name in names else value for name, value in plain.items()}
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The type of numbers with this name. Raises ``ValueError`` where there is none."""
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"there is no type of numbers {name!r}")
+    return found

@@ -1,0 +1,90 @@
+"""What a stored tensor is, as JSON: with the description and its bytes, :func:`unpack` gives the tensor again.
+
+The same spelling serves for the value types around it (granularity, blocks) and for the constructor of a quantizer with
+its options. Classes are named by their dotted path, so a kind of storage that is added later needs no edit here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qtrain.storage.base import QTensor
+from qtrain.utils.importing import import_object, path_of
+
+VALUES = ("qtrain.storage", "qtrain.spec")
+"""Where the classes that a description names are defined."""
+
+Plain = Any
+"""What JSON holds: null, bool, number, string, list, and dict with string keys."""
+
+
+def describe(value: Any) -> Plain:
+    """``value`` as JSON holds it: a plain value, a sequence, a dataclass, a type of numbers, a class, or a constructor.
+
+    Of a :class:`QTensor`, the tensors that are stored are described by shape and type, the others (levels that follow
+    from the method) by their values. Raises ``ValueError`` for anything else.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, QTensor):
+        return {"type": path_of(type(value)), "fields": _fields(value, stored=value.parts().keys())}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, Tensor):
+        return {"values": value.tolist(), **describe(value.dtype)}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {"type": path_of(type(value)), "fields": _fields(value, stored=())}
+    if isinstance(value, partial):
+        return {"call": path_of(value.func), "options": {key: describe(v) for key, v in value.keywords.items()}}
+    if isinstance(value, type):
+        return {"call": path_of(value), "options": {}}
+    if isinstance(value, Sequence):
+        return [describe(item) for item in value]
+    raise ValueError(f"a {type(value).__name__} has no place in a file; give plain values")
+
+
+def restore(plain: Plain, *, admitted: Sequence[str] = VALUES) -> Any:
+    """The value that :func:`describe` was given; a sequence becomes a tuple.
+
+    Stored tensors are without values (on the device ``meta``), for :func:`unpack` to be given as ``like``. Raises
+    ``ValueError`` for a class outside the ``admitted`` packages.
+    """
+    if isinstance(plain, list):
+        return tuple(restore(item, admitted=admitted) for item in plain)
+    if not isinstance(plain, Mapping):
+        return plain
+    if "shape" in plain:
+        device = "meta" if 0 not in plain["shape"] else "cpu"  # an empty tensor has nothing to wait for
+        return torch.empty(plain["shape"], dtype=_dtype(plain["dtype"]), device=device)
+    if "values" in plain:
+        return torch.tensor(plain["values"], dtype=_dtype(plain["dtype"]))
+    if "dtype" in plain:
+        return _dtype(plain["dtype"])
+    target = import_object(plain["type"] if "type" in plain else plain["call"], admitted=admitted)
+    given = plain["fields" if "type" in plain else "options"]
+    arguments = {name: restore(item, admitted=admitted) for name, item in given.items()}
+    return target(**arguments) if "type" in plain else partial(target, **arguments)
+
+
+def _fields(value: Any, *, stored: Any) -> dict[str, Plain]:
+    described = {}
+    for field in dataclasses.fields(value):
+        item = getattr(value, field.name)
+        if field.name in stored and isinstance(item, Tensor):
+            described[field.name] = {"shape": list(item.shape), **describe(item.dtype)}
+        else:
+            described[field.name] = describe(item)
+    return described
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"there is no type of numbers {name!r}")
+    return found

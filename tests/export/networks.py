@@ -1,0 +1,44 @@
+"""Small networks that students' files name as their builders."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Kinds(nn.Module):
+    """Every kind of layer once: plain, depthwise, transposed, linear, embedding; x (N, 3, 8, 8) -> (N, classes)."""
+
+    def __init__(self, *, width: int = 8, classes: int = 5) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.up = nn.ConvTranspose2d(width, width, 2, stride=2, groups=2)
+        self.places = nn.Embedding(16, width)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.conv(x)))
+        x = torch.relu(self.up(self.depthwise(x)))
+        x = x + self.places(torch.arange(16, device=x.device)).t()[None, :, :, None].to(x.dtype)
+        logits: Tensor = self.head(x.mean(dim=(2, 3)))
+        return logits
+
+
+class Tied(nn.Module):
+    """Two linear layers that share one weight, and a parameter that is used as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 4, stride=4)
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+        self.gain = nn.Parameter(torch.ones(6))
+        self.register_buffer("order", torch.arange(6).flip(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = self.get_buffer("order")
+        x = self.stem(x).mean(dim=(2, 3))[:, order] * self.gain
+        logits: Tensor = self.second(torch.relu(self.first(x)))
+        return logits
