@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -28,7 +27,6 @@ from qtrain.convert.swap import swap_layers
 from qtrain.convert.switch import switch_bits_
 from qtrain.data.base import VisionData
 from qtrain.models.layer_kinds import merge_fused_biases
-from qtrain.models.weights import load_weights
 from qtrain.observers.base import Observer
 from qtrain.pipeline.build_model import build_model, example_input
 from qtrain.pipeline.load_data import depends_on, recipe_of
@@ -191,15 +189,6 @@ def convert(settings: RunSettings, model: nn.Module, example: torch.Tensor) -> C
         message = str(error)
         raise ConfigError(message if message.startswith("quantize.") else f"quantize: {message}") from error
     return Converted(plans, statistics)
-
-
-def trained_student(settings: RunSettings, file: Path, data: VisionData) -> Prepared:
-    """The student that a run of ``settings`` has left in ``file``, converted as it was and with its weights."""
-    model = build_model(settings.model, data.info)
-    converted = settings.quantize.enabled
-    allocation = convert(settings, model, example_input(data.info)).allocation if converted else {}
-    load_weights(model, str(file))
-    return Prepared(model, allocation)
 
 
 def rehearse(settings: RunSettings, data: VisionData) -> None:

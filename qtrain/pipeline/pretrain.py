@@ -19,8 +19,8 @@ from qtrain.distill.hard import Hard
 from qtrain.distill.objective import Objective
 from qtrain.pipeline.build_model import build_model, has_weights
 from qtrain.pipeline.fit import fit, shares_batches
-from qtrain.pipeline.run_folder import save_weights
 from qtrain.pipeline.run_lock import only_run_in
+from qtrain.pipeline.student_file import save_weights
 from qtrain.settings.component import Component
 from qtrain.settings.run_identity import hash_of
 from qtrain.settings.run_settings import RunSettings

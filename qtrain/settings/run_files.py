@@ -18,7 +18,10 @@ SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 
 STUDENT = "student.safetensors"
-"""A trained student's parameters, scales and code ranges, under the names of its state dict."""
+"""A student, packed: what its cost counts, and how its network is built. :mod:`qtrain.export` reads it."""
+
+LATENT = "student.ckpt"
+"""The student's state dict with the weights that training moves, in floating point, for further training."""
 
 STAGES = "stages"
 """Folder of what each stage of a run keeps."""

@@ -73,6 +73,7 @@ class DataInfo:
     """Facts of a dataset that a model and a report need.
 
     ``mean`` and ``std`` are per channel, in units of pixel value / 255. ``kind`` is ``resident`` or ``streaming``.
+    ``classes`` are the names of the classes in order, empty where they have none.
     """
 
     name: str
@@ -85,6 +86,7 @@ class DataInfo:
     val_size: int
     test_size: int
     kind: str
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

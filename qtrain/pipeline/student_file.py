@@ -1,0 +1,109 @@
+"""The files of a student: packed, as it is deployed, and in floating point, as it may be trained further."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from pytorch_lightning.utilities import rank_zero_only
+from safetensors.torch import save_file
+from torch import nn
+
+from qtrain.export.header import Header, Images, read
+from qtrain.export.load import load_student
+from qtrain.export.save import save_student
+from qtrain.pipeline.build_model import builder_of, network_of
+from qtrain.pipeline.results import provenance
+from qtrain.settings.run_files import LATENT, STUDENT
+from qtrain.settings.run_settings import RunSettings
+from qtrain.spec import FULL_PRECISION, Allocation, DataInfo, LayerBits
+from qtrain.utils.atomic_write import atomic_write
+from qtrain.utils.errors import ConfigError
+
+METRICS = ("top1", "fp_top1", "ptq_top1")
+"""Fields of a summary that a student's file repeats."""
+
+
+def write_student(
+    settings: RunSettings, folder: Path, student: nn.Module, info: DataInfo, summary: Mapping[str, object]
+) -> dict[str, object]:
+    """Write ``student`` to ``folder``, packed and in floating point; ``file_bytes`` and ``header_bytes`` of the former.
+
+    The packed file holds the accuracies of ``summary`` and where it comes from, but no date: equal students have equal
+    files. Raises ``ValueError`` where the network cannot be built again from the config.
+    """
+    save_latent(student, folder / LATENT)
+    network = network_of(settings.model, info)
+    made = provenance()
+    size = save_student(
+        student,
+        folder / STUDENT,
+        network=network,
+        images=images_of(info),
+        builders=[network.builder],
+        metrics={name: value for name in METRICS if isinstance(value := summary.get(name), float)}
+        | {"test_images": info.test_size},
+        origin={"config_hash": settings.identity, "experiment": settings.experiment or "", "seed": str(settings.seed)}
+        | {name: made[name] for name in ("commit", "torch", "timm", "python")},
+    )
+    return {"file_bytes": size.file_bytes, "header_bytes": size.header_bytes}
+
+
+def load_trained(settings: RunSettings, file: Path) -> tuple[Header, nn.Module]:
+    """The student in ``file`` and what the file says of it; code of one's own runs where ``settings.model`` names it.
+
+    Raises ``ConfigError`` where the file cannot be loaded.
+    """
+    try:
+        header, _ = read(file)
+        return header, load_student(file, builders=[builder_of(settings.model), *settings.allow_targets])
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"checkpoint: {error}") from error
+
+
+def check_images(images: Images, info: DataInfo, file: Path) -> None:
+    """Raise ``ConfigError`` where ``info`` has other channels or classes than the student in ``file`` takes."""
+    classes = len(images.classes)
+    if images.size[0] != info.in_channels or (classes and classes != info.num_classes):
+        raise ConfigError(
+            f"checkpoint: {file} is for images of {images.size[0]} channels and {classes} classes, {info.name} has "
+            f"{info.in_channels} and {info.num_classes}; name the student's own with data=..."
+        )
+
+
+def allocation_of(header: Header) -> Allocation:
+    """The bits of each quantized layer of a student."""
+    return {
+        name: LayerBits(*(FULL_PRECISION if side is None else side.bits for side in (layer.weight, layer.input)))
+        for name, layer in header.layers.items()
+    }
+
+
+def described(header: Header) -> dict[str, object]:
+    """What a summary says of a student, from its file: model and quantizer."""
+    sides = [side for layer in header.layers.values() for side in (layer.weight, layer.input) if side is not None]
+    names = dict.fromkeys(side.quantizer.lower() for side in sides)
+    network = header.network
+    name = network.options.get("name") or network.builder.rpartition(".")[2]
+    return {"model": name, "quantizer": "/".join(names) or None}
+
+
+def images_of(info: DataInfo) -> Images:
+    """What a network for these data takes."""
+    size = (info.in_channels, info.image_size, info.image_size)
+    return Images(size=size, mean=tuple(info.mean), std=tuple(info.std), classes=tuple(info.classes))
+
+
+def save_latent(student: nn.Module, path: Path) -> None:
+    """The state dict of ``student``, as torch saves it; ``path`` appears when all of it is written."""
+    state = {name: tensor.detach().cpu() for name, tensor in student.state_dict().items()}
+    with atomic_write(path) as temporary:
+        torch.save(state, temporary)
+
+
+@rank_zero_only
+def save_weights(model: nn.Module, path: Path) -> None:
+    """The state dict of the unconverted ``model`` as safetensors; ``path`` appears when all of it is written."""
+    with atomic_write(path) as temporary:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
