@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from qtrain.convert.bare_weights import watching
 from qtrain.models.layer_kinds import LayerSpec, describe_model
 from qtrain.nn import QuantLayer
 from qtrain.nn.operations import Add, MatMul, Softmax
@@ -20,6 +22,8 @@ OPERATIONS: dict[str, type[nn.Module]] = {"add": Add, "matmul": MatMul, "softmax
 @dataclass(frozen=True)
 class Quantizable:
     """Layers of a model in the order in which they run, and reasons for those left out; keys are qualified names.
+
+    Among those left out are bare parameters, which are multiplied without being a layer's.
 
     ``operands`` are the operands of exposed operations: name -> kind of the operation. They are among ``layers`` too.
     ``features`` are further kinds of a layer: depthwise, pointwise, first, last.
@@ -57,7 +61,8 @@ def find_layers(model: nn.Module, example: Tensor) -> Quantizable:
         if type(module) in kinds
         for child, _ in module.named_children()
     }
-    order = _call_order(model, example, [*forms, *operands])
+    order, bare = _call_order(model, example, [*forms, *operands], known=described)
+    skipped |= bare
     for name in forms:
         if name not in order:
             skipped[name] = "never called: its owner uses the weight directly, or leaves the layer out in eval mode"
@@ -91,16 +96,19 @@ def _features(layer: nn.Module) -> tuple[str, ...]:
     return ("pointwise",) if set(layer.kernel_size) == {1} and layer.groups == 1 else ()
 
 
-def _call_order(model: nn.Module, example: Tensor, names: list[str]) -> list[str]:
+def _call_order(
+    model: nn.Module, example: Tensor, names: list[str], known: Collection[str]
+) -> tuple[list[str], dict[str, str]]:
+    """Those of ``names`` that run, in order, and the weights that are multiplied outside of the layers ``known``."""
     order: dict[str, None] = {}
     handles = [
         model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: order.setdefault(name))
         for name in names
     ]
     try:
-        with evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad(), watching(model, known) as bare:
             model(example)
     finally:
         for handle in handles:
             handle.remove()
-    return list(order)
+    return list(order), bare

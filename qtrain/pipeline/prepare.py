@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -54,10 +54,14 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Converted:
-    """What conversion did: a plan for each layer, and what merged batch norms knew of the layers' outputs."""
+    """What conversion did: a plan for each layer, and what merged batch norms knew of the layers' outputs.
+
+    ``skipped`` are the layers and weights that stay in full precision, with the reason for each.
+    """
 
     plans: dict[str, LayerPlan]
     statistics: dict[str, OutputStatistics]
+    skipped: dict[str, str] = field(default_factory=dict)
 
     @property
     def allocation(self) -> Allocation:
@@ -85,7 +89,7 @@ def prepare_student(
     if converted.plans:
         images = _calibrate(settings, model, data, converted, afresh=student_state is None)
         if student_state is None:
-            _correct(settings, model, images, converted)
+            correct_(settings, model, images, converted)
         elif wanted := inherit_quantizers_(model, student_state):
             log.info("new bits for %d layers", len(wanted))
             switch_bits_(model, wanted, images=images[0])
@@ -151,7 +155,7 @@ def _observe(
     return cached("observed", what, observe, lambda seen: seen)  # only looked at
 
 
-def _correct(settings: RunSettings, student: nn.Module, images: list[torch.Tensor], converted: Converted) -> None:
+def correct_(settings: RunSettings, student: nn.Module, images: list[torch.Tensor], converted: Converted) -> None:
     """What makes up for rounding once the ranges are known: better choices of codes, then shifted biases."""
     q = settings.quantize
     if q.rounding is not None:
@@ -188,7 +192,7 @@ def convert(settings: RunSettings, model: nn.Module, example: torch.Tensor) -> C
     except ValueError as error:
         message = str(error)
         raise ConfigError(message if message.startswith("quantize.") else f"quantize: {message}") from error
-    return Converted(plans, statistics)
+    return Converted(plans, statistics, found.skipped)
 
 
 def rehearse(settings: RunSettings, data: VisionData) -> None:
