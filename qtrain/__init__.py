@@ -1,3 +1,67 @@
-"""qtrain: distributed, distillation-assisted quantization-aware training."""
+"""qtrain: distributed, distillation-assisted quantization-aware training.
+
+    student = qtrain.quantize(model, images, weight_bits=4, input_bits=4)
+    qtrain.distill(student, train_loader, teacher=model, val_loader=val_loader, epochs=3)
+    qtrain.save(student, "student.safetensors")
+    model = qtrain.load("student.safetensors")
+
+Importing it is cheap: each name below is imported when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qtrain.api.distill import begin_step_ as begin_step_
+    from qtrain.api.distill import distill as distill
+    from qtrain.api.distill import project_ as project_
+    from qtrain.api.files import cost as cost
+    from qtrain.api.files import save as save
+    from qtrain.api.quantize import quantize as quantize
+    from qtrain.api.quantize import report as report
+    from qtrain.convert.plan import Policy as Policy
+    from qtrain.export.load import load_student as load
+    from qtrain.spec import LayerBits as LayerBits
 
 __version__ = "0.1.0"
+
+_OFFERED = {
+    "quantize": ("qtrain.api.quantize", "quantize"),
+    "report": ("qtrain.api.quantize", "report"),
+    "cost": ("qtrain.api.files", "cost"),
+    "distill": ("qtrain.api.distill", "distill"),
+    "begin_step_": ("qtrain.api.distill", "begin_step_"),
+    "project_": ("qtrain.api.distill", "project_"),
+    "save": ("qtrain.api.files", "save"),
+    "load": ("qtrain.export.load", "load_student"),
+    "LayerBits": ("qtrain.spec", "LayerBits"),
+    "Policy": ("qtrain.convert.plan", "Policy"),
+}
+"""Name -> the module that defines it, and its name there."""
+
+__all__ = [
+    "LayerBits",
+    "Policy",
+    "__version__",
+    "begin_step_",
+    "cost",
+    "distill",
+    "load",
+    "project_",
+    "quantize",
+    "report",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OFFERED:
+        raise AttributeError(f"module 'qtrain' has no attribute {name!r}")
+    module, own = _OFFERED[name]
+    return getattr(importlib.import_module(module), own)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_OFFERED})

@@ -45,8 +45,8 @@ class _Watch(TorchFunctionMode):
         elif names and func in PRODUCTS and not any(name in self._known for name in self._inside):
             matrix = next((n for t in tensors if (n := self._weight(t)) is not None and t.ndim > 1), None)
             if matrix is not None:
-                owner = self._inside[-1] if self._inside else ""
-                self.found[matrix] = f"a bare parameter in a {PRODUCTS[func]}{f' of {owner}' if owner else ''}"
+                owner = f" in {self._inside[-1]}" if self._inside and self._inside[-1] else ""
+                self.found[matrix] = f"a bare parameter, multiplied by {PRODUCTS[func]}{owner}"
         return result
 
     def _weight(self, tensor: Tensor) -> str | None:

@@ -15,9 +15,9 @@ from dataclasses import dataclass, fields
 from hashlib import sha256
 from typing import Any
 
-import pytorch_lightning as pl
 from torch import Tensor
 
+from qtrain.data.fit_data import FitData
 from qtrain.data.loader import EpochLoader
 from qtrain.data.order import BatchOrder, choose, first_samples, split_train_val
 from qtrain.spec import Batch, DataInfo
@@ -32,7 +32,7 @@ NOT_IN_IMAGES = (
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class VisionData(pl.LightningDataModule, ABC):
+class VisionData(FitData, ABC):
     """Images and class labels with a training set and a test set; ``name`` is what reports call it.
 
     ``batch_size`` is global: each rank takes its slice. ``val_fraction`` of the training images is held out for

@@ -32,15 +32,18 @@ def build_network(network: Network, builders: Sequence[Builder] = ()) -> nn.Modu
     """
     if network.builder == TIMM:
         return built(create_model, _checked(network.options))
-    given = {path_of(builder): builder for builder in builders if not isinstance(builder, str)}
-    if network.builder in given:
-        return built(given[network.builder], network.options)
+    given = [builder for builder in builders if not isinstance(builder, str)]
+    for builder in given:
+        path = path_of(builder, importable=False)
+        # A class of the program that runs has another path there than in the program that loads the file.
+        if network.builder == path or network.builder.rpartition(".")[2] == path.rpartition(".")[2]:
+            return built(builder, network.options)
     admitted = [builder for builder in builders if isinstance(builder, str)]
     try:
-        builder = import_object(network.builder, admitted=admitted)
+        found = import_object(network.builder, admitted=admitted)
     except ValueError as error:
         raise ValueError(f"its network: {error}, as in builders=[{network.builder.split('.')[0]!r}]") from error
-    return built(builder, network.options)
+    return built(found, network.options)
 
 
 def built(builder: Callable[..., Any], options: dict[str, Any]) -> nn.Module:

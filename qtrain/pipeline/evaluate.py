@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from qtrain.cost.count import count
+from qtrain.costs.count import count
 from qtrain.data.base import VisionData
 from qtrain.export.header import Images
 from qtrain.pipeline import run_folder

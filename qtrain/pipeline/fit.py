@@ -13,7 +13,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import Strategy
 
 from qtrain.convert.inherit import student_state_of
-from qtrain.data.base import VisionData
+from qtrain.data.fit_data import FitData
 from qtrain.pipeline.stages import StageResult, StageState, tensors_of
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import Position
@@ -38,7 +38,7 @@ def fit(
     settings: RunSettings,
     *,
     module: QATModule,
-    data: VisionData,
+    data: FitData,
     folder: Path,
     identity: str,
     epochs: int,

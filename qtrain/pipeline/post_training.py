@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from qtrain.cost.count import count
+from qtrain.costs.count import count
 from qtrain.data.image_grid import keep_picture
 from qtrain.pipeline import prepare, run_folder
 from qtrain.pipeline.build_model import build_model, example_input, has_weights

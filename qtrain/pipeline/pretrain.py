@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from qtrain.data.base import VisionData
-from qtrain.distill.hard import Hard
-from qtrain.distill.objective import Objective
+from qtrain.distillation.hard import Hard
+from qtrain.distillation.objective import Objective
 from qtrain.pipeline.build_model import build_model, has_weights
 from qtrain.pipeline.fit import fit, shares_batches
 from qtrain.pipeline.run_lock import only_run_in

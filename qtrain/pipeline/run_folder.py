@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
-from qtrain.cost.count import CostReport
+from qtrain.costs.count import CostReport
 from qtrain.pipeline.results import append_row, provenance
 from qtrain.pipeline.run_lock import only_run_in
 from qtrain.pipeline.summary import FINISHED, RunSummary, read_summary, write_summary

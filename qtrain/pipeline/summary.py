@@ -38,7 +38,7 @@ class RunSummary:
     ``fp_top1`` is the accuracy before quantization, ``ptq_top1`` after calibration and before training, ``top1`` at the
     end. ``file_bytes`` is the length of ``student.safetensors``, of which ``header_bytes`` say how its network is built
     and the other ``size_bytes`` are counted. ``distill`` is false, or true, or names the terms. ``layers`` are rows of
-    :mod:`qtrain.cost.count`.
+    :mod:`qtrain.costs.count`.
     """
 
     experiment: str | None = None

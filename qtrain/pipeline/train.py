@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
-from qtrain.cost.count import CostReport
+from qtrain.costs.count import CostReport
 from qtrain.data.base import VisionData
 from qtrain.data.image_grid import keep_picture
 from qtrain.pipeline import prepare, run_folder

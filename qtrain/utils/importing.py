@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from typing import Any
 
 
-def path_of(target: Any) -> str:
+def path_of(target: Any, *, importable: bool = True) -> str:
     """The dotted path of a class or function, from which :func:`import_object` gets it again.
 
-    Raises ``ValueError`` for what is defined inside a function, or in the program that runs.
+    Raises ``ValueError`` for what is defined inside a function, or in the program that runs, unless it need not be
+    ``importable``.
     """
     path = f"{target.__module__}.{target.__qualname__}"
-    if "<" in path or target.__module__ == "__main__":
+    if importable and ("<" in path or target.__module__ == "__main__"):
         raise ValueError(f"{path} cannot be imported elsewhere; define it at the top of a module of its own")
     return path
 

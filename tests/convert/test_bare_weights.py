@@ -33,15 +33,17 @@ def test_each_product_with_a_bare_parameter_is_named() -> None:
     found = find_layers(Bare(), torch.zeros(1, 3, 8, 8))
     assert list(found.layers) == ["stem"]
     assert found.skipped == {
-        "kernel": "a bare parameter in a conv2d",
-        "mixing": "a bare parameter in a einsum",
-        "head": "a bare parameter in a matmul",
+        "kernel": "a bare parameter, multiplied by conv2d",
+        "mixing": "a bare parameter, multiplied by einsum",
+        "head": "a bare parameter, multiplied by matmul",
     }
 
 
 def test_a_nested_modules_parameter_is_named_with_its_owner() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 1), Bare())
-    assert find_layers(model, torch.zeros(1, 3, 8, 8)).skipped["1.head"] == "a bare parameter in a matmul of 1"
+    assert (
+        find_layers(model, torch.zeros(1, 3, 8, 8)).skipped["1.head"] == "a bare parameter, multiplied by matmul in 1"
+    )
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(3, 4, 3), nn.Sequential(nn.Flatten(), nn.Linear(192, 4))])

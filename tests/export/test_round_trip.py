@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from qtrain.cost.count import count
+from qtrain.costs.count import count
 from qtrain.export.header import FileSize, Images, Network, read
 from qtrain.export.load import load_student
 from qtrain.export.save import save_student

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from qtrain.config.compose import compose
-from qtrain.distill.attention import Attention
-from qtrain.distill.hard import Hard
-from qtrain.distill.objective import Objective
-from qtrain.distill.soft import Soft
+from qtrain.distillation.attention import Attention
+from qtrain.distillation.hard import Hard
+from qtrain.distillation.objective import Objective
+from qtrain.distillation.soft import Soft
 from qtrain.functional.ste import with_penalty
 from qtrain.models.teacher import FrozenTeacher
 from qtrain.run_task import run_task

@@ -18,8 +18,8 @@ from qtrain.convert.calibrate import calibrate
 from qtrain.convert.layers import find_layers, quant_layers
 from qtrain.convert.plan import LayerPlan, plan_layers
 from qtrain.convert.swap import swap_layers
-from qtrain.distill.hard import Hard
-from qtrain.distill.objective import Objective
+from qtrain.distillation.hard import Hard
+from qtrain.distillation.objective import Objective
 from qtrain.observers.squared_error import SquaredError
 from qtrain.quantizers.codebook.kmeans import KMeans
 from qtrain.quantizers.codebook.power_of_two import PowerOfTwo

@@ -6,7 +6,7 @@ from typing import final
 
 from torch import Tensor
 
-from qtrain.distill.layers import FeatureShape, LayerTerm, same_grid, same_places
+from qtrain.distillation.layers import FeatureShape, LayerTerm, same_grid, same_places
 from qtrain.functional.losses import attention_loss
 
 

@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qtrain.distill.attention import Attention
-from qtrain.distill.blockwise import Blockwise
-from qtrain.distill.hard import Hard
-from qtrain.distill.hint import Hint
-from qtrain.distill.layers import LayerTerm, same_grid
-from qtrain.distill.objective import Objective
-from qtrain.distill.relational import Relational, embedding
-from qtrain.distill.similarity import Similarity
-from qtrain.distill.soft import Soft
+from qtrain.distillation.attention import Attention
+from qtrain.distillation.blockwise import Blockwise
+from qtrain.distillation.hard import Hard
+from qtrain.distillation.hint import Hint
+from qtrain.distillation.layers import LayerTerm, same_grid
+from qtrain.distillation.objective import Objective
+from qtrain.distillation.relational import Relational, embedding
+from qtrain.distillation.similarity import Similarity
+from qtrain.distillation.soft import Soft
 from qtrain.functional.losses import (
     attention_loss,
     relational_angle_loss,

@@ -6,7 +6,7 @@ from typing import final
 
 from torch import Tensor
 
-from qtrain.distill.base import Term
+from qtrain.distillation.base import Term
 from qtrain.functional.losses import hard_loss
 from qtrain.schedules.base import Schedule
 from qtrain.spec import StepOutputs

@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from qtrain.distill.base import Term, as_schedule
+from qtrain.distillation.base import Term, as_schedule
 from qtrain.functional.losses import soft_target_loss
 from qtrain.schedules.base import Schedule
 from qtrain.spec import StepOutputs

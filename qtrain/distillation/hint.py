@@ -7,7 +7,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from qtrain.distill.layers import FeatureShape, LayerTerm, same_grid, same_places
+from qtrain.distillation.layers import FeatureShape, LayerTerm, same_grid, same_places
 from qtrain.functional.losses import hint_loss
 from qtrain.schedules.base import Schedule
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qtrain.distill.logit_format import Full, LogitFormat, TopK
+from qtrain.distillation.logit_format import Full, LogitFormat, TopK
 
 
 def logits(n: int, classes: int, spread: float) -> Tensor:

@@ -7,7 +7,7 @@ from typing import final
 
 from torch import Tensor
 
-from qtrain.distill.layers import FeatureShape, LayerTerm
+from qtrain.distillation.layers import FeatureShape, LayerTerm
 from qtrain.functional.losses import relational_angle_loss, relational_distance_loss
 from qtrain.functional.ranks import whole_batch
 from qtrain.schedules.base import Schedule

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qtrain.distill.logit_store import LOGITS_MANIFEST, LogitRows, LogitStore, merge
+from qtrain.distillation.logit_store import LOGITS_MANIFEST, LogitRows, LogitStore, merge
 
 DESCRIPTION = {"data": {"name": "digits", "seed": 0}, "teacher": {"weights": "abc"}, "keeps": {"kind": "full"}}
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qtrain.data.digits import Digits
-from qtrain.distill.cached_teacher import CachedTeacher
-from qtrain.distill.logit_format import Full, LogitFormat, TopK
+from qtrain.distillation.cached_teacher import CachedTeacher
+from qtrain.distillation.logit_format import Full, LogitFormat, TopK
 from qtrain.models.ensemble import Ensemble
 from qtrain.models.factory import create_model
 from qtrain.models.teacher import FrozenTeacher

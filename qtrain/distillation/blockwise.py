@@ -6,7 +6,7 @@ from typing import final
 
 from torch import Tensor
 
-from qtrain.distill.layers import FeatureShape, LayerTerm
+from qtrain.distillation.layers import FeatureShape, LayerTerm
 from qtrain.functional.losses import relative_squared_error
 
 

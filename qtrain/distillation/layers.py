@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from qtrain.distill.base import Term
+from qtrain.distillation.base import Term
 from qtrain.schedules.base import Schedule
 from qtrain.spec import StepOutputs
 

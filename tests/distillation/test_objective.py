@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qtrain.distill.base import Term
-from qtrain.distill.hard import Hard
-from qtrain.distill.hint import Hint
-from qtrain.distill.objective import Objective
-from qtrain.distill.soft import Soft
+from qtrain.distillation.base import Term
+from qtrain.distillation.hard import Hard
+from qtrain.distillation.hint import Hint
+from qtrain.distillation.objective import Objective
+from qtrain.distillation.soft import Soft
 from qtrain.functional.losses import hard_loss, soft_target_loss
 from qtrain.models.factory import create_model
 from qtrain.models.taps import FeatureTaps, feature_shapes

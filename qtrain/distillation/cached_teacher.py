@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, Self, final
 import torch
 from torch import Tensor
 
-from qtrain.distill.logit_format import LogitFormat
-from qtrain.distill.logit_store import LogitRows, LogitStore
+from qtrain.distillation.logit_format import LogitFormat
+from qtrain.distillation.logit_store import LogitRows, LogitStore
 from qtrain.models.teacher import FrozenTeacher, Teacher
 from qtrain.spec import Batch
 

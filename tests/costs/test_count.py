@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qtrain.cost.count import OUTSIDE_LAYERS, count
+from qtrain.costs.count import OUTSIDE_LAYERS, count
 from qtrain.nn import QuantConv, QuantConvTranspose, QuantEmbedding, QuantLinear
 from qtrain.quantizers.binary.abc_net import ABCNet
 from qtrain.quantizers.binary.xnor import XNOR

@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from qtrain.distill.base import Term
+from qtrain.distillation.base import Term
 from qtrain.spec import StepOutputs
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from qtrain.config.compose import compose
-from qtrain.distill.attention import Attention
-from qtrain.distill.objective import Objective
-from qtrain.distill.similarity import Similarity
-from qtrain.distill.soft import Soft
+from qtrain.distillation.attention import Attention
+from qtrain.distillation.objective import Objective
+from qtrain.distillation.similarity import Similarity
+from qtrain.distillation.soft import Soft
 from qtrain.schedules.cosine import Cosine
 from qtrain.schedules.linear import Linear
 from qtrain.utils.errors import ConfigError

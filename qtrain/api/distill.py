@@ -1,0 +1,144 @@
+"""Training a student on loaders of one's own, by a teacher or by labels alone; and the calls of a loop of one's own."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from qtrain.api.quantize import record_of
+from qtrain.config.compose import compose
+from qtrain.data.given import GivenLoaders, Pairs
+from qtrain.nn.project import partition_weights_, project_weights_
+from qtrain.pipeline.build_teacher import build_objective, build_teacher
+from qtrain.pipeline.fit import fit
+from qtrain.pipeline.run_lock import only_run_in
+from qtrain.quantizers.hooks import begin_step_ as begin_quantizers_step_
+from qtrain.training.evaluation import evaluate
+from qtrain.training.module import QATModule
+
+log = logging.getLogger(__name__)
+
+
+def distill(
+    student: nn.Module,
+    train_loader: Pairs,
+    *,
+    teacher: nn.Module | None = None,
+    val_loader: Pairs | None = None,
+    epochs: int = 3,
+    lr: float | None = None,
+    objective: str | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+    folder: str | Path | None = None,
+    seed: int = 0,
+    options: Sequence[str] = (),
+) -> dict[str, float]:
+    """Train ``student`` in place, by the fit of the command line; it is left on its device, in eval mode.
+
+    ``train_loader`` yields (image, label): (N, C, H, W) float, normalized, and (N,) int64. With a ``teacher``, a
+    network for the same images, the objective is labels and the teacher's softened outputs, otherwise labels alone; or
+    ``objective`` names another of ``conf/objective``. ``lr`` is the optimizer's learning rate. ``callbacks`` are
+    Lightning's. ``options`` are overrides as on the command line: ``["optimizer=adamw", "distill.temperature=2"]``.
+
+    With a ``folder`` metrics and resume points are kept there: the same call goes on where a former one was killed, and
+    ends with the same student. Returns ``top1`` in percent and ``loss`` on ``val_loader`` after the last epoch, if
+    there is one. Raises ``ValueError`` in one line for a loader that yields something else, or an option that does not
+    exist.
+
+    >>> import torch, qtrain
+    >>> from torch.utils.data import DataLoader, TensorDataset
+    >>> images, labels = torch.rand(32, 1, 8, 8), torch.randint(3, (32,))
+    >>> loader = DataLoader(TensorDataset(images, labels), batch_size=16, shuffle=True)
+    >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> student = qtrain.quantize(network, images)
+    >>> sorted(qtrain.distill(student, loader, teacher=network, val_loader=loader, epochs=1))
+    ['loss', 'top1']
+    """
+    overrides = [f"objective={objective or ('hard' if teacher is None else 'soft')}", f"fit.epochs={epochs}"]
+    overrides += [f"seed={seed}", *([] if lr is None else [f"optimizer.lr={lr}"])]
+    settings = compose([*overrides, *options])
+    data = GivenLoaders(train_loader, val_loader, num_classes=_classes(student), seed=seed)
+    with ExitStack() as stack:
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory()) if folder is None else folder)
+        if folder is not None:
+            stack.enter_context(only_run_in(place))
+        torch.manual_seed(seed)
+        # A copy: a teacher is put into eval mode, on the device and in the precision of the fit.
+        frozen = None if teacher is None else copy.deepcopy(teacher)
+        terms = build_objective(settings, student, frozen, data)
+        module = QATModule(
+            student=student,
+            objective=terms,
+            teacher=None if frozen is None else build_teacher(settings, frozen, terms, data),
+            optimizer=settings.optimizer.build(),
+            lr_schedule=settings.lr_schedule.build(),
+            num_classes=data.info.num_classes,
+            seed=seed,
+            scale_lr=settings.fit.scale_lr,
+            norm_decay=settings.fit.norm_decay,
+            compile=settings.fit.compile,
+        )
+        result = fit(
+            settings,
+            module=module,
+            data=data,
+            folder=place,
+            identity=f"{settings.identity} {len(train_loader)}",
+            epochs=epochs,
+            title=type(student).__name__,
+            command="the same call of qtrain.distill",
+            trial_callbacks=callbacks,
+        )
+    student.eval()
+    validation = data.val_dataloader()
+    return {} if isinstance(validation, list) else evaluate(student, validation, result.device)
+
+
+@torch.no_grad()
+def begin_step_(student: nn.Module, *, step: int, steps: int, seed: int = 0) -> None:
+    """Tell the student's quantizers that training step number ``step`` of ``steps`` begins; before the forward.
+
+    Schedules follow it, and so do random draws: they are a function of (``seed``, ``step``), so that a loop that goes
+    on at a step draws what it would have drawn. With LSQ, PACT and other quantizers that know no step nothing happens.
+
+    >>> import torch, qtrain
+    >>> student = qtrain.quantize(torch.nn.Sequential(torch.nn.Linear(4, 4)), torch.rand(2, 4))
+    >>> optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    >>> for step in range(3):
+    ...     qtrain.begin_step_(student.train(), step=step, steps=3)
+    ...     student(torch.rand(2, 4)).square().mean().backward()
+    ...     optimizer.step()
+    ...     qtrain.project_(student)
+    """
+    if not 0 <= step < max(1, steps):
+        raise ValueError(f"begin_step_: step must be in 0..{steps - 1}, got {step}; count all steps of the training")
+    begin_quantizers_step_(student, seed=seed, step=step, progress=step / max(1, steps))
+    partition_weights_(student)
+
+
+def project_(student: nn.Module) -> None:
+    """After an optimizer step: move the weights whose quantizers ask for it, such as binary ones, which are clipped.
+
+    See :func:`begin_step_` for a loop.
+    """
+    project_weights_(student)
+
+
+@torch.no_grad()
+def _classes(student: nn.Module) -> int:
+    """How many logits ``student`` gives."""
+    first = next(parameter for parameter in student.parameters() if parameter.is_floating_point())
+    was_training = student.training
+    logits = student.eval()(torch.zeros(1, *record_of(student).size).to(first))
+    student.train(was_training)
+    if logits.ndim != 2:
+        raise ValueError(f"distill: {type(student).__name__} must give logits (N, classes), got {tuple(logits.shape)}")
+    return int(logits.shape[1])

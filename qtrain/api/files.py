@@ -1,0 +1,97 @@
+"""Students and files: saving, loading, and counting what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qtrain.api.quantize import RECORD, Record
+from qtrain.costs.count import CostReport, count
+from qtrain.export.header import FileSize, Images, Network
+from qtrain.export.networks import TIMM, Builder
+from qtrain.export.save import save_student
+from qtrain.utils.importing import path_of
+
+
+def save(
+    student: nn.Module,
+    path: str | Path,
+    *,
+    builder: Builder | None = None,
+    options: Mapping[str, Any] | None = None,
+    size: Sequence[int] | None = None,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    classes: Sequence[str] = (),
+    metrics: Mapping[str, float] | None = None,
+) -> FileSize:
+    """Write ``student`` to ``path``, as long as :func:`cost` says plus a header, and return both lengths in bytes.
+
+    The file says how the network is built: by ``builder``, a class or function or its dotted path, called with
+    ``options``, plain values. It may be left out for networks of timm, and for a class that needs no arguments.
+    ``size`` (C, H, W) is that of the images; a student of :func:`quantize` knows it. ``mean``, ``std`` and the names of
+    the ``classes`` are for those who use the file; ``metrics`` are accuracies to remember.
+
+    Before the file takes its place it is loaded once and must give the student's logits bit for bit. Raises
+    ``ValueError`` in one line where it does not, and where nothing says how the network is built.
+
+    >>> import qtrain, timm, torch
+    >>> network = timm.create_model("resnet10t", num_classes=4)
+    >>> student = qtrain.quantize(network, torch.rand(2, 3, 32, 32))
+    >>> sizes = qtrain.save(student, "student.safetensors", classes=["cat", "dog", "bird", "fish"])
+    >>> sizes.file_bytes - sizes.header_bytes == qtrain.cost(student, torch.rand(1, 3, 32, 32)).size_bytes
+    True
+    """
+    record = vars(student).get(RECORD)
+    if size is None and isinstance(record, Record):
+        size = record.size
+    if size is None:
+        raise ValueError("save: the size of the images is not known; give size=(channels, height, width)")
+    images = Images(tuple(size), tuple(mean), tuple(std), tuple(classes))
+    reasons: list[str] = []
+    for network, builders in _networks(student, images, builder, options):
+        try:
+            return save_student(student, path, network=network, images=images, builders=builders, metrics=metrics)
+        except (ValueError, KeyError, AttributeError) as error:
+            reasons.append(str(error))
+    why = f" ({reasons[-1]})" if reasons else ""
+    raise ValueError(
+        f"save: how a {type(student).__name__} is built is not known{why}; give builder=... and its options"
+    )
+
+
+def cost(student: nn.Module, images: Tensor) -> CostReport:
+    """Bytes, multiplications and bit operations of ``student``, quantized or not, layer by layer; printable.
+
+    ``images`` (N, C, H, W) give the size; arithmetic is that of one image.
+
+    >>> import torch, qtrain
+    >>> qtrain.cost(torch.nn.Sequential(torch.nn.Linear(4, 2)), torch.rand(1, 4)).size_bytes
+    40
+    """
+    first = next((p for p in student.parameters() if p.is_floating_point()), torch.zeros(()))
+    return count(student, images[:1].to(first))
+
+
+def _networks(
+    student: nn.Module,
+    images: Images,
+    builder: Builder | None,
+    options: Mapping[str, Any] | None,
+) -> Iterator[tuple[Network, list[Builder]]]:
+    """The ways in which ``student`` may have been built."""
+    given = dict(options or {})
+    if builder is not None:
+        path = builder if isinstance(builder, str) else path_of(builder, importable=False)
+        yield Network(path, given), [builder]
+        return
+    architecture = getattr(student, "pretrained_cfg", {}).get("architecture")
+    if architecture is not None:
+        channels, height, *_ = images.size
+        known = {"name": architecture, "num_classes": getattr(student, "num_classes", 0), "in_channels": channels}
+        yield Network(TIMM, {**known, "image_size": height, **given}), []
+    yield Network(path_of(type(student), importable=False), given), [type(student)]

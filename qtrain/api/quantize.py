@@ -1,0 +1,190 @@
+"""From a trained network and a few images to a quantized student, by the choices that the config has too."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qtrain.config.compose import compose
+from qtrain.convert.calibrate import calibrate
+from qtrain.convert.plan import MakeObserver, Policy
+from qtrain.pipeline.prepare import convert, correct_
+from qtrain.quantizers.base import MakeQuantizer
+from qtrain.settings.component import Component
+from qtrain.settings.run_settings import QuantizeSettings, RunSettings
+from qtrain.spec import Granularity, LayerBits
+from qtrain.utils.eval_mode import evaluating
+
+RECORD = "qtrain_record"
+"""Attribute of a student that holds its :class:`Record`."""
+
+Images = Tensor | Iterable[Any]
+"""A batch of images (N, C, H, W), normalized as in training; or batches, each images or (images, labels)."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`quantize` did: bits of each layer, and what it left in full precision, with the reason for each.
+
+    ``skipped`` are layers, and parameters that are multiplied without being a layer's, by qualified name.
+    """
+
+    layers: dict[str, LayerBits]
+    skipped: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"{name}: weight {bits.weight} bits, input {bits.input} bits" for name, bits in self.layers.items()]
+        return "\n".join([*lines, *(f"{name}: full precision: {reason}" for name, reason in self.skipped.items())])
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a student beside its tensors: the report, and the size (C, H, W) of the images it takes."""
+
+    report: Report
+    size: tuple[int, ...]
+
+
+def quantize(
+    model: nn.Module,
+    images: Images,
+    *,
+    weight_bits: int = 4,
+    input_bits: int = 4,
+    ends: LayerBits | None = LayerBits(8, 8),  # noqa: B008 - immutable
+    bits: Mapping[str, LayerBits | tuple[int, int]] | None = None,
+    weight: str | MakeQuantizer | None = None,
+    input: str | MakeQuantizer | None = None,
+    weight_observer: str | MakeObserver | None = None,
+    input_observer: str | MakeObserver | None = None,
+    granularity: str | Granularity | None = None,
+    policies: Mapping[str, Policy] | None = None,
+    fold: str | None = None,
+    equalize: str | Callable[..., None] | None = None,
+    rounding: str | Callable[..., None] | None = None,
+    bias: str | Callable[..., None] | None = None,
+    operations: Mapping[str, int] | None = None,
+    options: Sequence[str] = (),
+    seed: int = 0,
+) -> nn.Module:
+    """A quantized and calibrated copy of ``model``, in eval mode: layers are found, swapped and calibrated.
+
+    ``model`` is any network of one input; ``images`` are a few batches of its training images, of which the first eight
+    serve. All layers get ``weight_bits`` and ``input_bits``, the first and the last one ``ends`` (``None``: as the
+    rest); or each the bits that ``bits`` gives it by its qualified name, and the others full precision.
+
+    The other choices are those of the config. Each is a name from ``conf/`` (``weight="lsq_plus"``,
+    ``rounding="brecq"``, ``granularity="channel"``) or an object: for quantizers and observers a constructor that lacks
+    only its ``spec`` or ``granularity``. ``None`` leaves the config's default. ``fold`` is ``none``, ``before`` or
+    ``training``. ``operations`` are bits of ``add``, ``matmul`` and ``softmax``. ``options`` are further overrides, as
+    on the command line: ``["quantize.weight.init=range"]``.
+
+    :func:`report` says what was left in full precision. The student trains with :func:`distill` or in a loop of one's
+    own. Raises ``ValueError``, in one line, for a choice that does not exist or does not fit the network.
+
+    >>> import torch, qtrain
+    >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(),
+    ...                               torch.nn.Linear(8 * 36, 10))
+    >>> student = qtrain.quantize(network, torch.rand(16, 3, 8, 8), weight_bits=4, input_bits=4, ends=None)
+    >>> print(qtrain.report(student))
+    0: weight 4 bits, input 4 bits
+    3: weight 4 bits, input 4 bits
+    """
+    named = {
+        "quantizer@quantize.weight": weight, "quantizer@quantize.input": input,
+        "observer@quantize.weight_observer": weight_observer, "observer@quantize.input_observer": input_observer,
+        "equalize@quantize.equalize": equalize, "rounding@quantize.rounding": rounding, "bias@quantize.bias": bias,
+        "granularity@quantize.weight.granularity": granularity,
+    }  # fmt: skip
+    overrides = [f"{key}={choice}" for key, choice in named.items() if isinstance(choice, str)]
+    overrides += [f"quantize.bits.weight={weight_bits}", f"quantize.bits.input={input_bits}", f"seed={seed}"]
+    overrides += [f"quantize.operations.{kind}={width}" for kind, width in (operations or {}).items()]
+    overrides += [] if fold is None else [f"quantize.fold={fold}"]
+    settings = compose([*overrides, *_ends(ends), *options])
+    given = {key.rpartition(".")[2]: choice for key, choice in named.items() if not isinstance(choice, str)}
+    chosen = _with_objects(settings.quantize, given, bits, policies)
+    return _quantized(replace(settings, quantize=chosen), copy.deepcopy(model), batches_of(images, settings))
+
+
+def report(student: nn.Module) -> Report:
+    """What :func:`quantize` did to ``student``. Raises ``ValueError`` for a network that did not come from it.
+
+    >>> import torch, qtrain
+    >>> student = qtrain.quantize(torch.nn.Sequential(torch.nn.Linear(4, 4)), torch.rand(2, 4))
+    >>> qtrain.report(student).layers
+    {'0': LayerBits(weight=8, input=8)}
+    """
+    return record_of(student).report
+
+
+def record_of(student: nn.Module) -> Record:
+    """What is known of ``student``. Raises ``ValueError`` for a network that :func:`quantize` did not make."""
+    found = vars(student).get(RECORD)
+    if not isinstance(found, Record):
+        raise ValueError(f"{type(student).__name__} is no student of qtrain.quantize; quantize it first")
+    return found
+
+
+def batches_of(images: Images, settings: RunSettings) -> list[Tensor]:
+    """The images that calibration looks at, as batches. Raises ``ValueError`` where there are none."""
+    if isinstance(images, Tensor):
+        return [images]
+    found = [b[0] if isinstance(b, tuple | list) else b for b in islice(images, settings.quantize.calibration_batches)]
+    if not found or not all(isinstance(batch, Tensor) for batch in found):
+        kinds = ", ".join(sorted({type(batch).__name__ for batch in found})) or "nothing"
+        raise ValueError(f"quantize: images must be a tensor, or batches of tensors or (image, label), got {kinds}")
+    return found
+
+
+def _quantized(settings: RunSettings, model: nn.Module, images: list[Tensor]) -> nn.Module:
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    images = [batch.to(first) for batch in images]
+    torch.manual_seed(settings.seed)
+    with evaluating(model):
+        converted = convert(settings, model, images[0][:1])
+        if not converted.plans:
+            raise ValueError(f"quantize: {type(model).__name__} has no layer that can be quantized")
+        calibrate(model, images, converted.plans)
+        correct_(settings, model, images, converted)
+    bits = {name: plan.bits for name, plan in converted.plans.items()}
+    setattr(model, RECORD, Record(Report(bits, converted.skipped), tuple(images[0].shape[1:])))
+    return model.eval()
+
+
+def _ends(ends: LayerBits | None) -> list[str]:
+    if ends is None:
+        return ["quantize.bits.first=null", "quantize.bits.last=null"]
+    sides = {"weight": ends[0], "input": ends[1]}
+    return [f"quantize.bits.{end}.{side}={bits}" for end in ("first", "last") for side, bits in sides.items()]
+
+
+def _with_objects(
+    chosen: QuantizeSettings,
+    given: Mapping[str, Any],
+    bits: Mapping[str, LayerBits | tuple[int, int]] | None,
+    policies: Mapping[str, Policy] | None,
+) -> QuantizeSettings:
+    """``chosen`` with what the caller gave as an object in the place of the config's choice."""
+    fields: dict[str, Any] = {name: _object(f"quantize.{name}", own) for name, own in given.items() if own is not None}
+    shared = fields.pop("granularity", None)
+    if bits is not None:
+        allocation = {name: LayerBits(*both) for name, both in bits.items()}
+        fields["bits"] = _object("quantize.bits", lambda _: allocation)
+    chosen = replace(chosen, **fields)
+    if shared is not None:
+        weight = partial(chosen.weight.build(), granularity=shared.build())
+        chosen = replace(chosen, weight=_object("quantize.weight", weight))
+    if policies is not None:
+        chosen = replace(chosen, policies={name: _object("quantize.policies", own) for name, own in policies.items()})
+    return chosen
+
+
+def _object(key: str, value: Any) -> Component:
+    return Component(key=key, plain={}, target=lambda: value)

@@ -1,0 +1,22 @@
+"""What a fit asks of its data."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import pytorch_lightning as pl
+
+from qtrain.spec import DataInfo
+
+
+class FitData(pl.LightningDataModule, ABC):
+    """Loaders of training and validation batches, and the facts of the images."""
+
+    @property
+    @abstractmethod
+    def info(self) -> DataInfo:
+        """Facts of the images."""
+
+    @abstractmethod
+    def start_at(self, epoch: int) -> None:
+        """Let the next fit's first epoch be ``epoch`` of the run."""

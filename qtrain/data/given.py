@@ -1,0 +1,160 @@
+"""Loaders of a user's own as training sees them: plain torch loaders of (image, label), made exactly resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from qtrain.data.fit_data import FitData
+from qtrain.data.streaming import seeded
+from qtrain.functional.random import seed_of
+from qtrain.spec import Batch, DataInfo
+
+Pairs = DataLoader[Any]
+"""A loader that yields (image, label): image (N, C, H, W) float, normalized; label (N,) int64."""
+
+
+@final
+class GivenLoader:
+    """The batches of ``loader``, whose random numbers are a function of (seed, epoch, batch).
+
+    Shuffling, and what a dataset draws from torch, numpy and ``random``, follow it, so that a run that was killed sees
+    the same batches when it goes on: those that it had are drawn again and passed over. With worker processes the
+    workers' seeds follow from the epoch.
+    """
+
+    def __init__(self, loader: Pairs, *, seed: int, first_epoch: int = 0) -> None:
+        self._loader, self._seed = loader, seed
+        self._first_epoch = first_epoch
+        self._next_epoch = self._epoch = first_epoch
+        self._handed_out = 0
+        self._resuming = False
+
+    @property
+    def sampler(self) -> GivenLoader:
+        """What Lightning calls ``set_epoch`` on."""
+        return self
+
+    batch_sampler = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration goes through."""
+        self._next_epoch = self._first_epoch + epoch
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch = self._next_epoch
+        passed = self._handed_out if self._resuming and self._epoch == epoch else 0
+        self._resuming = False
+        self._epoch, self._handed_out = epoch, passed
+        for number, batch in enumerate(self._drawn(epoch)):
+            if number >= passed:
+                self._handed_out += 1
+                yield batch
+
+    def _drawn(self, epoch: int) -> Iterator[Batch]:
+        generators = (self._loader.generator, getattr(self._loader.sampler, "generator", None))
+        with seeded(seed_of(self._seed, epoch)):
+            for generator in generators:
+                if isinstance(generator, torch.Generator):
+                    generator.manual_seed(seed_of(self._seed, epoch))
+            batches = iter(self._loader)
+        first = 0
+        for number in range(len(self._loader)):
+            with seeded(seed_of(self._seed, epoch, number)):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            made = as_batch(batch, first)
+            first += len(made.target)
+            yield made
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the loader is, and what that depends on."""
+        return {"epoch": self._epoch, "batches": self._handed_out, "seed": self._seed, "length": len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue after the batch that was handed out last. Raises ``ValueError`` for another loader's state."""
+        for name, own in (("seed", self._seed), ("length", len(self))):
+            if state.get(name) != own:
+                raise ValueError(
+                    f"GivenLoader: cannot resume, {name} was {state.get(name)} when the checkpoint was written and is "
+                    f"{own} now; restore it, or give another folder"
+                )
+        self._epoch, self._handed_out, self._resuming = state["epoch"], state["batches"], True
+
+
+def as_batch(given: object, first: int) -> Batch:
+    """A loader's (image, label), or a batch that has more, as a :class:`Batch` whose samples count from ``first``.
+
+    Raises ``ValueError`` for anything else.
+    """
+    if isinstance(given, Batch):
+        return given
+    if not isinstance(given, tuple | list) or len(given) < 2 or not all(isinstance(x, Tensor) for x in given[:2]):
+        kind = (
+            f"({', '.join(type(x).__name__ for x in given)})"
+            if isinstance(given, tuple | list)
+            else type(given).__name__
+        )
+        raise ValueError(f"the loader must yield (image, label), two tensors, got {kind}")
+    image, target = given[0], given[1]
+    if not image.is_floating_point() or image.ndim < 2 or len(image) != len(target):
+        raise ValueError(
+            f"the loader must yield float images (N, C, H, W) and labels (N,), got {image.dtype} {tuple(image.shape)} "
+            f"and {tuple(target.shape)}; convert and normalize images in the dataset, by ToTensor and Normalize"
+        )
+    return Batch(image, target, torch.arange(first, first + len(target)))
+
+
+class GivenLoaders(FitData):
+    """A training loader and perhaps one for validation, with the facts that training needs to know.
+
+    ``num_classes`` are the student's logits. Raises ``ValueError`` where the first batch is not (image, label).
+    """
+
+    def __init__(self, train: Pairs, validation: Pairs | None, *, num_classes: int, seed: int) -> None:
+        super().__init__()
+        if not isinstance(train, Sized) or not len(train):
+            raise ValueError("the training loader has no batches, or does not know how many; give one with a length")
+        self._train, self._validation, self._seed = train, validation, seed
+        self._first_epoch = 0
+        with seeded(seed):
+            image = as_batch(next(iter(train)), 0).image
+        channels, size = (image.shape[1], image.shape[-1]) if image.ndim == 4 else (1, image.shape[-1])
+        self._info = DataInfo(
+            name="given",
+            num_classes=num_classes,
+            in_channels=channels,
+            image_size=size,
+            mean=(0.0,) * channels,
+            std=(1.0,) * channels,
+            train_size=_size(train),
+            val_size=0 if validation is None else _size(validation),
+            test_size=0,
+            kind="streaming",
+        )
+
+    @property
+    def info(self) -> DataInfo:
+        return self._info
+
+    def start_at(self, epoch: int) -> None:
+        self._first_epoch = epoch
+
+    def train_dataloader(self) -> GivenLoader:
+        return GivenLoader(self._train, seed=self._seed, first_epoch=self._first_epoch)
+
+    def val_dataloader(self) -> GivenLoader | list[GivenLoader]:
+        return [] if self._validation is None else GivenLoader(self._validation, seed=self._seed)
+
+
+def _size(loader: Pairs) -> int:
+    dataset = loader.dataset
+    return len(dataset) if isinstance(dataset, Sized) else len(loader)
