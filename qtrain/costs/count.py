@@ -97,6 +97,23 @@ class CostReport:
     def fp_bops(self) -> int:
         return self.macs * FULL_PRECISION**2
 
+    def __str__(self) -> str:
+        """A row for each layer, and the totals."""
+        rows: list[tuple[str, ...]] = [("layer", "kind", "weights", "bits", "bytes", "MACs", "bit operations")]
+        for layer in self.layers:
+            size = _bytes(layer.weight_storage_bits) + _bytes(layer.input_storage_bits)
+            bits = f"W{layer.weight_bits}A{layer.input_bits}"
+            numbers = (layer.weights, bits, size, layer.macs, layer.bops)
+            rows.append((layer.name, layer.kind, *(n if isinstance(n, str) else f"{n:,}" for n in numbers)))
+        total = ("", f"{self.size_bytes:,}", f"{self.macs:,}", f"{self.bops:,}")
+        rows.append(("total", f"{self.compression:.1f}x smaller than {self.fp_size_bytes:,}", "", *total))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = (
+            [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+            for row in rows
+        )
+        return "\n".join("  ".join(cells).rstrip() for cells in lines)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values under the names that ``summary.json`` uses, the rows as a list of dicts under ``layers``."""
         totals = ("size_bytes", "fp_size_bytes", "compression", "effective_bits", "macs", "bops", "fp_bops")

@@ -35,6 +35,13 @@ def load_student(path: Path | str, *, builders: Sequence[Builder] = ()) -> nn.Mo
     timm, of a network or quantizer of one's own, is imported only where ``builders`` names it: a class or function, its
     dotted name, or its package. Raises ``FileNotFoundError`` where there is no file, and ``ValueError`` with one line
     where the file is truncated, foreign, changed or newer, or names code that was not admitted.
+
+    >>> import qtrain, timm, torch
+    >>> images = torch.rand(2, 3, 32, 32)
+    >>> student = qtrain.quantize(timm.create_model("resnet10t", num_classes=4), images)
+    >>> _ = qtrain.save(student, "student.safetensors")
+    >>> torch.equal(qtrain.load("student.safetensors")(images), student(images))
+    True
     """
     header, tensors = read(path)
     try:

@@ -1,0 +1,134 @@
+"""``qtrain.distill``: the command's fit on loaders of one's own, exactly resumable, and a loop without it."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+import qtrain
+from tests.api.test_quantize import Net
+
+
+class Noisy(Dataset[tuple[Tensor, int]]):
+    """Images whose class is their brightest channel, with noise drawn anew at each look."""
+
+    def __init__(self, count: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.labels = torch.randint(3, (count,), generator=generator)
+        self.images = torch.rand(count, 3, 8, 8, generator=generator)
+        self.images[torch.arange(count), self.labels] += 1
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, int]:
+        return self.images[number] + 0.1 * torch.rand(3, 8, 8), int(self.labels[number])
+
+
+def loader(workers: int = 0, *, own_generator: bool = False) -> DataLoader[tuple[Tensor, int]]:
+    generator = torch.Generator() if own_generator else None
+    if generator is not None:
+        generator.seed()
+    return DataLoader(Noisy(48), batch_size=8, shuffle=True, num_workers=workers, generator=generator)
+
+
+def student() -> nn.Module:
+    torch.manual_seed(0)
+    return qtrain.quantize(Net(), torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
+
+
+def test_distilling_teaches_and_leaves_the_teacher_alone() -> None:
+    torch.manual_seed(1)
+    teacher = Net()
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    teacher.train()
+    learner = student()
+    metrics = qtrain.distill(learner, loader(), teacher=teacher, val_loader=loader(), epochs=4, lr=0.1)
+    assert metrics["top1"] > 80
+    assert teacher.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+    assert not learner.training
+    assert qtrain.distill(learner, loader(), epochs=1) == {}, "without images for validation nothing is measured"
+
+
+class Dies(pl.Callback):
+    """Kills the training before step ``step``."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
+        if trainer.global_step == self.step:
+            raise KeyError("killed")
+
+
+@pytest.mark.parametrize("own_generator", [False, True])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_killed_training_ends_as_the_undisturbed_one(workers: int, own_generator: bool, tmp_path: Path) -> None:
+    whole, killed, again = student(), student(), student()
+
+    def train(learner: nn.Module, folder: str, *callbacks: pl.Callback) -> None:
+        options = ["fit.checkpoint_every_steps=4"]
+        images = loader(workers, own_generator=own_generator)
+        qtrain.distill(learner, images, epochs=2, folder=tmp_path / folder, options=options, callbacks=list(callbacks))
+
+    train(whole, "whole")
+    with pytest.raises(KeyError, match="killed"):
+        train(killed, "killed", Dies(9))
+    torch.manual_seed(77)  # another process would have other random numbers
+    train(again, "killed")
+    one, other = whole.state_dict(), again.state_dict()
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert not torch.equal(one["middle.weight"], killed.state_dict()["middle.weight"])
+
+
+def test_a_loop_of_ones_own_trains() -> None:
+    learner = qtrain.quantize(
+        student_network := Net(), torch.rand(8, 3, 8, 8), weight_bits=1, weight="bnn", ends=None, input="lsq"
+    )
+    assert student_network is not learner
+    optimizer = torch.optim.SGD(learner.parameters(), lr=0.02)
+    losses = []
+    batches = [batch for _ in range(6) for batch in loader()]
+    for step, (image, label) in enumerate(batches):
+        qtrain.begin_step_(learner.train(), step=step, steps=len(batches))
+        loss = nn.functional.cross_entropy(learner(image), label)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        qtrain.project_(learner)
+        losses.append(float(loss))
+    assert sum(losses[-6:]) < 0.8 * sum(losses[:6])
+    assert learner.get_submodule("middle").weight.abs().max() <= 1, "binary weights are clipped after each step"
+
+
+def test_a_step_beyond_the_last_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"begin_step_: step must be in 0..2, got 3"):
+        qtrain.begin_step_(student(), step=3, steps=3)
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([torch.rand(4, 3, 8, 8)], r"must yield \(image, label\), two tensors, got Tensor"),
+        ([(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4))], "convert and normalize images in the dataset"),
+        ([], "has no batches"),
+    ],
+)
+def test_a_loader_of_something_else_is_refused(items: list[object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        qtrain.distill(student(), DataLoader(items, batch_size=None), epochs=1)  # type: ignore[arg-type]
+
+
+def test_an_unknown_option_is_refused_before_training() -> None:
+    learner = student()
+    before = copy.deepcopy(learner.state_dict())
+    with pytest.raises(ValueError, match="optimiser"):
+        qtrain.distill(learner, loader(), epochs=1, options=["optimiser.lr=0.1"])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in learner.state_dict().items())

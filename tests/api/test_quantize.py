@@ -1,0 +1,133 @@
+"""``qtrain.quantize``: choices by name and by object are those of the config, and what is left out is said."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import qtrain
+from qtrain.nn import QuantConv, QuantLinear
+from qtrain.observers.min_max import MinMax
+from qtrain.ptq.bias_correction import FromBatches
+from qtrain.quantizers.uniform.affine import Affine
+from qtrain.quantizers.uniform.lsq_plus import LSQPlus
+from qtrain.spec import LayerBits, PerChannel, PerTensor
+
+
+class Net(nn.Module):
+    """A convolution, a bare matrix and a linear layer, with batch norm and without a ``name`` anywhere."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.middle = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.mixing = nn.Parameter(torch.eye(width))
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.middle(torch.relu(self.norm(self.conv(x)))).mean(dim=(2, 3))
+        logits: Tensor = self.head(x @ self.mixing)
+        return logits
+
+
+def images() -> Tensor:
+    return torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return Net()
+
+
+def layer(student: nn.Module, name: str) -> Any:
+    found = student.get_submodule(name)
+    assert isinstance(found, QuantConv | QuantLinear)
+    return found
+
+
+def test_a_student_is_a_calibrated_copy(model: nn.Module) -> None:
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    student = qtrain.quantize(model, images(), weight_bits=3, input_bits=5)
+    assert type(model.conv) is nn.Conv2d
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not student.training
+    middle = layer(student, "middle")
+    assert (int(middle.weight_quantizer.bits), int(middle.input_quantizer.bits)) == (3, 5)
+    assert bool(middle.weight_quantizer.initialized) and bool(middle.input_quantizer.initialized)
+
+
+def test_the_report_has_bits_and_what_was_left_out(model: nn.Module) -> None:
+    found = qtrain.report(qtrain.quantize(model, images()))
+    assert found.layers == {"conv": LayerBits(8, 8), "middle": LayerBits(4, 4), "head": LayerBits(8, 8)}
+    assert found.skipped == {"mixing": "a bare parameter, multiplied by matmul"}
+    assert "mixing: full precision: a bare parameter, multiplied by matmul" in str(found)
+
+
+def test_report_of_an_unquantized_network_is_refused(model: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"Net is no student of qtrain.quantize; quantize it first"):
+        qtrain.report(model)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"weight": "lsq_plus", "granularity": "tensor"},
+        {"weight": partial(LSQPlus), "granularity": PerTensor()},
+    ],
+    ids=["by name", "by object"],
+)
+def test_names_and_objects_choose_the_same(model: nn.Module, choices: dict[str, Any]) -> None:
+    expected = qtrain.quantize(model, images(), options=["quantizer@quantize.weight=lsq_plus"], granularity="tensor")
+    student = qtrain.quantize(model, images(), **choices)
+    assert isinstance(layer(student, "middle").weight_quantizer, LSQPlus)
+    with torch.no_grad():
+        assert torch.equal(student(images()), expected(images()))
+
+
+def test_every_choice_can_be_an_object(model: nn.Module) -> None:
+    student = qtrain.quantize(
+        model,
+        [(images(), torch.zeros(8))],
+        bits={"middle": (2, 6)},
+        weight=Affine,
+        input=partial(Affine, symmetric=False),
+        weight_observer=MinMax,
+        input_observer=MinMax,
+        granularity=PerChannel(0),
+        fold="before",
+        bias=FromBatches(),
+        policies={"six": qtrain.Policy(layers=["middle"], weight_bits=6)},
+    )
+    assert qtrain.report(student).layers["middle"] == LayerBits(6, 6)
+    assert type(student.head) is nn.Linear, "layers without bits stay in full precision"
+    quantizer = layer(student, "middle").weight_quantizer
+    assert isinstance(quantizer, Affine) and quantizer.scale.shape == (8, 1, 1, 1)
+    assert isinstance(student.norm, nn.Identity), "merged into the convolution before it"
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"weight": "lsk"}, "did you mean 'lsq'"),
+        ({"bits": {"middel": (2, 2)}}, "layer 'middel' cannot be quantized: no such layer; did you mean 'middle'"),
+        ({"weight_bits": 40}, "40"),
+        ({"images": []}, "images must be a tensor, or batches"),
+        ({"options": ["quantize.wieght.init=range"]}, "wieght"),
+    ],
+)
+def test_a_wrong_choice_is_one_line(model: nn.Module, choices: dict[str, Any], message: str) -> None:
+    arguments = {"images": images(), **choices}
+    with pytest.raises(ValueError, match=message) as caught:
+        qtrain.quantize(model, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_network_without_layers_is_refused() -> None:
+    with pytest.raises(ValueError, match="has no layer that can be quantized"):
+        qtrain.quantize(nn.Sequential(nn.ReLU()), images())
