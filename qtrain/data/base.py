@@ -21,6 +21,7 @@ from qtrain.data.fit_data import FitData
 from qtrain.data.loader import EpochLoader
 from qtrain.data.order import BatchOrder, choose, first_samples, split_train_val
 from qtrain.spec import Batch, DataInfo
+from qtrain.utils.checks import check_range
 
 log = logging.getLogger(__name__)
 
@@ -59,16 +60,10 @@ class VisionData(FitData, ABC):
         self._first_epoch = 0
         self._test_only = False
         owner = type(self).__name__
-        for option in ("batch_size", "eval_batch_size", "max_train", "max_test"):
-            size = getattr(self, option)
-            if size is not None and size < 1:
-                raise ValueError(f"{owner}: {option} must be at least 1, got {size}")
-        if not 0 <= self.val_fraction < 1:
-            raise ValueError(f"{owner}: val_fraction must be in [0, 1), got {self.val_fraction}; 0 is no validation")
-        for option in ("mixup", "cutmix"):
-            alpha = getattr(self, option)
-            if alpha < 0:
-                raise ValueError(f"{owner}: {option} must be at least 0, got {alpha}; 0 turns it off")
+        check_range(owner, "[1, inf)", batch_size=self.batch_size, eval_batch_size=self.eval_batch_size)
+        check_range(owner, "[1, inf)", max_train=self.max_train, max_test=self.max_test)
+        check_range(owner, "[0, 1)", val_fraction=self.val_fraction, hint="0 is no validation")
+        check_range(owner, "[0, inf)", mixup=self.mixup, cutmix=self.cutmix, hint="0 turns it off")
         if (self.mean is None) != (self.std is None):
             raise ValueError(f"{owner}: mean and std belong together, got mean={self.mean} and std={self.std}")
         if self.std is not None and min(self.std) <= 0:
