@@ -11,14 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from qtrain.convert.layers import Quantizable
 from qtrain.convert.plan import LayerPlan
 from qtrain.models.layer_kinds import LayerSpec
-from qtrain.nn import (
-    Operand,
-    QuantConv,
-    QuantConvTranspose,
-    QuantEmbedding,
-    QuantLayer,
-    QuantLinear,
-)
+from qtrain.nn import Operand, QuantConv, QuantConvTranspose, QuantEmbedding, QuantLayer, QuantLinear
 from qtrain.quantizers.base import Quantizer
 from qtrain.spec import FULL_PRECISION, QuantSpec
 

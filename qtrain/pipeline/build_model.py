@@ -8,7 +8,7 @@ from torch import nn
 from qtrain.export.header import Network
 from qtrain.settings.component import Component
 from qtrain.spec import DataInfo
-from qtrain.utils.errors import ConfigError
+from qtrain.utils.errors import as_config_error
 
 UNBUILT = ("weights", "pretrained", "reset_head")
 """Options of a model that say where its weights come from."""
@@ -21,10 +21,8 @@ def build_model(chosen: Component, info: DataInfo, *, weights: str | None = None
     """
     given = {"weights": weights} if weights is not None else {}
     build = chosen.build(**given)
-    try:
+    with as_config_error(chosen.key):
         model: nn.Module = build(num_classes=info.num_classes, in_channels=info.in_channels, image_size=info.image_size)
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{chosen.key}: {error}") from error
     return model
 
 

@@ -29,7 +29,7 @@ from qtrain.training.checkpoint import AtomicCheckpointIO, find_resume_point
 from qtrain.training.module import QATModule
 from qtrain.training.ranks import agree_, several, strategy_for
 from qtrain.training.resume import ResumePoints
-from qtrain.utils.errors import ConfigError
+from qtrain.utils.errors import as_config_error
 
 log = logging.getLogger(__name__)
 
@@ -113,11 +113,7 @@ def fit(
         distill=tuple(objective.teacher_terms),
     )
     return StageResult(
-        module.student,
-        state,
-        trainer.strategy.root_device,
-        earlier_s=metric_log.earlier_s,
-        resumed=point is not None,
+        module.student, state, trainer.strategy.root_device, earlier_s=metric_log.earlier_s, resumed=point is not None
     )
 
 
@@ -126,10 +122,8 @@ def named_callbacks(settings: RunSettings, metric_log: MetricLog) -> dict[str, p
     made = {}
     for name, chosen in settings.callbacks.items():
         if chosen is not None:
-            try:
+            with as_config_error(f"callbacks.{name}"):
                 made[name] = chosen.build()(metric_log=metric_log)
-            except ValueError as error:
-                raise ConfigError(f"callbacks.{name}: {error}") from error
     return made
 
 

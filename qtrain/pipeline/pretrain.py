@@ -26,7 +26,7 @@ from qtrain.settings.run_identity import hash_of
 from qtrain.settings.run_settings import RunSettings
 from qtrain.training.module import QATModule
 from qtrain.training.ranks import wait_for_all
-from qtrain.utils.errors import ConfigError
+from qtrain.utils.errors import as_config_error
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +40,8 @@ def trained_model(chosen: Component, settings: RunSettings, data: VisionData) ->
     if not members:
         return build_model(chosen, data.info, weights=full_precision_weights(chosen, settings, data))
     models = {name: trained_model(member, settings, data) for name, member in members.items()}
-    try:
+    with as_config_error(chosen.key):
         ensemble: nn.Module = chosen.build(members=models)()
-    except ValueError as error:
-        raise ConfigError(f"{chosen.key}: {error}") from error
     return ensemble
 
 
