@@ -78,10 +78,7 @@ def cost(student: nn.Module, images: Tensor) -> CostReport:
 
 
 def _networks(
-    student: nn.Module,
-    images: Images,
-    builder: Builder | None,
-    options: Mapping[str, Any] | None,
+    student: nn.Module, images: Images, builder: Builder | None, options: Mapping[str, Any] | None
 ) -> Iterator[tuple[Network, list[Builder]]]:
     """The ways in which ``student`` may have been built."""
     given = dict(options or {})

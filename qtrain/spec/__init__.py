@@ -11,15 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from qtrain.spec.granularity import (
-    Granularity,
-    PerBlock,
-    PerChannel,
-    PerGroup,
-    PerSample,
-    PerTensor,
-    PerToken,
-)
+from qtrain.spec.granularity import Granularity, PerBlock, PerChannel, PerGroup, PerSample, PerTensor, PerToken
 
 __all__ = [
     "FULL_PRECISION",

@@ -76,10 +76,7 @@ def test_report_of_an_unquantized_network_is_refused(model: nn.Module) -> None:
 
 @pytest.mark.parametrize(
     "choices",
-    [
-        {"weight": "lsq_plus", "granularity": "tensor"},
-        {"weight": partial(LSQPlus), "granularity": PerTensor()},
-    ],
+    [{"weight": "lsq_plus", "granularity": "tensor"}, {"weight": partial(LSQPlus), "granularity": PerTensor()}],
     ids=["by name", "by object"],
 )
 def test_names_and_objects_choose_the_same(model: nn.Module, choices: dict[str, Any]) -> None:

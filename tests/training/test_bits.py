@@ -172,10 +172,7 @@ def powers(*, spec: QuantSpec) -> Incremental:
 METHODS: dict[str, tuple[Any, Any]] = {
     "bits": (LSQ, down),
     "incremental": (powers, list),
-    "random": (
-        partial(Incremental, quantizer=LSQ, share=Plateaus(values=[0.2, 0.6, 1.0]), by="random"),
-        list,
-    ),
+    "random": (partial(Incremental, quantizer=LSQ, share=Plateaus(values=[0.2, 0.6, 1.0]), by="random"), list),
     "oscillation": (
         partial(Oscillation, quantizer=LSQ, dampening=Linear(start=0.0, end=0.1), threshold=0.02, momentum=0.02),
         down,

@@ -44,13 +44,7 @@ class ReSTE(Binary):
     order: Tensor
 
     def __init__(
-        self,
-        *,
-        spec: QuantSpec,
-        o_end: float = 3.0,
-        near: float = 0.1,
-        reach: float = 1.5,
-        center: bool = True,
+        self, *, spec: QuantSpec, o_end: float = 3.0, near: float = 0.1, reach: float = 1.5, center: bool = True
     ) -> None:
         if not 1 <= o_end < math.inf:
             raise ValueError(f"ReSTE: o_end must be at least 1, got {o_end}; 3 is the paper's, 1 the clipped identity")

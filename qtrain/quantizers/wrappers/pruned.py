@@ -51,13 +51,7 @@ class Pruned(Wrapper):
     kept: Tensor
 
     def __init__(
-        self,
-        *,
-        spec: QuantSpec,
-        quantizer: MakeQuantizer,
-        share: float = 0.5,
-        gap_bits: int = 4,
-        huffman: bool = False,
+        self, *, spec: QuantSpec, quantizer: MakeQuantizer, share: float = 0.5, gap_bits: int = 4, huffman: bool = False
     ) -> None:
         if not 0 <= share < 1:
             raise ValueError(f"Pruned: share must be in [0, 1), got {share}; 0.6 leaves 40 % of the weights")
