@@ -15,12 +15,13 @@ from dataclasses import dataclass, fields
 from hashlib import sha256
 from typing import Any
 
+import pytorch_lightning as pl
 from torch import Tensor
 
-from qtrain.data.fit_data import FitData
 from qtrain.data.loader import EpochLoader
 from qtrain.data.order import BatchOrder, choose, first_samples, split_train_val
 from qtrain.spec import Batch, DataInfo
+from qtrain.utils.checks import check_range
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ NOT_IN_IMAGES = (
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class VisionData(FitData, ABC):
+class VisionData(pl.LightningDataModule, ABC):
     """Images and class labels with a training set and a test set; ``name`` is what reports call it.
 
     ``batch_size`` is global: each rank takes its slice. ``val_fraction`` of the training images is held out for
@@ -59,16 +60,10 @@ class VisionData(FitData, ABC):
         self._first_epoch = 0
         self._test_only = False
         owner = type(self).__name__
-        for option in ("batch_size", "eval_batch_size", "max_train", "max_test"):
-            size = getattr(self, option)
-            if size is not None and size < 1:
-                raise ValueError(f"{owner}: {option} must be at least 1, got {size}")
-        if not 0 <= self.val_fraction < 1:
-            raise ValueError(f"{owner}: val_fraction must be in [0, 1), got {self.val_fraction}; 0 is no validation")
-        for option in ("mixup", "cutmix"):
-            alpha = getattr(self, option)
-            if alpha < 0:
-                raise ValueError(f"{owner}: {option} must be at least 0, got {alpha}; 0 turns it off")
+        check_range(owner, "[1, inf)", batch_size=self.batch_size, eval_batch_size=self.eval_batch_size)
+        check_range(owner, "[1, inf)", max_train=self.max_train, max_test=self.max_test)
+        check_range(owner, "[0, 1)", val_fraction=self.val_fraction, hint="0 is no validation")
+        check_range(owner, "[0, inf)", mixup=self.mixup, cutmix=self.cutmix, hint="0 turns it off")
         if (self.mean is None) != (self.std is None):
             raise ValueError(f"{owner}: mean and std belong together, got mean={self.mean} and std={self.std}")
         if self.std is not None and min(self.std) <= 0:

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from qtrain.models.hub import offline_unless_reachable
+from qtrain.utils.errors import first_line
 
 try:
     import datasets
@@ -183,8 +184,3 @@ def _only(candidates: list[str], columns: list[str], what: str, where: str) -> s
         f"data.{what}_column: {where} must have one {what} column, found {found} among {', '.join(columns)}; "
         f"say data.{what}_column=<name>"
     )
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a message, or the error's type where it has none."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -27,6 +27,7 @@ from qtrain.data.workers import outlive_sigterm
 from qtrain.functional.random import seed_of
 from qtrain.models.transforms import create_transform
 from qtrain.spec import Batch, DataInfo
+from qtrain.utils.checks import check_range
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -202,14 +203,10 @@ class StreamingData(VisionData):
     def __post_init__(self) -> None:
         super().__post_init__()
         owner = type(self).__name__
-        if self.image_size < 1:
-            raise ValueError(f"{owner}: image_size must be at least 1 pixel, got {self.image_size}")
-        if not 0 < self.crop_pct <= 1:
-            raise ValueError(f"{owner}: crop_pct must be in (0, 1], got {self.crop_pct}")
-        if not 0 <= self.re_prob <= 1:
-            raise ValueError(f"{owner}: re_prob must be in [0, 1], got {self.re_prob}")
-        if self.workers < 0:
-            raise ValueError(f"{owner}: workers must be at least 0, got {self.workers}; 0 decodes in the main process")
+        check_range(owner, "[1, inf)", image_size=self.image_size, hint="in pixels")
+        check_range(owner, "(0, 1]", crop_pct=self.crop_pct)
+        check_range(owner, "[0, 1]", re_prob=self.re_prob)
+        check_range(owner, "[0, inf)", workers=self.workers, hint="0 decodes in the main process")
 
     @abstractmethod
     def _train_images(self) -> ImageSet:

@@ -17,6 +17,7 @@ from qtrain.data.order import BatchOrder
 from qtrain.data.resident import BatchAugmentation, ResidentLoader
 from qtrain.data.synthetic_store import read_manifest
 from qtrain.spec import DataInfo
+from qtrain.utils.checks import check_range
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -45,9 +46,9 @@ class SyntheticImages(VisionData):
         owner = type(self).__name__
         if self.mean is None:
             raise ValueError(f"{owner}: mean and std are needed, those that the model was trained with; give data.mean")
-        for option, least in (("num_classes", 2), ("image_size", 1), ("in_channels", 1), ("crop_padding", 0)):
-            if getattr(self, option) < least:
-                raise ValueError(f"{owner}: {option} must be at least {least}, got {getattr(self, option)}")
+        check_range(owner, "[2, inf)", num_classes=self.num_classes)
+        check_range(owner, "[1, inf)", image_size=self.image_size, in_channels=self.in_channels)
+        check_range(owner, "[0, inf)", crop_padding=self.crop_padding)
         if self.test is not None:
             self.test.test_only()
         self._on_device: tuple[Tensor, Tensor] | None = None

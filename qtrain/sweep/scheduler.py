@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
+from qtrain.utils.checks import check_range
+
 
 @dataclass(frozen=True, kw_only=True)
 class HalvingSettings:
@@ -17,10 +19,8 @@ class HalvingSettings:
     reduction: float = 3.0
 
     def __post_init__(self) -> None:
-        if self.grace < 1:
-            raise ValueError(f"{type(self).__name__}: grace must be at least 1 epoch, got {self.grace}")
-        if self.reduction <= 1:
-            raise ValueError(f"{type(self).__name__}: reduction must be above 1, got {self.reduction}")
+        check_range(type(self).__name__, "[1, inf)", grace=self.grace, hint="in epochs")
+        check_range(type(self).__name__, "(1, inf)", reduction=self.reduction)
 
 
 @final
@@ -48,9 +48,7 @@ class Median:
     least: int = 3
 
     def __post_init__(self) -> None:
-        for name, value in (("grace", self.grace), ("least", self.least)):
-            if value < 1:
-                raise ValueError(f"Median: {name} must be at least 1, got {value}")
+        check_range("Median", "[1, inf)", grace=self.grace, least=self.least)
 
 
 Scheduler = Asha | MoAsha | Median

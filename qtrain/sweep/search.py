@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
+from qtrain.utils.checks import check_range
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +22,7 @@ class GridSearch:
     points: int = 4
 
     def __post_init__(self) -> None:
-        if self.points < 2:
-            raise ValueError(f"GridSearch: points of a range must be at least 2, its two ends, got {self.points}")
+        check_range("GridSearch", "[2, inf)", points=self.points, hint="a range has two ends")
 
 
 @final
@@ -39,7 +40,7 @@ class Tpe:
     multivariate: bool = True
 
     def __post_init__(self) -> None:
-        _at_least("Tpe", startup=(self.startup, 1), candidates=(self.candidates, 1))
+        check_range("Tpe", "[1, inf)", startup=self.startup, candidates=self.candidates)
 
 
 @final
@@ -55,8 +56,8 @@ class Nsga2:
     mutation: float | None = None
 
     def __post_init__(self) -> None:
-        _at_least("Nsga2", population=(self.population, 2))
-        _share("Nsga2", crossover=self.crossover, mutation=self.mutation)
+        check_range("Nsga2", "[2, inf)", population=self.population)
+        check_range("Nsga2", "[0, 1]", crossover=self.crossover, mutation=self.mutation)
 
 
 @final
@@ -74,8 +75,8 @@ class LocalSearch:
     resample: float = 0.1
 
     def __post_init__(self) -> None:
-        _at_least("LocalSearch", startup=(self.startup, 1))
-        _share("LocalSearch", change=self.change, resample=self.resample)
+        check_range("LocalSearch", "[1, inf)", startup=self.startup)
+        check_range("LocalSearch", "[0, 1]", change=self.change, resample=self.resample)
 
 
 @final
@@ -99,23 +100,11 @@ class Population:
     carry_optimizer: bool = True
 
     def __post_init__(self) -> None:
-        _at_least("Population", size=(self.size, 2), interval=(self.interval, 1))
-        _share("Population", change=self.change, resample=self.resample)
-        if not 0 < self.quantile <= 0.5:
-            raise ValueError(f"Population: quantile must be above 0 and at most 0.5, got {self.quantile}")
+        check_range("Population", "[2, inf)", size=self.size)
+        check_range("Population", "[1, inf)", interval=self.interval)
+        check_range("Population", "[0, 1]", change=self.change, resample=self.resample)
+        check_range("Population", "(0, 0.5]", quantile=self.quantile)
 
 
 Search = RandomSearch | GridSearch | Tpe | Nsga2 | LocalSearch | Population
 """The ways there are."""
-
-
-def _at_least(owner: str, **given: tuple[int, int]) -> None:
-    for name, (value, least) in given.items():
-        if value < least:
-            raise ValueError(f"{owner}: {name} must be at least {least}, got {value}")
-
-
-def _share(owner: str, **given: float | None) -> None:
-    for name, value in given.items():
-        if value is not None and not 0 <= value <= 1:
-            raise ValueError(f"{owner}: {name} must be in [0, 1], got {value}")

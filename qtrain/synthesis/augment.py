@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qtrain.functional import random
+from qtrain.utils.checks import check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +35,10 @@ class StepAugmentation:
     crop_steps: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.shift < 0:
-            raise ValueError(f"StepAugmentation: shift must be at least 0 pixels, got {self.shift}")
-        if not 0 < self.smallest_crop <= 1:
-            raise ValueError(
-                f"StepAugmentation: smallest_crop must be a share of the area in (0, 1], got {self.smallest_crop}"
-            )
-        if not 0 <= self.crop_steps <= 1:
-            raise ValueError(
-                f"StepAugmentation: crop_steps must be a share of the steps in [0, 1], got {self.crop_steps}"
-            )
+        owner = type(self).__name__
+        check_range(owner, "[0, inf)", shift=self.shift, hint="in pixels")
+        check_range(owner, "(0, 1]", smallest_crop=self.smallest_crop, hint="a share of the area")
+        check_range(owner, "[0, 1]", crop_steps=self.crop_steps, hint="a share of the steps")
 
     def __call__(self, images: Tensor, black: Tensor, *, seed: int, number: int, step: int) -> Tensor:
         """``images`` (N, C, H, W) of batch ``number``, augmented for step ``step``; same shape.

@@ -27,6 +27,7 @@ from qtrain.synthesis.model_outputs import FrozenModels
 from qtrain.synthesis.optimize import ImageOptimizer, image_metrics
 from qtrain.synthesis.priors import squared_norm, total_variation
 from qtrain.synthesis.statistics import statistics_layers
+from qtrain.utils.checks import check_range
 
 
 @final
@@ -58,12 +59,9 @@ class BNStatistics(Synthesis):
         natural_start: bool = True,
         compile: bool = False,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"BNStatistics: batch_size must be at least 1, got {batch_size}")
-        weights = {"statistics": statistics, "label": label, "total_variation": total_variation, "norm": norm}
-        for name, weight in weights.items():
-            if weight < 0:
-                raise ValueError(f"BNStatistics: {name} must be at least 0, got {weight}")
+        check_range("BNStatistics", "[1, inf)", batch_size=batch_size)
+        check_range("BNStatistics", "[0, inf)", statistics=statistics, label=label)
+        check_range("BNStatistics", "[0, inf)", total_variation=total_variation, norm=norm)
         if statistics == 0 and label == 0:
             raise ValueError("BNStatistics: statistics and label are both 0, and the models say nothing; raise one")
         self.batch_size = batch_size

@@ -67,10 +67,3 @@ def labels_in_turn(*, number: int, count: int, num_classes: int, seed: int, stre
     order = torch.cat([permutation(seed=seed, epoch=turn, n=num_classes, stream=stream) for turn in rounds])
     first = places[0] - rounds[0] * num_classes
     return order[first : first + count]
-
-
-def check_at_least(owner: str, least: float, **options: float) -> None:
-    """Raise ``ValueError`` for an option that is below ``least``."""
-    for name, value in options.items():
-        if not value >= least:
-            raise ValueError(f"{owner}: {name} must be at least {least}, got {value}")

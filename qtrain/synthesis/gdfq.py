@@ -8,7 +8,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from qtrain.synthesis.conditioning import Conditioning, Embedding, Mixture, check_at_least
+from qtrain.synthesis.conditioning import Conditioning, Embedding, Mixture
+from qtrain.utils.checks import check_range
 
 
 @final
@@ -30,7 +31,7 @@ class GDFQ(Conditioning):
     """Each image shows one class (Xu et al. 2020, arXiv 2003.03603); ``latent`` is the size of noise and code."""
 
     def __init__(self, *, latent: int = 100) -> None:
-        check_at_least("GDFQ", 1, latent=latent)
+        check_range("GDFQ", "[1, inf)", latent=latent)
         self.latent = latent
 
     def embedding(self, models: Sequence[nn.Module], num_classes: int) -> Embedding:

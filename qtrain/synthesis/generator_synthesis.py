@@ -19,10 +19,11 @@ from qtrain.schedules.base import Schedule
 from qtrain.schedules.constant import Constant
 from qtrain.spec import DataInfo
 from qtrain.synthesis.base import Made, Synthesis, from_pixels, to_pixels
-from qtrain.synthesis.conditioning import Conditioning, Mixture, check_at_least, labels_in_turn
+from qtrain.synthesis.conditioning import Conditioning, Mixture, labels_in_turn
 from qtrain.synthesis.generator import Generator
 from qtrain.synthesis.generator_checkpoint import GeneratorCheckpoint, State
 from qtrain.synthesis.statistics import StatisticsMatch, statistics_layers
+from qtrain.utils.checks import check_range
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +85,10 @@ class GeneratorSynthesis(Synthesis):
         snapshots: int = 8,
         save_every: int = 200,
     ) -> None:
-        check_at_least("GeneratorSynthesis", 2, batch_size=batch_size)
-        check_at_least("GeneratorSynthesis", 1, steps=steps, width=width, snapshots=snapshots, save_every=save_every)
-        check_at_least("GeneratorSynthesis", 0, lr=lr, statistics=statistics)
+        owner = type(self).__name__
+        check_range(owner, "[2, inf)", batch_size=batch_size)
+        check_range(owner, "[1, inf)", steps=steps, width=width, snapshots=snapshots, save_every=save_every)
+        check_range(owner, "[0, inf)", lr=lr, statistics=statistics)
         if snapshots > steps:
             raise ValueError(f"GeneratorSynthesis: {steps} steps have no {snapshots} ages; set snapshots={steps}")
         self.conditioning = conditioning

@@ -30,6 +30,7 @@ from qtrain.synthesis.model_outputs import FrozenModels, last_linear
 from qtrain.synthesis.optimize import ImageOptimizer, image_metrics
 from qtrain.synthesis.priors import total_variation
 from qtrain.synthesis.statistics import statistics_layers
+from qtrain.utils.checks import check_range
 
 
 def soft_inception(logits: Tensor, labels: Tensor, wanted: Tensor) -> Tensor:
@@ -88,20 +89,15 @@ class IntraQ(Synthesis):
         natural_start: bool = True,
         compile: bool = False,
     ) -> None:
-        for name, size in (("batch_size", batch_size), ("images_per_class", images_per_class)):
-            if size < 1:
-                raise ValueError(f"IntraQ: {name} must be at least 1, got {size}")
-        if not 0 < smallest_target <= 1:
-            raise ValueError(f"IntraQ: smallest_target must be a probability in (0, 1], got {smallest_target}")
+        check_range("IntraQ", "[1, inf)", batch_size=batch_size, images_per_class=images_per_class)
+        check_range("IntraQ", "(0, 1]", smallest_target=smallest_target, hint="a probability")
         if not 0 <= nearest < farthest <= 2:
             raise ValueError(
                 "IntraQ: cosine distances go from 0 to 2, and nearest must be below farthest; "
                 f"got nearest={nearest} and farthest={farthest}"
             )
-        weights = {"statistics": statistics, "label": label, "distance": distance, "total_variation": total_variation}
-        for name, weight in weights.items():
-            if weight < 0:
-                raise ValueError(f"IntraQ: {name} must be at least 0, got {weight}")
+        check_range("IntraQ", "[0, inf)", statistics=statistics, label=label, distance=distance)
+        check_range("IntraQ", "[0, inf)", total_variation=total_variation)
         self.batch_size = batch_size
         self._images_per_class = images_per_class
         self._optimize = ImageOptimizer(steps=steps, lr=lr)

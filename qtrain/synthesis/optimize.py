@@ -17,6 +17,7 @@ from qtrain.synthesis.augment import StepAugmentation
 from qtrain.synthesis.base import from_pixels, pixel_range
 from qtrain.synthesis.init_noise import white_noise
 from qtrain.synthesis.model_outputs import FrozenModels
+from qtrain.utils.checks import check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +31,8 @@ class ImageOptimizer:
     lr: float
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"ImageOptimizer: steps must be at least 1, got {self.steps}")
-        if self.lr <= 0:
-            raise ValueError(f"ImageOptimizer: lr must be above 0, got {self.lr}")
+        check_range("ImageOptimizer", "[1, inf)", steps=self.steps)
+        check_range("ImageOptimizer", "(0, inf)", lr=self.lr)
 
     def __call__(
         self,

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, final
 
 import torch
@@ -27,6 +26,7 @@ from qtrain.synthesis.base import Made, Synthesis, from_pixels, pixel_range, to_
 from qtrain.synthesis.init_noise import balanced_labels, white_noise
 from qtrain.synthesis.optimize import ImageOptimizer
 from qtrain.synthesis.priors import total_variation
+from qtrain.utils.checks import check_range
 
 FLOOR = 1e-4
 """Added to densities before their logarithm, as the paper's authors do."""
@@ -107,9 +107,7 @@ class PatchTaps:
     def __enter__(self) -> PatchTaps:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _watch(self, name: str, block: Any) -> RemovableHandle:
@@ -145,15 +143,11 @@ class PatchSimilarity(Synthesis):
         shift: int = 0,
         flip: bool = True,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"PatchSimilarity: batch_size must be at least 1, got {batch_size}")
-        if bandwidth <= 0:
-            raise ValueError(f"PatchSimilarity: bandwidth must be above 0, got {bandwidth}")
-        if points < 2:
-            raise ValueError(f"PatchSimilarity: points must be at least 2, got {points}")
-        for name, weight in {"entropy": entropy, "label": label, "total_variation": total_variation}.items():
-            if weight < 0:
-                raise ValueError(f"PatchSimilarity: {name} must be at least 0, got {weight}")
+        owner = type(self).__name__
+        check_range(owner, "[1, inf)", batch_size=batch_size)
+        check_range(owner, "(0, inf)", bandwidth=bandwidth)
+        check_range(owner, "[2, inf)", points=points)
+        check_range(owner, "[0, inf)", entropy=entropy, label=label, total_variation=total_variation)
         self.batch_size = batch_size
         self._optimize = ImageOptimizer(steps=steps, lr=lr)
         self._augmentation = StepAugmentation(shift=shift, flip=flip)

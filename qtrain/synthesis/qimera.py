@@ -8,7 +8,8 @@ from typing import Literal, final, get_args
 import torch
 from torch import Tensor, nn
 
-from qtrain.synthesis.conditioning import Conditioning, Embedding, Mixture, check_at_least
+from qtrain.synthesis.conditioning import Conditioning, Embedding, Mixture
+from qtrain.utils.checks import check_range
 
 Start = Literal["classifier", "random"]
 
@@ -49,10 +50,9 @@ class Qimera(Conditioning):
     def __init__(
         self, *, latent: int = 64, superposed: float = 0.4, classes: int = 2, start: Start = "classifier"
     ) -> None:
-        check_at_least("Qimera", 1, latent=latent)
-        check_at_least("Qimera", 2, classes=classes)
-        if not 0 <= superposed <= 1:
-            raise ValueError(f"Qimera: superposed is a share of the images and must be in [0, 1], got {superposed}")
+        check_range("Qimera", "[1, inf)", latent=latent)
+        check_range("Qimera", "[2, inf)", classes=classes)
+        check_range("Qimera", "[0, 1]", superposed=superposed, hint="a share of the images")
         if start not in get_args(Start):
             raise ValueError(f"Qimera: start must be 'classifier' or 'random', got {start!r}")
         self.latent, self.superposed, self.classes, self.start = latent, superposed, classes, start

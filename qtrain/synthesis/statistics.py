@@ -8,7 +8,6 @@ DeepInversion, Yin et al. 2020, arXiv 1912.08795, eq. 4), and generators are tra
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, NamedTuple, final
 
 import torch
@@ -88,9 +87,7 @@ class StatisticsMatch:
     def __enter__(self) -> StatisticsMatch:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...]) -> None:

@@ -23,6 +23,7 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from qtrain.training.checkpoint import list_resume_points, remove_unfinished, resume_point_name
 from qtrain.training.optim import still_accumulating
+from qtrain.utils.checks import check_range
 from qtrain.utils.compat import restore_loader_position_
 
 log = logging.getLogger(__name__)
@@ -40,12 +41,8 @@ class ResumePoints(Checkpoint):
 
     def __init__(self, *, folder: str | Path, every_n_steps: int = 200, keep: int = 2, identity: str = "") -> None:
         super().__init__()
-        if every_n_steps < 1:
-            raise ValueError(f"ResumePoints: every_n_steps must be at least 1, got {every_n_steps}")
-        if keep < 2:
-            raise ValueError(
-                f"ResumePoints: keep must be at least 2, got {keep}; if the newest file is damaged, another is needed"
-            )
+        check_range("ResumePoints", "[1, inf)", every_n_steps=every_n_steps)
+        check_range("ResumePoints", "[2, inf)", keep=keep, hint="if the newest file is damaged, another is needed")
         self.folder = Path(folder)
         self.every_n_steps = every_n_steps
         self.keep = keep

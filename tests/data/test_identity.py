@@ -36,14 +36,7 @@ def equal_where_both_are(a: dict[int, torch.Tensor], b: dict[int, torch.Tensor])
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {"seed": 1},
-        {"crop_padding": 2},
-        {"flip": False},
-        {"mixup": 0.4},
-        {"cutmix": 1.0},
-        {"mean": [0.5], "std": [0.5]},
-    ],
+    [{"seed": 1}, {"crop_padding": 2}, {"flip": False}, {"mixup": 0.4}, {"cutmix": 1.0}, {"mean": [0.5], "std": [0.5]}],
     ids=lambda options: "-".join(options),
 )
 def test_options_that_change_images_change_the_identity(options: dict[str, Any]) -> None:

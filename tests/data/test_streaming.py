@@ -128,7 +128,7 @@ def test_broken_image_is_named(folder_root: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": 0}, "ImageFolder: image_size must be at least 1 pixel, got 0"),
+        ({"image_size": 0}, "ImageFolder: image_size must be at least 1, got 0; in pixels"),
         ({"crop_pct": 1.5}, r"ImageFolder: crop_pct must be in \(0, 1\], got 1.5"),
         ({"re_prob": 2.0}, r"ImageFolder: re_prob must be in \[0, 1\], got 2.0"),
         ({"workers": -1}, "ImageFolder: workers must be at least 0, got -1; 0 decodes in the main process"),

@@ -261,7 +261,7 @@ def test_a_value_that_cannot_be_is_said_in_one_line(values: dict[str, Any], mess
         ("search=population", {"interval": 3}, r"sweep\.search: Population: fit\.epochs must be a multiple"),
         ("search=tpe", {"startup": 0}, r"sweep\.search: Tpe: startup must be at least 1, got 0"),
         ("search=nsga2", {"crossover": 2}, r"sweep\.search: Nsga2: crossover must be in \[0, 1\], got 2"),
-        ("search=grid", {"points": 1}, r"sweep\.search: GridSearch: points of a range must be at least 2"),
+        ("search=grid", {"points": 1}, r"sweep\.search: GridSearch: points must be at least 2"),
         ("scheduler=asha", {"grace": 5}, r"sweep\.scheduler\.grace: must be at most fit\.epochs, got 5 of 4"),
         ("scheduler=asha", {"reduction": 1}, r"sweep\.scheduler: Asha: reduction must be above 1, got 1"),
         ("scheduler=median", {"least": 0}, r"sweep\.scheduler: Median: least must be at least 1, got 0"),

@@ -187,7 +187,7 @@ def test_epochs_that_are_no_multiple_are_refused() -> None:
     [
         ({"size": 1}, "Population: size must be at least 2, got 1"),
         ({"interval": 0}, "interval must be at least 1"),
-        ({"quantile": 0.6}, "quantile must be above 0 and at most 0.5, got 0.6"),
+        ({"quantile": 0.6}, r"quantile must be in \(0, 0.5\], got 0.6"),
         ({"change": 1.5}, r"change must be in \[0, 1\], got 1.5"),
     ],
 )

@@ -166,12 +166,12 @@ def test_first_step_of_the_image_optimizer_is_that_of_adam() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: StepAugmentation(shift=-1), "shift must be at least 0 pixels, got -1"),
+        (lambda: StepAugmentation(shift=-1), "shift must be at least 0, got -1; in pixels"),
         (
             lambda: StepAugmentation(smallest_crop=0.0),
-            r"smallest_crop must be a share of the area in \(0, 1\], got 0.0",
+            r"smallest_crop must be in \(0, 1\], got 0.0; a share of the area",
         ),
-        (lambda: StepAugmentation(crop_steps=1.5), r"crop_steps must be a share of the steps in \[0, 1\], got 1.5"),
+        (lambda: StepAugmentation(crop_steps=1.5), r"crop_steps must be in \[0, 1\], got 1.5; a share of the steps"),
         (lambda: ImageOptimizer(steps=0, lr=0.1), "steps must be at least 1, got 0"),
         (lambda: ImageOptimizer(steps=1, lr=0.0), "lr must be above 0, got 0.0"),
     ],

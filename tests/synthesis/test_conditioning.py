@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qtrain.synthesis.conditioning import Mixture, check_at_least, labels_in_turn
+from qtrain.synthesis.conditioning import Mixture, labels_in_turn
 
 
 @pytest.mark.parametrize(("num_classes", "count"), [(10, 4), (3, 10), (7, 7), (100, 6)])
@@ -25,11 +25,3 @@ def test_each_round_has_each_class_once(num_classes: int, count: int) -> None:
 def test_a_mixture_as_a_target() -> None:
     mixture = Mixture(torch.tensor([[2, 0], [1, 3]]), torch.tensor([[0.75, 0.25], [1.0, 0.0]]))
     assert mixture.probabilities(4).tolist() == [[0.25, 0, 0.75, 0], [0, 1, 0, 0]]
-
-
-def test_options_below_their_least() -> None:
-    check_at_least("Owner", 1, steps=1)
-    with pytest.raises(ValueError, match="Owner: steps must be at least 1, got 0"):
-        check_at_least("Owner", 1, width=3, steps=0)
-    with pytest.raises(ValueError, match="got nan"):
-        check_at_least("Owner", 0, lr=float("nan"))

@@ -119,7 +119,7 @@ def test_a_model_without_statistics_is_refused() -> None:
     ("options", "message"),
     [
         ({"images_per_class": 0}, "images_per_class must be at least 1, got 0"),
-        ({"smallest_target": 0.0}, r"smallest_target must be a probability in \(0, 1\], got 0.0"),
+        ({"smallest_target": 0.0}, r"smallest_target must be in \(0, 1\], got 0.0; a probability"),
         ({"nearest": 0.8, "farthest": 0.5}, "nearest=0.8 and farthest=0.5"),
         ({"distance": -1.0}, "distance must be at least 0, got -1.0"),
     ],

@@ -71,7 +71,7 @@ def test_initial_embeddings_are_classifier_rows_or_random() -> None:
 
 
 def test_wrong_options() -> None:
-    with pytest.raises(ValueError, match=r"Qimera: superposed is a share .* got 1\.5"):
+    with pytest.raises(ValueError, match=r"Qimera: superposed must be .* got 1\.5; a share of the images"):
         Qimera(superposed=1.5)
     with pytest.raises(ValueError, match="Qimera: classes must be at least 2, got 1"):
         Qimera(classes=1)
