@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qtrain.functional.statistics import FINE_MANTISSA_BITS, bin_edges, float_histogram
-from qtrain.observers.base import Observer
+from qtrain.observers.histogram import HistogramObserver
 from qtrain.spec import Granularity
 
 
@@ -45,7 +45,7 @@ def best_clipping_threshold(distribution: str, bits: int) -> float:
 
 
 @final
-class AnalyticError(Observer):
+class AnalyticError(HistogramObserver):
     """``|x| <= T`` with ``T`` the threshold of least squared error for Laplace's or Gauss's distribution (ACIQ).
 
     ``distribution`` is ``laplace``, ``T = best b``, ``b = mean|x|``; ``gauss``, ``T = best sigma``, ``sigma^2 = mean
@@ -60,17 +60,9 @@ class AnalyticError(Observer):
             raise ValueError(f"AnalyticError: distribution must be one of {[*BEYOND, 'auto']}, got {distribution!r}")
         super().__init__(granularity=granularity)
         self.distribution = distribution
-        self.histogram = torch.zeros(0, dtype=torch.int64)
-        self.low = torch.tensor(float("inf"))
-        self.high = torch.tensor(float("-inf"))
 
-    def accumulate(self, rows: Tensor) -> None:
-        low, high = rows.float().aminmax(dim=1)
-        self._add(float_histogram(rows.abs(), FINE_MANTISSA_BITS).chunk(2, dim=1)[0], low, high)
-
-    def absorb(self, other: Observer) -> None:
-        assert isinstance(other, AnalyticError)
-        self._add(other.histogram, other.low, other.high)
+    def counted(self, rows: Tensor) -> Tensor:
+        return float_histogram(rows.abs(), FINE_MANTISSA_BITS).chunk(2, dim=1)[0]
 
     def moments(self, *, without_zeros: bool) -> tuple[Tensor, Tensor]:
         """``mean|x|`` and the square root of ``mean x^2``, (G,) float64; 0 where there are no values."""
@@ -96,8 +88,3 @@ class AnalyticError(Observer):
         # If all values are below 2^-32, the moments say nothing, and the whole range is taken.
         threshold = torch.where(b > 0, threshold, math.inf)
         return (-threshold).clamp(self.low, self.high), threshold.clamp(self.low, self.high)
-
-    def _add(self, histogram: Tensor, low: Tensor, high: Tensor) -> None:
-        self.histogram = histogram if self.histogram.numel() == 0 else self.histogram + histogram
-        self.low = torch.minimum(self.low.to(low), low)
-        self.high = torch.maximum(self.high.to(high), high)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qtrain.functional.statistics import bin_edges, float_histogram
-from qtrain.observers.base import Observer
+from qtrain.observers.histogram import HistogramObserver
 from qtrain.spec import Granularity
 
 THRESHOLD_BINS = 2048
@@ -37,7 +37,7 @@ def kl_divergence(counts: Tensor, kept: Tensor, levels: int) -> Tensor:
 
 
 @final
-class Entropy(Observer):
+class Entropy(HistogramObserver):
     """``|x| <= T`` with the ``T`` whose clipping and rounding change the distribution of ``|x|`` least.
 
     Migacz 2017, "8-bit inference with TensorRT". The magnitudes are counted in 2048 equal bins up to the largest. Every
@@ -55,18 +55,10 @@ class Entropy(Observer):
             raise ValueError(f"Entropy: stride must be in 1..{THRESHOLD_BINS}, got {stride}")
         super().__init__(granularity=granularity)
         self.stride = stride
-        self.histogram = torch.zeros(0, dtype=torch.int64)
-        self.low = torch.tensor(float("inf"))
-        self.high = torch.tensor(float("-inf"))
 
-    def accumulate(self, rows: Tensor) -> None:
-        low, high = rows.float().aminmax(dim=1)
+    def counted(self, rows: Tensor) -> Tensor:
         # Magnitudes are not negative, so they lie in the first half of the bins.
-        self._add(float_histogram(rows.abs(), THRESHOLD_MANTISSA_BITS).chunk(2, dim=1)[0], low, high)
-
-    def absorb(self, other: Observer) -> None:
-        assert isinstance(other, Entropy)
-        self._add(other.histogram, other.low, other.high)
+        return float_histogram(rows.abs(), THRESHOLD_MANTISSA_BITS).chunk(2, dim=1)[0]
 
     def bounds(self, bits: int) -> tuple[Tensor, Tensor]:
         largest = torch.maximum(self.low.abs(), self.high.abs())
@@ -91,8 +83,3 @@ class Entropy(Observer):
         if not bool(counts.any()):
             return torch.ones_like(top)
         return (kept[kl_divergence(counts, kept, levels).argmin()] / THRESHOLD_BINS).to(top)
-
-    def _add(self, histogram: Tensor, low: Tensor, high: Tensor) -> None:
-        self.histogram = histogram if self.histogram.numel() == 0 else self.histogram + histogram
-        self.low = torch.minimum(self.low.to(low), low)
-        self.high = torch.maximum(self.high.to(high), high)

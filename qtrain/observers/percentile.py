@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from qtrain.functional.statistics import FINE_MANTISSA_BITS, bin_edges, float_histogram
-from qtrain.observers.base import Observer
+from qtrain.observers.histogram import HistogramObserver
 from qtrain.spec import Granularity
+from qtrain.utils.checks import check_range
 
 
 def histogram_quantile(counts: Tensor, near: Tensor, far: Tensor, share: float) -> Tensor:
@@ -28,7 +29,7 @@ def histogram_quantile(counts: Tensor, near: Tensor, far: Tensor, share: float) 
 
 
 @final
-class Percentile(Observer):
+class Percentile(HistogramObserver):
     """``percentile`` % of the values lie between ``low`` and ``high``, and as many below as above.
 
     Two-sided percentile (Wu et al. 2020, "Integer quantization", arXiv 2004.09602, §3.2, has that of magnitudes). Read
@@ -37,21 +38,12 @@ class Percentile(Observer):
     """
 
     def __init__(self, *, granularity: Granularity, percentile: float = 99.9) -> None:
-        if not 0 < percentile <= 100:
-            raise ValueError(f"Percentile: percentile must be in (0, 100], got {percentile}")
+        check_range("Percentile", "(0, 100]", percentile=percentile)
         super().__init__(granularity=granularity)
         self.percentile = percentile
-        self.histogram = torch.zeros(0, dtype=torch.int64)
-        self.low = torch.tensor(float("inf"))
-        self.high = torch.tensor(float("-inf"))
 
-    def accumulate(self, rows: Tensor) -> None:
-        low, high = rows.float().aminmax(dim=1)
-        self._add(float_histogram(rows, FINE_MANTISSA_BITS), low, high)
-
-    def absorb(self, other: Observer) -> None:
-        assert isinstance(other, Percentile)
-        self._add(other.histogram, other.low, other.high)
+    def counted(self, rows: Tensor) -> Tensor:
+        return float_histogram(rows, FINE_MANTISSA_BITS)
 
     def bounds(self, bits: int) -> tuple[Tensor, Tensor]:
         near, far = bin_edges(self.histogram.device, FINE_MANTISSA_BITS)
@@ -64,8 +56,3 @@ class Percentile(Observer):
         tail = (1 - self.percentile / 100) / 2
         low, high = (histogram_quantile(counts, begin, end, share) for share in (tail, 1 - tail))
         return low.clamp(self.low, self.high), high.clamp(self.low, self.high)
-
-    def _add(self, histogram: Tensor, low: Tensor, high: Tensor) -> None:
-        self.histogram = histogram if self.histogram.numel() == 0 else self.histogram + histogram
-        self.low = torch.minimum(self.low.to(low), low)
-        self.high = torch.maximum(self.high.to(high), high)

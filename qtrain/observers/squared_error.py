@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from qtrain.functional.affine import asymmetric_scale, code_range, symmetric_scale
-from qtrain.functional.statistics import BINS, bin_edges, float_histogram
-from qtrain.observers.base import Observer
+from qtrain.functional.statistics import bin_edges, float_histogram
+from qtrain.observers.histogram import HistogramObserver
 from qtrain.spec import Granularity
+from qtrain.utils.checks import check_range
 
 
 @final
-class SquaredError(Observer):
+class SquaredError(HistogramObserver):
     """Least mean squared error over ``candidates`` equal shrinkings of the observed range (arXiv 1902.06822).
 
     The error is computed from a histogram whose bins are those of the float format
@@ -25,22 +26,13 @@ class SquaredError(Observer):
     """
 
     def __init__(self, *, granularity: Granularity, symmetric: bool = True, candidates: int = 128) -> None:
-        if candidates < 2:
-            raise ValueError(f"SquaredError: candidates must be at least 2, got {candidates}")
+        check_range("SquaredError", "[2, inf)", candidates=candidates)
         super().__init__(granularity=granularity)
         self.symmetric = symmetric
         self.candidates = candidates
-        self.histogram = torch.zeros(0, BINS, dtype=torch.int64)
-        self.low = torch.tensor(float("inf"))
-        self.high = torch.tensor(float("-inf"))
 
-    def accumulate(self, rows: Tensor) -> None:
-        low, high = rows.float().aminmax(dim=1)
-        self._add(float_histogram(rows), low, high)
-
-    def absorb(self, other: Observer) -> None:
-        assert isinstance(other, SquaredError)
-        self._add(other.histogram, other.low, other.high)
+    def counted(self, rows: Tensor) -> Tensor:
+        return float_histogram(rows)
 
     def bounds(self, bits: int) -> tuple[Tensor, Tensor]:
         signed = bool((self.low < 0).any()) and self.symmetric
@@ -63,11 +55,6 @@ class SquaredError(Observer):
             best_fraction = torch.where(error < best, fraction, best_fraction)
             best = torch.minimum(best, error)
         return self.low * best_fraction, self.high * best_fraction
-
-    def _add(self, histogram: Tensor, low: Tensor, high: Tensor) -> None:
-        self.histogram = histogram if self.histogram.numel() == 0 else self.histogram + histogram
-        self.low = torch.minimum(self.low.to(low), low)
-        self.high = torch.maximum(self.high.to(high), high)
 
 
 def _integral(u: Tensor, low: Tensor, high: Tensor) -> Tensor:
