@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 
-from qtrain.convert.layers import quant_layers, set_quantization
+from qtrain.convert.layers import quant_layers, quantizers_of, switched_off
 from qtrain.convert.plan import LayerPlan
 from qtrain.nn import Operand
 from qtrain.observers.base import Observer
@@ -35,21 +36,14 @@ def observe_inputs(model: nn.Module, images: Iterable[Tensor], plans: Mapping[st
     """
     layers = quant_layers(model)
     observers: dict[str, Observer] = {}
-    handles = []
-    for name, layer in layers.items():
-        if layer.input_quantizer is not None:
-            observers[name] = plans[name].input_observer(granularity=layer.input_quantizer.granularity)
-            observe = observers[name].update
-            handles.append(layer.register_forward_pre_hook(lambda _, args, observe=observe: observe(args[0])))
-    set_quantization(model, enabled=False)
-    try:
-        with evaluating(model):
-            for batch in images:
-                model(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-        set_quantization(model, enabled=True)
+    with ExitStack() as hooks, switched_off(quantizers_of(model).values()), evaluating(model):
+        for name, layer in layers.items():
+            if layer.input_quantizer is not None:
+                observers[name] = plans[name].input_observer(granularity=layer.input_quantizer.granularity)
+                see = observers[name].update
+                hooks.enter_context(layer.register_forward_pre_hook(lambda _, args, see=see: see(args[0])))
+        for batch in images:
+            model(batch)
     return observers
 
 

@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from qtrain.models.norms import describe_norm
 from qtrain.nn import Operand
+from qtrain.utils.errors import first_line
 from qtrain.utils.eval_mode import evaluating
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class _LayerTracer(fx.Tracer):
                 self.graph.erase_node(node)
             self.module_stack = stack
             name = self.path_of_module(m)
-            self.opaque[name] = (str(error).splitlines() or [type(error).__name__])[0]
+            self.opaque[name] = first_line(error)
             return self.create_proxy("call_module", name, args, kwargs)
 
 
@@ -68,7 +69,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
             log.info("the graph does not look into %s: it cannot be traced: %s", name, reason)
         return fx.GraphModule(model, graph, class_name=type(model).__name__)
     except Exception as error:  # whatever a forward does with a proxy
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ValueError(
             f"{type(model).__name__} cannot be traced by torch.fx, so the order of its layers is not known: {reason}"
         ) from error

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qtrain.convert.layers import quant_layers
+from qtrain.convert.layers import PLACES, quant_layers, quantizers_of
 from qtrain.models.sharding import whole_state
 from qtrain.quantizers.base import Quantizer
 from qtrain.spec import FULL_PRECISION, LayerBits
-
-PLACES = ("weight_quantizer", "input_quantizer")
 
 
 @dataclass(frozen=True)
@@ -22,17 +20,6 @@ class StudentState:
 
     tensors: Mapping[str, Tensor]
     kinds: Mapping[str, str]
-
-
-def quantizers_of(student: nn.Module) -> dict[str, Quantizer]:
-    """The weight and input quantizers of ``student`` by qualified name; those inside a wrapper belong to it."""
-    found: dict[str, Quantizer] = {}
-    for name, layer in quant_layers(student).items():
-        for place in PLACES:
-            quantizer = getattr(layer, place, None)
-            if isinstance(quantizer, Quantizer):
-                found[f"{name}.{place}"] = quantizer
-    return found
 
 
 def student_state_of(student: nn.Module) -> StudentState:

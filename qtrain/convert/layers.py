@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from qtrain.convert.bare_weights import watching
 from qtrain.models.layer_kinds import LayerSpec, describe_model
 from qtrain.nn import QuantLayer
 from qtrain.nn.operations import Add, MatMul, Softmax
+from qtrain.quantizers.base import Quantizer
 from qtrain.utils.eval_mode import evaluating
+
+PLACES = ("weight_quantizer", "input_quantizer")
+"""Attributes of a converted layer that hold its quantizers."""
 
 OPERATIONS: dict[str, type[nn.Module]] = {"add": Add, "matmul": MatMul, "softmax": Softmax}
 """Kind of an operation on activations -> the module that does it."""
@@ -22,8 +26,6 @@ OPERATIONS: dict[str, type[nn.Module]] = {"add": Add, "matmul": MatMul, "softmax
 @dataclass(frozen=True)
 class Quantizable:
     """Layers of a model in the order in which they run, and reasons for those left out; keys are qualified names.
-
-    Among those left out are bare parameters, which are multiplied without being a layer's.
 
     ``operands`` are the operands of exposed operations: name -> kind of the operation. They are among ``layers`` too.
     ``features`` are further kinds of a layer: depthwise, pointwise, first, last.
@@ -61,8 +63,7 @@ def find_layers(model: nn.Module, example: Tensor) -> Quantizable:
         if type(module) in kinds
         for child, _ in module.named_children()
     }
-    order, bare = _call_order(model, example, [*forms, *operands], known=described)
-    skipped |= bare
+    order = _call_order(model, example, [*forms, *operands])
     for name in forms:
         if name not in order:
             skipped[name] = "never called: its owner uses the weight directly, or leaves the layer out in eval mode"
@@ -80,12 +81,31 @@ def quant_layers(model: nn.Module) -> dict[str, QuantLayer]:
     return {n: m for n, m in model.named_modules() if isinstance(m, QuantLayer)}
 
 
+def quantizers_of(model: nn.Module) -> dict[str, Quantizer]:
+    """The weight and input quantizers of ``model`` by qualified name; those inside a wrapper belong to it."""
+    found = {
+        f"{name}.{place}": getattr(layer, place) for name, layer in quant_layers(model).items() for place in PLACES
+    }
+    return {name: quantizer for name, quantizer in found.items() if isinstance(quantizer, Quantizer)}
+
+
+@contextmanager
+def switched_off(quantizers: Iterable[Quantizer | None]) -> Iterator[None]:
+    """Inside, ``quantizers`` pass on what they get; afterwards those that were on are on again."""
+    on = [quantizer for quantizer in quantizers if quantizer is not None and quantizer.enabled]
+    for quantizer in on:
+        quantizer.enabled = False
+    try:
+        yield
+    finally:
+        for quantizer in on:
+            quantizer.enabled = True
+
+
 def set_quantization(model: nn.Module, *, enabled: bool) -> None:
     """Switch all quantizers of ``model`` on or off; with all off it computes bit for bit what it did unconverted."""
-    for layer in quant_layers(model).values():
-        for quantizer in (layer.weight_quantizer, layer.input_quantizer):
-            if quantizer is not None:
-                quantizer.enabled = enabled
+    for quantizer in quantizers_of(model).values():
+        quantizer.enabled = enabled
 
 
 def _features(layer: nn.Module) -> tuple[str, ...]:
@@ -96,19 +116,11 @@ def _features(layer: nn.Module) -> tuple[str, ...]:
     return ("pointwise",) if set(layer.kernel_size) == {1} and layer.groups == 1 else ()
 
 
-def _call_order(
-    model: nn.Module, example: Tensor, names: list[str], known: Collection[str]
-) -> tuple[list[str], dict[str, str]]:
-    """Those of ``names`` that run, in order, and the weights that are multiplied outside of the layers ``known``."""
+def _call_order(model: nn.Module, example: Tensor, names: list[str]) -> list[str]:
     order: dict[str, None] = {}
-    handles = [
-        model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: order.setdefault(name))
-        for name in names
-    ]
-    try:
-        with evaluating(model), torch.no_grad(), watching(model, known) as bare:
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return list(order), bare
+    with ExitStack() as hooks, evaluating(model), torch.no_grad():
+        for name in names:
+            hook = model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: order.setdefault(name))
+            hooks.enter_context(hook)
+        model(example)
+    return list(order)

@@ -52,7 +52,14 @@ def expose_operations(model: nn.Module, kinds: Collection[str], example: Tensor)
         return []
     with evaluating(model):
         expected = model(example)
-    exposed = insert_operations_(model, kinds)
+    exposed: list[str] = []
+    for name, module in list(model.named_modules()):
+        if name and not type(module).__module__.startswith("torch.nn"):
+            traced, inserted = _traced(name, module, kinds)
+            if traced is not None:
+                parent, _, child = name.rpartition(".")
+                setattr(model.get_submodule(parent), child, traced)
+                exposed += [f"{name}.{inner}" for inner in inserted]
     for kind in kinds:
         if not any(isinstance(model.get_submodule(name), OPERATIONS[kind]) for name in exposed):
             raise ValueError(
@@ -64,19 +71,6 @@ def expose_operations(model: nn.Module, kinds: Collection[str], example: Tensor)
                 f"operations: {type(model).__name__} computes something else once its operations are modules; "
                 "leave operations null for it"
             )
-    return exposed
-
-
-def insert_operations_(model: nn.Module, kinds: Collection[str]) -> list[str]:
-    """As :func:`expose_operations`, for a model of which it is known that all goes well; nothing is run or checked."""
-    exposed: list[str] = []
-    for name, module in list(model.named_modules()):
-        if name and not type(module).__module__.startswith("torch.nn"):
-            traced, inserted = _traced(name, module, kinds)
-            if traced is not None:
-                parent, _, child = name.rpartition(".")
-                setattr(model.get_submodule(parent), child, traced)
-                exposed += [f"{name}.{inner}" for inner in inserted]
     return exposed
 
 

@@ -11,15 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from qtrain.convert.layers import Quantizable
 from qtrain.convert.plan import LayerPlan
 from qtrain.models.layer_kinds import LayerSpec
-from qtrain.nn import (
-    Operand,
-    QuantConv,
-    QuantConvTranspose,
-    QuantEmbedding,
-    QuantLayer,
-    QuantLinear,
-)
-from qtrain.quantizers.base import Quantizer
+from qtrain.nn import Operand, QuantConv, QuantConvTranspose, QuantEmbedding, QuantLayer, QuantLinear
 from qtrain.spec import FULL_PRECISION, QuantSpec
 
 log = logging.getLogger(__name__)
@@ -40,7 +32,6 @@ def swap_layers(
     gradient that reaches a layer with a quantized weight in the backward. Raises ``ValueError``, which begins with the
     layer's name, where a quantizer refuses a layer.
     """
-    of_tied: dict[tuple[int, int, int], Quantizer] = {}
     for name, reason in found.skipped.items():
         log.warning("left in full precision: %s: %s", name, reason)
     for name, form in found.layers.items():
@@ -50,19 +41,14 @@ def swap_layers(
             log.info("left in full precision: %s: the allocation gives it no bits", name)
             continue
         source = model.get_submodule(name)
-        layer = quantized_form(source, form)
+        layer = _quantized(source, form)
         try:
             if bits.weight != FULL_PRECISION and not isinstance(layer, Operand):
                 shape = tuple(layer.effective_weight().shape)
-                # Layers that share a weight share its codes, so they need one quantizer.
-                key = (id(layer.weight), id(plan.weight), bits.weight)
-                if key not in of_tied:
-                    of_tied[key] = plan.weight(spec=QuantSpec(bits=bits.weight, shape=shape, signed=True))
-                layer.weight_quantizer = of_tied[key]
+                layer.weight_quantizer = plan.weight(spec=QuantSpec(bits=bits.weight, shape=shape, signed=True))
             if bits.input != FULL_PRECISION and form.kind != "embedding":
                 axis = 1 if form.kind.startswith("conv") else -1
                 layer.input_quantizer = plan.input(spec=QuantSpec(bits=bits.input, channel_axis=axis))
-                layer.input_quantizer.made_by = plan.input
         except ValueError as error:
             raise ValueError(f"layer {name!r}: {error}") from error
         if gradient is not None and layer.weight_quantizer is not None:
@@ -73,8 +59,7 @@ def swap_layers(
         replace_module(model, source, layer)
 
 
-def quantized_form(source: nn.Module, form: LayerSpec) -> QuantLayer:
-    """The quantized layer that takes the place of ``source``, without quantizers so far."""
+def _quantized(source: nn.Module, form: LayerSpec) -> QuantLayer:
     match form.kind:
         case "conv1d" | "conv2d" | "conv3d":
             assert isinstance(source, _ConvNd)

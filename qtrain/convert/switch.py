@@ -10,13 +10,13 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from qtrain.convert.layers import quant_layers, set_quantization
+from qtrain.convert.layers import quant_layers, quantizers_of, switched_off
 from qtrain.convert.plan import MakeObserver
 from qtrain.nn import Operand, QuantLayer
 from qtrain.observers.base import Observer
@@ -27,6 +27,7 @@ from qtrain.quantizers.wrappers.wrapper import innermost
 from qtrain.spec import FULL_PRECISION, Allocation
 from qtrain.storage.affine import AffineTensor
 from qtrain.storage.levels import LevelTensor
+from qtrain.utils.errors import errors_of
 from qtrain.utils.eval_mode import evaluating
 from qtrain.utils.suggestions import close_matches
 
@@ -63,7 +64,7 @@ def switch_bits_(model: nn.Module, bits: Allocation, images: Tensor | None = Non
     factors: dict[Change, Tensor | None] = {}
     for change in changes:
         x = _weight(model, change) if change.role == "weight" else None
-        with _named(change):
+        with errors_of(f"layer {change.layer!r}"):
             factors[change] = fitted_factor(change.quantizer, x, change.bits)
     inputs = [change for change in changes if change.role == "input" and change.bits < int(change.quantizer.bits)]
     if images is not None and inputs:
@@ -101,19 +102,16 @@ def calibrate_at_(model: nn.Module, bits: Allocation, images: Tensor, observer: 
     if not changes:
         return
     for change in changes:
-        with _named(change):
+        with errors_of(f"layer {change.layer!r}"):
             copy.deepcopy(change.quantizer).set_range_(bits=change.bits, signed=bool(change.quantizer.signed))
     seen: dict[Change, Observer] = {c: observer(granularity=c.quantizer.granularity) for c in changes}
     for change in changes:
         change.quantizer.set_range_(bits=change.bits, signed=bool(change.quantizer.signed))
         if change.role == "weight":
             seen[change].update(_weight(model, change))
-    set_quantization(model, enabled=False)
-    try:
-        with _looking(model, [c for c in changes if c.role == "input"], lambda c, x: seen[c].update(x)):
-            model(images)
-    finally:
-        set_quantization(model, enabled=True)
+    inputs = [change for change in changes if change.role == "input"]
+    with switched_off(quantizers_of(model).values()), _looking(model, inputs, lambda c, x: seen[c].update(x)):
+        model(images)
     for change in changes:
         if seen[change].shape is None:
             raise ValueError(f"layer {change.layer!r}: saw no image, so that its input cannot be calibrated")
@@ -226,23 +224,11 @@ def _weight(model: nn.Module, change: Change) -> Tensor:
 
 
 @contextmanager
-def _named(change: Change) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"layer {change.layer!r}: {error}") from error
-
-
-@contextmanager
 def _looking(model: nn.Module, changes: list[Change], look: Callable[[Change, Tensor], None]) -> Iterator[None]:
     """Inside, ``model`` is in eval mode, and each forward calls ``look`` with the input of each change's layer."""
-    handles = []
-    for change in changes:
-        layer = model.get_submodule(change.layer)
-        handles.append(layer.register_forward_pre_hook(lambda _, args, change=change: look(change, args[0])))
-    try:
-        with evaluating(model), torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, evaluating(model), torch.compiler.set_stance("force_eager"):
+        for change in changes:
+            layer = model.get_submodule(change.layer)
+            hook = layer.register_forward_pre_hook(lambda _, args, change=change: look(change, args[0]))
+            hooks.enter_context(hook)
+        yield

@@ -18,6 +18,7 @@ from torch import nn
 from qtrain.models import cifar_resnet as cifar_resnet  # registers its architectures with timm
 from qtrain.models.hub import offline_unless_reachable
 from qtrain.models.weights import load_weights
+from qtrain.utils.errors import first_line
 from qtrain.utils.suggestions import did_you_mean
 
 log = logging.getLogger(__name__)
@@ -147,12 +148,12 @@ def _build(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
         with offline_unless_reachable() if pretrained or ":" in name else nullcontext():
             return timm.create_model(name, pretrained=pretrained, **arguments)
     except TypeError as error:
-        raise ValueError(f"create_model: {name} does not take these options: {_line(error)}") from error
+        raise ValueError(f"create_model: {name} does not take these options: {first_line(error)}") from error
     except ValueError as error:
-        raise ValueError(f"create_model: {name} cannot be built: {_line(error)}") from error
+        raise ValueError(f"create_model: {name} cannot be built: {first_line(error)}") from error
     except AssertionError as error:
         raise ValueError(
-            f"create_model: {name} refuses {arguments} {_line(error)}; change image_size or the options"
+            f"create_model: {name} refuses {arguments} {first_line(error)}; change image_size or the options"
         ) from error
     except Exception as error:
         # Hub, proxy, TLS and cache failures share no base class. If no weights are fetched, the error is a bug and is
@@ -160,7 +161,7 @@ def _build(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
         if not pretrained and ":" not in name:
             raise
         raise ValueError(
-            f"create_model: no pretrained weights for {name} ({type(error).__name__}: {_line(error)}); "
+            f"create_model: no pretrained weights for {name} ({type(error).__name__}: {first_line(error)}); "
             "give a file as `weights`, fill the Hugging Face cache, or set pretrained=false"
         ) from error
 
@@ -183,7 +184,3 @@ def _log_adaptation(
 
 def _submodule(model: nn.Module, path: str) -> nn.Module | None:
     return dict(model.named_modules()).get(path)
-
-
-def _line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:200]

@@ -7,7 +7,6 @@ rewriting it, and torch.compile traces through them with no graph break.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 
 import torch
 from torch import Tensor, nn
@@ -54,9 +53,7 @@ class FeatureTaps:
     def __enter__(self) -> FeatureTaps:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _tap(self, name: str, module: nn.Module) -> RemovableHandle:

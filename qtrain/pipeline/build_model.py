@@ -5,13 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from qtrain.export.header import Network
 from qtrain.settings.component import Component
 from qtrain.spec import DataInfo
-from qtrain.utils.errors import ConfigError
-
-UNBUILT = ("weights", "pretrained", "reset_head")
-"""Options of a model that say where its weights come from."""
+from qtrain.utils.errors import as_config_error
 
 
 def build_model(chosen: Component, info: DataInfo, *, weights: str | None = None) -> nn.Module:
@@ -21,23 +17,9 @@ def build_model(chosen: Component, info: DataInfo, *, weights: str | None = None
     """
     given = {"weights": weights} if weights is not None else {}
     build = chosen.build(**given)
-    try:
+    with as_config_error(chosen.key):
         model: nn.Module = build(num_classes=info.num_classes, in_channels=info.in_channels, image_size=info.image_size)
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{chosen.key}: {error}") from error
     return model
-
-
-def network_of(chosen: Component, info: DataInfo) -> Network:
-    """How the model ``chosen`` is built for these data, without its weights."""
-    options = {name: value for name, value in chosen.plain.items() if name not in (*UNBUILT, "_target_", "_partial_")}
-    options |= {"num_classes": info.num_classes, "in_channels": info.in_channels, "image_size": info.image_size}
-    return Network(builder_of(chosen), options)
-
-
-def builder_of(chosen: Component) -> str:
-    """The dotted path of what builds the model ``chosen``."""
-    return str(chosen.plain["_target_"])
 
 
 def has_weights(chosen: Component) -> bool:

@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from qtrain.data.base import VisionData
-from qtrain.data.fit_data import FitData
-from qtrain.distillation.cached_teacher import CachedTeacher
-from qtrain.distillation.objective import Objective
+from qtrain.distill.cached_teacher import CachedTeacher
+from qtrain.distill.objective import Objective
 from qtrain.models.taps import feature_shapes
 from qtrain.models.teacher import FrozenTeacher, Teacher
 from qtrain.pipeline.build_model import example_input
@@ -21,7 +20,9 @@ from qtrain.utils.errors import ConfigError, as_config_error
 log = logging.getLogger(__name__)
 
 
-def build_objective(settings: RunSettings, student: nn.Module, teacher: nn.Module | None, data: FitData) -> Objective:
+def build_objective(
+    settings: RunSettings, student: nn.Module, teacher: nn.Module | None, data: VisionData
+) -> Objective:
     """The config's objective, its terms' parameters made for the layers that they compare."""
     objective: Objective = settings.objective.build()
     if objective.needs_teacher and teacher is None:
@@ -34,7 +35,7 @@ def build_objective(settings: RunSettings, student: nn.Module, teacher: nn.Modul
 
 
 def _bind(
-    settings: RunSettings, objective: Objective, student: nn.Module, teacher: nn.Module | None, data: FitData
+    settings: RunSettings, objective: Objective, student: nn.Module, teacher: nn.Module | None, data: VisionData
 ) -> None:
     """Make the parameters of ``objective`` for the layers that it compares; their start is a function of the seed."""
     shape = tuple(example_input(data.info).shape)
@@ -68,7 +69,7 @@ def build_learning_teacher(
     return LearningTeacher(model=model, objective=objective)
 
 
-def build_teacher(settings: RunSettings, model: nn.Module, objective: Objective, data: FitData) -> Teacher:
+def build_teacher(settings: RunSettings, model: nn.Module, objective: Objective, data: VisionData) -> Teacher:
     """The frozen teacher with taps where ``objective`` looks; bf16 on a GPU that has it, where it is faster.
 
     Its answers are kept and replayed where ``settings.teacher.cache`` says so.
@@ -92,8 +93,6 @@ def build_teacher(settings: RunSettings, model: nn.Module, objective: Objective,
     if live.names:
         log.warning("teacher.cache: keeps no features, and hints look at %s; it answers live", ", ".join(live.names))
         return live
-    if not isinstance(data, VisionData):
-        raise ConfigError("teacher.cache: the answers for images of one's own loaders are not kept; leave it none")
     with as_config_error("teacher.cache"):
         keeps = cache.keeps.build()(num_classes=data.info.num_classes)
     return CachedTeacher(live, data=data.identity(), keeps=keeps, folder=cache.folder)

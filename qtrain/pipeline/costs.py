@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from qtrain.costs.count import CostReport, count, count_products
+from qtrain.cost.count import CostReport, count, count_products
 from qtrain.data.base import VisionData
 from qtrain.pipeline.build_model import example_input
 from qtrain.pipeline.load_data import depends_on, recipe_of

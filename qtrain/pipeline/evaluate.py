@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from qtrain.costs.count import count
+from qtrain.cost.count import count
 from qtrain.data.base import VisionData
-from qtrain.export.header import Images
 from qtrain.pipeline import run_folder
 from qtrain.pipeline.build_model import build_model, example_input, has_weights
 from qtrain.pipeline.load_data import load_data
-from qtrain.pipeline.prepare import Prepared
+from qtrain.pipeline.prepare import Prepared, trained_student
 from qtrain.pipeline.run_folder import Metrics
-from qtrain.pipeline.student_file import allocation_of, check_images, described, load_trained
 from qtrain.pipeline.summary import read_summary
-from qtrain.settings.run_files import SUMMARY
+from qtrain.settings.run_files import STUDENT, SUMMARY
 from qtrain.settings.run_settings import RunSettings
 from qtrain.training.evaluation import evaluate
 from qtrain.utils.errors import ConfigError
@@ -39,31 +36,16 @@ def evaluate_weights(settings: RunSettings) -> Metrics:
     return {"fp_top1": top1}
 
 
-def evaluate_student(settings: RunSettings, file: Path) -> Metrics:
-    """``top1`` in percent of the student in ``file``, on the test images of ``settings.data``.
-
-    What the run beside it has recorded of the training goes into the row. Raises ``ConfigError`` where the images are
-    not such as the student takes.
-    """
+def evaluate_student(settings: RunSettings, folder: Path) -> Metrics:
+    """``top1`` in percent of the student that a run of ``settings`` has left in ``folder``, as it was trained."""
     start = time.perf_counter()
-    header, student = load_trained(settings, file)
-    data = load_data(_normalized(settings, header.images), synthesizes=False)
-    check_images(header.images, data.info, file)
-    known: dict[str, object] = {"distill": "none", "epochs": 0}
-    if (file.parent / SUMMARY).is_file():
-        before = read_summary(file.parent / SUMMARY)
-        known = {"distill": before.distill, "epochs": before.epochs, "fp_top1": before.fp_top1}
-    known |= {"file_bytes": file.stat().st_size, **described(header)}
-    student_of = Prepared(student, allocation_of(header))
-    return {"top1": _measured(settings, student_of, data, start, known, notes="trained student")}
-
-
-def _normalized(settings: RunSettings, images: Images) -> RunSettings:
-    """``settings`` with the mean and std of the student's training images, where its own data names none."""
-    if settings.data.get("mean") is not None or not images.mean:
-        return settings
-    data = settings.data.with_options(mean=list(images.mean), std=list(images.std))
-    return replace(settings, data=data, plain={**settings.plain, "data": dict(data.plain)})
+    data = load_data(settings, synthesizes=False)
+    student = trained_student(settings, folder / STUDENT, data)
+    training: dict[str, object] = {"distill": "none", "epochs": 0}
+    if (folder / SUMMARY).is_file():
+        before = read_summary(folder / SUMMARY)
+        training = {"distill": before.distill, "epochs": before.epochs, "fp_top1": before.fp_top1}
+    return {"top1": _measured(settings, student, data, start, training, notes="trained student")}
 
 
 def _measured(
@@ -81,5 +63,7 @@ def _measured(
     run_folder.append_results(settings, folder, summary, device=device, notes=notes)
     weight, input = run_folder.typical_bits(model.allocation)
     what = f"W{weight}A{input}, {notes}" if model.allocation else "full precision"
-    print(f"{summary['model']}, {what}: {top1:.2f} %, {cost.size_bytes / 1e3:.1f} kB, {cost.compression:.1f}x smaller")
+    print(
+        f"{settings.model.name}, {what}: {top1:.2f} %, {cost.size_bytes / 1e3:.1f} kB, {cost.compression:.1f}x smaller"
+    )
     return top1

@@ -13,7 +13,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import Strategy
 
 from qtrain.convert.inherit import student_state_of
-from qtrain.data.fit_data import FitData
+from qtrain.data.base import VisionData
 from qtrain.pipeline.stages import StageResult, StageState, tensors_of
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import Position
@@ -29,7 +29,7 @@ from qtrain.training.checkpoint import AtomicCheckpointIO, find_resume_point
 from qtrain.training.module import QATModule
 from qtrain.training.ranks import agree_, several, strategy_for
 from qtrain.training.resume import ResumePoints
-from qtrain.utils.errors import ConfigError
+from qtrain.utils.errors import as_config_error
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def fit(
     settings: RunSettings,
     *,
     module: QATModule,
-    data: FitData,
+    data: VisionData,
     folder: Path,
     identity: str,
     epochs: int,
@@ -113,11 +113,7 @@ def fit(
         distill=tuple(objective.teacher_terms),
     )
     return StageResult(
-        module.student,
-        state,
-        trainer.strategy.root_device,
-        earlier_s=metric_log.earlier_s,
-        resumed=point is not None,
+        module.student, state, trainer.strategy.root_device, earlier_s=metric_log.earlier_s, resumed=point is not None
     )
 
 
@@ -126,10 +122,8 @@ def named_callbacks(settings: RunSettings, metric_log: MetricLog) -> dict[str, p
     made = {}
     for name, chosen in settings.callbacks.items():
         if chosen is not None:
-            try:
+            with as_config_error(f"callbacks.{name}"):
                 made[name] = chosen.build()(metric_log=metric_log)
-            except ValueError as error:
-                raise ConfigError(f"callbacks.{name}: {error}") from error
     return made
 
 

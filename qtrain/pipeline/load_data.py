@@ -9,7 +9,7 @@ from qtrain.data.synthetic import SyntheticImages
 from qtrain.pipeline.run_cache import cached
 from qtrain.pipeline.synthetic_images import synthesize_images
 from qtrain.settings.run_settings import RunSettings
-from qtrain.utils.errors import ConfigError
+from qtrain.utils.errors import as_config_error
 
 
 def load_data(settings: RunSettings, *, test_only: bool = False, synthesizes: bool = True) -> VisionData:
@@ -40,8 +40,6 @@ def _load(settings: RunSettings, *, test_only: bool, synthesizes: bool) -> Visio
         data.test_only()
     elif isinstance(data, SyntheticImages) and data.folder is None:
         data.folder = str(synthesize_images(settings).folder)
-    try:
+    with as_config_error("data"):
         data.setup()
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"data: {error}") from error
     return data

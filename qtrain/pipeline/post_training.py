@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from qtrain.costs.count import count
+from qtrain.cost.count import count
 from qtrain.data.image_grid import keep_picture
 from qtrain.pipeline import prepare, run_folder
 from qtrain.pipeline.build_model import build_model, example_input, has_weights
 from qtrain.pipeline.load_data import load_data
 from qtrain.pipeline.run_folder import Metrics, run_in_folder
-from qtrain.pipeline.student_file import write_student
 from qtrain.pipeline.summary import FINISHED
+from qtrain.settings.run_files import STUDENT
 from qtrain.settings.run_settings import RunSettings
 from qtrain.training.evaluation import evaluate
 from qtrain.utils.errors import ConfigError
@@ -60,7 +60,7 @@ def _calibrate(settings: RunSettings, folder: Path) -> Metrics:
         "wall_s": seconds,
         "status": FINISHED if settings.fit.final_test else "not tested",
     }
-    summary |= write_student(settings, folder, prepared.student, data.info, summary)
+    run_folder.save_weights(prepared.student, folder / STUDENT)
     run_folder.append_results(settings, folder, summary, device=device, notes="calibrated only")
     run_folder.finish(folder, summary)
     return metrics

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ from qtrain.convert.swap import swap_layers
 from qtrain.convert.switch import switch_bits_
 from qtrain.data.base import VisionData
 from qtrain.models.layer_kinds import merge_fused_biases
+from qtrain.models.weights import load_weights
 from qtrain.observers.base import Observer
 from qtrain.pipeline.build_model import build_model, example_input
 from qtrain.pipeline.load_data import depends_on, recipe_of
@@ -54,14 +56,10 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Converted:
-    """What conversion did: a plan for each layer, and what merged batch norms knew of the layers' outputs.
-
-    ``skipped`` are the layers and weights that stay in full precision, with the reason for each.
-    """
+    """What conversion did: a plan for each layer, and what merged batch norms knew of the layers' outputs."""
 
     plans: dict[str, LayerPlan]
     statistics: dict[str, OutputStatistics]
-    skipped: dict[str, str] = field(default_factory=dict)
 
     @property
     def allocation(self) -> Allocation:
@@ -89,7 +87,7 @@ def prepare_student(
     if converted.plans:
         images = _calibrate(settings, model, data, converted, afresh=student_state is None)
         if student_state is None:
-            correct_(settings, model, images, converted)
+            _correct(settings, model, images, converted)
         elif wanted := inherit_quantizers_(model, student_state):
             log.info("new bits for %d layers", len(wanted))
             switch_bits_(model, wanted, images=images[0])
@@ -155,7 +153,7 @@ def _observe(
     return cached("observed", what, observe, lambda seen: seen)  # only looked at
 
 
-def correct_(settings: RunSettings, student: nn.Module, images: list[torch.Tensor], converted: Converted) -> None:
+def _correct(settings: RunSettings, student: nn.Module, images: list[torch.Tensor], converted: Converted) -> None:
     """What makes up for rounding once the ranges are known: better choices of codes, then shifted biases."""
     q = settings.quantize
     if q.rounding is not None:
@@ -192,7 +190,16 @@ def convert(settings: RunSettings, model: nn.Module, example: torch.Tensor) -> C
     except ValueError as error:
         message = str(error)
         raise ConfigError(message if message.startswith("quantize.") else f"quantize: {message}") from error
-    return Converted(plans, statistics, found.skipped)
+    return Converted(plans, statistics)
+
+
+def trained_student(settings: RunSettings, file: Path, data: VisionData) -> Prepared:
+    """The student that a run of ``settings`` has left in ``file``, converted as it was and with its weights."""
+    model = build_model(settings.model, data.info)
+    converted = settings.quantize.enabled
+    allocation = convert(settings, model, example_input(data.info)).allocation if converted else {}
+    load_weights(model, str(file))
+    return Prepared(model, allocation)
 
 
 def rehearse(settings: RunSettings, data: VisionData) -> None:

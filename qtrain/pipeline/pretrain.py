@@ -15,18 +15,18 @@ import torch
 from torch import nn
 
 from qtrain.data.base import VisionData
-from qtrain.distillation.hard import Hard
-from qtrain.distillation.objective import Objective
+from qtrain.distill.hard import Hard
+from qtrain.distill.objective import Objective
 from qtrain.pipeline.build_model import build_model, has_weights
 from qtrain.pipeline.fit import fit, shares_batches
+from qtrain.pipeline.run_folder import save_weights
 from qtrain.pipeline.run_lock import only_run_in
-from qtrain.pipeline.student_file import save_weights
 from qtrain.settings.component import Component
 from qtrain.settings.run_identity import hash_of
 from qtrain.settings.run_settings import RunSettings
 from qtrain.training.module import QATModule
 from qtrain.training.ranks import wait_for_all
-from qtrain.utils.errors import ConfigError
+from qtrain.utils.errors import as_config_error
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +40,8 @@ def trained_model(chosen: Component, settings: RunSettings, data: VisionData) ->
     if not members:
         return build_model(chosen, data.info, weights=full_precision_weights(chosen, settings, data))
     models = {name: trained_model(member, settings, data) for name, member in members.items()}
-    try:
+    with as_config_error(chosen.key):
         ensemble: nn.Module = chosen.build(members=models)()
-    except ValueError as error:
-        raise ConfigError(f"{chosen.key}: {error}") from error
     return ensemble
 
 

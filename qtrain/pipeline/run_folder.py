@@ -9,8 +9,10 @@ from pathlib import Path
 
 import torch
 from pytorch_lightning.utilities import rank_zero_only
+from safetensors.torch import save_file
+from torch import nn
 
-from qtrain.costs.count import CostReport
+from qtrain.cost.count import CostReport
 from qtrain.pipeline.results import append_row, provenance
 from qtrain.pipeline.run_lock import only_run_in
 from qtrain.pipeline.summary import FINISHED, RunSummary, read_summary, write_summary
@@ -19,6 +21,7 @@ from qtrain.settings.run_identity import comparable, hash_of, recorded
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import FULL_PRECISION, Allocation, DataInfo
 from qtrain.tracking.wandb_client import RUN_ID
+from qtrain.utils.atomic_write import atomic_write
 from qtrain.utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -105,10 +108,17 @@ def append_results(
         "config_hash": settings.identity,
         "task": settings.task,
         "notes": notes,
-        **{key: value for key, value in summary.items() if key not in ("layers", "status", "header_bytes")},
+        **{key: value for key, value in summary.items() if key not in ("layers", "status")},
     }
     for path in {folder / "results.csv", *([Path(settings.results)] if settings.results else [])}:
         append_row(path, row)
+
+
+@rank_zero_only
+def save_weights(model: nn.Module, path: Path) -> None:
+    """The state dict of ``model`` as safetensors; ``path`` appears when all of it is written."""
+    with atomic_write(path) as temporary:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
 
 
 def finish(folder: Path, summary: Mapping[str, object]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qtrain.convert.freeze import freeze_
 from qtrain.data.base import VisionData
-from qtrain.distillation.objective import Objective
+from qtrain.distill.objective import Objective
 from qtrain.models.teacher import Teacher
 from qtrain.pipeline import build_teacher
 from qtrain.pipeline.fit import accumulated_batches, fit, shards_student, shares_batches

@@ -25,8 +25,7 @@ WAYS = (FLOAT, CALIBRATED, TRAINED, DISTILLED)
 """How a model came by its accuracy, in the order in which tables list them."""
 
 NUMBERS = (
-    "top1 fp_top1 ptq_top1 size_bytes file_bytes header_bytes fp_size_bytes compression effective_bits "
-    "macs bops fp_bops step_ms wall_s"
+    "top1 fp_top1 ptq_top1 size_bytes fp_size_bytes compression effective_bits macs bops fp_bops step_ms wall_s"
 ).split()
 """Fields of a summary that are a number or null."""
 
@@ -36,9 +35,7 @@ class RunSummary:
     """The content of ``summary.json``. Accuracies are in percent, sizes in bytes, ``wall_s`` in seconds.
 
     ``fp_top1`` is the accuracy before quantization, ``ptq_top1`` after calibration and before training, ``top1`` at the
-    end. ``file_bytes`` is the length of ``student.safetensors``, of which ``header_bytes`` say how its network is built
-    and the other ``size_bytes`` are counted. ``distill`` is false, or true, or names the terms. ``layers`` are rows of
-    :mod:`qtrain.costs.count`.
+    end. ``distill`` is false, or true, or names the terms. ``layers`` are rows of :mod:`qtrain.cost.count`.
     """
 
     experiment: str | None = None
@@ -55,8 +52,6 @@ class RunSummary:
     fp_top1: float | None = None
     ptq_top1: float | None = None
     size_bytes: int | None = None
-    file_bytes: int | None = None
-    header_bytes: int | None = None
     fp_size_bytes: int | None = None
     compression: float | None = None
     effective_bits: float | None = None

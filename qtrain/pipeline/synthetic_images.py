@@ -37,7 +37,7 @@ from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import DataInfo
 from qtrain.synthesis.base import Synthesis
 from qtrain.training.ranks import first_rank_first
-from qtrain.utils.errors import ConfigError
+from qtrain.utils.errors import ConfigError, as_config_error
 
 log = logging.getLogger(__name__)
 
@@ -122,10 +122,8 @@ def _synthesizer(settings: RunSettings) -> Synthesizer:
         if not has_weights(model):
             raise ConfigError(f"{model.key}.weights: images are synthesized by a trained model; give its weights")
         models[name] = _frozen(build_model(model, info))
-    try:
+    with as_config_error("synthesis"):
         method.check(list(models.values()))
-    except ValueError as error:
-        raise ConfigError(f"synthesis: {error}") from error
     unplaced = Synthesizer(settings, models, method, info, Path(), Path())
     made_from = _made_from(unplaced)
     folder, key = Path(settings.synthesize.folder).expanduser(), hash_of(made_from)

@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
-from qtrain.costs.count import CostReport
+from qtrain.cost.count import CostReport
 from qtrain.data.base import VisionData
 from qtrain.data.image_grid import keep_picture
 from qtrain.pipeline import prepare, run_folder
@@ -28,11 +28,9 @@ from qtrain.pipeline.run_cache import cached
 from qtrain.pipeline.run_folder import Metrics, run_in_folder
 from qtrain.pipeline.run_stage import run_stage
 from qtrain.pipeline.stages import Stage, StageResult, StageState, stages_of
-from qtrain.pipeline.student_file import write_student
 from qtrain.pipeline.summary import FINISHED
 from qtrain.settings.run_files import STUDENT
 from qtrain.settings.run_settings import RunSettings
-from qtrain.spec import DataInfo
 from qtrain.tracking.metric_log import MetricLog
 from qtrain.tracking.run_tracking import open_loggers, tell_outcome, tell_source, tell_student
 from qtrain.training.callbacks.batchnorm import reestimate_batchnorm
@@ -97,7 +95,7 @@ def _train(settings: RunSettings, folder: Path, loggers: tuple[Logger, ...], *, 
     described = run_folder.describe(final, data.info, last.allocation, cost)
     described["epochs"] = _epochs(final, last, data)
     wall_s = time.perf_counter() - start + last.earlier_s
-    _record(settings, folder, {**described, **metrics}, last, data.info, loggers, wall_s=wall_s)
+    _record(settings, folder, {**described, **metrics}, last, loggers, wall_s=wall_s)
     return metrics
 
 
@@ -183,13 +181,12 @@ def _record(
     folder: Path,
     summary: dict[str, object],
     last: StageResult,
-    info: DataInfo,
     loggers: tuple[Logger, ...],
     *,
     wall_s: float,
 ) -> None:
     state = last.state
-    summary |= write_student(settings, folder, last.student, info, summary)
+    run_folder.save_weights(last.student, folder / STUDENT)
     summary |= {
         "name": folder.name,
         "distill": "+".join(state.distill) or "none",

@@ -11,6 +11,7 @@ from qtrain.sweep.bit_widths import BitWidths
 from qtrain.sweep.domains import Domain, KnobValue, KnobValues
 from qtrain.sweep.first_last_bits import FirstLastBits
 from qtrain.sweep.knobs import Knob, spelled
+from qtrain.utils.errors import errors_of
 from qtrain.utils.suggestions import did_you_mean
 
 Point: TypeAlias = "dict[str, KnobValue]"
@@ -42,7 +43,10 @@ class Space:
         self.knobs = _in_order(knobs)
         self._layers = tuple(layers)
         self._base = {name: LayerBits(FULL_PRECISION, FULL_PRECISION) for name in layers} | dict(base or {})
-        self._domains = {name: _domains(name, knob, self._layers) for name, knob in self.knobs.items()}
+        self._domains: dict[str, dict[str, Domain]] = {}
+        for name, knob in self.knobs.items():
+            with errors_of(name):
+                self._domains[name] = knob.domains(self._layers)
         self.parameters: dict[str, Domain] = {}
         for name, domains in self._domains.items():
             for suffix, domain in domains.items():
@@ -105,7 +109,8 @@ class Space:
                 if suffix not in suffixes:
                     parts = [known.removeprefix(".") for known in suffixes]
                     raise ValueError(f"{name}: there is no {suffix.removeprefix('.')!r}{did_you_mean(suffix, parts)}")
-                _check_value(name + suffix, suffixes[suffix], inner)
+                with errors_of(name + suffix):
+                    suffixes[suffix].check(inner)
                 point[name + suffix] = inner
         return point
 
@@ -168,15 +173,9 @@ class Space:
         where = f"{name}.when.{other}"
         if other not in self.parameters:
             raise ValueError(f"{where}: has bits of several layers, and so no one value to depend on")
-        for value in values:
-            _check_value(where, self.parameters[other], value)
-
-
-def _domains(name: str, knob: Knob, layers: Sequence[str]) -> dict[str, Domain]:
-    try:
-        return knob.domains(layers)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+        with errors_of(where):
+            for value in values:
+                self.parameters[other].check(value)
 
 
 def _in_order(knobs: Mapping[str, Knob]) -> dict[str, Knob]:
@@ -194,10 +193,3 @@ def _in_order(knobs: Mapping[str, Knob]) -> dict[str, Knob]:
         for name in ready:
             ordered[name] = left.pop(name)
     return ordered
-
-
-def _check_value(where: str, domain: Domain, value: object) -> None:
-    try:
-        domain.check(value)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error

@@ -6,14 +6,16 @@ These are pure functions of a model and a batch. :mod:`qtrain.training.callbacks
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qtrain.convert.layers import quant_layers
 from qtrain.functional.losses import soft_target_loss
-from qtrain.nn import Operand, QuantLayer
+from qtrain.nn import Operand
 from qtrain.quantizers.base import Quantizer
 from qtrain.quantizers.wrappers.oscillation import Oscillation, oscillating_share
 from qtrain.storage.affine import AffineTensor
@@ -103,7 +105,6 @@ def examine(
     metrics: dict[str, Tensor] = {}
     bits: dict[str, int] = {}
     codes: dict[str, Codes] = {}
-    handles = []
 
     def look(place: str, quantizer: Quantizer | None, x: Tensor, weight: Tensor | None) -> QTensor | None:
         if quantizer is None or not quantizer.enabled or f"error/{place}" in metrics:
@@ -139,17 +140,14 @@ def examine(
             changed = codes[place][1] != earlier[1].to(stored.codes.device)
             metrics[f"flipped/{place}"] = changed.float().mean()
 
-    for name, module in student.named_modules():
-        if isinstance(module, QuantLayer):
-            handles.append(module.register_forward_pre_hook(lambda m, args, name=name: before(name, m, args[0])))
-    if not handles and teacher_logits is None:
+    layers = quant_layers(student)
+    if not layers and teacher_logits is None:
         return Examination({}, {}, {})
-    try:
-        with evaluating(student), torch.compiler.set_stance("force_eager"):
-            logits = student(image)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, evaluating(student), torch.compiler.set_stance("force_eager"):
+        for name, layer in layers.items():
+            hook = layer.register_forward_pre_hook(lambda m, args, name=name: before(name, m, args[0]))
+            hooks.enter_context(hook)
+        logits = student(image)
     if teacher_logits is not None:
         metrics |= agreement(logits, teacher_logits)
     values = torch.stack(list(metrics.values())).tolist() if metrics else []

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.classification import MulticlassAccuracy
 
-from qtrain.distillation.cached_teacher import CachedTeacher
-from qtrain.distillation.objective import Objective
+from qtrain.distill.cached_teacher import CachedTeacher
+from qtrain.distill.objective import Objective
 from qtrain.functional.losses import hard_loss
 from qtrain.functional.random import seed_of
 from qtrain.models.sharding import is_sharded, whole_weights

@@ -7,7 +7,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from qtrain.distillation.objective import Objective
+from qtrain.distill.objective import Objective
 from qtrain.models.taps import FeatureTaps
 from qtrain.spec import StepOutputs
 

@@ -14,13 +14,27 @@ class ConfigError(ValueError):
 
 @contextmanager
 def as_config_error(where: str) -> Iterator[None]:
-    """Turn a ``ValueError`` of the block into a :class:`ConfigError` with the key ``where`` in front."""
+    """Turn a ``ValueError`` or ``OSError`` of the block into a :class:`ConfigError` with the key ``where`` in front."""
     try:
         yield
     except ConfigError:
         raise
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ConfigError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from error
+
+
+@contextmanager
+def errors_of(where: str) -> Iterator[None]:
+    """Put ``where`` in front of the message of a ``ValueError`` of the block."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a message, or the error's type where it has none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 class RunInterruptedError(Exception):

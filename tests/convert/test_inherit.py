@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from qtrain.convert.calibrate import calibrate
-from qtrain.convert.inherit import inherit_quantizers_, inherit_weights_, quantizers_of, student_state_of
-from qtrain.convert.layers import find_layers
+from qtrain.convert.inherit import inherit_quantizers_, inherit_weights_, student_state_of
+from qtrain.convert.layers import find_layers, quantizers_of
 from qtrain.convert.plan import LayerPlan, plan_layers
 from qtrain.convert.swap import swap_layers
 from qtrain.observers.min_max import MinMax

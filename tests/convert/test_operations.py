@@ -15,7 +15,7 @@ from qtrain.convert.layers import find_layers, quant_layers
 from qtrain.convert.operations import expose_operations
 from qtrain.convert.plan import LayerPlan, Policy, plan_layers
 from qtrain.convert.swap import swap_layers
-from qtrain.costs.count import OUTSIDE_LAYERS, count
+from qtrain.cost.count import OUTSIDE_LAYERS, count
 from qtrain.models.factory import create_model
 from qtrain.observers.min_max import MinMax
 from qtrain.quantizers.uniform.affine import Affine

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from qtrain.config.compose import compose
-from qtrain.convert.inherit import quantizers_of
+from qtrain.convert.layers import quantizers_of
 from qtrain.pipeline.prepare import convert
 from qtrain.quantizers.uniform.lsq import LSQ
 from qtrain.quantizers.wrappers.oscillation import Oscillation

@@ -20,6 +20,7 @@ from qtrain.models.sharding import is_sharded
 from qtrain.tracking.metric_log import MetricLog
 from qtrain.training.module import QATModule
 from qtrain.training.student import student_of
+from qtrain.utils.checks import check_range
 
 
 def gradient_norms(losses: Mapping[str, Tensor], parameters: list[nn.Parameter]) -> dict[str, Tensor]:
@@ -66,14 +67,9 @@ class GradientBalance(pl.Callback):
         limit: float = 1e4,
     ) -> None:
         super().__init__()
-        if every_n_steps < 1:
-            raise ValueError(f"GradientBalance: every_n_steps must be at least 1, got {every_n_steps}")
-        if not 0 <= decay < 1:
-            raise ValueError(
-                f"GradientBalance: decay must be in [0, 1), got {decay}; 0 keeps the last measurement only"
-            )
-        if limit < 1:
-            raise ValueError(f"GradientBalance: limit must be at least 1, got {limit}; 1 changes nothing")
+        check_range("GradientBalance", "[1, inf)", every_n_steps=every_n_steps)
+        check_range("GradientBalance", "[0, 1)", decay=decay, hint="0 keeps the last measurement only")
+        check_range("GradientBalance", "[1, inf)", limit=limit, hint="1 changes nothing")
         self.metric_log = metric_log
         self.every_n_steps = every_n_steps
         self.decay = decay

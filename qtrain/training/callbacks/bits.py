@@ -28,6 +28,7 @@ from qtrain.spec import FULL_PRECISION, LayerBits
 from qtrain.tracking.metric_log import MetricLog
 from qtrain.training.callbacks.average import WeightAverage
 from qtrain.training.student import student_of
+from qtrain.utils.errors import errors_of
 from qtrain.utils.suggestions import close_matches
 
 log = logging.getLogger(__name__)
@@ -192,7 +193,5 @@ def _widths(layer: Any) -> LayerBits:
 def _check_widths(name: str, quantizer: Quantizer, schedule: Schedule) -> None:
     trial = copy.deepcopy(quantizer)
     for bits in sorted({max(round(schedule(i / _CHECKED)), quantizer.spec.bits) for i in range(_CHECKED + 1)}):
-        try:
+        with errors_of(f"BitSchedule: layer {name!r}"):
             trial.set_range_(bits=bits, signed=bool(trial.signed))
-        except ValueError as error:
-            raise ValueError(f"BitSchedule: layer {name!r}: {error}") from error

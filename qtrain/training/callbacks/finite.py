@@ -6,6 +6,7 @@ loss would wait for the device, so a flag is kept there and read at intervals.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any, final
 
 import pytorch_lightning as pl
@@ -29,7 +30,6 @@ def first_non_finite(model: nn.Module, image: Tensor) -> str | None:
     if not torch.isfinite(image).all():
         return "input images"
     found: list[str] = []
-    handles = []
 
     def before(name: str, module: nn.Module) -> None:
         if found:
@@ -42,16 +42,12 @@ def first_non_finite(model: nn.Module, image: Tensor) -> str | None:
         if not found and isinstance(output, Tensor) and not _all_finite(output):
             found.append(f"{name}: output")
 
-    for name, module in model.named_modules():
-        name = name or "model"
-        handles.append(module.register_forward_pre_hook(lambda m, args, name=name: before(name, m)))
-        handles.append(module.register_forward_hook(lambda m, args, out, name=name: after(name, out)))
-    try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            model(image)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        for name, module in model.named_modules():
+            name = name or "model"
+            hooks.enter_context(module.register_forward_pre_hook(lambda m, args, name=name: before(name, m)))
+            hooks.enter_context(module.register_forward_hook(lambda m, args, out, name=name: after(name, out)))
+        model(image)
     return found[0] if found else None
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from qtrain.tracking.metric_log import MetricLog
 from qtrain.training.health import Codes, examine, symptoms
 from qtrain.training.student import student_of
+from qtrain.utils.checks import check_range
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +31,7 @@ class Health(pl.Callback):
 
     def __init__(self, *, metric_log: MetricLog, every_n_steps: int = 100) -> None:
         super().__init__()
-        if every_n_steps < 1:
-            raise ValueError(f"Health: every_n_steps must be at least 1, got {every_n_steps}; fit.health_every_steps=0 "
-                             "is never")  # fmt: skip
+        check_range("Health", "[1, inf)", every_n_steps=every_n_steps, hint="fit.health_every_steps=0 is never")
         self.metric_log = metric_log
         self.every_n_steps = every_n_steps
         self._row_step = -1

@@ -7,7 +7,7 @@ freezes the layers with most of it; see :mod:`qtrain.convert.freeze`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -15,10 +15,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from qtrain.convert.layers import switched_off
 from qtrain.models.sharding import whole_weights
 from qtrain.nn import QuantEmbedding, QuantLinear, QuantWeighted
 from qtrain.tracking.metric_log import MetricLog
 from qtrain.training.student import student_of
+from qtrain.utils.checks import check_range
 from qtrain.utils.eval_mode import evaluating
 
 SMALLEST_VARIANCE_SHARE = 1e-5
@@ -54,17 +56,12 @@ def layer_moments(student: nn.Module, image: Tensor) -> dict[str, LayerMoments]:
             quantized = x if layer.input_quantizer is None else layer.input_quantizer(x)
             seen[name] = LayerMoments(quantized, *_moments(layer, quantized))
 
-    handles = [
-        layer.register_forward_pre_hook(lambda m, args, name=name: before(name, m, args[0]))
-        for name, layer in _measured_layers(student)
-    ]
-    try:
-        with evaluating(student), torch.compiler.set_stance("force_eager"):
-            if handles:
-                student(image)
-    finally:
-        for handle in handles:
-            handle.remove()
+    layers = dict(_measured_layers(student))
+    with ExitStack() as hooks, evaluating(student), torch.compiler.set_stance("force_eager"):
+        for name, layer in layers.items():
+            hooks.enter_context(layer.register_forward_pre_hook(lambda m, args, name=name: before(name, m, args[0])))
+        if layers:
+            student(image)
     return seen
 
 
@@ -98,9 +95,7 @@ class Instability(pl.Callback):
 
     def __init__(self, *, metric_log: MetricLog, every_n_steps: int = 20, images: int = 64) -> None:
         super().__init__()
-        for option, value in (("every_n_steps", every_n_steps), ("images", images)):
-            if value < 1:
-                raise ValueError(f"Instability: {option} must be at least 1, got {value}")
+        check_range("Instability", "[1, inf)", every_n_steps=every_n_steps, images=images)
         self.metric_log = metric_log
         self.every_n_steps = every_n_steps
         self.images = images
@@ -154,21 +149,8 @@ def _measured_layers(student: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _moments(layer: Any, quantized: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each output channel of ``layer`` for an already quantized input; float64."""
-    with _input_as_it_is(layer):
+    with switched_off([layer.input_quantizer]):
         output: Tensor = type(layer).forward(layer, quantized)  # not __call__, which would call the hook again
     channels = -1 if isinstance(layer, QuantLinear | QuantEmbedding) else 1
     rows = output.double().movedim(channels, 0).flatten(1)
     return rows.mean(dim=1), rows.var(dim=1, unbiased=False)
-
-
-@contextmanager
-def _input_as_it_is(layer: Any) -> Iterator[None]:
-    quantizer = layer.input_quantizer
-    enabled = quantizer is not None and quantizer.enabled
-    if enabled:
-        quantizer.enabled = False
-    try:
-        yield
-    finally:
-        if enabled:
-            quantizer.enabled = True

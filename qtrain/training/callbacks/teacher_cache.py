@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 
 from qtrain.data.loader import EpochLoader
-from qtrain.distillation.cached_teacher import CachedTeacher
+from qtrain.distill.cached_teacher import CachedTeacher
 
 
 @final
