@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import ClassVar, final
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from qtrain.convert.fold import OutputStatistics
 from qtrain.convert.graph import Skipped
-from qtrain.convert.layers import quant_layers, set_quantization
+from qtrain.convert.layers import quant_layers, quantizers_of, switched_off
 from qtrain.nn import Operand, QuantConv, QuantConvTranspose, QuantEmbedding, QuantLinear
 from qtrain.nn.base import quantized_weight
 from qtrain.ptq.bn_propagation import expected, follow, product_mean
@@ -102,11 +103,8 @@ class FromBatches(BiasCorrection):
             layer.bias.sub_(shift)
             return output - (shift if isinstance(layer, QuantLinear) else shift.reshape(-1, *_ones(output, 2)))
 
-        set_quantization(student, enabled=False)
-        try:
+        with switched_off(quantizers_of(student).values()):
             _run(student, batch, layers, remember)
-        finally:
-            set_quantization(student, enabled=True)
         _run(student, batch, layers, correct)
 
 
@@ -126,12 +124,9 @@ def _correctable(student: nn.Module) -> dict[str, Correctable]:
 
 def _weight_error(layer: Correctable) -> Tensor:
     """``Q(W) - W``, (O, I / groups, ...), of the effective weight."""
-    assert layer.weight_quantizer is not None
     rounded = quantized_weight(layer)
-    layer.weight_quantizer.enabled = False
-    plain = quantized_weight(layer)
-    layer.weight_quantizer.enabled = True
-    return rounded - plain
+    with switched_off([layer.weight_quantizer]):
+        return rounded - quantized_weight(layer)
 
 
 def _channel_mean(layer: Correctable, output: Tensor) -> Tensor:
@@ -146,13 +141,8 @@ def _ones(output: Tensor, axes: int) -> tuple[int, ...]:
 
 def _run(student: nn.Module, batch: Tensor, layers: Mapping[str, Correctable], look: Look) -> None:
     """A forward in eval mode that calls ``look`` with the output of each of ``layers``, and may replace the output."""
-    handles = [
-        layer.register_forward_hook(lambda layer, _, output, name=name: look(name, layer, output))
-        for name, layer in layers.items()
-    ]
-    try:
-        with evaluating(student):
-            student(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, evaluating(student):
+        for name, layer in layers.items():
+            hook = layer.register_forward_hook(lambda layer, _, output, name=name: look(name, layer, output))
+            hooks.enter_context(hook)
+        student(batch)

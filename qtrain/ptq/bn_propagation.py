@@ -29,6 +29,7 @@ from qtrain.convert.fold import OutputStatistics
 from qtrain.convert.graph import calls, trace
 from qtrain.models.norms import NormForm, describe_norm
 from qtrain.nn import Operand, QuantLayer, QuantWeighted
+from qtrain.utils.errors import first_line
 from qtrain.utils.eval_mode import evaluating
 
 DEVIATIONS = 6.0
@@ -113,7 +114,7 @@ class BNPropagation(fx.Interpreter):
         try:
             return super().run_node(n)
         except Exception as error:  # whatever a module does with maps of one pixel
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             owner = type(self.module).__name__
             raise ValueError(
                 f"statistics of batch norm cannot be followed through {n.target} of {owner}: {reason}; take images"

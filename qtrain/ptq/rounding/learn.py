@@ -7,11 +7,10 @@ without the activation; arXiv 2102.05426, §3.2). ``noise`` is the error that ne
 its output, so that ``strength`` means the same in every layer of every model.
 """
 
-from __future__ import annotations
-
 import copy
 import logging
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -20,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qtrain.convert.layers import set_quantization
+from qtrain.convert.layers import set_quantization, switched_off
 from qtrain.functional.random import SAMPLE, permutation, seed_of, uniform
-from qtrain.ptq.rounding.base import Candidates, all_candidates, write_
-from qtrain.ptq.rounding.reconstruction_units import PartRecord, in_order, record_part
+from qtrain.ptq.rounding.base import Candidates, Rounding, all_candidates, write_
+from qtrain.ptq.rounding.reconstruction_units import PartRecord, blocks_of, in_order, record_part
 from qtrain.ptq.rounding.soft_rounding import (
     Dropped,
     SoftWeight,
@@ -34,6 +33,7 @@ from qtrain.ptq.rounding.soft_rounding import (
     standing_in,
     undecided,
 )
+from qtrain.utils.checks import check_range
 from qtrain.utils.eval_mode import evaluating
 
 log = logging.getLogger(__name__)
@@ -42,45 +42,63 @@ EVALUATED = 128
 """Samples in one forward without learning."""
 
 
-@final
 @dataclass(frozen=True, kw_only=True)
-class ReconstructionSettings:
-    """How the rounding of a part is learned.
+class LearnedRounding(Rounding):
+    """Base of the ways that learn the rounding of one part of a model after the other; subclasses are final.
 
-    ``rate`` is Adam's rate for the rounding. ``input_rate`` is that for the parameters of input quantizers, relative to
-    each one's size and falling to 0 along a cosine; with 0 they are not learned. ``fisher`` weighs outputs by
-    :func:`squared_gradients`. ``drop`` is the probability that a value is not quantized in a step.
+    There are ``iterations`` of Adam at ``rate`` with minibatches of ``batch_size`` images. After the share ``warmup``
+    of them, the variables are driven to 0 and 1 with ``strength``, while beta falls from ``beta_start`` to ``beta_end``
+    (arXiv 2004.10568, eq. 24).
+
+    ``input_rate`` is the rate for the parameters of input quantizers, relative to each one's size and falling to 0
+    along a cosine; with 0 they are not learned. ``fisher`` weighs outputs by :func:`squared_gradients`. ``drop`` is the
+    probability that a value is not quantized in a step. These three are options of some subclasses.
     """
 
-    owner: str
-    iterations: int
-    batch_size: int
-    rate: float
-    strength: float
-    beta_start: float
-    beta_end: float
-    warmup: float
-    input_rate: float = 0.0
-    fisher: bool = False
-    drop: float = 0.0
+    iterations: int = 300
+    batch_size: int = 32
+    rate: float = 0.1
+    strength: float = 0.1
+    warmup: float = 0.2
+    beta_start: float = 20.0
+    beta_end: float = 2.0
+    input_rate, fisher, drop = 0.0, False, 0.0
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{self.owner}: {name} must be at least 1, got {getattr(self, name)}")
-        if not self.rate > 0:
-            raise ValueError(f"{self.owner}: rate must be above 0, got {self.rate}; 0.01 is usual")
-        for name in ("strength", "input_rate"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{self.owner}: {name} must be at least 0, got {getattr(self, name)}; 0 is without")
+        owner = type(self).__name__
+        check_range(owner, "[1, inf)", iterations=self.iterations, batch_size=self.batch_size)
+        check_range(owner, "(0, inf)", rate=self.rate, hint="0.01 is usual")
+        check_range(owner, "[0, inf)", strength=self.strength, input_rate=self.input_rate, hint="0 is without")
         if not self.beta_start >= self.beta_end > 0:
             raise ValueError(
-                f"{self.owner}: beta falls from beta_start to beta_end, which is above 0; "
+                f"{owner}: beta falls from beta_start to beta_end, which is above 0; "
                 f"got {self.beta_start} and {self.beta_end}; the paper's are 20 and 2"
             )
-        for name in ("warmup", "drop"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{self.owner}: {name} must be in [0, 1), got {getattr(self, name)}")
+        check_range(owner, "[0, 1)", warmup=self.warmup, drop=self.drop)
+
+    @abstractmethod
+    def parts(self, student: nn.Module) -> list[str]:
+        """The names of the parts of ``student`` that are rounded one after the other."""
+
+    @final
+    def __call__(self, student: nn.Module, images: Sequence[Tensor], *, seed: int) -> None:
+        learn_rounding_(student, self.parts(student), images, settings=self, seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockRounding(LearnedRounding):
+    """Base of the ways that round the weights of a block together; ``blocks`` are patterns of module names.
+
+    Without any, the blocks are found by :func:`~qtrain.ptq.rounding.reconstruction_units.blocks_of`. The parameters of
+    input quantizers, LSQ's step for instance, are learned with the rounding (arXiv 2102.05426, §3.4).
+    """
+
+    blocks: Sequence[str] | None = None
+    input_rate: float = 0.001
+
+    @final
+    def parts(self, student: nn.Module) -> list[str]:
+        return blocks_of(student, self.blocks or ())
 
 
 @final
@@ -99,7 +117,7 @@ class PartResult:
 
 
 def learn_rounding_(
-    student: nn.Module, parts: Sequence[str], images: Sequence[Tensor], *, settings: ReconstructionSettings, seed: int
+    student: nn.Module, parts: Sequence[str], images: Sequence[Tensor], *, settings: LearnedRounding, seed: int
 ) -> list[PartResult]:
     """Round the weights of ``parts`` of ``student`` in place, one part after the other, in the order of the forward.
 
@@ -146,19 +164,15 @@ def squared_gradients(model: nn.Module, name: str, images: Sequence[Tensor], *, 
         outputs[:] = [output.detach().requires_grad_()]
         return outputs[0].clone()  # what follows may work in place
 
-    handle = model.get_submodule(name).register_forward_hook(begin_here)
-    try:
-        with evaluating(model):
-            for number, batch in enumerate(images):
-                logits = model(batch)
-                places = torch.arange(len(batch), device=batch.device)
-                draws = uniform(seed=seed, epoch=number, index=places, stream=SAMPLE, count=1)
-                reached = logits.detach().softmax(dim=1).cumsum(dim=1) < draws
-                classes = reached.sum(dim=1).clamp(max=logits.shape[1] - 1)
-                loss = F.cross_entropy(logits, classes, reduction="sum")
-                squares.append(torch.autograd.grad(loss, outputs)[0].square())
-    finally:
-        handle.remove()
+    with model.get_submodule(name).register_forward_hook(begin_here), evaluating(model):
+        for number, batch in enumerate(images):
+            logits = model(batch)
+            places = torch.arange(len(batch), device=batch.device)
+            draws = uniform(seed=seed, epoch=number, index=places, stream=SAMPLE, count=1)
+            reached = logits.detach().softmax(dim=1).cumsum(dim=1) < draws
+            classes = reached.sum(dim=1).clamp(max=logits.shape[1] - 1)
+            loss = F.cross_entropy(logits, classes, reduction="sum")
+            squares.append(torch.autograd.grad(loss, outputs)[0].square())
     square = torch.cat(squares)
     return square / square.mean().clamp(min=torch.finfo(square.dtype).tiny)
 
@@ -198,18 +212,12 @@ class Reconstruction:
     def noise(self, choices: Sequence[Candidates]) -> float:
         """The distance between the part's outputs with and without rounding of these weights."""
         rounded = self.outputs()
-        quantizers = [q for chosen in choices if (q := chosen.layer.weight_quantizer) is not None]
-        for quantizer in quantizers:
-            quantizer.enabled = False
-        try:
+        with switched_off(chosen.layer.weight_quantizer for chosen in choices):
             return float(self.distance(self.outputs(), rounded))
-        finally:
-            for quantizer in quantizers:
-                quantizer.enabled = True
 
 
 def _learn_(
-    task: Reconstruction, choices: Sequence[Candidates], settings: ReconstructionSettings, seed: int
+    task: Reconstruction, choices: Sequence[Candidates], settings: LearnedRounding, seed: int
 ) -> tuple[float, float]:
     """Learn the rounding of one part, keep it if it is better, and return the error before and after learning."""
     nearest, noise = task.error(), task.noise(choices)
@@ -232,7 +240,7 @@ def _descend(
     task: Reconstruction,
     softs: Sequence[SoftWeight],
     dropped: Sequence[Dropped],
-    settings: ReconstructionSettings,
+    settings: LearnedRounding,
     noise: float,
     seed: int,
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, final
@@ -100,15 +100,11 @@ def record_part(model: nn.Module, name: str, images: Sequence[Tensor]) -> PartRe
         raise _Enough
 
     part = model.get_submodule(name)
-    handles = [part.register_forward_pre_hook(keep_input, with_kwargs=True), part.register_forward_hook(keep_output)]
-    try:
-        with evaluating(model):
-            for batch in images:
-                with suppress(_Enough):
-                    model(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    before = part.register_forward_pre_hook(keep_input, with_kwargs=True)
+    with before, part.register_forward_hook(keep_output), evaluating(model):
+        for batch in images:
+            with suppress(_Enough):
+                model(batch)
     return PartRecord(torch.cat(inputs), torch.cat(outputs), options[0])
 
 
@@ -133,12 +129,9 @@ def in_order(model: nn.Module, names: Sequence[str], image: Tensor) -> tuple[lis
     def hook(name: str) -> Callable[..., None]:
         return lambda _, args, kwargs, output: look(name, args, kwargs, output)
 
-    handles = [model.get_submodule(name).register_forward_hook(hook(name), with_kwargs=True) for name in names]
-    try:
-        with evaluating(model):
-            model(image)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, evaluating(model):
+        for name in names:
+            hooks.enter_context(model.get_submodule(name).register_forward_hook(hook(name), with_kwargs=True))
+        model(image)
     reasons.update({name: "a forward never calls it" for name in names if name not in order})
     return [name for name in order if name not in reasons], reasons

@@ -25,7 +25,7 @@ from qtrain.observers.min_max import MinMax
 from qtrain.ptq.rounding.adaround import AdaRound
 from qtrain.ptq.rounding.base import Rounding, all_candidates
 from qtrain.ptq.rounding.brecq import BRECQ
-from qtrain.ptq.rounding.learn import ReconstructionSettings, learn_rounding_, squared_gradients
+from qtrain.ptq.rounding.learn import learn_rounding_, squared_gradients
 from qtrain.ptq.rounding.qdrop import QDrop
 from qtrain.ptq.rounding.reconstruction_units import blocks_of, layers_of
 from qtrain.quantizers.uniform.affine import Affine
@@ -33,9 +33,7 @@ from qtrain.quantizers.uniform.lsq import LSQ
 from qtrain.spec import PerChannel
 from qtrain.storage.affine import AffineTensor
 
-RECIPE = ReconstructionSettings(
-    owner="test", iterations=60, batch_size=8, rate=0.1, strength=0.1, beta_start=20.0, beta_end=2.0, warmup=0.2
-)
+RECIPE = AdaRound(iterations=60, batch_size=8)
 WAYS: dict[str, type[AdaRound] | type[BRECQ] | type[QDrop]] = {"adaround": AdaRound, "brecq": BRECQ, "qdrop": QDrop}
 
 
@@ -97,7 +95,7 @@ def test_learned_rounding_is_never_worse_than_nearest_on_the_reconstruction_loss
     model, images = resnet()
     exact = full_precision(model)
     learned = copy.deepcopy(model)
-    settings = replace(RECIPE, iterations=10, drop=drop, input_rate=0.01)
+    settings = QDrop(iterations=10, batch_size=8, drop=drop, input_rate=0.01)
     results = learn_rounding_(learned, parts(learned), images, settings=settings, seed=0)
     assert [result.name for result in results] == parts(model)
     before = copy.deepcopy(model)
@@ -155,7 +153,7 @@ def test_part_that_gets_worse_keeps_nearest_rounding_and_input_quantizers() -> N
     """One step with absurd rates takes every weight to the other side, and inputs to nothing."""
     model, images = two_layers(bits=6)
     before = copy.deepcopy(model.state_dict())
-    settings = replace(RECIPE, iterations=1, rate=1e4, input_rate=100.0)
+    settings = BRECQ(iterations=1, batch_size=8, rate=1e4, input_rate=100.0)
     results = learn_rounding_(model, ["0", "2"], images, settings=settings, seed=0)
     assert [result.kept for result in results] == [False, False]
     assert all(result.learned > result.nearest for result in results)
@@ -222,7 +220,8 @@ def test_outputs_with_larger_fisher_weight_are_reconstructed_better() -> None:
     """With Fisher's weights, the error that is compared and reported is the weighted one."""
     model, images = two_layers()
     exact = full_precision(model)
-    (result,) = learn_rounding_(model, ["2"], images, settings=replace(RECIPE, fisher=True, iterations=1), seed=5)
+    settings = BRECQ(iterations=1, batch_size=8, input_rate=0.0, fisher=True)
+    (result,) = learn_rounding_(model, ["2"], images, settings=settings, seed=5)
     plain, _ = two_layers()
     square = (outputs(plain, "2", images) - outputs(exact, "2", images)).square()
     assert result.nearest != pytest.approx(float(square.mean()), rel=1e-3)
