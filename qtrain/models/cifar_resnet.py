@@ -156,9 +156,6 @@ class CifarResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def get_classifier(self) -> nn.Module:
-        return self.linear
-
     def reset_classifier(self, num_classes: int, global_pool: str = "avg") -> None:
         """A fresh head for ``num_classes``; 0 leaves the pooled features (N, num_features)."""
         self.num_classes = num_classes

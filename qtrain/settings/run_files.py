@@ -18,10 +18,7 @@ SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 
 STUDENT = "student.safetensors"
-"""A student, packed: what its cost counts, and how its network is built. :mod:`qtrain.export` reads it."""
-
-LATENT = "student.ckpt"
-"""The student's state dict with the weights that training moves, in floating point, for further training."""
+"""A trained student's parameters, scales and code ranges, under the names of its state dict."""
 
 STAGES = "stages"
 """Folder of what each stage of a run keeps."""

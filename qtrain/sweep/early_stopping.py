@@ -6,8 +6,8 @@ So it judges a trial that another command has begun as the one it knows, and can
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
@@ -19,18 +19,10 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial as RayTrial
 
 
-@dataclass(frozen=True)
-class Known:
+class Known(NamedTuple):
     """What a rule may look at of a trial."""
 
     trial_id: str
-
-
-class Alone:
-    """What a rule may look at of Ray's loop: no trial that waits, for which another would have to pause."""
-
-    def get_live_trials(self) -> list[RayTrial]:
-        return []
 
 
 @final
@@ -52,7 +44,8 @@ class EarlyStopping(FIFOScheduler):
         super().__init__()  # type: ignore[no-untyped-call]
         self._rule: Any = rule  # which is given less than Ray's types say, and looks at no more
         self._metric, self._name, self._spares = metric, name, spares
-        self._loop = Alone()
+        # What a rule looks at of Ray's loop: no trial waits, for which another would have to pause.
+        self._loop = SimpleNamespace(get_live_trials=list)
         self._known: dict[str, Known] = {}
         self.stopped: set[str] = set()
 

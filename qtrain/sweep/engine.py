@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, final
 
@@ -16,14 +15,13 @@ from ray.tune import Callback, Stopper
 from ray.tune.schedulers import TrialScheduler
 
 from qtrain.pipeline.run_cache import RunCache
-from qtrain.settings.run_settings import Read
 from qtrain.sweep.proposals import METRICS_PREFIX, Proposals
 from qtrain.sweep.run_trial import Proposal, ProposalFields, described, read_trial, reason_of, run_trial
 from qtrain.sweep.running import Display, Running
 from qtrain.sweep.searcher import EPOCHS
 from qtrain.sweep.trial import Status, Trial
 from qtrain.sweep.trial_configs import read_trial_config
-from qtrain.sweep.trial_workers import run_with_workers
+from qtrain.sweep.trial_workers import WorkerSettings, run_with_workers
 from qtrain.utils.signals import SignalNote
 
 if TYPE_CHECKING:
@@ -50,25 +48,6 @@ _STORE = RunCache()
 """What this worker keeps between its trials."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkerSettings:
-    """What all trials of a sweep have in common, and a worker has to know.
-
-    A trial's run is in ``folder/<key>``; ``storage`` is where Ray keeps its own files. ``resources`` are those of each
-    of ``workers`` processes, ``threads`` those of torch in one. ``cwd`` is the driver's, which paths in configs are
-    relative to; ``read`` makes settings of a config.
-    """
-
-    folder: str
-    storage: str
-    resources: dict[str, float]
-    threads: int
-    workers: int
-    max_failures: int
-    cwd: str
-    read: Read
-
-
 class TrialConfig(TypedDict):
     """What Ray gives a worker: the fields of a proposal."""
 
@@ -87,16 +66,7 @@ def train_trial(config: TrialConfig, setting: WorkerSettings) -> None:
         tune.report(told(metrics))
 
     if setting.workers > 1:
-        trial = run_with_workers(
-            settings,
-            proposal,
-            threads=setting.threads,
-            workers=setting.workers,
-            resources=setting.resources,
-            max_failures=setting.max_failures,
-            storage=setting.storage,
-            read=setting.read,
-        )
+        trial = run_with_workers(settings, proposal, setting)
     else:
         trial = run_trial(settings, proposal, report=report, store=_STORE, threads=setting.threads)
     tune.report({**told(trial.metrics), EPOCHS: trial.epochs, "status": trial.status})

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from qtrain.pipeline.load_data import load_data
-from qtrain.pipeline.student_file import load_trained
+from qtrain.pipeline.prepare import trained_student
 from qtrain.settings.run_files import STUDENT
 from qtrain.settings.run_settings import Read, RunSettings
 from qtrain.sweep.initial_trials import is_start
@@ -38,7 +38,7 @@ def evaluate_front(settings: RunSettings, trial_store: TrialStore, *, read: Read
         folder = trial_store.runs / trial.key
         run = read(read_trial_config(folder, name=trial.id, knobs=trial.knobs)).fits[-1]
         data = load_data(run)
-        top1 = evaluate(load_trained(run, folder / STUDENT)[1], data.test_dataloader(), device)["top1"]
+        top1 = evaluate(trained_student(run, folder / STUDENT, data).student, data.test_dataloader(), device)["top1"]
         trial_store.write(replace(trial, metrics={**trial.metrics, TEST: top1}))
 
 

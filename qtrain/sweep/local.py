@@ -26,13 +26,7 @@ class LocalSearcher(PointSearcher):
     """
 
     def __init__(
-        self,
-        space: Space,
-        settings: LocalSearch,
-        *,
-        objectives: Objectives,
-        seed: int,
-        start: Sequence[Given] = (),
+        self, space: Space, settings: LocalSearch, *, objectives: Objectives, seed: int, start: Sequence[Given] = ()
     ) -> None:
         super().__init__(space)
         self._settings, self._objectives, self._seed = settings, objectives, seed

@@ -189,12 +189,7 @@ class OptunaSearcher(PointSearcher):
     """
 
     def __init__(
-        self,
-        space: Space,
-        sampler: optuna.samplers.BaseSampler,
-        *,
-        objectives: Objectives,
-        start: Sequence[Given] = (),
+        self, space: Space, sampler: optuna.samplers.BaseSampler, *, objectives: Objectives, start: Sequence[Given] = ()
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         super().__init__(space)

@@ -61,11 +61,7 @@ def start_ray(settings: RunSettings) -> bool:
         return True
     places: dict[str, float] = {} if settings.sweep.parallel is None else {TRIAL: settings.sweep.parallel}
     ray.init(
-        address="local",
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        resources=places,
-        **quiet,
+        address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, resources=places, **quiet
     )
     return True
 

@@ -30,6 +30,7 @@ from qtrain.sweep.search_log import SearchLog
 from qtrain.sweep.space import Space
 from qtrain.sweep.trial_configs import TrialConfigs
 from qtrain.sweep.trial_store import TrialStore
+from qtrain.sweep.trial_workers import WorkerSettings
 from qtrain.utils.errors import RunInterruptedError
 
 log = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ def _run_trials(
             record=record,
             end=end,
             place=place,
-            setting=engine.WorkerSettings(
+            setting=WorkerSettings(
                 folder=str(trial_store.runs),
                 storage=str(storage),
                 resources=resources,

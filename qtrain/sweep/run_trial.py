@@ -110,13 +110,8 @@ class EpochReport(pl.Callback):
         self, *, settings: RunSettings, report: Reporter, record: TrialRecord, epochs: float, start: Position
     ) -> None:
         super().__init__()
-        self._settings, self._report, self._record, self._epochs, self._start = (
-            settings,
-            report,
-            record,
-            epochs,
-            start,
-        )
+        self._settings, self._report, self._record = settings, report, record
+        self._epochs, self._start = epochs, start
         self._began = self._val_began = 0.0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

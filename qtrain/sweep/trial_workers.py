@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,27 @@ from qtrain.sweep.trial import Trial
 from qtrain.sweep.trial_configs import read_trial_config
 
 
-def run_with_workers(
-    settings: RunSettings,
-    proposal: Proposal,
-    *,
-    threads: int,
-    workers: int,
-    resources: Mapping[str, float],
-    max_failures: int,
-    storage: str,
-    read: Read,
-) -> Trial:
-    """As ``run_trial`` in ``workers`` processes on one machine, each with ``resources``; they report by themselves.
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """What all trials of a sweep have in common, and a worker has to know.
+
+    A trial's run is in ``folder/<key>``; ``storage`` is where Ray keeps its own files. ``resources`` are those of each
+    of ``workers`` processes, ``threads`` those of torch in one. ``cwd`` is the driver's, which paths in configs are
+    relative to; ``read`` makes settings of a config.
+    """
+
+    folder: str
+    storage: str
+    resources: dict[str, float]
+    threads: int
+    workers: int
+    max_failures: int
+    cwd: str
+    read: Read
+
+
+def run_with_workers(settings: RunSettings, proposal: Proposal, setting: WorkerSettings) -> Trial:
+    """As ``run_trial`` in several processes on one machine, which report by themselves.
 
     Processes that die are replaced, up to ``max_failures`` times, and go on from the run's resume points.
     """
@@ -39,34 +48,34 @@ def run_with_workers(
     if read_trial(folder) is None:
         TorchTrainer(
             _work,
-            train_loop_config={"proposal": vars(proposal), "folder": str(folder), "threads": threads, "read": read},
+            # Plain values: a process reads them before it knows its rank, which Lightning asks for when it is imported.
+            train_loop_config={"proposal": vars(proposal), "folder": str(folder), "setting": vars(setting)},
             scaling_config=ScalingConfig(
-                num_workers=workers,
-                use_gpu=bool(resources.get("GPU")),
-                resources_per_worker=dict(resources),
+                num_workers=setting.workers,
+                use_gpu=bool(setting.resources.get("GPU")),
+                resources_per_worker=setting.resources,
                 placement_strategy="STRICT_PACK",
             ),
             run_config=RunConfig(
                 name=f"{proposal.key}-{time.time_ns()}",  # a former attempt of that name would be restored
-                storage_path=storage,
+                storage_path=setting.storage,
                 callbacks=[TuneReportCallback()],  # type: ignore[list-item]
-                failure_config=FailureConfig(max_failures=max_failures),
+                failure_config=FailureConfig(max_failures=setting.max_failures),
             ),
         ).fit()
-    return run_trial(
-        settings, proposal, report=lambda metrics: None, store=RunCache(), threads=threads
-    )  # only tells of its end
+    # Only tells of its end.
+    return run_trial(settings, proposal, report=lambda metrics: None, store=RunCache(), threads=setting.threads)
 
 
 def _work(config: dict[str, Any]) -> None:
     """One of the processes. Ray Train has set RANK, LOCAL_RANK and the others, and has joined them in a group."""
-    proposal = Proposal(**config["proposal"])
+    proposal, setting = Proposal(**config["proposal"]), WorkerSettings(**config["setting"])
     # The variables are torchrun's; with its name for the launch Lightning and the run's lock know what they mean.
     os.environ.setdefault("TORCHELASTIC_RUN_ID", proposal.key)
-    settings = config["read"](read_trial_config(Path(config["folder"]), name=proposal.id, knobs=proposal.knobs))
+    settings = setting.read(read_trial_config(Path(config["folder"]), name=proposal.id, knobs=proposal.knobs))
     leads = ray_train.get_context().get_world_rank() == 0
 
     def report(metrics: dict[str, float]) -> None:
         ray_train.report({**metrics, "metrics": dict(metrics)})
 
-    run_trial(settings, proposal, report=report, store=RunCache(), threads=config["threads"], leads=leads)
+    run_trial(settings, proposal, report=report, store=RunCache(), threads=setting.threads, leads=leads)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from qtrain.settings.run_files import STUDENT, TRIALS
 from qtrain.settings.run_identity import recorded
 from qtrain.settings.run_settings import RunSettings
-from qtrain.sweep.pareto import Objectives, front
-from qtrain.sweep.trial import Trial, read_trials
+from qtrain.sweep.sweep_results import RUNS, SweepResults
+from qtrain.sweep.trial import Trial
 from qtrain.tracking.run_tracking import student_name
 from qtrain.tracking.wandb_client import named_knobs
 from qtrain.tracking.wandb_run import WandbRun
@@ -19,45 +18,31 @@ PAGE_FILES = ("*.html", "*.png", "*.csv", "*.yaml", TRIALS, "front/*.yaml")
 """Files of a sweep's folder that make up its report."""
 
 
-def log_sweep(
-    run: WandbRun,
-    folder: Path,
-    *,
-    name: str,
-    objectives: Objectives,
-    student: Callable[[Trial], tuple[str, Path]],
-) -> None:
-    """Tell ``run`` of the sweep in ``folder``, whose artifacts bear its ``name``; the run is left open.
+def log_sweep(run: WandbRun, sweep: SweepResults, *, name: str, student: Callable[[Trial], tuple[str, Path]]) -> None:
+    """Tell ``run`` of ``sweep``, whose artifacts bear its ``name``; the run is left open.
 
     The tables ``trials`` and ``pareto``; the models of the front, each by itself as the artifact that its trial made,
     which ``student`` gives (name and file), so that W&B shows which runs the sweep chose; all of them together; and the
     report: page, pictures, and the files of trials and front.
     """
-    trials = read_trials(folder)
-    best = front(trials, objectives)
+    folder = sweep.folder
     run.replay(())  # it has no curves
-    run.summarize({**Counter(trial.status for trial in trials), "front": len(best), **_best(best, objectives)})
-    run.log_table("trials", [_row(trial) for trial in trials])
-    run.log_table("pareto", [_row(trial) for trial in best])
+    run.summarize(sweep.totals)
+    run.log_table("trials", [_row(trial) for trial in sweep.trials])
+    run.log_table("pareto", [_row(trial) for trial in sweep.front])
     models: dict[str, Path] = {}
-    for number, trial in enumerate(best):
+    for number, trial in enumerate(sweep.front):
         artifact, file = student(trial)
         if file.is_file():
             run.use_files({file.name: file}, name=artifact, kind="model")
             models[f"{number}-{trial.id}{file.suffix}"] = file
     if models:
-        run.keep_files(models, name=f"front-{name}", kind="model", about={trial.id: trial.metrics for trial in best})
+        about = {trial.id: trial.metrics for trial in sweep.front}
+        run.keep_files(models, name=f"front-{name}", kind="model", about=about)
     pages = [path for pattern in PAGE_FILES for path in sorted(folder.glob(pattern))]
     if pages:
         files = {path.relative_to(folder).as_posix(): path for path in pages}
         run.keep_files(files, name=f"sweep-{name}", kind="report")
-
-
-def _best(trials: Iterable[Trial], objectives: Objectives) -> dict[str, float]:
-    """The best value of each objective, by ``best/<metric>``."""
-    found = {name: [trial.metrics[name] for trial in trials] for name in objectives}
-    pick = {"max": max, "min": min}
-    return {f"best/{name}": pick[way](found[name]) for name, way in objectives.items() if found[name]}
 
 
 def _row(trial: Trial) -> dict[str, object]:
@@ -66,11 +51,9 @@ def _row(trial: Trial) -> dict[str, object]:
     return {**head, **trial.metrics, **knobs, "key": trial.key, "overrides": " ".join(trial.overrides)}
 
 
-def tell_sweep(settings: RunSettings, folder: Path, runs: Path, objectives: Objectives) -> None:
-    """Log what came of the sweep ``settings`` in ``folder``, as a run of its own in the group of its trials.
-
-    ``runs`` is the folder of their runs, each named by its trial's key.
-    """
+def tell_sweep(settings: RunSettings, sweep: SweepResults) -> None:
+    """Log what came of ``sweep``, of the config ``settings``, as a run of its own in the group of its trials."""
+    folder, runs = sweep.folder, sweep.folder / RUNS
     for chosen in settings.logger.values():
         if chosen.target is not WandbRun:
             continue
@@ -81,7 +64,7 @@ def tell_sweep(settings: RunSettings, folder: Path, runs: Path, objectives: Obje
         def student(trial: Trial) -> tuple[str, Path]:
             return student_name(settings.experiment, runs / trial.key), runs / trial.key / STUDENT
 
-        log_sweep(run, folder, name=group, objectives=objectives, student=student)
+        log_sweep(run, sweep, name=group, student=student)
         run.finalize("success")
 
 

@@ -18,19 +18,24 @@ OF_THE_RUN = ("model", "data", "quantize", "experiment", "seed")
 def run(settings: RunSettings) -> Metrics:
     """Evaluate the weights of ``model.weights``, or the student of ``checkpoint``; accuracies are in percent.
 
-    ``checkpoint=RUN_FOLDER``, or the ``student.safetensors`` in it, evaluates that run's student on the run's own test
-    images; ``checkpoint=FILE``, a student's file anywhere else, on those of ``data``. The result is ``top1``. Otherwise
-    the weights are evaluated in full precision, and the result is ``fp_top1``; task=calibrate quantizes them.
+    ``checkpoint=RUN_FOLDER``, or the ``student.safetensors`` in it, evaluates that run's student as it was trained;
+    model, quantizers and data are then those of the run, and the result is ``top1``. Otherwise the weights are
+    evaluated in full precision, and the result is ``fp_top1``; task=calibrate quantizes them.
     """
     if settings.checkpoint is None:
         return evaluate_weights(settings)
-    path = Path(settings.checkpoint)
-    file = path / STUDENT if path.is_dir() else path
-    if not file.is_file():
-        raise ConfigError(
-            f"checkpoint: there is no file {file}; give a student.safetensors, or the folder of a finished run, for "
-            "instance outputs/quickstart/w4a4-distill"
-        )
-    if (file.parent / CONFIG).is_file():
-        settings = settings.with_sections(read_run(file.parent, settings).fits[-1], *OF_THE_RUN)
-    return evaluate_student(settings, file)
+    folder = _run_folder(settings.checkpoint)
+    trained = read_run(folder, settings).fits[-1]
+    return evaluate_student(settings.with_sections(trained, *OF_THE_RUN), folder)
+
+
+def _run_folder(checkpoint: str) -> Path:
+    path = Path(checkpoint)
+    folder = path.parent if path.is_file() else path
+    for name in (CONFIG, STUDENT):
+        if not (folder / name).is_file():
+            raise ConfigError(
+                f"checkpoint: {checkpoint} is no finished run: {folder / name} is not there; give the folder of a run, "
+                "for instance outputs/quickstart/w4a4-distill"
+            )
+    return folder

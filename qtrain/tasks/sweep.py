@@ -38,5 +38,5 @@ def run(settings: RunSettings, overrides: Sequence[str] = ()) -> dict[str, float
         f"\n{spent.counted()}; {spent.epochs:g} epochs, full training of all {spent.full_epochs:g} ({spent.share:.0%})"
     )
     print(f"sweep: {write_sweep_report(trial_store.folder, as_experiment=as_experiment)}")
-    tell_sweep(settings, trial_store.folder, trial_store.runs, trial_store.objectives)
+    tell_sweep(settings, sweep)
     return sweep.totals

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from qtrain.config.compose import compose
 from qtrain.pipeline import train
@@ -18,7 +19,6 @@ from qtrain.sweep.inherit_stages import inherit_stages
 from qtrain.sweep.population import PopulationSearcher
 from qtrain.sweep.search import Population
 from qtrain.sweep.space import Space
-from tests.helpers.latent import latent_state
 
 TINY = """
     trainer=cpu data.max_train=128 data.max_test=32 data.val_fraction=0.25 model=cifar_resnet8 model.width=0.25
@@ -84,13 +84,13 @@ def test_who_follows_equals_the_run_of_all_its_stages(tmp_path: Path, monkeypatc
     train.train(config(cache, child, both), keep_last=True)
     assert begun == ["g2"], "the parent's stage is not trained again"
 
-    one, other = (latent_state(folder) for folder in (alone, child))
+    one, other = (load_file(folder / "student.safetensors") for folder in (alone, child))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert rows(alone) == rows(child)
     assert [row["epoch"] for row in rows(child) if row["split"] == "val"] == [0, 1]
     bits = {name: int(t) for name, t in one.items() if name.endswith("conv1.weight_quantizer.bits")}
-    before = {n: int(t) for n, t in latent_state(parent).items() if n in bits}
+    before = {n: int(t) for n, t in load_file(parent / "student.safetensors").items() if n in bits}
     assert bits != before, "bits have changed while it trained"
     assert sorted(path.parent.name for path in child.rglob(STATE)) == ["1-g1", "2-g2"], "and it may be followed itself"
     states = [next(folder.rglob(f"1-g1/{STATE}")) for folder in (parent, child)]

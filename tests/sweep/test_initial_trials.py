@@ -14,11 +14,7 @@ from qtrain.sweep.initial_trials import is_start
     ("id", "knobs", "expected"),
     [
         ("0001", {"widths.layer1.0": 4, "widths.layer2.0": 4, "lr": 0.1}, True),
-        (
-            "0002",
-            {"widths.layer1.0": 4, "widths.layer2.0": 4, "lr": 0.1},
-            True,
-        ),  # in place of one left out
+        ("0002", {"widths.layer1.0": 4, "widths.layer2.0": 4, "lr": 0.1}, True),  # in place of one left out
         ("0003", {"widths.layer1.0": 4, "widths.layer2.0": 4, "lr": 0.1}, False),
         ("0001", {"widths.layer1.0": 4, "widths.layer2.0": 2, "lr": 0.1}, False),
         ("0001", {"widths.layer1.0": 4, "widths.layer2.0": 4, "lr": 0.2}, False),

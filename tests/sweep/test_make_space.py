@@ -85,10 +85,7 @@ def test_null_takes_a_knob_away(data: VisionData) -> None:
         (None, r"sweep\.space: the space is empty"),
         ({"lr": 0.1}, r"sweep\.space\.lr: must be a list of values, a mapping of labels to overrides, or a knob"),
         ({"lr": []}, r"sweep\.space\.lr: Choice: options must not be empty"),
-        (
-            {"course": {"plain": "fit.epochs=2"}},
-            r"sweep\.space\.course: Bundle: options\.plain must be a list",
-        ),
+        ({"course": {"plain": "fit.epochs=2"}}, r"sweep\.space\.course: Bundle: options\.plain must be a list"),
         (
             {"lr": {"_target_": "qtrain.schedules.constant.Constant", "value": 1}},
             r"sweep\.space\.lr: must be a list of values",

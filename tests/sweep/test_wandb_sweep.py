@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from qtrain.sweep.trial import Trial, append_trial
+from qtrain.sweep.sweep_results import SweepResults
+from qtrain.sweep.trial import Trial, append_trial, read_trials
 from qtrain.sweep.wandb_sweep import log_sweep
 from qtrain.tracking.wandb_client import run_id
 from qtrain.tracking.wandb_run import WandbRun
@@ -44,7 +45,8 @@ def log(folder: Path) -> None:
     def student(trial: Trial) -> tuple[str, Path]:
         return f"student-{trial.key}", folder / "trials" / trial.key / "student.bin"
 
-    log_sweep(run, folder, name="bits", objectives=OBJECTIVES, student=student)  # type: ignore[arg-type]
+    sweep = SweepResults(folder, {}, read_trials(folder), OBJECTIVES)  # type: ignore[arg-type]
+    log_sweep(run, sweep, name="bits", student=student)
     run.finalize("success")
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from qtrain.config.compose import compose
 from qtrain.pipeline.summary import read_summary
 from qtrain.spec import Batch
+from qtrain.sweep.sweep_results import read_sweep
 from qtrain.sweep.trial import Trial, append_trial
 from qtrain.sweep.wandb_sweep import sweep_group, tell_sweep
 from qtrain.tasks import train
@@ -122,7 +123,7 @@ def test_sweep_is_logged_in_the_group_of_its_trials(wandb_client: None, tmp_path
     student = folder / "trials" / "ka" / "student.safetensors"
     student.parent.mkdir(parents=True)
     student.write_bytes(b"weights")
-    tell_sweep(cfg, folder, folder / "trials", {"top1": "max", "size_bytes": "min"})
+    tell_sweep(cfg, read_sweep(folder))
     found = recorded(folder)
     assert (found.group, found.job_type) == (sweep_group(cfg.plain, folder), "sweep")
     assert found.group == (cfg.name or cfg.experiment)
