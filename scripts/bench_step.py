@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from qtrain.config.compose import compose
 from qtrain.convert.calibrate import calibrate
 from qtrain.convert.layers import find_layers
-from qtrain.distillation.cached_teacher import CachedTeacher
-from qtrain.distillation.hard import Hard
-from qtrain.distillation.logit_format import Full
-from qtrain.distillation.objective import Objective
+from qtrain.distill.cached_teacher import CachedTeacher
+from qtrain.distill.hard import Hard
+from qtrain.distill.logit_format import Full
+from qtrain.distill.objective import Objective
 from qtrain.functional import random
 from qtrain.models.taps import feature_shapes
 from qtrain.models.teacher import FrozenTeacher, Teacher

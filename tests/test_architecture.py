@@ -16,7 +16,7 @@ FLOORS: dict[str, int] = {
     "spec": 0, "settings": 0, "functional": 0, "storage": 0, "utils": 0,
     "quantizers": 1, "observers": 1, "schedules": 1,
     "nn": 2, "models": 2,
-    "convert": 3, "distillation": 3, "synthesis": 3, "costs": 3, "data": 3,
+    "convert": 3, "distill": 3, "synthesis": 3, "cost": 3, "data": 3,
     "allocate": 4, "export": 4, "ptq": 4,
     "tracking": 5,
     "training": 6,
@@ -24,7 +24,7 @@ FLOORS: dict[str, int] = {
     "sweep": 8,
     "report": 9,
     "config": 10,
-    "api": 11, "tasks": 11,
+    "tasks": 11,
     "run_task": 12,
     "cli": 13, "__main__": 14,
 }  # fmt: skip

@@ -19,9 +19,9 @@ from qtrain.allocate.uniform import Uniform
 from qtrain.config.compose import compose
 from qtrain.convert.plan import Policy
 from qtrain.data.base import VisionData
-from qtrain.distillation.base import Term
-from qtrain.distillation.logit_format import LogitFormat
-from qtrain.distillation.objective import Objective
+from qtrain.distill.base import Term
+from qtrain.distill.logit_format import LogitFormat
+from qtrain.distill.objective import Objective
 from qtrain.observers.base import Observer
 from qtrain.pipeline.stages import stages_of
 from qtrain.ptq.rounding.base import Rounding

@@ -14,12 +14,12 @@ from types import ModuleType
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from qtrain.config.compose import AD_HOC, compose
 from qtrain.run_task import run_task
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import StepOutputs
-from tests.helpers.latent import latent_state
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^ *```(?:python|yaml)\n(?P<text>.*?)^ *```", flags=re.MULTILINE | re.DOTALL)
@@ -90,7 +90,7 @@ def test_the_quantizer_is_known_to_conversion_cost_checkpoint_and_training(in_pl
     assert summary["top1"] == metrics["top1"] and summary["quantizer"] == "shift"
     convolution = summary["layers"][1]
     assert convolution["weight_storage_bits"] == convolution["weights"] * 4 + 32, "cost read it off the stored tensor"
-    state = latent_state(tmp_path / AD_HOC / "mine")
+    state = load_file(tmp_path / AD_HOC / "mine" / "student.safetensors")
     scales = [tensor for name, tensor in state.items() if name.endswith("weight_quantizer.scale")]
     assert len(scales) == 8 and all(scale.log2() == scale.log2().round() for scale in scales)
     again = [*overrides, "task=evaluate", f"checkpoint={tmp_path / AD_HOC / 'mine'}"]

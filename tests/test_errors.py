@@ -66,10 +66,7 @@ WRONG = {
         ["quantize.fold=befor"],
         "quantize.fold: must be one of none, before, training, got 'befor'; did you mean 'before'?",
     ),
-    "unknown rounding": (
-        ["rounding@quantize.rounding=adaroun"],
-        "there is no such rounding; did you mean 'adaround'?",
-    ),
+    "unknown rounding": (["rounding@quantize.rounding=adaroun"], "there is no such rounding; did you mean 'adaround'?"),
     "a typo in a stage": (["+stages.a=['fit.epoch=3']"], "stages.a: unknown key 'fit.epoch'; did you mean"),
     "a stage of another seed": (["+stages.a=['seed=3']"], "stages.a: changes seed, which all stages of a run share"),
     "no equals sign": (["seed"], "Error parsing override 'seed'"),
@@ -138,10 +135,7 @@ RUN_INTO = {
         r"fit\.freeze\.layers: pattern 'nowhere\*' matches no layer with a weight",
     ),
     "a sweep over nothing": (["task=sweep"], r"sweep\.space: the space is empty, .* add a knob"),
-    "a knob that is no knob": (
-        ["task=sweep", "+sweep.space.lr=0.1"],
-        r"sweep\.space\.lr: must be a list of values",
-    ),
+    "a knob that is no knob": (["task=sweep", "+sweep.space.lr=0.1"], r"sweep\.space\.lr: must be a list of values"),
     "a direction that is none": (
         ["task=sweep", "+sweep.space.seed=[1]", "sweep.objectives.top1=up"],
         r"sweep\.objectives\.top1: must be max or min, got 'up'",

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from qtrain.config.compose import compose
 from qtrain.run_task import run_task
 from qtrain.settings.conf_dir import conf_dir
-from tests.helpers.latent import latent_state
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
@@ -136,10 +136,8 @@ def test_recipe_runs_on_digits(experiment: str, cache: Path, tmp_path: Path, mon
 
 def assert_all_weights_are_powers_of_two(folder: Path) -> None:
     """After INQ's last step no layer's weight, first and last included, is anything but 0 or a power of two."""
-    (path,) = folder.rglob("student.ckpt")
-    weights = {
-        name: tensor for name, tensor in latent_state(path.parent).items() if re.search(r"(conv\d|fc)\.weight$", name)
-    }
+    (path,) = folder.rglob("student.safetensors")
+    weights = {name: tensor for name, tensor in load_file(path).items() if re.search(r"(conv\d|fc)\.weight$", name)}
     assert len(weights) > 5
     for name, weight in weights.items():
         mantissa, _ = torch.frexp(weight[weight != 0].abs())

@@ -17,12 +17,7 @@ class Uniform:
     """
 
     def __init__(
-        self,
-        *,
-        weight: int,
-        input: int,
-        first: LayerBits | None = None,
-        last: LayerBits | None = None,
+        self, *, weight: int, input: int, first: LayerBits | None = None, last: LayerBits | None = None
     ) -> None:
         self.rest = checked("Uniform: ", LayerBits(weight, input))
         self.first = checked("Uniform: first.", first or self.rest)

@@ -53,7 +53,7 @@ def load_weights(model: nn.Module, path: str | Path, *, reset_head: bool = False
         other_head = all(key.startswith(head_names(model)) for key in (*missing, *unexpected, *reshaped))
         remedy = "set reset_head=true to take all but the head" if other_head else "check the model's name and options"
         raise ValueError(f"load_weights: {path} does not fit {type(model).__name__}: {parts}; {remedy}")
-    model.load_state_dict(state, strict=False)  # only counters may be missing
+    model.load_state_dict(state)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

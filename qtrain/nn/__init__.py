@@ -12,12 +12,4 @@ QuantWeighted = QuantConv | QuantConvTranspose | QuantEmbedding | QuantLinear
 QuantLayer = QuantWeighted | Operand
 """Any place where conversion puts quantizers; for type hints and ``isinstance``."""
 
-__all__ = [
-    "Operand",
-    "QuantConv",
-    "QuantConvTranspose",
-    "QuantEmbedding",
-    "QuantLayer",
-    "QuantLinear",
-    "QuantWeighted",
-]
+__all__ = ["Operand", "QuantConv", "QuantConvTranspose", "QuantEmbedding", "QuantLayer", "QuantLinear", "QuantWeighted"]

@@ -23,10 +23,10 @@ class FoldedWeight(nn.Module):
     so that rounding does not jitter with each batch. This is the correction of Krishnamoorthi 2018 (arXiv 1806.08342,
     §3.2.2), which has the running statistics in the weight and their ratio to the batch's on the output: dividing the
     weight divides the output. The gradient reaches ``gamma`` as it does there. ``norm`` is read, not owned, so its
-    state keeps its one name in the model. With ``merged`` the layer's weight is ``g W`` already, as it is stored.
+    state keeps its one name in the model.
     """
 
-    def __init__(self, *, norm: _BatchNorm, merged: bool = False) -> None:
+    def __init__(self, *, norm: _BatchNorm) -> None:
         super().__init__()
         if norm.running_var is None:
             raise ValueError(
@@ -34,15 +34,10 @@ class FoldedWeight(nn.Module):
             )
         self._norm = (norm,)  # in a tuple, which hides it from the state dict and not from a deep copy
         self._held: Tensor | None = None
-        self.merged = merged
-
-    @property
-    def norm(self) -> _BatchNorm:
-        return self._norm[0]
 
     def forward(self, weight: Tensor) -> Tensor:
         """``g W``: what is quantized, (O, I, ...)."""
-        return weight if self.merged else weight * self._factor(weight)
+        return weight * self._factor(weight)
 
     def restore(self, weight: Tensor) -> Tensor:
         """``W / g``: what is convolved."""

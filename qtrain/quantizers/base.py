@@ -8,7 +8,7 @@ the input are those of the output.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Set
 from typing import ClassVar, Literal, Protocol, final
 
 import torch
@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from qtrain.functional.affine import code_range, quantize
 from qtrain.spec import Granularity, Observed, QuantSpec
 from qtrain.storage.affine import AffineTensor
-from qtrain.storage.base import FloatPart, NumberPart, QTensor
-from qtrain.storage.bits import Bits
+from qtrain.storage.base import QTensor
 
 Served = Literal["weight", "input"]
 CodeRange = Callable[[int, bool], tuple[int, int]]
@@ -46,11 +45,6 @@ def index_range(bits: int, signed: bool) -> tuple[int, int]:
     return 0, 2**bits - 1
 
 
-def float_parts(**state: Tensor | None) -> dict[str, NumberPart]:
-    """``state`` as a quantizer stores it, without what it does not have."""
-    return {name: FloatPart(tensor.detach()) for name, tensor in state.items() if tensor is not None}
-
-
 class Quantizer(nn.Module, ABC):
     """Base of all quantizers. Subclasses are final and implement the four abstract methods.
 
@@ -74,8 +68,6 @@ class Quantizer(nn.Module, ABC):
     code_low: Tensor
     code_high: Tensor
     initialized: Tensor
-    made_by: MakeQuantizer | None = None
-    """The constructor that conversion called, for a student's file to name."""
 
     def __init__(self, *, spec: QuantSpec, granularity: Granularity, codes: CodeRange = full_range) -> None:
         super().__init__()
@@ -116,26 +108,11 @@ class Quantizer(nn.Module, ABC):
         """Fill the state in place from what an observer saw, and mark it ``initialized``."""
 
     @abstractmethod
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        """What a deployed model stores of an input's quantizer (scales, zero points), as views of the live tensors.
-
-        With the constructor's options, bits and sign they make the quantizer again. What is computed from the input at
-        hand, or follows from bits and sign, is not among them. A weight is stored by :meth:`quantize` instead.
-        """
-
-    @final
     def storage_bits(self) -> int:
-        """Bits of :meth:`stored_state`, which is all that is stored of an input."""
-        return sum(part.nbits for part in self.stored_state().values())
+        """Bits of the decoding state (scales, zero points) that a deployed model stores with this quantizer.
 
-    @final
-    @torch.no_grad()
-    def load_state_(self, stream: Bits) -> None:
-        """Fill the state in place from the bits of :meth:`stored_state`, one part after the other."""
-        for part in self.stored_state().values():
-            values, stream = part.read(stream)
-            part.values.copy_(values)
-        self.initialized.fill_(True)
+        An input has no other storage. State that is computed from the input itself counts 0.
+        """
 
     @final
     def set_range_(self, *, bits: int, signed: bool) -> None:

@@ -40,9 +40,7 @@ def legend_below(axes: Axes) -> None:
 
 
 def add_labels(
-    axes: Axes,
-    labels: Sequence[tuple[str, float, float, str]],
-    markers: Sequence[tuple[float, float, float]] = (),
+    axes: Axes, labels: Sequence[tuple[str, float, float, str]], markers: Sequence[tuple[float, float, float]] = ()
 ) -> None:
     """Write each (text, x, y, color) close to its point; adjustText moves labels off each other and off ``markers``.
 

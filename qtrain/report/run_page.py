@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from qtrain.costs.count import OUTSIDE_LAYERS
+from qtrain.cost.count import OUTSIDE_LAYERS
 from qtrain.data.image_grid import PICTURE
 from qtrain.pipeline.summary import Run, RunSummary, gather
 from qtrain.report.chart import spec

@@ -11,15 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from qtrain.spec.granularity import (
-    Granularity,
-    PerBlock,
-    PerChannel,
-    PerGroup,
-    PerSample,
-    PerTensor,
-    PerToken,
-)
+from qtrain.spec.granularity import Granularity, PerBlock, PerChannel, PerGroup, PerSample, PerTensor, PerToken
 
 __all__ = [
     "FULL_PRECISION",
@@ -73,7 +65,6 @@ class DataInfo:
     """Facts of a dataset that a model and a report need.
 
     ``mean`` and ``std`` are per channel, in units of pixel value / 255. ``kind`` is ``resident`` or ``streaming``.
-    ``classes`` are the names of the classes in order, empty where they have none.
     """
 
     name: str
@@ -86,7 +77,6 @@ class DataInfo:
     val_size: int
     test_size: int
     kind: str
-    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

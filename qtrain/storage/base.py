@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, final
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,10 +83,6 @@ class FloatPart(Part):
         return values.reshape(self.values.shape), stream[self.nbits :]
 
 
-NumberPart = IntegerPart | FloatPart
-"""A part of which each number takes the same bits."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class QTensor(ABC):
     """A quantized tensor: integer codes and what decodes them. Subclasses are final.
@@ -150,15 +145,12 @@ def pack(tensor: QTensor) -> bytes:
     return bits_to_bytes(tensor.write())
 
 
-def unpack(data: bytes | np.ndarray, like: QTensor) -> QTensor:
-    """The tensor that :func:`pack` wrote, like ``like`` in kind and shapes; bytes may be (n,) uint8.
-
-    Raises ``ValueError`` for other lengths.
-    """
+def unpack(data: bytes, like: QTensor) -> QTensor:
+    """The tensor that :func:`pack` wrote, like ``like`` in kind and shapes. Raises ``ValueError`` for other lengths."""
     stream = bytes_to_bits(data)
     try:
         value, rest = like.read(stream)
-    except (RuntimeError, ValueError) as error:
+    except RuntimeError as error:
         raise ValueError(f"unpack: {len(data)} bytes are too few for this tensor; is the file cut off?") from error
     if rest.numel() >= 8 or rest.any():
         raise ValueError(

@@ -136,7 +136,7 @@ class WandbRun(Logger):
     def log_layers(self, layers: Sequence[Mapping[str, Any]]) -> None:
         """Log the table ``allocation``, a row for each of ``layers``, and curves of their bits against their number.
 
-        ``layers`` are rows of :mod:`qtrain.costs.count`.
+        ``layers`` are rows of :mod:`qtrain.cost.count`.
         """
         self._tell(lambda run: log_layers(run, layers))
 

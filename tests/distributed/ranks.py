@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from subprocess import Popen
 
+from safetensors.torch import load_file
 from torch import Tensor
-
-from tests.helpers.latent import latent_state
 
 MAIN = Path(__file__).with_name("rank_main.py")
 
@@ -54,7 +53,7 @@ def student_of(run: Path) -> dict[str, Tensor]:
     """All tensors of the trained student; fails with what the run said where it was refused."""
     for refusal in run.glob("refused-*.txt"):
         raise AssertionError(refusal.read_text())
-    return {name: tensor.double() for name, tensor in latent_state(run).items()}
+    return {name: tensor.double() for name, tensor in load_file(run / "student.safetensors").items()}
 
 
 def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, float]:

@@ -12,8 +12,7 @@ from qtrain.models.factory import create_model
 
 
 @pytest.mark.parametrize(
-    ("layers", "parameters"),
-    [(20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018), (110, 1_727_962)],
+    ("layers", "parameters"), [(20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018), (110, 1_727_962)]
 )
 def test_parameter_counts_of_the_paper(layers: int, parameters: int) -> None:
     # He et al., table 6: 0.27, 0.46, 0.66, 0.85 and 1.7 million; option A adds none.

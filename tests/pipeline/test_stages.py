@@ -17,7 +17,6 @@ from qtrain.pipeline import train
 from qtrain.pipeline.stages import STATE, Stage, stages_of
 from qtrain.run_task import run_task
 from qtrain.utils.errors import ConfigError
-from tests.helpers.latent import latent_state
 
 TINY = """
     trainer=cpu data.max_train=320 data.max_test=64 model=cifar_resnet8 model.width=0.25 fit.epochs=2 data.batch_size=32
@@ -40,8 +39,8 @@ def run(cache: Path, folder: Path, *more: str) -> dict[str, Any]:
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    (path,) = folder.rglob("student.ckpt")
-    return latent_state(path.parent)
+    (path,) = folder.rglob("student.safetensors")
+    return load_file(path)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

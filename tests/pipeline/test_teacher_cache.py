@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from qtrain.config.compose import compose
 from qtrain.models.teacher import FrozenTeacher
 from qtrain.run_task import run_task
 from qtrain.utils.errors import ConfigError
-from tests.helpers.latent import latent_state
 
 TINY = """
     trainer=cpu data.max_train=96 data.max_test=32 model=cifar_resnet8 model.width=0.25 fit.epochs=2 data.batch_size=32
@@ -48,8 +48,8 @@ def run(weights: Path, folder: Path, name: str, *more: str) -> dict[str, Tensor]
     places = [f"output={folder}", f"full_precision.folder={weights}", f"teacher.cache.folder={folder / 'cache'}"]
     overrides = [*TINY, *places, f"name={name}", *more]
     run_task(compose(overrides), overrides)
-    (path,) = folder.rglob(f"{name}/student.ckpt")
-    return latent_state(path.parent)
+    (path,) = folder.rglob(f"{name}/student.safetensors")
+    return load_file(path)
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

@@ -56,14 +56,17 @@ def test_integers_that_do_not_fit_are_refused(value: int) -> None:
         integer_bits(torch.tensor([0, value]), 2, low=-2)
 
 
-@pytest.mark.parametrize(("dtype", "code"), [(torch.float64, ">d"), (torch.float32, ">f"), (torch.float16, ">e")])
+@pytest.mark.parametrize(("dtype", "code"), [(torch.float32, ">f"), (torch.float16, ">e")])
 @given(st.lists(st.floats(width=16, allow_nan=False), max_size=10))
 def test_floats_are_their_ieee_patterns(dtype: torch.dtype, code: str, values: list[float]) -> None:
+    """The order of the 2^w patterns is that of two's complement: the sign bit comes inverted."""
     tensor = torch.tensor(values, dtype=dtype)
     data = bits_to_bytes(float_bits(tensor))
     width = struct.calcsize(code)
     for i, value in enumerate(tensor.tolist()):
-        assert data[i * width : (i + 1) * width] == struct.pack(code, value)
+        expected = bytearray(struct.pack(code, value))
+        expected[0] ^= 0x80
+        assert data[i * width : (i + 1) * width] == bytes(expected)
     assert torch.equal(from_float_bits(bytes_to_bits(data), dtype), tensor)
 
 

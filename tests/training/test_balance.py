@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from qtrain.config.compose import compose
-from qtrain.distillation.attention import Attention
-from qtrain.distillation.hard import Hard
-from qtrain.distillation.objective import Objective
-from qtrain.distillation.soft import Soft
+from qtrain.distill.attention import Attention
+from qtrain.distill.hard import Hard
+from qtrain.distill.objective import Objective
+from qtrain.distill.soft import Soft
 from qtrain.functional.ste import with_penalty
 from qtrain.models.teacher import FrozenTeacher
 from qtrain.run_task import run_task
@@ -29,7 +30,6 @@ from qtrain.tracking.metric_log import MetricLog
 from qtrain.training.callbacks.balance import GradientBalance, balance_of, gradient_norms
 from qtrain.training.module import QATModule
 from qtrain.utils.json_lines import read_metrics
-from tests.helpers.latent import latent_state
 
 
 def network(seed: int) -> nn.Sequential:
@@ -245,11 +245,9 @@ def test_a_killed_run_ends_as_the_undisturbed_one(tmp_path: Path, monkeypatch: p
     def run(folder: str) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
         overrides = [*RUN, f"output={tmp_path / folder}", f"full_precision.folder={tmp_path / 'cache'}"]
         run_task(compose(overrides), overrides)
-        (student,) = (tmp_path / folder).rglob("student.ckpt")
+        (student,) = (tmp_path / folder).rglob("student.safetensors")
         rows = [json.loads(line) for line in (student.parent / "metrics.jsonl").read_text().splitlines()]
-        return latent_state(student.parent), [
-            {k: v for k, v in row.items() if k not in ("time", "images_per_s")} for row in rows
-        ]
+        return load_file(student), [{k: v for k, v in row.items() if k not in ("time", "images_per_s")} for row in rows]
 
     whole, rows = run("whole")
     step = QATModule.training_step

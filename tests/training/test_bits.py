@@ -18,8 +18,8 @@ from qtrain.convert.calibrate import calibrate
 from qtrain.convert.layers import find_layers, quant_layers
 from qtrain.convert.plan import LayerPlan, plan_layers
 from qtrain.convert.swap import swap_layers
-from qtrain.distillation.hard import Hard
-from qtrain.distillation.objective import Objective
+from qtrain.distill.hard import Hard
+from qtrain.distill.objective import Objective
 from qtrain.observers.squared_error import SquaredError
 from qtrain.quantizers.codebook.kmeans import KMeans
 from qtrain.quantizers.codebook.power_of_two import PowerOfTwo
@@ -172,10 +172,7 @@ def powers(*, spec: QuantSpec) -> Incremental:
 METHODS: dict[str, tuple[Any, Any]] = {
     "bits": (LSQ, down),
     "incremental": (powers, list),
-    "random": (
-        partial(Incremental, quantizer=LSQ, share=Plateaus(values=[0.2, 0.6, 1.0]), by="random"),
-        list,
-    ),
+    "random": (partial(Incremental, quantizer=LSQ, share=Plateaus(values=[0.2, 0.6, 1.0]), by="random"), list),
     "oscillation": (
         partial(Oscillation, quantizer=LSQ, dampening=Linear(start=0.0, end=0.1), threshold=0.02, momentum=0.02),
         down,

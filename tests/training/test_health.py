@@ -20,14 +20,7 @@ from qtrain.storage.affine import AffineTensor
 from qtrain.tracking.loggers import JsonlLogger
 from qtrain.tracking.metric_log import MetricLog
 from qtrain.training.callbacks.health import Health
-from qtrain.training.health import (
-    Examination,
-    clipped_fraction,
-    dead_levels,
-    examine,
-    gradient_ratio,
-    symptoms,
-)
+from qtrain.training.health import Examination, clipped_fraction, dead_levels, examine, gradient_ratio, symptoms
 from qtrain.training.resume import ResumePoints
 from qtrain.utils.json_lines import read_metrics
 

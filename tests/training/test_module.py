@@ -17,10 +17,10 @@ from qtrain.convert.calibrate import calibrate
 from qtrain.convert.layers import find_layers
 from qtrain.convert.plan import LayerPlan, plan_layers
 from qtrain.convert.swap import swap_layers
-from qtrain.distillation.hard import Hard
-from qtrain.distillation.hint import Hint
-from qtrain.distillation.objective import Objective
-from qtrain.distillation.soft import Soft
+from qtrain.distill.hard import Hard
+from qtrain.distill.hint import Hint
+from qtrain.distill.objective import Objective
+from qtrain.distill.soft import Soft
 from qtrain.models.factory import create_model
 from qtrain.models.taps import feature_shapes
 from qtrain.models.teacher import FrozenTeacher

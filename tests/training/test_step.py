@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qtrain.distillation.hard import Hard
-from qtrain.distillation.objective import Objective
-from qtrain.distillation.soft import Soft
+from qtrain.distill.hard import Hard
+from qtrain.distill.objective import Objective
+from qtrain.distill.soft import Soft
 from qtrain.training.step import LearningTeacher, StudentStep
 
 

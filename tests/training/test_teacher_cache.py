@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from qtrain.data.digits import Digits
-from qtrain.distillation.cached_teacher import CachedTeacher
-from qtrain.distillation.hard import Hard
-from qtrain.distillation.logit_format import Full, LogitFormat, TopK
-from qtrain.distillation.objective import Objective
-from qtrain.distillation.soft import Soft
+from qtrain.distill.cached_teacher import CachedTeacher
+from qtrain.distill.hard import Hard
+from qtrain.distill.logit_format import Full, LogitFormat, TopK
+from qtrain.distill.objective import Objective
+from qtrain.distill.soft import Soft
 from qtrain.models.factory import create_model
 from qtrain.models.teacher import FrozenTeacher
 from qtrain.schedules.linear import Linear

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from typing import final
 
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from qtrain.functional.affine import require_finite
 from qtrain.functional.binary import plane_range, sign
 from qtrain.functional.ste import scale_gradient, straight_through
-from qtrain.quantizers.base import Quantizer, float_parts
+from qtrain.quantizers.base import Quantizer
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
-from qtrain.storage.base import NumberPart, QTensor
+from qtrain.storage.base import QTensor
 from qtrain.storage.planes import BitPlanes, signed_sum
 
 MOST = 5
@@ -134,8 +134,5 @@ class ABCNet(Quantizer):
                 self.beta[bits - 1, :bits] = step / 2
         self.initialized.fill_(True)
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        if self.shift is None or self.beta is None:
-            return {}
-        used = int(self.bits)
-        return float_parts(shift=self.shift[used - 1, :used], beta=self.beta[used - 1, :used])
+    def storage_bits(self) -> int:
+        return int(self.bits) * math.prod(self.state_shape) * 32

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Literal, final
 
 import torch
@@ -14,7 +13,6 @@ from qtrain.functional.random import keyed_uniform
 from qtrain.functional.ste import straight_through
 from qtrain.quantizers.binary.binary import Binary
 from qtrain.spec import Observed, PerTensor, QuantSpec
-from qtrain.storage.base import NumberPart
 
 
 def probability_of_one(w: Tensor) -> Tensor:
@@ -79,5 +77,5 @@ class BinaryConnect(Binary):
     def calibrate_(self, observed: Observed) -> None:
         self.initialized.fill_(True)
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return {}
+    def storage_bits(self) -> int:
+        return 0 if self.bound is None else 32

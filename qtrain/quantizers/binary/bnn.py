@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import final
 
 from torch import Tensor
 
 from qtrain.functional.ste import sign_ste
-from qtrain.quantizers.base import float_parts
 from qtrain.quantizers.binary.binary import Binary
 from qtrain.spec import Observed, PerTensor, QuantSpec
-from qtrain.storage.base import NumberPart
 
 
 @final
@@ -38,5 +35,5 @@ class BNN(Binary):
         self.center_(observed)
         self.initialized.fill_(True)
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return float_parts(threshold=self.threshold if self.center else None)
+    def storage_bits(self) -> int:
+        return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from typing import Literal, final
 
 import torch
@@ -10,10 +10,8 @@ from torch import Tensor, nn
 
 from qtrain.functional.binary import sign
 from qtrain.functional.ste import straight_through, with_penalty
-from qtrain.quantizers.base import float_parts
 from qtrain.quantizers.binary.binary import Binary
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
-from qtrain.storage.base import NumberPart
 from qtrain.storage.planes import signed_sum
 
 
@@ -82,5 +80,5 @@ class BNNPlus(Binary):
         self.center_(observed)
         self.initialized.fill_(True)
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return float_parts(alpha=self.alpha, threshold=self.threshold if self.center else None)
+    def storage_bits(self) -> int:
+        return 32 * math.prod(self.state_shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from typing import final
 
 import torch
@@ -12,7 +12,6 @@ from qtrain.functional.binary import mean_magnitude, sign
 from qtrain.functional.ste import scale_gradient, straight_through
 from qtrain.quantizers.binary.binary import Binary
 from qtrain.spec import Granularity, Observed, PerChannel, QuantSpec
-from qtrain.storage.base import NumberPart
 from qtrain.storage.planes import signed_sum
 
 
@@ -44,5 +43,5 @@ class BWN(Binary):
     def calibrate_(self, observed: Observed) -> None:
         self.initialized.fill_(True)
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return {}
+    def storage_bits(self) -> int:
+        return 32 * math.prod(self.state_shape)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -11,10 +10,8 @@ from torch import Tensor
 
 from qtrain.functional.binary import mean_magnitude, sign
 from qtrain.functional.ste import straight_through
-from qtrain.quantizers.base import float_parts
 from qtrain.quantizers.binary.binary import Binary
 from qtrain.spec import Granularity, Observed, PerChannel, PerTensor, QuantSpec
-from qtrain.storage.base import NumberPart
 from qtrain.storage.planes import signed_sum
 
 ROUNDING_SHARE = 2.0**-20
@@ -101,5 +98,5 @@ class IRNet(Binary):
         self.center_(observed)
         self.initialized.fill_(True)
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return float_parts(threshold=self.threshold if self.center else None)
+    def storage_bits(self) -> int:
+        return 32 * math.prod(self.state_shape) if self.spec.is_weight else 0

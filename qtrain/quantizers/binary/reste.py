@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -11,10 +10,8 @@ from torch import Tensor
 
 from qtrain.functional.binary import mean_magnitude, sign
 from qtrain.functional.ste import straight_through
-from qtrain.quantizers.base import float_parts
 from qtrain.quantizers.binary.binary import Binary
 from qtrain.spec import Granularity, Observed, PerChannel, PerTensor, QuantSpec
-from qtrain.storage.base import NumberPart
 from qtrain.storage.planes import signed_sum
 
 
@@ -44,13 +41,7 @@ class ReSTE(Binary):
     order: Tensor
 
     def __init__(
-        self,
-        *,
-        spec: QuantSpec,
-        o_end: float = 3.0,
-        near: float = 0.1,
-        reach: float = 1.5,
-        center: bool = True,
+        self, *, spec: QuantSpec, o_end: float = 3.0, near: float = 0.1, reach: float = 1.5, center: bool = True
     ) -> None:
         if not 1 <= o_end < math.inf:
             raise ValueError(f"ReSTE: o_end must be at least 1, got {o_end}; 3 is the paper's, 1 the clipped identity")
@@ -81,5 +72,5 @@ class ReSTE(Binary):
         self.center_(observed)
         self.initialized.fill_(True)
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return float_parts(threshold=self.threshold if self.center else None)
+    def storage_bits(self) -> int:
+        return 32 * math.prod(self.state_shape) if self.spec.is_weight else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -13,7 +12,7 @@ from qtrain.functional.ste import scale_gradient, straight_through
 from qtrain.functional.ternary import mean_above
 from qtrain.quantizers.base import Quantizer
 from qtrain.spec import Observed, PerTensor, QuantSpec
-from qtrain.storage.base import NumberPart, QTensor
+from qtrain.storage.base import QTensor
 from qtrain.storage.codebook import CodebookTensor
 
 
@@ -83,5 +82,5 @@ class TTQ(Quantizer):
         self.negative.copy_(mean_above(w.clamp(max=0), delta).squeeze())
         self.initialized.fill_(True)
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return {}
+    def storage_bits(self) -> int:
+        return 3 * 32

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from typing import final
 
 import torch
@@ -14,7 +14,7 @@ from qtrain.functional.ternary import best_ternary_threshold, mean_above, usual_
 from qtrain.quantizers.base import Quantizer
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
 from qtrain.storage.affine import AffineTensor
-from qtrain.storage.base import NumberPart, QTensor
+from qtrain.storage.base import QTensor
 
 
 def ternary_range(bits: int, signed: bool) -> tuple[int, int]:
@@ -73,5 +73,5 @@ class TWN(Quantizer):
     def calibrate_(self, observed: Observed) -> None:
         self.initialized.fill_(True)
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return {}
+    def storage_bits(self) -> int:
+        return 32 * math.prod(self.state_shape)

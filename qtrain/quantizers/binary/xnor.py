@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -12,10 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from qtrain.functional.ste import sign_ste
-from qtrain.quantizers.base import float_parts
 from qtrain.quantizers.binary.binary import Binary
 from qtrain.spec import Observed, PerTensor, QuantSpec
-from qtrain.storage.base import NumberPart
 
 
 def magnitude_map(x: Tensor, layer: _ConvNd) -> Tensor:
@@ -79,5 +76,5 @@ class XNOR(Binary):
         self.center_(observed)
         self.initialized.fill_(True)
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return float_parts(threshold=self.threshold if self.center else None)
+    def storage_bits(self) -> int:
+        return 0

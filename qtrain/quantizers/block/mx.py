@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from typing import ClassVar, final
 
 import torch
@@ -14,7 +14,7 @@ from qtrain.functional.ste import straight_through
 from qtrain.quantizers.base import Quantizer
 from qtrain.spec import Observed, PerTensor, QuantSpec
 from qtrain.spec.blocks import Blocks
-from qtrain.storage.base import NumberPart, QTensor
+from qtrain.storage.base import QTensor
 from qtrain.storage.microexponents import MicroexponentTensor
 from qtrain.storage.microscaled import power_codes
 
@@ -81,5 +81,8 @@ class MX(Quantizer):
     def calibrate_(self, observed: Observed) -> None:
         self.initialized.fill_(True)
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return {}
+    def storage_bits(self) -> int:
+        if not self.spec.is_weight:
+            return 0
+        shapes = (8, self.blocks), (1, self.pairs)
+        return sum(bits * math.prod(blocks.state_shape(self.spec.shape)) for bits, blocks in shapes)

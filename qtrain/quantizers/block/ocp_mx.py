@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from typing import ClassVar, final
 
 import torch
@@ -14,7 +14,7 @@ from qtrain.functional.ste import straight_through
 from qtrain.quantizers.base import Quantizer, index_range
 from qtrain.spec import Observed, PerTensor, QuantSpec
 from qtrain.spec.blocks import Blocks
-from qtrain.storage.base import NumberPart, QTensor
+from qtrain.storage.base import QTensor
 from qtrain.storage.elements import ELEMENTS, Element
 from qtrain.storage.microscaled import MicroscaledTensor, power_codes
 
@@ -102,5 +102,5 @@ class OcpMx(Quantizer):
     def calibrate_(self, observed: Observed) -> None:
         self.initialized.fill_(True)
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return {}
+    def storage_bits(self) -> int:
+        return 8 * math.prod(self.blocks.state_shape(self.spec.shape)) if self.spec.is_weight else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from typing import ClassVar, final
 
 import torch
@@ -14,7 +14,7 @@ from qtrain.functional.ste import straight_through
 from qtrain.quantizers.base import Quantizer, narrow_range
 from qtrain.spec import Observed, PerTensor, QuantSpec
 from qtrain.spec.blocks import Blocks
-from qtrain.storage.base import NumberPart, QTensor
+from qtrain.storage.base import QTensor
 from qtrain.storage.vector_scaled import VectorScaledTensor
 
 TINY = torch.finfo(torch.float32).tiny
@@ -94,5 +94,8 @@ class VSQ(Quantizer):
         self.choose_sign_(observed)
         self.initialized.fill_(True)
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return {}
+    def storage_bits(self) -> int:
+        if not self.spec.is_weight:
+            return 0
+        vectors = math.prod(self.blocks.state_shape(self.spec.shape))
+        return self.scale_bits * vectors + 32 * math.prod(self.coarse_shape)

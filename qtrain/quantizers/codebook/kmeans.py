@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -13,7 +12,7 @@ from qtrain.functional.levels import bucket
 from qtrain.functional.ste import gradient_also_to
 from qtrain.quantizers.base import Quantizer, index_range
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
-from qtrain.storage.base import NumberPart, QTensor
+from qtrain.storage.base import QTensor
 from qtrain.storage.codebook import CodebookTensor, look_up
 
 MOST_LLOYD_ITERATIONS = 1000
@@ -120,5 +119,5 @@ class KMeans(Quantizer):
         self.boundaries.copy_(midpoints(self.codebook))
         self.initialized.fill_(True)
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return {}
+    def storage_bits(self) -> int:
+        return self.codebook.numel() * 32

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import final
 
 import torch
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from qtrain.functional.affine import require_finite
 from qtrain.functional.learned_step import SMALLEST_SCALE
 from qtrain.functional.levels import fake_quantize_to_levels, mirrored, nearest_level
-from qtrain.quantizers.base import Quantizer, float_parts
+from qtrain.quantizers.base import Quantizer
 from qtrain.spec import Granularity, Observed, QuantSpec
-from qtrain.storage.base import NumberPart, QTensor
+from qtrain.storage.base import QTensor
 from qtrain.storage.levels import LevelTensor
 
 _CANDIDATES = 64
@@ -86,8 +86,8 @@ class LevelQuantizer(Quantizer, ABC):
         )
 
     @final
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return float_parts(scale=self.scale)
+    def storage_bits(self) -> int:
+        return self.scale.numel() * 32
 
     @final
     def reach(self, observed: Observed) -> Tensor:

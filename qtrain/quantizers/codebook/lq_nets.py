@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -12,9 +11,9 @@ from qtrain.functional.affine import require_finite
 from qtrain.functional.levels import bucket
 from qtrain.functional.ranks import mean_of_ranks
 from qtrain.functional.ste import clamp_to, straight_through
-from qtrain.quantizers.base import Quantizer, float_parts
+from qtrain.quantizers.base import Quantizer
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
-from qtrain.storage.base import NumberPart, QTensor
+from qtrain.storage.base import QTensor
 from qtrain.storage.codebook import look_up
 from qtrain.storage.planes import BitPlanes, signed_sum
 
@@ -160,5 +159,5 @@ class LQNets(Quantizer):
                     break
         self.initialized.fill_(True)
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return float_parts(basis=self.basis)
+    def storage_bits(self) -> int:
+        return self.basis.numel() * 32

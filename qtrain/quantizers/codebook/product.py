@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -14,7 +13,7 @@ from qtrain.functional.ste import gradient_also_to, scale_gradient
 from qtrain.quantizers.base import Quantizer, index_range
 from qtrain.quantizers.hooks import checked_share
 from qtrain.spec import Observed, PerTensor, QuantSpec
-from qtrain.storage.base import NumberPart, QTensor
+from qtrain.storage.base import QTensor
 from qtrain.storage.product import ProductTensor, join_blocks
 
 MOST_CLUSTER_ITERATIONS = 100
@@ -186,5 +185,5 @@ class Product(Quantizer):
             self.codebook.copy_(self.anchors)
         return weight
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return {}
+    def storage_bits(self) -> int:
+        return self.codebook.numel() * 32

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -13,7 +12,7 @@ from qtrain.functional.levels import bucket
 from qtrain.functional.ste import straight_through
 from qtrain.quantizers.base import Quantizer, index_range
 from qtrain.spec import Observed, PerTensor, QuantSpec
-from qtrain.storage.base import NumberPart, QTensor
+from qtrain.storage.base import QTensor
 from qtrain.storage.codebook import CodebookTensor, look_up
 
 _CANDIDATES = 256
@@ -143,5 +142,5 @@ class WeightedEntropy(Quantizer):
         self.codebook.copy_(torch.cat([positive.cummax(0).values, negative.cummin(0).values]))
         self.initialized.fill_(True)
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return {}
+    def storage_bits(self) -> int:
+        return self.codebook.numel() * 32

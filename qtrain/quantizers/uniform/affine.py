@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from qtrain.functional.affine import asymmetric_scale, fake_quantize, symmetric_scale
-from qtrain.quantizers.base import Quantizer, float_parts, full_range, narrow_range
+from qtrain.quantizers.base import Quantizer, full_range, narrow_range
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
-from qtrain.storage.base import IntegerPart, NumberPart, QTensor
+from qtrain.storage.base import QTensor
 
 
 @final
@@ -68,8 +67,6 @@ class Affine(Quantizer):
     def step(self) -> Tensor:
         return self.scale
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        stored = float_parts(scale=self.scale)
-        if self.zero_point is not None:
-            stored["zero_point"] = IntegerPart(self.zero_point, int(self.bits), int(self.code_low))
-        return stored
+    def storage_bits(self) -> int:
+        zero_points = 0 if self.zero_point is None else self.zero_point.numel() * int(self.bits)
+        return self.scale.numel() * 32 + zero_points

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -13,7 +12,7 @@ from qtrain.functional.ste import straight_through
 from qtrain.quantizers.base import Quantizer, index_range, narrow_range
 from qtrain.spec import Observed, PerTensor, QuantSpec
 from qtrain.storage.affine import AffineTensor
-from qtrain.storage.base import NumberPart, QTensor
+from qtrain.storage.base import QTensor
 
 
 def squeeze(weight: Tensor) -> Tensor:
@@ -77,5 +76,5 @@ class DoReFa(Quantizer):
         self.choose_sign_(observed)
         self.initialized.fill_(True)
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return {}
+    def storage_bits(self) -> int:
+        return 64 if self.spec.is_weight else 32

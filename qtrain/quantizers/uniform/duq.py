@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import final
 
@@ -12,9 +11,9 @@ from torch import Tensor, nn
 
 from qtrain.functional.learned_step import SMALLEST_SCALE
 from qtrain.functional.ste import clamp_to, round_ste
-from qtrain.quantizers.base import Quantizer, float_parts, narrow_range
+from qtrain.quantizers.base import Quantizer, narrow_range
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
-from qtrain.storage.base import NumberPart, QTensor
+from qtrain.storage.base import QTensor
 
 
 def softplus_inverse(value: Tensor) -> Tensor:
@@ -100,5 +99,5 @@ class DuQ(Quantizer):
             changed[parameter] = torch.sigmoid(parameter) / (slope * factor)
         return changed
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return float_parts(clip=self.clip_level, output=self.output_level, offset=self.offset)
+    def storage_bits(self) -> int:
+        return self.output_level.numel() * 32 * (1 if self.offset is None else 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Set
 from dataclasses import replace
 from typing import ClassVar, final
 
@@ -14,7 +14,7 @@ from qtrain.functional.ranks import largest_of_ranks
 from qtrain.functional.ste import straight_through
 from qtrain.quantizers.base import Quantizer, Served, full_range, index_range
 from qtrain.spec import Granularity, Observed, PerSample, PerTensor, PerToken, QuantSpec
-from qtrain.storage.base import NumberPart, QTensor
+from qtrain.storage.base import QTensor
 
 
 def extremes(x: Tensor, granularity: Granularity) -> tuple[Tensor, Tensor]:
@@ -84,8 +84,8 @@ class Dynamic(Quantizer):
             self.choose_sign_(observed)
         self.initialized.fill_(True)
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return {}
+    def storage_bits(self) -> int:
+        return 0
 
     def extra_repr(self) -> str:
         return f"bits={int(self.bits)}, {self.sharing}, symmetric={self.symmetric}"

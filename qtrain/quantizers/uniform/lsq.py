@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -11,9 +10,9 @@ from torch import Tensor, nn
 from qtrain.functional.affine import fake_quantize, symmetric_scale
 from qtrain.functional.learned_step import SMALLEST_SCALE, step_gradient_factor
 from qtrain.functional.ste import scale_gradient
-from qtrain.quantizers.base import Quantizer, float_parts
+from qtrain.quantizers.base import Quantizer
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
-from qtrain.storage.base import NumberPart, QTensor
+from qtrain.storage.base import QTensor
 
 
 @final
@@ -69,5 +68,5 @@ class LSQ(Quantizer):
         self.scale.mul_(factor)
         return {self.scale: 1 / factor}
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return float_parts(scale=self.scale)
+    def storage_bits(self) -> int:
+        return self.scale.numel() * 32

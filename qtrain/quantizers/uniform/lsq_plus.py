@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -11,9 +10,9 @@ from torch import Tensor, nn
 from qtrain.functional.affine import fake_quantize, symmetric_scale
 from qtrain.functional.learned_step import SMALLEST_SCALE, step_gradient_factor
 from qtrain.functional.ste import clamp_to, round_ste, scale_gradient
-from qtrain.quantizers.base import Quantizer, float_parts, full_range, index_range
+from qtrain.quantizers.base import Quantizer, full_range, index_range
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
-from qtrain.storage.base import NumberPart, QTensor
+from qtrain.storage.base import QTensor
 
 
 def fake_quantize_with_offset(x: Tensor, scale: Tensor, offset: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -86,5 +85,5 @@ class LSQPlus(Quantizer):
         self.scale.mul_(factor)
         return {self.scale: 1 / factor}
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return float_parts(scale=self.scale, offset=self.offset)
+    def storage_bits(self) -> int:
+        return sum(state.numel() * 32 for state in self.parameters())

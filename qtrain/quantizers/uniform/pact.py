@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Set
 from typing import ClassVar, final
 
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from qtrain.functional.affine import fake_quantize, symmetric_scale
 from qtrain.functional.learned_step import SMALLEST_SCALE
 from qtrain.functional.ste import straight_through, with_penalty
-from qtrain.quantizers.base import Quantizer, Served, float_parts, narrow_range
+from qtrain.quantizers.base import Quantizer, Served, narrow_range
 from qtrain.spec import Observed, PerTensor, QuantSpec
-from qtrain.storage.base import NumberPart, QTensor
+from qtrain.storage.base import QTensor
 
 
 def parametric_clip(x: Tensor, level: Tensor, floor: Tensor) -> Tensor:
@@ -80,5 +80,5 @@ class PACT(Quantizer):
         self.level.mul_(factor)
         return {self.level: 1 / factor}
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return float_parts(level=self.level)
+    def storage_bits(self) -> int:
+        return 32

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -11,10 +10,10 @@ from torch import Tensor, nn
 from qtrain.functional.affine import require_finite
 from qtrain.functional.learned_step import SMALLEST_SCALE
 from qtrain.functional.ste import clamp_to, round_ste
-from qtrain.quantizers.base import Quantizer, float_parts, narrow_range
+from qtrain.quantizers.base import Quantizer, narrow_range
 from qtrain.spec import Observed, PerTensor, QuantSpec
 from qtrain.storage.affine import AffineTensor
-from qtrain.storage.base import NumberPart, QTensor
+from qtrain.storage.base import QTensor
 
 SMALLEST_MAGNITUDE = 2.0**-24
 """Transformed magnitudes up to this are zero: a power below 1 has no derivative there."""
@@ -95,5 +94,5 @@ class QIL(Quantizer):
             self.gamma.fill_(1.0)
         self.initialized.fill_(True)
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return float_parts(center=self.center, width=self.width)
+    def storage_bits(self) -> int:
+        return 32

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -13,9 +12,9 @@ from qtrain.functional.random import keyed_uniform
 from qtrain.functional.ranks import place_in_batch
 from qtrain.functional.ste import clamp_to, straight_through
 from qtrain.functional.stochastic import stochastic_round
-from qtrain.quantizers.base import Quantizer, float_parts
+from qtrain.quantizers.base import Quantizer
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
-from qtrain.storage.base import NumberPart, QTensor
+from qtrain.storage.base import QTensor
 
 
 def stochastic_fake_quantize(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, uniform: Tensor) -> Tensor:
@@ -74,5 +73,5 @@ class StochasticRounding(Quantizer):
     def step(self) -> Tensor:
         return self.scale
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return float_parts(scale=self.scale)
+    def storage_bits(self) -> int:
+        return self.scale.numel() * 32

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from qtrain.functional.affine import fake_quantize
 from qtrain.quantizers.base import Quantizer, narrow_range
 from qtrain.spec import Observed, PerTensor, QuantSpec
-from qtrain.storage.base import NumberPart, QTensor
+from qtrain.storage.base import QTensor
 
 
 @final
@@ -38,5 +37,5 @@ class WRPN(Quantizer):
         self.choose_sign_(observed)
         self.initialized.fill_(True)
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return {}
+    def storage_bits(self) -> int:
+        return 32

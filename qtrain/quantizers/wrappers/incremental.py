@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal, final
 
 import torch
@@ -14,7 +13,7 @@ from qtrain.quantizers.base import MakeQuantizer
 from qtrain.quantizers.hooks import Rate, checked_share, project, rate_at
 from qtrain.quantizers.wrappers.wrapper import Wrapper
 from qtrain.spec import Observed, QuantSpec
-from qtrain.storage.base import NumberPart, QTensor
+from qtrain.storage.base import QTensor
 from qtrain.utils.eval_mode import evaluating
 
 
@@ -128,5 +127,5 @@ class Incremental(Wrapper):
                     "power_of_two, kmeans"
                 )
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return self.inner.stored_state()
+    def storage_bits(self) -> int:
+        return self.inner.storage_bits()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, final
 
@@ -15,7 +14,7 @@ from qtrain.quantizers.base import MakeQuantizer
 from qtrain.quantizers.hooks import project
 from qtrain.quantizers.wrappers.wrapper import Wrapper
 from qtrain.spec import Observed, QuantSpec
-from qtrain.storage.base import NumberPart, QTensor
+from qtrain.storage.base import QTensor
 from qtrain.storage.outliers import OutlierTensor
 
 STORED = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -113,5 +112,5 @@ class Outlier(Wrapper):
     def project(self, weight: Tensor) -> Tensor:
         return project(self.inner, weight)
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return self.inner.stored_state()
+    def storage_bits(self) -> int:
+        return self.inner.storage_bits()

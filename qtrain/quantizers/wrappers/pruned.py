@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import final
 
@@ -15,7 +14,7 @@ from qtrain.quantizers.base import MakeQuantizer
 from qtrain.quantizers.hooks import project
 from qtrain.quantizers.wrappers.wrapper import Wrapper
 from qtrain.spec import Granularity, Observed, QuantSpec
-from qtrain.storage.base import NumberPart, QTensor
+from qtrain.storage.base import QTensor
 from qtrain.storage.sparse import SparseTensor, gaps_of
 
 
@@ -51,13 +50,7 @@ class Pruned(Wrapper):
     kept: Tensor
 
     def __init__(
-        self,
-        *,
-        spec: QuantSpec,
-        quantizer: MakeQuantizer,
-        share: float = 0.5,
-        gap_bits: int = 4,
-        huffman: bool = False,
+        self, *, spec: QuantSpec, quantizer: MakeQuantizer, share: float = 0.5, gap_bits: int = 4, huffman: bool = False
     ) -> None:
         if not 0 <= share < 1:
             raise ValueError(f"Pruned: share must be in [0, 1), got {share}; 0.6 leaves 40 % of the weights")
@@ -120,5 +113,5 @@ class Pruned(Wrapper):
     def project(self, weight: Tensor) -> Tensor:
         return project(self.inner, weight).masked_fill(~self.kept, 0.0)
 
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return self.inner.stored_state()
+    def storage_bits(self) -> int:
+        return self.inner.storage_bits()

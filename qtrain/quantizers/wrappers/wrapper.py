@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from qtrain.quantizers.base import MakeQuantizer, Quantizer
 from qtrain.quantizers.hooks import ScalesOutput
 from qtrain.spec import Observed, QuantSpec
-from qtrain.storage.base import NumberPart, QTensor
+from qtrain.storage.base import QTensor
 
 
 class Wrapper(Quantizer, ABC):
@@ -78,5 +77,5 @@ class TrainingWrapper(Wrapper, ABC):
         self.follow_inner_()
 
     @final
-    def stored_state(self) -> Mapping[str, NumberPart]:
-        return self.inner.stored_state()
+    def storage_bits(self) -> int:
+        return self.inner.storage_bits()

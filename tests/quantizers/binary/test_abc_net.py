@@ -101,7 +101,7 @@ def test_inputs_have_the_papers_gradients() -> None:
     beta[1, :2] = torch.tensor([-1.0 - 2 + 4 + 8 + 16 + 32, -1.0 - 2 - 4 - 8 + 16 + 32])
     assert torch.equal(grads[1], shift)
     assert torch.equal(grads[2], beta)
-    assert quantizer.storage_bits() == 2 * 2 * 32, "a shift and a factor for each of the two bases in use"
+    assert quantizer.storage_bits() == 2 * 32
 
 
 def test_at_most_five_bases() -> None:

@@ -104,9 +104,9 @@ def test_weights_have_a_factor_for_each_filter_and_inputs_none() -> None:
     w = torch.tensor([[1.0, -3.0], [0.0, 0.5]])
     quantizer = ReSTE(spec=weight_spec(2, 2))
     assert quantizer(w).tolist() == [[2.0, -2.0], [0.25, 0.25]]
-    assert quantizer.quantize(w).nbits == 4 + 64
+    assert quantizer.storage_bits() == 64
     assert ReSTE(spec=INPUT)(w).tolist() == [[1, -1], [1, 1]]
-    assert ReSTE(spec=INPUT, center=False).storage_bits() == 0
+    assert ReSTE(spec=INPUT).storage_bits() == 0
 
 
 def test_inputs_behind_a_relu_are_compared_with_their_mean() -> None:

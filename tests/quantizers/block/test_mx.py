@@ -42,7 +42,7 @@ def test_a_full_block_takes_the_nominal_bits(bits: int, mantissa: int) -> None:
     assert (stored.low, stored.high) == (-(2**mantissa) + 1, 2**mantissa - 1)
     assert stored.nbits == 4 * 32 * bits
     assert stored.code_bits == 4 * 32 * (1 + mantissa)
-    assert stored.nbits - stored.code_bits == 4 * (2 * 8 + 16 * 1)
+    assert weight.storage_bits() == 4 * (2 * 8 + 16 * 1)
     assert quantizer(bits).storage_bits() == 0
 
 

@@ -146,6 +146,7 @@ def test_sizes_by_hand() -> None:
     weight = quantizer("e2m1", 3, 40, 5)
     stored = weight.quantize(noise(3, 40, 5))
     assert stored.nbits == 3 * 40 * 5 * 4 + 3 * 2 * 5 * 8
+    assert weight.storage_bits() == 3 * 2 * 5 * 8
     assert quantizer("e2m1").storage_bits() == 0
     full = quantizer("e2m3", 8, 64).quantize(noise(8, 64))
     assert full.nbits / (8 * 64) == 6.25

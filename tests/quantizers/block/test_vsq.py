@@ -77,6 +77,7 @@ def test_effective_bits_match_the_paper() -> None:
     quantizer = for_weight(8, 64, 3, 3)
     stored = quantizer.quantize(noise(8, 64, 3, 3))
     assert stored.nbits == 4.25 * stored.codes.numel() + 8 * 32
+    assert quantizer.storage_bits() == stored.nbits - 4 * stored.codes.numel()
     assert for_input().storage_bits() == 0
 
 

@@ -215,13 +215,7 @@ def test_dampening_keeps_weights_from_the_edges() -> None:
 
 
 @pytest.mark.parametrize(
-    "inner",
-    [
-        PowerOfTwo,
-        DoReFa,
-        partial(Affine, symmetric=False),
-        partial(Outlier, quantizer=LSQ),
-    ],
+    "inner", [PowerOfTwo, DoReFa, partial(Affine, symmetric=False), partial(Outlier, quantizer=LSQ)]
 )
 def test_inner_quantizer_without_even_steps_is_refused(inner: Any) -> None:
     with pytest.raises(ValueError, match=r"Oscillation: counts codes that are whole steps from zero, and .* has none"):

@@ -53,7 +53,7 @@ def test_a_weight_by_hand() -> None:
     expected = torch.tensor([[3.5 / 3, -3.5, 100.0625, 0.0, 7 / 3]])
     torch.testing.assert_close(quantizer(x), expected)
     assert stored.nbits == 5 * 3 + 32 + (3 + 16), "codes, scale, a place among 5, a value"
-    assert stored.nbits - stored.code_bits == 32
+    assert quantizer.storage_bits() == stored.nbits - stored.code_bits == 32
 
 
 @given(st.lists(st.integers(-20, 20), min_size=1, max_size=40), st.floats(0, 1))

@@ -51,6 +51,7 @@ def test_a_weight_by_hand() -> None:
     assert stored.gaps.tolist() == [0, 0, 2]
     assert stored.nbits == 3 * 3 + 3 * 4 + 32
     assert len(pack(stored)) == 7
+    assert made.storage_bits() == 32
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])

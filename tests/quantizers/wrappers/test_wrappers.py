@@ -71,7 +71,7 @@ def test_in_eval_mode_and_storage_a_wrapper_is_its_inner_quantizer(wrap: Any, qu
     bare = calibrated(quantizer(spec=weight_spec(4, 6)), x).eval()
     assert torch.equal(wrapped(x), bare(x))
     assert torch.equal(wrapped.quantize(x).codes, bare.quantize(x).codes)
-    assert wrapped.quantize(x).nbits == bare.quantize(x).nbits > 0
+    assert wrapped.storage_bits() == bare.storage_bits() > 0
 
 
 def test_wrapper_takes_over_the_calibrated_sign() -> None:

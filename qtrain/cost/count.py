@@ -1,0 +1,280 @@
+"""Size and arithmetic of a model, exact, layer by layer; converted or not.
+
+Two metrics decide whether a low-bit student was worth its training: the bytes that have to be stored, with the scales
+that decode them, and the bit operations of one image. Both follow from the model alone, so they are counted here once,
+for the closing table, the report and every search over bit widths.
+
+- Size: a quantized weight counts ``QTensor.nbits`` (codes, scales, codebooks, outliers), everything else that a
+  checkpoint would hold (other parameters, batch-norm statistics) 32 bits an element; each tensor is rounded up to whole
+  bytes.
+- MACs: multiply-accumulates of convolutions and matrix products for one image; additions of biases, normalizations and
+  activations are not counted, as usual in the field.
+- Bit operations: ``MACs * weight bits * input bits``, 32 for a floating-point side (the product term of Baskin et al.,
+  UNIQ, arXiv 1804.10969; the accumulator's additions are left out). What counts is the width of a factor of the
+  product, so a weight that is looked up in a codebook of floats counts 32, however few bits its index has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils.flop_counter import FlopCounterMode
+
+from qtrain.nn import Operand, QuantLayer, QuantWeighted
+from qtrain.nn.operations import MatMul
+from qtrain.spec import FULL_PRECISION
+from qtrain.utils.eval_mode import evaluating
+
+OUTSIDE_LAYERS = "(outside layers)"
+"""Name of the row for matrix products that no layer owns, such as those of attention."""
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One convolution or linear layer, for one image; ``shape`` is the weight's.
+
+    ``weight_bits`` and ``input_bits`` are those of the factors. ``weight_storage_bits`` are codes and scales of the
+    weight, ``input_storage_bits`` the scales of the input quantizer; ``bops`` are ``macs * weight_bits * input_bits``.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    weights: int
+    macs: int
+    weight_bits: int
+    input_bits: int
+    weight_storage_bits: int
+    input_storage_bits: int
+
+    @property
+    def effective_bits(self) -> float:
+        """Stored bits per weight, scales included; 0 for a row without weights."""
+        return self.weight_storage_bits / self.weights if self.weights else 0.0
+
+    @property
+    def bops(self) -> int:
+        return self.macs * self.weight_bits * self.input_bits
+
+
+@dataclass(frozen=True)
+class CostReport:
+    """Totals of a model and the rows they are made of, in the order in which the layers run.
+
+    Sizes are in bytes, of the whole model; ``fp_`` metrics are those of the same model before conversion.
+    """
+
+    layers: tuple[LayerCost, ...]
+    size_bytes: int
+    fp_size_bytes: int
+
+    @property
+    def compression(self) -> float:
+        """How many times smaller than full precision."""
+        return self.fp_size_bytes / self.size_bytes if self.size_bytes else 1.0
+
+    @property
+    def effective_bits(self) -> float:
+        """Stored bits per weight over all convolutions and linear layers, scales included."""
+        weights = sum(layer.weights for layer in self.layers)
+        return sum(layer.weight_storage_bits for layer in self.layers) / weights if weights else 0.0
+
+    @property
+    def macs(self) -> int:
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def bops(self) -> int:
+        return sum(layer.bops for layer in self.layers)
+
+    @property
+    def fp_bops(self) -> int:
+        return self.macs * FULL_PRECISION**2
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values under the names that ``summary.json`` uses, the rows as a list of dicts under ``layers``."""
+        totals = ("size_bytes", "fp_size_bytes", "compression", "effective_bits", "macs", "bops", "fp_bops")
+        rows = [
+            asdict(layer) | {"shape": list(layer.shape), "effective_bits": layer.effective_bits, "bops": layer.bops}
+            for layer in self.layers
+        ]
+        return {name: getattr(self, name) for name in totals} | {"layers": rows}
+
+
+Products = tuple[dict[str, int], int]
+"""MACs of one image: by layer, in the order of the first call, and of all products outside of layers."""
+
+
+def count(model: nn.Module, example: Tensor, products: Products | None = None) -> CostReport:
+    """What ``model`` costs on images like ``example`` (N, C, H, W); arithmetic is given for one image.
+
+    Runs one forward in eval mode without gradient and leaves the model as it was. A quantizer counts whether or not
+    it is enabled at the moment. Call it on the plain module, before ``torch.compile``. Raises ``ValueError`` where a
+    quantized weight is not finite. ``products`` are those of :func:`count_products` for a model that differs at most in
+    bits, where they are known.
+    """
+    macs, outside = products or count_products(model, example)
+    rows = {name: _layer_cost(name, module, macs.get(name, 0)) for name, module in _layers(model)}
+    called = [rows[name] for name in macs]
+    layers = called + [row for name, row in rows.items() if name not in macs]
+    if outside:
+        layers.append(
+            LayerCost(
+                name=OUTSIDE_LAYERS,
+                kind="matmul",
+                shape=(),
+                weights=0,
+                macs=outside,
+                weight_bits=FULL_PRECISION,
+                input_bits=FULL_PRECISION,
+                weight_storage_bits=0,
+                input_storage_bits=0,
+            )
+        )
+    size_bytes, fp_size_bytes = _sizes(model, rows)
+    return CostReport(layers=tuple(layers), size_bytes=size_bytes, fp_size_bytes=fp_size_bytes)
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every layer that multiplies or holds a matrix, once, by its first qualified name."""
+    kinds = _ConvNd | nn.Linear | nn.Embedding | MatMul
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, kinds))
+
+
+def _layer_cost(name: str, module: nn.Module, macs: int) -> LayerCost:
+    if isinstance(module, MatMul):
+        (left_bits, left_storage), (right_bits, right_storage) = map(_input_cost, (module.left, module.right))
+        return LayerCost(name, "matmul", (), 0, macs, right_bits, left_bits, 0, left_storage + right_storage)
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    weight_bits, weight_storage = FULL_PRECISION, weight.numel() * FULL_PRECISION
+    input_bits, input_storage = FULL_PRECISION, 0
+    if isinstance(module, QuantWeighted):
+        with torch.no_grad():
+            if module.weight_quantizer is not None:
+                stored = module.weight_quantizer.quantize(module.effective_weight())
+                weight_bits, weight_storage = stored.operand_bits, stored.nbits
+        input_bits, input_storage = _input_cost(module)
+    return LayerCost(
+        name=name,
+        kind=_kind(module),
+        shape=tuple(weight.shape),
+        weights=weight.numel(),
+        macs=macs,
+        weight_bits=weight_bits,
+        input_bits=input_bits,
+        weight_storage_bits=weight_storage,
+        input_storage_bits=input_storage,
+    )
+
+
+def _input_cost(layer: QuantLayer) -> tuple[int, int]:
+    """Bits of an input as a factor, and bits that its decoding takes."""
+    if layer.input_quantizer is None:
+        return FULL_PRECISION, 0
+    return int(layer.input_quantizer.bits), layer.input_quantizer.storage_bits()
+
+
+def _kind(module: nn.Module) -> str:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        return "linear" if isinstance(module, nn.Linear) else "embedding"
+    assert isinstance(module, _ConvNd)
+    transposed = "_transpose" if isinstance(module, _ConvTransposeNd) else ""
+    return f"conv{transposed}{len(module.kernel_size)}d"
+
+
+def count_products(model: nn.Module, example: Tensor) -> Products:
+    """MACs of one image: by layer, in the order of the first call, and of all products outside of layers.
+
+    A layer's follow from its weight and the elements that it maps; the total of all products that torch executes is
+    counted independently of modules, and what no layer owns is the difference.
+    """
+    macs: dict[str, int] = {}
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            macs[name] = macs.get(name, 0) + _products(module, args, output)
+
+        return add
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in _layers(model)]
+    # A weight is quantized once, before any image, so the products that this takes do not count.
+    weights = [m.weight_quantizer for m in model.modules() if isinstance(m, QuantWeighted) and m.weight_quantizer]
+    enabled = [quantizer.enabled for quantizer in weights]
+    products = FlopCounterMode(display=False)
+    try:
+        for quantizer in weights:
+            quantizer.enabled = False
+        with evaluating(model), torch.no_grad(), products:
+            model(example)
+    finally:
+        for quantizer, before in zip(weights, enabled, strict=True):
+            quantizer.enabled = before
+        for handle in handles:
+            handle.remove()
+    images = example.shape[0]
+    # A layer whose kernel torch's counter does not know would make the difference negative: it then owns nothing more.
+    outside = max(products.get_total_flops() // 2 - sum(macs.values()), 0)
+    return {name: n // images for name, n in macs.items()}, outside // images
+
+
+def _products(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> int:
+    """Multiplications of one call: so many for each element of the output, or of a transposed convolution's input."""
+    if isinstance(module, MatMul):
+        return output.numel() * args[0].shape[-1]
+    if isinstance(module, nn.Embedding):
+        return 0
+    mapped = args[0] if isinstance(module, _ConvTransposeNd) else output
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return mapped.numel() * weight[0].numel()
+
+
+def _sizes(model: nn.Module, rows: dict[str, LayerCost]) -> tuple[int, int]:
+    """Bytes of the model as it would be stored, and of the same model in full precision."""
+    quantizers: list[str] = []
+    encoded: list[str] = []
+    operands = 0
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, QuantLayer):
+            prefix = f"{name}." if name else ""
+            quantizers += [f"{prefix}weight_quantizer.", f"{prefix}input_quantizer.", f"{prefix}gradient_quantizer."]
+            if module.weight_quantizer is not None:
+                encoded += [f"{prefix}weight", f"{prefix}weight_transform."]
+    # Operands of products have a row of their own; those of sums and softmax have none.
+    multiplied = {
+        id(operand) for module in model.modules() if isinstance(module, MatMul) for operand in module.children()
+    }
+    for module in model.modules():
+        if isinstance(module, Operand) and id(module) not in multiplied:
+            operands += _bytes(_input_cost(module)[1])
+    # Integer state is counters (num_batches_tracked) and index tables that the code builds again: not stored.
+    state = {
+        name: tensor
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not name.startswith(tuple(quantizers))
+    }
+    kept = [tensor for name, tensor in state.items() if not name.startswith(tuple(encoded))]
+    coded = [name for name, module in _layers(model) if _has_codes(module)]
+    codes = sum(_bytes(rows[name].weight_storage_bits) for name in coded)
+    scales = sum(_bytes(row.input_storage_bits) for row in rows.values())
+    return _float_bytes(kept) + codes + scales + operands, _float_bytes(list(state.values()))
+
+
+def _has_codes(module: nn.Module) -> bool:
+    return isinstance(module, QuantWeighted) and module.weight_quantizer is not None
+
+
+def _float_bytes(tensors: list[Tensor]) -> int:
+    """Bytes at full precision, a tensor that several modules share counted once."""
+    distinct = {id(tensor): tensor for tensor in tensors}
+    return sum(_bytes(tensor.numel() * FULL_PRECISION) for tensor in distinct.values())
+
+
+def _bytes(bits: int) -> int:
+    return -(-bits // 8)

@@ -1,5 +1,0 @@
-"""What a model costs: bytes, multiply-accumulates, bit operations."""
-
-from qtrain.costs.count import CostReport, LayerCost, count
-
-__all__ = ["CostReport", "LayerCost", "count"]
