@@ -18,7 +18,7 @@ FLOORS: dict[str, int] = {
     "nn": 2, "models": 2,
     "convert": 3, "distillation": 3, "synthesis": 3, "costs": 3, "data": 3,
     "allocate": 4, "export": 4, "ptq": 4,
-    "tracking": 5,
+    "pieces": 5, "tracking": 5,
     "training": 6,
     "pipeline": 7,
     "sweep": 8,
