@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from qtrain.pipeline.results import read_results
 from qtrain.pipeline.summary import CALIBRATED, FLOAT, NUMBERS, RunSummary
-from qtrain.report.table import COLUMNS, LEFT, order, seed_groups, table_rows
+from qtrain.report.table import LEFT, closing_table, order, seed_groups
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = "variants|recipes|drops|synthetic|front"
@@ -86,9 +86,9 @@ def markdown(rows: list[dict[str, str]]) -> str:
         same = [summary for summary, row in runs if (row["epochs"], row["hardware"]) == (epochs, hardware)]
         found += [(o, epochs, hardware) for o in seed_groups(same) if o.key.way not in (FLOAT, CALIBRATED)]
     found.sort(key=lambda item: (order(item[0]), float(item[1] or 0), item[2]))
-    cells = table_rows([outcome for outcome, _, _ in found])
+    columns, cells = closing_table([outcome for outcome, _, _ in found])
     lines = [(*row, epochs, hardware) for row, (_, epochs, hardware) in zip(cells, found, strict=True)]
-    return _markdown_table((*COLUMNS, "Epochs", "Hardware"), lines, figures=range(LEFT, len(COLUMNS) + 1))
+    return _markdown_table((*columns, "Epochs", "Hardware"), lines, figures=range(LEFT, len(columns) + 1))
 
 
 def bench(rows: list[dict[str, str]]) -> str:

@@ -22,7 +22,7 @@ from qtrain.report.figure import write_png
 from qtrain.report.html import Cell, number, render, word
 from qtrain.report.run_plots import BIT_OPERATIONS, COMPRESSION, Curve, accuracy_scatter, curves, curves_chart
 from qtrain.report.scatter import draw_scatter
-from qtrain.report.table import COLUMNS, seed_groups, size_text, table_rows
+from qtrain.report.table import closing_table, seed_groups, size_text
 from qtrain.settings.run_files import METRICS
 from qtrain.spec import FULL_PRECISION
 from qtrain.utils.atomic_write import write_text
@@ -74,13 +74,14 @@ def write_report(folder: Path) -> tuple[Path, int, int]:
         chart, figure = draw_scatter(accuracy_scatter(rows, axis))
         write_png(figure, folder / f"{name}.png")
         charts[name] = spec(chart)
+    columns, closing = closing_table(rows)
     page = render(
         "report.html.j2",
         title=folder.resolve().name,
         plots=[{"name": name, "title": title} for name, (title, _) in PLOTS.items()] if rows else [],
         charts=charts,
-        columns=COLUMNS,
-        closing=table_rows(rows),
+        columns=columns,
+        closing=closing,
         run_columns=list(RUN_COLUMNS),
         runs=list(zip(sections, [_run_cells(run.summary) for run in runs], strict=True)),
         layer_columns=(*LAYER_HEADINGS, *HEALTH_COLUMNS),
@@ -139,6 +140,7 @@ RUN_COLUMNS: dict[str, Callable[[RunSummary], Cell]] = {
     "Change": lambda s: number(_change(s), "{:+.2f}".format),
     "Calibrated %": lambda s: number(s.ptq_top1, "{:.2f}".format),
     "Size": lambda s: number(s.size_bytes, size_text),
+    "File": lambda s: number(s.file_bytes, size_text),
     "Smaller": lambda s: number(s.compression, "{:.1f}x".format),
     "Bits/weight": lambda s: number(s.effective_bits, "{:.2f}".format),
     "GBOPs": lambda s: number(s.bops, lambda value: f"{value / 1e9:.3g}"),

@@ -22,7 +22,8 @@ from rich.table import Table
 from qtrain.pipeline.summary import CALIBRATED, DISTILLED, FLOAT, WAYS, RunSummary, gather
 from qtrain.spec import FULL_PRECISION
 
-COLUMNS = ("Model", "Bits", "Training", "Top-1 %", "Change", "Size", "Smaller", "Bits/weight", "GBOPs")
+COLUMNS = ("Model", "Bits", "Training", "Top-1 %", "Change", "Size", "File", "Smaller", "Bits/weight", "GBOPs")
+"""``Size`` is what the cost counts, ``File`` the length of the student's file, which has a header besides."""
 LEFT = 3
 """So many columns are words, aligned to the left; the others are metrics."""
 
@@ -51,6 +52,7 @@ class SeedGroup:
     std: float
     change: float
     size_bytes: float
+    file_bytes: float
     compression: float
     effective_bits: float
     bops: float
@@ -69,15 +71,15 @@ def print_summary(folder: Path | str, *, file: TextIO | None = None) -> None:
     """
     file = file or sys.stdout
     runs, problems = gather(folder)
-    rows = table_rows(seed_groups(run.summary for run in runs))
+    columns, rows = closing_table(seed_groups(run.summary for run in runs))
     if file.isatty():
-        table, console = _framed(rows), Console(file=file)
+        table, console = _framed(columns, rows), Console(file=file)
         # rich leaves columns out where the terminal is too narrow; lines that the terminal wraps show everything.
         needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
         console.width = max(console.width, needed)
         console.print(table)
     else:
-        file.write(plain_table(COLUMNS, rows))
+        file.write(plain_table(columns, rows))
     for problem in problems:
         file.write(f"not in the table: {problem.folder}: {problem.reason}\n")
     file.flush()
@@ -105,6 +107,13 @@ def order(group: SeedGroup) -> tuple[str, str, float, str, str, int, str, str]:
     return key.dataset, key.model, -group.product, key.quantizer, key.bits, WAYS.index(key.way), key.terms, key.name
 
 
+def closing_table(groups: Sequence[SeedGroup]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Columns and rows, without the column ``File`` where no row knows it."""
+    rows = table_rows(groups)
+    kept = [i for i, column in enumerate(COLUMNS) if column != "File" or any(row[i] for row in rows)]
+    return tuple(COLUMNS[i] for i in kept), [tuple(row[i] for i in kept) for row in rows]
+
+
 def table_rows(groups: Sequence[SeedGroup]) -> list[tuple[str, ...]]:
     """The cells of :data:`COLUMNS`. Data set and quantizer are named only where the rows differ in them."""
     datasets = {group.key.dataset for group in groups}
@@ -121,6 +130,7 @@ def table_rows(groups: Sequence[SeedGroup]) -> list[tuple[str, ...]]:
                 f"{group.top1:.2f}" + (f" ± {group.std:.2f}, {group.seeds} seeds" if several else ""),
                 _known(group.change, "+.2f"),
                 size_text(group.size_bytes),
+                size_text(group.file_bytes),
                 _known(group.compression, ".1f", "x"),
                 _known(group.effective_bits, ".2f"),
                 _known(group.bops / 1e9, ".3g"),
@@ -146,12 +156,12 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _framed(rows: Sequence[Sequence[str]]) -> Table:
+def _framed(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """The same for a terminal, as narrow as the cells allow; a model that all rows share goes to the title."""
     models = {row[0] for row in rows}
     first = 1 if len(models) == 1 else 0
     table = Table(title=" ".join(models) if first else None, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for i, column in enumerate(COLUMNS[first:], start=first):
+    for i, column in enumerate(columns[first:], start=first):
         width = max((len(row[i]) for row in rows), default=0)
         table.add_column(column.replace("/", "/\n"), justify="left" if i < LEFT else "right", min_width=width)
     for i, row in enumerate(rows):
@@ -198,6 +208,7 @@ def _group(key: GroupKey, members: list[tuple[float, RunSummary]]) -> SeedGroup:
         std=stdev(accuracies) if len(accuracies) > 1 else 0.0,
         change=_mean(changes),
         size_bytes=_mean(s.fp_size_bytes if full else s.size_bytes for s in summaries),
+        file_bytes=_mean(s.file_bytes for s in summaries if s.full_precision or not full),
         compression=1.0 if full else _mean(s.compression for s in summaries),
         effective_bits=float(FULL_PRECISION) if full else _mean(s.effective_bits for s in summaries),
         bops=_mean(s.fp_bops if full else s.bops for s in summaries),
