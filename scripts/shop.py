@@ -48,7 +48,7 @@ def trained(epochs: int = 8, seed: int = 0) -> Net:
     for _ in range(epochs):
         for image, label in train_loader:
             optimizer.zero_grad()
-            nn.functional.cross_entropy(net(image), label).backward()  # type: ignore[no-untyped-call]
+            nn.functional.cross_entropy(net(image), label).backward()
             optimizer.step()
     return net.eval()
 

@@ -62,7 +62,8 @@ def _normalized(settings: RunSettings, images: Images) -> RunSettings:
     """``settings`` with the mean and std of the student's training images, where its own data names none."""
     if settings.data.get("mean") is not None or not images.mean:
         return settings
-    data = settings.data.with_options(mean=list(images.mean), std=list(images.std))
+    known = {"mean": list(images.mean), "std": list(images.std)}
+    data = replace(settings.data, plain={**settings.data.plain, **known}, options={**settings.data.options, **known})
     return replace(settings, data=data, plain={**settings.plain, "data": dict(data.plain)})
 
 

@@ -140,7 +140,6 @@ RUN_COLUMNS: dict[str, Callable[[RunSummary], Cell]] = {
     "Change": lambda s: number(_change(s), "{:+.2f}".format),
     "Calibrated %": lambda s: number(s.ptq_top1, "{:.2f}".format),
     "Size": lambda s: number(s.size_bytes, size_text),
-    "File": lambda s: number(s.file_bytes, size_text),
     "Smaller": lambda s: number(s.compression, "{:.1f}x".format),
     "Bits/weight": lambda s: number(s.effective_bits, "{:.2f}".format),
     "GBOPs": lambda s: number(s.bops, lambda value: f"{value / 1e9:.3g}"),
