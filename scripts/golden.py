@@ -32,6 +32,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from safetensors.torch import save as save_tensors
+
 Names = Mapping[str, str]
 Kind = Literal["overrides", "metrics", "tensors", "files"]
 
@@ -64,8 +67,13 @@ RENAMED: tuple[Renamed, ...] = (
         overrides={"widths": "bit_widths"},
         metrics={"figures": "metrics", **{f"widths.{layer}": f"layer_bits.{layer}" for layer in LAYERS}},
     ),
+    # From here on student.safetensors is packed; what it was before is in student.ckpt.
+    Renamed(since="qtrain/pipeline/student_file.py", files={"student.safetensors": "student.ckpt"}),
 )
 """In the order of the commits. The runs below are spelled as they were before all of them."""
+
+ADDED = ("file_bytes", "header_bytes")
+"""Figures that the earlier side may lack."""
 
 CLOCK = ("time", "images_per_s", "step_ms", "wall_s", "train_s", "overhead_s", "started", "ended")
 """Names that measure time."""
@@ -392,13 +400,13 @@ def collect(folder: Path, spelling: Spelling) -> Found:
         relative = path.relative_to(folder)
         place = spelling.newest("files", "/".join(trials.get(part, part) for part in relative.parts))
         kind = wanted.get(place.rpartition("/")[2]) if path.is_file() else None
-        if kind == STUDENT:
+        if kind == STUDENT and path.name == spelling.own_file(STUDENT):
             for name, value in tensor_hashes(path).items():
                 found.tensors[f"{place}: {spelling.newest('tensors', name)}"] = value
         elif kind == METRICS:
             for number, row in enumerate(_json_lines(path), start=1):
                 found.rows[f"{place}:{number}"] = _without_clock(row, spelling)
-        elif kind is not None:
+        elif kind in (SUMMARY, TRIALS):
             for number, plain in enumerate([json.loads(path.read_text())] if kind == SUMMARY else _json_lines(path)):
                 for name, value in _without_clock(dict(_numbers(plain)), spelling).items():
                     found.figures[f"{place}: {number}.{name}" if kind == TRIALS else f"{place}: {name}"] = value
@@ -417,7 +425,7 @@ def _trial_folders(folder: Path, spelling: Spelling) -> dict[str, str]:
 
 
 def _without_clock(row: Mapping[str, Any], spelling: Spelling) -> dict[str, Any]:
-    clock = {spelling.of_all("metrics", name) for name in CLOCK}
+    clock = {spelling.of_all("metrics", name) for name in (*CLOCK, *ADDED)}
     named = {spelling.newest("metrics", name): value for name, value in row.items()}
     return {name: value for name, value in named.items() if name.rpartition(".")[2] not in clock}
 
@@ -437,8 +445,11 @@ def _numbers(plain: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def tensor_hashes(path: Path) -> dict[str, str]:
-    """Name -> sha256 of type, shape and bytes of each tensor in a safetensors file."""
+    """Name -> sha256 of type, shape and bytes of each tensor in a file of safetensors, or of torch."""
     content = path.read_bytes()
+    if path.suffix == ".ckpt":
+        state = torch.load(path, weights_only=True)
+        content = save_tensors({name: tensor.clone().contiguous() for name, tensor in state.items()})
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
     hashes = {}
