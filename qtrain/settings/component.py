@@ -41,6 +41,10 @@ class Component:
         """The value of ``option``, or ``default`` where the config does not give it."""
         return self.options.get(option, default)
 
+    def with_options(self, **options: Any) -> Component:
+        """The same with other plain values for some options."""
+        return Component(self.key, {**self.plain, **options}, self.target, {**self.options, **options}, self.partial)
+
     def build(self, **given: Any) -> Any:
         """A new object. ``given`` are live arguments, which YAML cannot hold; they win over the options.
 
