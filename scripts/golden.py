@@ -69,6 +69,13 @@ RENAMED: tuple[Renamed, ...] = (
     ),
     # From here on student.safetensors is packed; what it was before is in student.ckpt.
     Renamed(since="qtrain/pipeline/student_file.py", files={"student.safetensors": "student.ckpt"}),
+    Renamed(  # small gray images are no longer treated as large ones in color, unless one says so
+        since="conf/data/imagefolder.yaml: crop_scale",
+        overrides={
+            "data=imagefolder": "data=imagefolder data.crop=random_resized data.crop_pct=0.875 data.flip=true"
+            " data.channels=3"
+        },
+    ),
 )
 """In the order of the commits. The runs below are spelled as they were before all of them."""
 

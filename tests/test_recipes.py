@@ -33,7 +33,8 @@ DIGITS = """
     model=cifar_resnet8 model.width=0.25
 """.split()
 PICTURES = """
-    data.image_size=32 data.workers=0 data.max_train=null data.max_test=null model.pretrained=false
+    data.image_size=32 data.crop=random_resized data.crop_pct=0.875 data.workers=0
+    data.max_train=null data.max_test=null model.pretrained=false
     full_precision.epochs=10 full_precision.optimizer.lr=0.01
 """.split()
 """After few steps batch norm's running statistics are not a batch's, and quantizers are calibrated to wrong values."""

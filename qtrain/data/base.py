@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 NOT_IN_IMAGES = (
     "batch_size", "eval_batch_size", "val_fraction", "max_train", "max_test", "mean", "std",
-    "device", "channels_last", "workers", "cache_dir", "test",
+    "device", "channels_last", "workers", "cache_dir", "test", "check", "on_error",
 )  # fmt: skip
 """Options that change which images are seen, when or where, but no image itself; ``info`` has mean and std."""
 

@@ -1,44 +1,87 @@
 """Image files in one folder for each class, the layout of ImageNet on disk; streaming."""
 
+import os
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from qtrain.data.streaming import ImageSet, StreamingData
+from qtrain.data.decode import read_image
+from qtrain.data.image_set import ImageSet
+from qtrain.data.streaming import StreamingData
 
 
 class FolderImages(ImageSet):
-    """The images below ``folder``/<class>/, classes numbered in the order of their names."""
+    """The images below ``folder``/<class>/, also in subfolders; classes are numbered in the order of their names.
 
-    def __init__(self, folder: Path) -> None:
+    ``option`` is the key that names the folder, for messages. Files and folders whose names begin with a dot are left
+    out: file managers and notebooks leave such. Raises ``FileNotFoundError`` where there is no folder, or none of a
+    class, and where a class has no image.
+    """
+
+    def __init__(self, folder: Path, *, option: str) -> None:
         if not folder.is_dir():
-            raise FileNotFoundError(f"data.root: there is no folder {folder}; its subfolders must be the classes")
-        try:
-            self.classes, numbers = find_classes(str(folder))
-            self._samples = make_dataset(str(folder), numbers, extensions=IMG_EXTENSIONS)
-        except FileNotFoundError as error:
+            found = ", ".join(_folders(folder.parent)) if folder.parent.is_dir() else ""
+            there = f"; {folder.parent} has {found}: say {option}=<one of them>" if found else ""
             raise FileNotFoundError(
-                f"data.root: {folder} must hold one folder of images for each class ({str(error).splitlines()[0]})"
-            ) from error
+                f"data.root: there is no folder {folder}; its subfolders must be the classes{there}"
+            )
+        self.classes = _folders(folder)
+        if not self.classes:
+            raise FileNotFoundError(f"data.root: {folder} must hold one folder of images for each class, and has none")
         self.num_classes = len(self.classes)
+        self._folder = folder
+        found_files = [_image_files(folder / name) for name in self.classes]
+        if empty := [name for name, files in zip(self.classes, found_files, strict=True) if not files]:
+            raise FileNotFoundError(
+                f"data.root: {folder} must hold one folder of images for each class, and {len(empty)} have no image: "
+                f"{', '.join(empty[:5])}; remove them, or add images ({', '.join(IMG_EXTENSIONS)})"
+            )
+        self._samples = [(file, target) for target, files in enumerate(found_files) for file in files]
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def image(self, number: int) -> Image.Image:
         path = self._samples[number][0]
-        try:
-            image = Image.open(path)
-            image.load()
-        except OSError as error:
-            raise ValueError(f"{path}: cannot decode it ({error}); repair or remove it") from error
-        return image
+        return read_image(path, path)
 
     def target(self, number: int) -> int:
-        target: int = self._samples[number][1]
-        return target
+        return self._samples[number][1]
+
+    def where(self, number: int) -> str:
+        return self._samples[number][0]
+
+    def fingerprint(self) -> str:
+        digest = sha256(str(self._folder.resolve()).encode())
+        for path, _ in self._samples:
+            digest.update(f"\0{path}\0{_state(path)}".encode())
+        return digest.hexdigest()[:24]
+
+
+def _folders(parent: Path) -> list[str]:
+    with os.scandir(parent) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _image_files(folder: Path) -> list[str]:
+    """Paths of the images in ``folder`` and below, folder by folder, in the order of their names."""
+    files = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        images = (name for name in names if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."))
+        files.append((place, [os.path.join(place, name) for name in sorted(images)]))
+    return [file for _, images in sorted(files) for file in images]
+
+
+def _state(path: str) -> str:
+    try:
+        status = os.stat(path)
+    except OSError as error:  # a link to nowhere
+        return str(error.errno)
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -50,10 +93,10 @@ class ImageFolder(StreamingData):
     test_folder: str = "val"
 
     def _train_images(self) -> FolderImages:
-        return FolderImages(Path(self.root).expanduser() / self.train_folder)
+        return FolderImages(Path(self.root).expanduser() / self.train_folder, option="data.train_folder")
 
     def _test_images(self) -> FolderImages:
-        return FolderImages(Path(self.root).expanduser() / self.test_folder)
+        return FolderImages(Path(self.root).expanduser() / self.test_folder, option="data.test_folder")
 
     def _check_classes(self, train: ImageSet, test: ImageSet) -> None:
         assert isinstance(train, FolderImages) and isinstance(test, FolderImages)

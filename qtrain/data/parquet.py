@@ -5,32 +5,42 @@ files on disk (images stay encoded, so it is about as large as they are).
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from qtrain.data import source
-from qtrain.data.streaming import ImageSet, StreamingData
+from qtrain.data.cache import fingerprint
+from qtrain.data.image_set import ImageSet
+from qtrain.data.streaming import StreamingData
 
 
 class RowImages(ImageSet):
-    """The rows of a labeled split."""
+    """The rows of a labeled split; ``files`` are those that hold them."""
 
-    def __init__(self, split: source.Labeled, where: str) -> None:
+    def __init__(self, split: source.Labeled, where: str, files: list[Path]) -> None:
         self._targets: np.ndarray = source.targets_of(split, where)
         self._rows = source.encoded(split)
         self._column = split.image
         self._where = where
+        self._files = files
         self.num_classes = split.num_classes or int(self._targets.max()) + 1
 
     def __len__(self) -> int:
         return len(self._targets)
 
     def image(self, number: int) -> Image.Image:
-        return source.open_image(self._rows[number][self._column], f"{self._where} image {number}")
+        return source.open_image(self._rows[number][self._column], self.where(number))
 
     def target(self, number: int) -> int:
         return int(self._targets[number])
+
+    def where(self, number: int) -> str:
+        return f"{self._where} image {number}"
+
+    def fingerprint(self) -> str:
+        return fingerprint(self._files, self._where, self._column, str(len(self)))
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -69,8 +79,10 @@ class ParquetImages(StreamingData):
     def _split(self, split: str) -> RowImages:
         where = f"{self.name} ({split})"
         if self.root is not None:
-            rows = source.open_large(source.parquet_files(self.root, split), self.cache_dir)
+            files = source.parquet_files(self.root, split)
+            rows = source.open_large(files, self.cache_dir)
         else:
             rows = source.open_hub(str(self.hub), split)
+            files = [Path(file["filename"]) for file in rows.cache_files]
         labeled = source.find_columns(rows, image=self.image_column, label=self.label_column, where=where)
-        return RowImages(labeled, where)
+        return RowImages(labeled, where, files)

@@ -7,14 +7,17 @@ them differently (``img``, ``image``, ``label``, ``fine_label``).
 from __future__ import annotations
 
 import io
+import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from qtrain.data.decode import read_image
 from qtrain.models.hub import offline_unless_reachable
 from qtrain.utils.errors import first_line
 
@@ -50,7 +53,13 @@ def parquet_files(root: str, split: str) -> list[Path]:
         if files:
             return files
     found = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
-    raise FileNotFoundError(f"data.root: no {split}*.parquet in {folder} (found {found}); check the folder and split")
+    remedy = "image files are read by data=imagefolder" if _has_image_files(folder) else "check the folder and split"
+    raise FileNotFoundError(f"data.root: no {split}*.parquet in {folder} (found {found}); {remedy}")
+
+
+def _has_image_files(folder: Path) -> bool:
+    """Whether there is an image among the first files below ``folder``."""
+    return any(path.suffix.lower() in IMG_EXTENSIONS for path in itertools.islice(folder.rglob("*"), 1000))
 
 
 def open_small(files: list[Path]) -> datasets.Dataset:
@@ -154,20 +163,14 @@ def decode_images(split: Labeled, where: str) -> np.ndarray:
 
 def decode_image(stored: dict[str, bytes | str | None], where: str) -> np.ndarray:
     """One stored image (its ``bytes``, or the file at its ``path``) as (H, W, 1 or 3) uint8."""
-    image = open_image(stored, where)
-    pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
+    pixels = np.asarray(open_image(stored, where))
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
 def open_image(stored: dict[str, bytes | str | None], where: str) -> Image.Image:
-    """One stored image (its ``bytes``, or the file at its ``path``), decoded."""
+    """One stored image (its ``bytes``, or the file at its ``path``), as ``qtrain.data.decode`` does."""
     content, path = stored.get("bytes"), stored.get("path")
-    try:
-        image = Image.open(io.BytesIO(content) if isinstance(content, bytes) else str(path))
-        image.load()
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{where}: cannot decode it ({first_line(error)}); repair or remove it") from error
-    return image
+    return read_image(io.BytesIO(content) if isinstance(content, bytes) else str(path), where)
 
 
 def _is_image(feature: object) -> bool:

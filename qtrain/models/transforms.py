@@ -7,12 +7,14 @@ epoch, index), seed these three around the call, as the streaming loader does.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
 
 from PIL import Image
 from timm.data.transforms_factory import transforms_imagenet_eval, transforms_imagenet_train
 from torch import Tensor
-from torchvision.transforms import Compose
+from torchvision.transforms import Compose, InterpolationMode, RandomCrop, Resize
 
+Crop: TypeAlias = Literal["random_resized", "pad", "none"]
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
@@ -37,16 +39,26 @@ def create_transform(
     re_prob: float = 0.0,
     interpolation: str = "bicubic",
     crop_pct: float = 0.875,
+    crop: Crop = "random_resized",
+    crop_scale: tuple[float, float] = (0.08, 1.0),
+    crop_padding: int = 0,
+    flip: bool = True,
 ) -> Callable[[Image.Image], Tensor]:
     """A function from a PIL image of any size and mode to a normalized tensor (C, image_size, image_size).
 
-    In training: a random resized crop, a flip, then timm's ``auto_augment`` policy (``rand-m9-mstd0.5-inc1``,
-    ``original``, ``augmix-m5-w4-d2``, ...) or ``color_jitter``, and random erasing with probability ``re_prob``.
-    Otherwise: the shorter side to image_size / ``crop_pct`` pixels and the center (``interpolation`` ``random``, a
-    choice for each training image, means bicubic here). ``mean`` and ``std`` are in units of pixel value / 255; their
-    length, 1 or 3, decides between gray and color.
+    In training: a ``crop``, a mirror image with probability one half where ``flip``, then timm's ``auto_augment``
+    policy (``rand-m9-mstd0.5-inc1``, ``original``, ``augmix-m5-w4-d2``, ...) or ``color_jitter``, and random erasing
+    with probability ``re_prob``. The crop is ``random_resized``, of a share ``crop_scale`` of the area; or ``pad``: the
+    shorter side to image_size, ``crop_padding`` black pixels around, and a square at random; or ``none``, as otherwise.
+    Otherwise: the shorter side to image_size / ``crop_pct`` pixels and the center. ``interpolation`` ``random``, a
+    choice for each random resized crop, means bicubic elsewhere. ``mean`` and ``std`` are in units of pixel value /
+    255; their length, 1 or 3, decides between gray and color.
     """
     _check(image_size, mean, std, re_prob, interpolation, crop_pct)
+    settled = "bicubic" if interpolation == "random" else interpolation
+    steps = transforms_imagenet_eval(
+        image_size, crop_pct=crop_pct, interpolation=settled, mean=tuple(mean), std=tuple(std)
+    ).transforms
     if train:
         try:
             timm_transform = transforms_imagenet_train(
@@ -57,20 +69,25 @@ def create_transform(
                 mean=tuple(mean),
                 std=tuple(std),
                 re_prob=re_prob,
+                scale=crop_scale,
+                hflip=0.5 if flip else 0.0,
             )
         except (AssertionError, KeyError, ValueError) as error:
             raise ValueError(
                 f"create_transform: timm has no auto_augment policy {auto_augment!r}; it has "
                 "rand-m9-mstd0.5-inc1, original, 3a and augmix-m5-w4-d2, for instance"
             ) from error
-    else:
-        settled = "bicubic" if interpolation == "random" else interpolation
-        timm_transform = transforms_imagenet_eval(
-            image_size, crop_pct=crop_pct, interpolation=settled, mean=tuple(mean), std=tuple(std)
-        )
-    transform: Callable[[Image.Image], Tensor] = Compose(
-        [ToMode(mode="L" if len(mean) == 1 else "RGB"), *timm_transform.transforms]
-    )
+        # Geometry comes first in both: one step is timm's random resized crop, two are the central crop.
+        cuts = {
+            "random_resized": timm_transform.transforms[:1],
+            "pad": [
+                Resize(image_size, interpolation=InterpolationMode(settled)),
+                RandomCrop(image_size, padding=crop_padding),
+            ],
+            "none": steps[:2],
+        }
+        steps = [*cuts[crop], *timm_transform.transforms[1:]]
+    transform: Callable[[Image.Image], Tensor] = Compose([ToMode(mode="L" if len(mean) == 1 else "RGB"), *steps])
     return transform
 
 

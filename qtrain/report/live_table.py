@@ -23,7 +23,7 @@ from qtrain.sweep.pareto import Objectives, front
 from qtrain.sweep.running import Running
 from qtrain.sweep.spending import Spending, spending
 from qtrain.sweep.trial import Trial
-from qtrain.training.callbacks.progress import duration
+from qtrain.utils.progress import duration
 
 MOST_RUNNING, MOST_FRONT = 8, 12
 """Rows of the two tables at a terminal; what is left out is counted."""

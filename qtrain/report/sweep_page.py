@@ -28,8 +28,8 @@ from qtrain.report.sweep_plots import Plot, plots
 from qtrain.sweep.domains import KnobValue, is_number
 from qtrain.sweep.sweep_results import SweepResults, read_sweep
 from qtrain.sweep.trial import Trial
-from qtrain.training.callbacks.progress import duration
 from qtrain.utils.atomic_write import write_text
+from qtrain.utils.progress import duration
 
 PAGE = "sweep.html"
 

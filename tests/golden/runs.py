@@ -38,7 +38,10 @@ SMALL = """
     quantize.calibration_batches=2 optimizer.lr=0.02 fit.scale_lr=0.02
 """.split()
 SOFT = ["teacher=self", "objective=soft"]
-PICTURES = "data=imagefolder data.root=$FOLDER/pictures data.image_size=12 data.workers=0".split()
+PICTURES = """
+    data=imagefolder data.root=$FOLDER/pictures data.image_size=12 data.workers=0 data.crop=random_resized
+    data.crop_pct=0.875 data.flip=true data.channels=3
+""".split()
 SYNTHETIC = """
     data=synthetic data@data.test=digits data.image_size=8 data.in_channels=1 data.crop_padding=1 data.flip=false
     data.test.mean=[0.3] data.test.std=[0.37] data.max_train=null synthesis=bn_statistics synthesis.batch_size=8

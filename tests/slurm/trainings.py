@@ -24,7 +24,7 @@ EPOCHS, STEPS_PER_EPOCH = 2, 20
 STEPS = EPOCHS * STEPS_PER_EPOCH
 
 TINY = [
-    "+experiment=quickstart", "variants=null", "data=imagefolder", "data.image_size=8", "data.crop_pct=1.0",
+    "+experiment=quickstart", "variants=null", "data=imagefolder", "data.image_size=8", "data.channels=3",
     "data.batch_size=8", "data.workers=1", "full_precision.epochs=1", f"fit.epochs={EPOCHS}", "fit.log_every_steps=1",
     "fit.checkpoint_every_steps=4", "fit.health_every_steps=0", "fit.reestimate_bn=2", "trainer.accelerator=cpu",
     "quantize.calibration_batches=2", "allow_targets=[faults]",

@@ -21,11 +21,12 @@ from qtrain.tracking.metric_log import MetricLog
 from qtrain.training.callbacks.average import WeightAverage, ema_decay
 from qtrain.training.callbacks.batchnorm import reestimate_batchnorm
 from qtrain.training.callbacks.finite import NonFiniteLossError, StopOnNonFinite, first_non_finite
-from qtrain.training.callbacks.progress import Progress, duration, progress_line
+from qtrain.training.callbacks.progress import Progress, progress_line
 from qtrain.training.callbacks.signals import StopOnSignal
 from qtrain.training.checkpoint import AtomicCheckpointIO
 from qtrain.training.resume import ResumePoints
 from qtrain.utils.errors import RunInterruptedError
+from qtrain.utils.progress import duration
 
 IMAGE = torch.randn(12, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 

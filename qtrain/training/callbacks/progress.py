@@ -17,16 +17,9 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from torch import Tensor
 
+from qtrain.utils.progress import duration
+
 log = logging.getLogger(__name__)
-
-
-def duration(seconds: float) -> str:
-    """``59 s``, ``3:25`` or ``2:03:25``: seconds, minutes or hours."""
-    whole = max(0, round(seconds))
-    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
-    if hours:
-        return f"{hours}:{minutes:02}:{rest:02}"
-    return f"{minutes}:{rest:02}" if minutes else f"{rest} s"
 
 
 def progress_line(
