@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,6 +65,60 @@ def test_training_is_a_function_of_the_seeds(options: dict) -> None:
 
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))
+
+
+def drawn(image: Image.Image, count: int, **options: Any) -> list[np.ndarray]:
+    """So many training images of a gray one, as bytes; the seeds are 0, 1, ..."""
+    transform = create_transform(train=True, mean=(0.0,), std=(1.0,), **options)
+    found = []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        found.append((transform(image)[0] * 255).round().byte().numpy())
+    return found
+
+
+def test_padding_and_cropping_gives_windows_of_the_padded_image() -> None:
+    image = Image.fromarray(np.arange(1, 65, dtype=np.uint8).reshape(8, 8))
+    padded = np.pad(np.asarray(image), 2)
+    windows = {padded[row : row + 8, column : column + 8].tobytes() for row in range(5) for column in range(5)}
+    seen = {pixels.tobytes() for pixels in drawn(image, 60, image_size=8, crop="pad", crop_padding=2, flip=False)}
+    assert seen <= windows and len(seen) > 15
+
+
+def test_padding_and_cropping_moves_along_the_longer_side() -> None:
+    image = Image.fromarray(np.tile(np.arange(16, dtype=np.uint8), (8, 1)))
+    firsts = {int(pixels[0, 0]) for pixels in drawn(image, 60, image_size=8, crop="pad", crop_padding=0, flip=False)}
+    assert firsts == set(range(9))
+
+
+@pytest.mark.parametrize("crop", ["random_resized", "pad", "none"])
+def test_flip_is_a_choice(crop: str) -> None:
+    """Columns that rise from left to right fall only where the image is mirrored."""
+    image = Image.fromarray(np.tile(np.arange(0, 240, 10, dtype=np.uint8), (24, 1)))
+    for flip, expected in ((False, {True}), (True, {True, False})):
+        images = drawn(image, 20, image_size=24, crop=crop, flip=flip)
+        assert {bool(pixels[12, 20] > pixels[12, 4]) for pixels in images} == expected
+
+
+def test_without_a_crop_training_images_are_those_of_evaluation() -> None:
+    options = {"image_size": 24, **NORMAL}
+    image = picture()
+    plain = create_transform(train=False, **options)(image)
+    assert torch.equal(create_transform(train=True, crop="none", flip=False, **options)(image), plain)
+
+
+def test_crop_scale_bounds_the_share_of_the_area() -> None:
+    """Almost all of a square is almost always all of it, as other shapes do not fit."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24), dtype=np.uint8))
+    tight = {pixels.tobytes() for pixels in drawn(image, 10, image_size=24, crop_scale=(0.99, 1.0), flip=False)}
+    loose = {pixels.tobytes() for pixels in drawn(image, 10, image_size=24, flip=False)}
+    assert len(tight) < len(loose) == 10
+
+
+def test_gray_images_take_policies_too() -> None:
+    options = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.5, "crop": "pad", "crop_padding": 3}
+    assert len({pixels.tobytes() for pixels in drawn(picture("L"), 10, image_size=24, **options)}) == 10
 
 
 @pytest.mark.parametrize(
