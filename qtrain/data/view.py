@@ -1,8 +1,8 @@
 """Which part of an image is seen, in training and in evaluation.
 
 Large and small images need different crops. A photograph has room for a random resized crop. Of 32 pixels it leaves
-too few: the same training with padding and cropping was more accurate by ten points. Mirrored symbols are other
-symbols. So what is not said follows from what the images look like.
+too few, and padding and cropping trains better. Mirrored symbols are other symbols. So what is not said follows from
+what the images look like.
 """
 
 from __future__ import annotations

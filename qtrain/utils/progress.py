@@ -49,7 +49,7 @@ def tracked(
                 continue
             shown = now
             rate = done / (now - started)
-            line = f"{done}/{total} {unit}  {rate:.0f} {unit}/s  {duration((total - done) / rate)} left"
+            line = f"{done}/{total} {unit}  {rate:.{rate < 10:d}f} {unit}/s  {duration((total - done) / rate)} left"
             if shown_bar is None:
                 log.info("%s: %s", title, line)
             else:

@@ -72,9 +72,7 @@ def test_sixteen_bits_are_scaled_and_not_clipped(format: str) -> None:
 def test_integers_of_32_bits_count_as_16_bits_and_must_fit() -> None:
     assert decoded(Image.fromarray(np.array([[0, 257, 65535]], dtype=np.int32)), "TIFF") == ("L", [[0, 1, 255]])
     for values in ([[0, 65536]], [[-1, 0]]):
-        with pytest.raises(
-            UnreadableImageError, match=r"it: cannot decode it \(gray values .* do not fit 16 bits; store"
-        ):
+        with pytest.raises(UnreadableImageError, match=r"it: cannot decode it \(gray values .* do not fit 16 bits"):
             decoded(Image.fromarray(np.array(values, dtype=np.int32)), "TIFF")
 
 
@@ -128,9 +126,7 @@ def test_damaged_file_is_one_line_that_names_it(content: bytes | str, tmp_path: 
     path = tmp_path / "bad.png"
     Image.fromarray(picture(0)).save(path)
     path.write_bytes(path.read_bytes()[:200] if isinstance(content, str) else content)
-    with pytest.raises(
-        UnreadableImageError, match=r"bad\.png: cannot decode it \(.+\); repair or remove it$"
-    ) as caught:
+    with pytest.raises(UnreadableImageError, match=r"^bad\.png: cannot decode it \(.+\); repair or remove") as caught:
         read_image(str(path), "bad.png")
     assert "\n" not in str(caught.value) and caught.value.errno is None
 

@@ -109,9 +109,7 @@ def test_folder_without_an_image_is_named_in_both_parts(tmp_path: Path) -> None:
     (root / "train" / "c").mkdir()
     (root / "val" / "c").mkdir()
     (root / "val" / "c" / "notes.txt").write_text("no image")
-    message = (
-        r"{} must hold one folder of images for each class, and 1 have no image: c; remove them, or add images \(\.jpg"
-    )
+    message = "{} must hold one folder of images for each class, and 1 have no image: c; remove them, or add images"
     with pytest.raises(FileNotFoundError, match=message.format("train")):
         folder(root)
     Image.fromarray(picture(1)).save(root / "train" / "c" / "0.png")
@@ -133,10 +131,9 @@ def test_images_of_subfolders_belong_to_the_class_in_the_order_of_their_names(tm
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     images = FolderImages(tmp_path, option="data.train_folder")
-    found = [
-        (images.where(number).removeprefix(f"{tmp_path}/"), images.target(number)) for number in range(len(images))
-    ]
-    assert found == [("a/10.png", 0), ("a/9.png", 0), ("a/w/3.jpeg", 0), ("a/x/1.JPG", 0), ("b/2.png", 1)]
+    files = [images.where(number).removeprefix(f"{tmp_path}/") for number in range(len(images))]
+    assert files == ["a/10.png", "a/9.png", "a/w/3.jpeg", "a/x/1.JPG", "b/2.png"]
+    assert [images.target(number) for number in range(len(images))] == [0, 0, 0, 0, 1]
 
 
 def test_other_names_of_the_parts_are_suggested(tmp_path: Path) -> None:
@@ -149,12 +146,10 @@ def test_other_names_of_the_parts_are_suggested(tmp_path: Path) -> None:
 
 def test_resident_sets_name_imagefolder_for_image_files(tmp_path: Path) -> None:
     written(tmp_path)
-    with pytest.raises(
-        FileNotFoundError, match=r"no train\*\.parquet in .* \(found train, val\); image files are read by "
-    ):
+    with pytest.raises(FileNotFoundError, match=r"no train\*\.parquet in .*; image files are read by data=imagefolder"):
         source.parquet_files(str(tmp_path), "train")
     (tmp_path / "other").mkdir()
-    with pytest.raises(FileNotFoundError, match="found nothing.; check the folder and split"):
+    with pytest.raises(FileNotFoundError, match=r"found nothing\); check the folder and split"):
         source.parquet_files(str(tmp_path / "other"), "train")
 
 
