@@ -11,7 +11,8 @@ import torch
 
 from qtrain.data.folder import ImageFolder
 from qtrain.data.parquet import ParquetImages
-from qtrain.data.streaming import IMAGENET_MEAN, StreamingData, seeded
+from qtrain.data.streaming import IMAGENET_MEAN, StreamingData
+from qtrain.data.streaming_loader import seeded
 
 from .conftest import SIZE, picture
 

@@ -23,7 +23,7 @@ def test_a_line_every_ten_seconds_says_rate_and_time_left(
     with caplog.at_level(logging.INFO, "qtrain"):
         assert list(tracked("abcdefgh", total=8, title="reading", unit="files", bar=False)) == list("abcdefgh")
     assert caplog.messages == [
-        "reading: 4/8 files  0.3 files/s  10 s left",
+        "reading: 4/8 files  0.4 files/s  10 s left",
         "reading: 8/8 files  0.4 files/s  0 s left",
     ]
 
