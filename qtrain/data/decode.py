@@ -11,7 +11,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from qtrain.data.image_set import UnreadableImageError
+from qtrain.data.image_set import REPAIR, UnreadableImageError
 
 ORIENTATION = 0x0112
 """The EXIF tag that says how a camera was held."""
@@ -31,21 +31,21 @@ GRAY = ("1", "L", "LA", "La")
 WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 
 
-def read_image(file: str | IO[bytes], where: str) -> Image.Image:
+def read_image(file: str | IO[bytes], where: str, *, remedy: str = REPAIR) -> Image.Image:
     """Decode ``file``, a path or an open file, as :func:`to_8_bits` gives it.
 
-    ``where`` names the image in the error. Raises :class:`UnreadableImageError` where the file is absent, truncated,
-    damaged, or no image.
+    Raises :class:`UnreadableImageError` where the file is absent, truncated, damaged, or no image. The error names the
+    image by ``where``, and ends with ``remedy``.
     """
     try:
         with Image.open(file) as image:
             image.load()
             return to_8_bits(image)
     except UnidentifiedImageError as error:
-        raise UnreadableImageError(where, "no known image format") from error
+        raise UnreadableImageError(where, "no known image format", remedy) from error
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error and others
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UnreadableImageError(where, reason, getattr(error, "errno", None)) from error
+        raise UnreadableImageError(where, reason, remedy, getattr(error, "errno", None)) from error
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:

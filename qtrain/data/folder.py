@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from qtrain.data.decode import read_image
-from qtrain.data.image_set import ImageSet
+from qtrain.data.image_set import REPAIR_OR_CHECK, ImageSet
 from qtrain.data.streaming import StreamingData
 
 
@@ -46,7 +46,7 @@ class FolderImages(ImageSet):
 
     def image(self, number: int) -> Image.Image:
         path = self._samples[number][0]
-        return read_image(path, path)
+        return read_image(path, path, remedy=REPAIR_OR_CHECK)
 
     def target(self, number: int) -> int:
         return self._samples[number][1]

@@ -15,25 +15,30 @@ SMALL = 64
 """Side of the largest image, in pixels, that counts as small."""
 
 
+REPAIR = "repair or remove it"
+REPAIR_OR_CHECK = f"{REPAIR} (data.check=true finds all such images, data.on_error=skip leaves them out)"
+
+
 class ImageError(ValueError):
     """An image that cannot be used; the message is one line and names it."""
 
 
 @final
 class UnreadableImageError(ImageError):
-    """An image that cannot be decoded: ``where`` it is, and for what ``reason``.
+    """An image that cannot be decoded: ``where`` it is, for what ``reason``, and what to do.
 
     ``errno`` is the code of the operating system where it did not give the file, else ``None``.
     """
 
-    def __init__(self, where: str, reason: str, errno: int | None = None) -> None:
-        super().__init__(where, reason, errno)  # all arguments, which pickling needs
+    def __init__(self, where: str, reason: str, remedy: str, errno: int | None = None) -> None:
+        super().__init__(where, reason, remedy, errno)  # all arguments, which pickling needs
         self.where = where
         self.reason = reason
+        self.remedy = remedy
         self.errno = errno
 
     def __str__(self) -> str:
-        return f"{self.where}: cannot decode it ({self.reason}); repair or remove it"
+        return f"{self.where}: cannot decode it ({self.reason}); {self.remedy}"
 
 
 class ImageSet(ABC):

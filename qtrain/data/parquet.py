@@ -12,7 +12,7 @@ from PIL import Image
 
 from qtrain.data import source
 from qtrain.data.cache import fingerprint
-from qtrain.data.image_set import ImageSet
+from qtrain.data.image_set import REPAIR_OR_CHECK, ImageSet
 from qtrain.data.streaming import StreamingData
 
 
@@ -31,7 +31,7 @@ class RowImages(ImageSet):
         return len(self._targets)
 
     def image(self, number: int) -> Image.Image:
-        return source.open_image(self._rows[number][self._column], self.where(number))
+        return source.open_image(self._rows[number][self._column], self.where(number), remedy=REPAIR_OR_CHECK)
 
     def target(self, number: int) -> int:
         return int(self._targets[number])

@@ -18,6 +18,7 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from qtrain.data.decode import read_image
+from qtrain.data.image_set import REPAIR
 from qtrain.models.hub import offline_unless_reachable
 from qtrain.utils.errors import first_line
 
@@ -167,10 +168,10 @@ def decode_image(stored: dict[str, bytes | str | None], where: str) -> np.ndarra
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
-def open_image(stored: dict[str, bytes | str | None], where: str) -> Image.Image:
+def open_image(stored: dict[str, bytes | str | None], where: str, *, remedy: str = REPAIR) -> Image.Image:
     """One stored image (its ``bytes``, or the file at its ``path``), as ``qtrain.data.decode`` does."""
     content, path = stored.get("bytes"), stored.get("path")
-    return read_image(io.BytesIO(content) if isinstance(content, bytes) else str(path), where)
+    return read_image(io.BytesIO(content) if isinstance(content, bytes) else str(path), where, remedy=remedy)
 
 
 def _is_image(feature: object) -> bool:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qtrain.data.cache import default_folder
+
 SIZE = 12
 
 
@@ -37,6 +39,13 @@ def write_parquet(
         label: [n % classes for n in numbers],
     }
     datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of decoded and checked images is the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return default_folder()
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from qtrain.data import check
-from qtrain.data.cache import default_folder
 from qtrain.data.folder import FolderImages, ImageFolder
 from qtrain.data.image_set import ImageError
 from qtrain.data.parquet import ParquetImages
@@ -19,11 +18,7 @@ from qtrain.spec import Batch
 
 from .conftest import SIZE
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return default_folder()
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
@@ -148,7 +143,10 @@ def test_without_a_check_the_first_one_met_is_named_in_one_line(folder_root: Pat
     with pytest.raises(ImageError) as caught:
         list(data.train_dataloader())
     path = folder_root / "train/class0/004.png"
-    assert str(caught.value) == f"{path}: cannot decode it (no known image format); repair or remove it"
+    assert str(caught.value) == (
+        f"{path}: cannot decode it (no known image format); repair or remove it "
+        "(data.check=true finds all such images, data.on_error=skip leaves them out)"
+    )
 
 
 def test_an_image_that_is_looked_at_is_named_before_anything_is_trained(folder_root: Path) -> None:

@@ -18,6 +18,8 @@ from qtrain.data.streaming import GRAY_MEAN, IMAGENET_MEAN
 
 from .conftest import SIZE, picture
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 
 def written(root: Path, *, gray: bool = False, size: tuple[int, int] = (SIZE, SIZE), count: int = 6) -> Path:
     """``count`` training and 4 test images of two classes, of the pixels of ``picture``."""
