@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from qtrain.data.fit_data import FitData
-from qtrain.data.streaming import seeded
+from qtrain.data.streaming_loader import seeded
 from qtrain.functional.random import seed_of
 from qtrain.spec import Batch, DataInfo
 

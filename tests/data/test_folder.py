@@ -173,6 +173,7 @@ def test_mixed_modes_of_one_folder_make_one_batch(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"channels": 2}, r"ImageFolder: channels must be 1 \(gray\) or 3 \(color\), got 2"),
+        ({"crop_padding": -1}, "ImageFolder: crop_padding must be at least 0, got -1; in pixels"),
         ({"on_error": "ignore"}, "ImageFolder: on_error must be raise or skip, got 'ignore'"),
         ({"crop": "middle"}, "ImageFolder: crop must be one of random_resized, pad, none, got 'middle'"),
         ({"crop": "none", "crop_padding": 4}, "ImageFolder: crop_padding belongs to crop=pad, got crop=none"),

@@ -52,7 +52,6 @@ def test_view_follows_from_options_and_then_from_the_images(
     ("options", "message"),
     [
         ({"crop": "centre"}, "crop must be one of random_resized, pad, none, got 'centre'"),
-        ({"crop_padding": -1}, "crop_padding must be at least 0 pixels, got -1"),
         ({"crop_scale": [0.5]}, r"crop_scale must be two shares of the area, 0 < low <= high <= 1, got \[0.5\]"),
         ({"crop_scale": [0.0, 1.0]}, "crop_scale must be two shares"),
         ({"crop_scale": [0.9, 0.5]}, "crop_scale must be two shares"),
