@@ -30,4 +30,6 @@ class Digits(ResidentData):
         order = permutation(seed=0, epoch=0, n=len(images), stream=SPLIT).numpy()
         test, train = order[:TEST_IMAGES], order[TEST_IMAGES:]
         train_images, train_targets = no_images(images) if self._test_only else (images[train], targets[train])
-        return Arrays(train_images, train_targets, images[test], targets[test], num_classes=10)
+        return Arrays(
+            train_images, train_targets, images[test], targets[test], num_classes=10, classes=tuple("0123456789")
+        )

@@ -28,7 +28,7 @@ class FolderImages(ImageSet):
             raise FileNotFoundError(
                 f"data.root: there is no folder {folder}; its subfolders must be the classes{there}"
             )
-        self.classes = _folders(folder)
+        self.classes = tuple(_folders(folder))
         if not self.classes:
             raise FileNotFoundError(f"data.root: {folder} must hold one folder of images for each class, and has none")
         self.num_classes = len(self.classes)

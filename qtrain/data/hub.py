@@ -37,7 +37,8 @@ class HubImages(ResidentData):
     def _arrays(self) -> Arrays:
         if self._test_only:
             test = self._split(self.test_split)
-            return Arrays(*no_images(test["images"]), test["images"], test["targets"], int(test["num_classes"]))
+            facts = int(test["num_classes"]), tuple(map(str, test["classes"]))
+            return Arrays(*no_images(test["images"]), test["images"], test["targets"], *facts)
         train = self._split(self.train_split)
         test = self._split(self.test_split)
         if train["images"].shape[1:] != test["images"].shape[1:]:
@@ -46,10 +47,12 @@ class HubImages(ResidentData):
                 f"{test['images'].shape[1:]} (height, width, channels); use a streaming dataset for such data"
             )
         num_classes = max(int(train["num_classes"]), int(test["num_classes"]))
-        return Arrays(train["images"], train["targets"], test["images"], test["targets"], num_classes)
+        names = tuple(map(str, train["classes"]))
+        return Arrays(train["images"], train["targets"], test["images"], test["targets"], num_classes, names)
 
     def _split(self, split: str) -> dict[str, np.ndarray]:
-        columns = (str(self.image_column), str(self.label_column))
+        # The last word marks what is kept beside the images; another one makes older files be decoded anew.
+        columns = (str(self.image_column), str(self.label_column), "classes")
         name = f"{self.name}-{split}"
         if self.root is not None:
             files = source.parquet_files(self.root, split)
@@ -71,4 +74,5 @@ class HubImages(ResidentData):
             "images": source.decode_images(labeled, where),
             "targets": targets,
             "num_classes": np.asarray(num_classes),
+            "classes": np.asarray(labeled.classes, dtype=np.str_),
         }

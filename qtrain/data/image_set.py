@@ -45,6 +45,8 @@ class ImageSet(ABC):
     """Labeled images at random access; must be cheap to copy into a worker process."""
 
     num_classes: int
+    classes: tuple[str, ...] = ()
+    """Names of the classes in order; empty where they have none."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -94,7 +96,7 @@ class SomeImages(ImageSet):
     """The images ``numbers`` of another set, numbered anew from 0."""
 
     def __init__(self, images: ImageSet, numbers: Sequence[int]) -> None:
-        self.num_classes = images.num_classes
+        self.num_classes, self.classes = images.num_classes, images.classes
         self._images = images
         self._numbers = np.asarray(numbers, dtype=np.int64)
 

@@ -26,6 +26,7 @@ class RowImages(ImageSet):
         self._where = where
         self._files = files
         self.num_classes = split.num_classes or int(self._targets.max()) + 1
+        self.classes = split.classes
 
     def __len__(self) -> int:
         return len(self._targets)

@@ -22,13 +22,17 @@ from qtrain.spec import Batch, DataInfo
 
 
 class Arrays(NamedTuple):
-    """A decoded dataset: images (D, H, W, C) uint8 and targets (D,) int64 below ``num_classes``."""
+    """A decoded dataset: images (D, H, W, C) uint8 and targets (D,) int64 below ``num_classes``.
+
+    ``classes`` are the classes' names, empty where they have none.
+    """
 
     train_images: np.ndarray
     train_targets: np.ndarray
     test_images: np.ndarray
     test_targets: np.ndarray
     num_classes: int
+    classes: tuple[str, ...] = ()
 
 
 def no_images(like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -133,6 +137,7 @@ class ResidentData(VisionData):
             val_size=val_size,
             test_size=test_size,
             kind="resident",
+            classes=self._decoded.classes,
         )
 
     def _content(self) -> str:

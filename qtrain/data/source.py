@@ -34,12 +34,16 @@ Rows: TypeAlias = datasets.Dataset
 
 
 class Labeled(NamedTuple):
-    """A split with its image and label columns named; ``num_classes`` is None where the labels carry no names."""
+    """A split with its image and label columns named.
+
+    Where the labels carry no names, ``num_classes`` is ``None`` and ``classes`` is empty.
+    """
 
     rows: datasets.Dataset
     image: str
     label: str
     num_classes: int | None
+    classes: tuple[str, ...] = ()
 
 
 def parquet_files(root: str, split: str) -> list[Path]:
@@ -122,8 +126,8 @@ def find_columns(rows: datasets.Dataset, *, image: str | None, label: str | None
     if not isinstance(features[image], datasets.Image):
         rows = rows.cast_column(image, datasets.Image())
     feature = features[label]
-    num_classes = feature.num_classes if isinstance(feature, datasets.ClassLabel) else None
-    return Labeled(rows.select_columns([image, label]), image, label, num_classes)
+    names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
+    return Labeled(rows.select_columns([image, label]), image, label, len(names) or None, names)
 
 
 def targets_of(split: Labeled, where: str) -> np.ndarray:

@@ -140,6 +140,7 @@ class StreamingData(VisionData):
             val_size=val_size,
             test_size=test_size,
             kind="streaming",
+            classes=self._test_set.classes,
         )
 
     def _content(self) -> str:
