@@ -164,8 +164,9 @@ class ResidentData(VisionData):
         """Images and targets of a split, moved to the device once and shared by all loaders."""
         device = self.trainer.strategy.root_device if self.trainer else torch.device(self.device)
         if split not in self._on_device or self._on_device[split][0].device != device:
-            train_images, train_targets, test_images, test_targets, _ = self._decoded
-            images, targets = (train_images, train_targets) if split == "train" else (test_images, test_targets)
+            found, train = self._decoded, split == "train"
+            images = found.train_images if train else found.test_images
+            targets = found.train_targets if train else found.test_targets
             self._on_device[split] = (torch.from_numpy(images).to(device), torch.from_numpy(targets).to(device))
         return self._on_device[split]
 

@@ -43,7 +43,7 @@ def test_digits_are_named_by_their_figure() -> None:
 @pytest.mark.parametrize("test_only", [False, True])
 def test_names_come_from_the_label_column(tmp_path: Path, test_only: bool) -> None:
     write_parquet(tmp_path)
-    for kind, options in ((HubImages, {"cache_dir": str(tmp_path / "cache")}), (ParquetImages, {})):
+    for kind, options in ((HubImages, {"cache_dir": str(tmp_path / "cache")}), (ParquetImages, {"test_split": "test"})):
         data = kind(name="pets", root=str(tmp_path), batch_size=4, mean=[0.5] * 3, std=[0.5] * 3, **options)
         if test_only:
             data.test_only()
