@@ -14,6 +14,7 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from qtrain.functional import random
+from qtrain.functional.layout import arranged
 
 
 def crop_and_flip(images: Tensor, index: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
@@ -44,10 +45,15 @@ def random_crop_flip(images: Tensor, index: Tensor, *, seed: int, epoch: int, pa
     """
     if not padding and not flip:
         return images[index]
+    return crop_and_flip(images, index, *random_windows(index, seed=seed, epoch=epoch, padding=padding, flip=flip))
+
+
+def random_windows(index: Tensor, *, seed: int, epoch: int, padding: int, flip: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Top, left and whether it is mirrored, each (N,), of the window of each sample ``index`` (N,) int64."""
     u = random.uniform(seed=seed, epoch=epoch, index=index, stream=random.CROP, count=3)
     offset = (u[:, :2] * (2 * padding + 1)).long() - padding
     mirrored = (u[:, 2] < 0.5) if flip else torch.zeros_like(index, dtype=torch.bool)
-    return crop_and_flip(images, index, offset[:, 0], offset[:, 1], mirrored)
+    return offset[:, 0], offset[:, 1], mirrored
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float], *, channels_last: bool) -> Tensor:
@@ -58,7 +64,7 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float], *, ch
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)] * images.shape[2])
     values = rows.to(torch.float32).mul_(scale).add_(shift.to(images.device, non_blocking=True))
     x = values.view(images.shape).permute(0, 3, 1, 2)
-    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    return arranged(x, channels_last=channels_last)
 
 
 class MixPlan(NamedTuple):

@@ -40,6 +40,7 @@ class VisionData(FitData, ABC):
     validation; the test images are never used for it. ``mean`` and ``std`` are per channel, in units of pixel / 255;
     None leaves them to the dataset. ``mixup`` and ``cutmix`` are alphas, 0 for off. ``max_train`` and ``max_test``
     keep so many images, for quick runs: always the same ones, chosen at random, since folders are sorted by class.
+    ``channels_last`` is the memory format of batches that loaders give which are made from now on.
     """
 
     name: str
@@ -53,6 +54,7 @@ class VisionData(FitData, ABC):
     cutmix: float = 0.0
     max_train: int | None = None
     max_test: int | None = None
+    channels_last: bool = True
 
     def __post_init__(self) -> None:
         super().__init__()

@@ -10,7 +10,12 @@ from qtrain.spec import DataInfo
 
 
 class FitData(pl.LightningDataModule, ABC):
-    """Loaders of training and validation batches, and the facts of the images."""
+    """Loaders of training and validation batches, and the facts of the images.
+
+    ``channels_last`` says whether batches have this memory format; models that they go into should have it then.
+    """
+
+    channels_last: bool = False
 
     @property
     @abstractmethod

@@ -94,12 +94,10 @@ class ResidentData(VisionData):
     ``crop_padding`` and ``flip`` are He et al.'s augmentation (arXiv:1512.03385): a random crop from the image with so
     many black pixels around, mirrored with probability one half. The data lie on the Lightning trainer's device, or on
     ``device`` where no trainer is attached. Without ``mean`` and ``std`` they are computed from the training images.
-    ``channels_last`` is the memory format of the batches.
     """
 
     crop_padding: int = 0
     flip: bool = False
-    channels_last: bool = True
     device: str = "cpu"
 
     def __post_init__(self) -> None:

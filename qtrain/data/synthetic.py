@@ -38,7 +38,6 @@ class SyntheticImages(VisionData):
     test: VisionData | None = None
     crop_padding: int = 0
     flip: bool = False
-    channels_last: bool = True
     device: str = "cpu"
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from qtrain.distillation.objective import Objective
 from qtrain.models.taps import feature_shapes
 from qtrain.models.teacher import FrozenTeacher, Teacher
 from qtrain.pipeline.build_model import example_input
+from qtrain.pipeline.memory_format import settle_memory_format_
 from qtrain.settings.run_settings import RunSettings
 from qtrain.training.step import LearningTeacher
 from qtrain.utils.errors import ConfigError, as_config_error
@@ -61,8 +62,7 @@ def build_learning_teacher(
         )
     if settings.teacher.cache.keeps is not None:
         log.warning("teacher.cache: a teacher that learns answers otherwise at each step; nothing is kept")
-    if settings.fit.channels_last:
-        model.to(memory_format=torch.channels_last)
+    settle_memory_format_(settings, model, data)
     objective: Objective = settings.teacher.objective.build()
     _bind(settings, objective, model, student, data)
     return LearningTeacher(model=model, objective=objective)
@@ -73,8 +73,7 @@ def build_teacher(settings: RunSettings, model: nn.Module, objective: Objective,
 
     Its answers are kept and replayed where ``settings.teacher.cache`` says so.
     """
-    if settings.fit.channels_last:
-        model.to(memory_format=torch.channels_last)
+    settle_memory_format_(settings, model, data)
     live = FrozenTeacher(
         model,
         names=objective.teacher_taps,

@@ -14,6 +14,7 @@ from qtrain.export.header import Images
 from qtrain.pipeline import run_folder
 from qtrain.pipeline.build_model import build_model, example_input, has_weights
 from qtrain.pipeline.load_data import load_data
+from qtrain.pipeline.memory_format import settle_memory_format_
 from qtrain.pipeline.prepare import Prepared
 from qtrain.pipeline.run_folder import Metrics
 from qtrain.pipeline.student_file import allocation_of, check_images, described, load_trained
@@ -34,9 +35,10 @@ def evaluate_weights(settings: RunSettings) -> Metrics:
     start = time.perf_counter()
     # Training images are opened only where mean and std have to be computed from them.
     data = load_data(settings, test_only=bool(settings.data.get("mean")), synthesizes=False)
-    model = Prepared(build_model(settings.model, data.info), {})
-    top1 = _measured(settings, model, data, start, {"distill": "none", "epochs": 0}, notes="full precision")
-    return {"fp_top1": top1}
+    model = build_model(settings.model, data.info)
+    settle_memory_format_(settings, model, data)
+    untrained: dict[str, object] = {"distill": "none", "epochs": 0}
+    return {"fp_top1": _measured(settings, Prepared(model, {}), data, start, untrained, notes="full precision")}
 
 
 def evaluate_student(settings: RunSettings, file: Path) -> Metrics:
@@ -49,6 +51,7 @@ def evaluate_student(settings: RunSettings, file: Path) -> Metrics:
     header, student = load_trained(settings, file)
     data = load_data(_normalized(settings, header.images), synthesizes=False)
     check_images(header.images, data.info, file)
+    settle_memory_format_(settings, student, data)
     known: dict[str, object] = {"distill": "none", "epochs": 0}
     if (file.parent / SUMMARY).is_file():
         before = read_summary(file.parent / SUMMARY)

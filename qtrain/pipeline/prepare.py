@@ -30,6 +30,7 @@ from qtrain.models.layer_kinds import merge_fused_biases
 from qtrain.observers.base import Observer
 from qtrain.pipeline.build_model import build_model, example_input
 from qtrain.pipeline.load_data import depends_on, recipe_of
+from qtrain.pipeline.memory_format import settle_memory_format_
 from qtrain.pipeline.run_cache import cached
 from qtrain.ptq.bias_correction import BiasCorrection
 from qtrain.ptq.calibrate_from_bn import calibrate_from_statistics
@@ -77,8 +78,7 @@ def prepare_student(
     earlier stage the weights are that stage's, and so are quantizers of the same kind; where bits differ, their scales
     are fitted to the new ones.
     """
-    if settings.fit.channels_last:
-        model.to(memory_format=torch.channels_last)
+    settle_memory_format_(settings, model, data)
     if not settings.quantize.enabled:
         converted = Converted({}, {})
     else:

@@ -31,7 +31,8 @@ from qtrain.data.synthetic_store import (
     write_shard,
 )
 from qtrain.models.identity import structure_digest, weights_digest
-from qtrain.pipeline.build_model import build_model, has_weights
+from qtrain.models.memory_format import to_channels_last_
+from qtrain.pipeline.build_model import build_model, example_input, has_weights
 from qtrain.settings.run_identity import hash_of
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import DataInfo
@@ -122,6 +123,8 @@ def _synthesizer(settings: RunSettings) -> Synthesizer:
         if not has_weights(model):
             raise ConfigError(f"{model.key}.weights: images are synthesized by a trained model; give its weights")
         models[name] = _frozen(build_model(model, info))
+        if settings.fit.channels_last:
+            to_channels_last_(models[name], example_input(info, size=2))
     with as_config_error("synthesis"):
         method.check(list(models.values()))
     unplaced = Synthesizer(settings, models, method, info, Path(), Path())
@@ -137,6 +140,7 @@ def _frozen(model: nn.Module) -> nn.Module:
 
 def _made_from(made_by: Synthesizer) -> dict[str, object]:
     """All that the images are a function of, as plain values."""
+    facts = {name: value for name, value in vars(made_by.info).items() if name != "classes"}
     return {
         "models": {
             name: {"weights": weights_digest(model), "structure": structure_digest(model)}
@@ -145,7 +149,7 @@ def _made_from(made_by: Synthesizer) -> dict[str, object]:
         "method": made_by.settings.plain["synthesis"],
         "batches": made_by.batches,
         "seed": made_by.settings.seed,
-        "data": {**vars(made_by.info), "mean": list(made_by.info.mean), "std": list(made_by.info.std)},
+        "data": {**facts, "mean": list(made_by.info.mean), "std": list(made_by.info.std)},
     }
 
 

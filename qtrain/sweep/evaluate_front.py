@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from qtrain.pipeline.load_data import load_data
+from qtrain.pipeline.memory_format import settle_memory_format_
 from qtrain.pipeline.student_file import load_trained
 from qtrain.settings.run_files import STUDENT
 from qtrain.settings.run_settings import Read, RunSettings
@@ -38,7 +39,9 @@ def evaluate_front(settings: RunSettings, trial_store: TrialStore, *, read: Read
         folder = trial_store.runs / trial.key
         run = read(read_trial_config(folder, name=trial.id, knobs=trial.knobs)).fits[-1]
         data = load_data(run)
-        top1 = evaluate(load_trained(run, folder / STUDENT)[1], data.test_dataloader(), device)["top1"]
+        _, student = load_trained(run, folder / STUDENT)
+        settle_memory_format_(run, student, data)
+        top1 = evaluate(student, data.test_dataloader(), device)["top1"]
         trial_store.write(replace(trial, metrics={**trial.metrics, TEST: top1}))
 
 

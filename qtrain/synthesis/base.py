@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from qtrain.functional.layout import arranged
 from qtrain.spec import DataInfo
 
 
@@ -33,7 +34,8 @@ class Synthesis(ABC):
     ones.
 
     ``models`` are in full precision, in eval mode, without gradients for their parameters, on ``device``; each takes
-    (N, C, H, W) float, normalized with the mean and std of ``info``. There is at least one.
+    (N, C, H, W) float, normalized with the mean and std of ``info``, in the memory format of its own weights. There is
+    at least one.
     """
 
     batch_size: int
@@ -64,11 +66,13 @@ def to_pixels(images: Tensor, info: DataInfo) -> Tensor:
     return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
 
 
-def from_pixels(pixels: Tensor, info: DataInfo, device: torch.device) -> Tensor:
-    """Pixels (N, H, W, C) uint8 as normalized images (N, C, H, W) on ``device``, channels last in memory."""
+def from_pixels(
+    pixels: Tensor, info: DataInfo, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format
+) -> Tensor:
+    """Pixels (N, H, W, C) uint8 as normalized images (N, C, H, W) on ``device`` in ``memory_format``."""
     images = pixels.to(device).permute(0, 3, 1, 2).float() / 255
     mean, std = _per_channel(images, info)
-    return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+    return arranged((images - mean) / std, channels_last=memory_format == torch.channels_last)
 
 
 def pixel_range(images: Tensor, info: DataInfo) -> tuple[Tensor, Tensor]:

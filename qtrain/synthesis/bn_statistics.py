@@ -91,6 +91,7 @@ class BNStatistics(Synthesis):
         labels = balanced_labels(info, batch_size=self.batch_size, number=number, device=device)
         begin = natural_noise if self._natural_start else white_noise
         start = begin(info, batch_size=self.batch_size, number=number, seed=seed, device=device)
+        start = start.contiguous(memory_format=frozen.images_format)
 
         def objective(x: Tensor) -> Tensor:
             told = [

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from qtrain.functional.losses import hard_loss
 from qtrain.functional.random import LEARN, MAKE, START, seed_of
 from qtrain.models.identity import weights_digest
+from qtrain.models.memory_format import format_for
 from qtrain.schedules.base import Schedule
 from qtrain.schedules.constant import Constant
 from qtrain.spec import DataInfo
@@ -140,8 +141,9 @@ class GeneratorSynthesis(Synthesis):
         numbers = torch.Generator().manual_seed(seed_of(seed, MAKE, number, START))
         plain = (torch.rand(pixels.shape, generator=numbers) * 255).round()
         with watching(models) as matches:
-            reached = _losses(models, matches, from_pixels(pixels, info, device), target)
-            started = _losses(models, matches, from_pixels(plain, info, device), target)
+            images_format = format_for(models)
+            reached = _losses(models, matches, from_pixels(pixels, info, device, images_format), target)
+            started = _losses(models, matches, from_pixels(plain, info, device, images_format), target)
         metrics = {
             "statistics": reached.statistics.item(),
             "noise_statistics": started.statistics.item(),
@@ -162,12 +164,13 @@ class GeneratorSynthesis(Synthesis):
         done: int,
     ) -> None:
         ages, progress = set(self.ages), _Progress(done, self.steps)
+        images_format = format_for(models)
         with watching(models) as matches:
             for step in range(done, self.steps):
                 for group in optimizer.param_groups:
                     group["lr"] = self.lr * self.lr_schedule(step / self.steps)
                 mixture, noise = self._draw(generator, info, seed=seed, stream=LEARN, number=step)
-                images = generator(mixture, noise)
+                images = generator(mixture, noise).contiguous(memory_format=images_format)
                 losses = _losses(models, matches, images, mixture.probabilities(info.num_classes))
                 optimizer.zero_grad(set_to_none=True)
                 (losses.classes + self.statistics * losses.statistics).backward()

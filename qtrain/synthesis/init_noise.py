@@ -38,8 +38,8 @@ def balanced_labels(info: DataInfo, *, batch_size: int, number: int, device: tor
 
 
 def white_noise(info: DataInfo, *, batch_size: int, number: int, seed: int, device: torch.device) -> Tensor:
-    """Standard normal (N, C, H, W), channels last, as a function of the seed and each image's own number."""
-    return _placed(_normal(info, batch_size, number, seed), device)
+    """Standard normal (N, C, H, W) as a function of the seed and each image's own number."""
+    return _normal(info, batch_size, number, seed).float().to(device)
 
 
 def natural_noise(info: DataInfo, *, batch_size: int, number: int, seed: int, device: torch.device) -> Tensor:
@@ -59,7 +59,8 @@ def natural_noise(info: DataInfo, *, batch_size: int, number: int, seed: int, de
     frequency[0, 0] = 1 / size
     gain = frequency**-SLOPE
     gain = gain / gain.square().mean().sqrt()
-    return _placed(torch.fft.ifft2(torch.fft.fft2(mixed) * gain).real, device)
+    images: Tensor = torch.fft.ifft2(torch.fft.fft2(mixed) * gain).real
+    return images.float().contiguous().to(device)
 
 
 def _normal(info: DataInfo, batch_size: int, number: int, seed: int) -> Tensor:
@@ -70,7 +71,3 @@ def _normal(info: DataInfo, batch_size: int, number: int, seed: int) -> Tensor:
     # Multiples of 2^-24, moved to the middle of their interval, so that 0 does not become infinite.
     normal: Tensor = torch.special.ndtri(uniform.double() + 2.0**-25).reshape(shape)
     return normal
-
-
-def _placed(images: Tensor, device: torch.device) -> Tensor:
-    return images.float().to(device).contiguous(memory_format=torch.channels_last)

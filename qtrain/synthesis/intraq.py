@@ -129,6 +129,7 @@ class IntraQ(Synthesis):
         labels = balanced_labels(info, batch_size=size, number=number, device=device, run=self._images_per_class)
         begin = natural_noise if self._natural_start else white_noise
         start = begin(info, batch_size=size, number=number, seed=seed, device=device)
+        start = start.contiguous(memory_format=frozen.images_format)
         wanted = self._wanted(number=number, seed=seed).to(device)
 
         def objective(x: Tensor) -> Tensor:

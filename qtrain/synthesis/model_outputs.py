@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
+from qtrain.models.memory_format import format_for
 from qtrain.synthesis.statistics import StatisticsMatch
 
 
@@ -31,15 +32,16 @@ class ModelOutput(NamedTuple):
 class FrozenModels:
     """``frozen(x)`` is a :class:`ModelOutput` for each of ``models``, with gradients to the images ``x`` (N, C, H, W).
 
-    It hooks into copies of the models and leaves the given ones as they are. ``compile`` pays where many batches are
-    made, since it compiles once for all of them.
+    It hooks into copies of the models and leaves the given ones as they are. ``images_format`` is the memory format for
+    the images. ``compile`` pays where many batches are made, since it compiles once for all of them.
 
     Raises ``ValueError`` where a model has no statistics (:func:`statistics_layers`) or no linear layer.
     """
 
     def __init__(self, models: Sequence[nn.Module], *, compile: bool) -> None:
         self._models = tuple(models)
-        self._parts = [_Part(copy.deepcopy(model).to(memory_format=torch.channels_last)) for model in models]
+        self.images_format = format_for(models)
+        self._parts = [_Part(copy.deepcopy(model)) for model in models]
         self._forward = torch.compile(self._outputs, fullgraph=True) if compile else self._outputs
 
     @staticmethod

@@ -75,8 +75,9 @@ def image_metrics(
     draws that no step has used. ``noise_statistics``: the same for white noise, clamped to the pixel range.
     ``as_labeled``: the share of whole images that the model classifies as labeled.
     """
-    images = from_pixels(pixels, info, labels.device)
+    images = from_pixels(pixels, info, labels.device, frozen.images_format)
     noise = white_noise(info, batch_size=len(images), number=number, seed=seed, device=labels.device)
+    noise = noise.contiguous(memory_format=frozen.images_format)
     low, high = pixel_range(images, info)
     uncropped = replace(augmentation, smallest_crop=1.0)
 

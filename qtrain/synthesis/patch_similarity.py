@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
+from qtrain.models.memory_format import format_for
 from qtrain.spec import DataInfo
 from qtrain.synthesis.augment import StepAugmentation
 from qtrain.synthesis.base import Made, Synthesis, from_pixels, pixel_range, to_pixels
@@ -167,7 +168,9 @@ class PatchSimilarity(Synthesis):
         self, models: Sequence[nn.Module], info: DataInfo, *, number: int, seed: int, device: torch.device
     ) -> Made:
         labels = balanced_labels(info, batch_size=self.batch_size, number=number, device=device)
+        images_format = format_for(models)
         start = white_noise(info, batch_size=self.batch_size, number=number, seed=seed, device=device)
+        start = start.contiguous(memory_format=images_format)
 
         def objective(x: Tensor) -> Tensor:
             told = []
@@ -178,7 +181,7 @@ class PatchSimilarity(Synthesis):
         pixels = to_pixels(self._optimize(start, objective, self._augmentation, info, seed=seed, number=number), info)
         with torch.no_grad():
             low, high = pixel_range(start, info)
-            reached = self._ask(models, from_pixels(pixels, info, device))
+            reached = self._ask(models, from_pixels(pixels, info, device, images_format))
             began = self._ask(models, start.clamp(low, high))
             hits = [(logits.argmax(dim=1) == labels).float().mean() for logits, _ in reached]
         metrics = {
