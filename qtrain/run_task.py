@@ -39,7 +39,8 @@ def run_task(settings: RunSettings, overrides: Sequence[str] = ()) -> dict[str, 
     chosen = selected(settings)
     for number, name in enumerate(chosen, start=1):
         log.info("variant %d of %d: %s", number, len(chosen), name)
-        variant = compose([*overrides, *settings.variants[name], f"name={name}", "variants=null", "select=null"])
+        changes = [*settings.variants[name], f"name={name}", "variants=null", "select=null"]
+        variant = compose([*overrides, *changes], typed=overrides)
         together |= {f"{name}/{key}": value for key, value in _run(variant).items()}
     folder = Path(settings.run_dir).parent
     report = compose([*overrides, "task=report", "variants=null", "select=null", f"report.folder={folder}"])

@@ -29,6 +29,7 @@ from omegaconf.errors import (
 from qtrain.config.instantiate import settings_of
 from qtrain.config.schema import schema_of
 from qtrain.config.targets import check_targets
+from qtrain.settings.component import called_after
 from qtrain.settings.conf_dir import conf_dir
 from qtrain.settings.run_files import CONFIG, read_config
 from qtrain.settings.run_identity import restored, stage_changes
@@ -40,13 +41,23 @@ from qtrain.utils.suggestions import did_you_mean
 FOLDS = ("none", "before", "training")
 CALIBRATIONS = ("images", "statistics")
 
+BUILDER = "builder"
+"""Last part of the keys that name code of the user's own."""
+
+OPTIONS = "options"
+"""Last part of the keys of its arguments."""
+
 AD_HOC = "adhoc"
 """Folder of runs that belong to no experiment."""
 
 
-def compose(overrides: Sequence[str] = ()) -> RunSettings:
-    """The settings that the command line ``overrides`` ask for. Raises :class:`ConfigError`."""
-    return from_config(compose_config(overrides), overrides)
+def compose(overrides: Sequence[str] = (), *, typed: Sequence[str] | None = None) -> RunSettings:
+    """The settings that the command line ``overrides`` ask for. Raises :class:`ConfigError`.
+
+    ``typed`` are those that the user has typed, where a config has added others: only what the user types can admit
+    code to run.
+    """
+    return from_config(compose_config(overrides), overrides, typed=typed)
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
@@ -58,23 +69,25 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
             raise ConfigError(explain(error)) from error
 
 
-def from_config(cfg: DictConfig, overrides: Sequence[str]) -> RunSettings:
+def from_config(cfg: DictConfig, overrides: Sequence[str], *, typed: Sequence[str] | None = None) -> RunSettings:
     """The settings of ``cfg``, that Hydra composed of ``overrides``, with each of its stages composed as well.
 
-    Raises :class:`ConfigError` unless every key, value, choice and target is right.
+    ``typed`` as for :func:`compose`. Raises :class:`ConfigError` unless every key, value, choice and target is right.
     """
     cfg = cfg.copy()
     with open_dict(cfg):
         if own := cfg.pop("hydra", None):
             _check_hydra(OmegaConf.to_container(own, resolve=False))
-    if "allow_targets" in cfg and cfg.allow_targets and not any(_key(one) == "allow_targets" for one in overrides):
+    typed = overrides if typed is None else typed
+    if cfg.get("allow_targets") and not any(_key(one) == "allow_targets" for one in typed):
         raise ConfigError("allow_targets: may be given on the command line only, not by a YAML file; remove it there")
-    settings = _checked(cfg)
+    named = typed_builders(typed)
+    settings = _checked(_admitting(cfg, named))
     written = OmegaConf.to_container(cfg.stages, resolve=False) if cfg.stages else {}
     assert isinstance(written, dict)
     if not written:
         return settings
-    changes = {str(name): _stage_changes(settings, str(name), own, overrides) for name, own in written.items()}
+    changes = {str(name): _stage_changes(settings, str(name), own, overrides, named) for name, own in written.items()}
     return _with_stages(settings, changes)
 
 
@@ -107,7 +120,27 @@ def _with_stages(settings: RunSettings, changes: Mapping[str, Mapping[str, Any]]
     return replace(settings, stages=stages, plain={**settings.plain, "stages": changes})
 
 
-def _stage_changes(run: RunSettings, name: str, own: Any, overrides: Sequence[str]) -> dict[str, Any]:
+def typed_builders(typed: Sequence[str]) -> list[str]:
+    """The code that the command line ``typed`` names itself, as in ``model.builder=mypackage.build``."""
+    values = (
+        OverridesParser.create().parse_override(one).value()
+        for one in typed
+        if BUILDER in one and _key(one).rpartition(".")[2] == BUILDER
+    )
+    return list(dict.fromkeys(value for value in values if isinstance(value, str)))
+
+
+def _admitting(cfg: DictConfig, named: Sequence[str]) -> DictConfig:
+    """``cfg`` with the targets ``named`` admitted besides those that it admits anyway."""
+    if named:
+        with open_dict(cfg):
+            cfg.allow_targets = list(dict.fromkeys([*(cfg.get("allow_targets") or ()), *named]))
+    return cfg
+
+
+def _stage_changes(
+    run: RunSettings, name: str, own: Any, overrides: Sequence[str], named: Sequence[str]
+) -> dict[str, Any]:
     if not isinstance(own, list) or not all(isinstance(override, str) for override in own):
         raise ConfigError(f"stages.{name}: must be a list of overrides such as [fit.epochs=2], got {own}")
     _check_admitted(f"stages.{name}", own)
@@ -115,7 +148,7 @@ def _stage_changes(run: RunSettings, name: str, own: Any, overrides: Sequence[st
         cfg = compose_config([*overrides, *own])
         with open_dict(cfg):
             cfg.pop("hydra")
-        stage = _checked(cfg)
+        stage = _checked(_admitting(cfg, named))
     except ConfigError as error:
         raise ConfigError(f"stages.{name}: {error}") from error
     return stage_changes(run.plain, stage.plain, name)
@@ -182,6 +215,8 @@ def explain(error: BaseException) -> str:
     if isinstance(inner, ConfigKeyError | ConfigAttributeError) and isinstance(inner.parent_node, DictConfig):
         key = str(inner.full_key or inner.key)
         parent = key.removesuffix(str(inner.key))
+        if parent.endswith(f"{OPTIONS}."):
+            return f"unknown key {key!r}; an option that is new there is added by a plus: +{key}=..."
         return f"unknown key {key!r}{did_you_mean(key, [parent + str(name) for name in inner.parent_node])}"
     return " ".join(str(error).split()) or type(error).__name__
 
@@ -275,3 +310,4 @@ def _run_dir(*, _root_: DictConfig | ListConfig) -> str:
 
 
 OmegaConf.register_new_resolver("qtrain.run_dir", _run_dir, replace=True)
+OmegaConf.register_new_resolver("qtrain.called_after", called_after, replace=True)

@@ -27,7 +27,8 @@ def as_experiment(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     for text in overrides:
         override = parser.parse_override(text)
         key = str(override.key_or_group)
-        if override.is_delete() or key == "allow_targets" or key.split(".")[0] == "hydra":
+        only_typed = key == "allow_targets" or key.split(".")[0] == "hydra" or key.rpartition(".")[2] == "builder"
+        if override.is_delete() or only_typed:
             left.append(text)
         elif _is_group(key):
             place = f"/{key}" + (f"@{override.package}" if override.package else "")

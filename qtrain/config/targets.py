@@ -2,12 +2,12 @@
 
 A config decides which code runs, and configs travel: from a paper's repository, from a sweep, from a colleague. So a
 target must lie in an admitted part of an admitted package, under its own name and not under an alias; and the
-constructor's signature is the schema of its arguments.
+constructor's signature is the schema of its arguments. The same holds for an argument that names code, a ``builder``;
+the ``options`` beside it are held against that builder's signature.
 """
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 import types
@@ -19,6 +19,7 @@ from typing import Any
 
 from qtrain.utils.errors import ConfigError
 from qtrain.utils.suggestions import did_you_mean
+from qtrain.utils.user_code import BuilderPath, import_builder, parameters_of, takes_any
 
 ADMITTED = (
     "qtrain",
@@ -42,9 +43,12 @@ ADMITTED = (
 """Where the object behind a target may be defined. What loads pickles, fetches code or starts processes
 (torch.hub, torch.load, torch.package, torch.utils.cpp_extension, ...) lies outside."""
 
-REFUSED = ("qtrain.cli", "qtrain.config", "qtrain.pipeline", "qtrain.tasks")
+REFUSED = (
+    "qtrain.api", "qtrain.cli", "qtrain.config", "qtrain.export.load", "qtrain.export.networks", "qtrain.export.save",
+    "qtrain.pipeline", "qtrain.run_task", "qtrain.storage.description", "qtrain.tasks", "qtrain.utils",
+)  # fmt: skip
 """What lies in an admitted part and is refused all the same: a config that could call the command line could give
-itself any permission."""
+itself any permission, and what imports code by its name could be given any name."""
 
 SPECIAL = {"_target_": str, "_partial_": bool}
 """Keys that are no arguments. Hydra's `_args_` is missing on purpose: arguments are given by name."""
@@ -68,16 +72,23 @@ def check_targets(node: Any, *, where: str = "", allow: Sequence[str] = (), give
     if not isinstance(node, Mapping):
         return
     if "_target_" in node:
-        _check_call(node, where or "the config", resolve_target(node["_target_"], where=where, allow=allow), given)
+        target = resolve_target(node["_target_"], where=where, allow=allow)
+        _check_call(node, where or "the config", target, given, allow)
     elif "_partial_" in node:
         raise ConfigError(f"{where}: _partial_ stands without _target_; give _target_ as well, or remove it")
 
 
-def resolve_target(target: Any, *, where: str = "", allow: Sequence[str] = ()) -> Callable[..., Any]:
-    """The class or function that ``target`` names, if it may be named."""
-    place = f"{where}._target_" if where else "_target_"
+def resolve_target(
+    target: Any, *, where: str = "", key: str = "_target_", allow: Sequence[str] = ()
+) -> Callable[..., Any]:
+    """The class or function that ``target``, the value of ``key`` in the node ``where``, names, if it may be named.
+
+    What ``allow`` names exactly is admitted wherever it is defined; everything else must be defined where it may be.
+    """
+    place = f"{where}.{key}" if where else key
     if not isinstance(target, str) or not _DOTTED.fullmatch(target):
-        raise ConfigError(f"{place}: must be a dotted name such as qtrain.quantizers.uniform.lsq.LSQ, got {target!r}")
+        example = "qtrain.quantizers.uniform.lsq.LSQ" if key == "_target_" else "mypackage.build"
+        raise ConfigError(f"{place}: must be a dotted name such as {example}, got {target!r}")
     admitted = (*ADMITTED, *allow)
     packages = {prefix.split(".")[0] for prefix in admitted}
     refusal = (
@@ -86,26 +97,18 @@ def resolve_target(target: Any, *, where: str = "", allow: Sequence[str] = ()) -
     )
     if target.split(".")[0] not in packages:
         raise ConfigError(refusal)
-    found = _imported(target, place)
+    try:
+        found = import_builder(BuilderPath(target))
+    except ValueError as error:
+        raise ConfigError(f"{place}: {error}") from error
     # An alias does not help: torch.nn.functional.os.system would be caught here, as the os module's own.
     identity = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
-    if not (inspect.isclass(found) or inspect.isfunction(found)):
-        raise ConfigError(f"{place}: {target!r} is neither a class nor a function")
-    if not _lies_in(identity, admitted) or _lies_in(identity, REFUSED):
+    if (target not in allow and not _lies_in(identity, admitted)) or _lies_in(identity, REFUSED):
         raise ConfigError(refusal)
-    return found
-
-
-def _imported(target: str, place: str) -> Any:
-    module_name, _, name = target.rpartition(".")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(f"{place}: cannot import {module_name!r}: {error}") from error
-    found = getattr(module, name, None)
-    if found is None:
-        raise ConfigError(f"{place}: {module_name} has no {name!r}{did_you_mean(name, vars(module))}")
-    return found
+    if key == "_target_" and not (inspect.isclass(found) or inspect.isfunction(found)):
+        raise ConfigError(f"{place}: {target!r} is neither a class nor a function")
+    resolved: Callable[..., Any] = found
+    return resolved
 
 
 def _lies_in(name: str, prefixes: Iterable[str]) -> bool:
@@ -119,27 +122,44 @@ def _children(node: Any) -> Iterator[tuple[str, Any]]:
         yield from ((str(i), value) for i, value in enumerate(node))
 
 
-def _check_call(node: Mapping[str, Any], where: str, target: Callable[..., Any], given: Sequence[str]) -> None:
+def _check_call(
+    node: Mapping[str, Any], where: str, target: Callable[..., Any], given: Sequence[str], allow: Sequence[str]
+) -> None:
     for key, kind in SPECIAL.items():
         if key in node and not isinstance(node[key], kind):
             raise ConfigError(f"{where}.{key}: must be {kind.__name__}, got {node[key]!r}")
     arguments = {key: value for key, value in node.items() if key not in SPECIAL}
-    _check_names(arguments, where, target, given, partial=node.get("_partial_", False))
+    hints = _check_arguments(arguments, where, target, given, partial=node.get("_partial_", False))
+    for name, value in arguments.items():
+        if hints.get(name) is BuilderPath:
+            builder = resolve_target(value, where=where, key=name, allow=allow)
+            # What else it needs, the data may give; so what lacks is said where it is called.
+            _check_arguments(arguments.get("options") or {}, f"{where}.options", builder, (), partial=True)
+
+
+def _check_arguments(
+    arguments: Mapping[str, Any], where: str, target: Callable[..., Any], given: Sequence[str], *, partial: bool
+) -> dict[str, Any]:
+    """Hold ``arguments`` against the signature of ``target``, whose type hints are returned."""
+    _check_names(arguments, where, target, given, partial=partial)
     hints = _hints(target)
     for name, value in arguments.items():
         if name in hints and not admits(hints[name], value):
-            raise ConfigError(f"{where}.{name}: {target.__name__} takes {describe_hint(hints[name])}, got {value!r}")
+            raise ConfigError(f"{where}.{name}: {_called(target)} takes {describe_hint(hints[name])}, got {value!r}")
+    return hints
+
+
+def _called(target: Callable[..., Any]) -> str:
+    return getattr(target, "__name__", type(target).__name__)
 
 
 def _check_names(
     arguments: Iterable[str], where: str, target: Callable[..., Any], given: Sequence[str], *, partial: bool
 ) -> None:
     """Each of ``arguments`` must be one of ``target``; with those ``given``, none may lack unless it is ``partial``."""
-    owner, parameters = target.__name__, inspect.signature(target).parameters.values()
-    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    takes_any = inspect.Parameter.VAR_KEYWORD in {p.kind for p in parameters}
+    owner, named = _called(target), parameters_of(target)
     for name in arguments:
-        if name not in named and (not takes_any or name.startswith("_")):
+        if name not in named and (not takes_any(target) or name.startswith("_")):
             known = ", ".join(named) or "nothing"
             raise ConfigError(
                 f"{where}.{name}: {owner} has no such argument{did_you_mean(name, named)} (it takes {known})"
@@ -161,7 +181,7 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
         source = target.__init__
     try:
         return typing.get_type_hints(source)
-    except (NameError, TypeError, AttributeError):
+    except Exception:  # a hint may be any expression
         return {}
 
 

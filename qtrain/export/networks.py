@@ -10,7 +10,8 @@ from torch import nn
 
 from qtrain.export.header import Network
 from qtrain.models.factory import create_model
-from qtrain.utils.importing import import_object, path_of
+from qtrain.utils.importing import NotAdmittedError, import_object, path_of
+from qtrain.utils.user_code import explained
 
 TIMM = path_of(create_model)
 """The builder of all networks of timm and of the CIFAR ResNets."""
@@ -41,8 +42,11 @@ def build_network(network: Network, builders: Sequence[Builder] = ()) -> nn.Modu
     admitted = [builder for builder in builders if isinstance(builder, str)]
     try:
         found = import_object(network.builder, admitted=admitted)
+    except NotAdmittedError as error:
+        remedy = f"admit it by its name, as in builders=[{network.builder.split('.')[0]!r}]"
+        raise NotAdmittedError(network.builder, remedy) from error
     except ValueError as error:
-        raise ValueError(f"its network: {error}, as in builders=[{network.builder.split('.')[0]!r}]") from error
+        raise ValueError(f"its network: {error}") from error
     return built(found, network.options)
 
 
@@ -51,8 +55,8 @@ def built(builder: Callable[..., Any], options: dict[str, Any]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         try:
             made = builder(**options)
-        except TypeError as error:
-            raise ValueError(f"its network cannot be built with the options {options}: {error}") from error
+        except Exception as error:  # code of the user's own may raise any
+            raise ValueError(f"its network cannot be built with the options {options}: {explained(error)}") from error
     if not isinstance(made, nn.Module):
         raise ValueError(f"its network: {path_of(builder)} gives a {type(made).__name__}, not a torch.nn.Module")
     return made.eval()

@@ -25,6 +25,12 @@ def structure_digest(model: nn.Module) -> str:
     return hashlib.sha256("\n".join(_structure(model)).encode()).hexdigest()
 
 
+def architecture_digest(model: nn.Module) -> str:
+    """SHA-256 of the structure of ``model`` and the names and shapes of its tensors, whatever their values."""
+    shapes = sorted(f"{name} {tuple(tensor.shape)}" for name, tensor in model.state_dict().items())
+    return hashlib.sha256("\n".join([structure_digest(model), *shapes]).encode()).hexdigest()
+
+
 def _structure(model: nn.Module) -> Iterator[str]:
     """A line for each module: its name, its class, and those of its options that are plain values or functions."""
     for name, module in model.named_modules():

@@ -15,11 +15,13 @@ from qtrain.export.load import load_student
 from qtrain.export.save import save_student
 from qtrain.pipeline.build_model import builder_of, network_of
 from qtrain.pipeline.results import provenance
+from qtrain.settings.component import called_after
 from qtrain.settings.run_files import LATENT, STUDENT
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import FULL_PRECISION, Allocation, DataInfo, LayerBits
 from qtrain.utils.atomic_write import atomic_write
 from qtrain.utils.errors import ConfigError
+from qtrain.utils.importing import NotAdmittedError
 
 METRICS = ("top1", "fp_top1", "ptq_top1")
 """Fields of a summary that a student's file repeats."""
@@ -59,6 +61,11 @@ def load_trained(settings: RunSettings, file: Path) -> tuple[Header, nn.Module]:
         header, _ = read(file)
         return header, load_student(file, builders=[builder_of(settings.model), *settings.allow_targets])
     except (ValueError, OSError) as error:
+        if isinstance(refused := error.__cause__, NotAdmittedError):
+            raise ConfigError(
+                f"checkpoint: {file} names code that is not qtrain's, {refused.path}; if you trust it, add on the "
+                f"command line allow_targets=[{refused.path}]"
+            ) from error
         raise ConfigError(f"checkpoint: {error}") from error
 
 
@@ -85,7 +92,7 @@ def described(header: Header) -> dict[str, object]:
     sides = [side for layer in header.layers.values() for side in (layer.weight, layer.input) if side is not None]
     names = dict.fromkeys(side.quantizer.lower() for side in sides)
     network = header.network
-    name = network.options.get("name") or network.builder.rpartition(".")[2]
+    name = network.options.get("name") or called_after(network.builder)
     return {"model": name, "quantizer": "/".join(names) or None}
 
 

@@ -29,8 +29,8 @@ class Component:
 
     @property
     def name(self) -> str:
-        """The option ``name``: what a model or a data set is called."""
-        return str(self.options["name"])
+        """What a model or a data set is called: its option ``name``, or else after what builds it."""
+        return str(self.options.get("name") or called_after(self.plain.get("builder") or self.plain.get("_target_")))
 
     @property
     def kind(self) -> str:
@@ -62,6 +62,16 @@ class Component:
             raise
         except (ValueError, OSError) as error:
             raise ConfigError(f"{self.key}: {error}" if self.key else str(error)) from error
+
+
+def called_after(path: object) -> str:
+    """A name for what the class or function at the dotted ``path`` builds.
+
+    >>> called_after("mypackage.networks.TinyNet"), called_after("mypackage.networks.build")
+    ('TinyNet', 'networks.build')
+    """
+    *_, module, name = ("", *str(path).split("."))
+    return name if name[:1].isupper() or not module else f"{module}.{name}"
 
 
 def built(value: Any) -> Any:

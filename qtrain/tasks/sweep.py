@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from qtrain.config.compose import compose, from_plain
@@ -23,7 +24,9 @@ def run(settings: RunSettings, overrides: Sequence[str] = ()) -> dict[str, float
 
     Returns how many trials ended how, and each objective's best value.
     """
-    trial_store = run_sweep(settings, overrides, compose=compose, read=from_plain, table=LiveTable)
+    trial_store = run_sweep(
+        settings, overrides, compose=partial(compose, typed=overrides), read=from_plain, table=LiveTable
+    )
     sweep = read_sweep(trial_store.folder)
     if settings.sweep.test_front and settings.results:
         append_sweep_rows(

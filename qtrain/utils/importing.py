@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable
 from typing import Any
+
+from qtrain.utils.user_code import BuilderPath, import_builder
+
+
+class NotAdmittedError(ValueError):
+    """Code at ``path`` is named that nobody has admitted."""
+
+    def __init__(self, path: str, remedy: str = "admit it by its name") -> None:
+        super().__init__(f"{path} is code of your own, which is not run unasked; {remedy}")
+        self.path = path
 
 
 def path_of(target: Any, *, importable: bool = True) -> str:
@@ -25,12 +34,5 @@ def import_object(path: str, *, admitted: Iterable[str]) -> Any:
     Raises ``ValueError`` where it does not, or where there is none.
     """
     if not any(path == place or path.startswith(f"{place}.") for place in admitted):
-        raise ValueError(f"{path} is code of your own, which is not run unasked; admit it by its name")
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be imported ({error}); put its package on the Python path") from error
-    if not callable(found):
-        raise ValueError(f"{path} is a {type(found).__name__}, not a class or function")
-    return found
+        raise NotAdmittedError(path)
+    return import_builder(BuilderPath(path))

@@ -1,0 +1,102 @@
+"""A network of the user's own: any class or function that gives a ``torch.nn.Module``.
+
+A config says how it is built by two plain values, the dotted path ``builder`` and the ``options`` to call it with, so
+that whoever reads the config can build it again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from qtrain.models.weights import load_weights
+from qtrain.utils.eval_mode import evaluating
+from qtrain.utils.user_code import SEE_MORE, BuilderPath, call_builder, explained, import_builder, parameters_of
+
+log = logging.getLogger(__name__)
+
+EXAMPLES = 2
+"""Images that a new network is tried on."""
+
+
+def build_own(
+    *,
+    builder: BuilderPath,
+    options: Mapping[str, object] | None = None,
+    name: str | None = None,
+    weights: str | None = None,
+    pretrained: bool = False,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    image_size: int | None = None,
+) -> nn.Module:
+    """The network that ``builder``, called with ``options``, gives for images (N, in_channels, image_size, image_size).
+
+    The builder gets ``num_classes``, ``in_channels`` and ``image_size`` where its signature has parameters of these
+    names; ``options`` win over them. ``weights`` is a file, loaded into the network (see ``load_weights``).
+    ``pretrained`` says that the network comes trained from its builder. ``name`` is what tables call it.
+
+    Where the three facts are known, the network is tried on zero images. Raises ValueError, in one line, where the
+    builder cannot be imported or called, gives no network, or the network does not answer with logits (N, num_classes).
+    """
+    facts = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    model = call_builder(builder, arguments_for(builder, options or {}, facts))
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{builder} must give a torch.nn.Module, got {_kind(model)}")
+    if not any(True for _ in model.parameters()):
+        raise ValueError(f"{builder}: {type(model).__name__} has no parameters, and so nothing to quantize")
+    if num_classes is not None and in_channels is not None and image_size is not None:
+        _check_logits(model, builder, torch.zeros(EXAMPLES, in_channels, image_size, image_size), num_classes)
+    if weights is not None:
+        load_weights(model, weights)
+        log.info("%s: weights from %s", type(model).__name__, weights)
+    return model
+
+
+def arguments_for(
+    builder: BuilderPath, options: Mapping[str, object], facts: Mapping[str, object]
+) -> dict[str, object]:
+    """All that ``builder`` is to be called with: ``options``, and those of ``facts`` that its signature names.
+
+    With these arguments it gives the same network again, wherever it can be imported. Raises ValueError for an option
+    that is no plain value (number, word, list or mapping of them).
+    """
+    for key, value in options.items():
+        _check_plain(key, value)
+    taken = parameters_of(import_builder(builder))
+    return {**{key: value for key, value in facts.items() if key in taken and value is not None}, **options}
+
+
+@torch.no_grad()
+def _check_logits(model: nn.Module, builder: str, images: Tensor, num_classes: int) -> None:
+    shape, kind = tuple(images.shape), type(model).__name__
+    with evaluating(model), torch.random.fork_rng(devices=[]):
+        try:
+            logits = model(images)
+        except Exception as error:
+            raise ValueError(f"{builder}: {kind} fails on images {shape}: {explained(error)}{SEE_MORE}") from error
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"{builder}: {kind} must give logits (N, classes), got {_kind(logits)}")
+    if logits.shape != (len(images), num_classes):
+        raise ValueError(
+            f"{builder}: {kind} must give logits {(len(images), num_classes)} for images {shape}, got "
+            f"{tuple(logits.shape)}; the data have {num_classes} classes, which a parameter num_classes is told"
+        )
+
+
+def _check_plain(key: str, value: object) -> None:
+    if isinstance(value, Mapping):
+        for inner, own in value.items():
+            _check_plain(f"{key}.{inner}", own)
+    elif isinstance(value, list | tuple):
+        for number, own in enumerate(value):
+            _check_plain(f"{key}.{number}", own)
+    elif not (value is None or isinstance(value, bool | int | float | str)):
+        raise ValueError(f"options.{key} must be a plain value (number, word, list or mapping), got {_kind(value)}")
+
+
+def _kind(value: object) -> str:
+    return f"a value of type {type(value).__name__}"
