@@ -63,6 +63,9 @@ PACKAGES = {
 
 FILL = {
     "model/timm": ["model.name=test_efficientnet"],
+    "model/own": ["model.builder=torchvision.models.mobilenet_v2", "+model.options.num_classes=7"],
+    "teacher/own": ["teacher.model.builder=torchvision.models.mobilenet_v2"],
+    "data/own": ["data.builder=torchvision.datasets.FakeData"],
     "data/imagefolder": ["data.root=images"],
     "data/parquet": ["data.root=images"],
     "knob/choice": ["sweep.space.some.options=[1,2]"],

@@ -62,7 +62,6 @@ class StreamingData(VisionData):
     check: bool = False
     on_error: Literal["raise", "skip"] = "raise"
     workers: int = 4
-    channels_last: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -164,12 +163,12 @@ class StreamingData(VisionData):
         images = self._test_set if test_images else self._train_set
         if self.on_error == "skip" and self.trainer is not None:
             require_same_images(images, self.name, self.trainer.strategy.root_device)
-        mixing = {"mixup": self.mixup, "cutmix": self.cutmix} if order.train else {}
+        mixing = (self.mixup, self.cutmix) if order.train else (0.0, 0.0)
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return StreamingLoader(
             TransformedImages(images, transform, order.seed, gray=self._gray_expected),
             order,
-            Collate(info.num_classes, order.seed, self.channels_last, **mixing),
+            Collate(info.num_classes, order.seed, self.channels_last, *mixing),
             workers=self.workers,
             pin_memory=on_gpu,
         )

@@ -23,6 +23,7 @@ from qtrain.data.image_set import SAMPLED, ImageError, ImageSet
 from qtrain.data.loader import EpochLoader
 from qtrain.data.order import BatchOrder
 from qtrain.data.workers import outlive_sigterm
+from qtrain.functional.layout import arranged
 from qtrain.functional.random import seed_of
 from qtrain.spec import Batch
 
@@ -79,13 +80,17 @@ class TransformedImages(Dataset[Sample | ImageError]):
 @dataclass(frozen=True)
 class Collate:
     """Samples to a ``Batch``, mixed where an alpha is above 0. Runs in a worker too, where it does not hold up the
-    training."""
+    training.
+
+    ``finish`` makes images (N, C, H, W) of the stacked samples, their numbers and the epoch, where they are none yet.
+    """
 
     num_classes: int
     seed: int
     channels_last: bool
     mixup: float = 0.0
     cutmix: float = 0.0
+    finish: Callable[[Tensor, Tensor, int], Tensor] | None = None
 
     def __call__(self, samples: Sequence[Sample | ImageError]) -> Batch | ImageError:
         good: list[Sample] = []
@@ -95,6 +100,8 @@ class Collate:
             good.append(sample)
         pixels, targets, numbers, epochs = zip(*good, strict=True)
         image, target, index = torch.stack(pixels), torch.tensor(targets), torch.tensor(numbers)
+        if self.finish is not None:
+            image = self.finish(image, index, epochs[0])
         if self.mixup or self.cutmix:
             height, width = image.shape[2:]
             plan = plan_mix(
@@ -107,8 +114,7 @@ class Collate:
                 width=width,
             )
             image, target = mix(image, target, plan, num_classes=self.num_classes)
-        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
-        return Batch(image.contiguous(memory_format=memory_format), target, index)
+        return Batch(arranged(image, channels_last=self.channels_last), target, index)
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -138,7 +144,13 @@ class StreamingLoader(EpochLoader):
     """
 
     def __init__(
-        self, dataset: TransformedImages, order: BatchOrder, collate: Collate, *, workers: int, pin_memory: bool
+        self,
+        dataset: Dataset[Sample | ImageError],
+        order: BatchOrder,
+        collate: Collate,
+        *,
+        workers: int,
+        pin_memory: bool,
     ) -> None:
         super().__init__(order)
         self._plan = EpochBatches(order)

@@ -15,10 +15,13 @@ import torch
 from torch import nn
 
 from qtrain.data.base import VisionData
+from qtrain.data.own import OwnImages
 from qtrain.distillation.hard import Hard
 from qtrain.distillation.objective import Objective
-from qtrain.pipeline.build_model import build_model, has_weights
+from qtrain.models.identity import architecture_digest
+from qtrain.pipeline.build_model import build_model, builder_of, has_weights
 from qtrain.pipeline.fit import fit, shares_batches
+from qtrain.pipeline.memory_format import settle_memory_format_
 from qtrain.pipeline.run_lock import only_run_in
 from qtrain.pipeline.student_file import save_weights
 from qtrain.settings.component import Component
@@ -93,8 +96,19 @@ def _kept(chosen: Component, settings: RunSettings, data: VisionData) -> tuple[s
         "recipe": {key: settings.plain["full_precision"][key] for key in ("epochs", "optimizer", "lr_schedule")},
         "seed": settings.seed,
     }
+    # Code of the user's own may change while the config stays as it is.
+    if not builder_of(chosen).startswith("qtrain."):
+        depends_on["architecture"] = _architecture(chosen, settings, data)
+    if isinstance(data, OwnImages):
+        depends_on["content"] = data.identity()["content"]
     key = hash_of(depends_on)
     return key, Path(recipe.folder).expanduser() / f"{data.info.name}-{chosen.name}-{key}" / "model.safetensors"
+
+
+def _architecture(chosen: Component, settings: RunSettings, data: VisionData) -> str:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return architecture_digest(build_model(chosen, data.info))
 
 
 def _train(
@@ -105,8 +119,7 @@ def _train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = build_model(chosen, data.info)
-    if settings.fit.channels_last:
-        model.to(memory_format=torch.channels_last)
+    settle_memory_format_(settings, model, data)
     module = QATModule(
         student=model,
         objective=Objective(terms={"hard": Hard()}),
