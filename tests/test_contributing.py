@@ -16,6 +16,9 @@ import pytest
 import torch
 
 from qtrain.config.compose import AD_HOC, compose
+from qtrain.pipeline.build_model import build_model
+from qtrain.pipeline.load_data import load_data
+from qtrain.pipeline.prepare import prepare_student
 from qtrain.run_task import run_task
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import StepOutputs
@@ -64,7 +67,7 @@ def laws() -> ModuleType:
 
 
 def test_each_addition_is_code_and_config() -> None:
-    names = {"quantizers": "quantizer", "distill": "objective", "data": "data"}
+    names = {"quantizers": "quantizer", "distill": "objective", "data": "data", "models": "model"}
     files = {f"qtrain/{room}/mine.py" for room in names} | {f"conf/{group}/mine.yaml" for group in names.values()}
     assert set(examples()) == files
     assert all(text.startswith("# ") for name, text in examples().items() if name.endswith(".yaml"))
@@ -117,6 +120,17 @@ def test_the_data_set_gives_batches(in_place: Path) -> None:
     assert (info.train_size, info.test_size) == (96, 32)
     batch = next(iter(data.train_dataloader()))
     assert batch.image.shape == (32, 1, 6, 6) and batch.target.dtype == torch.int64
+
+
+def test_the_model_is_built_for_the_data_and_converted(in_place: Path) -> None:
+    settings = config(in_place, "model=mine", "model.options.width=4", "+model@teacher.model=mine", "objective=soft")
+    assert settings.teacher.model is not None
+    assert settings.model.name == settings.teacher.model.name == "one_convolution"
+    data = load_data(settings)
+    model = build_model(settings.model, data.info)
+    assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10) and model.conv.out_channels == 4
+    prepared = prepare_student(settings, model, data)
+    assert list(prepared.allocation) == ["conv", "classifier"]
 
 
 def test_a_wrong_option_of_the_data_set_ends_in_one_line(in_place: Path) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from qtrain.config.compose import compose
+from qtrain.run_task import run_task
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -24,6 +29,19 @@ def shell_lines(page: Path) -> list[str]:
 LINES = [(page.name, line) for page in PAGES for line in shell_lines(page)]
 COMMANDS = sorted({line for _, line in LINES if re.search(r"(^|\s)(-m qtrain|qtrain) ", line)})
 TARGETS = sorted({word for _, line in LINES if line.startswith("make ") for word in line.split("#")[0].split()[1:]})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The Python files that the README shows, where Python finds them."""
+    folder = tmp_path_factory.mktemp("own")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, code in re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
+        (folder / name).write_text(code, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield folder
+    sys.modules.pop("mypackage", None)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -49,6 +67,14 @@ def test_the_readme_gives_the_two_commands_and_the_pip_lines() -> None:
     assert {"quickstart", "test"} <= set(TARGETS)
     assert "pip install -e . -c constraints.txt" in text
     assert "python -m qtrain +experiment=quickstart" in text
+
+
+def test_the_model_of_the_readme_is_calibrated_on_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = next(command for command in COMMANDS if "task=calibrate model=own" in command)
+    words = [*shlex.split(command.partition(" -m qtrain ")[2]), "logger=none", "data.workers=0"]
+    torch.save(importlib.import_module("mypackage").Net().state_dict(), "net.pth")
+    assert run_task(compose(words), words)["top1"] is not None
 
 
 def test_paths_in_shell_lines_exist() -> None:
