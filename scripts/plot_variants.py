@@ -13,12 +13,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from render_results import Variant, gather_variants
 
 from qtrain.pipeline.results import read_results
-from qtrain.report.figure import COLORS, INK, add_labels, dress, new_figure, write_png
+from qtrain.report.chart import light_colors
+from qtrain.utils.atomic_write import atomic_write
 
 LOWEST = 8.0
 """Where the accuracy axis begins, in percent: just below chance among ten classes."""
@@ -29,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("results", type=Path, help="CSV file of the variants")
     parser.add_argument("picture", type=Path, help="PNG file to write")
     options = parser.parse_args(arguments)
-    write_png(draw(gather_variants(read_results(options.results))), options.picture)
+    with atomic_write(options.picture) as temporary:
+        draw(gather_variants(read_results(options.results))).savefig(temporary, format="png")
     print(f"drew {options.picture}")
     return 0
 
@@ -40,7 +44,7 @@ def draw(variants: Sequence[Variant]) -> Figure:
     quantized = [variant for variant in variants if variant.bits != "32"]
     widths = sorted({int(variant.runs[0]["a_bits"]) for variant in quantized}, reverse=True)
     panels = [group for group in ([32], [b for b in widths if 4 < b < 32], [4], [2], [1]) if set(group) & set(widths)]
-    figure = new_figure(width=13, height=4.2 * len(panels))
+    figure = Figure(figsize=(13, 4.2 * len(panels)), dpi=150, layout="constrained")
     for axes, group in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
         members = [variant for variant in quantized if int(variant.runs[0]["a_bits"]) in group]
         what = (
@@ -53,24 +57,44 @@ def draw(variants: Sequence[Variant]) -> Figure:
 
 
 def _panel(axes: Axes, members: Sequence[Variant], full: Sequence[Variant], *, title: str) -> None:
-    dress(axes, x="stored bits per weight, scales and codebooks included", y="top-1 %", title=title)
-    labels, markers = [], []
+    axes.set_xlabel("stored bits per weight, scales and codebooks included")
+    axes.set_ylabel("top-1 %")
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.tick_params(which="both", length=0)
+    axes.grid(color=light_colors()["--line"], linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+    labels = []
     points = [(v, v.mean("effective_bits"), v.mean("top1")) for v in members]
     tops = [top1 for _, _, top1 in points if top1 is not None]
     for variant, bits, top1 in points:
         if bits is None or top1 is None:
             continue
-        axes.errorbar(bits, top1, yerr=variant.std, fmt="o", color=COLORS[0], markersize=5, capsize=3)
-        markers.append((bits, top1, 5.0))
-        labels.append((variant.name.removesuffix(f"-{variant.bits.lower()}"), bits, top1, INK))
+        axes.errorbar(bits, top1, yerr=variant.std, fmt="o", color=light_colors()["--c0"], markersize=5, capsize=3)
+        labels.append((variant.name.removesuffix(f"-{variant.bits.lower()}"), bits, top1))
     for variant in full:
         reached = float(variant.runs[0]["fp_top1"])
-        axes.axhline(reached, color=COLORS[1], linewidth=1)
+        axes.axhline(reached, color=light_colors()["--c1"], linewidth=1)
         tops.append(reached)
     low, high = max(LOWEST, min(tops) - 3), max(tops) + 2
     axes.set_ylim(low, high)
     axes.margins(x=0.12)
-    add_labels(axes, labels, markers)
+    _add_labels(axes, labels)
+
+
+def _add_labels(axes: Axes, labels: Sequence[tuple[str, float, float]]) -> None:
+    """Write each (text, x, y) close to its point; adjustText moves labels off each other and off the points."""
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
+    figure.draw_without_rendering()  # the constrained layout moves the axes, and distances are in pixels
+    half = 2.5 * figure.dpi / 72
+    centers = axes.transData.transform([label[1:] for label in labels])
+    boxes = [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in centers]
+    arrow = {"arrowstyle": "-", "linewidth": 0.5, "alpha": 0.5}
+    adjust_text(
+        [axes.text(x, y, text, fontsize=9) for text, x, y in labels], objects=boxes, ax=axes, expand=(1.3, 1.8),
+        force_text=(0.5, 0.8), force_explode=(0.3, 1.0), arrowprops=arrow, min_arrow_len=20, iter_lim=200,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,19 +1,22 @@
-"""Interactive charts of a page by Vega-Altair: their look, and the one script that draws them offline.
+"""Charts by Vega-Altair: their look, the script that draws them on a page offline, and PNGs.
 
 A chart names its colors by custom properties of the page (``var(--c0)``), so that it is light or dark with the page.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import altair as alt
 import vl_convert
-from matplotlib.figure import Figure
 
-Picture = tuple[alt.TopLevelMixin, Figure]
-"""The same data twice: a chart for a page, a figure for a PNG."""
+from qtrain.utils.atomic_write import atomic_write
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 INK, SOFT, GRID, BACKGROUND = "var(--front)", "var(--soft)", "var(--line)", "var(--back)"
 CSS_COLORS = tuple(f"var(--c{number})" for number in range(6))
@@ -24,13 +27,16 @@ AXIS = {
     "domain": False, "ticks": False, "gridColor": GRID, "labelColor": INK, "labelFontSize": 11, "labelPadding": 6,
     "titleColor": INK, "titleFontSize": 12, "titleFontWeight": "normal",
 }  # fmt: skip
+LEGEND = {
+    "orient": "bottom", "labelColor": INK, "labelFontSize": 11, "labelLimit": 300, "symbolLimit": 0, "symbolOpacity": 1,
+}  # fmt: skip
 LOOK = {
     "background": "transparent",
     "font": "system-ui, sans-serif",
     "axis": AXIS,
     "view": {"stroke": None},
     "header": {"labelColor": INK, "titleColor": INK, "labelFontSize": 12},
-    "legend": {"orient": "bottom", "labelColor": INK, "labelFontSize": 11, "labelLimit": 300, "symbolLimit": 0},
+    "legend": LEGEND,
     "text": {"color": INK},
 }
 """The look of all charts, which the page says once."""
@@ -42,6 +48,26 @@ def spec(chart: alt.TopLevelMixin) -> dict[str, object]:
     made.pop("$schema", None)  # an address that nobody has to load
     chosen = {"name": "chosen", "value": 0}
     return {**made, "params": [*made.get("params", []), chosen]}
+
+
+def write_png(chart: alt.TopLevelMixin, path: Path) -> None:
+    """``chart`` in the colors of a light page: 1200 by 750 pixels, or 1.5 times the size that its panels have.
+
+    The file appears only when it is whole.
+    """
+    made = {**spec(chart), "config": {**LOOK, "background": BACKGROUND}}
+    if made.get("width") == "container":
+        made |= {"width": 800, "height": 500, "autosize": {"type": "fit", "contains": "padding"}}
+    colored = re.sub(r"var\((--\w+)\)", lambda found: light_colors()[found[1]], json.dumps(made))
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(vl_convert.vegalite_to_png(colored, scale=1.5))
+
+
+@cache
+def light_colors() -> dict[str, str]:
+    """The page's custom properties that are colors; those of a light page stand first in its style."""
+    style = (TEMPLATES / "page.css").read_text(encoding="utf-8")
+    return dict(reversed(re.findall(r"(--\w+): (#\w{6});", style)))
 
 
 @cache

@@ -6,14 +6,11 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from qtrain.pipeline.results import commit
-from qtrain.report.chart import LOOK, library
-
-TEMPLATES = Path(__file__).resolve().parent / "templates"
+from qtrain.report.chart import LOOK, TEMPLATES, library
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ UNITS = {
     "best_top1": ("best top-1 accuracy on validation images, %", 1.0),
     "test_top1": ("top-1 accuracy on test images, %", 1.0),
     "size_bytes": ("size, kB", 1e-3),
-    "bops": ("bit operations of one image, GBOPs (10⁹)", 1e-9),
+    "bops": ("bit operations of one image, billions (GBOPs)", 1e-9),
     "effective_bits": ("stored bits per weight", 1.0),
 }
 """Metric -> the name of its axis, and what its values are multiplied by; any other metric is drawn as it is."""

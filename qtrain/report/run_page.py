@@ -17,8 +17,7 @@ from typing import cast
 from qtrain.costs.count import OUTSIDE_LAYERS
 from qtrain.data.image_grid import PICTURE
 from qtrain.pipeline.summary import Run, RunSummary, gather
-from qtrain.report.chart import spec
-from qtrain.report.figure import write_png
+from qtrain.report.chart import spec, write_png
 from qtrain.report.html import Cell, number, render, word
 from qtrain.report.run_plots import BIT_OPERATIONS, COMPRESSION, Curve, accuracy_scatter, curves, curves_chart
 from qtrain.report.scatter import draw_scatter
@@ -71,8 +70,8 @@ def write_report(folder: Path) -> tuple[Path, int, int]:
     sections = [_section(number, run, folder) for number, run in enumerate(runs)]
     charts = _curve_charts(sections)
     for name, (_, axis) in PLOTS.items() if rows else ():
-        chart, figure = draw_scatter(accuracy_scatter(rows, axis))
-        write_png(figure, folder / f"{name}.png")
+        chart = draw_scatter(accuracy_scatter(rows, axis))
+        write_png(chart, folder / f"{name}.png")
         charts[name] = spec(chart)
     columns, closing = closing_table(rows)
     page = render(

@@ -1,16 +1,15 @@
-"""Accuracy against a cost, once as data, drawn as a chart for the page and as a figure for a PNG."""
+"""Accuracy against a cost, as data and as a chart."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
 import altair as alt
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from qtrain.report import chart, figure
+from qtrain.report import chart
 
 LOGARITHMIC = 3.0
 """A cost axis is logarithmic where its largest value is so many times its smallest."""
@@ -22,15 +21,14 @@ RING = "M-1,0A1,1,0,1,1,1,0A1,1,0,1,1,-1,0ZM-.7,0A.7,.7,0,1,0,.7,0A.7,.7,0,1,0,-
 FRAME = "M0,-1L1,0L0,1L-1,0ZM0,-.75L-.75,0L0,.75L.75,0Z"
 """Symbols of Vega for an open circle and an open diamond."""
 
-SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "dot": ("circle", {"marker": "o", "markeredgewidth": 0}),
-    "ring": (RING, {"marker": "o", "markerfacecolor": "none", "markeredgewidth": 1.3}),
-    "frame": (FRAME, {"marker": "D", "markerfacecolor": "none", "markeredgewidth": 1.5}),
-    "cross": ("cross", {"marker": "x", "markeredgewidth": 1.6}),
-    "down": ("triangle-down", {"marker": "v", "markeredgewidth": 0}),
-    "up": ("triangle-up", {"marker": "^", "markeredgewidth": 0}),
-}
-"""Shape -> the symbol of Vega, and the marker of matplotlib."""
+SHAPES = {"dot": "circle", "ring": RING, "frame": FRAME, "cross": "cross", "down": "triangle-down", "up": "triangle-up"}
+"""Shape -> the symbol of Vega."""
+
+PLOT = (740.0, 420.0)
+"""Width and height of the plot of a PNG, in which labels are placed."""
+
+Box: TypeAlias = tuple[float, float, float, float]
+"""Left, bottom, right and top, in pixels of a plot."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,11 @@ class Mark:
     color: int | None = None
     opacity: float = 1.0
     line: str | None = None
+
+    @property
+    def radius(self) -> float:
+        """In pixels of a chart."""
+        return 0.7 * self.size
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,19 @@ class Scatter:
         middle = (low * high) ** 0.5 if self.logarithmic else (low + high) / 2
         return best is None or best.x > middle
 
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """Pixels from the left and from the bottom of :data:`PLOT`."""
+        (left, right), (low, high) = self.x_range, sorted(self.y_range)
+        share = math.log(x / left) / math.log(right / left) if self.logarithmic else (x - left) / (right - left)
+        return share * PLOT[0], (y - low) / (high - low) * PLOT[1]
+
+    def at(self, across: float, up: float) -> tuple[float, float]:
+        """The inverse of :meth:`place`."""
+        (left, right), (low, high) = self.x_range, sorted(self.y_range)
+        share = across / PLOT[0]
+        x = left * (right / left) ** share if self.logarithmic else left + share * (right - left)
+        return x, low + up / PLOT[1] * (high - low)
+
     def joined(self, kind: str) -> list[tuple[float, float]]:
         return sorted((point.x, point.y) for point in self.points if point.kind == kind)
 
@@ -121,10 +137,6 @@ def y_limits(important: Iterable[float], others: Iterable[float]) -> tuple[float
     return floor - 0.08 * reach, max(ours) + 0.16 * reach, floor
 
 
-def draw_scatter(scatter: Scatter) -> chart.Picture:
-    return _chart(scatter), _figure(scatter)
-
-
 class _ByKind(TypedDict):
     """How a channel of a chart follows the kind of a point."""
 
@@ -135,13 +147,13 @@ class _ByKind(TypedDict):
     legend: alt.Legend
 
 
-def _chart(scatter: Scatter) -> alt.TopLevelMixin:
-    """``scatter`` for the page: a tip for each point, and a thick edge around the trial that is chosen."""
+def draw_scatter(scatter: Scatter) -> alt.TopLevelMixin:
+    """``scatter`` with a tip for each point, and a thick edge around the trial that is chosen."""
     x_scale = alt.Scale(domain=scatter.x_range, nice=False, type="log" if scatter.logarithmic else "linear")
     x = alt.X("x:Q", title=scatter.x, scale=x_scale, axis=_x_axis(scatter))
     y = alt.Y("y:Q", title=scatter.y, scale=alt.Scale(domain=sorted(scatter.y_range), nice=False, zero=False))
     rows = [
-        {**asdict(point), "size": (1.4 * mark.size) ** 2, "opacity": mark.opacity, "color": _css(mark.color)}
+        {**asdict(point), "size": (2 * mark.radius) ** 2, "opacity": mark.opacity, "color": _css(mark.color)}
         for kind, mark in scatter.marks.items()
         for point in scatter.points
         if point.kind == kind
@@ -174,7 +186,7 @@ def _chart(scatter: Scatter) -> alt.TopLevelMixin:
     edge: dict[str, Any] = {"condition": {"test": chart.CHOSEN, "value": chart.CSS_COLORS[1]}, "value": "transparent"}
     layers.append(
         base.mark_point(filled=True, strokeWidth=3).encode(
-            shape=alt.Shape(**by_kind([SHAPES[mark.shape][0] for mark in marks])),
+            shape=alt.Shape(**by_kind([SHAPES[mark.shape] for mark in marks])),
             fill=alt.Fill(**by_kind([_css(mark.color) for mark in marks])),
             size=alt.Size("size:Q", scale=None),
             opacity=alt.Opacity("opacity:Q", scale=None),
@@ -182,41 +194,40 @@ def _chart(scatter: Scatter) -> alt.TopLevelMixin:
             tooltip="tip:N",
         )
     )
-    labels = base.transform_filter("datum.label").mark_text(dy=-12, fontSize=11)
+    labels = alt.Chart(_data(placed_labels(scatter))).encode(x, y).mark_text(fontSize=11)
     layers.append(labels.encode(text="label:N", color=alt.Color("color:N", scale=None)))
     return alt.layer(*layers).properties(width="container", height=330)
 
 
-def _figure(scatter: Scatter) -> Figure:
-    """``scatter`` for a PNG of 1200 x 750 pixels."""
-    drawn = figure.new_figure()
-    axes = drawn.add_subplot()
-    figure.dress(axes, x=scatter.x, y=scatter.y)
-    if scatter.logarithmic:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(
-            LogLocator(subs=(1, 2, 5) if scatter.x_range[1] > 8 * scatter.x_range[0] else "all")
-        )
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}{scatter.suffix}"))
-    axes.set_xlim(*scatter.x_range)
-    axes.set_ylim(*sorted(scatter.y_range))
-    if scatter.stairs:
-        way = "steps-post" if scatter.level_first else "steps-pre"
-        axes.plot(*zip(*scatter.stairs, strict=True), color=figure.COLORS[0], alpha=0.5, drawstyle=way)
-    labels = []
-    for kind in scatter.present:
-        mark, color = scatter.marks[kind], _hex(scatter.marks[kind].color)
-        line = {None: "None", "solid": "-", "dashed": "--"}[mark.line]
-        style = SHAPES[mark.shape][1] | {"color": color, "alpha": mark.opacity, "markersize": mark.size}
-        axes.plot(*zip(*scatter.joined(kind), strict=True), linestyle=line, label=kind, clip_on=False, **style)
-        labels += [(p.label, p.x, p.y, color) for p in scatter.points if p.label and p.kind == kind]
-    for value, text, place in scatter.references:
-        axes.axhline(value, color=_hex(place), linewidth=1, linestyle=":")
-        labels.append((text, scatter.x_range[0 if scatter.text_left else 1], value, _hex(place)))
-    figure.legend_below(axes)
-    figure.add_labels(axes, labels, [(point.x, point.y, scatter.marks[point.kind].size) for point in scatter.points])
-    return drawn
+def placed_labels(scatter: Scatter) -> list[dict[str, object]]:
+    """A row for each label: above its point, or beside or below it where that hides fewer points and texts."""
+    taken: list[Box] = []
+    for point in scatter.points:
+        (across, up), radius = scatter.place(point.x, point.y), scatter.marks[point.kind].radius
+        taken.append((across - radius, up - radius, across + radius, up + radius))
+    for value, text, _ in scatter.references:
+        left, up = 0.0 if scatter.text_left else PLOT[0] - 6.5 * len(text), scatter.place(scatter.x_range[0], value)[1]
+        taken.append((left, up, left + 6.5 * len(text), up + 14))
+    rows: list[dict[str, object]] = []
+    for point in scatter.points:
+        if point.label:
+            mark, half = scatter.marks[point.kind], 3.3 * len(point.label)
+            across, up = scatter.place(point.x, point.y)
+            tried: list[tuple[int, int, float, float, Box]] = []
+            for right, above in ((0, 1), (1, 0), (-1, 0), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)):
+                x, y = across + right * (mark.radius + 4 + half), up + above * (mark.radius + 10)
+                box = (x - half, y - 6, x + half, y + 6)
+                outside = box[0] < 0 or box[1] < 0 or box[2] > PLOT[0] or box[3] > PLOT[1]
+                tried.append((outside + sum(_overlap(box, other) for other in taken), len(tried), x, y, box))
+            _, _, x, y, box = min(tried)
+            taken.append(box)
+            shown = dict(zip("xy", scatter.at(x, y), strict=True))
+            rows.append({**shown, "label": point.label, "color": _css(mark.color), "trial": point.trial})
+    return rows
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _x_axis(scatter: Scatter) -> alt.Axis:
@@ -229,7 +240,3 @@ def _data(rows: Sequence[Mapping[str, object]]) -> alt.InlineData:
 
 def _css(color: int | None) -> str:
     return chart.INK if color is None else chart.CSS_COLORS[color % len(chart.CSS_COLORS)]
-
-
-def _hex(color: int | None) -> str:
-    return figure.INK if color is None else figure.COLORS[color % len(figure.COLORS)]

@@ -10,8 +10,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from qtrain.report.chart import spec
-from qtrain.report.figure import write_png
+from qtrain.report.chart import spec, write_png
 from qtrain.report.formatting import (
     bits_text,
     knob_label,
@@ -146,14 +145,14 @@ def _draw(sweep: SweepResults) -> tuple[list[Plot], dict[str, dict[str, object]]
     """Each picture as a PNG beside the page; returns those with something to see, and their charts by name."""
     shown, charts = [], {}
     for plot in plots(sweep):
-        picture = plot.draw(sweep)
+        chart = plot.draw(sweep)
         path = sweep.folder / f"{plot.name}.png"
-        if picture is None:
+        if chart is None:
             path.unlink(missing_ok=True)  # of an earlier report
             continue
-        write_png(picture[1], path)
+        write_png(chart, path)
         shown.append(plot)
-        charts[plot.name] = spec(picture[0])
+        charts[plot.name] = spec(chart)
     return shown, charts
 
 

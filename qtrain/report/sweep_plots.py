@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import altair as alt
-from matplotlib.figure import Figure
 
-from qtrain.report import chart, figure
+from qtrain.report import chart
 from qtrain.report.bits_plot import layer_bits
 from qtrain.report.formatting import knob_label, metric_label
 from qtrain.report.pareto_plot import pareto_scatter, planes
@@ -32,7 +31,7 @@ class Plot:
     name: str
     title: str
     note: str
-    draw: Callable[[SweepResults], chart.Picture | None]
+    draw: Callable[[SweepResults], alt.TopLevelMixin | None]
     half: bool = False
     decides: bool = False
 
@@ -92,19 +91,11 @@ def shares(sweep: SweepResults) -> dict[str, dict[str, float]]:
     }
 
 
-def importance(sweep: SweepResults) -> chart.Picture | None:
+def importance(sweep: SweepResults) -> alt.TopLevelMixin | None:
     """Bars, one panel for each objective."""
     found = shares(sweep)
-    return (_chart(found), _figure(found)) if found else None
-
-
-def pareto(sweep: SweepResults, *, cost: str) -> chart.Picture | None:
-    """The first objective against ``cost``."""
-    scatter = pareto_scatter(sweep, cost)
-    return None if scatter is None else draw_scatter(scatter)
-
-
-def _chart(found: Mapping[str, Mapping[str, float]]) -> alt.TopLevelMixin:
+    if not found:
+        return None
     rows = [
         {"objective": name, "knob": knob, "share": round(share)}
         for name, by_knob in found.items()
@@ -122,18 +113,10 @@ def _chart(found: Mapping[str, Mapping[str, float]]) -> alt.TopLevelMixin:
     )
 
 
-def _figure(found: Mapping[str, Mapping[str, float]]) -> Figure:
-    longest = max(map(len, found.values()))
-    drawn = figure.new_figure(height=1.1 + 0.27 * longest)
-    panels = drawn.subplots(1, len(found), sharex=True, sharey=True, squeeze=False)[0]
-    for axes, (objective, by_knob) in zip(panels, found.items(), strict=True):
-        figure.dress(axes, x="share of the differences, %", title=objective)
-        axes.grid(visible=False, axis="y")
-        bars = axes.barh(list(by_knob), list(by_knob.values()), height=0.62, color=figure.COLORS[0])
-        axes.bar_label(bars, fmt="%.0f", padding=3, fontsize=8, color=figure.INK)
-        axes.margins(x=0.12)
-    panels[0].invert_yaxis()
-    return drawn
+def pareto(sweep: SweepResults, *, cost: str) -> alt.TopLevelMixin | None:
+    """The first objective against ``cost``."""
+    scatter = pareto_scatter(sweep, cost)
+    return None if scatter is None else draw_scatter(scatter)
 
 
 def _bar_name(sweep: SweepResults, parameter: str) -> str:

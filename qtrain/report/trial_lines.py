@@ -6,14 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, quantiles
-from typing import Any, TypedDict, Unpack, cast
+from typing import Any, cast
 
 import altair as alt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator
 
-from qtrain.report import chart, figure
+from qtrain.report import chart
 from qtrain.report.formatting import knob_label, knob_text, metric_label
 from qtrain.report.pareto_plot import FINISHED, FRONT, STOPPED, axis_label, unit_of
 from qtrain.sweep.domains import is_number
@@ -28,6 +25,9 @@ SPREAD = 0.3
 
 AXIS_DISTANCE = 150
 """Pixels from one axis to the next."""
+
+LABEL_DISTANCE = 0.04
+"""Numbers of curves that end near each other are this part of the picture's height apart."""
 
 OPACITY = {STOPPED: 0.16, FINISHED: 0.32, FRONT: 0.95}
 """How strong the line of a trial is, by its kind; the front is blue and drawn last."""
@@ -64,71 +64,35 @@ class KnobAxis:
         return max(0.0, (value - self.bottom) / (self.top - self.bottom))
 
 
-def learning_curves(sweep: SweepResults) -> chart.Picture | None:
+def learning_curves(sweep: SweepResults) -> alt.TopLevelMixin | None:
     """The first objective by epoch; ``None`` where no curve has two points."""
     lines = curve_lines(sweep)
-    return (_curves_chart(sweep, lines), _curves_figure(sweep, lines)) if lines else None
-
-
-def parallel(sweep: SweepResults) -> chart.Picture | None:
-    """Each trial a line through its knobs and objectives, whose better end is up; ``None`` where nothing differs."""
-    axes = parallel_axes(sweep)
-    lines = parallel_lines(sweep, axes)
-    return (_parallel_chart(axes, lines), _parallel_figure(axes, lines)) if len(axes) > 1 else None
-
-
-def curve_lines(sweep: SweepResults) -> list[TrialLine]:
-    """The first objective by epoch, of trials whose runs are still there; empty where no curve has two points."""
-    unit = unit_of(sweep.first)
-    found = {t.id: [(x, unit * y) for x, y in sweep.curve(t)] for t in sweep.trials if t.status != "duplicate"}
-    if all(len(curve) < 2 for curve in found.values()):
-        return []
-    return [_line(sweep, trial, found[trial.id]) for trial in _front_last(sweep) if found.get(trial.id)]
-
-
-def _curves_chart(sweep: SweepResults, lines: Sequence[TrialLine]) -> alt.TopLevelMixin:
+    if not lines:
+        return None
     x = alt.X("x:Q", title="epochs", scale=alt.Scale(nice=False), axis=alt.Axis(tickMinStep=1))
-    scale = alt.Scale(domain=_curve_limits(lines), nice=False)
-    y = alt.Y("y:Q", title=axis_label(sweep.first), scale=scale)
-    ends = [{"x": line.points[-1][0], "y": line.points[-1][1], "place": line.place} for line in lines if line.place]
+    low, high = _curve_limits(lines)
+    y = alt.Y("y:Q", title=axis_label(sweep.first), scale=alt.Scale(domain=[low, high], nice=False))
+    ends, above = [], -math.inf
+    for end, value, place in sorted((*line.points[-1], line.place) for line in lines if line.place):
+        above = max(value, above + LABEL_DISTANCE * (high - low))
+        ends.append({"x": end, "y": above, "place": place})
     places = alt.Chart(alt.InlineData(values=ends)).mark_text(align="left", dx=6, color=chart.CSS_COLORS[0])
     layers = [_lines(lines, point=True).encode(x, y), places.encode(x, y, text="place:N")]
     return alt.layer(*layers).properties(width="container", height=330)
 
 
-def _curves_figure(sweep: SweepResults, lines: Sequence[TrialLine]) -> Figure:
-    drawn = figure.new_figure()
-    axes = drawn.add_subplot()
-    figure.dress(axes, x="epochs", y=axis_label(sweep.first))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _draw(axes, lines, marker="o", markersize=3)
-    axes.set_ylim(*_curve_limits(lines))
-    figure.add_labels(axes, [(line.place, *line.points[-1], figure.COLORS[0]) for line in lines if line.place])
-    return drawn
-
-
-def parallel_axes(sweep: SweepResults) -> list[KnobAxis]:
-    """Knobs in the order of the space, then the objectives; what is the same for all trials has no axis."""
-    trials = _comparable(sweep)
-    axes = [_knob_axis(sweep, name, trials) for name in sweep.knobs]
-    axes += [_metric_axis(sweep, name, trials) for name in sweep.objectives]
-    return [axis for axis in axes if axis is not None]
-
-
-def parallel_lines(sweep: SweepResults, axes: Sequence[KnobAxis]) -> list[TrialLine]:
-    trials = {trial.id for trial in _comparable(sweep)}
-    return [
-        _line(sweep, trial, [(x, axis.height(trial)) for x, axis in enumerate(axes)])
-        for trial in _front_last(sweep)
-        if trial.id in trials
-    ]
-
-
-def _parallel_chart(axes: Sequence[KnobAxis], lines: Sequence[TrialLine]) -> alt.TopLevelMixin:
+def parallel(sweep: SweepResults) -> alt.TopLevelMixin | None:
+    """Each trial a line through its knobs and objectives, whose better end is up; ``None`` where nothing differs."""
+    axes = parallel_axes(sweep)
+    if len(axes) < 2:
+        return None
+    lines = parallel_lines(sweep, axes)
     x = alt.X("x:Q", axis=None, scale=alt.Scale(domain=[0, len(axes) - 1], nice=False))
     y = alt.Y("y:Q", axis=None, scale=alt.Scale(domain=[0, 1], nice=False))
     layers: list[Any] = [_lines(lines).encode(x, y)]
-    unset = alt.InlineData(values=[{"x": x, "y": ABSENT} for x in _unset(lines)])
+    unset = alt.InlineData(
+        values=[{"x": x, "y": y} for x, y in {p for line in lines for p in line.points} if y == ABSENT]
+    )
     layers.append(alt.Chart(unset).mark_text(text="not set", align="right", dx=-6).encode(x, y))
     for place, axis in enumerate(axes):
         scale = alt.Scale(domain=[axis.bottom, axis.top], nice=False, type="log" if axis.log else "linear")
@@ -147,30 +111,30 @@ def _parallel_chart(axes: Sequence[KnobAxis], lines: Sequence[TrialLine]) -> alt
     return made.properties(width=AXIS_DISTANCE * (len(axes) - 1), height=330)
 
 
-def _parallel_figure(axes: Sequence[KnobAxis], lines: Sequence[TrialLine]) -> Figure:
-    drawn = figure.new_figure(width=min(16.0, max(8.0, 1.8 * len(axes))), height=4.6)
-    host = drawn.add_subplot()
-    figure.dress(host)
-    host.set(xlim=(-0.1, len(axes) - 1), ylim=(0, 1), yticks=[])
-    host.set_xticks(range(len(axes)), [axis.label for axis in axes], fontweight="bold")
-    host.tick_params(labeltop=True, labelbottom=False, pad=10)
-    host.grid(visible=False)
-    _draw(host, lines, clip_on=False)
-    for x in _unset(lines):
-        host.text(x, ABSENT, "not set ", ha="right", va="center", color=figure.INK, fontsize=8)
-    for place, axis in enumerate(axes):
-        ruler = host.twinx()
-        ruler.set_yscale("log" if axis.log else "linear")
-        ruler.set_ylim(axis.bottom, axis.top)
-        ruler.yaxis.tick_left()
-        ruler.spines[:].set_visible(False)
-        ruler.spines["left"].set(visible=True, position=("data", place), color=figure.INK)
-        ruler.tick_params(colors=figure.INK, labelsize=8)
-        if axis.log:
-            ruler.yaxis.set_major_formatter(LogFormatter())
-        if axis.words:
-            ruler.set_yticks(range(len(axis.words)), axis.words)
-    return drawn
+def curve_lines(sweep: SweepResults) -> list[TrialLine]:
+    """The first objective by epoch, of trials whose runs are still there; empty where no curve has two points."""
+    unit = unit_of(sweep.first)
+    found = {t.id: [(x, unit * y) for x, y in sweep.curve(t)] for t in sweep.trials if t.status != "duplicate"}
+    if all(len(curve) < 2 for curve in found.values()):
+        return []
+    return [_line(sweep, trial, found[trial.id]) for trial in _front_last(sweep) if found.get(trial.id)]
+
+
+def parallel_axes(sweep: SweepResults) -> list[KnobAxis]:
+    """Knobs in the order of the space, then the objectives; what is the same for all trials has no axis."""
+    trials = _comparable(sweep)
+    axes = [_knob_axis(sweep, name, trials) for name in sweep.knobs]
+    axes += [_metric_axis(sweep, name, trials) for name in sweep.objectives]
+    return [axis for axis in axes if axis is not None]
+
+
+def parallel_lines(sweep: SweepResults, axes: Sequence[KnobAxis]) -> list[TrialLine]:
+    trials = {trial.id for trial in _comparable(sweep)}
+    return [
+        _line(sweep, trial, [(x, axis.height(trial)) for x, axis in enumerate(axes)])
+        for trial in _front_last(sweep)
+        if trial.id in trials
+    ]
 
 
 def _line(sweep: SweepResults, trial: Trial, points: Sequence[tuple[float, float]]) -> TrialLine:
@@ -204,29 +168,13 @@ def _lines(lines: Sequence[TrialLine], *, point: bool = False) -> alt.Chart:
             detail="trial:N",
             tooltip="trial:N",
             color=alt.ColorValue(chart.INK, condition=colors),
-            opacity=alt.Opacity("opacity:Q", scale=None, legend=None),
+            # Not ``opacity``, for which a PNG takes a picture of its own of each line, and seconds.
+            strokeOpacity=alt.StrokeOpacity("opacity:Q", scale=None, legend=None),
+            fillOpacity=alt.FillOpacity("opacity:Q", scale=None, legend=None),
             strokeWidth=alt.condition(f"datum.front || {chart.CHOSEN}", alt.value(2.5), alt.value(1)),
         )
     )
     return made
-
-
-class _Style(TypedDict, total=False):
-    """What matplotlib is told of all lines of a picture."""
-
-    marker: str
-    markersize: float
-    clip_on: bool
-
-
-def _draw(axes: Axes, lines: Sequence[TrialLine], **style: Unpack[_Style]) -> None:
-    for line in lines:
-        color, width = (figure.COLORS[0], 2.0) if line.kind == FRONT else (figure.INK, 1.0)
-        axes.plot(*zip(*line.points, strict=True), color=color, linewidth=width, alpha=OPACITY[line.kind], **style)
-
-
-def _unset(lines: Sequence[TrialLine]) -> list[float]:
-    return sorted({x for line in lines for x, y in line.points if y == ABSENT})
 
 
 def _curve_limits(lines: Sequence[TrialLine]) -> tuple[float, float]:

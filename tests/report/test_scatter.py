@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from io import BytesIO
+from itertools import combinations
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from qtrain.report import chart, figure
-from qtrain.report.scatter import Mark, Scatter, ScatterPoint, draw_scatter, y_limits
+from qtrain.report import chart
+from qtrain.report.scatter import PLOT, Mark, Scatter, ScatterPoint, draw_scatter, placed_labels, y_limits
 
 SCATTER = Scatter(
     x="size, kB",
@@ -28,7 +26,7 @@ SCATTER = Scatter(
 
 
 def test_chart_holds_points_and_legend_of_the_kinds_that_are_there() -> None:
-    made = chart.spec(draw_scatter(SCATTER)[0])
+    made = chart.spec(draw_scatter(SCATTER))
     (points,) = (layer for layer in made["layer"] if layer["mark"]["type"] == "point")
     rows = made["datasets"][points["data"]["name"]]
     assert [(row["x"], row["y"], row["kind"], row["trial"]) for row in rows] == [
@@ -41,25 +39,39 @@ def test_chart_holds_points_and_legend_of_the_kinds_that_are_there() -> None:
     assert made["datasets"][line["data"]["name"]] == [{"x": 8.0, "y": 90.0}, {"x": 16.0, "y": 95.0}]
 
 
-def test_figure_has_points_stairs_labels_and_legend() -> None:
-    (axes,) = draw_scatter(SCATTER)[1].axes
-    lines = {str(line.get_label()): line for line in axes.get_lines()}
-    assert [tuple(point) for point in lines["filled"].get_xydata()] == [(8.0, 90.0), (16.0, 95.0)]
-    assert lines["filled"].get_linestyle() == "--" and lines["open"].get_markerfacecolor() == "none"
-    assert axes.get_lines()[0].get_drawstyle() == "steps-post" and axes.get_xscale() == "log"
-    assert {text.get_text() for text in axes.texts} >= {"a", "b", "full precision"}
-    legend = axes.get_legend()
-    assert legend is not None and [text.get_text() for text in legend.get_texts()] == ["open", "filled"]
+def test_chart_has_stairs_references_and_labels() -> None:
+    made = chart.spec(draw_scatter(SCATTER))
+    stairs, rule, reference, *_, labels = made["layer"]
+    assert stairs["mark"]["interpolate"] == "step-after" and rule["mark"]["type"] == "rule"
+    (row,) = made["datasets"][reference["data"]["name"]]
+    assert (row["y"], row["text"]) == (97.0, "full precision")
+    assert [row["label"] for row in made["datasets"][labels["data"]["name"]]] == ["a", "b"]
 
 
-def test_png_is_1200_by_750_in_the_colors_of_its_marks() -> None:
-    buffer = BytesIO()
-    draw_scatter(SCATTER)[1].savefig(buffer, format="png")
-    image = Image.open(buffer).convert("RGB")
-    assert image.size == (1200, 750)
-    for color in (figure.BACKGROUND, figure.COLORS[0], figure.COLORS[1]):
-        wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
-        assert (np.asarray(image) == wanted).all(axis=-1).sum() > 50
+def test_labels_keep_clear_of_each_other_and_of_the_points() -> None:
+    points = [ScatterPoint(5.0 + 0.25 * i, 5.0 + 0.15 * i, "a", f"W{i}A{i}") for i in range(6)]
+    crowd = [*points, ScatterPoint(1.0, 1.0, "a"), ScatterPoint(10.0, 10.0, "a", "corner")]
+    for suffix in ([], [ScatterPoint(0.5, 5.0, "a")]):  # a linear axis, and a logarithmic one
+        scatter = Scatter(x="", y="", points=[*crowd, *suffix], marks={"a": Mark("dot", size=6)}, y_range=(0.0, 10.5))
+        rows = placed_labels(scatter)
+        boxes = []
+        for row in rows:
+            x, y = scatter.place(float(str(row["x"])), float(str(row["y"])))
+            half = 3.3 * len(str(row["label"]))
+            boxes.append((x - half, y - 6, x + half, y + 6))
+        assert len(boxes) == 7
+        for one, other in combinations(boxes, 2):
+            assert one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+        for box in boxes:
+            assert box[0] >= 0 and box[2] <= PLOT[0] and box[1] >= 0 and box[3] <= PLOT[1]
+            for point in scatter.points:
+                x, y = scatter.place(point.x, point.y)
+                assert not (box[0] < x < box[2] and box[1] < y < box[3])
+
+
+def test_place_and_its_inverse_agree() -> None:
+    for point in SCATTER.points:
+        assert SCATTER.at(*SCATTER.place(point.x, point.y)) == pytest.approx((point.x, point.y))
 
 
 @pytest.mark.parametrize(("others", "floor"), [([70.0, 80.0], 78.0), ([88.0], 88.0), ([], 90.0)])

@@ -28,10 +28,10 @@ SHARES = {"top1": {"optimizer.lr": 0.7, "widths.layer1.0": 0.3}, "size_bytes": {
 def test_each_chart_is_drawn_by_vega(sweep: SweepResults, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SweepResults, "importance", lambda self, name: SHARES[name])
     for plot in plots(sweep):
-        picture = plot.draw(sweep)
-        assert picture is not None, plot.name
-        svg = vl_convert.vegalite_to_svg({**chart.spec(picture[0]), "config": chart.LOOK})
-        assert "var(--c0)" in svg and "NaN" not in svg and not chart.spec(picture[0]).get("$schema"), plot.name
+        drawn = plot.draw(sweep)
+        assert drawn is not None, plot.name
+        svg = vl_convert.vegalite_to_svg({**chart.spec(drawn), "config": chart.LOOK})
+        assert "var(--c0)" in svg and "NaN" not in svg and not chart.spec(drawn).get("$schema"), plot.name
 
 
 def test_nothing_finished_leaves_only_parallel_coordinates(sweep: SweepResults) -> None:
@@ -42,12 +42,9 @@ def test_nothing_finished_leaves_only_parallel_coordinates(sweep: SweepResults) 
 
 def test_importance_has_one_panel_for_each_objective(sweep: SweepResults, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SweepResults, "importance", lambda self, name: SHARES[name])
-    picture = importance(sweep)
-    assert picture is not None
-    axes = picture[1].axes
-    assert [[round(bar.get_width()) for bar in panel.patches] for panel in axes] == [[70, 30], [0, 100]]
-    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["lr", "widths.layer1.0"]
-    (rows,) = chart.spec(picture[0])["datasets"].values()
+    drawn = importance(sweep)
+    assert drawn is not None
+    (rows,) = chart.spec(drawn)["datasets"].values()
     assert [(row["objective"], row["knob"], row["share"]) for row in rows] == [
         ("val top-1 %", "lr", 70), ("val top-1 %", "widths.layer1.0", 30), ("size", "lr", 0),
         ("size", "widths.layer1.0", 100),

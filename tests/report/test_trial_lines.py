@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -31,24 +32,36 @@ def test_curves_begin_after_the_first_epoch_and_the_front_is_last(sweep: SweepRe
     assert lines[2].points == [(1.0, 92.5), (2.0, 94.5), (3.0, 96.5)] and len(lines[0].points) == 1
 
 
-def test_curves_of_the_figure_are_those_of_the_chart(sweep: SweepResults) -> None:
-    picture = learning_curves(sweep)
-    assert picture is not None
-    made = chart.spec(picture[0])
-    rows = made["datasets"][made["layer"][0]["data"]["name"]]
-    (axes,) = picture[1].axes
-    points = [tuple(map(float, point)) for line in axes.get_lines() for point in line.get_xydata()]  # type: ignore[union-attr]
+def test_chart_has_the_points_of_the_curves_and_the_places_at_their_ends(sweep: SweepResults) -> None:
+    drawn = learning_curves(sweep)
+    assert drawn is not None
+    made = chart.spec(drawn)
+    rows, ends = (made["datasets"][layer["data"]["name"]] for layer in made["layer"])
+    points = [point for line in curve_lines(sweep) for point in line.points]
     assert [(row["x"], row["y"]) for row in rows] == points and len(points) == 10
-    assert {"1", "2"} <= {text.get_text() for text in axes.texts}
+    assert [(end["x"], end["y"], end["place"]) for end in ends] == [(3.0, 90.25, "2"), (3.0, 96.5, "1")]
+
+
+def test_places_of_curves_that_end_near_each_other_keep_apart(sweep: SweepResults) -> None:
+    near = with_trials(sweep, [replace(t, metrics=t.metrics | {"size_bytes": float(t.epochs)}) for t in sweep.trials])
+    runs = [sweep.folder / "trials" / trial.key / "metrics.jsonl" for trial in near.trials[:2]]
+    runs[1].write_text(runs[0].read_text().replace("96.5", "96.4"))
+    drawn = learning_curves(near)
+    assert drawn is not None
+    made = chart.spec(drawn)
+    ends = made["datasets"][made["layer"][1]["data"]["name"]]
+    low, high = made["layer"][0]["encoding"]["y"]["scale"]["domain"]
+    heights = sorted(end["y"] for end in ends)
+    assert all(after - before >= 0.039 * (high - low) for before, after in pairwise(heights)) and heights[0] > 90
 
 
 def test_curves_without_a_front_are_all_in_sight(sweep: SweepResults) -> None:
     """As in a sweep whose time was over before a trial had finished."""
     stopped = with_trials(sweep, [replace(t, status="stopped") for t in sweep.trials if t.status == "finished"])
-    picture = learning_curves(stopped)
-    assert picture is not None
+    drawn = learning_curves(stopped)
+    assert drawn is not None
     values = [y for line in curve_lines(stopped) for _, y in line.points]
-    bottom, top = picture[1].axes[0].get_ylim()
+    bottom, top = chart.spec(drawn)["layer"][0]["encoding"]["y"]["scale"]["domain"]
     assert values and bottom < min(values) and max(values) < top
 
 
@@ -76,8 +89,11 @@ def test_line_passes_below_a_knob_that_did_not_count(sweep: SweepResults) -> Non
     (place,) = (place for place, axis in enumerate(axes) if axis.label == "t")
     heights = {line.number: line.points[place][1] for line in parallel_lines(changed, axes)}
     assert heights == {1: 0.0, 2: ABSENT, 3: 1.0} and axes[place].log
-    picture = parallel(changed)
-    assert picture is not None and "not set " in [text.get_text() for text in picture[1].axes[0].texts]
+    drawn = parallel(changed)
+    assert drawn is not None
+    made = chart.spec(drawn)
+    (unset,) = (layer for layer in made["layer"] if layer["mark"].get("text") == "not set")
+    assert made["datasets"][unset["data"]["name"]] == [{"x": place, "y": ABSENT}]
 
 
 def test_words_are_evenly_spaced_and_their_lines_side_by_side(sweep: SweepResults) -> None:
@@ -99,13 +115,12 @@ def test_outlier_of_an_objective_stands_at_the_lower_end(sweep: SweepResults) ->
     assert axis.height(trials[-1]) == 0.0 < axis.height(trials[0]) < axis.height(trials[6]) == 1.0
 
 
-def test_each_axis_of_the_chart_and_of_the_figure_is_one_of_the_library(sweep: SweepResults) -> None:
-    picture = parallel(sweep)
-    assert picture is not None
-    titles = [layer["encoding"]["y"].get("title") for layer in chart.spec(picture[0])["layer"]]
-    assert [title for title in titles if title] == ["widths, mean", "val top-1 %", "size, kB"]
-    limits = [axes.get_ylim() for axes in picture[1].axes[1:]]
-    assert limits == [(2.0, 4.0), (70.0, 96.5), (8.0, 4.0)]
+def test_each_axis_of_the_chart_is_one_of_the_library(sweep: SweepResults) -> None:
+    drawn = parallel(sweep)
+    assert drawn is not None
+    axes = [y for layer in chart.spec(drawn)["layer"] if (y := layer["encoding"]["y"]).get("title")]
+    assert [axis["title"] for axis in axes] == ["widths, mean", "val top-1 %", "size, kB"]
+    assert [axis["scale"]["domain"] for axis in axes] == [[2.0, 4.0], [70.0, 96.5], [8.0, 4.0]]
 
 
 def test_equal_trials_have_no_parallel_coordinates(sweep: SweepResults) -> None:
