@@ -20,7 +20,7 @@ from qtrain.utils.atomic_write import atomic_write
 
 log = logging.getLogger(__name__)
 
-LAYOUT = 2
+LAYOUT = 3
 """Part of every key; raised when the meaning of the arrays changes."""
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from qtrain.data.decode import read_image
+from qtrain.data.image_files import images_below
 from qtrain.data.image_set import REPAIR_OR_CHECK, ImageSet
 from qtrain.data.streaming import StreamingData
 
@@ -33,7 +34,7 @@ class FolderImages(ImageSet):
             raise FileNotFoundError(f"data.root: {folder} must hold one folder of images for each class, and has none")
         self.num_classes = len(self.classes)
         self._folder = folder
-        found_files = [_image_files(folder / name) for name in self.classes]
+        found_files = [images_below(folder / name) for name in self.classes]
         if empty := [name for name, files in zip(self.classes, found_files, strict=True) if not files]:
             raise FileNotFoundError(
                 f"data.root: {folder} must hold one folder of images for each class, and {len(empty)} have no image: "
@@ -64,16 +65,6 @@ class FolderImages(ImageSet):
 def _folders(parent: Path) -> list[str]:
     with os.scandir(parent) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _image_files(folder: Path) -> list[str]:
-    """Paths of the images in ``folder`` and below, folder by folder, in the order of their names."""
-    files = []
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        images = (name for name in names if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."))
-        files.append((place, [os.path.join(place, name) for name in sorted(images)]))
-    return [file for _, images in sorted(files) for file in images]
 
 
 def _state(path: str) -> str:

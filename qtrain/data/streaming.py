@@ -128,6 +128,7 @@ class StreamingData(VisionData):
         return len(self._train_set), len(self._test_set)
 
     def _describe(self, train_size: int, val_size: int, test_size: int) -> DataInfo:
+        names = self._train_set.classes or self._test_set.classes
         return DataInfo(
             name=self.name,
             num_classes=self._train_set.num_classes,
@@ -139,7 +140,9 @@ class StreamingData(VisionData):
             val_size=val_size,
             test_size=test_size,
             kind="streaming",
-            classes=self._test_set.classes,
+            classes=names if len(names) == self._train_set.num_classes else (),
+            crop_pct=self._view.crop_pct,
+            interpolation=self.interpolation,
         )
 
     def _content(self) -> str:

@@ -51,6 +51,7 @@ class SyntheticImages(VisionData):
         if self.test is not None:
             self.test.test_only()
         self._on_device: tuple[Tensor, Tensor] | None = None
+        self._test_info: DataInfo | None = None
 
     @property
     def facts(self) -> DataInfo:
@@ -65,6 +66,7 @@ class SyntheticImages(VisionData):
         if self.test is not None:
             self.test.setup()
             self._check_test(self.test.info)
+            self._test_info = self.test.info
 
     def _read_images(self, folder: str) -> tuple[np.ndarray, np.ndarray]:
         from qtrain.data import source  # an extra that only synthetic images need
@@ -104,6 +106,7 @@ class SyntheticImages(VisionData):
 
     def _describe(self, train_size: int, val_size: int, test_size: int) -> DataInfo:
         assert self.mean is not None and self.std is not None
+        test = self._test_info
         return DataInfo(
             name=self.name,
             num_classes=self.num_classes,
@@ -115,6 +118,9 @@ class SyntheticImages(VisionData):
             val_size=val_size,
             test_size=test_size,
             kind="resident",
+            classes=test.classes if test else (),
+            crop_pct=test.crop_pct if test else 1.0,
+            interpolation=test.interpolation if test else "bicubic",
         )
 
     def _content(self) -> str:

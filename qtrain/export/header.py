@@ -43,13 +43,16 @@ class Network:
 class Images:
     """What the network takes: ``size`` (C, H, W), ``mean`` and ``std`` of each channel in units of pixel value / 255.
 
-    ``classes`` are the names of the outputs in order, empty where they have none.
+    ``classes`` are the names of the outputs in order, empty where they have none. An image of another size is resized
+    by ``interpolation``, so that H is ``crop_pct`` of its shorter side, and cut out of the middle.
     """
 
     size: tuple[int, ...]
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     classes: tuple[str, ...] = ()
+    crop_pct: float = 1.0
+    interpolation: str = "bicubic"
 
 
 @dataclass(frozen=True)

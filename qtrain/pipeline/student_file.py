@@ -52,10 +52,25 @@ def write_student(
     return {"file_bytes": size.file_bytes, "header_bytes": size.header_bytes}
 
 
-def load_trained(settings: RunSettings, file: Path) -> tuple[Header, nn.Module]:
+def student_at(place: str, *, key: str = "checkpoint") -> Path:
+    """The file at ``place``, the value of ``key``: a student's, or the folder of the run that left one.
+
+    Raises ``ConfigError`` where there is none.
+    """
+    path = Path(place).expanduser()
+    file = path / STUDENT if path.is_dir() else path
+    if not file.is_file():
+        raise ConfigError(
+            f"{key}: there is no file {file}; give a student.safetensors, or the folder of a finished run, for "
+            "instance outputs/quickstart/w4a4-distill"
+        )
+    return file
+
+
+def load_trained(settings: RunSettings, file: Path, *, key: str = "checkpoint") -> tuple[Header, nn.Module]:
     """The student in ``file`` and what the file says of it; code of one's own runs where ``settings.model`` names it.
 
-    Raises ``ConfigError`` where the file cannot be loaded.
+    Raises ``ConfigError``, with ``key`` in front, where the file cannot be loaded.
     """
     try:
         header, _ = read(file)
@@ -63,10 +78,10 @@ def load_trained(settings: RunSettings, file: Path) -> tuple[Header, nn.Module]:
     except (ValueError, OSError) as error:
         if isinstance(refused := error.__cause__, NotAdmittedError):
             raise ConfigError(
-                f"checkpoint: {file} names code that is not qtrain's, {refused.path}; if you trust it, add on the "
+                f"{key}: {file} names code that is not qtrain's, {refused.path}; if you trust it, add on the "
                 f"command line allow_targets=[{refused.path}]"
             ) from error
-        raise ConfigError(f"checkpoint: {error}") from error
+        raise ConfigError(f"{key}: {error}") from error
 
 
 def check_images(images: Images, info: DataInfo, file: Path) -> None:
@@ -98,8 +113,14 @@ def described(header: Header) -> dict[str, object]:
 
 def images_of(info: DataInfo) -> Images:
     """What a network for these data takes."""
-    size = (info.in_channels, info.image_size, info.image_size)
-    return Images(size=size, mean=tuple(info.mean), std=tuple(info.std), classes=tuple(info.classes))
+    return Images(
+        size=(info.in_channels, info.image_size, info.image_size),
+        mean=tuple(info.mean),
+        std=tuple(info.std),
+        classes=tuple(info.classes),
+        crop_pct=info.crop_pct,
+        interpolation=info.interpolation,
+    )
 
 
 def save_latent(student: nn.Module, path: Path) -> None:

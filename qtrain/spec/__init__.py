@@ -66,6 +66,9 @@ class DataInfo:
 
     ``mean`` and ``std`` are per channel, in units of pixel value / 255. ``kind`` is ``resident`` or ``streaming``.
     ``classes`` are the names of the classes in order, empty where they have none.
+
+    In evaluation an image of another size is resized by ``interpolation``, so that ``image_size`` is ``crop_pct`` of
+    its shorter side, and cut out of the middle.
     """
 
     name: str
@@ -79,6 +82,8 @@ class DataInfo:
     test_size: int
     kind: str
     classes: tuple[str, ...] = ()
+    crop_pct: float = 1.0
+    interpolation: str = "bicubic"
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from qtrain.config.compose import read_run
 from qtrain.pipeline.evaluate import evaluate_student, evaluate_weights
 from qtrain.pipeline.run_folder import Metrics
-from qtrain.settings.run_files import CONFIG, STUDENT
+from qtrain.pipeline.student_file import student_at
+from qtrain.settings.run_files import CONFIG
 from qtrain.settings.run_settings import RunSettings
-from qtrain.utils.errors import ConfigError
 
 OF_THE_RUN = ("model", "data", "quantize", "experiment", "seed")
 """Sections of the config that are those of the run whose student is evaluated."""
@@ -24,13 +22,7 @@ def run(settings: RunSettings) -> Metrics:
     """
     if settings.checkpoint is None:
         return evaluate_weights(settings)
-    path = Path(settings.checkpoint)
-    file = path / STUDENT if path.is_dir() else path
-    if not file.is_file():
-        raise ConfigError(
-            f"checkpoint: there is no file {file}; give a student.safetensors, or the folder of a finished run, for "
-            "instance outputs/quickstart/w4a4-distill"
-        )
+    file = student_at(settings.checkpoint)
     if (file.parent / CONFIG).is_file():
         settings = settings.with_sections(read_run(file.parent, settings).fits[-1], *OF_THE_RUN)
     return evaluate_student(settings, file)

@@ -34,6 +34,7 @@ def test_every_pixel_and_label_arrives(parquet_root: Path, tmp_path: Path) -> No
     info = data.info
     assert (info.train_size, info.test_size, info.num_classes, info.in_channels) == (48, 20, 3, 3)
     assert (info.image_size, info.kind) == (SIZE, "resident")
+    assert info.classes == ("class0", "class1", "class2")
     expected = np.stack([picture(n) for n in range(100, 120)])
     assert np.array_equal(pixels(data).numpy(), expected)
     targets = torch.cat([batch.target for batch in data.test_dataloader()])
@@ -67,7 +68,7 @@ def test_plain_parquet_without_the_librarys_metadata(tmp_path: Path) -> None:
         pyarrow.parquet.write_table(table, tmp_path / f"{split}.parquet")
     data = images(tmp_path, tmp_path)
     data.setup()
-    assert data.info.num_classes == 2
+    assert (data.info.num_classes, data.info.classes) == (2, ())
     assert np.array_equal(pixels(data).numpy(), np.stack([picture(n) for n in range(10)]))
 
 
@@ -76,7 +77,7 @@ def test_second_run_reads_the_cache(parquet_root: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(source, "decode_images", lambda *_: pytest.fail("decoded although cached"))
     data = images(parquet_root, tmp_path)
     data.setup()
-    assert data.info.test_size == 20
+    assert (data.info.test_size, data.info.classes) == (20, ("class0", "class1", "class2"))
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "foreign"])

@@ -50,12 +50,14 @@ def test_parquet_gives_every_pixel_and_label(parquet_root: Path) -> None:
         "streaming",
     )
     check_test_images(data, list(range(100, 120)), classes=3)
+    assert data.info.classes == ("class0", "class1", "class2")
 
 
 def test_folder_gives_every_pixel_and_label(folder_root: Path) -> None:
     data = folder(folder_root, **PLAIN)
     assert (data.info.train_size, data.info.test_size, data.info.num_classes) == (24, 8, 2)
     check_test_images(data, [100, 102, 104, 106, 101, 103, 105, 107], classes=2)
+    assert data.info.classes == ("class0", "class1")
 
 
 def test_batches_do_not_depend_on_the_number_of_workers(parquet_root: Path) -> None:

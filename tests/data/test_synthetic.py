@@ -110,6 +110,7 @@ def test_parquet_without_its_training_files(parquet_root: Path, tmp_path: Path, 
     data = kind(name="set", **options)  # type: ignore[arg-type]
     data.test_only()
     check_test_only(data, 20)
+    assert data.info.classes == ("class0", "class1", "class2")
 
 
 def test_folders_without_the_training_folder(folder_root: Path) -> None:
@@ -117,6 +118,14 @@ def test_folders_without_the_training_folder(folder_root: Path) -> None:
     data = ImageFolder(name="set", root=str(folder_root), image_size=12, workers=0)
     data.test_only()
     check_test_only(data, 8)
+
+
+def test_real_test_images_say_how_classes_are_called_and_images_cut(folder_root: Path) -> None:
+    seen = {"image_size": 12, "crop_pct": 0.5, "interpolation": "box"}
+    real = ImageFolder(name="set", root=str(folder_root), workers=0, **seen, **RGB)  # type: ignore[arg-type]
+    data = synthetic(None, num_classes=2, image_size=12, in_channels=3, test=real, **RGB)
+    data.setup()
+    assert (data.info.classes, data.info.crop_pct, data.info.interpolation) == (("class0", "class1"), 0.5, "box")
 
 
 def check_test_only(data: VisionData, test_size: int) -> None:
