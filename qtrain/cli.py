@@ -41,7 +41,7 @@ Any key can be given as key=value; --cfg job lists them with their values."""
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line ``argv`` (default: the process's own) and exit the process."""
-    with _command_line(argv) as arguments:
+    with _command_line(spelled_out(sys.argv[1:] if argv is None else argv)) as arguments:
         if "--version" in arguments:
             print(f"qtrain {__version__}")
             sys.exit(0)
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if not _is_users(error):
                 traceback.print_exc()
                 sys.exit(1)
-            # A run that was told to stop, and did in good order, brings the code that the shell expects.
+            # What was told to stop, and did in good order, or left something out, brings its own code.
             stopped: int | None = getattr(error, "exit_code", None)
             _say(_one_line(error) if stopped else f"error: {_one_line(error)}")
             if getattr(error, "errno", None) not in PASSING:
@@ -84,12 +84,31 @@ def help_text(conf: Path) -> str:
     return "\n".join(lines)
 
 
+def spelled_out(argv: Sequence[str]) -> list[str]:
+    """``argv`` in the words of the config: beside ``task=predict``, ``model=FILE`` means ``checkpoint="FILE"``.
+
+    A file is no option of the group `model`. Likewise ``images=FILES`` means ``images=["FILES"]``, a list. Both are
+    quoted, since names of files may hold what Hydra's grammar does not take; a list, or what is quoted, is left alone.
+    """
+    if "task=predict" not in argv:
+        return list(argv)
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    spelled = []
+    for word in argv:
+        key, _, value = word.partition("=")
+        if key in ("model", "images") and not value.startswith(("[", "'", '"')):
+            value = QuotedString(value, Quote.double).with_quotes()
+        keys = {"model": f"checkpoint={value}", "images": f"images={value if value.startswith('[') else f'[{value}]'}"}
+        spelled.append(keys.get(key, word))
+    return spelled
+
+
 @contextmanager
-def _command_line(argv: Sequence[str] | None) -> Iterator[list[str]]:
+def _command_line(argv: Sequence[str]) -> Iterator[list[str]]:
     """``argv`` as ``sys.argv``, where Hydra, and Lightning when it starts further processes, look for it."""
     before = sys.argv
-    if argv is not None:
-        sys.argv = [before[0], *argv]
+    sys.argv = [before[0], *argv]
     try:
         yield sys.argv[1:]
     finally:
@@ -208,6 +227,7 @@ def _is_users(error: BaseException) -> bool:
         ("omegaconf.errors", "OmegaConfBaseException"),
         ("pytorch_lightning.utilities.exceptions", "MisconfigurationException"),
         ("qtrain.utils.errors", "RunInterruptedError"),
+        ("qtrain.utils.errors", "IncompleteError"),
     ):
         if module in sys.modules:
             kinds.append(getattr(sys.modules[module], name))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from qtrain import __version__, cli
+from qtrain.config.compose import compose
 from qtrain.pipeline.stages import stages_of
 from qtrain.settings.conf_dir import conf_dir
 from qtrain.settings.run_settings import RunSettings
@@ -111,6 +112,27 @@ def test_files_of_the_users_own_are_found_for_variants_too(task: Any, tmp_path: 
     seeds: list[int] = []
     call(*task(lambda cfg: seeds.append(cfg.seed) or {}), f"hydra.searchpath=[file://{tmp_path}]", "+experiment=mine")
     assert seeds == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["student.safetensors", "my run (1)/a=b, c.st", 'a "b" \\c', "photos/*.png", "~/x"])
+def test_a_students_file_and_images_have_whatever_names(name: str) -> None:
+    settings = compose(cli.spelled_out(["task=predict", f"model={name}", f"images={name}"]))
+    assert (settings.checkpoint, settings.images) == (name, (name,))
+
+
+def test_lists_of_images_and_quoted_names_are_left_to_hydra() -> None:
+    assert compose(cli.spelled_out(["task=predict", "images=[a.png,'b, c']"])).images == ("a.png", "b, c")
+    assert compose(cli.spelled_out(["task=predict", "images='a, b'", 'model="c"'])).images == ("a, b",)
+
+
+def test_model_is_a_group_unless_images_are_predicted() -> None:
+    assert cli.spelled_out(["model=resnet18", "task=train"]) == ["model=resnet18", "task=train"]
+
+
+def test_cfg_shows_what_prediction_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--cfg", "job", "task=predict", "model=a b.safetensors", "images=photos") == 0
+    shown = capsys.readouterr().out
+    assert "checkpoint: a b.safetensors\nimages:\n- photos\n" in shown
 
 
 def test_multirun_runs_each_value_in_a_folder_of_its_own(task: Any) -> None:

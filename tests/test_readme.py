@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from qtrain.cli import spelled_out
 from qtrain.config.compose import compose
 from qtrain.run_task import run_task
 
@@ -52,7 +53,7 @@ def test_command_composes(command: str) -> None:
         return
     if "-m" in words:
         words = [re.sub(r"=([^\[,]+),.*", r"=\1", word) for word in words]
-    compose([word for word in words if not word.startswith("-") and word != "job"])
+    compose(spelled_out([word for word in words if not word.startswith("-") and word != "job"]))
 
 
 @pytest.mark.parametrize("target", TARGETS)

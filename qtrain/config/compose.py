@@ -303,7 +303,11 @@ def _run_dir(*, _root_: DictConfig | ListConfig) -> str:
     assert isinstance(_root_, DictConfig)
     if _root_.task == "report":
         return str(_root_.report.folder)
-    leaf = f"{_root_.task}-{_root_.name}" if _root_.task in ("evaluate", "sweep") and _root_.name else _root_.task
+    leaf = (
+        f"{_root_.task}-{_root_.name}"
+        if _root_.task in ("evaluate", "predict", "sweep") and _root_.name
+        else _root_.task
+    )
     if _root_.task in ("train", "calibrate"):
         leaf = _run_name(_root_)
     return str(Path(_root_.output) / (_root_.experiment or AD_HOC) / leaf)

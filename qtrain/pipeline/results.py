@@ -93,8 +93,12 @@ def hardware(device: torch.device | str = "cpu", *, devices: int = 1) -> str:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         return name if devices == 1 else f"{name} x{devices}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return f"{_processor()} x{cores} cores" if device.type == "cpu" else device.type
+    return f"{_processor()} x{cpu_cores()} cores" if device.type == "cpu" else device.type
+
+
+def cpu_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

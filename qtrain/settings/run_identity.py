@@ -24,12 +24,15 @@ NOT_HASHED = (
 """Top-level keys that do not change a run's result: where it goes, and how it is shown."""
 
 
+NO_PART_OF_A_RUN = ("run_dir", "budgets", "sweep", "predict", "images", "review")
+"""Top-level keys that a run's ``config.yaml`` does not hold. ``budgets`` is only a source of values: those that the run
+uses stand resolved where it uses them. A run is the same alone and in a sweep, and wherever it is looked at."""
+
+
 def recorded(plain: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a resolved config that a run's ``config.yaml`` holds: what describes the run, not its place."""
     kept: dict[str, Any] = copy.deepcopy(dict(plain))
-    # ``budgets`` is only a source of values: those that the run uses stand resolved where it uses them. A run is the
-    # same alone and in a sweep, and wherever it is looked at.
-    for section in ("run_dir", "budgets", "sweep", "review"):
+    for section in NO_PART_OF_A_RUN:
         kept.pop(section, None)
     # Where synthetic images are kept, and who makes them.
     for key in ("folder", "workers", "rank", "world_size"):
@@ -43,7 +46,7 @@ def recorded(plain: Mapping[str, Any]) -> dict[str, Any]:
 def restored(config: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
     """A whole config again from one that :func:`recorded` has made: what was left out is as in ``like``."""
     whole: dict[str, Any] = copy.deepcopy(dict(config))
-    for section in ("run_dir", "budgets", "sweep", "review"):
+    for section in NO_PART_OF_A_RUN:
         whole.setdefault(section, copy.deepcopy(like[section]))
     for key in ("folder", "workers", "rank", "world_size"):
         whole["synthesize"].setdefault(key, like["synthesize"][key])

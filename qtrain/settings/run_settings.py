@@ -151,6 +151,14 @@ class SweepSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PredictSettings:
+    output: str | None
+    top_k: int
+    batch_size: int
+    workers: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportSettings:
     folder: str
 
@@ -188,6 +196,7 @@ class RunSettings:
     synthesis: Component | None = None
     synthesize: SynthesizeSettings
     sweep: SweepSettings
+    predict: PredictSettings
     report: ReportSettings
     review: ReviewSettings
     task: str
@@ -204,6 +213,7 @@ class RunSettings:
     variants: Mapping[str, tuple[str, ...]]
     select: tuple[str, ...] | None
     checkpoint: str | None
+    images: tuple[str, ...] | None
     allow_targets: tuple[str, ...]
     stages: Mapping[str, RunSettings] = field(default_factory=dict)
     plain: Mapping[str, Any] = field(metadata=NOT_A_KEY, repr=False)

@@ -6,6 +6,7 @@ TASKS = {
     "calibrate": "quantize without training: calibrated, and corrected or rounded by learning where asked",
     "synthesize": "images from nothing but a model, for data=synthetic",
     "evaluate": "accuracy on the test images, of full-precision weights or of a finished run's student",
+    "predict": "the likeliest classes of images by a student's file: model=FILE images=FOLDER",
     "report": "one HTML page and a plot of all runs below a folder",
     "review": "the workspace in W&B that shows accuracy against compression",
 }

@@ -17,7 +17,7 @@ from qtrain.utils.errors import ConfigError, as_config_error
 
 OF_THE_SWEEP = (
     "task", "experiment", "name", "run_dir", "output", "resume", "overwrite", "results", "report", "review", "sweep",
-    "variants", "select", "fit.final_test", "data.val_fraction", "allow_targets", "hydra",
+    "variants", "select", "predict", "images", "fit.final_test", "data.val_fraction", "allow_targets", "hydra",
 )  # fmt: skip
 """Keys that a knob cannot set, since all trials have them from the sweep."""
 

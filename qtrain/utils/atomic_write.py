@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear under their name when they are whole, and not before."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 @contextmanager
@@ -28,6 +29,29 @@ def atomic_write(path: Path) -> Iterator[Path]:
     # The rename itself must reach the disk; some network file systems refuse to open folders, and lose nothing by it.
     with contextlib.suppress(OSError):
         _to_disk(path.parent)
+
+
+@contextmanager
+def growing_file(path: Path) -> Iterator[IO[str]]:
+    """A text file, written line by line, that takes the name ``path`` when the block ends well.
+
+    Until then it is called :func:`partial_of`, and what an earlier writer left there is gone. A line is with the
+    operating system as soon as it is whole, so that a writer that is killed loses none, and its file is seen to be
+    unfinished. Names of files that are no valid UTF-8 are written as the bytes that they are.
+    """
+    partial = partial_of(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with partial.open("w", buffering=1, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        yield file
+    _to_disk(partial)
+    os.replace(partial, path)
+    with contextlib.suppress(OSError):
+        _to_disk(path.parent)
+
+
+def partial_of(path: Path) -> Path:
+    """Where a file that is not whole yet lies: ``predictions.csv.partial`` beside ``predictions.csv``."""
+    return path.with_name(f"{path.name}.partial")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -37,6 +37,14 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
+class IncompleteError(Exception):
+    """What could be done was done; the message says what was left out. The process ends with ``exit_code``."""
+
+    def __init__(self, message: str, *, exit_code: int = 1) -> None:
+        self.exit_code = exit_code
+        super().__init__(message)
+
+
 class RunInterruptedError(Exception):
     """The run was asked to stop, saved itself and stopped. ``exit_code`` follows the shell: 128 + signal number.
 
