@@ -72,7 +72,7 @@ def help_text(conf: Path) -> str:
     lines = [USAGE, "", "Tasks (task=NAME):"]
     lines += [f"  {name:<12} {does}" for name, does in TASKS.items()]
     lines += ["", "Groups (group=option):"]
-    hidden = ("experiment", "hydra")
+    hidden = ("experiment", "hydra", "recipe")
     for folder in sorted(path for path in conf.iterdir() if path.is_dir() and path.name not in hidden):
         options = ", ".join(_options(folder))
         lines += textwrap.wrap(f"  {folder.name:<12} {options}", width=100, subsequent_indent=" " * 15)

@@ -7,6 +7,7 @@ loaded. So the architecture depends on the options alone, and a file saved from 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 
 from qtrain.models import cifar_resnet as cifar_resnet  # registers its architectures with timm
 from qtrain.models.hub import offline_unless_reachable
+from qtrain.models.normalization import normalization, state_normalization_
 from qtrain.models.weights import load_weights
 from qtrain.utils.errors import first_line
 from qtrain.utils.suggestions import did_you_mean
@@ -37,6 +39,10 @@ def create_model(
     in_channels: int = 3,
     image_size: int | None = None,
     weights: str | None = None,
+    state: str | None = None,
+    keys: Mapping[str, str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     pretrained: bool = False,
     reset_head: bool = False,
     adapt_stem: bool = False,
@@ -44,7 +50,10 @@ def create_model(
 ) -> nn.Module:
     """The timm model ``name`` for images (N, in_channels, image_size, image_size) and ``num_classes`` logits.
 
-    ``weights`` is a file (see ``load_weights``); ``reset_head`` lets it have another number of classes.
+    ``weights`` is a file, ``state`` which of the weights in it, ``keys`` parts of its keys to rename (see
+    ``load_weights``); ``reset_head`` lets it have another number of classes. ``mean`` and ``std`` say on what images the
+    weights were trained, one value for each channel of pixels in [0, 1]. Otherwise the file says it, or timm does. The
+    model's ``pretrained_cfg`` holds the result.
     ``pretrained`` takes timm's own weights, from the cache or the hub, where no file is given. ``adapt_stem`` makes the
     stem of an ImageNet architecture fit for images up to 64 pixels (see ``adapt_small_stem``). Models of a fixed input
     size (ViT, Swin, ...) are built for ``image_size``. ``options`` go to the model's constructor.
@@ -53,6 +62,14 @@ def create_model(
     """
     check_name(name)
     pretrained = pretrained and weights is None
+    stated = normalization(mean, std)
+    if stated is None and (mean, std) != (None, None):
+        raise ValueError(
+            f"create_model: mean and std are two lists with a number in [0, 1] for each channel, got {mean} and {std}; "
+            "give both, or neither"
+        )
+    if weights is None and (state is not None or keys):
+        raise ValueError("create_model: state and keys say how to read a file of weights; give one as `weights`")
     if num_classes < 1 or in_channels < 1:
         raise ValueError(
             f"create_model: num_classes and in_channels must be at least 1, got {num_classes} and {in_channels}"
@@ -68,8 +85,11 @@ def create_model(
     elif adapt_stem:
         log.info("%s: stem left as it is, %d pixels are more than %d", name, image_size, SMALL_IMAGE)
     if weights is not None:
-        load_weights(model, weights, reset_head=reset_head)
+        found = load_weights(model, weights, reset_head=reset_head, state=state, keys=keys)
+        stated = stated or found
         log.info("%s: weights from %s", name, weights)
+    if stated is not None:
+        state_normalization_(model, stated)
     return model
 
 

@@ -1,88 +1,83 @@
-"""Weights from a file into a model, without running anything that the file contains.
-
-One function for the formats people have: ``.th``, ``.pth``, ``.pt`` (zip and the older pickle), ``.safetensors``
-and Lightning's ``.ckpt``. The model is changed only if everything fits.
-"""
+"""Weights from a file into a model: keys renamed, wrappers' prefixes taken off, and the model changed only if all fits."""
 
 from __future__ import annotations
 
 import logging
-import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from qtrain.models.normalization import Normalization
+from qtrain.models.weight_file import read_weight_file
+from qtrain.utils.suggestions import did_you_mean
 
 log = logging.getLogger(__name__)
 
-TORCH_SUFFIXES = (".th", ".pth", ".pt", ".ckpt", ".bin")
-CONTAINERS = ("state_dict", "model", "model_state_dict")
 PREFIXES = ("student.", "module.", "model.", "_orig_mod.")
 KEYS_SHOWN = 8
 
 
-def load_weights(model: nn.Module, path: str | Path, *, reset_head: bool = False) -> None:
-    """Fill ``model`` with the weights in ``path``; its keys must be exactly those of the model, each of the right
-    shape.
+def load_weights(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    reset_head: bool = False,
+    state: str | None = None,
+    keys: Mapping[str, str] | None = None,
+) -> Normalization | None:
+    """Fill ``model`` with the weights in ``path``; their keys must be exactly those of the model, each of the right
+    shape. Returns the normalization of images that the file states, if it does.
 
-    Dictionaries around the weights (``state_dict``, ``model``) are opened, and the prefixes of DDP, Lightning and
-    torch.compile (``module.``, ``student.``, ``model.``, ``_orig_mod.``) taken off. With ``reset_head`` a
+    ``state`` says which weights of a file with several (see :func:`read_weight_file`). ``keys`` maps parts of the
+    file's keys to what stands there in the model's: ``{"downsample": "shortcut"}``. The prefixes of DDP, Lightning and
+    torch.compile (``module.``, ``student.``, ``model.``, ``_orig_mod.``) are taken off. With ``reset_head`` a
     classifier for another number of classes is not an error: the head starts afresh, and the log says so.
 
     Raises FileNotFoundError, or ValueError for a file that is damaged, holds code, or does not fit.
     """
     path = Path(path)
-    state = strip_prefixes(read_weights(path), own=set(model.state_dict()))
+    file = read_weight_file(path, state=state)
     own = model.state_dict()
+    tensors = strip_prefixes(renamed(file.tensors, keys or {}, path), own=set(own))
     if reset_head:
-        state = _without_other_head(model, state, path)
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in own]
+        tensors = _without_other_head(model, tensors, path)
+    missing = [key for key in own if key not in tensors and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in tensors if key not in own]
     reshaped = [
-        f"{key} (file {tuple(state[key].shape)}, model {tuple(own[key].shape)})"
+        f"{key} (file {tuple(tensors[key].shape)}, model {tuple(own[key].shape)})"
         for key in own
-        if key in state and state[key].shape != own[key].shape
+        if key in tensors and tensors[key].shape != own[key].shape
     ]
     wrong = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
     if any(wrong.values()):
         parts = "; ".join(f"{len(keys)} {what}: {_some(keys)}" for what, keys in wrong.items() if keys)
-        other_head = all(key.startswith(head_names(model)) for key in (*missing, *unexpected, *reshaped))
-        remedy = "set reset_head=true to take all but the head" if other_head else "check the model's name and options"
-        raise ValueError(f"load_weights: {path} does not fit {type(model).__name__}: {parts}; {remedy}")
-    model.load_state_dict(state, strict=False)  # only counters may be missing
+        raise ValueError(
+            f"load_weights: {path} does not fit {type(model).__name__}: {parts}; "
+            f"{_remedy(model, missing, unexpected, reshaped, file.others)}"
+        )
+    model.load_state_dict(tensors, strict=False)  # only counters may be missing
+    return file.normalization
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a weights file by name, on the CPU, prefixes and all."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"load_weights: there is no file {path}; check the path of `weights`")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
+def renamed(tensors: Mapping[str, Tensor], parts: Mapping[str, str], path: Path) -> dict[str, Tensor]:
+    """``tensors`` with each of ``parts`` replaced in their keys, one after the other.
+
+    Raises ValueError for a part that no key has, and where two keys become one.
+    """
+    tensors = dict(tensors)
+    for old, new in parts.items():
+        if not any(old in key for key in tensors):
+            words = {word for key in tensors for word in key.split(".")}
+            hint = did_you_mean(old, words) or f"; the keys are {_some([*tensors])}"
+            raise ValueError(f"load_weights: keys: no key of {path} contains {old!r}{hint}")
+        before, tensors = tensors, {key.replace(old, new): value for key, value in tensors.items()}
+        if len(tensors) < len(before):
             raise ValueError(
-                f"load_weights: {path} is damaged or no safetensors file ({error}); copy it anew"
-            ) from error
-    if path.suffix not in TORCH_SUFFIXES:
-        known = ", ".join((*TORCH_SUFFIXES, ".safetensors"))
-        raise ValueError(f"load_weights: the suffix must be one of {known}, got {path.name!r}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"load_weights: {path} holds Python objects besides tensors, or is no PyTorch file, and is not opened; "
-            "save model.state_dict() alone"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"load_weights: {path} is truncated or no PyTorch file ({_line(error)}); copy it anew"
-        ) from error
-    return _tensors(content, path)
+                f"load_weights: keys: with {new!r} in place of {old!r}, {len(before) - len(tensors)} keys of {path} "
+                "become the same as others; give a longer part"
+            )
+    return tensors
 
 
 def strip_prefixes(state: Mapping[str, Tensor], *, own: set[str]) -> dict[str, Tensor]:
@@ -126,26 +121,21 @@ def _without_other_head(model: nn.Module, state: dict[str, Tensor], path: Path) 
     return state
 
 
-def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    """The mapping name -> tensor inside whatever was saved around it."""
-    while isinstance(content, Mapping):
-        inner = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
-    found = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
-    if not found:
-        raise ValueError(f"load_weights: {path} holds no named tensors; save model.state_dict()")
-    return found
+def _remedy(
+    model: nn.Module, missing: list[str], unexpected: list[str], reshaped: list[str], others: tuple[str, ...]
+) -> str:
+    """What to try where a file does not fit."""
+    if all(key.startswith(head_names(model)) for key in (*missing, *unexpected, *reshaped)):
+        return "set reset_head=true to take all but the head"
+    remedy = "check the model's name and options"
+    if missing and unexpected and not reshaped:
+        remedy += "; keys={OLD: NEW} renames parts of the file's keys"
+    return remedy + (f"; state=NAME takes other weights of the file: {', '.join(others)}" if others else "")
 
 
-def _has(keys: Any, prefix: str) -> bool:
+def _has(keys: Iterable[str], prefix: str) -> bool:
     return any(key.startswith(prefix) for key in keys)
 
 
 def _some(keys: list[str]) -> str:
     return ", ".join(keys[:KEYS_SHOWN]) + (", ..." if len(keys) > KEYS_SHOWN else "")
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:120]

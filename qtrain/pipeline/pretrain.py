@@ -19,6 +19,8 @@ from qtrain.data.own import OwnImages
 from qtrain.distillation.hard import Hard
 from qtrain.distillation.objective import Objective
 from qtrain.models.identity import architecture_digest
+from qtrain.models.normalization import Normalization, normalization
+from qtrain.models.weight_file import metadata_of
 from qtrain.pipeline.build_model import build_model, builder_of, has_weights
 from qtrain.pipeline.fit import fit, shares_batches
 from qtrain.pipeline.memory_format import settle_memory_format_
@@ -33,15 +35,20 @@ from qtrain.utils.errors import as_config_error
 
 log = logging.getLogger(__name__)
 
+OF_THE_FILE = ("state", "keys", "mean", "std")
+"""Options of a model that say how to read a file of weights. A network that is trained here does not depend on them."""
+
 
 def trained_model(chosen: Component, settings: RunSettings, data: VisionData) -> nn.Module:
-    """The full-precision model ``chosen`` with its own weights or :func:`full_precision_weights`.
+    """The teacher ``chosen`` with its own weights or :func:`full_precision_weights`.
 
     Of an ensemble (option ``members``) that goes for each member.
     """
     members = members_of(chosen)
     if not members:
-        return build_model(chosen, data.info, weights=full_precision_weights(chosen, settings, data))
+        seen = normalization(settings.teacher.mean, settings.teacher.std)
+        weights = full_precision_weights(chosen, settings, data)
+        return build_model(chosen, data.info, weights=weights, seen=seen)
     models = {name: trained_model(member, settings, data) for name, member in members.items()}
     with as_config_error(chosen.key):
         ensemble: nn.Module = chosen.build(members=models)()
@@ -91,7 +98,7 @@ def _kept(chosen: Component, settings: RunSettings, data: VisionData) -> tuple[s
     """The key of weights for the model ``chosen``, and the file where they are or will be."""
     recipe = settings.full_precision
     depends_on = {
-        "model": chosen.plain,
+        "model": {key: value for key, value in chosen.plain.items() if key not in OF_THE_FILE},
         "data": settings.data.plain,
         "recipe": {key: settings.plain["full_precision"][key] for key in ("epochs", "optimizer", "lr_schedule")},
         "seed": settings.seed,
@@ -134,5 +141,5 @@ def _train(
     title = f"full-precision {chosen.name}"
     alone = replace(settings, callbacks={})  # they are about the student
     fit(alone, module=module, data=data, folder=folder, identity=identity, epochs=recipe.epochs, title=title)
-    save_weights(model, kept)
+    save_weights(model, kept, metadata=metadata_of(Normalization(data.info.mean, data.info.std)))
     wait_for_all()

@@ -131,7 +131,8 @@ def save_latent(student: nn.Module, path: Path) -> None:
 
 
 @rank_zero_only
-def save_weights(model: nn.Module, path: Path) -> None:
+def save_weights(model: nn.Module, path: Path, *, metadata: dict[str, str] | None = None) -> None:
     """The state dict of the unconverted ``model`` as safetensors; ``path`` appears when all of it is written."""
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_write(path) as temporary:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
+        save_file(tensors, temporary, metadata)

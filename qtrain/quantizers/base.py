@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.functional.affine import code_range, quantize
-from qtrain.spec import Granularity, Observed, QuantSpec
+from qtrain.spec import Auto, Granularity, Observed, QuantSpec
 from qtrain.storage.affine import AffineTensor
 from qtrain.storage.base import FloatPart, NumberPart, QTensor
 from qtrain.storage.bits import Bits
@@ -80,7 +80,7 @@ class Quantizer(nn.Module, ABC):
     def __init__(self, *, spec: QuantSpec, granularity: Granularity, codes: CodeRange = full_range) -> None:
         super().__init__()
         self.spec = spec
-        self.granularity = granularity
+        self.granularity = granularity.of(spec.shape) if isinstance(granularity, Auto) else granularity
         self._codes = codes
         self.enabled = True
         served: Served = "weight" if spec.is_weight else "input"
@@ -90,7 +90,7 @@ class Quantizer(nn.Module, ABC):
                 f"{type(self).__name__}: quantizes {' and '.join(sorted(self.serves))}s only, not {other}; "
                 f"name another quantizer for quantize.{served}, lsq for instance"
             )
-        self.state_shape = granularity.state_shape(spec.shape)
+        self.state_shape = self.granularity.state_shape(spec.shape)
         for name, value in (("bits", spec.bits), ("signed", True), ("initialized", False)):
             self.register_buffer(name, torch.tensor(value))
         for name in ("code_low", "code_high"):

@@ -151,6 +151,31 @@ class PerToken(Granularity):
         return state
 
 
+@final
+@dataclass(frozen=True)
+class Auto(Granularity):
+    """One scale for each output channel of a weight, one for a whole input: what configs take where nothing is said.
+
+    It stands for one of the two. A quantizer, which knows what its tensor is, asks :meth:`of` and works with the answer.
+
+    >>> Auto().of((8, 4, 3, 3)), Auto().of(())
+    (PerChannel(axis=0), PerTensor())
+    """
+
+    def of(self, shape: tuple[int, ...]) -> Granularity:
+        """The granularity for a tensor whose shape is known ahead to be ``shape``: ``()`` of inputs."""
+        return PerChannel(0) if shape else PerTensor()
+
+    def state_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.of(shape).state_shape(shape)
+
+    def flatten(self, x: Tensor) -> Tensor:
+        raise TypeError("Auto: does not know a weight from an input; call of() with the shape that is known ahead")
+
+    def expand(self, state: Tensor, shape: tuple[int, ...]) -> Tensor:
+        raise TypeError("Auto: does not know a weight from an input; call of() with the shape that is known ahead")
+
+
 def _rows(x: Tensor, rows: int) -> Tensor:
     # Not -1, because torch cannot infer it for an empty tensor.
     return x.reshape(rows, x.numel() // rows if rows else 0)
