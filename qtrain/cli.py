@@ -6,6 +6,7 @@ Nothing heavy is imported here: help reads the YAML files as text, a typo in a k
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 import textwrap
@@ -21,6 +22,8 @@ from qtrain.settings.tasks import TASKS
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+log = logging.getLogger(__name__)
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -134,23 +137,54 @@ def _run_hydra(arguments: list[str]) -> None:
             refuse(f"--{flag.replace('_', '-')} is not for qtrain; configs of your own: hydra.searchpath=[file://DIR]")
     if parsed.hydra_help or parsed.info or parsed.shell_completion:
         _hydra_main(lambda cfg: None)
+    elif parsed.cfg == "job" and not parsed.multirun:
+        cfg = compose_config(parsed.overrides)
+        from_config(cfg, parsed.overrides)
+        _show(cfg, parsed.package, resolve=parsed.resolve)
     elif parsed.multirun or parsed.cfg:
         # Before Hydra makes a folder or starts a callback. It would also print its own errors, in several lines.
         compose(_first_of_sweeps(parsed.overrides) if parsed.multirun else parsed.overrides)
         _multirun()
     else:
-        cfg = compose_config(parsed.overrides)
+        notes: list[str] = []
+        cfg = compose_config(parsed.overrides, notes=notes)
         settings = from_config(cfg, parsed.overrides)
         start_logging(cfg)
+        for note in notes:
+            log.info(note)
         with _requeued(), requeue_outside_of_training():
             run_task(settings, _composing(parsed.overrides))
+
+
+def _show(cfg: DictConfig, package: str | None, *, resolve: bool) -> None:
+    """Print the config of a run as YAML, all of it or what lies at ``package``."""
+    from omegaconf import OmegaConf, open_dict
+    from omegaconf.errors import OmegaConfBaseException
+
+    from qtrain.config.compose import explain
+    from qtrain.utils.errors import ConfigError
+
+    with open_dict(cfg):
+        cfg.pop("hydra")
+    place = None if package in (None, "_global_") else package
+    try:
+        if resolve:
+            OmegaConf.resolve(cfg)
+        shown = cfg if place is None else OmegaConf.select(cfg, place, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from error
+    if shown is None:
+        raise ConfigError(f"--package: the config has nothing at {place!r}")
+    if place is not None:
+        print(f"# @package {place}")
+    print(OmegaConf.to_yaml(shown).rstrip("\n") if OmegaConf.is_config(shown) else shown)
 
 
 def _multirun() -> None:
     """Let Hydra run the jobs of this command one after the other, or hand them to a launcher."""
     from hydra.core.hydra_config import HydraConfig
 
-    from qtrain.config.compose import from_config
+    from qtrain.config.compose import compose
     from qtrain.run_task import run_task
     from qtrain.training.signals import requeue_outside_of_training
 
@@ -163,7 +197,7 @@ def _multirun() -> None:
             with _requeued(), requeue_outside_of_training():
                 given = HydraConfig.get().overrides
                 overrides = _composing([*given.hydra, *given.task])
-                return run_task(from_config(cfg, overrides), overrides)
+                return run_task(compose(overrides), overrides)
         except Exception as error:
             if not _is_users(error) or "SUBMITIT_EXECUTOR" in os.environ:  # a job elsewhere, with a list of its own
                 raise

@@ -40,7 +40,10 @@ def run_task(settings: RunSettings, overrides: Sequence[str] = ()) -> dict[str, 
     for number, name in enumerate(chosen, start=1):
         log.info("variant %d of %d: %s", number, len(chosen), name)
         changes = [*settings.variants[name], f"name={name}", "variants=null", "select=null"]
-        variant = compose([*overrides, *changes], typed=overrides)
+        try:
+            variant = compose([*overrides, *changes], typed=overrides)
+        except ConfigError as error:
+            raise ConfigError(f"variants.{name}: {error}; variants=null is a single run without them") from error
         together |= {f"{name}/{key}": value for key, value in _run(variant).items()}
     folder = Path(settings.run_dir).parent
     report = compose([*overrides, "task=report", "variants=null", "select=null", f"report.folder={folder}"])

@@ -26,6 +26,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
+from qtrain.config.exchange import compose_exchanging
 from qtrain.config.instantiate import settings_of
 from qtrain.config.schema import schema_of
 from qtrain.config.targets import check_targets
@@ -60,13 +61,23 @@ def compose(overrides: Sequence[str] = (), *, typed: Sequence[str] | None = None
     return from_config(compose_config(overrides), overrides, typed=typed)
 
 
-def compose_config(overrides: Sequence[str]) -> DictConfig:
-    """What Hydra makes of ``overrides``, its own section included; nothing is checked yet."""
+def compose_config(overrides: Sequence[str], *, notes: list[str] | None = None) -> DictConfig:
+    """What Hydra makes of ``overrides``, its own section included; nothing is checked yet.
+
+    ``notes`` gets a line for each quantizer of an experiment that they exchange: see :mod:`qtrain.config.exchange`.
+    """
     with _own_hydra():
         try:
-            return hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
+            cfg, exchanges = compose_exchanging(_hydras_config, overrides)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(explain(error)) from error
+    if notes is not None:
+        notes += map(str, exchanges)
+    return cfg
+
+
+def _hydras_config(name: str | None, overrides: Sequence[str]) -> DictConfig:
+    return hydra.compose(name, overrides=list(overrides), return_hydra_config=True)
 
 
 def from_config(cfg: DictConfig, overrides: Sequence[str], *, typed: Sequence[str] | None = None) -> RunSettings:

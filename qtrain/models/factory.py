@@ -51,9 +51,9 @@ def create_model(
     """The timm model ``name`` for images (N, in_channels, image_size, image_size) and ``num_classes`` logits.
 
     ``weights`` is a file, ``state`` which of the weights in it, ``keys`` parts of its keys to rename (see
-    ``load_weights``); ``reset_head`` lets it have another number of classes. ``mean`` and ``std`` say on what images the
-    weights were trained, one value for each channel of pixels in [0, 1]. Otherwise the file says it, or timm does. The
-    model's ``pretrained_cfg`` holds the result.
+    ``load_weights``); ``reset_head`` lets it have another number of classes. ``mean`` and ``std`` say on what images
+    the weights were trained, one value for each channel of pixels in [0, 1]. Otherwise the file says it, or timm does.
+    The model's ``pretrained_cfg`` holds the result.
     ``pretrained`` takes timm's own weights, from the cache or the hub, where no file is given. ``adapt_stem`` makes the
     stem of an ImageNet architecture fit for images up to 64 pixels (see ``adapt_small_stem``). Models of a fixed input
     size (ViT, Swin, ...) are built for ``image_size``. ``options`` go to the model's constructor.

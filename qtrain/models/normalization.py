@@ -29,18 +29,15 @@ class Normalization(NamedTuple):
 
     def as_overrides(self, section: str) -> str:
         """As it is typed: ``data.mean=[0.485,0.456,0.406] data.std=[0.229,0.224,0.225]``."""
-        return " ".join(
-            f"{section}.{name}=[{','.join(f'{value:g}' for value in values)}]" for name, values in self._asdict().items()
-        )
+        values = {name: ",".join(f"{value:g}" for value in own) for name, own in self._asdict().items()}
+        return " ".join(f"{section}.{name}=[{own}]" for name, own in values.items())
 
 
 def normalization(mean: object, std: object) -> Normalization | None:
     """Two lists of numbers as a normalization; ``None`` where they are no such lists, or not of pixels in [0, 1]."""
-    if not _numbers(mean) or not _numbers(std):
-        return None
-    made = Normalization(tuple(map(float, mean)), tuple(map(float, std)))  # type: ignore[arg-type]
-    fits = len(made.mean) == len(made.std) and all(0 <= value <= 1 for value in (*made.mean, *made.std))
-    return made if fits and all(made.std) else None
+    means, stds = _numbers(mean), _numbers(std)
+    fits = 0 < len(means) == len(stds) and all(0 <= value <= 1 for value in (*means, *stds)) and all(stds)
+    return Normalization(means, stds) if fits else None
 
 
 def stated_normalization(model: nn.Module) -> Normalization | None:
@@ -55,9 +52,8 @@ def state_normalization_(model: nn.Module, stated: Normalization) -> None:
     model.pretrained_cfg = {**cfg, **stated._asdict()}  # type: ignore[assignment]
 
 
-def _numbers(values: object) -> bool:
-    return (
-        isinstance(values, Sequence)
-        and len(values) > 0
-        and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    )
+def _numbers(values: object) -> tuple[float, ...]:
+    """``values`` as numbers; nothing where they are anything else."""
+    listed = list(values) if isinstance(values, Sequence) else []
+    numbers = [float(value) for value in listed if isinstance(value, int | float) and not isinstance(value, bool)]
+    return tuple(numbers) if len(numbers) == len(listed) else ()

@@ -1,4 +1,4 @@
-"""Weights from a file into a model: keys renamed, wrappers' prefixes taken off, and the model changed only if all fits."""
+"""Weights from a file into a model: keys renamed, prefixes taken off, and the model changed only if all fits."""
 
 from __future__ import annotations
 

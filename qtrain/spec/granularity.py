@@ -156,7 +156,7 @@ class PerToken(Granularity):
 class Auto(Granularity):
     """One scale for each output channel of a weight, one for a whole input: what configs take where nothing is said.
 
-    It stands for one of the two. A quantizer, which knows what its tensor is, asks :meth:`of` and works with the answer.
+    It stands for one of the two. A quantizer, which knows what its tensor is, asks :meth:`of` and uses the answer.
 
     >>> Auto().of((8, 4, 3, 3)), Auto().of(())
     (PerChannel(axis=0), PerTensor())
