@@ -36,6 +36,7 @@ SMALL = """
     trainer=cpu fit.precision=64-true model=cifar_resnet8 model.width=0.25 data.batch_size=16 data.max_train=64
     fit.epochs=2 fit.log_every_steps=1 fit.health_every_steps=0 fit.reestimate_bn=0 fit.final_test=false
     quantize.calibration_batches=2 optimizer.lr=0.02 fit.scale_lr=0.02
+    granularity@quantize.weight.granularity=tensor
 """.split()
 SOFT = ["teacher=self", "objective=soft"]
 PICTURES = """
