@@ -61,6 +61,17 @@ def test_calibrate_leaves_a_student_that_evaluate_measures_alike(weights: Path, 
         assert run(tmp_path, weights, "task=evaluate", f"checkpoint={checkpoint}") == {"top1": made["top1"]}
 
 
+def test_calibrate_closes_with_advice_where_much_was_lost(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = {"fp_top1": 90.0, "top1": 10.0}
+    monkeypatch.setattr("qtrain.tasks.calibrate.quantize_post_training", lambda _: lost)
+    assert run(tmp_path, weights, "task=calibrate", "name=made") == lost
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("calibrated, the student has 10.00 %, 80.0 points less than in full precision")
+    assert "rounding@quantize.rounding=brecq" in last
+
+
 def test_evaluate_measures_weights_in_full_precision_and_makes_no_student(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
