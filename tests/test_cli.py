@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from qtrain import __version__, cli
 from qtrain.config.compose import compose
@@ -214,6 +216,25 @@ def test_cfg_shows_the_config_and_runs_nothing(
     assert call("--cfg", "job", "seed=5") == 0
     assert "seed: 5" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_cfg_shows_an_exchanged_quantizer_and_a_part_of_the_config(capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = ["+experiment=cifar10/resnet20_w4a4", "quantizer@quantize.weight=dorefa"]
+    assert call("--cfg", "job", "--package", "quantize.weight", "--resolve", *chosen) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("# @package quantize.weight\n")
+    assert yaml.safe_load(shown) == {"_target_": "qtrain.quantizers.uniform.dorefa.DoReFa", "_partial_": True}
+    assert call("--cfg", "job", "--package", "quantize.nothing", *chosen) == 2
+    assert "--package: the config has nothing at 'quantize.nothing'" in capsys.readouterr().err
+
+
+def test_an_exchanged_quantizer_is_logged(
+    task: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level(logging.INFO, logger="qtrain"):
+        call(*task(lambda cfg: None), "+experiment=cifar10/resnet20_w4a4", "quantizer@quantize.weight=lsq_plus")
+    assert "quantize.weight: lsq_plus in place of lsq, with its own options" in caplog.text
 
 
 def test_a_rejected_command_leaves_no_folder_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

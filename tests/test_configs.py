@@ -30,7 +30,7 @@ from qtrain.schedules.base import Schedule
 from qtrain.settings.component import Component, built
 from qtrain.settings.conf_dir import conf_dir
 from qtrain.settings.run_settings import RunSettings
-from qtrain.spec import Granularity, LayerBits, PerTensor, QuantSpec
+from qtrain.spec import Granularity, LayerBits, PerChannel, PerTensor, QuantSpec
 from qtrain.sweep.knobs import Knob
 from qtrain.sweep.scheduler import Scheduler
 from qtrain.sweep.search import Search
@@ -87,7 +87,9 @@ MANY = ("cifar10/shootout", "cifar10/distillation", "cifar10/data_free")
 """Experiments of dozens of variants, whose composing takes seconds each."""
 slow = pytest.mark.slow
 
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("experiment", "hydra"))
+WHOLE = ("experiment", "hydra", "recipe")
+"""Folders whose files are no options of a place, but change the whole config."""
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in WHOLE)
 ALONE = ("stages", "granularity")
 """Groups whose options are not composed with others: stages compose again, and some quantizers have no blocks."""
 CASES = sorted((number, group, option) for group in GROUPS for number, option in enumerate(options(group)))
@@ -239,11 +241,18 @@ def test_file_opens_with_a_comment(path: Path) -> None:
     assert path.read_text(encoding="utf-8").startswith("# "), "say in the first line what the file is for"
 
 
+OF_THE_PAPER = ("apot", "ewgs_adam", "lsq", "oscillation", "profit", "qkd", "sqakd", "inq", "apprentice")
+"""How recipes are named whose papers have one scale for a weight."""
+
+
 @pytest.mark.parametrize("budget", [param("full", marks=slow), "cpu", param("probe", marks=slow)])
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_experiment_composes(experiment: str, budget: str) -> None:
     cfg = composed_experiment(experiment, budget)
     assert cfg.experiment == experiment, "an experiment names itself after its file"
+    if experiment.endswith(OF_THE_PAPER):
+        made = cfg.quantize.weight.build()(spec=QuantSpec(bits=2, shape=(8, 4, 3, 3)))
+        assert made.granularity == PerTensor(), "recipes of papers have one scale for a weight, as the papers"
 
 
 @pytest.mark.parametrize("experiment", [param(name, marks=[slow] * (name in MANY)) for name in options("experiment")])
@@ -280,3 +289,9 @@ def test_every_setting_has_a_value_in_the_root_config() -> None:
 
 def test_the_uniform_allocation_is_the_default() -> None:
     assert isinstance(compose().quantize.bits.build(), Uniform)
+
+
+def test_weights_have_a_scale_for_each_channel_by_default_and_inputs_one() -> None:
+    quantize = compose().quantize
+    assert quantize.weight.build()(spec=QuantSpec(bits=4, shape=(8, 4, 3, 3))).granularity == PerChannel(0)
+    assert quantize.input.build()(spec=QuantSpec(bits=4)).granularity == PerTensor()

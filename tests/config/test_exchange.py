@@ -61,7 +61,7 @@ def compose_once(name: str | None, overrides: Sequence[str]) -> DictConfig:
 
 
 @pytest.mark.parametrize("apart", [12, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("number", "experiment"), enumerate(EXPERIMENTS))
+@pytest.mark.parametrize(("number", "experiment"), [*enumerate(EXPERIMENTS)])
 def test_every_quantizer_takes_the_place_of_an_experiments(
     number: int, experiment: str, apart: int, hydras: None
 ) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import qtrain.spec.blocks
 import qtrain.spec.granularity
-from qtrain.spec import Granularity, PerBlock, PerChannel, PerGroup, PerSample, PerTensor, PerToken
+from qtrain.spec import Auto, Granularity, PerBlock, PerChannel, PerGroup, PerSample, PerTensor, PerToken
 
 SHAPES: list[tuple[Granularity, tuple[int, ...], tuple[int, ...], int]] = [
     (PerTensor(), (), (), 1),
@@ -101,6 +101,15 @@ def test_impossible_granularities_are_refused(granularity: Granularity, shape: t
 def test_size_below_one_is_refused(kind: type[PerGroup] | type[PerBlock]) -> None:
     with pytest.raises(ValueError, match=rf"{kind.__name__}: size must be at least 1, got 0"):
         kind(0)
+
+
+def test_auto_stands_for_channels_of_a_weight_and_the_whole_of_an_input() -> None:
+    assert Auto().of((8, 4, 3, 3)) == PerChannel(0)
+    assert Auto().of(()) == PerTensor()
+    assert Auto().state_shape((8, 4, 3, 3)) == (8, 1, 1, 1)
+    for ask in (lambda: Auto().flatten(torch.zeros(2, 3)), lambda: Auto().expand(torch.zeros(2, 1), (2, 3))):
+        with pytest.raises(TypeError, match=r"call of\(\) with the shape that is known ahead"):
+            ask()
 
 
 @pytest.mark.parametrize("module", [qtrain.spec.granularity, qtrain.spec.blocks])
