@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qtrain.models.normalization import Normalization, normalization
+from qtrain.utils.errors import first_line
 from qtrain.utils.suggestions import did_you_mean
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ NOT_WEIGHTS = re.compile("optim|.*sched|scaler|amp|callbacks|loops|hyper_paramet
 """How keys begin that hold anything but a model."""
 
 MEAN, STD = "mean", "std"
+LINE = 120
+"""Characters of an error of torch that a message repeats."""
 
 
 @final
@@ -113,7 +116,7 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"load_weights: {path} is truncated or no PyTorch file ({_line(error)}); copy it anew"
+            f"load_weights: {path} is truncated or no PyTorch file ({first_line(error)[:LINE]}); copy it anew"
         ) from error
     if not isinstance(content, Mapping):
         raise ValueError(
@@ -205,7 +208,3 @@ def _words(place: str) -> set[str]:
 
 def _below(tensors: Iterable[Any], prefix: str) -> list[str]:
     return [key for key in tensors if isinstance(key, str) and key.startswith(f"{prefix}.")]
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:120]

@@ -11,16 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from qtrain.spec.granularity import (
-    Auto,
-    Granularity,
-    PerBlock,
-    PerChannel,
-    PerGroup,
-    PerSample,
-    PerTensor,
-    PerToken,
-)
+from qtrain.spec.granularity import Auto, Granularity, PerBlock, PerChannel, PerGroup, PerSample, PerTensor, PerToken
 
 __all__ = [
     "FULL_PRECISION",
