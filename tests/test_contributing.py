@@ -67,7 +67,7 @@ def laws() -> ModuleType:
 
 
 def test_each_addition_is_code_and_config() -> None:
-    names = {"quantizers": "quantizer", "distill": "objective", "data": "data", "models": "model"}
+    names = {"quantizers": "quantizer", "distillation": "objective", "data": "data", "models": "model"}
     files = {f"qtrain/{room}/mine.py" for room in names} | {f"conf/{group}/mine.yaml" for group in names.values()}
     assert set(examples()) == files
     assert all(text.startswith("# ") for name, text in examples().items() if name.endswith(".yaml"))

@@ -40,7 +40,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_readmes_lines_make_a_small_student_that_a_file_gives_again(
     shop: Any, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (block,) = blocks("README.md")
+    (block,) = (block for block in blocks("README.md") if "import qtrain" in block)
     assert len([line for line in block.splitlines() if line.strip()]) <= 12
     space: dict[str, Any] = {}
     exec(block, space)
