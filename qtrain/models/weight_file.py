@@ -41,6 +41,9 @@ NOT_WEIGHTS = re.compile("optim|.*sched|scaler|amp|callbacks|loops|hyper_paramet
 """How keys begin that hold anything but a model."""
 
 MEAN, STD = "mean", "std"
+STUDENT = "qtrain_student"
+"""Metadata of a student's file, see :mod:`qtrain.export.header`."""
+
 LINE = 120
 """Characters of an error of torch that a message repeats."""
 
@@ -97,11 +100,17 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], Normalization | No
         tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"load_weights: {path} is damaged or no safetensors file ({error}); copy it anew") from error
+    student = json.loads(metadata[STUDENT])["student"] if STUDENT in metadata else None
+    if student is not None and any(layer["weight"] is not None for layer in student["layers"].values()):
+        raise ValueError(
+            f"load_weights: {path} is a quantized student, whose weights are rounded; measure it by task=evaluate "
+            "checkpoint=FILE, load it by qtrain.load, and train from the weights that it was made of"
+        )
     try:
-        stated = normalization(json.loads(metadata[MEAN]), json.loads(metadata[STD]))
+        means = metadata if student is None else {key: json.dumps(student["images"][key]) for key in (MEAN, STD)}
+        return tensors, normalization(json.loads(means[MEAN]), json.loads(means[STD]))
     except (KeyError, ValueError):
-        stated = None
-    return tensors, stated
+        return tensors, None
 
 
 def _read_pickle(path: Path) -> Mapping[str, Any]:

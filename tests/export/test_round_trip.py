@@ -14,6 +14,8 @@ from qtrain.costs.count import count
 from qtrain.export.header import FileSize, Images, Network, read
 from qtrain.export.load import load_student
 from qtrain.export.save import save_student
+from qtrain.models.factory import create_model
+from qtrain.models.weight_file import read_weight_file
 from qtrain.settings.conf_dir import conf_dir
 from qtrain.spec import QuantSpec
 from tests.export.students import IMAGES, KINDS, OWN, TIED, logits_of, settings_of, student_of
@@ -105,3 +107,16 @@ def test_structure_of_conversion_is_built_again(overrides: list[str], channels_l
     again = tmp_path / "again.safetensors"
     assert saved(loaded, again, network, Images(size=(3, 16, 16))) == size
     assert again.read_bytes() == path.read_bytes()
+
+
+def test_a_full_precision_students_file_serves_as_weights_and_a_quantized_one_is_refused(tmp_path: Path) -> None:
+    network = Network("qtrain.models.factory.create_model", {"name": "cifar_resnet8", "num_classes": 4, "width": 0.5})
+    images = Images(size=(3, 16, 16), mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2))
+    saved(create_model(**network.options).eval(), tmp_path / "full.safetensors", network, images)
+    saved(student_of(network, [], size=16)[0], tmp_path / "low.safetensors", network, images)
+    model = create_model(**network.options, weights=str(tmp_path / "full.safetensors"))
+    found = read_weight_file(tmp_path / "full.safetensors")
+    assert found.normalization is not None and found.normalization.mean == images.mean
+    assert torch.equal(model.conv1.weight, found.tensors["conv1.weight"])
+    with pytest.raises(ValueError, match=r"low.safetensors is a quantized student, whose weights are rounded"):
+        create_model(**network.options, weights=str(tmp_path / "low.safetensors"))
