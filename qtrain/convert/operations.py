@@ -67,11 +67,14 @@ def expose_operations(model: nn.Module, kinds: Collection[str], example: Tensor)
     return exposed
 
 
-def insert_operations_(model: nn.Module, kinds: Collection[str]) -> list[str]:
-    """As :func:`expose_operations`, for a model of which it is known that all goes well; nothing is run or checked."""
+def insert_operations_(model: nn.Module, kinds: Collection[str], *, among: Collection[str] | None = None) -> list[str]:
+    """As :func:`expose_operations`, for a model of which it is known that all goes well; nothing is run or checked.
+
+    ``among`` are the names of the modules to look into; without it, all are.
+    """
     exposed: list[str] = []
     for name, module in list(model.named_modules()):
-        if name and not type(module).__module__.startswith("torch.nn"):
+        if name and (among is None or name in among) and not type(module).__module__.startswith("torch.nn"):
             traced, inserted = _traced(name, module, kinds)
             if traced is not None:
                 parent, _, child = name.rpartition(".")

@@ -20,12 +20,14 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from qtrain.storage.description import Plain
+from qtrain.utils.errors import one_line
+from qtrain.utils.plain import from_plain
 
 KEY = "qtrain_student"
 """Of the metadata. It is the only one: the order of several is left to chance, and equal students have equal files."""
 
 VERSION = 1
-"""Rises when an older qtrain could not read a newer file any more."""
+"""Rises with every change of the header, since an older qtrain refuses fields that it does not know."""
 
 _PREFIX = 8
 """Bytes in front of a safetensors header, which say how long it is."""
@@ -59,15 +61,17 @@ class Images:
 class Structure:
     """What conversion changed in the network besides its layers.
 
-    ``folded`` are batch norms that were merged into the layer before them, ``relu`` the ReLU6 that became ReLU,
-    ``operations`` the kinds of operations that became modules. ``merged_norms`` maps a layer to the batch norm behind
-    it whose factor its stored weight contains. ``fused_biases``: attentions' biases moved into their qkv layers.
-    ``dtype`` is that of the parameters, ``None`` where they have several.
+    ``folded`` are batch norms that were merged into the layer before them, ``relu`` the ReLU6 that became ReLU, by
+    their names once norms are folded. ``operations`` are the kinds of operations that became modules, ``exposed`` the
+    modules in whose forward they were. ``merged_norms`` maps a layer to the batch norm behind it whose factor its
+    stored weight contains. ``fused_biases``: attentions' biases moved into their qkv layers. ``dtype`` is that of the
+    parameters, ``None`` where they have several.
     """
 
     folded: tuple[str, ...] = ()
     relu: tuple[str, ...] = ()
     operations: tuple[str, ...] = ()
+    exposed: tuple[str, ...] = ()
     merged_norms: dict[str, str] = field(default_factory=dict)
     fused_biases: bool = False
     channels_last: bool = False
@@ -132,26 +136,6 @@ class Header:
     def plain(self) -> dict[str, Plain]:
         return {"format_version": VERSION, **asdict(self)}
 
-    @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> Header:
-        """The header that :meth:`plain` gave. Raises ``KeyError`` or ``TypeError`` where it is not whole."""
-        layers = {
-            name: StoredLayer(
-                weight=None if layer["weight"] is None else StoredWeight(**_tuples(layer["weight"], "shape")),
-                input=None if layer["input"] is None else StoredInput(**layer["input"]),
-            )
-            for name, layer in plain["layers"].items()
-        }
-        return cls(
-            network=Network(**plain["network"]),
-            images=Images(**_tuples(plain["images"], "size", "mean", "std", "classes")),
-            structure=Structure(**_tuples(plain["structure"], "folded", "relu", "operations")),
-            layers=layers,
-            size_bytes=plain["size_bytes"],
-            metrics=dict(plain["metrics"]),
-            origin=dict(plain["origin"]),
-        )
-
 
 @dataclass(frozen=True)
 class FileSize:
@@ -181,20 +165,21 @@ def from_bytes(data: bytes, source: Path | str) -> tuple[Header, dict[str, Tenso
     """
     described, tensors = _opened(data, source)
     try:
-        plain, digest = described["student"], described["sha256"]
-        version = plain["format_version"]
-    except (KeyError, TypeError) as error:
+        plain, digest = dict(described["student"]), described["sha256"]
+        version, found = plain.pop("format_version"), _digest(described["student"], data)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{source} is damaged: its description cannot be read; copy it anew") from error
-    if not isinstance(version, int) or version > VERSION:
-        raise ValueError(f"{source} has version {version} of the format, this qtrain reads {VERSION}; update qtrain")
-    if digest != _digest(plain, data):
+    if type(version) is not int or version > VERSION:
+        raise ValueError(f"{source} has version {version!r} of the format, this qtrain reads {VERSION}; update qtrain")
+    if digest != found:
         raise ValueError(f"{source} is damaged or was changed: its content does not have its digest; copy it anew")
     try:
-        return Header.from_plain(plain), tensors
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{source} is no whole student's file: {error} is missing or wrong in its description"
-        ) from error
+        header = from_plain(Header, plain, "the description")
+        if (size := sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())) != header.size_bytes:
+            raise ValueError(f"its tensors have {size} bytes, its description says {header.size_bytes}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source} is no whole student's file: {one_line(error)}; write it anew") from error
+    return header, tensors
 
 
 def read(path: Path | str) -> tuple[Header, dict[str, Tensor]]:
@@ -209,10 +194,9 @@ def _opened(data: bytes, source: Path | str) -> tuple[Any, dict[str, Tensor]]:
     try:
         tensors = load_tensors(data)
         metadata = json.loads(data[_PREFIX : _payload_at(data)]).get("__metadata__") or {}
-        described = json.loads(metadata[KEY]) if KEY in metadata else None
+        described = json.loads(metadata[KEY], parse_constant=_refuse) if KEY in metadata else None
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise ValueError(f"{source} is damaged or no safetensors file ({reason}); copy it anew") from error
+        raise ValueError(f"{source} is damaged or no safetensors file ({one_line(error)}); copy it anew") from error
     if described is None:
         raise ValueError(f"{source} is no student's file: it does not say how its network is built; load its weights")
     return described, tensors
@@ -220,6 +204,10 @@ def _opened(data: bytes, source: Path | str) -> tuple[Any, dict[str, Tensor]]:
 
 def _json(plain: Plain) -> str:
     return json.dumps(plain, separators=(",", ":"), allow_nan=False)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def _payload_at(data: bytes) -> int:
@@ -233,10 +221,6 @@ def _digest(plain: Plain, data: bytes) -> str:
     found = hashlib.sha256(f"{_json(plain)}\n{_json(entries)}\n".encode())
     found.update(memoryview(data)[_payload_at(data) :])
     return found.hexdigest()
-
-
-def _tuples(plain: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: tuple(value) if name in names else value for name, value in plain.items()}
 
 
 def dtype_of(name: str) -> torch.dtype:

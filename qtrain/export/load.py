@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from qtrain.convert.swap import quantized_form, replace_module
 from qtrain.export.header import Header, StoredInput, StoredLayer, StoredWeight, dtype_of, read
-from qtrain.export.networks import Builder, build_network
+from qtrain.export.networks import Builder, admitted_names, build_network
 from qtrain.export.structure import restructure_
 from qtrain.models.layer_kinds import LayerSpec, describe_layer
-from qtrain.nn import Operand, QuantConv, QuantConvTranspose, QuantWeighted
+from qtrain.nn import Operand, QuantConv, QuantConvTranspose, QuantLayer, QuantWeighted
 from qtrain.nn.conv_transpose import outputs_first
 from qtrain.nn.folded import FoldedWeight
 from qtrain.nn.stored import COUNTERS
@@ -23,8 +25,9 @@ from qtrain.spec import QuantSpec
 from qtrain.storage.base import QTensor
 from qtrain.storage.bits import bytes_to_bits
 from qtrain.storage.description import VALUES, restore
+from qtrain.utils.errors import one_line
 
-QUANTIZERS = (*VALUES, "qtrain.quantizers", "qtrain.schedules")
+QUANTIZERS = (*VALUES, "qtrain.quantizers")
 """Where the classes of a file's quantizers are defined."""
 
 
@@ -46,30 +49,52 @@ def load_student(path: Path | str, *, builders: Sequence[Builder] = ()) -> nn.Mo
     header, tensors = read(path)
     try:
         return build_student(header, tensors, builders)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} cannot be loaded: {reason}") from error
+    except Exception as error:  # whatever a constructor does with the options of a file that nobody vouches for
+        raise ValueError(f"{path} cannot be loaded: {one_line(error)}") from error
 
 
 @torch.no_grad()
 def build_student(header: Header, tensors: Mapping[str, Tensor], builders: Sequence[Builder] = ()) -> nn.Module:
     """The student that ``header`` and ``tensors`` describe. Raises ``ValueError`` where they do not fit together."""
-    network = build_network(header.network, builders)
+    network = build_network(header.network, builders, stored_bytes=header.size_bytes)
     restructure_(network, header.structure)
-    coded = {layer.weight.tensor for layer in header.layers.values() if layer.weight is not None}
-    states = {layer.input.tensor for layer in header.layers.values() if layer.input is not None}
-    replaced = {f"{name}.weight" for name, layer in header.layers.items() if layer.weight is not None}
+    layers = {name: _swapped_in(network, name, stored) for name, stored in header.layers.items()}
+    coded = {stored.weight.tensor for stored in header.layers.values() if stored.weight is not None}
+    states = {stored.input.tensor for stored in header.layers.values() if stored.input is not None}
+    replaced = {f"{name}.weight" for name, stored in header.layers.items() if stored.weight is not None}
     _fill_(network, {name: t for name, t in tensors.items() if name not in coded | states}, replaced)
-    code = (*QUANTIZERS, *(builder for builder in builders if isinstance(builder, str)))
+    code = (*QUANTIZERS, *admitted_names(builders))
     shared: dict[str, tuple[nn.Parameter, Stored]] = {}
-    for name, layer in header.layers.items():
-        _restore_layer_(network, name, layer, tensors, shared, code)
+    for name, stored in header.layers.items():
+        layer = layers[name]
+        if stored.weight is not None:
+            if isinstance(layer, Operand):
+                raise ValueError(f"layer {name} has no weight, the file has one")
+            key = stored.weight.tensor
+            shared[key] = layer.weight, layer.weight_quantizer = _weight(
+                stored.weight, layer, tensors, code, shared.get(key)
+            )
+        if stored.input is not None:
+            layer.input_quantizer = _input_quantizer(stored.input, tensors, code)
     for name, norm in header.structure.merged_norms.items():
-        transform = FoldedWeight(norm=network.get_submodule(norm), merged=True)  # type: ignore[arg-type]
-        network.get_submodule(name).weight_transform = transform
+        _merge_norm_(network.get_submodule(name), network.get_submodule(norm))
     if header.structure.channels_last:
         network.to(memory_format=torch.channels_last)
     return network.requires_grad_(False).eval()
+
+
+def _swapped_in(network: nn.Module, name: str, stored: StoredLayer) -> QuantLayer:
+    """The quantized form of the layer ``name``, in its place in ``network`` and without quantizers so far."""
+    source = network.get_submodule(name)
+    form = LayerSpec("operand") if isinstance(source, Operand) else describe_layer(source)
+    if not isinstance(form, LayerSpec):
+        raise ValueError(f"layer {name} is a {type(source).__name__}, which has no quantized form")
+    layer = quantized_form(source, form)
+    if stored.weight is not None and isinstance(layer, QuantConv):
+        layer.weight_transform = None  # what is stored is the transformed weight
+    if layer is not source:
+        replace_module(network, source, layer)
+    return layer
 
 
 def _fill_(network: nn.Module, plain: Mapping[str, Tensor], replaced: set[str]) -> None:
@@ -78,12 +103,12 @@ def _fill_(network: nn.Module, plain: Mapping[str, Tensor], replaced: set[str]) 
     for name, tensor in plain.items():
         owner, leaf = _owner(network, name)
         old = own.get(name)
-        if old is None and leaf == "bias" and owner._parameters.get("bias", 0) is None:
+        if old is None and leaf == "bias" and getattr(owner, "bias", tensor) is None:
             owner.bias = nn.Parameter(tensor)  # a batch norm was merged into a layer that had none
             continue
-        if old is None or old.shape != tensor.shape:
-            has = "nothing" if old is None else f"shape {tuple(old.shape)}"
-            raise ValueError(f"the network has {has} at {name}, the file a tensor of shape {tuple(tensor.shape)}")
+        if old is None or old.shape != tensor.shape or old.is_floating_point() != tensor.is_floating_point():
+            has = "nothing" if old is None else f"{old.dtype} of shape {tuple(old.shape)}"
+            raise ValueError(f"the network has {has} at {name}, the file {tensor.dtype} of shape {tuple(tensor.shape)}")
         new = nn.Parameter(tensor) if isinstance(old, nn.Parameter) else tensor
         for alias in [key for key, value in own.items() if value is old]:
             place, key = _owner(network, alias)
@@ -103,38 +128,28 @@ def _owner(network: nn.Module, name: str) -> tuple[nn.Module, str]:
         raise ValueError(f"the network has no module {path}, of which the file has the {leaf}") from error
 
 
-def _restore_layer_(
-    network: nn.Module,
-    name: str,
-    stored: StoredLayer,
+def _weight(
+    stored: StoredWeight,
+    layer: QuantWeighted,
     tensors: Mapping[str, Tensor],
-    shared: dict[str, tuple[nn.Parameter, Stored]],
     code: Sequence[str],
-) -> None:
-    source = network.get_submodule(name)
-    form = LayerSpec("operand") if isinstance(source, Operand) else describe_layer(source)
-    if not isinstance(form, LayerSpec):
-        raise ValueError(f"layer {name} is a {type(source).__name__}, which has no quantized form")
-    layer = quantized_form(source, form)
-    if stored.weight is not None:
-        if isinstance(layer, Operand):
-            raise ValueError(f"layer {name} has no weight, the file has one")
-        if stored.weight.tensor not in shared:
-            shared[stored.weight.tensor] = _weight(stored.weight, layer, tensors)
-        layer.weight, layer.weight_quantizer = shared[stored.weight.tensor]
-        if isinstance(layer, QuantConv):
-            layer.weight_transform = None  # what is stored is the transformed weight
-    if stored.input is not None:
-        layer.input_quantizer = _input_quantizer(stored.input, tensors, code)
-    if layer is not source:
-        replace_module(network, source, layer)
-
-
-def _weight(stored: StoredWeight, layer: QuantWeighted, tensors: Mapping[str, Tensor]) -> tuple[nn.Parameter, Stored]:
-    """The weight as the layer holds it, and the quantizer that knows its codes."""
-    like, packed = restore(stored.stored), tensors[stored.tensor]
+    tied: tuple[nn.Parameter, Stored] | None,
+) -> tuple[nn.Parameter, Stored]:
+    """The weight as the layer holds it, and the quantizer that knows its codes; ``tied`` are those of a layer before
+    that has the same weight."""
+    if tuple(layer.effective_weight().shape) != stored.shape:
+        shape = tuple(layer.effective_weight().shape)
+        raise ValueError(f"{stored.tensor} is a weight of shape {stored.shape}, the network's has {shape}")
+    if tied is not None:
+        if tied[0].shape != layer.weight.shape:
+            raise ValueError(f"{stored.tensor} belongs to layers of different shapes")
+        return tied
+    like, packed = restore(stored.stored, admitted=code), _octets(stored.tensor, tensors)
     if not isinstance(like, QTensor):
         raise ValueError(f"{stored.tensor} is described as a {type(like).__name__}, not as a stored tensor")
+    # A sparse tensor says its own shape, and would take the memory for it before it is compared with the layer's.
+    if like.bits != stored.bits or getattr(like, "shape", stored.shape) != stored.shape:
+        raise ValueError(f"{stored.tensor} is described in two ways, which do not agree")
     values = values_of(packed, like)
     if isinstance(layer, QuantConvTranspose):
         values = outputs_first(values, layer.groups)  # its own inverse
@@ -145,13 +160,32 @@ def _weight(stored: StoredWeight, layer: QuantWeighted, tensors: Mapping[str, Te
 
 def _input_quantizer(stored: StoredInput, tensors: Mapping[str, Tensor], code: Sequence[str]) -> Quantizer:
     make = restore(stored.made_by, admitted=code)
+    if not (isinstance(make, partial) and issubclass(make.func, Quantizer)):  # type: ignore[arg-type]
+        raise ValueError(f"{stored.quantizer} is not made by a quantizer's constructor")
     spec = QuantSpec(bits=stored.bits, signed=stored.signed, channel_axis=stored.channel_axis)
-    quantizer = make(spec=spec)
-    if not isinstance(quantizer, Quantizer):
-        raise ValueError(f"{stored.quantizer} is a {type(quantizer).__name__}, not a quantizer")
+    quantizer: Quantizer = make(spec=spec)
     quantizer.set_range_(bits=stored.bits, signed=stored.signed)
     quantizer.to(dtype_of(stored.dtype))
-    stream = bytes_to_bits(b"" if stored.tensor is None else tensors[stored.tensor].numpy())
-    quantizer.load_state_(stream)
+    packed = b"" if stored.tensor is None else _octets(stored.tensor, tensors).numpy()
+    if len(packed) != -(-quantizer.storage_bits() // 8):
+        raise ValueError(
+            f"{stored.tensor} has {len(packed)} bytes, not the {quantizer.storage_bits()} bits of its state"
+        )
+    quantizer.load_state_(bytes_to_bits(packed))
     quantizer.made_by = make
     return quantizer.eval()
+
+
+def _octets(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The bytes that are stored as ``name``, (n,) uint8."""
+    found = tensors.get(name)
+    if found is None or found.dtype != torch.uint8 or found.ndim != 1:
+        raise ValueError(f"the file has no bytes named {name}")
+    return found
+
+
+def _merge_norm_(layer: nn.Module, norm: nn.Module) -> None:
+    """Let ``layer``, a convolution with a stored weight, divide this by the factor of ``norm``."""
+    if not (isinstance(layer, QuantConv) and layer.weight_quantizer is not None and isinstance(norm, _BatchNorm)):
+        raise ValueError(f"a {type(norm).__name__} cannot be merged into the weight of a {type(layer).__name__}")
+    layer.weight_transform = FoldedWeight(norm=norm, merged=True)

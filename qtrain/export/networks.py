@@ -24,30 +24,47 @@ REFUSED = (
 Builder = str | Callable[..., nn.Module]
 """A class or function, or the dotted name of one or of its package."""
 
+NUMBERS_OF_A_BYTE = 64
+"""A stored byte holds at most so many of a network's numbers, on average: an eighth of a bit for each."""
 
-def build_network(network: Network, builders: Sequence[Builder] = ()) -> nn.Module:
+NUMBERS_AT_LEAST = 1 << 24
+"""So many numbers a network may have, however short the file."""
+
+
+def build_network(network: Network, builders: Sequence[Builder] = (), *, stored_bytes: int | None = None) -> nn.Module:
     """The full-precision network, on the CPU in eval mode, with weights that do not matter.
 
     Code outside of qtrain and timm runs only where ``builders`` names it. Random numbers are left as they were. Raises
-    ``ValueError`` where the network cannot be built.
+    ``ValueError`` where the network cannot be built, and where one of timm is far too large for ``stored_bytes``, which
+    is found before it takes memory.
     """
     if network.builder == TIMM:
-        return built(create_model, _checked(network.options))
-    given = [builder for builder in builders if not isinstance(builder, str)]
-    for builder in given:
+        options = _checked(network.options)
+        if stored_bytes is not None:
+            _check_size(options, stored_bytes)
+        return built(create_model, options)
+    for builder in [builder for builder in builders if not isinstance(builder, str)]:
         path = path_of(builder, importable=False)
         # A class of the program that runs has another path there than in the program that loads the file.
         if network.builder == path or network.builder.rpartition(".")[2] == path.rpartition(".")[2]:
             return built(builder, network.options)
-    admitted = [builder for builder in builders if isinstance(builder, str)]
+    admitted = admitted_names(builders)
+    if network.builder.split(".")[0] == "qtrain" and network.builder not in admitted:
+        # Who admits all of qtrain thinks of networks, and not of functions that call what a file names.
+        raise ValueError(f"its network: {network.builder} builds no network of students")
     try:
         found = import_object(network.builder, admitted=admitted)
     except NotAdmittedError as error:
-        remedy = f"admit it by its name, as in builders=[{network.builder.split('.')[0]!r}]"
+        remedy = f"if you trust it, admit it by its name, as in builders=[{network.builder.split('.')[0]!r}]"
         raise NotAdmittedError(network.builder, remedy) from error
     except ValueError as error:
         raise ValueError(f"its network: {error}") from error
     return built(found, network.options)
+
+
+def admitted_names(builders: Sequence[Builder]) -> list[str]:
+    """The dotted names of ``builders``."""
+    return [b if isinstance(b, str) else path_of(b, importable=False) for b in builders]
 
 
 def built(builder: Callable[..., Any], options: dict[str, Any]) -> nn.Module:
@@ -60,6 +77,20 @@ def built(builder: Callable[..., Any], options: dict[str, Any]) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise ValueError(f"its network: {path_of(builder)} gives a {type(made).__name__}, not a torch.nn.Module")
     return made.eval()
+
+
+def _check_size(options: dict[str, Any], stored_bytes: int) -> None:
+    """Build the network on torch's device without memory, and raise ``ValueError`` where it has too many numbers."""
+    try:
+        with torch.device("meta"):
+            network = built(create_model, options)
+    except ValueError as error:
+        if "meta tensor" in str(error):
+            return  # its constructor looks at values, so that its size is not known ahead
+        raise
+    numbers = sum(tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
+    if numbers > (most := NUMBERS_AT_LEAST + NUMBERS_OF_A_BYTE * stored_bytes):
+        raise ValueError(f"its network has {numbers} numbers, and {stored_bytes} bytes cannot hold more than {most}")
 
 
 def _checked(options: dict[str, Any]) -> dict[str, Any]:

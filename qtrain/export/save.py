@@ -109,7 +109,6 @@ def _described(name: str, quantizer: Quantizer, state: str | None) -> StoredInpu
     make = _constructor(quantizer)
     if make is None:
         raise ValueError(f"{name}: how its input quantizer was made is not known; convert the model by qtrain")
-    first = next((part.values.dtype for part in quantizer.stored_state().values()), torch.float32)
     return StoredInput(
         quantizer=_method(quantizer),
         bits=int(quantizer.bits),
@@ -117,7 +116,7 @@ def _described(name: str, quantizer: Quantizer, state: str | None) -> StoredInpu
         channel_axis=quantizer.spec.channel_axis,
         made_by=describe(make),
         tensor=state,
-        dtype=str(first).removeprefix("torch."),
+        dtype=str(quantizer.code_high.dtype).removeprefix("torch."),
     )
 
 

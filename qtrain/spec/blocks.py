@@ -39,11 +39,11 @@ class Blocks:
         if x.ndim == 0:
             return x
         along = self._along(x.ndim)
-        count = self.state_shape(tuple(x.shape))[along]
-        missing = count * self.size - x.shape[along]
+        count, size = self.state_shape(tuple(x.shape))[along], max(min(self.size, x.shape[along]), 1)
+        missing = count * size - x.shape[along]
         if missing:
             x = F.pad(x, [0, 0] * (x.ndim - 1 - along) + [0, missing])
-        blocks: Tensor = x.unflatten(along, (count, self.size))
+        blocks: Tensor = x.unflatten(along, (count, size))
         return blocks.amax(dim=along + 1)
 
     def spread(self, state: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -51,7 +51,7 @@ class Blocks:
         if not shape:
             return state
         along = self._along(len(shape))
-        return state.repeat_interleave(self.size, dim=along).narrow(along, 0, shape[along])
+        return state.repeat_interleave(min(self.size, shape[along]), dim=along).narrow(along, 0, shape[along])
 
     def _along(self, rank: int) -> int:
         return self.axis % rank if -rank <= self.axis < rank else rank - 1

@@ -86,7 +86,7 @@ class PerGroup(Granularity):
         return _rows(x, x.shape[0] // self.size)
 
     def expand(self, state: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return state.repeat_interleave(self.size, dim=0)
+        return state.repeat_interleave(min(self.size, shape[0]), dim=0)
 
 
 @final
@@ -111,7 +111,7 @@ class PerBlock(Granularity):
         return _rows(x, x.shape[0] * (x.shape[1] // self.size))
 
     def expand(self, state: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return state.repeat_interleave(self.size, dim=1)
+        return state.repeat_interleave(min(self.size, shape[1]), dim=1)
 
 
 @final

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qtrain.spec import Granularity, PerTensor
-from qtrain.storage.base import FloatPart, IntegerPart, Part, QTensor
+from qtrain.storage.base import FloatPart, IntegerPart, Part, QTensor, of_groups
 from qtrain.storage.huffman import HuffmanPart
 
 
@@ -34,11 +34,14 @@ class AffineTensor(QTensor):
         shape = tuple(self.codes.shape)
         steps = self.codes
         if self.zero_point is not None:
-            steps = steps - self.granularity.expand(self.zero_point, shape)
-        values = steps.to(torch.float32) * self.granularity.expand(self.scale, shape)
+            steps = steps - self._spread(self.zero_point, shape)
+        values = steps.to(torch.float32) * self._spread(self.scale, shape)
         if self.offset is not None:
-            values = values + self.granularity.expand(self.offset, shape)
+            values = values + self._spread(self.offset, shape)
         return values.to(self.dtype)
+
+    def _spread(self, state: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return self.granularity.expand(of_groups(state, self.granularity, shape), shape)
 
     def parts(self) -> Mapping[str, Part]:
         kind = HuffmanPart if self.huffman else IntegerPart

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qtrain.spec import Granularity
+from qtrain.spec.blocks import Blocks
 from qtrain.storage.bits import (
     Bits,
     bits_to_bytes,
@@ -87,6 +89,22 @@ class FloatPart(Part):
 NumberPart = IntegerPart | FloatPart
 """A part of which each number takes the same bits."""
 
+WIDEST = 32
+"""Bits of the widest code."""
+
+
+def of_groups(state: Tensor, groups: Granularity | Blocks, shape: tuple[int, ...]) -> Tensor:
+    """``state`` itself, if it has one number for each of the ``groups`` of a tensor of ``shape``.
+
+    Raises ``ValueError`` otherwise: the two would broadcast against each other to something larger than either.
+    """
+    expected = groups.state_shape(shape)
+    if tuple(state.shape) != expected:
+        raise ValueError(
+            f"a tensor of shape {shape} needs a state of shape {expected} to decode it, not {tuple(state.shape)}"
+        )
+    return state
+
 
 @dataclass(frozen=True, kw_only=True)
 class QTensor(ABC):
@@ -104,6 +122,10 @@ class QTensor(ABC):
     low: int
     high: int
     dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.codes, Tensor) and type(self.bits) is int and 1 <= self.bits <= WIDEST):
+            raise ValueError(f"{type(self).__name__}: needs codes of 1 to {WIDEST} bits, got {self.bits!r}")
 
     @abstractmethod
     def dequantize(self) -> Tensor:

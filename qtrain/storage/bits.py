@@ -75,4 +75,6 @@ def _joined(stream: np.ndarray, bits: int) -> np.ndarray:
 
 def _container(bits: int) -> int:
     """The width of the smallest machine number of at least ``bits`` bits."""
+    if not 0 <= bits <= 64:
+        raise ValueError(f"a number of {bits} bits cannot be stored; 1 to 64 are possible")
     return next(width for width in (8, 16, 32, 64) if width >= bits)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qtrain.spec import Granularity, PerTensor
-from qtrain.storage.base import FloatPart, IntegerPart, Part, QTensor
+from qtrain.storage.base import FloatPart, IntegerPart, Part, QTensor, of_groups
 from qtrain.storage.huffman import HuffmanPart
 
 
@@ -38,6 +38,7 @@ class CodebookTensor(QTensor):
     operand: int = 32
 
     def dequantize(self) -> Tensor:
+        of_groups(self.codebook[..., 0], self.granularity, tuple(self.codes.shape))
         return look_up(self.codes.to(torch.int64), self.codebook, self.granularity).to(self.dtype)
 
     def parts(self) -> Mapping[str, Part]:

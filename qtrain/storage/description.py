@@ -40,7 +40,7 @@ def describe(value: Any) -> Plain:
         return {"values": value.tolist(), **describe(value.dtype)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {"type": path_of(type(value)), "fields": _fields(value, stored=())}
-    if isinstance(value, partial):
+    if isinstance(value, partial) and isinstance(value.func, type):
         return {"call": path_of(value.func), "options": {key: describe(v) for key, v in value.keywords.items()}}
     if isinstance(value, type):
         return {"call": path_of(value), "options": {}}
@@ -52,8 +52,9 @@ def describe(value: Any) -> Plain:
 def restore(plain: Plain, *, admitted: Sequence[str] = VALUES) -> Any:
     """The value that :func:`describe` was given; a sequence becomes a tuple.
 
-    Stored tensors are without values (on the device ``meta``), for :func:`unpack` to be given as ``like``. Raises
-    ``ValueError`` for a class outside the ``admitted`` packages.
+    Stored tensors are without values (on the device ``meta``), for :func:`unpack` to be given as ``like``. Only classes
+    that are defined in the ``admitted`` packages are called, dataclasses for values and others when the constructor is.
+    Raises ``ValueError`` for anything else.
     """
     if isinstance(plain, list):
         return tuple(restore(item, admitted=admitted) for item in plain)
@@ -66,8 +67,10 @@ def restore(plain: Plain, *, admitted: Sequence[str] = VALUES) -> Any:
         return torch.tensor(plain["values"], dtype=_dtype(plain["dtype"]))
     if "dtype" in plain:
         return _dtype(plain["dtype"])
-    target = import_object(plain["type"] if "type" in plain else plain["call"], admitted=admitted)
-    given = plain["fields" if "type" in plain else "options"]
+    path, given = (plain["type"], plain["fields"]) if "type" in plain else (plain["call"], plain["options"])
+    target = import_object(path, admitted=admitted)
+    if not isinstance(target, type) or ("type" in plain) != dataclasses.is_dataclass(target):
+        raise ValueError(f"{path} is no class of {'values' if 'type' in plain else 'quantizers'}")
     arguments = {name: restore(item, admitted=admitted) for name, item in given.items()}
     return target(**arguments) if "type" in plain else partial(target, **arguments)
 

@@ -10,8 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qtrain.storage.base import Part
+from qtrain.storage.base import WIDEST, Part
 from qtrain.storage.bits import Bits, from_integer_bits, integer_bits
+
+_WINDOW = 1 << 18
+"""Bits whose words are looked for at a time, since a place in the stream takes far more memory than its bit."""
+
+_LONGEST = 62
+"""Bits of the longest word: with so many, rare symbols would need more numbers than fit into a file."""
 
 
 def code_lengths(counts: list[int]) -> list[int]:
@@ -59,31 +65,48 @@ def huffman_decode(bits: np.ndarray, lengths: list[int], count: int) -> tuple[np
 
     Raises ``RuntimeError`` where the bits end too early, or no code word fits.
     """
-    symbol_at, length_at = _words_at(bits, lengths)
-    found = np.empty(count, dtype=np.int64)
-    place, jumps, symbols = 0, length_at.tolist(), symbol_at.tolist()
-    for i in range(count):
-        if place >= len(jumps) or not jumps[place]:
-            raise RuntimeError("huffman_decode: the bits end too early, or hold no code word")
-        found[i] = symbols[place]
-        place += jumps[place]
+    longest = max(lengths, default=0)
+    if count > bits.size or longest > _LONGEST:
+        raise RuntimeError(
+            f"huffman_decode: {bits.size} bits with words of up to {longest} cannot hold {count} symbols"
+        )
+    words = _canonical(lengths)
+    found, place = np.empty(count, dtype=np.int64), 0
+    done = 0
+    while done < count:
+        symbol_at, length_at = (part.tolist() for part in _words_at(bits[place : place + _WINDOW + longest], words))
+        taken, at = [], 0
+        while at < _WINDOW and done + len(taken) < count:
+            if at >= len(length_at) or not length_at[at]:
+                raise RuntimeError("huffman_decode: the bits end too early, or hold no code word")
+            taken.append(symbol_at[at])
+            at += length_at[at]
+        found[done : done + len(taken)] = taken
+        done, place = done + len(taken), place + at
     return found, place
 
 
-def _words_at(bits: np.ndarray, lengths: list[int]) -> tuple[np.ndarray, np.ndarray]:
+def _canonical(lengths: list[int]) -> dict[int, tuple[int, np.ndarray]]:
+    """Of each length that occurs the first word, and the symbols whose words count up from it."""
+    words = code_words(lengths)
+    found: dict[int, list[int]] = {}
+    for symbol, length in enumerate(lengths):
+        if length:
+            found.setdefault(length, []).append(symbol)
+    return {length: (words[found[length][0]], np.asarray(found[length])) for length in sorted(found)}
+
+
+def _words_at(bits: np.ndarray, words: dict[int, tuple[int, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     # For every place in the stream the symbol whose code word starts there, and its length; 0 where none does.
     symbol_at, length_at = np.zeros(bits.size, dtype=np.int64), np.zeros(bits.size, dtype=np.int64)
-    words = code_words(lengths)
     value = np.zeros(bits.size, dtype=np.int64)
-    for length in range(1, max(lengths, default=0) + 1):
-        if length > bits.size:
-            break
+    for length in range(1, min(max(words, default=0), bits.size) + 1):
         value = 2 * value[: bits.size - length + 1] + bits[length - 1 :]
-        symbols = [symbol for symbol, own in enumerate(lengths) if own == length]
-        if symbols:
-            offset = value - words[symbols[0]]
+        if length in words:
+            first, symbols = words[length]
+            offset = value - first
             starts = np.flatnonzero((offset >= 0) & (offset < len(symbols)) & (length_at[: value.size] == 0))
-            symbol_at[starts], length_at[starts] = np.asarray(symbols)[offset[starts]], length
+            symbol_at[starts], length_at[starts] = symbols[offset[starts]], length
     return symbol_at, length_at
 
 
@@ -124,8 +147,8 @@ class HuffmanPart(Part):
         return torch.cat([table, torch.from_numpy(huffman_encode(self._symbols(), lengths))])
 
     def read(self, stream: Bits) -> tuple[Tensor, Bits]:
-        table = self.bits << self.bits
-        if stream.numel() < table:
+        table = self.bits << self.bits if self.bits <= WIDEST else 0
+        if not 0 < table <= stream.numel():
             raise RuntimeError("HuffmanPart: the bits end inside the table of code lengths")
         lengths = from_integer_bits(stream[:table], self.bits).tolist()
         symbols, used = huffman_decode(stream[table:].numpy(), lengths, self.values.numel())

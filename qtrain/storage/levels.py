@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qtrain.spec import Granularity, PerTensor
-from qtrain.storage.base import FloatPart, IntegerPart, Part, QTensor
+from qtrain.storage.base import FloatPart, IntegerPart, Part, QTensor, of_groups
 
 
 @final
@@ -26,7 +26,8 @@ class LevelTensor(QTensor):
     granularity: Granularity = PerTensor()  # noqa: RUF009 - frozen
 
     def dequantize(self) -> Tensor:
-        scale = self.granularity.expand(self.scale, tuple(self.codes.shape))
+        shape = tuple(self.codes.shape)
+        scale = self.granularity.expand(of_groups(self.scale, self.granularity, shape), shape)
         return (self.levels[self.codes.to(torch.int64)] * scale).to(self.dtype)
 
     def parts(self) -> Mapping[str, Part]:

@@ -9,7 +9,7 @@ from typing import final
 from torch import Tensor
 
 from qtrain.spec.blocks import Blocks
-from qtrain.storage.base import IntegerPart, Part, QTensor
+from qtrain.storage.base import IntegerPart, Part, QTensor, of_groups
 from qtrain.storage.microscaled import powers
 
 
@@ -30,7 +30,9 @@ class MicroexponentTensor(QTensor):
 
     def dequantize(self) -> Tensor:
         shape = tuple(self.codes.shape)
-        step = self.pairs.spread(1 - 0.5 * self.shift, shape) * self.blocks.spread(powers(self.exponent), shape)
+        shift = of_groups(self.shift, self.pairs, shape)
+        power = powers(of_groups(self.exponent, self.blocks, shape))
+        step = self.pairs.spread(1 - 0.5 * shift, shape) * self.blocks.spread(power, shape)
         return (self.codes * (step * (2.0 / (self.high + 1)))).to(self.dtype)
 
     def parts(self) -> Mapping[str, Part]:

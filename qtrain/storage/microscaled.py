@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qtrain.spec.blocks import Blocks
-from qtrain.storage.base import IntegerPart, Part, QTensor
+from qtrain.storage.base import IntegerPart, Part, QTensor, of_groups
 from qtrain.storage.elements import ELEMENTS
 
 
@@ -38,7 +38,8 @@ class MicroscaledTensor(QTensor):
     blocks: Blocks
 
     def dequantize(self) -> Tensor:
-        scale = self.blocks.spread(powers(self.exponent), tuple(self.codes.shape))
+        shape = tuple(self.codes.shape)
+        scale = self.blocks.spread(powers(of_groups(self.exponent, self.blocks, shape)), shape)
         return (ELEMENTS[self.element].decode(self.codes) * scale).to(self.dtype)
 
     def parts(self) -> Mapping[str, Part]:

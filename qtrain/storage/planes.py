@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qtrain.spec import Granularity, PerTensor
-from qtrain.storage.base import FloatPart, IntegerPart, Part, QTensor
+from qtrain.storage.base import FloatPart, IntegerPart, Part, QTensor, of_groups
 
 
 def signed_sum(signs: Tensor | Sequence[Tensor], scale: Tensor | None, granularity: Granularity) -> Tensor:
@@ -45,6 +45,8 @@ class BitPlanes(QTensor):
 
     def dequantize(self) -> Tensor:
         digits = self.codes if self.unsigned else 2 * self.codes - 1
+        for scale in () if self.scale is None else self.scale:
+            of_groups(scale, self.granularity, tuple(self.codes.shape[1:]))
         return signed_sum(digits, self.scale, self.granularity).to(self.dtype)
 
     def parts(self) -> Mapping[str, Part]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qtrain.spec.blocks import Blocks
-from qtrain.storage.base import FloatPart, IntegerPart, Part, QTensor
+from qtrain.storage.base import FloatPart, IntegerPart, Part, QTensor, of_groups
 
 
 @final
@@ -27,7 +27,9 @@ class VectorScaledTensor(QTensor):
     blocks: Blocks
 
     def dequantize(self) -> Tensor:
-        scale = self.blocks.spread(self.fine * self.coarse, tuple(self.codes.shape))
+        shape = tuple(self.codes.shape)
+        fine = of_groups(self.fine, self.blocks, shape)
+        scale = self.blocks.spread(fine * self.coarse.expand(fine.shape), shape)
         return (self.codes.to(torch.float32) * scale).to(self.dtype)
 
     def parts(self) -> Mapping[str, Part]:

@@ -12,6 +12,13 @@ class ConfigError(ValueError):
     """A config that cannot run. The message is one line: what, where (full key), and what would be right."""
 
 
+def one_line(error: BaseException, most: int = 200) -> str:
+    """The first line of what ``error`` says, at most ``most`` printable characters; its kind where it says nothing."""
+    line = next((line for line in str(error).splitlines() if line.strip()), "")
+    said = "".join(c if c.isprintable() else "?" for c in line.strip()[:most])
+    return f"no {said}" if isinstance(error, KeyError) else said or type(error).__name__
+
+
 @contextmanager
 def as_config_error(where: str) -> Iterator[None]:
     """Turn a ``ValueError`` or ``OSError`` of the block into a :class:`ConfigError` with the key ``where`` in front."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from qtrain.utils.user_code import BuilderPath, import_builder
@@ -11,7 +11,7 @@ from qtrain.utils.user_code import BuilderPath, import_builder
 class NotAdmittedError(ValueError):
     """Code at ``path`` is named that nobody has admitted."""
 
-    def __init__(self, path: str, remedy: str = "admit it by its name") -> None:
+    def __init__(self, path: str, remedy: str = "if you trust it, admit it by its name") -> None:
         super().__init__(f"{path} is code of your own, which is not run unasked; {remedy}")
         self.path = path
 
@@ -19,11 +19,11 @@ class NotAdmittedError(ValueError):
 def path_of(target: Any, *, importable: bool = True) -> str:
     """The dotted path of a class or function, from which :func:`import_object` gets it again.
 
-    Raises ``ValueError`` for what is defined inside a function, or in the program that runs, unless it need not be
-    ``importable``.
+    Raises ``ValueError`` for what is defined inside a function or a class, or in the program that runs, unless it need
+    not be ``importable``.
     """
     path = f"{target.__module__}.{target.__qualname__}"
-    if importable and ("<" in path or target.__module__ == "__main__"):
+    if importable and ("." in target.__qualname__ or "<" in path or target.__module__ == "__main__"):
         raise ValueError(f"{path} cannot be imported elsewhere; define it at the top of a module of its own")
     return path
 
@@ -31,8 +31,18 @@ def path_of(target: Any, *, importable: bool = True) -> str:
 def import_object(path: str, *, admitted: Iterable[str]) -> Any:
     """The class or function at ``path``, which must lie in one of the ``admitted`` packages, modules or be one itself.
 
-    Raises ``ValueError`` where it does not, or where there is none.
+    It must be defined in one of them too: what such a module merely imports is not admitted with it. Raises
+    ``ValueError`` where it is not admitted, or where there is none.
     """
-    if not any(path == place or path.startswith(f"{place}.") for place in admitted):
+    places = tuple(admitted)
+    if not _lies_in(path, places):
         raise NotAdmittedError(path)
-    return import_builder(BuilderPath(path))
+    found = import_builder(BuilderPath(path))
+    home = f"{getattr(found, '__module__', None)}.{getattr(found, '__qualname__', type(found).__qualname__)}"
+    if path not in places and not _lies_in(home, places):
+        raise ValueError(f"{path} is defined elsewhere, as {home}, and is not run unasked; if you trust it, admit that")
+    return found
+
+
+def _lies_in(path: str, places: Sequence[str]) -> bool:
+    return any(path == place or path.startswith(f"{place}.") for place in places)
