@@ -32,6 +32,7 @@ from qtrain.storage.base import pack
 from qtrain.storage.bits import bits_to_bytes
 from qtrain.storage.description import describe
 from qtrain.utils.atomic_write import atomic_write
+from qtrain.utils.errors import one_line
 from qtrain.utils.eval_mode import evaluating
 
 
@@ -53,9 +54,15 @@ def save_student(
     """
     path = Path(path)
     with evaluating(student):
-        header, tensors = packed(student, network, images, builders, metrics or {}, origin or {})
-        data, size = to_bytes(header, tensors)
-        _check_round_trip(student, data, path, builders)
+        try:
+            header, tensors = packed(student, network, images, builders, metrics or {}, origin or {})
+            data, size = to_bytes(header, tensors)
+            _check_round_trip(student, data, path, builders)
+        except (AttributeError, LookupError, TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"{path}: the network that {network.builder} builds is not that of the student ({one_line(error)}); "
+                "give the builder and the options that the student was made with"
+            ) from error
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
         temporary.chmod(0o644)

@@ -2,85 +2,78 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
-from qtrain.costs.count import count
-from qtrain.export.header import FileSize, Images, Network, read
+from qtrain.export.header import Network, read
 from qtrain.export.load import load_student
-from qtrain.export.save import save_student
-from qtrain.models.factory import create_model
-from qtrain.models.weight_file import read_weight_file
+from qtrain.nn import QuantConv
+from qtrain.nn.base import quantized_weight
+from qtrain.quantizers.binary.xnor import XNOR
 from qtrain.settings.conf_dir import conf_dir
-from qtrain.spec import QuantSpec
-from tests.export.students import IMAGES, KINDS, OWN, TIED, logits_of, settings_of, student_of
+from tests.export.students import (
+    EVERYWHERE,
+    IMAGES,
+    KINDS,
+    SERVED,
+    TIED,
+    logits_of,
+    round_trip,
+    saved,
+    settings_with,
+    student_of,
+    timm_network,
+)
 
 NAMES = sorted(path.stem for path in (conf_dir() / "quantizer").glob("*.yaml"))
-PLACES = {"weight": QuantSpec(bits=4, shape=(8, 4, 3, 3), signed=True), "input": QuantSpec(bits=4)}
-EVERYWHERE = ["quantize.bits.first=null", "quantize.bits.last=null"]
-"""The same bits for all layers."""
+WEIGHTED = ("conv", "depthwise", "up", "places", "head")
+"""The layers of ``Kinds``: a plain, a depthwise and a transposed convolution, an embedding, a linear layer."""
+
+WITHOUT = {"weight": (), "input": ("places",)}
+"""Layers that have no such quantizer: indices have nothing to quantize."""
 
 
-def bits_of(name: str, place: str) -> int | None:
-    """The first of the usual bit widths that the quantizer has there, or ``None`` where it is not made for that."""
-    made = getattr(settings_of(f"quantizer@quantize.{place}={name}").quantize, place).build()
-    for bits in (4, 2, 1):
-        with contextlib.suppress(ValueError):
-            made(spec=replace(PLACES[place], bits=bits))
-            return bits
-    return None
+@pytest.mark.parametrize("name", NAMES)
+def test_file_gives_the_same_logits_and_has_the_counted_bytes(name: str, tmp_path: Path) -> None:
+    path, served = tmp_path / "student.safetensors", 0
+    for place in SERVED:
+        settings = settings_with(name, place)
+        if settings is None:
+            continue
+        served += 1
+        student, images = student_of(KINDS, settings)
+        layers = {layer: student.get_submodule(layer) for layer in WEIGHTED}
+        made_by = {layer: getattr(module, f"{place}_quantizer") for layer, module in layers.items()}
+        assert {layer for layer, quantizer in made_by.items() if quantizer is None} == set(WITHOUT[place])
+        kinds = {type(quantizer).__name__ for quantizer in made_by.values() if quantizer is not None}
+        assert kinds == {getattr(settings.quantize, place).kind}
+        for dtype in (torch.float32, torch.bfloat16):
+            student, images = copy.deepcopy(student).to(dtype), images.to(dtype)
+            loaded = round_trip(student, path, KINDS, images)
+            for layer in WEIGHTED:
+                source, copied = student.get_submodule(layer), loaded.get_submodule(layer)
+                with torch.no_grad():
+                    assert torch.equal(quantized_weight(copied), quantized_weight(source)), (place, dtype, layer)
+                assert not torch.equal(copied.weight, source.weight), f"{layer} was not rounded"
+    assert served
 
 
-def saved(student: nn.Module, path: Path, network: Network, images: Images = IMAGES) -> FileSize:
-    return save_student(student, path, network=network, images=images, builders=OWN)
-
-
-CASES = [(name, place, bits) for name in NAMES for place in PLACES if (bits := bits_of(name, place)) is not None]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize(("name", "place", "bits"), CASES)
-def test_file_gives_the_same_logits_and_has_the_counted_bytes(
-    name: str, place: str, bits: int, dtype: torch.dtype, tmp_path: Path
-) -> None:
-    options = ["quantize.input.scale_map=false"] if name == "xnor" else []  # the map is for plain convolutions only
-    chosen = [f"quantizer@quantize.{place}={name}", f"quantize.bits.{place}={bits}"]
-    student, images = student_of(KINDS, [*chosen, *EVERYWHERE, *options], dtype=dtype)
-    path = tmp_path / "student.safetensors"
-    size = saved(student, path, KINDS)
-    loaded = load_student(path, builders=OWN)
-    assert torch.equal(logits_of(loaded, images), logits_of(student, images))
-    assert not loaded.training
-    assert path.stat().st_size == size.file_bytes == size.header_bytes + count(student, images[:1]).size_bytes
-    assert count(loaded, images[:1]).size_bytes == count(student, images[:1]).size_bytes
-    assert path.stat().st_mode & 0o777 == 0o644
-
-
-def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
-    student, images = student_of(TIED, EVERYWHERE)
-    path = tmp_path / "student.safetensors"
-    saved(student, path, TIED)
-    header, tensors = read(path)
-    loaded = load_student(path, builders=OWN)
-    assert loaded.get_submodule("first").weight is loaded.get_submodule("second").weight
-    assert header.layers["first"].weight == header.layers["second"].weight
-    assert "second.weight" not in tensors
-    assert torch.equal(logits_of(loaded, images), logits_of(student, images))
-    assert header.size_bytes == count(student, images[:1]).size_bytes
-
-
-def test_integer_state_is_stored_and_counted(tmp_path: Path) -> None:
-    student, images = student_of(TIED, [])
-    student.get_buffer("order").copy_(torch.tensor([1, 0, 2, 4, 3, 5]))
-    saved(student, tmp_path / "student.safetensors", TIED)
-    loaded = load_student(tmp_path / "student.safetensors", builders=OWN)
-    assert torch.equal(loaded.get_buffer("order"), student.get_buffer("order"))
-    assert torch.equal(logits_of(loaded, images), logits_of(student, images))
+def test_scale_map_of_xnor_multiplies_the_output_of_the_loaded_layer(tmp_path: Path) -> None:
+    network = timm_network("cifar_resnet8", size=16, classes=4, width=0.5)
+    binary = ["quantizer@quantize.weight=bwn", "quantizer@quantize.input=xnor"]
+    overrides = [*binary, "quantize.bits.weight=1", "quantize.bits.input=1", *EVERYWHERE]
+    student, images = student_of(network, overrides, size=16)
+    loaded = round_trip(student, tmp_path / "student.safetensors", network, images)
+    maps = [m.input_quantizer for m in loaded.modules() if isinstance(m, QuantConv)]
+    assert len(maps) > 6
+    assert all(isinstance(quantizer, XNOR) and quantizer.scale_map for quantizer in maps)
+    for quantizer in maps:
+        quantizer.scale_map = False
+    assert not torch.equal(logits_of(loaded, images), logits_of(student, images))
 
 
 STRUCTURES = [
@@ -93,30 +86,66 @@ STRUCTURES = [
 
 
 @pytest.mark.parametrize("overrides", STRUCTURES, ids=" ".join)
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_structure_of_conversion_is_built_again(overrides: list[str], channels_last: bool, tmp_path: Path) -> None:
-    network = Network("qtrain.models.factory.create_model", {"name": "cifar_resnet8", "num_classes": 4, "width": 0.5})
+def test_structure_of_conversion_is_built_again(overrides: list[str], tmp_path: Path) -> None:
+    network = timm_network("cifar_resnet8", size=16, classes=4, width=0.5)
     student, images = student_of(network, overrides, size=16)
-    if channels_last:
-        student.to(memory_format=torch.channels_last)
+    path, again = tmp_path / "student.safetensors", tmp_path / "again.safetensors"
+    for layout in (torch.contiguous_format, torch.channels_last):
+        student.to(memory_format=layout)
+        loaded = round_trip(student, path, network, images)
+        assert loaded.conv1.weight.is_contiguous(memory_format=layout)
+        saved(loaded, again, network, replace(IMAGES, size=(3, 16, 16)))
+        assert again.read_bytes() == path.read_bytes()
+
+
+def test_file_names_the_modules_whose_operations_were_exposed(tmp_path: Path) -> None:
+    network = timm_network("cifar_resnet8", size=16, classes=4, width=0.5)
+    student, _ = student_of(network, ["quantize.operations.add=8"], size=16)
+    saved(student, tmp_path / "student.safetensors", network, replace(IMAGES, size=(3, 16, 16)))
+    assert read(tmp_path / "student.safetensors")[0].structure.exposed == ("layer1.0.add", "layer2.0.add", "layer3.0.add")
+
+
+def test_integer_state_is_stored_and_counted(tmp_path: Path) -> None:
+    student, images = student_of(TIED, [])
+    student.get_buffer("order").copy_(torch.tensor([1, 0, 2, 4, 3, 5]))
+    loaded = round_trip(student, tmp_path / "student.safetensors", TIED, images)
+    assert torch.equal(loaded.get_buffer("order"), student.get_buffer("order"))
+
+
+def test_operands_with_several_widths_keep_their_type(tmp_path: Path) -> None:
+    """Code ranges of 12 bits are no bfloat16 numbers, so the loaded quantizer must have those of the student's type."""
+    overrides = ["quantizer@quantize.input=dynamic", "quantize.bits.input=12", *EVERYWHERE]
+    student, images = student_of(KINDS, overrides, dtype=torch.bfloat16)
+    loaded = round_trip(student, tmp_path / "student.safetensors", KINDS, images)
+    assert loaded.conv.input_quantizer.code_high.dtype == torch.bfloat16
+
+
+def test_equal_students_have_equal_files_that_appear_whole(tmp_path: Path) -> None:
+    paths = [tmp_path / "a" / "student.safetensors", tmp_path / "b" / "student.safetensors"]
+    for path in paths:
+        saved(student_of(KINDS, [])[0], path, KINDS)
+        assert [file.name for file in path.parent.iterdir()] == ["student.safetensors"]
+    first, second = (path.read_bytes() for path in paths)
+    assert first == second
+
+
+def test_a_student_that_cannot_be_built_again_leaves_the_file_that_was_there(tmp_path: Path) -> None:
     path = tmp_path / "student.safetensors"
-    size = saved(student, path, network, Images(size=(3, 16, 16)))
-    loaded = load_student(path)
-    assert torch.equal(logits_of(loaded, images), logits_of(student, images))
-    assert size.file_bytes - size.header_bytes == count(student, images[:1]).size_bytes
-    again = tmp_path / "again.safetensors"
-    assert saved(loaded, again, network, Images(size=(3, 16, 16))) == size
-    assert again.read_bytes() == path.read_bytes()
+    student, _ = student_of(KINDS, [])
+    saved(student, path, KINDS)
+    before = path.read_bytes()
+    for wrong in (Network(KINDS.builder, {"width": 6, "classes": 5}), TIED, Network("tests.export.networks.Missing")):
+        with pytest.raises(ValueError, match=r"network|computes something else") as caught:
+            saved(student, path, wrong)
+        assert "\n" not in str(caught.value)
+        assert [file.name for file in tmp_path.iterdir()] == ["student.safetensors"]
+        assert path.read_bytes() == before
 
 
-def test_a_full_precision_students_file_serves_as_weights_and_a_quantized_one_is_refused(tmp_path: Path) -> None:
-    network = Network("qtrain.models.factory.create_model", {"name": "cifar_resnet8", "num_classes": 4, "width": 0.5})
-    images = Images(size=(3, 16, 16), mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2))
-    saved(create_model(**network.options).eval(), tmp_path / "full.safetensors", network, images)
-    saved(student_of(network, [], size=16)[0], tmp_path / "low.safetensors", network, images)
-    model = create_model(**network.options, weights=str(tmp_path / "full.safetensors"))
-    found = read_weight_file(tmp_path / "full.safetensors")
-    assert found.normalization is not None and found.normalization.mean == images.mean
-    assert torch.equal(model.conv1.weight, found.tensors["conv1.weight"])
-    with pytest.raises(ValueError, match=r"low.safetensors is a quantized student, whose weights are rounded"):
-        create_model(**network.options, weights=str(tmp_path / "low.safetensors"))
+def test_loading_leaves_random_numbers_as_they_were(tmp_path: Path) -> None:
+    saved(student_of(KINDS, [])[0], tmp_path / "student.safetensors", KINDS)
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    load_student(tmp_path / "student.safetensors", builders=["tests.export.networks"])
+    assert torch.equal(torch.rand(3), expected)
