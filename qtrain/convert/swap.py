@@ -33,7 +33,7 @@ def swap_layers(
     gradient that reaches a layer with a quantized weight in the backward. Raises ``ValueError``, which begins with the
     layer's name, where a quantizer refuses a layer.
     """
-    of_tied: dict[tuple[int, int, int], Quantizer] = {}
+    of_tied: dict[tuple[int, int, int, bool], Quantizer] = {}
     for name, reason in found.skipped.items():
         log.warning("left in full precision: %s: %s", name, reason)
     for name, form in found.layers.items():
@@ -47,8 +47,9 @@ def swap_layers(
         try:
             if bits.weight != FULL_PRECISION and not isinstance(layer, Operand):
                 shape = tuple(layer.effective_weight().shape)
-                # Layers that share a weight share its codes, so they need one quantizer.
-                key = (id(layer.weight), id(plan.weight), bits.weight)
+                # Layers that share a weight share its codes, so they need one quantizer. A transposed convolution has
+                # other output channels than a convolution with the same weight, and so other codes.
+                key = (id(layer.weight), id(plan.weight), bits.weight, isinstance(layer, QuantConvTranspose))
                 if key not in of_tied:
                     of_tied[key] = plan.weight(spec=QuantSpec(bits=bits.weight, shape=shape, signed=True))
                 layer.weight_quantizer = of_tied[key]

@@ -147,7 +147,8 @@ class FileSize:
 
 def to_bytes(header: Header, tensors: Mapping[str, Tensor]) -> tuple[bytes, FileSize]:
     """The file of ``header`` and ``tensors``, and its size."""
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # A copy, since the format refuses tensors that lie on the same memory.
+    contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
     def file(digest: str) -> bytes:
         data: bytes = save_tensors(contiguous, {KEY: _json({"sha256": digest, "student": header.plain()})})

@@ -42,3 +42,46 @@ class Tied(nn.Module):
         x = self.stem(x).mean(dim=(2, 3))[:, order] * self.gain
         logits: Tensor = self.second(torch.relu(self.first(x)))
         return logits
+
+
+class TiedTable(nn.Module):
+    """A linear head whose weight is the table of an embedding, (classes, width)."""
+
+    def __init__(self, *, classes: int = 6) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 4, stride=4)
+        self.table = nn.Embedding(classes, 8)
+        self.head = nn.Linear(8, classes)
+        self.head.weight = self.table.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x)).mean(dim=(2, 3)) + self.table(torch.arange(1, device=x.device))
+        logits: Tensor = self.head(x)
+        return logits
+
+
+class TiedKernels(nn.Module):
+    """A convolution and a transposed one back that share their kernel, whose output channels are the other's inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 1)
+        self.down, self.up = nn.Conv2d(6, 6, 3, stride=2), nn.ConvTranspose2d(6, 6, 3, stride=2)
+        self.up.weight = self.down.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.up(torch.relu(self.down(self.stem(x)))).mean(dim=(2, 3))
+        return logits
+
+
+class SameStorage(nn.Module):
+    """Two parameters that are different objects over the same numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.second.weight = nn.Parameter(self.first.weight.data)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.second(torch.relu(self.first(x.mean(dim=(2, 3)))))
+        return logits

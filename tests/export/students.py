@@ -76,8 +76,8 @@ def student_of(
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.2, 0.2)
             nn.init.uniform_(module.running_var, 0.5, 2.0)
-    converted = convert(settings, model, images[:1])
-    calibrate(model, [images], converted.plans)
+    if settings.quantize.enabled:
+        calibrate(model, [images], convert(settings, model, images[:1]).plans)
     return model.eval().to(dtype), images.to(dtype)
 
 

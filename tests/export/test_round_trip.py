@@ -102,7 +102,11 @@ def test_file_names_the_modules_whose_operations_were_exposed(tmp_path: Path) ->
     network = timm_network("cifar_resnet8", size=16, classes=4, width=0.5)
     student, _ = student_of(network, ["quantize.operations.add=8"], size=16)
     saved(student, tmp_path / "student.safetensors", network, replace(IMAGES, size=(3, 16, 16)))
-    assert read(tmp_path / "student.safetensors")[0].structure.exposed == ("layer1.0.add", "layer2.0.add", "layer3.0.add")
+    assert read(tmp_path / "student.safetensors")[0].structure.exposed == (
+        "layer1.0.add",
+        "layer2.0.add",
+        "layer3.0.add",
+    )
 
 
 def test_integer_state_is_stored_and_counted(tmp_path: Path) -> None:
