@@ -34,11 +34,13 @@ def _checked(kind: Any, plain: Any, name: str) -> Any:
         return tuple(_checked(of[0], item, f"{name}[{i}]") for i, item in enumerate(plain))
     if origin is dict and isinstance(plain, Mapping):
         return {key: _checked(of[1], item, f"{name}[{key!r}]") for key, item in plain.items()}
-    if kind is float and type(plain) in (int, float) and math.isfinite(plain):
+    if kind is float and type(plain) in (int, float):
+        if not math.isfinite(plain):
+            raise ValueError(f"{name} is {plain}, not a finite number")
         return float(plain)
     if origin is None and kind is not float and type(plain) is kind:
         return plain
-    raise ValueError(f"{name} is a {type(plain).__name__}, where a {_spelled(kind)} belongs")
+    raise ValueError(f"{name} is {type(plain).__name__}, not {_spelled(kind)}")
 
 
 def _one_of(kinds: tuple[Any, ...], plain: Any, name: str) -> Any:
@@ -51,7 +53,7 @@ def _one_of(kinds: tuple[Any, ...], plain: Any, name: str) -> Any:
 
 def _dataclass(kind: Any, plain: Any, name: str) -> Any:
     if not isinstance(plain, Mapping):
-        raise ValueError(f"{name} is a {type(plain).__name__}, where fields of {kind.__name__} belong")
+        raise ValueError(f"{name} is {type(plain).__name__}, not the fields of {kind.__name__}")
     hints = typing.get_type_hints(kind)
     needed = {f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING}
     if missing := sorted(needed - plain.keys()):

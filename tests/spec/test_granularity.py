@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import doctest
+from collections.abc import Callable
 from math import prod
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 import qtrain.spec.blocks
 import qtrain.spec.granularity
 from qtrain.spec import Auto, Granularity, PerBlock, PerChannel, PerGroup, PerSample, PerTensor, PerToken
+from qtrain.spec.blocks import Blocks
+
+HUGE = 2**40
 
 SHAPES: list[tuple[Granularity, tuple[int, ...], tuple[int, ...], int]] = [
     (PerTensor(), (), (), 1),
@@ -117,3 +122,16 @@ def test_docstring_examples_hold(module: object) -> None:
     result = doctest.testmod(module)  # type: ignore[arg-type]
     assert result.attempted > 0
     assert result.failed == 0
+
+
+@pytest.mark.parametrize(
+    ("state", "spread"),
+    [
+        (torch.ones(1, 1), lambda state: PerGroup(HUGE).expand(state, (4, 3))),
+        (torch.ones(4, 1), lambda state: PerBlock(HUGE).expand(state, (4, 3))),
+        (torch.ones(4, 1), lambda state: Blocks(HUGE).spread(state, (4, 3))),
+        (torch.ones(4, 3), Blocks(HUGE).largest),
+    ],
+)
+def test_a_size_beyond_the_tensor_takes_no_memory(state: Tensor, spread: Callable[[Tensor], Tensor]) -> None:
+    assert spread(state).numel() in (4, 12)

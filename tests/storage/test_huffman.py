@@ -11,10 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qtrain.storage import huffman
 from qtrain.storage.affine import AffineTensor
 from qtrain.storage.base import pack, unpack
 from qtrain.storage.codebook import CodebookTensor
-from qtrain.storage.huffman import HuffmanPart, code_lengths, code_words
+from qtrain.storage.huffman import HuffmanPart, code_lengths, code_words, huffman_decode
 
 COUNTS = st.lists(st.integers(0, 1000), min_size=1, max_size=40).filter(any)
 
@@ -98,6 +99,30 @@ def test_a_file_that_was_cut_off_is_refused() -> None:
     for length in (3, 20):
         with pytest.raises(ValueError, match="too few"):
             unpack(pack(stored)[:length], stored)
+
+
+def test_a_stream_longer_than_the_window_is_decoded_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.randint(-8, 8, (999,), generator=torch.Generator().manual_seed(0)).clamp(-3, 5)
+    part = HuffmanPart(values, 4, -8)
+    written = part.write()
+    for window in (1, 7, 64, 1 << 18):
+        monkeypatch.setattr(huffman, "_WINDOW", window)
+        read, rest = part.read(torch.cat([written, torch.ones(5, dtype=torch.uint8)]))
+        assert torch.equal(read, values)
+        assert rest.tolist() == [1] * 5
+
+
+@pytest.mark.parametrize(("bits", "shape"), [(40, (4,)), (0, (4,)), (4, (1 << 40,)), (16, (1 << 50,))])
+def test_what_no_stream_can_hold_is_refused_before_it_takes_memory(bits: int, shape: tuple[int, ...]) -> None:
+    with pytest.raises(RuntimeError, match=r"the bits end inside the table|cannot hold"):
+        HuffmanPart(torch.empty(shape, device="meta", dtype=torch.int32), bits).read(
+            torch.zeros(1 << 20, dtype=torch.uint8)
+        )
+
+
+def test_words_longer_than_any_file_needs_are_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"words of up to 63 cannot hold 3 symbols"):
+        huffman_decode(torch.zeros(100, dtype=torch.uint8).numpy(), [1, 63], 3)
 
 
 def test_values_outside_the_range_are_refused() -> None:

@@ -222,6 +222,44 @@ def test_affine_tensors_of_any_shape_come_back(
     assert huffman or stored.nbits == count * bits + 32
 
 
+@pytest.mark.parametrize(
+    ("tensor", "change"),
+    [
+        (AFFINE, {"scale": torch.ones(2, 1000)}),
+        (AFFINE, {"zero_point": codes([1])}),
+        (AFFINE, {"offset": torch.ones(())}),
+        (CODEBOOK, {"codebook": torch.ones(1, 1, 4)}),
+        (LEVELS, {"scale": torch.ones(2, 1)}),
+        (PLANES, {"scale": torch.ones(2, 1000, 1)}),
+        (MICROSCALED, {"exponent": codes([128])}),
+        (MICROEXPONENT, {"shift": codes([0])}),
+        (VECTOR, {"fine": codes([1])}),
+        (OUTLIER, {"decoder": replace(OUTLIER.decoder, scale=torch.ones(1, 1))}),
+    ],
+)
+def test_what_decodes_another_shape_is_refused(tensor: QTensor, change: dict[str, Any]) -> None:
+    """Else both would broadcast against each other, to a tensor that is far larger than what is stored."""
+    with pytest.raises(ValueError, match=r"a tensor of shape .* needs a state of shape .* to decode it, not"):
+        replace(tensor, **change).dequantize()
+
+
+def test_coarse_scale_that_would_enlarge_the_fine_ones_is_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"expand"):
+        replace(VECTOR, coarse=torch.ones(1000, 1, 1)).dequantize()
+
+
+@pytest.mark.parametrize("bits", [0, -1, 33, 2.0, True, None])
+def test_impossible_widths_are_refused(bits: Any) -> None:
+    with pytest.raises(ValueError, match=r"AffineTensor: needs codes of 1 to 32 bits, got"):
+        replace(AFFINE, bits=bits)
+
+
+@pytest.mark.parametrize("bits", [65, -1, 10**9])
+def test_numbers_wider_than_a_machine_has_are_refused(bits: int) -> None:
+    with pytest.raises(ValueError, match=rf"a number of {bits} bits cannot be stored; 1 to 64 are possible"):
+        from_integer_bits(torch.zeros(8, dtype=torch.uint8), bits)
+
+
 def test_empty_tensor_takes_no_codes() -> None:
     empty = replace(AFFINE, codes=torch.zeros(2, 0, dtype=torch.int32))
     assert (empty.code_bits, empty.dequantize().shape) == (0, (2, 0))
