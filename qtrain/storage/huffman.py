@@ -75,7 +75,8 @@ def huffman_decode(bits: np.ndarray, lengths: list[int], count: int) -> tuple[np
     done = 0
     while done < count:
         symbol_at, length_at = (part.tolist() for part in _words_at(bits[place : place + _WINDOW + longest], words))
-        taken, at = [], 0
+        taken: list[int] = []
+        at = 0
         while at < _WINDOW and done + len(taken) < count:
             if at >= len(length_at) or not length_at[at]:
                 raise RuntimeError("huffman_decode: the bits end too early, or hold no code word")
