@@ -7,10 +7,11 @@ import logging
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from PIL import Image
 
-from qtrain.data import check
+from qtrain.data import check, streaming
 from qtrain.data.folder import FolderImages, ImageFolder
 from qtrain.data.image_set import ImageError
 from qtrain.data.parquet import ParquetImages
@@ -188,3 +189,22 @@ def test_nodes_that_left_out_other_images_are_told(folder_root: Path, monkeypatc
     check.require_same_images(whole, "tiny", torch.device("cpu"))
     with pytest.raises(ValueError, match="tiny: on_error=skip left out other images on some nodes than on others"):
         check.require_same_images(fewer, "tiny", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("on_error", "sizes"), [("skip", [24, 8]), ("raise", [])])
+def test_each_rank_compares_what_it_left_out(
+    folder_root: Path, on_error: str, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[int] = []
+    monkeypatch.setattr(streaming, "require_same_images", lambda images, name, device: compared.append(len(images)))
+    data = folder(folder_root, on_error=on_error)
+    data.setup()
+    data.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    data.train_dataloader(), data.test_dataloader()
+    assert compared == sizes
+
+
+def test_a_check_draws_no_random_numbers(folder_root: Path) -> None:
+    before = torch.get_rng_state()
+    folder(folder_root, check=True, workers=1).setup()
+    assert torch.equal(torch.get_rng_state(), before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -121,14 +122,18 @@ def test_folder_without_an_image_is_named_in_both_parts(tmp_path: Path) -> None:
 
 def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
     root = written(tmp_path)
-    (root / "train" / ".ipynb_checkpoints").mkdir()
-    for place in ("a/._000.png", ".ipynb_checkpoints/000.png"):
+    for place in ("a/._000.png", "a/.thumbnails/000.png", ".ipynb_checkpoints/000.png"):
+        (root / "train" / place).parent.mkdir(exist_ok=True)
         (root / "train" / place).write_bytes(b"no image")
     data = folder(root, check=True)
     assert (data.info.num_classes, data.info.train_size) == (2, 6)
 
 
-def test_images_of_subfolders_belong_to_the_class_in_the_order_of_their_names(tmp_path: Path) -> None:
+def test_images_of_subfolders_belong_to_the_class_in_the_order_of_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk = os.walk
+    monkeypatch.setattr(os, "walk", lambda *given, **options: reversed(list(walk(*given, **options))))
     for name in ("b/2.png", "a/x/1.JPG", "a/9.png", "a/10.png", "a/w/3.jpeg", "a/readme.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
