@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from qtrain.api.distill import project_ as project_
     from qtrain.api.files import cost as cost
     from qtrain.api.files import save as save
+    from qtrain.api.quantize import describe as describe
     from qtrain.api.quantize import quantize as quantize
-    from qtrain.api.quantize import report as report
     from qtrain.convert.plan import Policy as Policy
     from qtrain.export.load import load_student as load
     from qtrain.spec import LayerBits as LayerBits
@@ -29,7 +29,7 @@ __version__ = "0.1.0"
 
 _OFFERED = {
     "quantize": ("qtrain.api.quantize", "quantize"),
-    "report": ("qtrain.api.quantize", "report"),
+    "describe": ("qtrain.api.quantize", "describe"),
     "cost": ("qtrain.api.files", "cost"),
     "distill": ("qtrain.api.distill", "distill"),
     "begin_step_": ("qtrain.api.distill", "begin_step_"),
@@ -47,11 +47,11 @@ __all__ = [
     "__version__",
     "begin_step_",
     "cost",
+    "describe",
     "distill",
     "load",
     "project_",
     "quantize",
-    "report",
     "save",
 ]
 

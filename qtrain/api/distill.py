@@ -26,6 +26,9 @@ from qtrain.training.module import QATModule
 
 log = logging.getLogger(__name__)
 
+FINE_TUNING = 0.01
+"""Learning rate of SGD for weights that are trained already; the command line's default is for longer trainings."""
+
 
 def distill(
     student: nn.Module,
@@ -45,7 +48,7 @@ def distill(
 
     ``train_loader`` yields (image, label): (N, C, H, W) float, normalized, and (N,) int64. With a ``teacher``, a
     network for the same images, the objective is labels and the teacher's softened outputs, otherwise labels alone; or
-    ``objective`` names another of ``conf/objective``. ``lr`` is the optimizer's learning rate. ``callbacks`` are
+    ``objective`` names another of ``conf/objective``. ``lr`` is the optimizer's learning rate, 0.01 for SGD. ``callbacks`` are
     Lightning's. ``options`` are overrides as on the command line: ``["optimizer=adamw", "distill.temperature=2"]``.
 
     With a ``folder`` metrics and resume points are kept there: the same call goes on where a former one was killed, and
@@ -63,6 +66,8 @@ def distill(
     ['loss', 'top1']
     """
     overrides = [f"objective={objective or ('hard' if teacher is None else 'soft')}", f"fit.epochs={epochs}"]
+    if lr is None and not any(option.startswith("optimizer") for option in options):
+        lr = FINE_TUNING
     overrides += [f"seed={seed}", *([] if lr is None else [f"optimizer.lr={lr}"])]
     settings = compose([*overrides, *options])
     data = GivenLoaders(train_loader, val_loader, num_classes=_classes(student), seed=seed)

@@ -86,14 +86,14 @@ def quantize(
     ``training``. ``operations`` are bits of ``add``, ``matmul`` and ``softmax``. ``options`` are further overrides, as
     on the command line: ``["quantize.weight.init=range"]``.
 
-    :func:`report` says what was left in full precision. The student trains with :func:`distill` or in a loop of one's
+    :func:`describe` says what was left in full precision. The student trains with :func:`distill` or in a loop of one's
     own. Raises ``ValueError``, in one line, for a choice that does not exist or does not fit the network.
 
     >>> import torch, qtrain
     >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(),
     ...                               torch.nn.Linear(8 * 36, 10))
     >>> student = qtrain.quantize(network, torch.rand(16, 3, 8, 8), weight_bits=4, input_bits=4, ends=None)
-    >>> print(qtrain.report(student))
+    >>> print(qtrain.describe(student))
     0: weight 4 bits, input 4 bits
     3: weight 4 bits, input 4 bits
     """
@@ -113,12 +113,12 @@ def quantize(
     return _quantized(replace(settings, quantize=chosen), copy.deepcopy(model), batches_of(images, settings))
 
 
-def report(student: nn.Module) -> Report:
+def describe(student: nn.Module) -> Report:
     """What :func:`quantize` did to ``student``. Raises ``ValueError`` for a network that did not come from it.
 
     >>> import torch, qtrain
     >>> student = qtrain.quantize(torch.nn.Sequential(torch.nn.Linear(4, 4)), torch.rand(2, 4))
-    >>> qtrain.report(student).layers
+    >>> qtrain.describe(student).layers
     {'0': LayerBits(weight=8, input=8)}
     """
     return record_of(student).report

@@ -83,7 +83,8 @@ class StoredWeight:
     """A weight as codes: ``quantizer`` is the name of its method, ``tensor`` the entry of the payload.
 
     ``shape`` is that of the weight as it is multiplied, (O, I, ...); ``stored`` describes the codes and what decodes
-    them (:mod:`qtrain.storage.description`).
+    them (:mod:`qtrain.storage.description`). ``channels_last`` is the order in memory of the weight that is multiplied,
+    by which torch chooses a kernel; it is told by the strides, also of shapes for which both orders are one.
     """
 
     quantizer: str
@@ -91,6 +92,7 @@ class StoredWeight:
     tensor: str
     shape: tuple[int, ...]
     stored: Plain
+    channels_last: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from qtrain.convert.swap import quantized_form, replace_module
 from qtrain.export.header import Header, StoredInput, StoredLayer, StoredWeight, dtype_of, read
+from qtrain.export.memory_order import order_
 from qtrain.export.networks import Builder, admitted_names, build_network
 from qtrain.export.structure import restructure_
 from qtrain.models.layer_kinds import LayerSpec, describe_layer
@@ -80,6 +81,9 @@ def build_student(header: Header, tensors: Mapping[str, Tensor], builders: Seque
         _merge_norm_(network.get_submodule(name), network.get_submodule(norm))
     if header.structure.channels_last:
         network.to(memory_format=torch.channels_last)
+    for name, stored in header.layers.items():
+        if stored.weight is not None:
+            order_(network.get_submodule(name), channels_last=stored.weight.channels_last)
     return network.requires_grad_(False).eval()
 
 

@@ -22,6 +22,7 @@ from qtrain.export.header import (
     to_bytes,
 )
 from qtrain.export.load import build_student
+from qtrain.export.memory_order import has_channels_last
 from qtrain.export.networks import Builder, build_network
 from qtrain.export.structure import structure_of
 from qtrain.nn.stored import stored_parts
@@ -88,7 +89,8 @@ def packed(
         key = f"{name}.weight"
         tensors[key] = _octets(pack(stored))
         shape = tuple(layer.weight_quantizer.spec.shape)
-        weights[name] = StoredWeight(_method(layer.weight_quantizer), stored.bits, key, shape, describe(stored))
+        last = has_channels_last(layer.weight_quantizer(layer.effective_weight()))
+        weights[name] = StoredWeight(_method(layer.weight_quantizer), stored.bits, key, shape, describe(stored), last)
     weights |= {name: weights[owner] for name, owner in parts.tied.items()}
     inputs: dict[str, StoredInput] = {}
     for name, quantizer in parts.inputs.items():

@@ -18,8 +18,7 @@ from torch import nn
 
 from qtrain.models import cifar_resnet as cifar_resnet  # registers its architectures with timm
 from qtrain.models.hub import offline_unless_reachable
-from qtrain.models.normalization import normalization, state_normalization_
-from qtrain.models.weights import load_weights
+from qtrain.models.weights import WeightSource
 from qtrain.utils.errors import first_line
 from qtrain.utils.suggestions import did_you_mean
 
@@ -62,14 +61,7 @@ def create_model(
     """
     check_name(name)
     pretrained = pretrained and weights is None
-    stated = normalization(mean, std)
-    if stated is None and (mean, std) != (None, None):
-        raise ValueError(
-            f"create_model: mean and std are two lists with a number in [0, 1] for each channel, got {mean} and {std}; "
-            "give both, or neither"
-        )
-    if weights is None and (state is not None or keys):
-        raise ValueError("create_model: state and keys say how to read a file of weights; give one as `weights`")
+    source = WeightSource(owner="create_model", weights=weights, state=state, keys=keys, mean=mean, std=std)
     if num_classes < 1 or in_channels < 1:
         raise ValueError(
             f"create_model: num_classes and in_channels must be at least 1, got {num_classes} and {in_channels}"
@@ -84,12 +76,7 @@ def create_model(
         adapt_small_stem(model, keep_weights=pretrained)
     elif adapt_stem:
         log.info("%s: stem left as it is, %d pixels are more than %d", name, image_size, SMALL_IMAGE)
-    if weights is not None:
-        found = load_weights(model, weights, reset_head=reset_head, state=state, keys=keys)
-        stated = stated or found
-        log.info("%s: weights from %s", name, weights)
-    if stated is not None:
-        state_normalization_(model, stated)
+    source.fill_(model, reset_head=reset_head)
     return model
 
 

@@ -29,7 +29,9 @@ class Normalization(NamedTuple):
 
     def as_overrides(self, section: str) -> str:
         """As it is typed: ``data.mean=[0.485,0.456,0.406] data.std=[0.229,0.224,0.225]``."""
-        values = {name: ",".join(f"{value:g}" for value in own) for name, own in self._asdict().items()}
+        values = {
+            name: ",".join(f"{value:g}" for value in own) for name, own in zip(("mean", "std"), self, strict=True)
+        }
         return " ".join(f"{section}.{name}=[{own}]" for name, own in values.items())
 
 
@@ -49,7 +51,7 @@ def stated_normalization(model: nn.Module) -> Normalization | None:
 def state_normalization_(model: nn.Module, stated: Normalization) -> None:
     """Make ``model`` say that its weights expect ``stated``."""
     cfg = getattr(model, "pretrained_cfg", None) or {}
-    model.pretrained_cfg = {**cfg, **stated._asdict()}  # type: ignore[assignment]
+    model.pretrained_cfg = {**cfg, "mean": stated.mean, "std": stated.std}  # type: ignore[assignment]
 
 
 def _numbers(values: object) -> tuple[float, ...]:

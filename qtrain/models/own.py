@@ -6,17 +6,14 @@ that whoever reads the config can build it again.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from qtrain.models.weights import load_weights
+from qtrain.models.weights import WeightSource
 from qtrain.utils.eval_mode import evaluating
 from qtrain.utils.user_code import SEE_MORE, BuilderPath, call_builder, explained, import_builder, parameters_of
-
-log = logging.getLogger(__name__)
 
 EXAMPLES = 2
 """Images that a new network is tried on."""
@@ -28,6 +25,10 @@ def build_own(
     options: Mapping[str, object] | None = None,
     name: str | None = None,
     weights: str | None = None,
+    state: str | None = None,
+    keys: Mapping[str, str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     pretrained: bool = False,
     num_classes: int | None = None,
     in_channels: int | None = None,
@@ -36,12 +37,14 @@ def build_own(
     """The network that ``builder``, called with ``options``, gives for images (N, in_channels, image_size, image_size).
 
     The builder gets ``num_classes``, ``in_channels`` and ``image_size`` where its signature has parameters of these
-    names; ``options`` win over them. ``weights`` is a file, loaded into the network (see ``load_weights``).
-    ``pretrained`` says that the network comes trained from its builder. ``name`` is what tables call it.
+    names; ``options`` win over them. ``weights`` is a file, ``state`` which of the weights in it, ``keys`` parts of its
+    keys to rename (see ``load_weights``). ``pretrained`` says that the network comes trained from its builder. ``mean``
+    and ``std`` say on what images it was trained. ``name`` is what tables call it.
 
     Where the three facts are known, the network is tried on zero images. Raises ValueError, in one line, where the
     builder cannot be imported or called, gives no network, or the network does not answer with logits (N, num_classes).
     """
+    source = WeightSource(owner="build_own", weights=weights, state=state, keys=keys, mean=mean, std=std)
     facts = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     model = call_builder(builder, arguments_for(builder, options or {}, facts))
     if not isinstance(model, nn.Module):
@@ -50,9 +53,7 @@ def build_own(
         raise ValueError(f"{builder}: {type(model).__name__} has no parameters, and so nothing to quantize")
     if num_classes is not None and in_channels is not None and image_size is not None:
         _check_logits(model, builder, torch.zeros(EXAMPLES, in_channels, image_size, image_size), num_classes)
-    if weights is not None:
-        load_weights(model, weights)
-        log.info("%s: weights from %s", type(model).__name__, weights)
+    source.fill_(model)
     return model
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import final
 
 from torch import Tensor, nn
 
-from qtrain.models.normalization import Normalization
+from qtrain.models.normalization import Normalization, normalization, state_normalization_
 from qtrain.models.weight_file import read_weight_file
 from qtrain.utils.suggestions import did_you_mean
 
@@ -16,6 +18,43 @@ log = logging.getLogger(__name__)
 
 PREFIXES = ("student.", "module.", "model.", "_orig_mod.")
 KEYS_SHOWN = 8
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class WeightSource:
+    """Where a model's weights come from, and on what images they were trained.
+
+    ``weights``, ``state`` and ``keys`` as for :func:`load_weights`; ``mean`` and ``std`` have a value for each channel
+    of pixels in [0, 1] and stand in for what the file says. ``owner`` is what messages call the one who asks. Raises
+    ValueError where they do not go together.
+    """
+
+    owner: str
+    weights: str | None
+    state: str | None = None
+    keys: Mapping[str, str] | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.mean, self.std) != (None, None) and normalization(self.mean, self.std) is None:
+            raise ValueError(
+                f"{self.owner}: mean and std are two lists with a number in [0, 1] for each channel, got {self.mean} "
+                f"and {self.std}; give both, or neither"
+            )
+        if self.weights is None and (self.state is not None or self.keys):
+            raise ValueError(f"{self.owner}: state and keys say how to read a file of weights; give one as `weights`")
+
+    def fill_(self, model: nn.Module, *, reset_head: bool = False) -> None:
+        """Load the weights into ``model``, if there are some; its ``pretrained_cfg`` then has their normalization."""
+        stated = normalization(self.mean, self.std)
+        if self.weights is not None:
+            found = load_weights(model, self.weights, reset_head=reset_head, state=self.state, keys=self.keys)
+            stated = stated or found
+            log.info("%s: weights from %s", type(model).__name__, self.weights)
+        if stated is not None:
+            state_normalization_(model, stated)
 
 
 def load_weights(

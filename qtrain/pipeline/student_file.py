@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from qtrain.utils.atomic_write import atomic_write
 from qtrain.utils.errors import ConfigError
 from qtrain.utils.importing import NotAdmittedError
 
+log = logging.getLogger(__name__)
+
 METRICS = ("top1", "fp_top1", "ptq_top1")
 """Fields of a summary that a student's file repeats."""
 
@@ -33,22 +36,26 @@ def write_student(
     """Write ``student`` to ``folder``, packed and in floating point; ``file_bytes`` and ``header_bytes`` of the former.
 
     The packed file holds the accuracies of ``summary`` and where it comes from, but no date: equal students have equal
-    files. Raises ``ValueError`` where the network cannot be built again from the config.
+    files. Where the network cannot be built again, the packed file is left out, and the log says why.
     """
     save_latent(student, folder / LATENT)
     network = network_of(settings.model, info)
     made = provenance()
-    size = save_student(
-        student,
-        folder / STUDENT,
-        network=network,
-        images=images_of(info),
-        builders=[network.builder],
-        metrics={name: value for name in METRICS if isinstance(value := summary.get(name), float)}
-        | {"test_images": info.test_size},
-        origin={"config_hash": settings.identity, "experiment": settings.experiment or "", "seed": str(settings.seed)}
-        | {name: made[name] for name in ("commit", "torch", "timm", "python")},
-    )
+    metrics = {name: value for name in METRICS if isinstance(value := summary.get(name), float)}
+    origin = {"config_hash": settings.identity, "experiment": settings.experiment or "", "seed": str(settings.seed)}
+    try:
+        size = save_student(
+            student,
+            folder / STUDENT,
+            network=network,
+            images=images_of(info),
+            builders=[network.builder],
+            metrics={**metrics, "test_images": info.test_size},
+            origin=origin | {name: made[name] for name in ("commit", "torch", "timm", "python")},
+        )
+    except ValueError as error:  # nothing that was trained is lost for it
+        log.error("no %s is written: %s; the student's weights are in %s", STUDENT, error, LATENT)
+        return {}
     return {"file_bytes": size.file_bytes, "header_bytes": size.header_bytes}
 
 

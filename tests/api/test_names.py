@@ -20,6 +20,12 @@ def test_at_most_a_dozen_names_are_offered() -> None:
     assert set(qtrain.__all__) <= set(dir(qtrain))
 
 
+def test_no_name_is_a_room_of_the_package() -> None:
+    """A package that is imported takes the name of its folder, and hides a function of that name."""
+    rooms = {path.stem for path in Path(qtrain.__file__).parent.iterdir() if not path.name.startswith("_")}
+    assert rooms.isdisjoint(qtrain.__all__)
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'qtrain' has no attribute 'quantise'"):
         qtrain.quantise  # type: ignore[attr-defined] # noqa: B018

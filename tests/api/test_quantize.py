@@ -63,7 +63,7 @@ def test_a_student_is_a_calibrated_copy(model: nn.Module) -> None:
 
 
 def test_the_report_has_bits_and_what_was_left_out(model: nn.Module) -> None:
-    found = qtrain.report(qtrain.quantize(model, images()))
+    found = qtrain.describe(qtrain.quantize(model, images()))
     assert found.layers == {"conv": LayerBits(8, 8), "middle": LayerBits(4, 4), "head": LayerBits(8, 8)}
     assert found.skipped == {"mixing": "a bare parameter, multiplied by matmul"}
     assert "mixing: full precision: a bare parameter, multiplied by matmul" in str(found)
@@ -71,7 +71,7 @@ def test_the_report_has_bits_and_what_was_left_out(model: nn.Module) -> None:
 
 def test_report_of_an_unquantized_network_is_refused(model: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"Net is no student of qtrain.quantize; quantize it first"):
-        qtrain.report(model)
+        qtrain.describe(model)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_every_choice_can_be_an_object(model: nn.Module) -> None:
         bias=FromBatches(),
         policies={"six": qtrain.Policy(layers=["middle"], weight_bits=6)},
     )
-    assert qtrain.report(student).layers["middle"] == LayerBits(6, 6)
+    assert qtrain.describe(student).layers["middle"] == LayerBits(6, 6)
     assert type(student.head) is nn.Linear, "layers without bits stay in full precision"
     quantizer = layer(student, "middle").weight_quantizer
     assert isinstance(quantizer, Affine) and quantizer.scale.shape == (8, 1, 1, 1)

@@ -80,9 +80,11 @@ def _builders() -> Iterator[tuple[str, Hostile]]:
         ".trap.run": {},
     }
     for builder, options in calls.items():
-        said = "its network: .*is code of your own, which is not run unasked"
+        said = (
+            "is code of your own, which is not run unasked; if you trust|its network: .* builds no network of students"
+        )
         yield f"builder {builder!r}", Hostile(setting("network", to={"builder": builder, "options": options}), said)
-    yield "two lines", Hostile(setting("network", "builder", to="a\nb"), "its network: a$")
+    yield "two lines", Hostile(setting("network", "builder", to="a\nb"), "cannot be loaded: a$")
     for builder in (None, 3, [], {}):
         yield (
             f"builder {builder!r}",
@@ -144,7 +146,9 @@ def _quantizers() -> Iterator[tuple[str, Hostile]]:
     ):
         yield (
             f"quantizer {call}",
-            Hostile(setting(*MADE_BY, to={"call": call, "options": {}}), "cannot be imported|is a"),
+            Hostile(
+                setting(*MADE_BY, to={"call": call, "options": {}}), "cannot import|has no|must be a class or function"
+            ),
         )
     aliases = {
         "qtrain.storage.description.import_object": {"path": "trap.run", "admitted": ["trap"]},
@@ -155,7 +159,7 @@ def _quantizers() -> Iterator[tuple[str, Hostile]]:
     }
     for call, options in aliases.items():
         edit = setting(*MADE_BY, to={"call": call, "options": options})
-        yield f"alias {call}", Hostile(edit, "is defined elsewhere|cannot be imported")
+        yield f"alias {call}", Hostile(edit, "is defined elsewhere|cannot import")
     for call in ("qtrain.quantizers.base.full_range", "qtrain.storage.bits.bits_to_bytes", "qtrain.spec.LayerBits"):
         yield f"no quantizer {call}", Hostile(setting(*MADE_BY, to={"call": call, "options": {}}), "is no")
     for call in ("qtrain.quantizers.base.Quantizer", "qtrain.quantizers.wrappers.wrapper.TrainingWrapper"):
@@ -187,7 +191,7 @@ def _stored() -> Iterator[tuple[str, Hostile]]:
         yield f"weight bits {bits!r}", Hostile(setting(*STORED, "bits", to=bits), "cannot be loaded")
     for shape in ([HUGE], [2**62, 2**62], [-1], "ab", [1.5], [], None, [10**5, 1, 1, 1], [0], [0, HUGE]):
         yield f"codes {shape!r}", Hostile(setting(*STORED, "codes", "shape", to=shape), "cannot be loaded")
-    for shape in ([1, 10**6], [4, 1, 1, 1], [HUGE], [0]):
+    for shape in ([1, 10**6], [3, 1, 1, 1], [HUGE], [0]):
         yield f"scale {shape!r}", Hostile(setting(*STORED, "scale", "shape", to=shape), "cannot be loaded")
     for size in (HUGE, 10**9, 0, -1):
         group = {"type": "qtrain.spec.granularity.PerGroup", "fields": {"size": size}}

@@ -242,3 +242,13 @@ def paths(plain: Any, *above: str | int) -> Iterator[tuple[str | int, ...]]:
     for key, value in inside:
         yield (*above, key)
         yield from paths(value, *above, key)
+
+
+def test_who_admits_qtrain_admits_no_function_that_calls_what_the_file_names(
+    student_files: dict[str, Path], traps: Path
+) -> None:
+    hostile = {"builder": "qtrain.models.own.build_own", "options": {"builder": "trap.run"}}
+    path = traps / "x.safetensors"
+    path.write_bytes(recomputed(student_files["lsq"], setting("network", to=hostile)))
+    with pytest.raises(ValueError, match=r"its network: qtrain.models.own.build_own builds no network of students"):
+        load_student(path, builders=["qtrain"])

@@ -142,8 +142,8 @@ print(json.dumps({"answers": answers, "imported": imported(absent)}))
 """
 
 LINES = {
-    (): "its network: ownpackage.build is code of your own",
-    ("ownpackag",): "its network: ownpackage.build is code of your own",
+    (): "ownpackage.build is code of your own",
+    ("ownpackag",): "ownpackage.build is code of your own",
     ("ownpackage.build",): "ownpackage.parts.Halves is code of your own",
 }
 """What was admitted -> the line that says that it is not enough."""

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from qtrain.models.normalization import stated_normalization
 from qtrain.models.own import arguments_for, build_own
 from qtrain.utils.user_code import BuilderPath
 from tests.helpers.own_package import own_package
@@ -58,6 +59,20 @@ def test_weights_are_loaded_from_a_file(tmp_path: Path) -> None:
     assert torch.equal(loaded.eval()(images), trained.eval()(images))
     with pytest.raises(ValueError, match=r"plain\.safetensors does not fit Wide: .* unexpected"):
         network("networks.Wide", weights=str(tmp_path / "plain.safetensors"))
+
+
+def test_one_of_several_weights_of_a_file_is_taken_and_its_keys_renamed(tmp_path: Path) -> None:
+    trained, average = network("networks.Plain"), network("networks.Plain")
+    renamed = {name.replace("fc.", "head."): tensor for name, tensor in average.state_dict().items()}
+    torch.save({"state_dict": trained.state_dict(), "state_dict_ema": renamed}, tmp_path / "plain.pth")
+    file = str(tmp_path / "plain.pth")
+    loaded = network("networks.Plain", weights=file, state="ema", keys={"head": "fc"}, mean=[0.5], std=[0.2])
+    assert torch.equal(loaded.fc.weight, average.fc.weight)
+    assert stated_normalization(loaded) == ((0.5,), (0.2,))
+    with pytest.raises(ValueError, match="build_own: state and keys say how to read a file of weights; give one"):
+        network("networks.Plain", state="ema")
+    with pytest.raises(ValueError, match="build_own: mean and std are two lists"):
+        network("networks.Plain", mean=[0.5])
 
 
 REFUSED = {

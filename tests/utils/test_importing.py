@@ -28,7 +28,7 @@ def test_a_class_that_a_package_hands_on_from_inside_it_is_found_there_too() -> 
 
 @pytest.mark.parametrize("alias", ["import_object", "dataclasses.dataclass", "partial", "Tensor"])
 def test_what_an_admitted_module_imports_is_not_admitted_with_it(alias: str) -> None:
-    with pytest.raises(ValueError, match=r"is defined elsewhere|cannot be imported"):
+    with pytest.raises(ValueError, match=r"is defined elsewhere|cannot import"):
         import_object(f"qtrain.storage.description.{alias}", admitted=["qtrain.storage"])
 
 
@@ -39,7 +39,7 @@ def test_an_alias_is_admitted_by_its_whole_name() -> None:
 
 @pytest.mark.parametrize("path", ["qtrain.spec", "qtrain.spec.FULL_PRECISION", "qtrain.spec.", "qtrain.nothing.at_all"])
 def test_what_is_not_there_or_cannot_be_called_is_refused(path: str) -> None:
-    with pytest.raises(ValueError, match=r"cannot be imported|not a class or function"):
+    with pytest.raises(ValueError, match=r"cannot import|has no|must be a class or function"):
         import_object(path, admitted=["qtrain"])
 
 
