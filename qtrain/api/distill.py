@@ -48,8 +48,9 @@ def distill(
 
     ``train_loader`` yields (image, label): (N, C, H, W) float, normalized, and (N,) int64. With a ``teacher``, a
     network for the same images, the objective is labels and the teacher's softened outputs, otherwise labels alone; or
-    ``objective`` names another of ``conf/objective``. ``lr`` is the optimizer's learning rate, 0.01 for SGD. ``callbacks`` are
-    Lightning's. ``options`` are overrides as on the command line: ``["optimizer=adamw", "distill.temperature=2"]``.
+    ``objective`` names another of ``conf/objective``. ``lr`` is the optimizer's learning rate, 0.01 for SGD.
+    ``callbacks`` are Lightning's. ``options`` are overrides as on the command line, for instance
+    ``["optimizer=adamw", "distill.temperature=2"]``.
 
     With a ``folder`` metrics and resume points are kept there: the same call goes on where a former one was killed, and
     ends with the same student. Returns ``top1`` in percent and ``loss`` on ``val_loader`` after the last epoch, if
