@@ -141,13 +141,14 @@ def _weight(
 ) -> tuple[nn.Parameter, Stored]:
     """The weight as the layer holds it, and the quantizer that knows its codes; ``tied`` are those of a layer before
     that has the same weight."""
-    if tuple(layer.effective_weight().shape) != stored.shape:
-        shape = tuple(layer.effective_weight().shape)
-        raise ValueError(f"{stored.tensor} is a weight of shape {stored.shape}, the network's has {shape}")
+    shape, expected = layer.weight.shape, tuple(layer.effective_weight().shape)
+    if expected != stored.shape:
+        raise ValueError(f"{stored.tensor} is a weight of shape {stored.shape}, the network's has {expected}")
     if tied is not None:
-        if tied[0].shape != layer.weight.shape:
+        if tied[0].shape != shape:
             raise ValueError(f"{stored.tensor} belongs to layers of different shapes")
         return tied
+    layer.weight = None  # type: ignore[assignment] # its memory is free for what follows
     like, packed = restore(stored.stored, admitted=code), _octets(stored.tensor, tensors)
     if not isinstance(like, QTensor):
         raise ValueError(f"{stored.tensor} is described as a {type(like).__name__}, not as a stored tensor")
@@ -157,8 +158,8 @@ def _weight(
     values = values_of(packed, like)
     if isinstance(layer, QuantConvTranspose):
         values = outputs_first(values, layer.groups)  # its own inverse
-    if values.shape != layer.weight.shape:
-        raise ValueError(f"{stored.tensor} has shape {tuple(values.shape)}, the network's {tuple(layer.weight.shape)}")
+    if values.shape != shape:
+        raise ValueError(f"{stored.tensor} has shape {tuple(values.shape)}, the network's {tuple(shape)}")
     return nn.Parameter(values), Stored(like=like, packed=packed, shape=stored.shape, method=stored.quantizer)
 
 

@@ -18,7 +18,7 @@ from qtrain.functional.affine import code_range, quantize
 from qtrain.spec import Auto, Granularity, Observed, QuantSpec
 from qtrain.storage.affine import AffineTensor
 from qtrain.storage.base import FloatPart, NumberPart, QTensor
-from qtrain.storage.bits import Bits
+from qtrain.storage.bits import BitStream
 
 Served = Literal["weight", "input"]
 CodeRange = Callable[[int, bool], tuple[int, int]]
@@ -130,7 +130,7 @@ class Quantizer(nn.Module, ABC):
 
     @final
     @torch.no_grad()
-    def load_state_(self, stream: Bits) -> None:
+    def load_state_(self, stream: BitStream) -> None:
         """Fill the state in place from the bits of :meth:`stored_state`, one part after the other."""
         for part in self.stored_state().values():
             values, stream = part.read(stream)

@@ -20,6 +20,7 @@ from qtrain.spec import Granularity
 from qtrain.spec.blocks import Blocks
 from qtrain.storage.bits import (
     Bits,
+    BitStream,
     bits_to_bytes,
     bytes_to_bits,
     float_bits,
@@ -42,7 +43,7 @@ class Part(ABC):
         """The stored bits, (nbits,)."""
 
     @abstractmethod
-    def read(self, stream: Bits) -> tuple[Tensor, Bits]:
+    def read(self, stream: BitStream) -> tuple[Tensor, BitStream]:
         """The tensor at the head of ``stream``, with this part's shape and type, and the rest of the stream."""
 
 
@@ -62,9 +63,9 @@ class IntegerPart(Part):
     def write(self) -> Bits:
         return integer_bits(self.values, self.bits, self.low)
 
-    def read(self, stream: Bits) -> tuple[Tensor, Bits]:
-        values = from_integer_bits(stream[: self.nbits], self.bits, self.low)
-        return values.to(self.values.dtype).reshape(self.values.shape), stream[self.nbits :]
+    def read(self, stream: BitStream) -> tuple[Tensor, BitStream]:
+        values = from_integer_bits(stream[: self.nbits], self.bits, self.low, self.values.dtype)
+        return values.reshape(self.values.shape), stream[self.nbits :]
 
 
 @final
@@ -81,7 +82,7 @@ class FloatPart(Part):
     def write(self) -> Bits:
         return float_bits(self.values)
 
-    def read(self, stream: Bits) -> tuple[Tensor, Bits]:
+    def read(self, stream: BitStream) -> tuple[Tensor, BitStream]:
         values = from_float_bits(stream[: self.nbits], self.values.dtype)
         return values.reshape(self.values.shape), stream[self.nbits :]
 
@@ -159,7 +160,7 @@ class QTensor(ABC):
         return torch.cat([part.write() for part in self.parts().values()])
 
     @final
-    def read(self, stream: Bits) -> tuple[Self, Bits]:
+    def read(self, stream: BitStream) -> tuple[Self, BitStream]:
         """A tensor of the same kind, shapes and widths from the head of ``stream``, and the rest of the stream."""
         found: dict[str, Any] = {}
         for name, part in self.parts().items():
@@ -182,7 +183,7 @@ def unpack(data: bytes | np.ndarray, like: QTensor) -> QTensor:
         value, rest = like.read(stream)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"unpack: {len(data)} bytes are too few for this tensor; is the file cut off?") from error
-    if rest.numel() >= 8 or rest.any():
+    if rest.numel() >= 8 or rest.numpy().any():
         raise ValueError(
             f"unpack: {rest.numel()} of {8 * len(data)} bits are left over; the shapes are another tensor's"
         )

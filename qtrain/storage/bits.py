@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import final
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,11 +11,39 @@ from torch import Tensor
 Bits = Tensor
 """Zeros and ones, (n,) uint8, on the CPU."""
 
+
+@final
+class PackedBits:
+    """Bits that are still bytes: a part of them takes memory only where it is looked at.
+
+    ``data`` are the bytes, (n,) uint8, of which the bits ``start`` to ``stop`` count. A slice is of the same kind.
+    """
+
+    def __init__(self, data: np.ndarray, start: int, stop: int) -> None:
+        self._data, self._start, self._stop = data, start, stop
+
+    def numel(self) -> int:
+        return self._stop - self._start
+
+    def __getitem__(self, part: slice) -> PackedBits:
+        first, last, _ = part.indices(self.numel())
+        return PackedBits(self._data, self._start + first, self._start + max(first, last))
+
+    def numpy(self) -> np.ndarray:
+        """Zeros and ones, (numel,) uint8."""
+        first = self._start // 8
+        spread = np.unpackbits(self._data[first : -(-self._stop // 8)])
+        return spread[self._start - 8 * first : self._stop - 8 * first]
+
+
+BitStream = Bits | PackedBits
+"""What is read from."""
+
 _PATTERN = {
     torch.float64: torch.int64, torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16,
 }  # fmt: skip
 _CHUNK = 1 << 18
-"""Numbers that are spread into bits at a time, so that a large tensor takes no large intermediate ones."""
+"""Numbers that are spread into bits or joined at a time, so that a large tensor takes no large intermediate ones."""
 
 
 def bits_to_bytes(bits: Bits) -> bytes:
@@ -21,9 +51,10 @@ def bits_to_bytes(bits: Bits) -> bytes:
     return np.packbits(bits.numpy()).tobytes()
 
 
-def bytes_to_bits(data: bytes | np.ndarray) -> Bits:
+def bytes_to_bits(data: bytes | np.ndarray) -> PackedBits:
     """All bits of ``data``, bytes or (n,) uint8: (8 n,)."""
-    return torch.from_numpy(np.unpackbits(np.frombuffer(data, dtype=np.uint8)))
+    octets = np.frombuffer(data, dtype=np.uint8)
+    return PackedBits(octets, 0, 8 * octets.size)
 
 
 def integer_bits(values: Tensor, bits: int, low: int = 0) -> Bits:
@@ -34,9 +65,20 @@ def integer_bits(values: Tensor, bits: int, low: int = 0) -> Bits:
     return _spread(shifted.numpy(), bits)
 
 
-def from_integer_bits(stream: Bits, bits: int, low: int = 0) -> Tensor:
-    """The (n,) int64 numbers that :func:`integer_bits` wrote."""
-    return torch.from_numpy(_joined(stream.numpy(), bits)) + low
+def from_integer_bits(stream: BitStream, bits: int, low: int = 0, dtype: torch.dtype = torch.int64) -> Tensor:
+    """The (n,) numbers that :func:`integer_bits` wrote, with 64 bits the negative ones too.
+
+    Raises ``ValueError`` where the bits are no multiple of ``bits``.
+    """
+    _container(bits)
+    count, rest = divmod(stream.numel(), bits) if bits else (0, 0)
+    if rest:
+        raise ValueError(f"{stream.numel()} bits are no whole numbers of {bits} bits")
+    numbers = torch.empty(count, dtype=dtype)
+    for start in range(0, count, _CHUNK):
+        chunk = stream[start * bits : (start + _CHUNK) * bits].numpy()
+        numbers.numpy()[start : start + _CHUNK] = _joined(chunk, bits) + low
+    return numbers
 
 
 def float_bits(values: Tensor) -> Bits:
@@ -45,10 +87,9 @@ def float_bits(values: Tensor) -> Bits:
     return _spread(pattern.numpy(), torch.finfo(values.dtype).bits)
 
 
-def from_float_bits(stream: Bits, dtype: torch.dtype) -> Tensor:
+def from_float_bits(stream: BitStream, dtype: torch.dtype) -> Tensor:
     """The (n,) numbers of ``dtype`` that :func:`float_bits` wrote."""
-    numbers = torch.from_numpy(_joined(stream.numpy(), torch.finfo(dtype).bits))
-    return numbers.to(_PATTERN[dtype]).view(dtype)
+    return from_integer_bits(stream, torch.finfo(dtype).bits, dtype=_PATTERN[dtype]).view(dtype)
 
 
 def _spread(numbers: np.ndarray, bits: int) -> Bits:
@@ -61,16 +102,14 @@ def _spread(numbers: np.ndarray, bits: int) -> Bits:
     return torch.from_numpy(spread.reshape(-1))
 
 
-def _joined(stream: np.ndarray, bits: int) -> np.ndarray:
-    """The numbers, (n,) int64, that :func:`_spread` was given; with 64 bits the negative ones too."""
-    width = _container(bits)
-    rows = stream.reshape(-1, bits) if bits else stream.reshape(0, 0)
-    numbers = np.empty(len(rows), dtype=np.int64)
-    for start in range(0, len(rows), _CHUNK):
-        padded = np.zeros((min(_CHUNK, len(rows) - start), width), dtype=np.uint8)
-        padded[:, width - bits :] = rows[start : start + _CHUNK]
-        numbers[start : start + _CHUNK] = np.packbits(padded, axis=1).view(f">u{width // 8}").reshape(-1)
-    return numbers
+def _joined(spread: np.ndarray, bits: int) -> np.ndarray:
+    """The numbers, (n,) int64, that :func:`_spread` was given."""
+    width, rows = _container(bits), spread.reshape(-1, bits)
+    if width > bits:
+        padded = np.zeros((len(rows), width), dtype=np.uint8)
+        padded[:, width - bits :] = rows
+        rows = padded
+    return np.packbits(rows, axis=1).view(f">u{width // 8}").reshape(-1).astype(np.int64)
 
 
 def _container(bits: int) -> int:

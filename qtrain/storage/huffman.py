@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qtrain.storage.base import WIDEST, Part
-from qtrain.storage.bits import Bits, from_integer_bits, integer_bits
+from qtrain.storage.bits import Bits, BitStream, from_integer_bits, integer_bits
 
 _WINDOW = 1 << 18
 """Bits whose words are looked for at a time, since a place in the stream takes far more memory than its bit."""
@@ -60,21 +60,22 @@ def huffman_encode(symbols: np.ndarray, lengths: list[int]) -> np.ndarray:
     return ((words >> places) & 1).astype(np.uint8)
 
 
-def huffman_decode(bits: np.ndarray, lengths: list[int], count: int) -> tuple[np.ndarray, int]:
-    """``count`` symbols from the head of ``bits``, (count,) int64, and how many bits they took.
+def huffman_decode(stream: BitStream, lengths: list[int], count: int) -> tuple[np.ndarray, int]:
+    """``count`` symbols from the head of ``stream``, (count,) int64, and how many bits they took.
 
     Raises ``RuntimeError`` where the bits end too early, or no code word fits.
     """
     longest = max(lengths, default=0)
-    if count > bits.size or longest > _LONGEST:
+    if count > stream.numel() or longest > _LONGEST:
         raise RuntimeError(
-            f"huffman_decode: {bits.size} bits with words of up to {longest} cannot hold {count} symbols"
+            f"huffman_decode: {stream.numel()} bits with words of up to {longest} cannot hold {count} symbols"
         )
     words = _canonical(lengths)
     found, place = np.empty(count, dtype=np.int64), 0
     done = 0
     while done < count:
-        symbol_at, length_at = (part.tolist() for part in _words_at(bits[place : place + _WINDOW + longest], words))
+        window = stream[place : place + _WINDOW + longest].numpy()
+        symbol_at, length_at = (part.tolist() for part in _words_at(window, words))
         taken: list[int] = []
         at = 0
         while at < _WINDOW and done + len(taken) < count:
@@ -147,11 +148,11 @@ class HuffmanPart(Part):
         table = integer_bits(torch.tensor(lengths), self.bits)
         return torch.cat([table, torch.from_numpy(huffman_encode(self._symbols(), lengths))])
 
-    def read(self, stream: Bits) -> tuple[Tensor, Bits]:
+    def read(self, stream: BitStream) -> tuple[Tensor, BitStream]:
         table = self.bits << self.bits if self.bits <= WIDEST else 0
         if not 0 < table <= stream.numel():
             raise RuntimeError("HuffmanPart: the bits end inside the table of code lengths")
         lengths = from_integer_bits(stream[:table], self.bits).tolist()
-        symbols, used = huffman_decode(stream[table:].numpy(), lengths, self.values.numel())
+        symbols, used = huffman_decode(stream[table:], lengths, self.values.numel())
         values = torch.from_numpy(symbols) + self.low
         return values.to(self.values.dtype).reshape(self.values.shape), stream[table + used :]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qtrain.storage.base import FloatPart, IntegerPart, Part, QTensor
-from qtrain.storage.bits import Bits
+from qtrain.storage.bits import Bits, BitStream
 
 
 @final
@@ -30,7 +30,7 @@ class Decoder(Part):
     def write(self) -> Bits:
         return torch.cat([torch.zeros(0, dtype=torch.uint8), *(part.write() for part in self._parts().values())])
 
-    def read(self, stream: Bits) -> tuple[Any, Bits]:
+    def read(self, stream: BitStream) -> tuple[Any, BitStream]:
         found: dict[str, Any] = {}
         for name, part in self._parts().items():
             found[name], stream = part.read(stream)

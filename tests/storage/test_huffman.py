@@ -122,7 +122,7 @@ def test_what_no_stream_can_hold_is_refused_before_it_takes_memory(bits: int, sh
 
 def test_words_longer_than_any_file_needs_are_refused() -> None:
     with pytest.raises(RuntimeError, match=r"words of up to 63 cannot hold 3 symbols"):
-        huffman_decode(torch.zeros(100, dtype=torch.uint8).numpy(), [1, 63], 3)
+        huffman_decode(torch.zeros(100, dtype=torch.uint8), [1, 63], 3)
 
 
 def test_values_outside_the_range_are_refused() -> None:
