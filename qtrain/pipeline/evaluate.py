@@ -62,8 +62,8 @@ def evaluate_student(settings: RunSettings, file: Path) -> Metrics:
 
 
 def _normalized(settings: RunSettings, images: Images) -> RunSettings:
-    """``settings`` with the mean and std of the student's training images, where its own data names none."""
-    if settings.data.get("mean") is not None or not images.mean:
+    """``settings`` with the mean and std of the student's training images, whatever the data's own are."""
+    if not images.mean:
         return settings
     known = {"mean": list(images.mean), "std": list(images.std)}
     data = replace(settings.data, plain={**settings.data.plain, **known}, options={**settings.data.options, **known})

@@ -59,6 +59,11 @@ def test_calibrate_leaves_a_student_that_evaluate_measures_alike(weights: Path, 
     assert (row["task"], row["notes"], row["w_bits"], row["epochs"]) == ("calibrate", "calibrated only", "4", "0")
     for checkpoint in (folder, folder / STUDENT):
         assert run(tmp_path, weights, "task=evaluate", f"checkpoint={checkpoint}") == {"top1": made["top1"]}
+    alone = tmp_path / "alone" / STUDENT
+    alone.parent.mkdir()
+    alone.write_bytes((folder / STUDENT).read_bytes())
+    other = ["data.mean=[0.9]", "data.std=[0.1]"]  # a lone file's images are normalized as the student's were
+    assert run(tmp_path, weights, "task=evaluate", f"checkpoint={alone}", *other) == {"top1": made["top1"]}
 
 
 def test_calibrate_closes_with_advice_where_much_was_lost(
