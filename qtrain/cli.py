@@ -144,7 +144,7 @@ def _run_hydra(arguments: list[str]) -> None:
     elif parsed.multirun or parsed.cfg:
         # Before Hydra makes a folder or starts a callback. It would also print its own errors, in several lines.
         compose(_first_of_sweeps(parsed.overrides) if parsed.multirun else parsed.overrides)
-        _multirun()
+        _multirun(parsed.overrides)
     else:
         notes: list[str] = []
         cfg = compose_config(parsed.overrides, notes=notes)
@@ -180,15 +180,19 @@ def _show(cfg: DictConfig, package: str | None, *, resolve: bool) -> None:
     print(OmegaConf.to_yaml(shown).rstrip("\n") if OmegaConf.is_config(shown) else shown)
 
 
-def _multirun() -> None:
+def _multirun(typed: Sequence[str]) -> None:
     """Let Hydra run the jobs of this command one after the other, or hand them to a launcher."""
     from hydra.core.hydra_config import HydraConfig
 
     from qtrain.config.compose import compose
+    from qtrain.config.exchange import hidden, revealed
     from qtrain.run_task import run_task
     from qtrain.training.signals import requeue_outside_of_training
 
     failures: list[Exception] = []
+    shown, names = hidden(typed)
+    as_shown = dict(zip(typed, shown, strict=True))
+    sys.argv = [sys.argv[0], *(as_shown.get(argument, argument) for argument in sys.argv[1:])]
 
     def job(cfg: DictConfig) -> Mapping[str, Any] | None:
         if failures:  # of an earlier job of this multirun
@@ -196,7 +200,7 @@ def _multirun() -> None:
         try:
             with _requeued(), requeue_outside_of_training():
                 given = HydraConfig.get().overrides
-                overrides = _composing([*given.hydra, *given.task])
+                overrides = _composing(revealed([*given.hydra, *given.task], names))
                 return run_task(compose(overrides), overrides)
         except Exception as error:
             if not _is_users(error) or "SUBMITIT_EXECUTOR" in os.environ:  # a job elsewhere, with a list of its own

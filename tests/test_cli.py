@@ -144,6 +144,17 @@ def test_multirun_runs_each_value_in_a_folder_of_its_own(task: Any) -> None:
     assert [Path(folder).name for folder in seen] == ["w4a4", "w2a4", "w4a4-seed1", "w2a4-seed1"]
 
 
+def test_multirun_exchanges_quantizers(task: Any) -> None:
+    seen: list[str] = []
+    arguments = task(lambda cfg: seen.append(f"{cfg.quantize.weight.kind} {cfg.quantize.weight.get('narrow')}") or {})
+    chosen = ["+experiment=cifar10/resnet20_w4a4", "quantizer@quantize.weight=dorefa,lsq_plus"]
+    assert call("-m", *arguments, *chosen) == 0
+    assert seen == ["DoReFa None", "LSQPlus None"]
+    chosen = [chosen[0], "quantizer@quantize.weight=affine", "quantize.weight.narrow=true,false"]
+    assert call("-m", *arguments, *chosen) == 0
+    assert seen[2:] == ["Affine True", "Affine False"]
+
+
 def test_multirun_stops_at_the_first_failure(task: Any, capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[int] = []
 

@@ -25,6 +25,8 @@ SHARED = "granularity"
 """The option that a quantizer takes over from the one before."""
 ADDED_FILE = re.compile(r"\+[\w/]+[=@]")
 """How an override begins that adds a file: ``+experiment=...``, ``+policy@...``, ``+front=...``."""
+HIDDEN = "exchanged"
+"""The key under which a multirun hides from Hydra what is about an exchanged quantizer."""
 AUTO = "auto"
 """The granularity that says nothing: each quantizer keeps its own."""
 
@@ -80,7 +82,29 @@ def compose_exchanging(compose: Compose, overrides: Sequence[str]) -> tuple[Dict
 
 def exchanged_places(overrides: Sequence[str]) -> list[str]:
     """The places in which ``overrides`` may exchange a quantizer: what they say about these belongs together."""
-    return sorted(_chosen_quantizers(overrides)) if _adds_files(overrides) else []
+    chosen = [_place_of(text) for text in overrides if text.startswith(f"{GROUP}@")]
+    return chosen if _adds_files(overrides) else []
+
+
+def hidden(overrides: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """``overrides`` as a multirun may give them to Hydra, which composes each job by itself and knows no exchange.
+
+    What is about an exchanged place is under another key, which :func:`revealed` maps back.
+    """
+    places, names, shown = exchanged_places(overrides), {}, []
+    for number, text in enumerate(overrides):
+        key, equals, value = text.partition("=")
+        if equals and lies_in_any(text, places):
+            names[f"+{HIDDEN}.no{number}"] = key
+            text = f"+{HIDDEN}.no{number}={value}"
+        shown.append(text)
+    return shown, names
+
+
+def revealed(overrides: Sequence[str], names: Mapping[str, str]) -> list[str]:
+    """What :func:`hidden` was given, of a single job."""
+    parts = [text.partition("=") for text in overrides]
+    return [f"{names.get(key, key)}{equals}{value}" for key, equals, value in parts]
 
 
 def lies_in_any(override: str, places: Iterable[str]) -> bool:
