@@ -77,6 +77,17 @@ def test_calibrate_closes_with_advice_where_much_was_lost(
     assert "rounding@quantize.rounding=brecq" in last
 
 
+def test_training_closes_with_advice_about_where_it_began(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for calibrated, advised in ((10.0, True), (85.0, False)):
+        metrics = {"fp_top1": 90.0, "top1": 89.0, "ptq_top1": calibrated}
+        monkeypatch.setattr("qtrain.tasks.train.train", lambda _, metrics=metrics: metrics)
+        assert run(tmp_path, weights, "name=made") == metrics
+        out = capsys.readouterr().out
+        assert ("calibrated only, before training, the student has 10.00 %, 80.0 points less" in out) == advised
+
+
 def test_evaluate_measures_weights_in_full_precision_and_makes_no_student(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
