@@ -4,8 +4,6 @@ PROFIT (Park and Yoo 2020, arXiv 2008.04693) trains all layers first and then in
 unstable third, two thirds and finally all of them are frozen. The rest then adapts to weights that no longer jump.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 

@@ -5,8 +5,6 @@ would depend on the state of a disk at that moment, and ranks and resumed runs c
 as long as the files stay as they are: all processes of a machine, and later runs, take it from there.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """The items of a torch dataset that is not qtrain's: what an image and a label may be, and what they become."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sized
 from typing import NamedTuple, Protocol, TypeGuard, final, runtime_checkable
 

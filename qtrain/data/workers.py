@@ -1,7 +1,5 @@
 """What all loaders' worker processes do: how they take signals, and a pass over a whole set before a run."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

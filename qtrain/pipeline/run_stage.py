@@ -1,7 +1,5 @@
 """One stage of a run: student, teacher and objective, from what the stage before left; then the fit."""
 
-from __future__ import annotations
-
 import copy
 import logging
 import shlex
