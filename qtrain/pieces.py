@@ -1,7 +1,5 @@
 """The steps of ``qtrain.quantize`` in one place, for those who want to do something between them (docs/pieces.md)."""
 
-from __future__ import annotations
-
 from qtrain.convert.calibrate import calibrate as calibrate
 from qtrain.convert.fold import fold_batchnorm_ as fold_batchnorm_
 from qtrain.convert.fold import fold_in_training_ as fold_in_training_

@@ -1,7 +1,5 @@
 """One run of a task, or one for each variant that the experiment names, side by side."""
 
-from __future__ import annotations
-
 import fnmatch
 import importlib
 import logging

@@ -1,7 +1,5 @@
 """Bits layer by layer, as someone wrote them down: a person, a search, a paper's table."""
 
-from __future__ import annotations
-
 import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import final

@@ -1,7 +1,5 @@
 """The same bits for every layer, with settings of their own for the first and the last."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import final
 

@@ -1,7 +1,5 @@
 """Training a student on loaders of one's own, by a teacher or by labels alone; and the calls of a loop of one's own."""
 
-from __future__ import annotations
-
 import copy
 import logging
 import tempfile

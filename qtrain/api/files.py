@@ -1,7 +1,5 @@
 """Students and files: saving, loading, and counting what they cost."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any

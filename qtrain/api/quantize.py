@@ -1,7 +1,5 @@
 """From a trained network and a few images to a quantized student, by the choices that the config has too."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

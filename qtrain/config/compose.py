@@ -4,8 +4,6 @@ The command line, a test and a sweep all come through :func:`compose`. Hydra put
 is held against the schema, each constructor call in it against a signature, and becomes :class:`RunSettings`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace

@@ -7,8 +7,6 @@ quantizer, and is refused if it has no such option. The granularity belongs to t
 quantizer has one.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

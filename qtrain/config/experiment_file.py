@@ -1,7 +1,5 @@
 """Overrides of a command line as the content of an experiment file."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """From a config as plain values to the frozen settings of a run, each ``_target_`` resolved once."""
 
-from __future__ import annotations
-
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass

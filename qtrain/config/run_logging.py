@@ -1,7 +1,5 @@
 """Where a run's log goes: short lines to the terminal, full ones to a file in the run's folder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from hydra.core.utils import configure_log

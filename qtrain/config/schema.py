@@ -1,7 +1,5 @@
 """The schema of the YAML files, derived from the settings that the package works with."""
 
-from __future__ import annotations
-
 import types
 import typing
 from collections.abc import Mapping

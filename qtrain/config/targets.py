@@ -6,8 +6,6 @@ constructor's signature is the schema of its arguments. The same holds for an ar
 the ``options`` beside it are held against that builder's signature.
 """
 
-from __future__ import annotations
-
 import inspect
 import re
 import types

@@ -4,8 +4,6 @@ Conversion replaces layers, so such a weight stays in full precision. It has to 
 model's modules shows it. The operations of one forward do: each is seen with its tensors as it runs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any

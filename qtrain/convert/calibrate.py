@@ -1,7 +1,5 @@
 """Filling the quantizers' state from the weights and from a few batches of images."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 

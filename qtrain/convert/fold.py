@@ -5,8 +5,6 @@ b + shift)`` (Jacob et al. 2018, arXiv 1712.05877, §3.2). A quantized model tha
 weights should be rounded as they are there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

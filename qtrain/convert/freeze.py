@@ -4,8 +4,6 @@ PROFIT (Park and Yoo 2020, arXiv 2008.04693) trains all layers first and then in
 unstable third, two thirds and finally all of them are frozen. The rest then adapts to weights that no longer jump.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
@@ -48,7 +46,7 @@ def layers_to_freeze(
     return [name for name in layers if name in chosen]
 
 
-def freeze_layers_(student: nn.Module, names: Iterable[str]) -> None:
+def freeze_(student: nn.Module, names: Iterable[str]) -> None:
     """Stop the weight and the weight quantizer of these layers from learning, in place.
 
     From here on the quantizer is in eval mode. It gathers no statistics, adds no noise and mixes in no raw weights, so
@@ -63,19 +61,6 @@ def freeze_layers_(student: nn.Module, names: Iterable[str]) -> None:
             parameter.requires_grad_(False)
         if parts[0] is not None:
             parts[0].eval()
-
-
-def freeze_(
-    student: nn.Module,
-    *,
-    patterns: Sequence[str] = (),
-    metrics: Mapping[str, float] | None = None,
-    share: float | None = None,
-) -> list[str]:
-    """Freeze the layers that :func:`layers_to_freeze` names, and return their names."""
-    names = layers_to_freeze(student, patterns=patterns, metrics=metrics, share=share)
-    freeze_layers_(student, names)
-    return names
 
 
 def _most_unstable(layers: Mapping[str, nn.Module], metrics: Mapping[str, float], share: float) -> list[str]:

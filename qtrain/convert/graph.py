@@ -4,8 +4,6 @@ Folding, equalization and calibration from statistics need to know what lies bet
 modules do not tell, and a forward hook sees the layers but not the operators between them. ``torch.fx`` sees both.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Starting a student from the student of an earlier stage: weights, statistics, and learned quantizers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Finding the layers of a model that can be quantized, with the reason for each that cannot."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass

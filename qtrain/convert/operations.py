@@ -5,8 +5,6 @@ operation becomes a child module, and the traced module replaces the old one, wi
 parameters.
 """
 
-from __future__ import annotations
-
 import logging
 import operator
 from collections.abc import Callable, Collection

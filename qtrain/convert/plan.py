@@ -4,8 +4,6 @@ An allocation says how many bits each layer has, and the default plan which quan
 for the layers that it matches. The result is one plan for each layer; conversion and calibration read nothing else.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase

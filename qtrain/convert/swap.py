@@ -1,7 +1,5 @@
 """Replacing the layers of a model by quantized ones, each by its plan."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping
 

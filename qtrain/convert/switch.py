@@ -5,8 +5,6 @@ moves no value by more than half an old step. With fewer bits, a search finds th
 least, ``min_f |Q_new(x; f) - Q_old(x)|^2``, for each granularity group separately.
 """
 
-from __future__ import annotations
-
 import copy
 import logging
 from collections.abc import Callable, Iterator

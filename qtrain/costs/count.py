@@ -14,8 +14,6 @@ for the closing table, the report and every search over bit widths.
   product, so a weight that is looked up in a codebook of floats counts 32, however few bits its index has.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any

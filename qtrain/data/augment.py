@@ -4,8 +4,6 @@ Pure functions; what they need to know of chance comes in as tensors from ``func
 they are the same on every device and can be tested with chosen values.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

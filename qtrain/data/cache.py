@@ -5,8 +5,6 @@ CRC-32 of each array finds damage. The key in the file's name, made from the sou
 outdated caches.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

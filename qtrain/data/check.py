@@ -5,8 +5,6 @@ would depend on the state of a disk at that moment, and ranks and resumed runs c
 as long as the files stay as they are: all processes of a machine, and later runs, take it from there.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -17,19 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from qtrain.data.cache import default_folder
 from qtrain.data.image_set import ImageSet, SomeImages, UnreadableImageError
-from qtrain.data.workers import outlive_sigterm
+from qtrain.data.workers import each_item
 from qtrain.functional.ranks import largest_of_ranks, world_size
 from qtrain.utils.atomic_write import write_text
-from qtrain.utils.progress import tracked
 
 log = logging.getLogger(__name__)
-
-CHUNK = 32
-"""Images that a worker decodes before it reports."""
 
 
 def readable(sets: Sequence[ImageSet], name: str, *, workers: int, skip: bool) -> list[ImageSet]:
@@ -115,16 +109,8 @@ class _Tried(Dataset[UnreadableImageError | None]):
 
 
 def _tried(images: ImageSet, name: str, workers: int) -> Iterator[tuple[int, UnreadableImageError]]:
-    chunks: DataLoader[UnreadableImageError | None] = DataLoader(
-        _Tried(images),
-        batch_size=CHUNK,
-        num_workers=workers,
-        collate_fn=list,
-        generator=torch.Generator(),  # the global one is left alone
-        worker_init_fn=outlive_sigterm,
-    )
-    each = (error for chunk in chunks for error in chunk)
-    for number, error in enumerate(tracked(each, total=len(images), title=f"checking {name}", unit="images")):
+    errors = each_item(_Tried(images), total=len(images), workers=workers, title=f"checking {name}", unit="images")
+    for number, error in enumerate(errors):
         if error is not None:
             yield number, error
 

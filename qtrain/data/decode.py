@@ -4,8 +4,6 @@ Files come in many modes, and PIL's own conversions lose more than they must: th
 under transparent pixels, and leave a photograph on its side. All data sets decode here, so each mode means one thing.
 """
 
-from __future__ import annotations
-
 from typing import IO
 
 import numpy as np

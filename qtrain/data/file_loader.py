@@ -1,7 +1,5 @@
 """A loader of image files without labels, of which some may be unreadable; worker processes decode them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """What a fit asks of its data."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 
 import pytorch_lightning as pl

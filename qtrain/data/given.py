@@ -1,7 +1,5 @@
 """Loaders of a user's own as training sees them: plain torch loaders of (image, label), made exactly resumable."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sized
 from typing import Any, final
 
@@ -35,7 +33,7 @@ class GivenLoader:
         self._resuming = False
 
     @property
-    def sampler(self) -> GivenLoader:
+    def sampler(self) -> "GivenLoader":
         """What Lightning calls ``set_epoch`` on."""
         return self
 

@@ -1,7 +1,5 @@
 """Image files below a folder, and those that a user names."""
 
-from __future__ import annotations
-
 import glob
 import os
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A picture of synthetic images: the first of them in a grid."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Labeled images at random access, and what a few of them tell about all."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple, final

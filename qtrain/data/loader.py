@@ -9,8 +9,6 @@ sampler which epoch it is. So ``__iter__`` is a generator: it looks at the epoch
 for.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any

@@ -4,8 +4,6 @@ Both loaders take their indices from here, so that resident and streaming data, 
 from start to end and a resumed one all see the same samples in the same order.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -56,7 +54,7 @@ class BatchOrder:
         self.first_epoch = first_epoch
         self.epoch = first_epoch
 
-    def over(self, samples: Tensor) -> BatchOrder:
+    def over(self, samples: Tensor) -> "BatchOrder":
         """The same batches of ``samples`` (n,) int64, which this order counts from 0."""
         return BatchOrder(
             samples[self.samples],

@@ -22,6 +22,7 @@ from qtrain.data.own_items import OwnItems, OwnSamples, class_names, is_indexed,
 from qtrain.data.resident import channel_statistics
 from qtrain.data.streaming_loader import Collate, StreamingLoader, seeded
 from qtrain.spec import DataInfo
+from qtrain.utils.checks import check_range
 from qtrain.utils.user_code import BuilderPath, call_builder
 
 log = logging.getLogger(__name__)
@@ -80,10 +81,9 @@ class OwnImages(VisionData):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option, least in (("crop_padding", 0), ("workers", 0), ("num_classes", 1)):
-            value = getattr(self, option)
-            if value is not None and value < least:
-                raise ValueError(f"{type(self).__name__}: {option} must be at least {least}, got {value}")
+        owner = type(self).__name__
+        check_range(owner, "[0, inf)", crop_padding=self.crop_padding, workers=self.workers)
+        check_range(owner, "[1, inf)", num_classes=self.num_classes)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._workers = min(cores, MOST_WORKERS) if self.workers is None else self.workers
 

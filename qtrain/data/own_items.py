@@ -1,7 +1,5 @@
 """The items of a torch dataset that is not qtrain's: what an image and a label may be, and what they become."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sized
 from typing import NamedTuple, Protocol, TypeGuard, final, runtime_checkable
 
@@ -9,18 +7,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from qtrain.data.decode import to_8_bits
 from qtrain.data.image_set import SAMPLED, ImageError
 from qtrain.data.streaming_loader import Sample, seeded
-from qtrain.data.workers import outlive_sigterm
+from qtrain.data.workers import each_item
 from qtrain.functional.random import seed_of
-from qtrain.utils.progress import tracked
 from qtrain.utils.user_code import explained
-
-CHUNK = 32
-"""Items that a worker reads before it reports."""
 
 
 @runtime_checkable
@@ -114,16 +108,8 @@ class OwnItems:
 
     def scan(self, facts: Facts, num_classes: int | None, *, workers: int) -> Iterator[int | ImageError]:
         """The label of each item in order, or what is wrong with it; shows progress."""
-        chunks: DataLoader[int | ImageError] = DataLoader(
-            _Labels(self, facts, num_classes),
-            batch_size=CHUNK,
-            num_workers=workers,
-            collate_fn=list,
-            generator=torch.Generator(),  # the global one is left alone
-            worker_init_fn=outlive_sigterm,
-        )
-        each = (result for chunk in chunks for result in chunk)
-        return tracked(each, total=len(self), title=f"reading {self.name} items", unit="items")
+        labels, title = _Labels(self, facts, num_classes), f"reading {self.name} items"
+        return each_item(labels, total=len(self), workers=workers, title=title, unit="items")
 
 
 @final

@@ -19,6 +19,7 @@ from qtrain.data.base import VisionData
 from qtrain.data.loader import EpochLoader
 from qtrain.data.order import BatchOrder
 from qtrain.spec import Batch, DataInfo
+from qtrain.utils.checks import check_range
 
 
 class Arrays(NamedTuple):
@@ -88,12 +89,11 @@ class ResidentLoader(EpochLoader):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class ResidentData(VisionData):
-    """A dataset that fits on the device; a subclass says where its arrays come from.
+class DeviceData(VisionData):
+    """Images whose bytes lie on the Lightning trainer's device, or on ``device`` where no trainer is attached.
 
     ``crop_padding`` and ``flip`` are He et al.'s augmentation (arXiv:1512.03385): a random crop from the image with so
-    many black pixels around, mirrored with probability one half. The data lie on the Lightning trainer's device, or on
-    ``device`` where no trainer is attached. Without ``mean`` and ``std`` they are computed from the training images.
+    many black pixels around, mirrored with probability one half.
     """
 
     crop_padding: int = 0
@@ -102,9 +102,33 @@ class ResidentData(VisionData):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.crop_padding < 0:
-            raise ValueError(f"{type(self).__name__}: crop_padding must be at least 0 pixels, got {self.crop_padding}")
+        check_range(type(self).__name__, "[0, inf)", crop_padding=self.crop_padding, hint="in pixels")
         self._on_device: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def _resident(self, order: BatchOrder, split: str, images: np.ndarray, targets: np.ndarray) -> ResidentLoader:
+        """Batches of a split, whose arrays move to the device once and are shared by all loaders."""
+        device = self.trainer.strategy.root_device if self.trainer else torch.device(self.device)
+        if split not in self._on_device or self._on_device[split][0].device != device:
+            self._on_device[split] = (torch.from_numpy(images).to(device), torch.from_numpy(targets).to(device))
+        how = BatchAugmentation(
+            mean=self.info.mean,
+            std=self.info.std,
+            num_classes=self.info.num_classes,
+            channels_last=self.channels_last,
+            crop_padding=self.crop_padding,
+            flip=self.flip,
+            mixup=self.mixup,
+            cutmix=self.cutmix,
+        )
+        return ResidentLoader(*self._on_device[split], order, how)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class ResidentData(DeviceData):
+    """A dataset that fits on the device; a subclass says where its arrays come from.
+
+    Without ``mean`` and ``std`` they are computed from the training images.
+    """
 
     @abstractmethod
     def _arrays(self) -> Arrays:
@@ -143,30 +167,10 @@ class ResidentData(VisionData):
         return sha256(str(images.shape).encode() + images.tobytes()).hexdigest()
 
     def _loader(self, order: BatchOrder, *, test_images: bool) -> ResidentLoader:
-        images, targets = self._tensors("test" if test_images else "train")
-        return ResidentLoader(images, targets, order, self._augmentation())
-
-    def _augmentation(self) -> BatchAugmentation:
-        return BatchAugmentation(
-            mean=self.info.mean,
-            std=self.info.std,
-            num_classes=self.info.num_classes,
-            channels_last=self.channels_last,
-            crop_padding=self.crop_padding,
-            flip=self.flip,
-            mixup=self.mixup,
-            cutmix=self.cutmix,
-        )
-
-    def _tensors(self, split: str) -> tuple[Tensor, Tensor]:
-        """Images and targets of a split, moved to the device once and shared by all loaders."""
-        device = self.trainer.strategy.root_device if self.trainer else torch.device(self.device)
-        if split not in self._on_device or self._on_device[split][0].device != device:
-            found, train = self._decoded, split == "train"
-            images = found.train_images if train else found.test_images
-            targets = found.train_targets if train else found.test_targets
-            self._on_device[split] = (torch.from_numpy(images).to(device), torch.from_numpy(targets).to(device))
-        return self._on_device[split]
+        found = self._decoded
+        if test_images:
+            return self._resident(order, "test", found.test_images, found.test_targets)
+        return self._resident(order, "train", found.train_images, found.train_targets)
 
 
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -4,8 +4,6 @@ The only file that knows ``datasets``. Finds the columns by their types, because
 them differently (``img``, ``image``, ``label``, ``fine_label``).
 """
 
-from __future__ import annotations
-
 import io
 import itertools
 import os

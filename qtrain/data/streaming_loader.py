@@ -5,8 +5,6 @@ is a function of (seed, epoch, sample) and not of which worker got it when, thes
 sampler therefore hands workers (epoch, sample) pairs, and a worker keeps no state at all.
 """
 
-from __future__ import annotations
-
 import random as python_random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

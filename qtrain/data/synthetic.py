@@ -8,20 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from qtrain.data.base import VisionData
 from qtrain.data.loader import EpochLoader
 from qtrain.data.order import BatchOrder
-from qtrain.data.resident import BatchAugmentation, ResidentLoader
+from qtrain.data.resident import DeviceData
 from qtrain.data.synthetic_store import read_manifest
 from qtrain.spec import DataInfo
 from qtrain.utils.checks import check_range
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class SyntheticImages(VisionData):
+class SyntheticImages(DeviceData):
     """The synthetic images of ``folder`` for training and calibration, and the test images of ``test``.
 
     ``mean`` and ``std`` are those that the model was trained with, in units of pixel / 255. ``image_size`` and
@@ -36,9 +34,6 @@ class SyntheticImages(VisionData):
     mean: Sequence[float] | None
     std: Sequence[float] | None
     test: VisionData | None = None
-    crop_padding: int = 0
-    flip: bool = False
-    device: str = "cpu"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,10 +42,8 @@ class SyntheticImages(VisionData):
             raise ValueError(f"{owner}: mean and std are needed, those that the model was trained with; give data.mean")
         check_range(owner, "[2, inf)", num_classes=self.num_classes)
         check_range(owner, "[1, inf)", image_size=self.image_size, in_channels=self.in_channels)
-        check_range(owner, "[0, inf)", crop_padding=self.crop_padding)
         if self.test is not None:
             self.test.test_only()
-        self._on_device: tuple[Tensor, Tensor] | None = None
         self._test_info: DataInfo | None = None
 
     @property
@@ -131,22 +124,4 @@ class SyntheticImages(VisionData):
         if test_images:
             assert self.test is not None, "without it there are no test images"
             return self.test.test_loader(order)
-        info = self.info
-        how = BatchAugmentation(
-            mean=info.mean,
-            std=info.std,
-            num_classes=info.num_classes,
-            channels_last=self.channels_last,
-            crop_padding=self.crop_padding,
-            flip=self.flip,
-            mixup=self.mixup,
-            cutmix=self.cutmix,
-        )
-        return ResidentLoader(*self._tensors(), order, how)
-
-    def _tensors(self) -> tuple[Tensor, Tensor]:
-        """Images and labels on the training device, moved there once."""
-        device = self.trainer.strategy.root_device if self.trainer else torch.device(self.device)
-        if self._on_device is None or self._on_device[0].device != device:
-            self._on_device = (torch.from_numpy(self._images).to(device), torch.from_numpy(self._targets).to(device))
-        return self._on_device
+        return self._resident(order, "train", self._images, self._targets)

@@ -7,8 +7,6 @@ The manifest appears when all files are there; without it the folder holds the b
 goes on where it stopped.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

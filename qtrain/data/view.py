@@ -5,8 +5,6 @@ too few, and padding and cropping trains better. Mirrored symbols are other symb
 what the images look like.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final, get_args
@@ -61,7 +59,7 @@ class View:
         if self.crop_scale is not None and self.crop_padding is not None:
             raise ValueError("crop_scale belongs to crop=random_resized and crop_padding to crop=pad; give one of them")
 
-    def settled(self, looks: Looks) -> SettledView:
+    def settled(self, looks: Looks) -> "SettledView":
         """What is chosen here, and for the rest what suits images of these ``looks``.
 
         Small squares of one size, of at most 64 pixels: this size, ``pad`` by an eighth of it, and all of the image in

@@ -1,7 +1,5 @@
 """Attention transfer: the student is active where the teacher is."""
 
-from __future__ import annotations
-
 from typing import final
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The interface of the objective's terms: named losses with a weight that may follow a schedule."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 

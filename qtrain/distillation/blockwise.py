@@ -1,7 +1,5 @@
 """Block-wise matching: each block of the student gives what the teacher's block gives."""
 
-from __future__ import annotations
-
 from typing import final
 
 from torch import Tensor

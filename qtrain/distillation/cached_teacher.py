@@ -5,8 +5,6 @@ consistent teacher (arXiv 2106.05237), who sees just the student's view, at the 
 (arXiv 2112.01528).
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,7 +32,7 @@ class _Epoch(NamedTuple):
     known: Tensor
     replayed: bool
 
-    def to(self, device: torch.device | str) -> _Epoch:
+    def to(self, device: torch.device | str) -> "_Epoch":
         columns = {name: column.to(device) for name, column in self.columns.items()}
         return self._replace(row_of=self.row_of.to(device), columns=columns, known=self.known.to(device))
 

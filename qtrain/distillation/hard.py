@@ -1,7 +1,5 @@
 """The loss on the labels."""
 
-from __future__ import annotations
-
 from typing import final
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """FitNets hints: the student's middle learns to predict the teacher's."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import final
 

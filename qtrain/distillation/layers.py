@@ -1,7 +1,5 @@
 """Base of the terms that compare layers: pairs of a student's and a teacher's layer, by name."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 

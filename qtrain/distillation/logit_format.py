@@ -1,7 +1,5 @@
 """How a teacher's logits are kept, exactly or in a few bytes: as rows of named tensors."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping

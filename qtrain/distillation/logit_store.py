@@ -8,8 +8,6 @@ of the key, its epoch and its content, so that a file that was damaged, half wri
 is found out. Files appear whole, under their name, or not at all; writers that meet in one folder add to each other.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """The objective: named terms, their weights, and their sum."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import final
 

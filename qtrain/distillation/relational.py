@@ -1,7 +1,5 @@
 """Relational distillation: distances and angles between a batch's images are as the teacher sees them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import final
 

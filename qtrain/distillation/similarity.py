@@ -1,7 +1,5 @@
 """Similarity-preserving distillation: images that are similar for the teacher are similar for the student."""
 
-from __future__ import annotations
-
 from typing import final
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The loss on the teacher's softened outputs."""
 
-from __future__ import annotations
-
 from typing import final
 
 import torch

@@ -4,8 +4,6 @@ The file is a safetensors file, so that any reader of that format opens it. Its 
 digest of the header, the index of tensors and the payload.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """A student from its file alone: no config, no data set, and no code from the file."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path

@@ -3,8 +3,6 @@
 A kernel with one input channel, or of one pixel, lies in memory in both orders at once; its strides still name one.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Building the network that a student's file names: by timm, or by code of the user's own where that is admitted."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

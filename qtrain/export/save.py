@@ -1,7 +1,5 @@
 """A student as the shortest file that gives it again: its codes at their bit width, and what it needs to run."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path

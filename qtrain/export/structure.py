@@ -1,7 +1,5 @@
 """What conversion did to a network besides swapping its layers: found by comparison, and done again to a new one."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -5,8 +5,6 @@ deployed integers, so ``x / s`` is computed as a division, as in ONNX ``Quantize
 operators multiply by the reciprocal instead; the result differs in the last place, and therefore at ties.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

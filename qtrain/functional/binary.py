@@ -1,7 +1,5 @@
 """Signs, their codes, and the factor that brings signs close to a tensor."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

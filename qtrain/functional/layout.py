@@ -1,7 +1,5 @@
 """The order of an image's numbers in memory."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

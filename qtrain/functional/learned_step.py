@@ -1,7 +1,5 @@
 """What methods with a learned step share (LSQ, LSQ+)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

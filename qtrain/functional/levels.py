@@ -3,8 +3,6 @@
 Source: Li, Dong, Wang 2020, "Additive Powers-of-Two Quantization" (APoT, arXiv 1909.13144).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -3,8 +3,6 @@
 All are means over the batch, 0-dim, computed in float32 (float64 stays float64) whatever the precision around them.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -4,8 +4,6 @@ Source: Nagel, Fournarakis, Bondarenko, Blankevoort 2022, "Overcoming Oscillatio
 arXiv 2203.11086.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from qtrain.functional.ste import clamp_to

@@ -1,7 +1,5 @@
 """Which part of a weight is frozen first: the largest elements, or random ones."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Powers of two by bit patterns: exact, and without a logarithm that could be off by one."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -10,8 +10,6 @@ when one input bit changes. Only integer operations are used, and 24 bits fit fl
 gives the same numbers.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ Slices are equal in size and lie in the order of the ranks. On one rank each fun
 They can be part of a compiled graph, since the number of ranks never changes while a process lives.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as collectives

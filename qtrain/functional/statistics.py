@@ -5,8 +5,6 @@ otherwise. They cover 2^-32 to 2^32 with a relative width of 1/32, need no range
 integer addition, so that what two ranks saw equals what one rank would have seen. Sums are whole numbers too.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ A quantizer's forward is a staircase whose true derivative is zero almost everyw
 exact forward and replaces the derivative by the one that its paper defines.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

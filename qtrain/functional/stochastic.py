@@ -1,7 +1,5 @@
 """Stochastic rounding: up or down at random, so that the mean over draws is the value itself."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 

@@ -1,7 +1,5 @@
 """Which weights of a ternary tensor are zero, and the factor of the others."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -8,8 +8,6 @@ Source: K. He et al., Deep Residual Learning for Image Recognition, 2016, sectio
 around each convolution, which binary networks need: Z. Liu et al., Bi-Real Net, 2018 (arXiv 1808.00278), section 3.1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

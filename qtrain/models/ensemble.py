@@ -4,8 +4,6 @@ An ensemble is an ordinary module, so whatever works on a model works on it: tap
 answers. Its members are children under their names: ``resnet56.layer3`` is a layer of the member ``resnet56``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Literal, final
 

@@ -4,8 +4,6 @@ Order: timm builds (and fetches weights of its own, if asked), the stem is adapt
 loaded. So the architecture depends on the options alone, and a file saved from an adapted model loads again.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext

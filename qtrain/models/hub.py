@@ -3,8 +3,6 @@
 Its client retries for most of a minute before it says that there is no network; models and datasets ask here first.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import socket

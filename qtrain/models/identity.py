@@ -1,7 +1,5 @@
 """Hashes of a model's weights and structure, which are equal for models that compute the same."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from typing import Any

@@ -5,8 +5,6 @@ module that transforms the weight (weight standardization). This file says for e
 needs, or why it has no quantized form. A quantized layer built so computes the same bits as the original.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ that calls ``view`` on such an image dies, since ``view`` never copies. So each 
 is left contiguous where it needs that.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ The same weights lose accuracy on images of another normalization, and nothing f
 expect ImageNet's statistics, and take CIFAR's own.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -22,7 +20,7 @@ class Normalization(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def agrees(self, other: Normalization) -> bool:
+    def agrees(self, other: "Normalization") -> bool:
         """Whether images of one normalization serve for the other."""
         pairs = [*zip(self.mean, other.mean, strict=True), *zip(self.std, other.std, strict=True)]
         return all(math.isclose(a, b, rel_tol=0, abs_tol=TOLERANCE) for a, b in pairs)

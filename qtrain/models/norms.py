@@ -1,7 +1,5 @@
 """What the batch norm layers of torch and timm compute in eval mode, in terms that need no timm."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -4,8 +4,6 @@ A config says how it is built by two plain values, the dotted path ``builder`` a
 that whoever reads the config can build it again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

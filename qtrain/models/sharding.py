@@ -3,8 +3,6 @@
 A sharded parameter is a ``DTensor``. Optimizers treat it like any other parameter, and its moments are sharded too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 

@@ -4,8 +4,6 @@ Distillation looks at features; a model gives logits. Forward hooks bridge the t
 rewriting it, and torch.compile traces through them with no graph break.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -50,7 +48,7 @@ class FeatureTaps:
             handle.remove()
         self._handles.clear()
 
-    def __enter__(self) -> FeatureTaps:
+    def __enter__(self) -> "FeatureTaps":
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -4,8 +4,6 @@ It is not an ``nn.Module``, so that an owner that holds it as an attribute does 
 optimize it: the teacher is absent from the checkpoint and the optimizer by construction, not by a filter.
 """
 
-from __future__ import annotations
-
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -107,7 +105,7 @@ class FrozenTeacher(Teacher):
             "device": self._device.type,
         }
 
-    def train(self, mode: bool = True) -> FrozenTeacher:
+    def train(self, mode: bool = True) -> "FrozenTeacher":
         """Do nothing: a frozen teacher has one mode. Code that switches modes thus needs no special case."""
         return self
 

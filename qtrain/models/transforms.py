@@ -4,8 +4,6 @@ They draw from the global generators of python, numpy and torch: to make a sampl
 epoch, index), seed these three around the call, as the streaming loader does.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 

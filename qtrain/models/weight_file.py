@@ -5,8 +5,6 @@ pickle), ``.safetensors`` and Lightning's ``.ckpt``. Training programs save more
 the optimizer, their own options. The weights are found among it, and the log says what else there was to choose from.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import logging

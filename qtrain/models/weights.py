@@ -1,7 +1,5 @@
 """Weights from a file into a model: keys renamed, prefixes taken off, and the model changed only if all fits."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

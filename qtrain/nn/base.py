@@ -1,7 +1,5 @@
 """What all quantized layers do: quantize weight and input, multiply, and let the gradient back."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Protocol
 

@@ -1,7 +1,5 @@
 """Convolutions of quantized weights with quantized inputs."""
 
-from __future__ import annotations
-
 from typing import Any, final
 
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """A table of quantized vectors."""
 
-from __future__ import annotations
-
 from typing import final
 
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """Weights that are rounded as if the batch norm behind their convolution were merged into them, while it trains on."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import final

@@ -1,7 +1,5 @@
 """Quantized gradients: modules behind a layer that are the identity forward and round the gradient backward."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import final
 

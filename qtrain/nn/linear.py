@@ -1,7 +1,5 @@
 """Matrix product of quantized weights with quantized inputs."""
 
-from __future__ import annotations
-
 from typing import final
 
 import torch.nn.functional as F

@@ -4,8 +4,6 @@ Most models write these as operators in a forward. Conversion puts the modules b
 asks for it; each :class:`Operand` is then a layer like any other: it has a name, bits, a calibration, a cost.
 """
 
-from __future__ import annotations
-
 from typing import final
 
 import torch

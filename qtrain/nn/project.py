@@ -1,7 +1,5 @@
 """Moving weights before or after an optimizer step, where their quantizer asks for it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import torch

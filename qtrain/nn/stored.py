@@ -3,8 +3,6 @@
 The cost report counts by this list, and the packed student is written by it, so that the two agree.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor, nn

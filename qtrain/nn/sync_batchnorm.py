@@ -1,7 +1,5 @@
 """Batch norm over the whole batch, whatever number of ranks share it, so that N ranks train what one rank trains."""
 
-from __future__ import annotations
-
 from typing import final
 
 import torch

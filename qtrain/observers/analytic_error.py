@@ -1,7 +1,5 @@
 """The clipping threshold of least squared error, from a formula for the distribution instead of a search (ACIQ)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Literal, final

@@ -1,7 +1,5 @@
 """The observer's interface: it takes batches of a tensor, merges with its kind, and gives the range to represent."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import final
 
@@ -48,7 +46,7 @@ class Observer(ABC):
         self.accumulate(rows)
 
     @final
-    def merge(self, other: Observer) -> None:
+    def merge(self, other: "Observer") -> None:
         """Take into account all that ``other``, an observer of the same kind, has seen."""
         if type(other) is not type(self):
             raise ValueError(
@@ -80,7 +78,7 @@ class Observer(ABC):
         """Update the statistics with ``rows`` (G, n), finite, n > 0."""
 
     @abstractmethod
-    def absorb(self, other: Observer) -> None:
+    def absorb(self, other: "Observer") -> None:
         """Merge the statistics of ``other``, which is of the same class and has seen something."""
 
     @abstractmethod

@@ -1,7 +1,5 @@
 """The clipping threshold that changes the distribution of magnitudes least (TensorRT's calibration)."""
 
-from __future__ import annotations
-
 from typing import final
 
 import torch

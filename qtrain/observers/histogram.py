@@ -1,7 +1,5 @@
 """Base of the observers that keep the range of the values and a histogram of them."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from typing import final
 

@@ -1,7 +1,5 @@
 """The whole range: smallest and largest value ever seen."""
 
-from __future__ import annotations
-
 from typing import final
 
 import torch

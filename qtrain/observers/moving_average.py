@@ -1,7 +1,5 @@
 """A smoothed range: single outlying batches count little."""
 
-from __future__ import annotations
-
 from typing import final
 
 import torch

@@ -1,7 +1,5 @@
 """The range without its tails."""
 
-from __future__ import annotations
-
 from typing import final
 
 import torch

@@ -1,7 +1,5 @@
 """The range that loses least: rounding error inside against clipping error outside (OMSE)."""
 
-from __future__ import annotations
-
 from typing import final
 
 import torch

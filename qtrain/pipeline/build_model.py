@@ -1,7 +1,5 @@
 """Full-precision models for the images that a data set has."""
 
-from __future__ import annotations
-
 import logging
 from functools import cache
 

@@ -1,7 +1,5 @@
 """Who teaches a student: its objective, and the teacher of which that makes use."""
 
-from __future__ import annotations
-
 import logging
 
 import torch

@@ -1,7 +1,5 @@
 """What a run's student costs. Its products are counted once for all students of a process of many runs."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from qtrain.costs.count import CostReport, count, count_products

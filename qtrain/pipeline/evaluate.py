@@ -1,7 +1,5 @@
 """Accuracy on the test images: of full-precision weights, or of a finished run's student."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One fit by Lightning, resumed where a former one in the same folder stopped."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The data of a run, real or synthetic."""
 
-from __future__ import annotations
-
 import copy
 
 from qtrain.data.base import VisionData

@@ -1,7 +1,5 @@
 """The memory format that all models of a run and their images have in common."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from qtrain.data.fit_data import FitData

@@ -1,7 +1,5 @@
 """Post-training quantization: a low-bit student without training it."""
 
-from __future__ import annotations
-
 import copy
 import logging
 import time

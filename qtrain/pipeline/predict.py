@@ -1,7 +1,5 @@
 """The likeliest classes of images without labels, by a student from its file."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Predictions as lines: CSV or JSON, to a file or to standard output."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -4,8 +4,6 @@ The one place that says in which order a student is made: merge batch norm, equa
 swap them, calibrate, learn how to round, correct biases. Loading comes before, fitting after.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable

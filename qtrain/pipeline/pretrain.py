@@ -4,8 +4,6 @@ They are kept under a key of all that they depend on (data, model, recipe, seed)
 experiment with the same teacher, find them.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from dataclasses import replace

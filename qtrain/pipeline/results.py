@@ -4,8 +4,6 @@ Every number in a table was written here by the run that measured it, with the c
 hardware; nobody types one. Several runs may append to one file at the same time.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import os

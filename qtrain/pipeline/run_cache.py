@@ -5,8 +5,6 @@ the same run bit for bit: a key holds all that the value depends on, the state o
 whoever takes a value gets a copy and the random numbers as they stood after it was made.
 """
 
-from __future__ import annotations
-
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """What a run leaves in its folder: config, summary, results row. Written by tasks, never by hand."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence

@@ -7,8 +7,6 @@ free belongs to nobody. Elsewhere a lock that looks free may be held on another 
 the file ``.holder`` tells a live holder from a dead one. It is a number that grows, so no clocks are compared.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import logging
@@ -57,7 +55,7 @@ class Holder:
     beat: int = 0
 
     @classmethod
-    def me(cls) -> Holder:
+    def me(cls) -> "Holder":
         job = SlurmJob.current()
         return cls(
             host=socket.gethostname(),

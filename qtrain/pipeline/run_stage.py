@@ -1,7 +1,5 @@
 """One stage of a run: student, teacher and objective, from what the stage before left; then the fit."""
 
-from __future__ import annotations
-
 import copy
 import logging
 import shlex
@@ -13,7 +11,7 @@ import torch
 from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
-from qtrain.convert.freeze import freeze_
+from qtrain.convert.freeze import freeze_, layers_to_freeze
 from qtrain.data.base import VisionData
 from qtrain.distillation.objective import Objective
 from qtrain.models.teacher import Teacher
@@ -137,10 +135,9 @@ def _teacher(
 
 def _freeze_(settings: RunSettings, student: nn.Module, before: StageState | None) -> None:
     """Let the layers that ``fit.freeze`` names, or most unstable by what an earlier stage measured, learn no more."""
-    metrics = None if before is None else before.metrics.get(INSTABILITY)
-    names = freeze_(
-        student, patterns=settings.fit.freeze.layers or (), metrics=metrics, share=settings.fit.freeze.share
-    )
+    chosen, metrics = settings.fit.freeze, None if before is None else before.metrics.get(INSTABILITY)
+    names = layers_to_freeze(student, patterns=chosen.layers or (), metrics=metrics, share=chosen.share)
+    freeze_(student, names)
     if names:
         log.info("the weights of %d layers are frozen: %s", len(names), ", ".join(names))
 

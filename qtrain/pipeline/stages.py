@@ -5,8 +5,6 @@ A stage is the run's config with some overrides, composed before anything runs. 
 where it was.
 """
 
-from __future__ import annotations
-
 import logging
 import shutil
 from dataclasses import dataclass, field, replace
@@ -51,7 +49,7 @@ class StageState:
     train_s: float = 0.0
     distill: tuple[str, ...] = ()
 
-    def after(self, before: StageState | None) -> StageState:
+    def after(self, before: "StageState | None") -> "StageState":
         """This state with what it hands on of the stage ``before``: a teacher and metrics that it did not change."""
         if before is None:
             return self

@@ -1,7 +1,5 @@
 """The files of a student: packed, as it is deployed, and in floating point, as it may be trained further."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from pathlib import Path

@@ -4,8 +4,6 @@ Each run leaves one ``summary.json`` in its folder; the closing table and the re
 ``metrics.jsonl``, so that both can be made again at any time, also of runs from another machine.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping

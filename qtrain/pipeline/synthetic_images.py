@@ -5,8 +5,6 @@ same model, finds them. Each batch is a file of its own; a stopped synthesis goe
 workers, here or on other nodes that see the folder, divide them by number.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import time

@@ -1,7 +1,5 @@
 """A low-bit student, from its data to its summary: load, convert, calibrate, distill, evaluate, record."""
 
-from __future__ import annotations
-
 import copy
 import logging
 import time

@@ -1,7 +1,5 @@
 """Who looks on while a run trains, without being part of its config and so of its identity: a sweep."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar

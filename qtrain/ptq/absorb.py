@@ -1,7 +1,5 @@
 """Moving high biases into the next layer, which makes the range of the activations between them smaller."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

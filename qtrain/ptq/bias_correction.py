@@ -5,8 +5,6 @@ computed from the statistics of batch norm without images, or from images. After
 correct, since the weights then lie on their quantizer's grid.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack

@@ -10,8 +10,6 @@ function of the model is simply called on the values, and expectations of clippe
 1e-5. Two more values are the bounds of the distribution, ``beta -+ n gamma`` behind a batch norm.
 """
 
-from __future__ import annotations
-
 import math
 import operator
 from collections.abc import Callable, Mapping

@@ -5,8 +5,6 @@ clips them, with n = 6. Here the observer of the layer's plan gets such values. 
 and ``squared_error`` the range with the least error for values of that distribution.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -7,8 +7,6 @@ all its blocks. A depthwise layer has one factor at its input and one at its out
 factor pins it to 1.
 """
 
-from __future__ import annotations
-
 import operator
 from dataclasses import dataclass, field
 from typing import Any

@@ -7,8 +7,6 @@ after. This is the best for both (Nagel et al. 2019, arXiv 1906.04721, §4.1, eq
 here a factor may have several layers on either side, as :mod:`qtrain.ptq.channel_groups` ties them together.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, final

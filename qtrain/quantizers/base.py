@@ -5,8 +5,6 @@ equals ``quantize(x).dequantize()`` bit for bit; codes lie in range; state survi
 the input are those of the output.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Set
 from typing import ClassVar, Literal, Protocol, final
@@ -28,7 +26,7 @@ CodeRange = Callable[[int, bool], tuple[int, int]]
 class MakeQuantizer(Protocol):
     """A quantizer of a config before its tensor is known: a constructor that lacks only ``spec``."""
 
-    def __call__(self, *, spec: QuantSpec) -> Quantizer: ...
+    def __call__(self, *, spec: QuantSpec) -> "Quantizer": ...
 
 
 def full_range(bits: int, signed: bool) -> tuple[int, int]:

@@ -5,8 +5,6 @@ a range that a change of bits carries over. A quantizer that needs one of them h
 know.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 

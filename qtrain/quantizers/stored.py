@@ -1,7 +1,5 @@
 """The weight quantizer of a student that was loaded: its layer's weight has the stored values already."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import final
 

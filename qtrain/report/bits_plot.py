@@ -1,7 +1,5 @@
 """Which layers of the front's models got how many bits."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 

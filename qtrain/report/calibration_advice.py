@@ -1,7 +1,5 @@
 """What to try where calibration alone loses much accuracy, with the overrides to type."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from qtrain.settings.component import Component

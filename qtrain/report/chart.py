@@ -3,8 +3,6 @@
 A chart names its colors by custom properties of the page (``var(--c0)``), so that it is light or dark with the page.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from functools import cache

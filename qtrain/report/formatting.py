@@ -1,7 +1,5 @@
 """Metrics, knobs and bits of a trial in words, the same in the terminal, in pictures and on the page."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from qtrain.report.table import size_text

@@ -1,7 +1,5 @@
 """What pages have in common: templates, and cells of tables that can be sorted."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

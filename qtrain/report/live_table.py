@@ -4,8 +4,6 @@ At a terminal a table that stays in its place; elsewhere a line for each trial t
 whole sweep.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 import time

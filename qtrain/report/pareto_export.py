@@ -5,8 +5,6 @@ A trial is an ordinary run, so its own overrides are the command. As YAML they b
 Hydra takes a number for no file's name.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import re

@@ -4,8 +4,6 @@ The signs: a filled blue point is on the front and has its number there; an open
 small gray one was stopped before; an orange diamond has the same bits in all inner layers.
 """
 
-from __future__ import annotations
-
 import math
 
 from qtrain.report.formatting import bits_text, metric_label, uniform_bits

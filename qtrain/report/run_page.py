@@ -5,8 +5,6 @@ from ``summary.json`` and ``metrics.jsonl`` alone. A run that did not finish, or
 the reason.
 """
 
-from __future__ import annotations
-
 import base64
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Pictures of runs: accuracy against what a model costs, and the curves of one run's training."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass

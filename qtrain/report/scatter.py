@@ -1,7 +1,5 @@
 """Accuracy against a cost, as data and as a chart."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field

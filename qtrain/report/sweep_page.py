@@ -4,8 +4,6 @@ Everything comes from ``sweep.yaml`` and ``trials.jsonl``, and learning curves f
 the page can be made again at any time, also of a sweep that goes on or comes from another machine.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

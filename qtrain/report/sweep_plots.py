@@ -1,7 +1,5 @@
 """All pictures of a sweep in the order in which its page shows them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """A sweep in a results file: a row for each model of its front and of its start, and one of what it spent."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 

@@ -5,8 +5,6 @@ calibrated, then trained, then trained with a teacher; accuracy, size and arithm
 their seed share a row.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Pictures in which each trial of a sweep is a line: learning curves and parallel coordinates."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

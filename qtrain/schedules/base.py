@@ -1,7 +1,5 @@
 """The schedule's interface: a pure function of progress, so that a resumed run needs no saved state."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 
 

@@ -1,7 +1,5 @@
 """A number that does not change."""
 
-from __future__ import annotations
-
 from typing import final
 
 from qtrain.schedules.base import Schedule

@@ -1,7 +1,5 @@
 """Half a cosine after a linear warm-up."""
 
-from __future__ import annotations
-
 import math
 from typing import final
 

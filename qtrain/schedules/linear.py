@@ -1,7 +1,5 @@
 """A straight line between two moments, flat before and after."""
 
-from __future__ import annotations
-
 from typing import final
 
 from qtrain.schedules.base import Schedule, check_fraction

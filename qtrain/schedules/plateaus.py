@@ -1,7 +1,5 @@
 """Plateaus: one value after another, each held until the next milestone."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import final

@@ -1,7 +1,5 @@
 """Plateaus: the classic division of a learning rate at milestones."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import final
 

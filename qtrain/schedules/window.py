@@ -1,7 +1,5 @@
 """A window: the part of another schedule between two shares of its progress."""
 
-from __future__ import annotations
-
 from typing import final
 
 from qtrain.schedules.base import Schedule, check_fraction

@@ -1,7 +1,5 @@
 """What a group of the config names: a class or function, and the options to call it with."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,7 +39,7 @@ class Component:
         """The value of ``option``, or ``default`` where the config does not give it."""
         return self.options.get(option, default)
 
-    def with_options(self, **options: Any) -> Component:
+    def with_options(self, **options: Any) -> "Component":
         """The same with other plain values for some options."""
         return Component(self.key, {**self.plain, **options}, self.target, {**self.options, **options}, self.partial)
 

@@ -1,7 +1,5 @@
 """Where the YAML files of the configuration lie."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 

@@ -1,7 +1,5 @@
 """The files that a run and a sweep leave in their folders: their names, and the config in them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

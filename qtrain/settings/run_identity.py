@@ -3,8 +3,6 @@
 Loads neither torch nor Lightning, since every mistyped command comes through here.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json

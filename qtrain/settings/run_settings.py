@@ -4,8 +4,6 @@ A field of type :class:`Component` holds a choice from a group: what may stand t
 this file. ``qtrain/config/`` derives the schema of the YAML files from these classes, so each key is declared once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -215,7 +213,7 @@ class RunSettings:
     checkpoint: str | None
     images: tuple[str, ...] | None
     allow_targets: tuple[str, ...]
-    stages: Mapping[str, RunSettings] = field(default_factory=dict)
+    stages: Mapping[str, "RunSettings"] = field(default_factory=dict)
     plain: Mapping[str, Any] = field(metadata=NOT_A_KEY, repr=False)
 
     @cached_property
@@ -224,7 +222,7 @@ class RunSettings:
         return hash_of(comparable(recorded(self.plain)))
 
     @property
-    def fits(self) -> list[RunSettings]:
+    def fits(self) -> list["RunSettings"]:
         """The settings of each fit of the run, in order: its stages, or the run itself."""
         return list(self.stages.values()) or [self]
 
@@ -233,7 +231,7 @@ class RunSettings:
         """Epochs of the whole run."""
         return sum(one.fit.share * one.fit.epochs for one in self.fits)
 
-    def with_sections(self, other: RunSettings, *names: str) -> RunSettings:
+    def with_sections(self, other: "RunSettings", *names: str) -> "RunSettings":
         """These settings with the sections ``names`` of ``other``."""
         plain = {**self.plain, **{name: other.plain[name] for name in names}}
         return replace(self, plain=plain, **{name: getattr(other, name) for name in names})

@@ -3,8 +3,6 @@
 Imports nothing of qtrain.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple

@@ -4,8 +4,6 @@ Unlike a granularity's groups, blocks follow the tensor at hand: their number ne
 to divide the axis.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import final
 

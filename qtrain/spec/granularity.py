@@ -5,8 +5,6 @@ an activation is unknown ahead, so what depends on it (sample, token) serves qua
 batch at hand.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import final

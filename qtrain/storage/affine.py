@@ -1,7 +1,5 @@
 """Evenly spaced values: codes, a scale, and perhaps a zero point and an offset."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final

@@ -4,8 +4,6 @@ Cost and export see quantizers only through this interface. Each kind of storage
 values that they stand for (``dequantize``). Its size in bits and its bytes follow from the parts.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -133,7 +131,7 @@ class QTensor(ABC):
         """The values that the codes stand for, in ``dtype``."""
 
     @abstractmethod
-    def parts(self) -> Mapping[str, Part | QTensor]:
+    def parts(self) -> Mapping[str, "Part | QTensor"]:
         """All that is stored, by the name of the field that holds it; the codes under ``codes``."""
 
     @property

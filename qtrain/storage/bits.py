@@ -1,7 +1,5 @@
 """Numbers as bits, and bits as bytes: most significant first, without gaps."""
 
-from __future__ import annotations
-
 from typing import final
 
 import numpy as np
@@ -25,7 +23,7 @@ class PackedBits:
     def numel(self) -> int:
         return self._stop - self._start
 
-    def __getitem__(self, part: slice) -> PackedBits:
+    def __getitem__(self, part: slice) -> "PackedBits":
         first, last, _ = part.indices(self.numel())
         return PackedBits(self._data, self._start + first, self._start + max(first, last))
 

@@ -1,7 +1,5 @@
 """Values looked up in a table: an index for each element, a codebook for each group that shares one."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final

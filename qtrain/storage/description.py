@@ -4,8 +4,6 @@ The same spelling serves for the value types around it (granularity, blocks) and
 its options. Classes are named by their dotted path, so a kind of storage that is added later needs no edit here.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial

@@ -3,8 +3,6 @@
 Codes are bit patterns: sign, exponent, mantissa; of ``int8`` two's complement with 6 bits after the point.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import final

@@ -1,7 +1,5 @@
 """Whole numbers in a canonical Huffman code: frequent ones take few bits, and the code itself is counted."""
 
-from __future__ import annotations
-
 import heapq
 from dataclasses import dataclass
 from typing import final

@@ -1,7 +1,5 @@
 """Levels that a method fixes, such as powers of two: an index for each element, a scale for each group."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final

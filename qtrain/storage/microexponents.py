@@ -1,7 +1,5 @@
 """Whole numbers under a power of two of each block, halved or not for each pair (shared microexponents)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final

@@ -1,7 +1,5 @@
 """Small floating-point numbers under a power of two that each block shares (OCP MX)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final

@@ -1,7 +1,5 @@
 """A stored tensor with a few outliers, which are kept in 16 bits each together with their positions."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final

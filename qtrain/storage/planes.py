@@ -1,7 +1,5 @@
 """Sums of binary tensors: one bit a weight and plane, one factor a plane."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final

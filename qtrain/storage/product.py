@@ -1,7 +1,5 @@
 """Vectors looked up in a table: an index for each block of neighboring values of an output channel."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final

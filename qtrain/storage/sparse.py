@@ -1,7 +1,5 @@
 """A stored tensor most of whose values are zero: codes of the others, and how far each is from the one before."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, final

@@ -1,7 +1,5 @@
 """Whole numbers under a scale of each short vector, itself a whole number under a coarser scale (VS-Quant)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final

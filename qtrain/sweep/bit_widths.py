@@ -1,7 +1,5 @@
 """The knob that turns bits: of all layers together, of each stage, of each block, or of each layer."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain

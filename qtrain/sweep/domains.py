@@ -1,7 +1,5 @@
 """The values that one parameter of a search can take: some that are listed, or a range of numbers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The front's models on the test images, once, at the end of a sweep."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import replace
 

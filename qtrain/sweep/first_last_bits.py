@@ -1,7 +1,5 @@
 """The knob that turns the bits of the first and the last layer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import cast, final
 

@@ -1,7 +1,5 @@
 """Successive halving by several objectives: who of those that came to a rung goes on."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import final
 

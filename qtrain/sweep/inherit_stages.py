@@ -1,7 +1,5 @@
 """A trial that goes on from another one's stages, as the students of a population do."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

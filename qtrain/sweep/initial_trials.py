@@ -1,8 +1,6 @@
 """Which trials are those that a sweep was told to begin with. They are never stopped: others are compared with
 them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from qtrain.settings.run_settings import RunSettings

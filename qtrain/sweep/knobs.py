@@ -1,7 +1,5 @@
 """What a sweep may turn: one setting, a bundle of settings, or (``bit_widths.py``) the bits of layers."""
 
-from __future__ import annotations
-
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Local search on the front: each trial is the neighbor of one that nobody beats."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from random import Random
 from typing import final

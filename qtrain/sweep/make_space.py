@@ -1,7 +1,5 @@
 """From ``sweep.space`` of a config to a space of trials, and a rehearsal of what it may change."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from qtrain.convert.layers import find_layers

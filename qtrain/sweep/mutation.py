@@ -1,7 +1,5 @@
 """A point of a space with some of its knobs changed: how searches go from one trial to the next."""
 
-from __future__ import annotations
-
 from random import Random
 
 from qtrain.sweep.domains import Domain, KnobValue

@@ -1,7 +1,5 @@
 """Which trials nobody beats: the Pareto front, and the order of trials behind it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 

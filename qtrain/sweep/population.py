@@ -5,8 +5,6 @@ each point that the search reaches can be trained again by one command, and a ru
 Generations wait for each other, so that the same seed and the same metrics make the same line.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random

@@ -4,8 +4,6 @@ Ray asks for a trial when it has room. What the search proposes becomes a config
 so that no worker waits for it; a config that has been run is recognized by its identity, told to the search, not run.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """What a sweep stands on, looked at before the first trial: room on the disk, machines large enough."""
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import uuid

@@ -5,8 +5,6 @@ the training images. What is proposed, told and ended is written down as it happ
 after a kill at any moment: trials from their resume points, the search from what it knew.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Callable, Sequence

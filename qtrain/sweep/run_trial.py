@@ -4,8 +4,6 @@ A trial that fails for its own reason (a loss that is not finite, memory, a conf
 other, with its reason; a process that is killed is none, and the trial goes on from its resume points in the next one.
 """
 
-from __future__ import annotations
-
 import copy
 import gc
 import io

@@ -1,7 +1,5 @@
 """What a sweep tells of itself while it goes on, and to whom."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol

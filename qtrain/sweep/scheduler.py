@@ -1,7 +1,5 @@
 """Which trials of a sweep are stopped early: the settings of each rule. Ray carries them out. Time is in epochs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import final
 

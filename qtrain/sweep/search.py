@@ -1,7 +1,5 @@
 """How a sweep chooses what to try next: the settings of each way, of which the task makes a searcher."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import final
 

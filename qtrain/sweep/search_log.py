@@ -4,8 +4,6 @@ A search is a function of its seed and of what happened to it, in order. A drive
 search of the same seed that is asked and told the same things again; no library's own state has to be read back.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from dataclasses import asdict, dataclass, field

@@ -1,7 +1,5 @@
 """What proposes the trials of a sweep, one after the other. It is a function of its seed and of what happened to it."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from math import isfinite

@@ -1,7 +1,5 @@
 """A space of trials: named knobs, conditions between them, and what a point of it changes in a config."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import TypeAlias, final
@@ -14,7 +12,7 @@ from qtrain.sweep.knobs import Knob, spelled
 from qtrain.utils.errors import errors_of
 from qtrain.utils.suggestions import did_you_mean
 
-Point: TypeAlias = "dict[str, KnobValue]"
+Point: TypeAlias = dict[str, KnobValue]
 """Parameter -> its value, of the parameters that count; plain values, as JSON has them."""
 
 Given: TypeAlias = "Mapping[str, KnobValue | KnobValues]"

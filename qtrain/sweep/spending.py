@@ -1,7 +1,5 @@
 """What a sweep has spent, and what it would have cost to train every trial to its end."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median

@@ -1,7 +1,5 @@
 """A sweep as its folder tells it: config, trials, front. What pictures and the page are made of."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """What became of each trial of a sweep: one line of ``trials.jsonl``, which is all that a report of the sweep reads."""
 
-from __future__ import annotations
-
 import logging
 import math
 from dataclasses import asdict, dataclass, field, replace

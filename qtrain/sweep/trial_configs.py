@@ -1,7 +1,5 @@
 """The config of a trial: the sweep's own overrides, then what the knobs change, then what every trial has."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

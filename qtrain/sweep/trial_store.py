@@ -1,7 +1,5 @@
 """The books of a sweep: its folder, for one command at a time, and what became of each trial."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,7 +33,7 @@ class TrialStore:
 
     @classmethod
     @contextmanager
-    def of(cls, settings: RunSettings, overrides: Sequence[str], folder: Path) -> Iterator[TrialStore]:
+    def of(cls, settings: RunSettings, overrides: Sequence[str], folder: Path) -> Iterator["TrialStore"]:
         """The trial store of the sweep ``settings`` in ``folder``, which no other command may use meanwhile.
 
         Raises ``ConfigError`` where one does, or where the folder holds a sweep of another config and ``overwrite`` is

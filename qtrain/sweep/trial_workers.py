@@ -1,7 +1,5 @@
 """A trial of several processes: Ray Train brings them up, Lightning's DDP joins them by their environment."""
 
-from __future__ import annotations
-
 import os
 import time
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What came of a sweep, as one run in W&B beside those of its trials: tables, page, pictures, models."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 

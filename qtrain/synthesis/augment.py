@@ -8,8 +8,6 @@ A shifted image gets black edges. Most small models are trained with crops from 
 statistics are those of images with black edges, which whole real images do not have.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

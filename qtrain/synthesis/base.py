@@ -1,7 +1,5 @@
 """The interface of all ways to make images without data."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -9,8 +9,6 @@ the first term it is ZeroQ (Cai et al. 2020, arXiv 2001.00281, eq. 2), with all 
 arXiv 1912.08795, eq. 1-4).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import final

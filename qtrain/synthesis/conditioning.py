@@ -1,7 +1,5 @@
 """How a generator is told which classes to show."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple

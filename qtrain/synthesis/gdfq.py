@@ -1,7 +1,5 @@
 """GDFQ: each image shows one class, whose embedding multiplies the noise."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import final
 

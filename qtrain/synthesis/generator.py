@@ -1,7 +1,5 @@
 """The network that makes images from codes."""
 
-from __future__ import annotations
-
 from typing import NamedTuple, final
 
 import torch

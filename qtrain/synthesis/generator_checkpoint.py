@@ -1,7 +1,5 @@
 """The files of a generator in training: its latest state, and its parameters at several ages."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

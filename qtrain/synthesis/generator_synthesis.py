@@ -1,7 +1,5 @@
 """Images from a generator that is trained against the models and their batch norm statistics."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Iterator, Sequence

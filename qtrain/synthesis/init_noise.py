@@ -6,8 +6,6 @@ cortical cells"), and their channels vary together. Noise with these two propert
 model before the first step, and the part of it that the steps do not change does not look like grain.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

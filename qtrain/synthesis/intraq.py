@@ -11,8 +11,6 @@ Unlike in the paper, the center of a class is that of its images in the same bat
 batch is a function of its number.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import final

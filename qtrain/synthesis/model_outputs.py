@@ -3,8 +3,6 @@
 This takes nearly all the time of a step, so it is the part that is compiled.
 """
 
-from __future__ import annotations
-
 import copy
 import operator
 from collections.abc import Sequence
@@ -45,7 +43,7 @@ class FrozenModels:
         self._forward = torch.compile(self._outputs, fullgraph=True) if compile else self._outputs
 
     @staticmethod
-    def of(models: Sequence[nn.Module], earlier: FrozenModels | None, *, compile: bool) -> FrozenModels:
+    def of(models: Sequence[nn.Module], earlier: "FrozenModels | None", *, compile: bool) -> "FrozenModels":
         """``earlier`` if it was made from these same models, so that nothing is compiled twice; otherwise a new one."""
         before = () if earlier is None else earlier._models
         if earlier is not None and len(models) == len(before) and all(map(operator.is_, models, before)):

@@ -3,8 +3,6 @@
 Methods differ in the objective and the augmentation.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -7,8 +7,6 @@ similarities between patches, and makes images that maximize it in every block:
     - entropy * sum_l H_l(x) + label * CE(f(x), y) + total_variation * TV(x)
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,7 +103,7 @@ class PatchTaps:
         self._handles.clear()
         self._seen.clear()
 
-    def __enter__(self) -> PatchTaps:
+    def __enter__(self) -> "PatchTaps":
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -4,8 +4,6 @@ These are the priors of DeepInversion (Yin et al. 2020, arXiv 1912.08795, eq. 2:
 means, so that their weights do not depend on the size of images and batch.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Qimera: images of several classes at once, which lie near the boundaries between the classes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal, final, get_args
 

@@ -5,8 +5,6 @@ of its training images. Images are made by minimizing this distance (ZeroQ, Cai 
 DeepInversion, Yin et al. 2020, arXiv 1912.08795, eq. 4), and generators are trained with it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NamedTuple, final
 
@@ -84,7 +82,7 @@ class StatisticsMatch:
         self._handles.clear()
         self._seen.clear()
 
-    def __enter__(self) -> StatisticsMatch:
+    def __enter__(self) -> "StatisticsMatch":
         return self
 
     def __exit__(self, *error: object) -> None:

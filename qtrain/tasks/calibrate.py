@@ -1,7 +1,5 @@
 """The task that makes a low-bit student without training it: post-training quantization."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from qtrain.pipeline.post_training import quantize_post_training

@@ -1,7 +1,5 @@
 """The task that measures accuracy on the test images: of full-precision weights, or of a finished run's student."""
 
-from __future__ import annotations
-
 from qtrain.config.compose import read_run
 from qtrain.pipeline.evaluate import evaluate_student, evaluate_weights
 from qtrain.pipeline.run_folder import Metrics

@@ -1,7 +1,5 @@
 """The task that says what images show, by a student from its file."""
 
-from __future__ import annotations
-
 from qtrain.pipeline.predict import predict
 from qtrain.settings.run_settings import RunSettings
 from qtrain.utils.errors import IncompleteError

@@ -1,7 +1,5 @@
 """The task that shows all runs below a folder, or a sweep, on one page."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The task that builds the project's workspace in W&B, or writes its definition where W&B is out of reach."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from qtrain.settings.run_settings import RunSettings

@@ -1,7 +1,5 @@
 """The task that runs many trials and shows which of them are worth having."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path

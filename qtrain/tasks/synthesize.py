@@ -1,7 +1,5 @@
 """The task that makes images from a model, for data=synthetic to train on and calibrate with."""
 
-from __future__ import annotations
-
 import logging
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The task that makes a low-bit student: load, convert, calibrate, distill, evaluate, record."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pytorch_lightning.utilities import rank_zero_only

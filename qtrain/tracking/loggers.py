@@ -4,8 +4,6 @@ W&B keeps its last rows in memory, so a killed run lacks them there. ``metrics.j
 only this file.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

@@ -7,8 +7,6 @@ checkpoint. It writes what ``self.log`` logs under ``train/``, ``val/`` and ``te
 ``logger=False``.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, final

@@ -1,7 +1,5 @@
 """The W&B workspace that shows the accuracy of runs against their costs, made of W&B's own objects."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import wandb_workspaces.reports.v2 as wr

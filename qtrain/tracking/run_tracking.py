@@ -4,8 +4,6 @@ Rows of metrics come from the metric log. This file adds bits, costs, and the fi
 W&B gets these; next to ``metrics.jsonl`` they are in ``summary.json``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path

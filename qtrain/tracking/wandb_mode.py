@@ -1,7 +1,5 @@
 """Whether W&B can be used here: it is installed, switched on, has a key, and can be reached."""
 
-from __future__ import annotations
-
 import importlib.util
 import netrc
 import os

@@ -5,8 +5,6 @@ renamed, and the folder is fsynced. Files are read as plain data (``weights_only
 run any code. Therefore a state with objects of other classes is already refused when saving.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

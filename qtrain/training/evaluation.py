@@ -1,7 +1,5 @@
 """Accuracy of a model on a loader, outside of a fit: of the full-precision, calibrated or final model."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

@@ -3,8 +3,6 @@
 These are pure functions of a model and a batch. :mod:`qtrain.training.callbacks.health` calls them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field

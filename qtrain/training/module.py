@@ -1,7 +1,5 @@
 """The LightningModule: training step, validation and optimizer; evaluation.py does the final test."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, final
 

@@ -1,7 +1,5 @@
 """Parameter groups (which parameters decay or have their own rate), and the state of optimizers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 

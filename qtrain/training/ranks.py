@@ -3,8 +3,6 @@
 Each rank takes its slice of every batch. Gradients are averaged, so that the step is that of the whole batch.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable

@@ -12,8 +12,6 @@ right moment:
 Files that were written between a save and a kill are corrected by what writes them; see ``MetricLog``.
 """
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any, final

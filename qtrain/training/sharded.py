@@ -6,8 +6,6 @@ rank, so that code that looks at a quantizer finds the same as on one rank. Resu
 unsharded run, so either kind of run can continue the other, on any number of ranks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any, final
 

@@ -5,8 +5,6 @@ script has SLURM send it some minutes before the time limit. A fit notes the sig
 the end of the batch. Saving in the handler would deadlock where ranks are at different batches.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

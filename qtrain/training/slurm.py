@@ -3,8 +3,6 @@
 Without SLURM there is no job, and nothing here has an effect.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import re
@@ -25,7 +23,7 @@ class SlurmJob:
     restarts: int = 0
 
     @classmethod
-    def current(cls, environment: Mapping[str, str] | None = None) -> SlurmJob | None:
+    def current(cls, environment: Mapping[str, str] | None = None) -> "SlurmJob | None":
         """The job of this process, or ``None`` outside of SLURM."""
         env = os.environ if environment is None else environment
         number = env.get("SLURM_JOB_ID")

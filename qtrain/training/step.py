@@ -1,7 +1,5 @@
 """The computation of one training step as a module, so that it compiles as one graph."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import final
 

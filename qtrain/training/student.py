@@ -4,8 +4,6 @@ A training module also has an objective, which may have parameters. Averaging, b
 student.
 """
 
-from __future__ import annotations
-
 import pytorch_lightning as pl
 from torch import nn
 

@@ -1,7 +1,5 @@
 """Files that appear under their name when they are whole, and not before."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import uuid

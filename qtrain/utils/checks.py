@@ -1,7 +1,5 @@
 """One rule for options that are numbers, and one wording of what is wrong with them."""
 
-from __future__ import annotations
-
 import math
 
 

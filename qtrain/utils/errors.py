@@ -1,7 +1,5 @@
 """Errors that reach the user as one line."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager

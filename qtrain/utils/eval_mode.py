@@ -1,7 +1,5 @@
 """A model in eval mode for a while, and afterwards each of its modules in the mode that it had."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """Classes and functions by their dotted path, from admitted packages only: a file must not choose what code runs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Files of one JSON object a line, in which a killed writer may have left half a line."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Frozen dataclasses from what JSON holds, each value checked against its annotation."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import types

@@ -1,7 +1,5 @@
 """Progress of work that goes through many things: a bar on a terminal, or a line every ten seconds in a log file."""
 
-from __future__ import annotations
-
 import logging
 import sys
 import time

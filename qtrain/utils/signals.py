@@ -4,8 +4,6 @@ A handler runs between any two instructions. There it must not save, log to a se
 allows handlers only in the main thread; a forked process inherits them, although the signal was not meant for it.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

@@ -1,7 +1,5 @@
 """What to suggest in an error message about a word that is not known."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

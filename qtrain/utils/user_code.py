@@ -1,7 +1,5 @@
 """Classes and functions of the user's own, named by a dotted path, and what goes wrong in them as one line."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import os

@@ -126,7 +126,7 @@ def test_gpu_makes_the_same_batches() -> None:
         (dict(val_fraction=1.0), r"Digits: val_fraction must be in \[0, 1\), got 1.0"),
         (dict(val_fraction=0.0001), "val_fraction 0.0001 of 1437 images is less than one image; raise it"),
         (dict(mixup=-0.1), "Digits: mixup must be at least 0, got -0.1; 0 turns it off"),
-        (dict(crop_padding=-1), "Digits: crop_padding must be at least 0 pixels, got -1"),
+        (dict(crop_padding=-1), "Digits: crop_padding must be at least 0, got -1; in pixels"),
         (dict(mean=(0.5,)), "Digits: mean and std belong together"),
         (dict(mean=(0.5,), std=(0.0,)), "Digits: std must be above 0, got"),
         (dict(mean=(0.5, 0.5), std=(0.5, 0.5)), r"need one value for each of 1 channel\(s\)"),

@@ -1,7 +1,5 @@
 """AdaRound: rounding learned layer by layer."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import final
 

@@ -4,8 +4,6 @@ A way of rounding writes its choice into the weights, as values on their quantiz
 the chosen codes, so cost, export and checkpoints need not know of it.
 """
 
-from __future__ import annotations
-
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """BRECQ: rounding learned block by block, together with the input quantizers."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import final
 

@@ -1,7 +1,5 @@
 """QDrop: rounding learned block by block, while at each step some random activations are not quantized."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import final
 

@@ -1,7 +1,5 @@
 """The parts of a model that are reconstructed one after the other, and the inputs and outputs of a part."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The modules that replace quantizers while rounding is learned."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import final

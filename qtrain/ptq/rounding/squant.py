@@ -1,7 +1,5 @@
 """SQuant: rounding from the weights alone, so that errors cancel within each kernel and each output channel."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from typing import final

@@ -1,7 +1,5 @@
 """ABC-Net: sums of several binary tensors, fitted to the weights, learned for the inputs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import final
 

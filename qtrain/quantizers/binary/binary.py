@@ -1,7 +1,5 @@
 """What the quantizers with one bit share: a sign, stored in one plane, and perhaps a factor."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import final
 

@@ -1,7 +1,5 @@
 """BinaryConnect: weights that are -1 or 1 in the forward, and real in the optimizer."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Literal, final

@@ -1,7 +1,5 @@
 """BinaryNet: weights and inputs of -1 and 1, the gradient clipped where the real value lies beyond them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import final
 

@@ -1,7 +1,5 @@
 """BNN+: a sign with a smooth gradient and a learned factor, and a regularizer that draws weights to its values."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Literal, final
 

@@ -1,7 +1,5 @@
 """Binary-Weight-Networks: the sign of each weight times the mean magnitude of its filter."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import final
 

@@ -1,7 +1,5 @@
 """IR-Net: signs of balanced weights times a power of two, and a gradient that turns from identity to sign."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import final

@@ -1,7 +1,5 @@
 """ReSTE: a sign whose gradient is that of a root, of an order that rises while training goes on."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import final

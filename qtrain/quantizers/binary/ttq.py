@@ -1,7 +1,5 @@
 """Trained ternary quantization: a learned value for each sign, and zero."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import final
 

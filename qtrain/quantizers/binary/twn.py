@@ -1,7 +1,5 @@
 """Ternary weight networks: -alpha, 0 and alpha, the least-squares ones or nearly."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import final
 

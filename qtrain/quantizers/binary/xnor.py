@@ -1,7 +1,5 @@
 """XNOR-Net's inputs: a sign, and a map of input magnitudes that multiplies the layer's output."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import final

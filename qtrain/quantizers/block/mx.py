@@ -1,7 +1,5 @@
 """Shared microexponents (MX4, MX6, MX9): block floating point whose pairs may move down by one bit."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import ClassVar, final
 

@@ -1,7 +1,5 @@
 """OCP Microscaling formats: 32 small floating-point numbers under one power of two."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import ClassVar, final
 

@@ -1,7 +1,5 @@
 """VS-Quant: a scale for every short vector, kept as a small whole number under a coarse scale."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import ClassVar, final
 

@@ -1,7 +1,5 @@
 """Additive powers of two (APoT): levels that are sums of few powers of two, dense near zero and not only there."""
 
-from __future__ import annotations
-
 from typing import final
 
 import torch

@@ -1,7 +1,5 @@
 """Weight sharing by k-means (Deep Compression): every weight of a layer is one of K centroids."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import final
 

@@ -1,7 +1,5 @@
 """What quantizers with levels fixed by the method have in common: tables for each width, one scale, the storage."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import final

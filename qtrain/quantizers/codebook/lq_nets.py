@@ -1,7 +1,5 @@
 """Learned levels (LQ-Nets): a few basis values, whose sums with binary digits are the levels."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import final
 

@@ -1,7 +1,5 @@
 """Powers of two: a product with such a weight is a shift."""
 
-from __future__ import annotations
-
 from typing import final
 
 import torch

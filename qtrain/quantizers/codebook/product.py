@@ -1,7 +1,5 @@
 """Product quantization: blocks of a weight are vectors of a codebook; iPQ takes layer after layer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import final
 

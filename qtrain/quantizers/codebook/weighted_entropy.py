@@ -1,7 +1,5 @@
 """Weighted entropy: clusters that balance the number of their weights against the importance of these."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import final
 

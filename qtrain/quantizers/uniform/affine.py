@@ -1,7 +1,5 @@
 """Static affine quantization: scale and zero point from calibration, not learned."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import final
 

@@ -1,7 +1,5 @@
 """DoReFa: weights squeezed by tanh into [-1, 1], activations clipped to [0, 1]."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import final
 

@@ -1,7 +1,5 @@
 """DuQ: one learned level clips, another scales the output; one formula for signed, unsigned and shifted values."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import final

@@ -1,7 +1,5 @@
 """Dynamic quantization of inputs: the scale is computed from the batch at hand."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Set
 from dataclasses import replace
 from typing import ClassVar, final

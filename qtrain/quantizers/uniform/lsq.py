@@ -1,7 +1,5 @@
 """Learned step size quantization (LSQ): the scale is trained with the weights."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import final
 

@@ -1,7 +1,5 @@
 """LSQ+: the step is learned, and for inputs the offset too."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import final
 

@@ -1,7 +1,5 @@
 """PACT: the level at which activations are clipped is trained with the weights."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Set
 from typing import ClassVar, final
 

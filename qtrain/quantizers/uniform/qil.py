@@ -1,7 +1,5 @@
 """QIL: the interval of magnitudes that is quantized is trained; what lies below is pruned, what lies above clipped."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import final
 

@@ -1,7 +1,5 @@
 """Uniform quantization that rounds at random in training and to the nearest code in deployment."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import final
 

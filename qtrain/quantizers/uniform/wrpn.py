@@ -1,7 +1,5 @@
 """WRPN: fixed-point numbers in [-1, 1] and [0, 1], and a wider network to make up for them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import final
 

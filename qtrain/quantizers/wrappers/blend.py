@@ -1,7 +1,5 @@
 """Blending: the forward moves from the real to the quantized value while training goes on."""
 
-from __future__ import annotations
-
 from typing import final
 
 import torch

@@ -1,7 +1,5 @@
 """Incremental quantization: a growing part of the weight is quantized for good while the rest makes up for it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Literal, final
 

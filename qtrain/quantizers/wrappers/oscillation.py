@@ -1,7 +1,5 @@
 """Oscillation: weights that alternate between two codes are counted, dampened and frozen."""
 
-from __future__ import annotations
-
 from typing import final
 
 import torch

@@ -1,7 +1,5 @@
 """Value-aware quantization: the few largest values stay in high precision, so that the rest needs few bits."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, final

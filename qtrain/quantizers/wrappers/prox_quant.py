@@ -1,7 +1,5 @@
 """ProxQuant: real weights in the forward, drawn to the quantized ones after each step."""
 
-from __future__ import annotations
-
 from typing import Literal, final
 
 import torch

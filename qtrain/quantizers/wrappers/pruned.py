@@ -1,7 +1,5 @@
 """Pruning before quantizing: the smallest weights are zero for good, the others are quantized by any quantizer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import final

@@ -1,7 +1,5 @@
 """QuantNoise: in training only a random part of the weight is quantized, so that the rest has exact gradients."""
 
-from __future__ import annotations
-
 from typing import final
 
 import torch

@@ -1,7 +1,5 @@
 """What quantizers around another quantizer share: QuantNoise, blending, ProxQuant, the split of outliers."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import final

@@ -7,8 +7,6 @@ copies the average in ``on_train_end``, which Lightning does not call for a run 
 resumed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any, final
 

@@ -5,8 +5,6 @@ that, as in GradNorm (Chen et al. 2018, arXiv 1711.02257), which learns weights 
 measured at intervals, and the factors that make them equal are computed directly.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, final

@@ -5,8 +5,6 @@ alone costs points of accuracy. So they are averaged over new batches with every
 "Rethinking 'Batch' in BatchNorm", arXiv 2105.07576, §3.1: "precise BN").
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

@@ -4,8 +4,6 @@ The quantizers keep their bits in buffers, so a switch needs no recompilation, a
 adapts the ranges (:mod:`qtrain.convert.switch`), the optimizer's moments and the weight average.
 """
 
-from __future__ import annotations
-
 import copy
 import logging
 from collections import Counter

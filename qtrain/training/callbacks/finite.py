@@ -4,8 +4,6 @@ On a CPU the loss is checked before the backward, so the weights are still those
 loss would wait for the device, so a flag is kept there and read at intervals.
 """
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 from typing import Any, final
 

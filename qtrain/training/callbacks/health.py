@@ -4,8 +4,6 @@ At intervals the metrics are computed by a forward of the current batch in eval 
 step and its compiled graph, which neither change nor wait.
 """
 
-from __future__ import annotations
-
 import logging
 from typing import Any, final
 

@@ -4,8 +4,6 @@ PROFIT (Park and Yoo 2020, arXiv 2008.04693) calls this the activation instabili
 freezes the layers with most of it; see :mod:`qtrain.convert.freeze`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ so that a given share of its integers changes. The other half of AIT is the loss
 without labels: ``objective=kl``.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The interface of callbacks whose results a later stage of a run uses."""
 
-from __future__ import annotations
-
 from typing import Protocol, runtime_checkable
 
 

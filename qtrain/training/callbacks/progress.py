@@ -3,8 +3,6 @@
 The loss is read from the device only when something is shown, so steps do not wait for it.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import sys

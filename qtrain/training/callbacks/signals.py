@@ -8,8 +8,6 @@ Lightning's own support for this is not used: it saves in the signal handler, wh
 batches.
 """
 
-from __future__ import annotations
-
 import logging
 import signal
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Reads and writes a teacher's cached outputs when an epoch begins or ends and before the run is saved."""
 
-from __future__ import annotations
-
 from typing import Any, final
 
 import pytorch_lightning as pl
