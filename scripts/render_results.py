@@ -12,6 +12,7 @@ several rows of one configuration the last counts; seeds are averaged. A file th
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import statistics
 import sys
@@ -22,7 +23,8 @@ from typing import NamedTuple
 
 from qtrain.pipeline.results import read_results
 from qtrain.pipeline.summary import CALIBRATED, FLOAT, NUMBERS, RunSummary
-from qtrain.report.table import LEFT, closing_table, order, seed_groups
+from qtrain.report.seed_groups import difference_error, order, seed_groups
+from qtrain.report.table import LEFT, ONE_SEED, SEVERAL_SEEDS, UNCERTAIN, change_text, closing_table, table_notes
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = "variants|recipes|drops|synthetic|front"
@@ -86,9 +88,11 @@ def markdown(rows: list[dict[str, str]]) -> str:
         same = [summary for summary, row in runs if (row["epochs"], row["hardware"]) == (epochs, hardware)]
         found += [(o, epochs, hardware) for o in seed_groups(same) if o.key.way not in (FLOAT, CALIBRATED)]
     found.sort(key=lambda item: (order(item[0]), float(item[1] or 0), item[2]))
-    columns, cells = closing_table([outcome for outcome, _, _ in found])
+    outcomes = [outcome for outcome, _, _ in found]
+    columns, cells = closing_table(outcomes)
     lines = [(*row, epochs, hardware) for row, (_, epochs, hardware) in zip(cells, found, strict=True)]
-    return _markdown_table((*columns, "Epochs", "Hardware"), lines, figures=range(LEFT, len(columns) + 1))
+    made = _markdown_table((*columns, "Epochs", "Hardware"), lines, figures=range(LEFT, len(columns) + 1))
+    return made + _notes(table_notes(outcomes))
 
 
 def bench(rows: list[dict[str, str]]) -> str:
@@ -121,6 +125,15 @@ class Variant(NamedTuple):
     def std(self) -> float | None:
         """Sample standard deviation of top-1 over seeds, in points; ``None`` for a single one."""
         return statistics.stdev(float(run["top1"]) for run in self.runs) if len(self.runs) > 1 else None
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean of top-1, in points, by the spread over seeds and the number of test images."""
+        top1, images = self.mean("top1"), self.mean("test_images")
+        variance = 0.0 if self.std is None else self.std**2 / len(self.runs)
+        if top1 is not None and images:
+            variance += top1 * (100 - top1) / images
+        return math.sqrt(variance)
 
     @property
     def accuracy(self) -> str:
@@ -161,7 +174,8 @@ def _rank(variant: Variant) -> tuple[float, ...]:
 def variants(rows: list[dict[str, str]]) -> str:
     """One row a variant: accuracy after training and before it, cost, and a step in units of full precision."""
     lines = []
-    for variant in gather_variants(rows):
+    found = gather_variants(rows)
+    for variant in found:
         calibrated, full = variant.mean("ptq_top1"), variant.bits == "32"
         lines.append(
             (
@@ -177,21 +191,24 @@ def variants(rows: list[dict[str, str]]) -> str:
             )
         )
     columns = ("Quantizer", "Bits", "Trained %", "Calibrated only %", "kB", "Bits/weight", "GBOPs", "Step", "Rate")
-    return _markdown_table(columns, lines, figures=range(2, len(columns)))
+    return _with_notes(columns, lines, found, figures=range(2, len(columns)))
 
 
 def recipes(rows: list[dict[str, str]]) -> str:
     """One row a way of training, the most accurate first, and what it gains over ``none``: no teacher, one stage."""
     found = gather_variants(rows)
-    plain = {variant.bits: variant.mean("top1") for variant in found if variant.name.partition("-")[0] == "none"}
+    plain = {variant.bits: variant for variant in found if variant.name.partition("-")[0] == "none"}
     lines = []
     for variant in found:
-        top1, without, run = variant.mean("top1"), plain.get(variant.bits), variant.runs[-1]
-        gain = "" if top1 is None or without is None or top1 == without else f"{top1 - without:+.2f}"
+        top1, other, run = variant.mean("top1"), plain.get(variant.bits), variant.runs[-1]
+        without = None if other is None else other.mean("top1")
+        gain = ""
+        if top1 is not None and other is not None and without is not None and top1 != without:
+            gain = change_text(top1 - without, math.hypot(variant.error, other.error))
         last = run["epochs"], run["hardware"]
         lines.append((variant.name, variant.bits, run["distill"], variant.accuracy, gain, *last))
     columns = ("Run", "Bits", "Teacher's terms", "Top-1 %", "Against none", "Epochs", "Hardware")
-    return _markdown_table(columns, lines, figures=range(3, 6))
+    return _with_notes(columns, lines, found, figures=range(3, 6))
 
 
 def front(rows: list[dict[str, str]]) -> str:
@@ -229,14 +246,20 @@ def _ahead(one: dict[str, str], other: dict[str, str]) -> bool:
 def drops(rows: list[dict[str, str]]) -> str:
     """One row a variant, trained or not: accuracy, what that is less than full precision, and the time it took."""
     lines = []
-    for variant in gather_variants(rows):
+    found = gather_variants(rows)
+    for variant in found:
         top1, full, run = variant.mean("top1"), variant.mean("fp_top1"), variant.runs[-1]
-        change = "" if top1 is None or full is None else f"{top1 - full:+.2f}"
+        change = ""
+        if top1 is not None and full is not None:
+            changes = [float(one["top1"]) - float(one["fp_top1"]) for one in variant.runs]
+            images = variant.mean("test_images")
+            error = difference_error(changes, top1=top1, reference=full, images=None if images is None else int(images))
+            change = change_text(top1 - full, error)
         made = "calibrated" if run["task"] == "calibrate" else f"trained, {run['epochs']} epochs"
         size, minutes = _figure(variant.mean("size_bytes"), 1e-3, ".1f"), _figure(variant.mean("wall_s"), 1 / 60, ".1f")
         lines.append((variant.name, variant.bits, made, variant.accuracy, change, size, minutes, run["hardware"]))
     columns = ("Run", "Bits", "Student", "Top-1 %", "Change", "kB", "Minutes", "Hardware")
-    return _markdown_table(columns, lines, figures=range(3, 7))
+    return _with_notes(columns, lines, found, figures=range(3, 7))
 
 
 def synthetic(rows: list[dict[str, str]]) -> str:
@@ -266,7 +289,9 @@ def _learning_rate(notes: str) -> str:
 
 def summary_of(row: dict[str, str]) -> RunSummary | None:
     """A CSV row as a run's summary; ``None`` for one that measures again what another row already says."""
-    known = {field.name for field in fields(RunSummary)} - {"status", "layers", "name"}
+    known = {field.name for field in fields(RunSummary)} - {"status", "layers"}
+    if row["task"] != "train":
+        known -= {"name"}  # which would tell a calibrated student apart from the same one before training
     numbers = {*NUMBERS, "w_bits", "a_bits", "epochs", "seed"}
     values = {name: _number(text) if name in numbers else text for name, text in row.items() if name in known and text}
     summary = RunSummary(**values)  # type: ignore[arg-type]
@@ -289,6 +314,22 @@ def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, fi
     rule = ["---:" if i in figures else "---" for i in range(len(columns))]
     lines = [columns, rule, *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def _with_notes(
+    columns: Sequence[str], lines: Sequence[Sequence[str]], found: Sequence[Variant], *, figures: range
+) -> str:
+    """The table of the variants ``found``, and what it rests on: test images, seeds, and the mark of small changes."""
+    images = {text for variant in found for run in variant.runs if (text := run.get("test_images"))}
+    notes = [f"On {' or '.join(sorted(images, key=int))} test images."] if images else []
+    notes += [SEVERAL_SEEDS if any(variant.std is not None for variant in found) else ONE_SEED]
+    notes += [UNCERTAIN] if any(" ~" in cell for line in lines for cell in line) else []
+    return _markdown_table(columns, lines, figures=figures) + _notes(notes)
+
+
+def _notes(notes: Sequence[str]) -> str:
+    """A paragraph below a table."""
+    return f"\n{' '.join(notes)}\n" if notes else ""
 
 
 if __name__ == "__main__":

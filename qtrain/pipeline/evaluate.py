@@ -83,5 +83,6 @@ def _measured(
     run_folder.append_results(settings, folder, summary, device=device, notes=notes)
     weight, input = run_folder.typical_bits(model.allocation)
     what = f"W{weight}A{input}, {notes}" if model.allocation else "full precision"
-    print(f"{summary['model']}, {what}: {top1:.2f} %, {cost.size_bytes / 1e3:.1f} kB, {cost.compression:.1f}x smaller")
+    accuracy = f"{top1:.2f} % of {data.info.test_size} test images"
+    print(f"{summary['model']}, {what}: {accuracy}, {cost.size_bytes / 1e3:.1f} kB, {cost.compression:.1f}x smaller")
     return top1

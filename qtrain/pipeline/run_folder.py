@@ -21,6 +21,9 @@ from qtrain.utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+WHICH_IMAGES = ("name", "root", "hub", "folder", "builder", "options", "test")
+"""Options of data modules that say where images come from."""
+
 Metrics = dict[str, float | None]
 """A task's results by name; ``None`` for what was not measured."""
 
@@ -90,6 +93,9 @@ def describe(settings: RunSettings, info: DataInfo, allocation: Allocation, cost
         "w_bits": weight,
         "a_bits": input,
         "seed": settings.seed,
+        "test_images": info.test_size,
+        "data_hash": _data_hash(settings, info),
+        "recipe_hash": settings.recipe,
         **cost.as_dict(),
     }
 
@@ -119,6 +125,13 @@ def typical_bits(allocation: Allocation) -> tuple[int, int]:
     pairs = list(allocation.values())
     typical = max(pairs, key=pairs.count) if pairs else (FULL_PRECISION, FULL_PRECISION)
     return typical[0], typical[1]
+
+
+def _data_hash(settings: RunSettings, info: DataInfo) -> str:
+    """A hash that the runs of an output folder share if they have the same images, as far as options and sizes tell."""
+    options = {key: value for key, value in settings.plain["data"].items() if key in WHICH_IMAGES}
+    sizes = [info.num_classes, info.in_channels, info.image_size, info.train_size, info.val_size, info.test_size]
+    return hash_of({**options, "sizes": sizes})
 
 
 def _quantizer_name(settings: RunSettings) -> str:

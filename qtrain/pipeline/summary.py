@@ -23,7 +23,7 @@ WAYS = (FLOAT, CALIBRATED, TRAINED, DISTILLED)
 """How a model came by its accuracy, in the order in which tables list them."""
 
 NUMBERS = (
-    "top1 fp_top1 ptq_top1 size_bytes file_bytes header_bytes fp_size_bytes compression effective_bits "
+    "top1 fp_top1 ptq_top1 test_images size_bytes file_bytes header_bytes fp_size_bytes compression effective_bits "
     "macs bops fp_bops step_ms wall_s"
 ).split()
 """Fields of a summary that are a number or null."""
@@ -34,9 +34,10 @@ class RunSummary:
     """The content of ``summary.json``. Accuracies are in percent, sizes in bytes, ``wall_s`` in seconds.
 
     ``fp_top1`` is the accuracy before quantization, ``ptq_top1`` after calibration and before training, ``top1`` at the
-    end. ``file_bytes`` is the length of ``student.safetensors``, of which ``header_bytes`` say how its network is built
-    and the other ``size_bytes`` are counted. ``distill`` is false, or true, or names the terms. ``layers`` are rows of
-    :mod:`qtrain.costs.count`.
+    end, all on ``test_images`` images. Runs that share ``data_hash`` have the same images; those that share
+    ``recipe_hash`` differ in nothing but seeds. ``file_bytes`` is the length of ``student.safetensors``, of which
+    ``header_bytes`` say how its network is built and the other ``size_bytes`` are counted. ``distill`` is false, or
+    true, or names the terms. ``layers`` are rows of :mod:`qtrain.costs.count`.
     """
 
     experiment: str | None = None
@@ -52,6 +53,7 @@ class RunSummary:
     top1: float | None = None
     fp_top1: float | None = None
     ptq_top1: float | None = None
+    test_images: int | None = None
     size_bytes: int | None = None
     file_bytes: int | None = None
     header_bytes: int | None = None
@@ -64,6 +66,8 @@ class RunSummary:
     step_ms: float | None = None
     wall_s: float | None = None
     status: str = FINISHED
+    data_hash: str | None = None
+    recipe_hash: str | None = None
     layers: list[dict[str, Any]] = field(default_factory=list)
 
     @property

@@ -93,7 +93,7 @@ def _train(settings: RunSettings, folder: Path, loggers: tuple[Logger, ...], *, 
             metrics[name] = evaluate(model, data.test_dataloader(), last.device)["top1"]
     cost = costs(final, student.cpu(), data)
     described = run_folder.describe(final, data.info, last.allocation, cost)
-    described["epochs"] = _epochs(final, last, data)
+    described |= {"epochs": _epochs(final, last, data), "recipe_hash": settings.recipe}
     wall_s = time.perf_counter() - start + last.earlier_s
     _record(settings, folder, {**described, **metrics}, last, data.info, loggers, wall_s=wall_s)
     return metrics

@@ -19,7 +19,8 @@ from qtrain.report.chart import spec, write_png
 from qtrain.report.html import Cell, number, render, word
 from qtrain.report.run_plots import BIT_OPERATIONS, COMPRESSION, Curve, accuracy_scatter, curves, curves_chart
 from qtrain.report.scatter import draw_scatter
-from qtrain.report.table import closing_table, seed_groups, size_text
+from qtrain.report.seed_groups import seed_groups
+from qtrain.report.table import closing_table, size_text, table_notes
 from qtrain.settings.run_files import METRICS
 from qtrain.spec import FULL_PRECISION
 from qtrain.utils.atomic_write import write_text
@@ -79,6 +80,7 @@ def write_report(folder: Path) -> tuple[Path, int, int]:
         charts=charts,
         columns=columns,
         closing=closing,
+        notes=table_notes(rows),
         run_columns=list(RUN_COLUMNS),
         runs=list(zip(sections, [_run_cells(run.summary) for run in runs], strict=True)),
         layer_columns=(*LAYER_HEADINGS, *HEALTH_COLUMNS),

@@ -11,7 +11,7 @@ import numpy as np
 from qtrain.pipeline.summary import CALIBRATED, DISTILLED, FLOAT, TRAINED
 from qtrain.report import chart
 from qtrain.report.scatter import Mark, Scatter, ScatterPoint, y_limits
-from qtrain.report.table import SeedGroup
+from qtrain.report.seed_groups import SeedGroup
 
 WORDS = {CALIBRATED: "calibrated only", TRAINED: "trained without teacher", DISTILLED: "trained with teacher"}
 SIGNS = {

@@ -7,59 +7,29 @@ their seed share a row.
 
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import NamedTuple, TextIO
+from typing import TextIO
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from qtrain.pipeline.summary import CALIBRATED, DISTILLED, FLOAT, WAYS, RunSummary, gather
-from qtrain.spec import FULL_PRECISION
+from qtrain.pipeline.summary import FLOAT, gather
+from qtrain.report.seed_groups import SeedGroup, seed_groups
 
-COLUMNS = ("Model", "Bits", "Training", "Top-1 %", "Change", "Size", "File", "Smaller", "Bits/weight", "GBOPs")
-"""``Size`` is what the cost counts, ``File`` the length of the student's file, which has a header besides."""
+COLUMNS = (
+    "Model", "Bits", "Training", "Top-1 %", "Images", "Change", "Size", "File", "Smaller", "Bits/weight", "GBOPs",
+)  # fmt: skip
+"""``Images`` are the test images of the accuracy. ``Size`` is what the cost counts, ``File`` the length of the
+student's file, which has a header besides."""
+WHERE_KNOWN = ("Images", "File")
+"""Columns that are left out where no row knows them."""
+SEVERAL_SEEDS = "±: standard deviation over seeds; a row without it is of one seed."
+ONE_SEED = "Each row is of one seed."
+UNCERTAIN = "~: a difference smaller than its standard error, from the number of test images and of seeds."
 LEFT = 3
 """So many columns are words, aligned to the left; the others are metrics."""
-
-
-class GroupKey(NamedTuple):
-    """What the runs of one row have in common; ``name`` only where they are not repeats with another seed."""
-
-    dataset: str
-    model: str
-    quantizer: str
-    bits: str
-    way: str
-    terms: str
-    name: str
-
-
-@dataclass(frozen=True)
-class SeedGroup:
-    """One row: means over the runs of ``key``. ``top1`` in percent, ``change`` and ``std`` (sample standard deviation)
-    in points, sizes in bytes; a metric that no run knows is NaN. ``product`` is weight bits times input bits."""
-
-    key: GroupKey
-    product: float
-    seeds: int
-    top1: float
-    std: float
-    change: float
-    size_bytes: float
-    file_bytes: float
-    compression: float
-    effective_bits: float
-    bops: float
-    fp_bops: float
-
-    @property
-    def bops_saved(self) -> float:
-        """How many times fewer bit operations than in full precision; NaN where that is not known."""
-        return self.fp_bops / self.bops if self.bops else math.nan
 
 
 def print_summary(folder: Path | str, *, file: TextIO | None = None) -> None:
@@ -69,7 +39,8 @@ def print_summary(folder: Path | str, *, file: TextIO | None = None) -> None:
     """
     file = file or sys.stdout
     runs, problems = gather(folder)
-    columns, rows = closing_table(seed_groups(run.summary for run in runs))
+    groups = seed_groups(run.summary for run in runs)
+    columns, rows = closing_table(groups)
     if file.isatty():
         table, console = _framed(columns, rows), Console(file=file)
         # rich leaves columns out where the terminal is too narrow; lines that the terminal wraps show everything.
@@ -78,37 +49,16 @@ def print_summary(folder: Path | str, *, file: TextIO | None = None) -> None:
         console.print(table)
     else:
         file.write(plain_table(columns, rows))
+    file.write("".join(f"{note}\n" for note in table_notes(groups)))
     for problem in problems:
         file.write(f"not in the table: {problem.folder}: {problem.reason}\n")
     file.flush()
 
 
-def seed_groups(summaries: Iterable[RunSummary]) -> list[SeedGroup]:
-    """The rows: by data set and model, most bits first, each in the order of :data:`WAYS`."""
-    groups: dict[GroupKey, list[tuple[float, RunSummary]]] = {}
-    for summary in summaries:
-        for key, top1 in _accuracies(summary):
-            groups.setdefault(key, []).append((top1, summary))
-    for key, members in list(groups.items()):
-        repeats = key.way in (FLOAT, CALIBRATED) or len({s.seed for _, s in members}) == len(members)
-        if not repeats:  # they differ in something that the key does not hold: tell them apart by name
-            del groups[key]
-            for top1, summary in members:
-                groups.setdefault(key._replace(name=summary.name or "?"), []).append((top1, summary))
-    found = [_group(key, members) for key, members in groups.items()]
-    return sorted(found, key=order)
-
-
-def order(group: SeedGroup) -> tuple[str, str, float, str, str, int, str, str]:
-    """What rows are sorted by."""
-    key = group.key
-    return key.dataset, key.model, -group.product, key.quantizer, key.bits, WAYS.index(key.way), key.terms, key.name
-
-
 def closing_table(groups: Sequence[SeedGroup]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Columns and rows, without the column ``File`` where no row knows it."""
+    """Columns and rows, without those of :data:`WHERE_KNOWN` that no row knows."""
     rows = table_rows(groups)
-    kept = [i for i, column in enumerate(COLUMNS) if column != "File" or any(row[i] for row in rows)]
+    kept = [i for i, column in enumerate(COLUMNS) if column not in WHERE_KNOWN or any(row[i] for row in rows)]
     return tuple(COLUMNS[i] for i in kept), [tuple(row[i] for i in kept) for row in rows]
 
 
@@ -119,14 +69,14 @@ def table_rows(groups: Sequence[SeedGroup]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for group in groups:
         key = group.key
-        several = group.seeds > 1 and key.way != FLOAT
         rows.append(
             (
                 f"{key.dataset} {key.model}" if len(datasets) > 1 else key.model,
                 "32" if key.way == FLOAT else f"{key.bits} {key.quantizer}" if len(quantizers) > 1 else key.bits,
                 " ".join([key.way, *(f"({words})" for words in (key.terms, key.name) if words)]),
-                f"{group.top1:.2f}" + (f" ± {group.std:.2f}, {group.seeds} seeds" if several else ""),
-                _known(group.change, "+.2f"),
+                f"{group.top1:.2f}" + (f" ± {group.std:.2f}, {group.seeds} seeds" if group.seeds > 1 else ""),
+                "" if group.images is None else str(group.images),
+                change_text(group.change, group.change_error),
                 size_text(group.size_bytes),
                 size_text(group.file_bytes),
                 _known(group.compression, ".1f", "x"),
@@ -135,6 +85,27 @@ def table_rows(groups: Sequence[SeedGroup]) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def change_text(change: float, error: float) -> str:
+    """A difference of accuracies in points, marked where it is smaller than its standard error; empty for NaN.
+
+    >>> change_text(-0.28, 0.64), change_text(1.5, 0.64), change_text(math.nan, math.nan)
+    ('-0.28 ~', '+1.50', '')
+    """
+    return _known(change, "+.2f", " ~" if abs(change) < error else "")
+
+
+def table_notes(groups: Sequence[SeedGroup]) -> list[str]:
+    """What a reader needs to know of the figures of :func:`table_rows`, a sentence each."""
+    notes = []
+    if any(group.seeds > 1 for group in groups):
+        notes.append(SEVERAL_SEEDS)
+    elif groups:
+        notes.append(ONE_SEED)
+    if any(group.uncertain for group in groups):
+        notes.append(UNCERTAIN)
+    return notes
 
 
 def size_text(size: float) -> str:
@@ -167,64 +138,6 @@ def _framed(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
             table.add_section()
         table.add_row(*row[first:])
     return table
-
-
-def _accuracies(summary: RunSummary) -> Iterator[tuple[GroupKey, float]]:
-    """The rows that one run adds to: its own, and those of the model that it started from."""
-    terms = summary.distill if summary.way == DISTILLED and isinstance(summary.distill, str) else ""
-    own = GroupKey(
-        dataset=summary.dataset or "?",
-        model=summary.model or "?",
-        quantizer=summary.quantizer or "",
-        bits=summary.bits,
-        way=summary.way,
-        terms="" if terms.lower() in ("true", "yes") else terms,
-        name="",
-    )
-    before = own._replace(quantizer="", bits=FLOAT, way=FLOAT, terms="")
-    if summary.full_precision:
-        own = before
-    elif summary.fp_top1 is not None:
-        yield before, summary.fp_top1
-    if summary.ptq_top1 is not None and not summary.full_precision:
-        yield own._replace(way=CALIBRATED, terms=""), summary.ptq_top1
-    if summary.top1 is not None:
-        # What task=calibrate left is one of several ways to calibrate; what training began from is not.
-        yield own._replace(name=summary.name or "") if own.way == CALIBRATED else own, summary.top1
-
-
-def _group(key: GroupKey, members: list[tuple[float, RunSummary]]) -> SeedGroup:
-    accuracies = [top1 for top1, _ in members]
-    summaries = [summary for _, summary in members]
-    full = key.way == FLOAT
-    changes = [] if full else [top1 - s.fp_top1 for top1, s in members if s.fp_top1 is not None]
-    return SeedGroup(
-        key=key,
-        product=float(FULL_PRECISION**2) if full else _product(summaries[0]),
-        seeds=len({s.seed for s in summaries}),
-        top1=fmean(accuracies),
-        std=stdev(accuracies) if len(accuracies) > 1 else 0.0,
-        change=_mean(changes),
-        size_bytes=_mean(s.fp_size_bytes if full else s.size_bytes for s in summaries),
-        file_bytes=_mean(s.file_bytes for s in summaries if s.full_precision or not full),
-        compression=1.0 if full else _mean(s.compression for s in summaries),
-        effective_bits=float(FULL_PRECISION) if full else _mean(s.effective_bits for s in summaries),
-        bops=_mean(s.fp_bops if full else s.bops for s in summaries),
-        fp_bops=_mean(s.fp_bops for s in summaries),
-    )
-
-
-def _mean(values: Iterable[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else math.nan
-
-
-def _product(summary: RunSummary) -> float:
-    """Weight bits times input bits, so that W8A8 stands before W4A8 before W4A4; 0 where they are words."""
-    product = 1.0
-    for bits in (summary.w_bits, summary.a_bits):
-        product *= bits if isinstance(bits, int | float) else 0
-    return product
 
 
 def _known(value: float, form: str, unit: str = "") -> str:

@@ -185,10 +185,10 @@ def _curve_limits(lines: Sequence[TrialLine]) -> tuple[float, float]:
 
 
 def _knob_axis(sweep: SweepResults, name: str, trials: Sequence[Trial]) -> KnobAxis | None:
-    """The axis of a knob, the mean of one with several parameters."""
+    """The axis of a knob, the mean of one with several parameters. Of lists and single values it is one of words."""
     chosen = {trial.id: knobs[name] for trial in trials if name in (knobs := sweep.chosen(trial))}
     label = knob_label(name, sweep.knobs)
-    if any(isinstance(value, list) for value in chosen.values()):
+    if all(isinstance(value, list) for value in chosen.values()):
         lists = cast("Mapping[str, Sequence[float]]", chosen)
         if not all(is_number(part) for value in lists.values() for part in value):
             return None

@@ -67,6 +67,15 @@ def comparable(plain: Mapping[str, Any]) -> dict[str, Any]:
     return own
 
 
+def without_seeds(config: Mapping[str, Any]) -> dict[str, Any]:
+    """``config`` without each key ``seed`` in it and in the mappings that it holds."""
+    return {
+        key: without_seeds(value) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if key != "seed"
+    }
+
+
 def hash_of(config: Mapping[str, Any], *, ignore: Collection[str] = NOT_HASHED) -> str:
     """Twelve hex digits that two runs share if and only if their configurations agree.
 

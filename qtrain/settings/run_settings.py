@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from qtrain.settings.component import Component
-from qtrain.settings.run_identity import comparable, hash_of, recorded
+from qtrain.settings.run_identity import comparable, hash_of, recorded, without_seeds
 
 NOT_A_KEY = {"config": False}
 """Metadata of a field that no config sets."""
@@ -220,6 +220,11 @@ class RunSettings:
     def identity(self) -> str:
         """A hash that two settings share exactly if a run of one may go on as a run of the other."""
         return hash_of(comparable(recorded(self.plain)))
+
+    @cached_property
+    def recipe(self) -> str:
+        """A hash that two settings share exactly if they differ in nothing but seeds."""
+        return hash_of(without_seeds(comparable(recorded(self.plain))))
 
     @property
     def fits(self) -> list["RunSettings"]:

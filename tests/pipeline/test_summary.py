@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from qtrain.pipeline.summary import FINISHED, RunSummary, gather, read_summary, write_summary
-from qtrain.report.table import COLUMNS, closing_table, plain_table, print_summary, seed_groups, size_text, table_rows
+from qtrain.report.seed_groups import seed_groups
+from qtrain.report.table import COLUMNS, closing_table, plain_table, print_summary, size_text, table_rows
 
 
 def fields(**changes: Any) -> dict[str, Any]:
@@ -127,7 +128,7 @@ def test_a_full_precision_run_is_the_reference_row_of_its_model() -> None:
 
 def test_metrics_that_no_run_knows_are_left_blank() -> None:
     rows = table_rows(seed_groups([RunSummary(model="m", w_bits="mixed", a_bits=None, top1=50.0)]))
-    assert rows == [("m", "WmixedA?", "trained", "50.00", "", "", "", "", "", "")]
+    assert rows == [("m", "WmixedA?", "trained", "50.00", "", "", "", "", "", "", "")]
 
 
 @pytest.mark.parametrize(("size", "text"), [(12, "12 B"), (68_512, "68.5 kB"), (1_084_000, "1.08 MB")])
@@ -137,7 +138,7 @@ def test_sizes_are_in_a_fitting_unit(size: int, text: str) -> None:
 
 def test_the_plain_table_is_aligned() -> None:
     lines = plain_table(COLUMNS, table_rows(seed_groups([summary()]))).splitlines()
-    assert lines[0].split() == "Model Bits Training Top-1 % Change Size File Smaller Bits/weight GBOPs".split()
+    assert lines[0].split() == "Model Bits Training Top-1 % Images Change Size File Smaller Bits/weight GBOPs".split()
     ends = {line.rindex(word) + len(word) for line, word in zip(lines, ["GBOPs", "0.717", "0.0112"], strict=False)}
     assert len(ends) == 1
 

@@ -11,7 +11,7 @@ import vl_convert
 from qtrain.pipeline.summary import RunSummary
 from qtrain.report import chart, run_plots
 from qtrain.report.run_plots import BIT_OPERATIONS, COMPRESSION, accuracy_scatter, curves, curves_chart, thin
-from qtrain.report.table import seed_groups
+from qtrain.report.seed_groups import seed_groups
 
 WITH, WITHOUT, ONLY = "trained with teacher", "trained without teacher", "calibrated only"
 

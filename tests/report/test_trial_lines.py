@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,6 +103,13 @@ def test_words_are_evenly_spaced_and_their_lines_side_by_side(sweep: SweepResult
     assert axis.words == ["hard", "soft"] and (axis.bottom, axis.top) == (-0.5, 1.5)
     assert axis.values["0002"] == 0.0 and axis.values["0001"] == pytest.approx(1.075)  # above the less accurate third
     assert axis.values["0003"] == pytest.approx(0.925)
+
+
+def test_lists_among_single_choices_are_an_axis_of_words(sweep: SweepResults) -> None:
+    chosen: list[Any] = [[4, 4], 8, None]
+    trials = [replace(t, knobs={"bits": value}) for t, value in zip(sweep.trials, chosen, strict=False)]
+    axis = parallel_axes(with_trials(sweep, trials))[0]
+    assert (axis.label, axis.words) == ("bits", ["4 4", "8", "none"])
 
 
 def test_outlier_of_an_objective_stands_at_the_lower_end(sweep: SweepResults) -> None:

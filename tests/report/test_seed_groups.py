@@ -1,0 +1,113 @@
+"""Which runs share a row of a table, and what the row's figures rest on."""
+
+import math
+from typing import Any
+
+import pytest
+
+from qtrain.pipeline.summary import CALIBRATED, DISTILLED, FLOAT, TRAINED, RunSummary
+from qtrain.report.seed_groups import SeedGroup, difference_error, seed_groups
+from qtrain.report.table import change_text, closing_table, table_notes, table_rows
+
+
+def run(**changes: Any) -> RunSummary:
+    fields: dict[str, Any] = dict(
+        name="w4a4", dataset="digits", model="resnet8", quantizer="lsq", w_bits=4, a_bits=4, distill="none", seed=0,
+        epochs=3, top1=95.0, fp_top1=97.5, ptq_top1=60.0, test_images=360, data_hash="d", recipe_hash="r",
+    )  # fmt: skip
+    return RunSummary(**(fields | changes))
+
+
+def of(way: str, groups: list[SeedGroup]) -> list[SeedGroup]:
+    return [group for group in groups if group.key.way == way]
+
+
+def test_calibrated_row_counts_each_seed_once() -> None:
+    """Two runs a seed measure the same calibrated student: 50, 60, 70 have the deviation 10, each twice 8.94."""
+    runs = [
+        run(seed=seed, ptq_top1=50.0 + 10 * seed, distill=distill, recipe_hash=distill)
+        for seed in (0, 1, 2)
+        for distill in ("none", "soft")
+    ]
+    (calibrated,) = of(CALIBRATED, seed_groups(runs))
+    assert (calibrated.seeds, calibrated.top1) == (3, 60.0)
+    assert calibrated.std == pytest.approx(10.0)
+
+
+def test_full_precision_row_that_is_a_mean_has_its_deviation() -> None:
+    groups = seed_groups([run(seed=seed, fp_top1=fp_top1) for seed, fp_top1 in ((0, 90.0), (1, 92.0), (2, 94.0))])
+    (full,) = of(FLOAT, groups)
+    assert (full.seeds, full.top1, full.std) == (3, 92.0, pytest.approx(2.0))
+    assert table_rows([full])[0][3] == "92.00 ± 2.00, 3 seeds"
+
+
+def test_full_precision_row_of_one_network_is_one_measurement() -> None:
+    groups = seed_groups([run(seed=seed) for seed in (0, 1, 2)])
+    (full,) = of(FLOAT, groups)
+    assert full.seeds == 1
+    assert table_rows([full])[0][3] == "97.50"
+
+
+def test_runs_of_other_settings_are_no_repeats_with_another_seed() -> None:
+    trained = of(
+        TRAINED, seed_groups([run(name="slow", recipe_hash="a"), run(name="fast", seed=1, top1=85.0, recipe_hash="b")])
+    )
+    assert [(group.key.name, group.top1, group.seeds) for group in trained] == [("fast", 85.0, 1), ("slow", 95.0, 1)]
+
+
+def test_runs_of_data_sets_with_one_name_do_not_share_rows() -> None:
+    two = [run(name="cats"), run(name="dogs", seed=1, data_hash="e", recipe_hash="s", fp_top1=80.0, ptq_top1=50.0)]
+    groups = seed_groups(two)
+    assert [(group.key.way, group.key.name, group.top1) for group in groups] == [
+        (FLOAT, "cats", 97.5),
+        (FLOAT, "dogs", 80.0),
+        (CALIBRATED, "cats", 60.0),
+        (CALIBRATED, "dogs", 50.0),
+        (TRAINED, "cats", 95.0),
+        (TRAINED, "dogs", 95.0),
+    ]
+
+
+def test_full_precision_of_two_networks_is_not_averaged() -> None:
+    """Of older runs, which do not say what they have in common: one seed has measured two values."""
+    old: dict[str, Any] = {"data_hash": None, "recipe_hash": None}
+    groups = of(FLOAT, seed_groups([run(**old), run(**old, name="other", quantizer="affine", fp_top1=90.0)]))
+    assert [(group.key.name, group.top1) for group in groups] == [("other", 90.0), ("w4a4", 97.5)]
+
+
+def test_change_error_is_that_of_two_shares_and_of_the_mean_over_seeds() -> None:
+    """One image of 360: sqrt(357 3 + 358 2) / 360^1.5; by seeds alone their deviation over the root of their number."""
+    one = difference_error([-100 / 360], top1=100 * 357 / 360, reference=100 * 358 / 360, images=360)
+    assert one == pytest.approx(100 * math.sqrt(357 * 3 + 358 * 2) / 360**1.5)
+    assert difference_error([1.0, 2.0, 3.0], top1=90.0, reference=88.0, images=None) == pytest.approx(1 / math.sqrt(3))
+    assert difference_error([1.0], top1=90.0, reference=89.0, images=None) == 0.0
+
+
+def test_change_below_its_standard_error_is_marked_and_explained() -> None:
+    small = seed_groups([run(top1=97.2, ptq_top1=None)])
+    assert of(TRAINED, small)[0].uncertain
+    assert table_rows(small)[-1][5] == "-0.30 ~"
+    assert any(note.startswith("~: ") for note in table_notes(small))
+    large = seed_groups([run(top1=90.0, ptq_top1=None)])
+    assert table_rows(large)[-1][5] == "-7.50"
+    assert not any(note.startswith("~: ") for note in table_notes(large))
+    assert change_text(math.nan, math.nan) == ""
+
+
+def test_table_says_how_many_test_images_and_seeds_it_rests_on() -> None:
+    groups = seed_groups([run(), run(distill="soft", recipe_hash="s", test_images=100, data_hash="e")])
+    columns, rows = closing_table(groups)
+    assert {row[2]: row[columns.index("Images")] for row in rows if row[2].startswith(("trained", "distilled"))} == {
+        "trained": "360",
+        "distilled (soft)": "100",
+    }
+    assert table_notes(groups)[0] == "Each row is of one seed."
+    assert "Images" not in closing_table(seed_groups([run(test_images=None)]))[0]
+    seeds = seed_groups([run(seed=seed, top1=90.0 + seed) for seed in (0, 1)])
+    assert table_notes(seeds)[0] == "±: standard deviation over seeds; a row without it is of one seed."
+
+
+def test_distilled_runs_of_several_seeds_share_a_row() -> None:
+    groups = seed_groups([run(seed=seed, distill="soft", top1=90.0 + seed) for seed in (0, 1)])
+    (distilled,) = of(DISTILLED, groups)
+    assert (distilled.seeds, distilled.top1, distilled.images) == (2, 90.5, 360)
