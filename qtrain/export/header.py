@@ -24,7 +24,7 @@ from qtrain.utils.plain import from_plain
 KEY = "qtrain_student"
 """Of the metadata. It is the only one: the order of several is left to chance, and equal students have equal files."""
 
-VERSION = 1
+VERSION = 2
 """Rises with every change of the header, since an older qtrain refuses fields that it does not know."""
 
 _PREFIX = 8
@@ -78,7 +78,7 @@ class Structure:
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """A weight as codes: ``quantizer`` is the name of its method, ``tensor`` the entry of the payload.
+    """A kind of weight that is stored as codes: ``quantizer`` is the name of its method.
 
     ``shape`` is that of the weight as it is multiplied, (O, I, ...); ``stored`` describes the codes and what decodes
     them (:mod:`qtrain.storage.description`). ``channels_last`` is the order in memory of the weight that is multiplied,
@@ -87,7 +87,6 @@ class StoredWeight:
 
     quantizer: str
     bits: int
-    tensor: str
     shape: tuple[int, ...]
     stored: Plain
     channels_last: bool = False
@@ -95,7 +94,7 @@ class StoredWeight:
 
 @dataclass(frozen=True)
 class StoredInput:
-    """An input quantizer: ``made_by`` describes its constructor; its state is the entry ``tensor``, if it has any.
+    """A kind of input quantizer: ``made_by`` describes its constructor.
 
     ``signed`` is ``None`` where the constructor knows no sign but its own.
     """
@@ -105,36 +104,72 @@ class StoredInput:
     signed: bool
     channel_axis: int
     made_by: Plain
-    tensor: str | None
     dtype: str
 
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """One quantized layer; a side that stays in full precision is ``None``."""
+    """One quantized layer: which of the header's ``weights`` and ``inputs`` it has, counted from 0.
 
-    weight: StoredWeight | None = None
-    input: StoredInput | None = None
+    A side that stays in full precision is ``None``. ``tied`` names the layer whose weight it shares.
+    """
+
+    weight: int | None = None
+    input: int | None = None
+    tied: str | None = None
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a student's file says of itself; ``layers`` by qualified name.
+    """What a student's file says of itself; ``layers`` by qualified name, ``weights`` and ``inputs`` each kind once.
 
-    ``metrics`` are accuracies in percent as they were recorded, ``origin`` where the file comes from: config hash,
-    commit, versions, date. ``size_bytes`` is the length of the payload, which is the cost report's size.
+    The codes of a layer's weight are the entry :meth:`codes_of` of the payload, the state of its input quantizer is
+    the entry :func:`state_of`, which is left out where it has no bits. ``metrics`` are accuracies in percent as they
+    were recorded, ``origin`` where the file comes from: config hash, commit, versions, date. ``size_bytes`` is the
+    length of the payload, which is the cost report's size.
     """
 
     network: Network
     images: Images
     structure: Structure
+    weights: tuple[StoredWeight, ...]
+    inputs: tuple[StoredInput, ...]
     layers: dict[str, StoredLayer]
     size_bytes: int
     metrics: dict[str, float | int | None] = field(default_factory=dict)
     origin: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name, layer in self.layers.items():
+            for index, kinds in ((layer.weight, self.weights), (layer.input, self.inputs)):
+                if index is not None and not 0 <= index < len(kinds):
+                    raise ValueError(f"layer {name} is of kind {index}, of which {len(kinds)} are described")
+
+    def weight_of(self, layer: str) -> StoredWeight | None:
+        """How the weight of ``layer`` is stored; ``None`` for one in full precision."""
+        index = self.layers[layer].weight
+        return None if index is None else self.weights[index]
+
+    def input_of(self, layer: str) -> StoredInput | None:
+        """How the input of ``layer`` is quantized; ``None`` for one in full precision."""
+        index = self.layers[layer].input
+        return None if index is None else self.inputs[index]
+
+    def codes_of(self, layer: str) -> str:
+        """The entry of the payload with the codes of the weight of ``layer``."""
+        return f"{self.layers[layer].tied or layer}.weight"
+
     def plain(self) -> dict[str, Plain]:
-        return {"format_version": VERSION, **asdict(self)}
+        layers = {
+            name: {key: value for key, value in asdict(layer).items() if value is not None}
+            for name, layer in self.layers.items()
+        }
+        return {"format_version": VERSION, **asdict(self), "layers": layers}
+
+
+def state_of(layer: str) -> str:
+    """The entry of the payload with the state of the input quantizer of ``layer``."""
+    return f"{layer}.input_quantizer"
 
 
 @dataclass(frozen=True)
@@ -170,8 +205,9 @@ def from_bytes(data: bytes, source: Path | str) -> tuple[Header, dict[str, Tenso
         version, found = plain.pop("format_version"), _digest(described["student"], data)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{source} is damaged: its description cannot be read; copy it anew") from error
-    if type(version) is not int or version > VERSION:
-        raise ValueError(f"{source} has version {version!r} of the format, this qtrain reads {VERSION}; update qtrain")
+    if type(version) is not int or version != VERSION:
+        remedy = "write it anew" if type(version) is int and version < VERSION else "update qtrain"
+        raise ValueError(f"{source} has version {version!r} of the format, this qtrain reads {VERSION}; {remedy}")
     if digest != found:
         raise ValueError(f"{source} is damaged or was changed: its content does not have its digest; copy it anew")
     try:

@@ -1,5 +1,6 @@
 """A student from its file alone: no config, no data set, and no code from the file."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qtrain.convert.swap import quantized_form, replace_module
-from qtrain.export.header import Header, StoredInput, StoredLayer, StoredWeight, dtype_of, read
+from qtrain.export.header import Header, StoredInput, StoredWeight, dtype_of, read, state_of
 from qtrain.export.memory_order import order_
 from qtrain.export.networks import Builder, admitted_names, build_network
 from qtrain.export.structure import restructure_
@@ -57,42 +58,47 @@ def build_student(header: Header, tensors: Mapping[str, Tensor], builders: Seque
     """The student that ``header`` and ``tensors`` describe. Raises ``ValueError`` where they do not fit together."""
     network = build_network(header.network, builders, stored_bytes=header.size_bytes)
     restructure_(network, header.structure)
-    layers = {name: _swapped_in(network, name, stored) for name, stored in header.layers.items()}
-    coded = {stored.weight.tensor for stored in header.layers.values() if stored.weight is not None}
-    states = {stored.input.tensor for stored in header.layers.values() if stored.input is not None}
-    replaced = {f"{name}.weight" for name, stored in header.layers.items() if stored.weight is not None}
-    _fill_(network, {name: t for name, t in tensors.items() if name not in coded | states}, replaced)
+    coded = {name: header.codes_of(name) for name, layer in header.layers.items() if layer.weight is not None}
+    states = {state_of(name) for name, layer in header.layers.items() if layer.input is not None}
+    layers = {name: _swapped_in(network, name, coded=name in coded) for name in header.layers}
+    plain = {name: tensor for name, tensor in tensors.items() if name not in states.union(coded.values())}
+    _fill_(network, plain, {f"{name}.weight" for name in coded})
     code = (*QUANTIZERS, *admitted_names(builders))
     shared: dict[str, tuple[nn.Parameter, Stored]] = {}
-    for name, stored in header.layers.items():
-        layer = layers[name]
-        if stored.weight is not None:
+    owners = Counter(id(p) for _, p in network.named_parameters(remove_duplicate=False))
+    for name, layer in layers.items():
+        weight, inputs = header.weight_of(name), header.input_of(name)
+        if weight is not None:
             if isinstance(layer, Operand):
                 raise ValueError(f"layer {name} has no weight, the file has one")
-            key = stored.weight.tensor
-            shared[key] = layer.weight, layer.weight_quantizer = _weight(
-                stored.weight, layer, tensors, code, shared.get(key)
-            )
-        if stored.input is not None:
-            layer.input_quantizer = _input_quantizer(stored.input, tensors, code)
+            key = coded[name]
+            if owners[id(layer.weight)] > 1:
+                layer.weight = nn.Parameter(torch.empty_like(layer.weight))  # the others may have another in the file
+            tied = shared.get(key)
+            shared[key] = layer.weight, layer.weight_quantizer = _weight(weight, key, layer, tensors, code, tied)
+        if inputs is not None:
+            layer.input_quantizer = _input_quantizer(inputs, state_of(name), tensors, code)
     for name, norm in header.structure.merged_norms.items():
         _merge_norm_(network.get_submodule(name), network.get_submodule(norm))
     if header.structure.channels_last:
         network.to(memory_format=torch.channels_last)
-    for name, stored in header.layers.items():
-        if stored.weight is not None:
-            order_(network.get_submodule(name), channels_last=stored.weight.channels_last)
+    for name in coded:
+        if (weight := header.weight_of(name)) is not None:
+            order_(network.get_submodule(name), channels_last=weight.channels_last)
     return network.requires_grad_(False).eval()
 
 
-def _swapped_in(network: nn.Module, name: str, stored: StoredLayer) -> QuantLayer:
-    """The quantized form of the layer ``name``, in its place in ``network`` and without quantizers so far."""
+def _swapped_in(network: nn.Module, name: str, *, coded: bool) -> QuantLayer:
+    """The quantized form of the layer ``name``, in its place in ``network`` and without quantizers so far.
+
+    ``coded``: its weight comes from codes.
+    """
     source = network.get_submodule(name)
     form = LayerSpec("operand") if isinstance(source, Operand) else describe_layer(source)
     if not isinstance(form, LayerSpec):
         raise ValueError(f"layer {name} is a {type(source).__name__}, which has no quantized form")
     layer = quantized_form(source, form)
-    if stored.weight is not None and isinstance(layer, QuantConv):
+    if coded and isinstance(layer, QuantConv):
         layer.weight_transform = None  # what is stored is the transformed weight
     if layer is not source:
         replace_module(network, source, layer)
@@ -132,36 +138,40 @@ def _owner(network: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 def _weight(
     stored: StoredWeight,
+    tensor: str,
     layer: QuantWeighted,
     tensors: Mapping[str, Tensor],
     code: Sequence[str],
     tied: tuple[nn.Parameter, Stored] | None,
 ) -> tuple[nn.Parameter, Stored]:
-    """The weight as the layer holds it, and the quantizer that knows its codes; ``tied`` are those of a layer before
-    that has the same weight."""
+    """The weight as the layer holds it, and the quantizer that knows its codes, which are the entry ``tensor``.
+
+    ``tied`` are those of a layer before that has the same weight.
+    """
     shape, expected = layer.weight.shape, tuple(layer.effective_weight().shape)
     if expected != stored.shape:
-        raise ValueError(f"{stored.tensor} is a weight of shape {stored.shape}, the network's has {expected}")
+        raise ValueError(f"{tensor} is a weight of shape {stored.shape}, the network's has {expected}")
     if tied is not None:
         if tied[0].shape != shape:
-            raise ValueError(f"{stored.tensor} belongs to layers of different shapes")
+            raise ValueError(f"{tensor} belongs to layers of different shapes")
         return tied
-    layer.weight = None  # type: ignore[assignment] # its memory is free for what follows
-    like, packed = restore(stored.stored, admitted=code), _octets(stored.tensor, tensors)
+    like, packed = restore(stored.stored, admitted=code), _octets(tensor, tensors)
     if not isinstance(like, QTensor):
-        raise ValueError(f"{stored.tensor} is described as a {type(like).__name__}, not as a stored tensor")
+        raise ValueError(f"{tensor} is described as a {type(like).__name__}, not as a stored tensor")
     # A sparse tensor says its own shape, and would take the memory for it before it is compared with the layer's.
     if like.bits != stored.bits or getattr(like, "shape", stored.shape) != stored.shape:
-        raise ValueError(f"{stored.tensor} is described in two ways, which do not agree")
+        raise ValueError(f"{tensor} is described in two ways, which do not agree")
     values = values_of(packed, like)
     if isinstance(layer, QuantConvTranspose):
         values = outputs_first(values, layer.groups)  # its own inverse
     if values.shape != shape:
-        raise ValueError(f"{stored.tensor} has shape {tuple(values.shape)}, the network's {tuple(shape)}")
-    return nn.Parameter(values), Stored(like=like, packed=packed, shape=stored.shape, method=stored.quantizer)
+        raise ValueError(f"{tensor} has shape {tuple(values.shape)}, the network's {tuple(shape)}")
+    # Into the memory that the weight has: what is freed between what stays is not given back to the system.
+    weight = layer.weight.data.copy_(values) if layer.weight.dtype == values.dtype else values
+    return nn.Parameter(weight), Stored(like=like, packed=packed, shape=stored.shape, method=stored.quantizer)
 
 
-def _input_quantizer(stored: StoredInput, tensors: Mapping[str, Tensor], code: Sequence[str]) -> Quantizer:
+def _input_quantizer(stored: StoredInput, state: str, tensors: Mapping[str, Tensor], code: Sequence[str]) -> Quantizer:
     make = restore(stored.made_by, admitted=code)
     if not (isinstance(make, partial) and issubclass(make.func, Quantizer)):  # type: ignore[arg-type]
         raise ValueError(f"{stored.quantizer} is not made by a quantizer's constructor")
@@ -169,11 +179,9 @@ def _input_quantizer(stored: StoredInput, tensors: Mapping[str, Tensor], code: S
     quantizer: Quantizer = make(spec=spec)
     quantizer.set_range_(bits=stored.bits, signed=stored.signed)
     quantizer.to(dtype_of(stored.dtype))
-    packed = b"" if stored.tensor is None else _octets(stored.tensor, tensors).numpy()
+    packed = _octets(state, tensors).numpy() if quantizer.storage_bits() else b""
     if len(packed) != -(-quantizer.storage_bits() // 8):
-        raise ValueError(
-            f"{stored.tensor} has {len(packed)} bytes, not the {quantizer.storage_bits()} bits of its state"
-        )
+        raise ValueError(f"{state} has {len(packed)} bytes, not the {quantizer.storage_bits()} bits of its state")
     quantizer.load_state_(bytes_to_bits(packed))
     quantizer.made_by = make
     return quantizer.eval()

@@ -1,8 +1,10 @@
 """A student as the shortest file that gives it again: its codes at their bit width, and what it needs to run."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from qtrain.export.header import (
     StoredLayer,
     StoredWeight,
     from_bytes,
+    state_of,
     to_bytes,
 )
 from qtrain.export.load import build_student
@@ -33,6 +36,8 @@ from qtrain.storage.description import describe
 from qtrain.utils.atomic_write import atomic_write
 from qtrain.utils.errors import one_line
 from qtrain.utils.eval_mode import evaluating
+
+T = TypeVar("T")
 
 
 def save_student(
@@ -80,29 +85,31 @@ def packed(
     """Header and payload of ``student``, which is in eval mode."""
     parts = stored_parts(student)
     tensors: dict[str, Tensor] = {name: tensor.detach() for name, tensor in parts.plain.items()}
-    weights: dict[str, StoredWeight] = {}
+    weights: list[StoredWeight] = []
+    inputs: list[StoredInput] = []
+    layers: dict[str, StoredLayer] = {}
     for name, layer in parts.weights.items():
         assert layer.weight_quantizer is not None
         stored = layer.weight_quantizer.quantize(layer.effective_weight())
-        key = f"{name}.weight"
-        tensors[key] = _octets(pack(stored))
+        tensors[f"{name}.weight"] = _octets(pack(stored))
         shape = tuple(layer.weight_quantizer.spec.shape)
         last = has_channels_last(layer.weight_quantizer(layer.effective_weight()))
-        weights[name] = StoredWeight(_method(layer.weight_quantizer), stored.bits, key, shape, describe(stored), last)
-    weights |= {name: weights[owner] for name, owner in parts.tied.items()}
-    inputs: dict[str, StoredInput] = {}
+        kind = StoredWeight(_method(layer.weight_quantizer), stored.bits, shape, describe(stored), last)
+        layers[name] = StoredLayer(weight=_place(kind, weights))
+    for name, owner in parts.tied.items():
+        layers[name] = StoredLayer(weight=layers[owner].weight, tied=owner)
     for name, quantizer in parts.inputs.items():
-        bits = [part.write() for part in quantizer.stored_state().values()]
-        state = f"{name}.input_quantizer" if bits else None
-        if state is not None:
-            tensors[state] = _octets(bits_to_bytes(torch.cat(bits)))
-        inputs[name] = _described(name, quantizer, state)
-    layers = {name: StoredLayer(weights.get(name), inputs.get(name)) for name in {**weights, **inputs}}
+        if bits := [part.write() for part in quantizer.stored_state().values()]:
+            tensors[state_of(name)] = _octets(bits_to_bytes(torch.cat(bits)))
+        place = _place(_described(name, quantizer), inputs)
+        layers[name] = replace(layers.get(name, StoredLayer()), input=place)
     return (
         Header(
             network=network,
             images=images,
             structure=structure_of(student, build_network(network, builders)),
+            weights=tuple(weights),
+            inputs=tuple(inputs),
             layers=layers,
             size_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
             metrics=dict(metrics),
@@ -112,7 +119,14 @@ def packed(
     )
 
 
-def _described(name: str, quantizer: Quantizer, state: str | None) -> StoredInput:
+def _place(kind: T, kinds: list[T]) -> int:
+    """Where ``kind`` stands in ``kinds``, to which it is added if it is new."""
+    if kind not in kinds:
+        kinds.append(kind)
+    return kinds.index(kind)
+
+
+def _described(name: str, quantizer: Quantizer) -> StoredInput:
     make = _constructor(quantizer)
     if make is None:
         raise ValueError(f"{name}: how its input quantizer was made is not known; convert the model by qtrain")
@@ -122,7 +136,6 @@ def _described(name: str, quantizer: Quantizer, state: str | None) -> StoredInpu
         signed=bool(quantizer.signed),
         channel_axis=quantizer.spec.channel_axis,
         made_by=describe(make),
-        tensor=state,
         dtype=str(quantizer.code_high.dtype).removeprefix("torch."),
     )
 

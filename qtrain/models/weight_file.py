@@ -99,7 +99,7 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], Normalization | No
     except SafetensorError as error:
         raise ValueError(f"load_weights: {path} is damaged or no safetensors file ({error}); copy it anew") from error
     student = json.loads(metadata[STUDENT])["student"] if STUDENT in metadata else None
-    if student is not None and any(layer["weight"] is not None for layer in student["layers"].values()):
+    if student is not None and student.get("weights"):
         raise ValueError(
             f"load_weights: {path} is a quantized student, whose weights are rounded; measure it by task=evaluate "
             "checkpoint=FILE, load it by qtrain.load, and train from the weights that it was made of"

@@ -102,18 +102,19 @@ def check_images(images: Images, info: DataInfo, file: Path) -> None:
 def allocation_of(header: Header) -> Allocation:
     """The bits of each quantized layer of a student."""
     return {
-        name: LayerBits(*(FULL_PRECISION if side is None else side.bits for side in (layer.weight, layer.input)))
-        for name, layer in header.layers.items()
+        name: LayerBits(
+            *(FULL_PRECISION if side is None else side.bits for side in (header.weight_of(name), header.input_of(name)))
+        )
+        for name in header.layers
     }
 
 
 def described(header: Header) -> dict[str, object]:
     """What a summary says of a student, from its file: model and quantizer."""
-    sides = [side for layer in header.layers.values() for side in (layer.weight, layer.input) if side is not None]
-    names = dict.fromkeys(side.quantizer.lower() for side in sides)
+    methods = [kind.quantizer for kind in header.weights] + [kind.quantizer for kind in header.inputs]
     network = header.network
     name = network.options.get("name") or called_after(network.builder)
-    return {"model": name, "quantizer": "/".join(names) or None}
+    return {"model": name, "quantizer": "/".join(dict.fromkeys(map(str.lower, methods))) or None}
 
 
 def images_of(info: DataInfo) -> Images:

@@ -43,9 +43,10 @@ def setting(*path: str | int, to: Any) -> Edit:
     return partial(put, path=path, value=to)
 
 
-LAYER = ("layers", "layer1.0.conv1")
-STORED = (*LAYER, "weight", "stored", "fields")
-MADE_BY = (*LAYER, "input", "made_by")
+LAYER = "layer1.0.conv1"
+WEIGHT, INPUT = ("weights", 0), ("inputs", 0)
+STORED = (*WEIGHT, "stored", "fields")
+MADE_BY = (*INPUT, "made_by")
 OPTIONS = ("network", "options")
 
 
@@ -169,7 +170,7 @@ def _quantizers() -> Iterator[tuple[str, Hostile]]:
         nested = {"call": "qtrain.quantizers.wrappers.outlier.Outlier", "options": {"quantizer": nested}}
     yield "quantizers in quantizers", Hostile(setting(*MADE_BY, to=nested), "cannot be loaded|no whole student")
     for bits in (0, 17, HUGE, -4):
-        yield f"input bits {bits}", Hostile(setting(*LAYER, "input", "bits", to=bits), "bits must be in 1..16")
+        yield f"input bits {bits}", Hostile(setting(*INPUT, "bits", to=bits), "bits must be in 1..16")
     for value in (
         None,
         7,
@@ -180,7 +181,7 @@ def _quantizers() -> Iterator[tuple[str, Hostile]]:
     ):
         yield f"made by {value!r}", Hostile(setting(*MADE_BY, to=value), "is not made by a quantizer's constructor")
     for dtype in ("load", "nn", "float33", ""):
-        yield f"type {dtype!r}", Hostile(setting(*LAYER, "input", "dtype", to=dtype), "there is no type of numbers")
+        yield f"type {dtype!r}", Hostile(setting(*INPUT, "dtype", to=dtype), "there is no type of numbers")
     block = {"type": "qtrain.spec.granularity.PerBlock", "fields": {"size": HUGE}}
     made = {"call": "qtrain.quantizers.uniform.lsq.LSQ", "options": {"granularity": block}}
     yield "granularity of an input", Hostile(setting(*MADE_BY, to=made), "cannot be loaded")
@@ -206,15 +207,15 @@ def _stored() -> Iterator[tuple[str, Hostile]]:
         yield f"codes as {value!r}", Hostile(setting(*STORED, "codes", to=value), "cannot be loaded")
     for path in ("qtrain.storage.elements.Element", "qtrain.storage.base.IntegerPart", "qtrain.spec.QuantSpec"):
         described = {"type": path, "fields": {}}
-        yield f"stored as {path}", Hostile(setting(*LAYER, "weight", "stored", to=described), "cannot be loaded")
+        yield f"stored as {path}", Hostile(setting(*WEIGHT, "stored", to=described), "cannot be loaded")
     for path in ("pathlib.Path", "trap.run", "qtrain.quantizers.stored.Stored"):
         described = {"type": path, "fields": {}}
         yield (
             f"stored as {path}",
-            Hostile(setting(*LAYER, "weight", "stored", to=described), "is code of your own|is no class"),
+            Hostile(setting(*WEIGHT, "stored", to=described), "is code of your own|is no class"),
         )
     for shape in ([HUGE], [1], [5, 5], []):
-        yield f"weight of {shape}", Hostile(setting(*LAYER, "weight", "shape", to=shape), "is a weight of shape")
+        yield f"weight of {shape}", Hostile(setting(*WEIGHT, "shape", to=shape), "is a weight of shape")
     sparse = {"shape": [HUGE], "gap_bits": 10**9, "gaps": {"shape": [HUGE], "dtype": "int32"}}
     for name, value in sparse.items():
         yield f"sparse {name}", Hostile(setting(*STORED, name, to=value), "cannot be loaded", "pruned")
@@ -246,13 +247,21 @@ def _structures() -> Iterator[tuple[str, Hostile]]:
         yield f"layer {name!r}", Hostile(edit, "cannot be loaded")
     yield "a field more", Hostile(setting("more", to=1), "the description has 'more', which is not known")
 
+    for side, index in (("weight", HUGE), ("weight", -1), ("input", 99)):
+        edit = setting("layers", LAYER, side, to=index)
+        yield f"{side} of kind {index}", Hostile(edit, rf"layer {LAYER} is of kind {index}, of which \d+ are described")
+    yield (
+        "tied to nothing",
+        Hostile(setting("layers", LAYER, "tied", to="nowhere"), f"the network has .* at {LAYER}.weight, the file"),
+    )
+
 
 def _layer_as(plain: Plain, tensors: dict[str, Tensor], *, name: str) -> None:
-    plain["layers"][name] = plain["layers"].pop(LAYER[1])
+    plain["layers"][name] = plain["layers"].pop(LAYER)
 
 
 def _tensors() -> Iterator[tuple[str, Hostile]]:
-    name = f"{LAYER[1]}.weight"
+    name = f"{LAYER}.weight"
     for value in (torch.ones(4), torch.zeros(1, dtype=torch.uint8), torch.zeros(2, 2, dtype=torch.uint8), None):
         shape = None if value is None else tuple(value.shape)
         edit = partial(_tensor_as, name=name, value=value)

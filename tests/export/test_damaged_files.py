@@ -137,7 +137,7 @@ def foreign(data: bytes, draw: random.Random) -> Damaged:
         yield save_tensors(tensors, {KEY: metadata})
     yield save_tensors(tensors, {KEY: "[" * 100_000})
     yield save_tensors(tensors, {KEY: '{"student": ' + '{"a":' * 600 + "1" + "}" * 601 + "}"})
-    yield save_tensors(tensors, {KEY: '{"sha256": "", "student": {"format_version": 1, "x": NaN}}'})
+    yield save_tensors(tensors, {KEY: '{"sha256": "", "student": {"format_version": 2, "x": NaN}}'})
     yield save_tensors(tensors, {KEY: '{"sha256": "", "student": {"format_version": ' + "9" * 5000 + "}}"})
     for made in (lambda file: torch.save(tensors, file), lambda file: np.savez(file, weight=np.ones(3))):
         file = io.BytesIO()
@@ -187,7 +187,13 @@ def test_damaged_file_ends_in_one_line(kind: str, student_files: dict[str, Path]
 def test_file_of_another_version_says_to_update(version: object, student_files: dict[str, Path], traps: Path) -> None:
     damaged = recomputed(student_files["lsq"], lambda plain, _: plain.update(format_version=version))
     line = refused(traps / "x.safetensors", damaged, version)
-    assert re.search(r"has version .* of the format, this qtrain reads 1; update qtrain", line)
+    assert re.search(r"has version .* of the format, this qtrain reads 2; update qtrain", line)
+
+
+def test_file_of_an_older_version_says_to_write_it_anew(student_files: dict[str, Path], traps: Path) -> None:
+    damaged = recomputed(student_files["lsq"], lambda plain, _: plain.update(format_version=VERSION - 1))
+    line = refused(traps / "x.safetensors", damaged, "older")
+    assert line.endswith(f"has version {VERSION - 1} of the format, this qtrain reads {VERSION}; write it anew")
 
 
 @pytest.mark.parametrize("name", HOSTILE)

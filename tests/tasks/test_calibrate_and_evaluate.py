@@ -54,7 +54,7 @@ def test_calibrate_leaves_a_student_that_evaluate_measures_alike(weights: Path, 
     made = run(tmp_path, weights, "task=calibrate", "name=made")
     folder = tmp_path / AD_HOC / "made"
     header, _ = read(folder / STUDENT)
-    assert {layer.weight.bits for layer in header.layers.values() if layer.weight is not None} == {4, 8}
+    assert {weight.bits for weight in header.weights} == {4, 8}
     (row,) = rows(folder)
     assert (row["task"], row["notes"], row["w_bits"], row["epochs"]) == ("calibrate", "calibrated only", "4", "0")
     for checkpoint in (folder, folder / STUDENT):
