@@ -20,6 +20,7 @@ from qtrain.nn import QuantConv, QuantConvTranspose, QuantLinear
 from qtrain.nn.conv_transpose import outputs_first
 from qtrain.nn.folded import FoldedWeight
 from qtrain.utils.eval_mode import evaluating
+from qtrain.utils.sharing import shared_tensors, why_shared
 
 
 @dataclass
@@ -43,12 +44,11 @@ def fold_batchnorm_(model: nn.Module, example: Tensor) -> dict[str, OutputStatis
     norms were trained. Raises ``ValueError`` where there is no batch norm, and where the output on noise of the shape
     of ``example`` (N, C, H, W) changes by more than rounding errors.
     """
-    noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
-    with evaluating(model):
-        expected = model(noise)
+    expected = output_on_noise(model, example)
+    shared = shared_tensors(model)
     statistics, skipped = {}, Skipped("batch norm is not folded")
     for layer_name, layer, norm_name, form in _foldable(model, "quantize.fold=before", skipped):
-        reason = _no_place(layer)
+        reason = _no_place(layer) or why_shared(shared, layer_name, "weight", "bias")
         if reason is not None:
             skipped.add(norm_name, reason)
             continue
@@ -62,13 +62,26 @@ def fold_batchnorm_(model: nn.Module, example: Tensor) -> dict[str, OutputStatis
         if form.trained:
             statistics[layer_name] = OutputStatistics(form.mean, form.std)
     skipped.log()
-    with evaluating(model):
-        if not torch.allclose(model(noise), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())):
-            raise ValueError(
-                f"quantize.fold: {type(model).__name__} computes something else once its batch norms are merged; "
-                "leave quantize.fold=none for it"
-            )
+    if not same_output(output_on_noise(model, example), expected):
+        raise ValueError(
+            f"quantize.fold: {type(model).__name__} computes something else once its batch norms are merged; "
+            "leave quantize.fold=none for it"
+        )
     return statistics
+
+
+@torch.no_grad()
+def output_on_noise(model: nn.Module, example: Tensor) -> Tensor:
+    """The output in eval mode for the same noise each time, of the shape of ``example`` (N, C, H, W)."""
+    noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
+    with evaluating(model):
+        output: Tensor = model(noise)
+    return output
+
+
+def same_output(output: Tensor, expected: Tensor) -> bool:
+    """Whether the two differ by no more than rounding errors of another order of sums."""
+    return torch.allclose(output, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
 def fold_in_training_(model: nn.Module, example: Tensor) -> list[str]:
@@ -79,11 +92,15 @@ def fold_in_training_(model: nn.Module, example: Tensor) -> list[str]:
     is no batch norm.
     """
     changed, skipped = [], Skipped("weights are not rounded as merged with batch norm")
+    shared = shared_tensors(model)
     for layer_name, layer, norm_name, _ in _foldable(model, "quantize.fold=training", skipped):
         norm = model.get_submodule(norm_name)
         if getattr(layer, "weight_quantizer", None) is None:
             continue
-        if not isinstance(layer, QuantConv):
+        reason = why_shared(shared, layer_name, "weight")
+        if reason is not None:
+            pass
+        elif not isinstance(layer, QuantConv):
             reason = "only the weights of convolutions are"
         elif layer.weight_transform is not None:
             reason = "its weight is standardized before it is convolved"

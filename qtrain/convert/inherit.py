@@ -52,18 +52,20 @@ def inherit_quantizers_(student: nn.Module, student_state: StudentState) -> dict
     state. The bits are then those of the earlier stage. Returns, for the layers where these differ, the bits that
     ``student`` had before: those that are still to be switched to.
     """
-    wanted: dict[str, LayerBits] = {}
-    for layer_name, layer in quant_layers(student).items():
-        bits, differs = {}, False
-        for place in PLACES:
-            quantizer = getattr(layer, place, None)
-            bits[place] = int(quantizer.bits) if isinstance(quantizer, Quantizer) else FULL_PRECISION
-            if isinstance(quantizer, Quantizer):
-                _take_over_(quantizer, f"{layer_name}.{place}", student_state)
-                differs = differs or int(quantizer.bits) != bits[place]
-        if differs:
-            wanted[layer_name] = LayerBits(*(bits[place] for place in PLACES))
-    return wanted
+    before = _widths(student)  # all of them first, since layers with one weight share its quantizer
+    for name, quantizer in quantizers_of(student).items():
+        _take_over_(quantizer, name, student_state)
+    after = _widths(student)
+    return {name: bits for name, bits in before.items() if bits != after[name]}
+
+
+def _widths(student: nn.Module) -> dict[str, LayerBits]:
+    quantizers = quantizers_of(student)
+
+    def bits(name: str) -> int:
+        return int(quantizers[name].bits) if name in quantizers else FULL_PRECISION
+
+    return {name: LayerBits(*(bits(f"{name}.{place}") for place in PLACES)) for name in quant_layers(student)}
 
 
 def _take_over_(quantizer: Quantizer, name: str, student_state: StudentState) -> None:

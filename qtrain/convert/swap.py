@@ -1,7 +1,7 @@
 """Replacing the layers of a model by quantized ones, each by its plan."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -12,6 +12,7 @@ from qtrain.models.layer_kinds import LayerSpec
 from qtrain.nn import Operand, QuantConv, QuantConvTranspose, QuantEmbedding, QuantLayer, QuantLinear
 from qtrain.quantizers.base import Quantizer
 from qtrain.spec import FULL_PRECISION, QuantSpec
+from qtrain.utils.sharing import place_of
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def swap_layers(
     gradient that reaches a layer with a quantized weight in the backward. Raises ``ValueError``, which begins with the
     layer's name, where a quantizer refuses a layer.
     """
-    of_tied: dict[tuple[int, int, int, bool], Quantizer] = {}
+    of_tied: dict[Hashable, Quantizer] = {}
     for name, reason in found.skipped.items():
         log.warning("left in full precision: %s: %s", name, reason)
     for name, form in found.layers.items():
@@ -47,7 +48,9 @@ def swap_layers(
                 shape = tuple(layer.effective_weight().shape)
                 # Layers that share a weight share its codes, so they need one quantizer. A transposed convolution has
                 # other output channels than a convolution with the same weight, and so other codes.
-                key = (id(layer.weight), id(plan.weight), bits.weight, isinstance(layer, QuantConvTranspose))
+                # A gain that standardizes the weight makes other values of it.
+                own = layer if getattr(layer, "weight_transform", None) is not None else None
+                key = (place_of(layer.weight), id(plan.weight), bits.weight, isinstance(layer, QuantConvTranspose), own)
                 if key not in of_tied:
                     of_tied[key] = plan.weight(spec=QuantSpec(bits=bits.weight, shape=shape, signed=True))
                 layer.weight_quantizer = of_tied[key]

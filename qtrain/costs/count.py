@@ -15,7 +15,7 @@ for the closing table, the report and every search over bit widths.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from qtrain.nn.operations import MatMul
 from qtrain.nn.stored import full_precision_state, stored_parts
 from qtrain.spec import FULL_PRECISION
 from qtrain.utils.eval_mode import evaluating
+from qtrain.utils.sharing import place_of
 
 OUTSIDE_LAYERS = "(outside layers)"
 """Name of the row for matrix products that no layer owns, such as those of attention."""
@@ -39,6 +40,7 @@ class LayerCost:
 
     ``weight_bits`` and ``input_bits`` are those of the factors. ``weight_storage_bits`` are codes and scales of the
     weight, ``input_storage_bits`` the scales of the input quantizer; ``bops`` are ``macs * weight_bits * input_bits``.
+    A weight that is stored with another layer has no ``weights`` and no ``weight_storage_bits`` here.
     """
 
     name: str
@@ -135,7 +137,7 @@ def count(model: nn.Module, example: Tensor, products: Products | None = None) -
     bits, where they are known.
     """
     macs, outside = products or count_products(model, example)
-    rows = {name: _layer_cost(name, module, macs.get(name, 0)) for name, module in _layers(model)}
+    rows = _rows(model, macs)
     called = [rows[name] for name in macs]
     layers = called + [row for name, row in rows.items() if name not in macs]
     if outside:
@@ -154,6 +156,20 @@ def count(model: nn.Module, example: Tensor, products: Products | None = None) -
         )
     size_bytes, fp_size_bytes = _sizes(model, rows)
     return CostReport(layers=tuple(layers), size_bytes=size_bytes, fp_size_bytes=fp_size_bytes)
+
+
+def _rows(model: nn.Module, macs: dict[str, int]) -> dict[str, LayerCost]:
+    """The row of every layer by its name; a weight that several of them have counts for the first."""
+    rows, seen = {}, set()
+    for name, module in _layers(model):
+        row = _layer_cost(name, module, macs.get(name, 0))
+        if isinstance(weight := getattr(module, "weight", None), Tensor):
+            key = (place_of(weight), getattr(module, "weight_quantizer", None))
+            if key in seen:
+                row = replace(row, weights=0, weight_storage_bits=0)
+            seen.add(key)
+        rows[name] = row
+    return rows
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -1,7 +1,7 @@
 """A student from its file alone: no config, no data set, and no code from the file."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from qtrain.storage.base import QTensor
 from qtrain.storage.bits import bytes_to_bits
 from qtrain.storage.description import VALUES, restore
 from qtrain.utils.errors import one_line
+from qtrain.utils.sharing import place_of
 
 QUANTIZERS = (*VALUES, "qtrain.quantizers")
 """Where the classes of a file's quantizers are defined."""
@@ -62,17 +63,17 @@ def build_student(header: Header, tensors: Mapping[str, Tensor], builders: Seque
     states = {state_of(name) for name, layer in header.layers.items() if layer.input is not None}
     layers = {name: _swapped_in(network, name, coded=name in coded) for name in header.layers}
     plain = {name: tensor for name, tensor in tensors.items() if name not in states.union(coded.values())}
-    _fill_(network, plain, {f"{name}.weight" for name in coded})
+    _fill_(network, plain, {layers[name] for name in coded})
     code = (*QUANTIZERS, *admitted_names(builders))
     shared: dict[str, tuple[nn.Parameter, Stored]] = {}
-    owners = Counter(id(p) for _, p in network.named_parameters(remove_duplicate=False))
+    owners = Counter(place_of(p) for _, p in network.named_parameters(remove_duplicate=False))
     for name, layer in layers.items():
         weight, inputs = header.weight_of(name), header.input_of(name)
         if weight is not None:
             if isinstance(layer, Operand):
                 raise ValueError(f"layer {name} has no weight, the file has one")
             key = coded[name]
-            if owners[id(layer.weight)] > 1:
+            if owners[place_of(layer.weight)] > 1:
                 layer.weight = nn.Parameter(torch.empty_like(layer.weight))  # the others may have another in the file
             tied = shared.get(key)
             shared[key] = layer.weight, layer.weight_quantizer = _weight(weight, key, layer, tensors, code, tied)
@@ -105,9 +106,15 @@ def _swapped_in(network: nn.Module, name: str, *, coded: bool) -> QuantLayer:
     return layer
 
 
-def _fill_(network: nn.Module, plain: Mapping[str, Tensor], replaced: set[str]) -> None:
-    """Give ``network`` the tensors that are stored as they are; what shares a tensor goes on sharing it."""
+def _fill_(network: nn.Module, plain: Mapping[str, Tensor], coded: Collection[nn.Module]) -> None:
+    """Give ``network`` the tensors that are stored as they are; what shares a tensor goes on sharing it.
+
+    The weights of the modules ``coded`` are stored as codes. What ``plain`` has a name for is a tensor by itself.
+    """
     own = dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers(remove_duplicate=False))
+    unnamed: dict[Hashable, list[str]] = {}  # further names of a tensor, which the file does not repeat
+    for name in own.keys() - plain.keys():
+        unnamed.setdefault(place_of(own[name]), []).append(name)
     for name, tensor in plain.items():
         owner, leaf = _owner(network, name)
         old = own.get(name)
@@ -118,13 +125,16 @@ def _fill_(network: nn.Module, plain: Mapping[str, Tensor], replaced: set[str]) 
             has = "nothing" if old is None else f"{old.dtype} of shape {tuple(old.shape)}"
             raise ValueError(f"the network has {has} at {name}, the file {tensor.dtype} of shape {tuple(tensor.shape)}")
         new = nn.Parameter(tensor) if isinstance(old, nn.Parameter) else tensor
-        for alias in [key for key, value in own.items() if value is old]:
+        for alias in [name, *unnamed.pop(place_of(old), ())]:
             place, key = _owner(network, alias)
             setattr(place, key, new)
             own[alias] = new
-    filled = {id(own[name]) for name in plain if name in own}
+    filled = {place_of(own[name]) for name in plain if name in own}
     for name, tensor in network.state_dict(keep_vars=True).items():
-        if id(tensor) not in filled and name not in {*plain, *replaced} and not name.endswith(COUNTERS):
+        if place_of(tensor) in filled or name in plain or name.endswith(COUNTERS):
+            continue
+        owner, leaf = _owner(network, name)
+        if leaf != "weight" or owner not in coded:
             raise ValueError(f"the file lacks {name}, which the network has")
 
 

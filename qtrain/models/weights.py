@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qtrain.models.normalization import Normalization, normalization, state_normalization_
 from qtrain.models.weight_file import read_weight_file
+from qtrain.utils.sharing import completed
 from qtrain.utils.suggestions import did_you_mean
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,8 @@ def load_weights(
     keys: Mapping[str, str] | None = None,
 ) -> Normalization | None:
     """Fill ``model`` with the weights in ``path``; their keys must be exactly those of the model, each of the right
-    shape. Returns the normalization of images that the file states, if it does.
+    shape. Of a tensor that several modules share, one name is enough. Returns the normalization of images that the file
+    states, if it does.
 
     ``state`` says which weights of a file with several (see :func:`read_weight_file`). ``keys`` maps parts of the
     file's keys to what stands there in the model's: ``{"downsample": "shortcut"}``. The prefixes of DDP, Lightning and
@@ -76,7 +78,7 @@ def load_weights(
     path = Path(path)
     file = read_weight_file(path, state=state)
     own = model.state_dict()
-    tensors = strip_prefixes(renamed(file.tensors, keys or {}, path), own=set(own))
+    tensors = completed(strip_prefixes(renamed(file.tensors, keys or {}, path), own=set(own)), own)
     if reset_head:
         tensors = _without_other_head(model, tensors, path)
     missing = [key for key in own if key not in tensors and not key.endswith("num_batches_tracked")]

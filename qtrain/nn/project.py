@@ -1,6 +1,6 @@
 """Moving weights before or after an optimizer step, where their quantizer asks for it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from qtrain.nn import QuantConvTranspose, QuantEmbedding, QuantLinear, QuantWeighted
 from qtrain.nn.conv_transpose import outputs_first
 from qtrain.quantizers.hooks import Partition, Projection, has_method
+from qtrain.utils.sharing import place_of
 
 
 def moves_weights(model: nn.Module) -> bool:
@@ -51,10 +52,14 @@ def partition_weights_(model: nn.Module) -> None:
 
 
 def _trained(model: nn.Module) -> Iterator[tuple[str, QuantWeighted]]:
-    """The layers whose weight training may move."""
+    """The layers whose weight training may move; of several with one weight and one quantizer the first."""
+    seen: set[Hashable] = set()
     for name, layer in model.named_modules():
         if isinstance(layer, QuantWeighted) and layer.weight.requires_grad:
-            yield name, layer
+            key = (place_of(layer.weight), layer.weight_quantizer)
+            if key not in seen:
+                seen.add(key)
+                yield name, layer
 
 
 @torch.no_grad()

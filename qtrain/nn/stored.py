@@ -3,12 +3,14 @@
 The cost report counts by this list, and the packed student is written by it, so that the two agree.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from qtrain.nn import QuantLayer, QuantWeighted
 from qtrain.quantizers.base import Quantizer
+from qtrain.utils.sharing import distinct, place_of
 
 COUNTERS = "num_batches_tracked"
 """State of batch norm that only training reads; it is not stored."""
@@ -34,22 +36,22 @@ def stored_parts(model: nn.Module) -> StoredParts:
     weights: dict[str, QuantWeighted] = {}
     tied: dict[str, str] = {}
     inputs: dict[str, Quantizer] = {}
-    first: dict[tuple[int, int], str] = {}
+    first: dict[tuple[Hashable, int], str] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, QuantWeighted) and layer.weight_quantizer is not None:
-            owner = first.setdefault((id(layer.weight), id(layer.weight_quantizer)), name)
+            owner = first.setdefault((place_of(layer.weight), id(layer.weight_quantizer)), name)
             if owner == name:
                 weights[name] = layer
             else:
                 tied[name] = owner
         if isinstance(layer, QuantLayer) and layer.input_quantizer is not None:
             inputs[name] = layer.input_quantizer
-    return StoredParts(weights, tied, inputs, _distinct(_plain_state(model, quantized=True)))
+    return StoredParts(weights, tied, inputs, distinct(_plain_state(model, quantized=True)))
 
 
 def full_precision_state(model: nn.Module) -> dict[str, Tensor]:
     """What would be stored of ``model`` without its quantizers."""
-    return _distinct(_plain_state(model, quantized=False))
+    return distinct(_plain_state(model, quantized=False))
 
 
 def _plain_state(model: nn.Module, *, quantized: bool) -> dict[str, Tensor]:
@@ -71,8 +73,3 @@ def _plain_state(model: nn.Module, *, quantized: bool) -> dict[str, Tensor]:
         and not name.startswith(tuple(skipped))
         and not name.endswith(COUNTERS)
     }
-
-
-def _distinct(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    seen: dict[int, str] = {}
-    return {name: tensor for name, tensor in state.items() if seen.setdefault(id(tensor), name) == name}

@@ -21,6 +21,7 @@ from qtrain.spec import FULL_PRECISION, Allocation, DataInfo, LayerBits
 from qtrain.utils.atomic_write import atomic_write
 from qtrain.utils.errors import ConfigError
 from qtrain.utils.importing import NotAdmittedError
+from qtrain.utils.sharing import distinct
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +139,10 @@ def save_latent(student: nn.Module, path: Path) -> None:
 
 @rank_zero_only
 def save_weights(model: nn.Module, path: Path, *, metadata: dict[str, str] | None = None) -> None:
-    """The state dict of the unconverted ``model`` as safetensors; ``path`` appears when all of it is written."""
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+    """The state dict of the unconverted ``model`` as safetensors, a tensor with several names once.
+
+    ``path`` appears when all of it is written.
+    """
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in distinct(model.state_dict()).items()}
     with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata)

@@ -13,6 +13,7 @@ from qtrain.convert.fold import OutputStatistics
 from qtrain.convert.graph import Skipped, called, called_once, calls, trace
 from qtrain.models.layer_kinds import LayerSpec, describe_layer
 from qtrain.ptq.bn_propagation import product_mean
+from qtrain.utils.sharing import shared_tensors, why_shared
 
 STANDARD_DEVIATIONS = 3.0
 
@@ -30,7 +31,7 @@ def absorb_high_biases_(model: nn.Module, statistics: Mapping[str, OutputStatist
     unchanged and logged, and so are layers whose output does not go only through a ReLU to convolutions and linear
     layers.
     """
-    graph = trace(model)
+    graph, shared = trace(model), shared_tensors(model)
     skipped = Skipped("high bias is not absorbed")
     for node, layer in calls(graph):
         name = str(node.target)
@@ -41,22 +42,25 @@ def absorb_high_biases_(model: nn.Module, statistics: Mapping[str, OutputStatist
         if not bool(excess.any()):
             continue
         readers = _readers(graph, node)
-        if isinstance(readers, str):
-            skipped.add(name, readers)
+        reason = readers if isinstance(readers, str) else why_shared(shared, name, "bias")
+        for reader in readers if reason is None else ():
+            reason = reason or why_shared(shared, reader, "bias")
+        if reason is not None:
+            skipped.add(name, reason)
             continue
         _add_(layer, -excess)
         known.mean = known.mean - excess
-        for reader in readers:
-            _add_(reader, product_mean(reader, reader.weight, excess))  # type: ignore[arg-type]
+        for behind in map(graph.get_submodule, readers):
+            _add_(behind, product_mean(behind, behind.weight, excess))  # type: ignore[arg-type]
     skipped.log()
 
 
-def _readers(graph: fx.GraphModule, node: fx.Node) -> list[nn.Module] | str:
-    """The layers that read ``node`` through a ReLU, or why a constant cannot be moved into them."""
+def _readers(graph: fx.GraphModule, node: fx.Node) -> list[str] | str:
+    """The names of the layers that read ``node`` through a ReLU, or why a constant cannot be moved into them."""
     behind = _behind(graph, node)
     if len(behind) != 1 or not isinstance(called(graph, behind[0]), nn.ReLU) or not called_once(graph, node):
         return "its output goes elsewhere than to a ReLU"
-    readers: list[nn.Module] = []
+    readers: list[str] = []
     for user in _behind(graph, behind[0]):
         module: Any = called(graph, user)
         if not isinstance(module, _ConvNd | nn.Linear) or isinstance(module, _ConvTransposeNd):
@@ -66,7 +70,7 @@ def _readers(graph: fx.GraphModule, node: fx.Node) -> list[nn.Module] | str:
             return "the weight behind its ReLU is computed, or is used twice"
         if form.pad is not None or any(amount != 0 for amount in getattr(module, "padding", ())):
             return "the layer behind its ReLU pads with zeros"
-        readers.append(module)
+        readers.append(str(user.target))
     return readers
 
 

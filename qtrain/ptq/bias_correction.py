@@ -20,6 +20,7 @@ from qtrain.nn import Operand, QuantConv, QuantConvTranspose, QuantEmbedding, Qu
 from qtrain.nn.base import quantized_weight
 from qtrain.ptq.bn_propagation import expected, follow, product_mean
 from qtrain.utils.eval_mode import evaluating
+from qtrain.utils.sharing import shared_tensors, why_shared
 
 Correctable = QuantConv | QuantConvTranspose | QuantLinear
 Look = Callable[[str, Correctable, Tensor], Tensor | None]
@@ -37,8 +38,8 @@ class BiasCorrection(ABC):
         """Correct the biases of ``student``, converted and calibrated, in place.
 
         ``images`` are batches (N, C, H, W); ``statistics`` are those of :func:`qtrain.convert.fold.fold_batchnorm_`.
-        A layer without a bias of its own is left unchanged and logged. Raises ``ValueError`` where there is neither
-        an image nor a statistic.
+        A layer that has no bias for itself alone is left unchanged and logged. Raises ``ValueError`` where there is
+        neither an image nor a statistic.
         """
 
 
@@ -47,7 +48,8 @@ class FromStatistics(BiasCorrection):
     """``E[y~] - E[y] = (Q(W) - W) E[x]``, with the input's mean from batch norm's statistics alone (§4.2.1).
 
     ``E[x]`` is that of normals, clipped where a ReLU clips them (appendix C of the paper), see
-    :mod:`qtrain.ptq.bn_propagation`. It neglects the rounding of the input itself, and padding at borders.
+    :mod:`qtrain.ptq.bn_propagation`. It neglects the rounding of the input itself, and padding at borders. Of a layer
+    that is called more than once, ``E[x]`` is the mean over its calls.
     """
 
     needs_images = False
@@ -75,7 +77,8 @@ class FromBatches(BiasCorrection):
     """``E[y~] - E[y]`` as measured on images, ``E[y]`` of the same model in full precision (appendix D of the paper).
 
     All images are run as one batch, once in full precision and once quantized, which takes the memory of such a batch.
-    So each layer is corrected before the next one reads its output.
+    So each layer is corrected before the next one reads its output. A layer that is called more than once is left
+    unchanged, because each of its calls shifts by another amount and they have one bias.
     """
 
     needs_images = True
@@ -89,30 +92,36 @@ class FromBatches(BiasCorrection):
         layers = _correctable(student)
         batch = torch.cat(list(images))
         wanted: dict[str, Tensor] = {}
+        skipped = Skipped("bias is not corrected")
 
         def remember(name: str, layer: Correctable, output: Tensor) -> None:
-            wanted.setdefault(name, _channel_mean(layer, output))
+            if name in wanted and name in layers:
+                skipped.add(name, "the layer is called more than once, and each call shifts by another amount")
+                del layers[name]
+            wanted[name] = _channel_mean(layer, output)
 
-        def correct(name: str, layer: Correctable, output: Tensor) -> Tensor | None:
-            if name not in wanted:  # already corrected at an earlier call
-                return None
-            shift = _channel_mean(layer, output) - wanted.pop(name)
+        def correct(name: str, layer: Correctable, output: Tensor) -> Tensor:
+            shift = _channel_mean(layer, output) - wanted[name]
             assert layer.bias is not None
             layer.bias.sub_(shift)
             return output - (shift if isinstance(layer, QuantLinear) else shift.reshape(-1, *_ones(output, 2)))
 
         with switched_off(quantizers_of(student).values()):
             _run(student, batch, layers, remember)
+        skipped.log()
         _run(student, batch, layers, correct)
 
 
 def _correctable(student: nn.Module) -> dict[str, Correctable]:
-    """Layers of ``student`` with a rounded weight and a bias; those with no bias are logged."""
+    """Layers of ``student`` with a rounded weight and a bias of their own; those with another's or none are logged."""
     layers, skipped = {}, Skipped("bias is not corrected")
+    shared = shared_tensors(student)
     for name, layer in quant_layers(student).items():
         if isinstance(layer, Operand | QuantEmbedding) or layer.weight_quantizer is None:
             continue
-        if layer.bias is None:
+        if (reason := why_shared(shared, name, "bias")) is not None:
+            skipped.add(name, reason)
+        elif layer.bias is None:
             skipped.add(name, "the layer has no bias; quantize.fold=before gives it that of the batch norm behind it")
         else:
             layers[name] = layer

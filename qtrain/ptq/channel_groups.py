@@ -23,6 +23,7 @@ from qtrain.convert.graph import called, called_once, trace
 from qtrain.models.layer_kinds import LayerSpec, describe_layer
 from qtrain.models.norms import describe_norm
 from qtrain.utils.eval_mode import evaluating
+from qtrain.utils.sharing import place_of, shared_tensors, why_shared
 
 OUTPUT = "it is the model's output"
 
@@ -51,11 +52,15 @@ class ScaledLayer:
 
 @dataclass
 class ChannelGroups:
-    """Factors 0..count-1, the layers that they scale by qualified name, and why some are pinned."""
+    """Factors 0..count-1, the layers that they scale by qualified name, and why some are pinned.
+
+    ``refused`` are layers whose weight or bias is also used elsewhere, with the reason.
+    """
 
     count: int
     layers: dict[str, ScaledLayer]
     pinned: dict[int, str]
+    refused: dict[str, str]
 
 
 def find_channel_groups(model: nn.Module, example: Tensor) -> ChannelGroups:
@@ -63,7 +68,7 @@ def find_channel_groups(model: nn.Module, example: Tensor) -> ChannelGroups:
     graph = trace(model)
     with torch.no_grad(), evaluating(model):
         _Shapes(graph).run(example)
-    walk = _Walk(graph)
+    walk = _Walk(graph, shared_tensors(model))
     for node in graph.graph.nodes:
         walk.visit(node)
     return walk.scales()
@@ -84,10 +89,12 @@ class _Walk:
     """Gives each channel of each node a factor; ``parent`` is a union-find forest of tied factors."""
 
     graph: fx.GraphModule
+    shared: dict[str, tuple[str, ...]]
     parent: list[int] = field(default_factory=list)
     pins: list[tuple[int, str]] = field(default_factory=list)
     channels: dict[fx.Node, list[int]] = field(default_factory=dict)
     layers: dict[str, tuple[nn.Module, list[int], list[int]]] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
 
     def visit(self, node: fx.Node) -> None:
         """Find the factors of the channels of ``node`` from those of its inputs."""
@@ -111,6 +118,10 @@ class _Walk:
             return None
         form, ids = describe_layer(module), self.channels.get(x) if isinstance(x, fx.Node) else None
         plain = isinstance(form, LayerSpec) and form.weight_transform is None and called_once(self.graph, node)
+        reason = self.used_elsewhere(str(node.target))
+        if reason is not None:
+            self.refused[str(node.target)] = reason
+            return None
         outputs = module.out_features if isinstance(module, nn.Linear) else module.out_channels
         inputs = module.in_features if isinstance(module, nn.Linear) else module.in_channels
         tokens = isinstance(module, nn.Linear) and len(node.meta.get("shape", ())) != 2
@@ -119,6 +130,15 @@ class _Walk:
         made = self.new(outputs)
         self.layers[str(node.target)] = module, ids, made
         return made
+
+    def used_elsewhere(self, layer: str) -> str | None:
+        """Why the weight and the bias of ``layer`` are not its own alone."""
+        read = {place_of(_attribute(self.graph, n)) for n in self.graph.graph.nodes if n.op == "get_attr"}
+        for part in ("weight", "bias"):
+            tensor = getattr(self.graph.get_submodule(layer), part)
+            if tensor is not None and place_of(tensor) in read:
+                return f"its {part} is also used outside of the layer"
+        return why_shared(self.shared, layer, "weight", "bias")
 
     def kept(self, node: fx.Node) -> list[int] | None:
         """The factors of an operation that keeps them; ``None`` for other operations."""
@@ -241,4 +261,11 @@ class _Walk:
         for one, reason in self.pins:
             if self.find(one) in numbers:
                 pinned.setdefault(numbers[self.find(one)], reason)
-        return ChannelGroups(len(numbers), layers, pinned)
+        return ChannelGroups(len(numbers), layers, pinned, self.refused)
+
+
+def _attribute(graph: fx.GraphModule, node: fx.Node) -> Tensor:
+    """The tensor that ``node`` gets from a module."""
+    owner, _, leaf = str(node.target).rpartition(".")
+    found = getattr(graph.get_submodule(owner), leaf)
+    return found if isinstance(found, Tensor) else torch.empty(0)

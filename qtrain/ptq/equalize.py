@@ -14,7 +14,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from qtrain.convert.fold import OutputStatistics, scale_outputs_
+from qtrain.convert.fold import OutputStatistics, output_on_noise, same_output, scale_outputs_
 from qtrain.convert.graph import Skipped
 from qtrain.convert.swap import replace_module
 from qtrain.ptq.absorb import absorb_high_biases_
@@ -34,7 +34,8 @@ class CrossLayerEqualization:
     not keep a factor. This changes the function where values above 6 occur. ``absorb`` moves biases into the next layer
     if they are so high that the ReLU between hardly ever cuts (§4.1.3). This makes the range of the activations
     smaller, and is exact except for values beyond three standard deviations. With both off, the function is the same.
-    ``sweeps`` is the largest number of passes over the model. Raises ``ValueError`` where no channel can be scaled.
+    ``sweeps`` is the largest number of passes over the model. Raises ``ValueError`` where no channel can be scaled, and
+    where the output on noise changes by more than rounding errors.
     """
 
     def __init__(self, *, replace_relu6: bool = False, absorb: bool = False, sweeps: int = 40) -> None:
@@ -50,8 +51,11 @@ class CrossLayerEqualization:
         """
         if self.replace_relu6:
             _replace_relu6_(model)
+        expected = output_on_noise(model, example)
         scales = find_channel_groups(model, example)
         skipped = Skipped("not equalized: output of")
+        for name, reason in scales.refused.items():
+            skipped.add(name, reason)
         for name, layer in scales.layers.items():
             reasons = {scales.pinned.get(int(i)) for i in layer.outputs}
             if None not in reasons and OUTPUT not in reasons:
@@ -74,6 +78,11 @@ class CrossLayerEqualization:
                 made = factors[layer.outputs].to(statistics[name].mean)
                 statistics[name].mean, statistics[name].std = statistics[name].mean / made, statistics[name].std / made
         log.info("equalized: a channel's range is %.2f times below its tensor's on average; it was %.2f", after, before)
+        if not same_output(output_on_noise(model, example), expected):
+            raise ValueError(
+                f"quantize.equalize: {type(model).__name__} computes something else once its channels are scaled; "
+                "leave quantize.equalize=none for it"
+            )
         if self.absorb:
             absorb_high_biases_(model, statistics)
 

@@ -190,3 +190,28 @@ def test_layers_not_rounded_as_merged_are_logged(caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.WARNING):
         assert fold_in_training_(student, torch.zeros(1, 3, 4, 4)) == ["0"]
     assert "4: only the weights of convolutions are" in caplog.text
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+@pytest.mark.parametrize("when", ["before", "training"])
+def test_norm_behind_a_layer_with_a_shared_parameter_is_not_folded(
+    part: str, when: str, settle: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each of two norms would scale the one parameter for both layers. Rounding as merged does not touch a bias."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)]
+    model = settle(nn.Sequential(*layers, nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)), channels=4)
+    setattr(model[2], part, getattr(model[0], part))
+    images = torch.randn(2, 4, 8, 8)
+    with torch.no_grad(), caplog.at_level(logging.WARNING):
+        expected = model(images)
+        if when == "before":
+            assert fold_batchnorm_(model, images[:1]).keys() == {"4"}
+            torch.testing.assert_close(model(images), expected, atol=1e-5, rtol=1e-5)
+        else:
+            found = find_layers(model, images[:1])
+            plans = plan_layers(found, {name: LayerBits(4, FULL_PRECISION) for name in found.layers}, RECIPE)
+            swap_layers(model, found, plans)
+            assert fold_in_training_(model, images[:1]) == (["4"] if part == "weight" else ["0", "2", "4"])
+    reason = f"1: its {part} is also 2.{part}, which would change with it"
+    assert (reason in caplog.text) == (when == "before" or part == "weight")

@@ -98,3 +98,21 @@ def test_student_state_is_a_copy() -> None:
 def test_inheriting_from_another_network_is_refused() -> None:
     with pytest.raises(ValueError, match=r"stages: .*must have the same model"):
         inherit_weights_(student(4, width=8), student_state_of(trained(4)))
+
+
+def test_bits_of_layers_with_one_weight_differ_together() -> None:
+    """They share a quantizer, whose bits are those of the earlier stage for both once the first took them over."""
+
+    def tied(bits: int) -> nn.Sequential:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3))
+        model[1].weight = model[0].weight
+        found = find_layers(model, IMAGES[:1])
+        recipe = LayerPlan(weight=LSQ, input=LSQ, weight_observer=MinMax, input_observer=MinMax)
+        plans = plan_layers(found, {name: LayerBits(bits, 8) for name in found.layers}, recipe, None)
+        swap_layers(model, found, plans)
+        calibrate(model, [IMAGES], plans)
+        return model
+
+    now = tied(3)
+    assert inherit_quantizers_(now, student_state_of(tied(5))) == dict.fromkeys("01", LayerBits(3, 8))

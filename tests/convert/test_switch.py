@@ -339,3 +339,33 @@ def test_calibrate_at_equals_a_calibration_with_these_bits() -> None:
         assert int(found.bits) == 8
     assert all(torch.equal(kept[name], tensor) for name, tensor in few[3].weight_quantizer.state_dict().items())
     assert all(q.enabled for layer in quant_layers(few).values() for q in (layer.weight_quantizer,) if q is not None)
+
+
+def tied_layers(bits: int) -> nn.Sequential:
+    """Two linear layers with one weight and one quantizer for it, calibrated at ``bits``."""
+    model = nn.Sequential(*(QuantLinear(source=nn.Linear(6, 6, bias=False)) for _ in range(2)))
+    model[1].weight = model[0].weight
+    quantizer = LSQ(spec=QuantSpec(bits=bits, shape=(6, 6), signed=True))
+    for layer in model:
+        layer.weight_quantizer = quantizer
+    observer = MinMax(granularity=PerTensor())
+    observer.update(model[0].weight)
+    quantizer.calibrate_(observer.observed(bits))
+    return model
+
+
+def test_quantizer_of_a_shared_weight_is_switched_once() -> None:
+    """Two bits more halve the step twice."""
+    model = tied_layers(4)
+    before = model[0].weight_quantizer.scale.detach().clone()
+    factors = switch_bits_(model, dict.fromkeys("01", LayerBits(6, FULL_PRECISION)))
+    torch.testing.assert_close(model[0].weight_quantizer.scale.detach(), before / 4, atol=0, rtol=1e-6)
+    assert len(factors) == 1
+
+
+@pytest.mark.parametrize("others", [{}, {"1": LayerBits(3, FULL_PRECISION)}])
+def test_other_bits_for_one_of_the_layers_with_one_weight_are_refused(others: dict[str, LayerBits]) -> None:
+    model = tied_layers(4)
+    with pytest.raises(ValueError, match=r"layer '0' has its weight in common with 1; give all of them the same"):
+        switch_bits_(model, {"0": LayerBits(6, FULL_PRECISION), **others})
+    assert int(model[0].weight_quantizer.bits) == 4

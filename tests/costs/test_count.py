@@ -15,7 +15,7 @@ from qtrain.quantizers.binary.xnor import XNOR
 from qtrain.quantizers.codebook.kmeans import KMeans
 from qtrain.quantizers.uniform.affine import Affine
 from qtrain.quantizers.uniform.lsq import LSQ
-from qtrain.spec import PerChannel, QuantSpec
+from qtrain.spec import PerChannel, PerTensor, QuantSpec
 
 
 class Small(nn.Module):
@@ -228,7 +228,20 @@ def test_fused_attention_counts_like_its_two_products() -> None:
 def test_a_shared_parameter_is_stored_once() -> None:
     model = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False))
     model[1].weight = model[0].weight
-    assert count(model, torch.zeros(1, 6)).size_bytes == 36 * 4
+    cost = count(model, torch.zeros(1, 6))
+    assert cost.size_bytes == 36 * 4
+    assert [(row.weights, row.weight_storage_bits, row.macs) for row in cost.layers] == [(36, 36 * 32, 36), (0, 0, 36)]
+
+
+def test_a_shared_weight_counts_once_for_the_bits_of_a_weight() -> None:
+    """16 weights of 4 bits that two layers have, and 4 of 32 bits."""
+    model = nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(2)), nn.Linear(4, 1, bias=False))
+    model[1].weight = model[0].weight
+    quantizer = LSQ(spec=QuantSpec(bits=4, shape=(4, 4), signed=True), granularity=PerTensor())
+    for place in range(2):
+        model[place] = QuantLinear(source=model[place])
+        model[place].weight_quantizer = quantizer
+    assert count(model, torch.zeros(1, 4)).effective_bits == (16 * 4 + 32 + 4 * 32) / 20
 
 
 def test_a_parameter_that_a_full_precision_layer_shares_stays_stored() -> None:

@@ -85,3 +85,16 @@ class SameStorage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.second(torch.relu(self.first(x.mean(dim=(2, 3)))))
         return logits
+
+
+class TiedConvolutions(nn.Module):
+    """Two convolutions that share one kernel, without biases; x (N, 8, H, W) -> (N, 8, H, W)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(8, 8, 3, padding=1, bias=False) for _ in range(2))
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.second(torch.relu(self.first(x)))
+        return logits

@@ -64,14 +64,19 @@ def timm_network(name: str, *, size: int, classes: int = 7, **options: object) -
 
 
 def student_of(
-    network: Network, settings: RunSettings | Sequence[str], *, dtype: torch.dtype = torch.float32, size: int = 8
+    network: Network,
+    settings: RunSettings | Sequence[str],
+    *,
+    dtype: torch.dtype = torch.float32,
+    size: int = 8,
+    channels: int = 3,
 ) -> tuple[nn.Module, Tensor]:
-    """A student of ``network`` by ``settings`` or the config's overrides, and images for it (4, 3, size, size)."""
+    """A student of ``network`` by ``settings`` or the config's overrides, and images (4, channels, size, size)."""
     torch.manual_seed(0)
     if not isinstance(settings, RunSettings):
         settings = settings_of(*settings)
     model = built(import_object(network.builder, admitted=(*OWN, "qtrain.models")), network.options)
-    images = torch.rand(4, 3, size, size)
+    images = torch.rand(4, channels, size, size)
     for module in model.modules():  # as if it had been trained
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.2, 0.2)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+from qtrain.costs.count import count
 from qtrain.export.header import Network, read
-from tests.export.students import EVERYWHERE, TIED, round_trip, student_of
+from tests.export.students import EVERYWHERE, TIED, round_trip, student_of, timm_network
 
 TABLE = Network("tests.export.networks.TiedTable", {"classes": 6})
 PAIRS = {"linear": (TIED, "first", "second"), "embedding and linear": (TABLE, "table", "head")}
@@ -70,9 +73,37 @@ def test_kernel_of_a_convolution_and_its_transpose_is_rounded_for_each(granulari
     round_trip(student, tmp_path / "student.safetensors", network, images)
 
 
-def test_parameters_over_the_same_numbers_are_stored_each(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("overrides", "numbers"), [(["quantize.enabled=false"], 9 * 4), (EVERYWHERE, 9 / 2 + 3 * 4)])
+def test_parameters_over_the_same_memory_are_stored_once(
+    overrides: Sequence[str], numbers: float, tmp_path: Path
+) -> None:
+    """9 floats, or 9 codes of 4 bits in whole bytes and a scale for each of 3 outputs."""
     network = Network("tests.export.networks.SameStorage")
-    student, images = student_of(network, ["quantize.enabled=false"])
+    student, images = student_of(network, overrides)
     path = tmp_path / "student.safetensors"
-    round_trip(student, path, network, images)
-    assert {"first.weight", "second.weight"} <= read(path)[1].keys()
+    loaded = round_trip(student, path, network, images)
+    _, tensors = read(path)
+    assert [name for name in tensors if name.endswith(".weight")] == ["first.weight"]
+    assert tensors["first.weight"].numel() * tensors["first.weight"].element_size() == math.ceil(numbers)
+    assert loaded.first.weight is loaded.second.weight
+
+
+def test_a_module_with_several_names_is_stored_once(tmp_path: Path) -> None:
+    """timm's CoaT hands its position encodings to each of its blocks."""
+    network = timm_network("coat_lite_tiny", size=32)
+    student, images = student_of(network, (), size=32)
+    assert student.cpe1 is student.serial_blocks1[0].cpe
+    path = tmp_path / "student.safetensors"
+    loaded = round_trip(student, path, network, images)
+    assert loaded.cpe1 is loaded.serial_blocks1[1].cpe
+    assert [name for name in read(path)[1] if name.endswith(("cpe1.proj.weight", "cpe.proj.weight"))] == [
+        "cpe1.proj.weight"
+    ]
+
+
+def test_two_convolutions_with_one_weight_cost_one(tmp_path: Path) -> None:
+    """8 x 8 x 3 x 3 codes of a byte, a scale for each of 8 outputs, and the scales of two inputs."""
+    network = Network("tests.export.networks.TiedConvolutions")
+    student, images = student_of(network, [*EVERYWHERE, "quantize.bits.weight=8", "quantize.bits.input=8"], channels=8)
+    round_trip(student, tmp_path / "student.safetensors", network, images)
+    assert count(student, images[:1]).size_bytes == 8 * 8 * 3 * 3 + 8 * 4 + 2 * 4 == 616

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from qtrain.models.factory import create_model
 from qtrain.models.weights import load_weights
+from qtrain.pipeline.student_file import save_weights
+from qtrain.utils.sharing import distinct
 
 
 def small(classes: int = 10, seed: int = 0) -> nn.Module:
@@ -152,3 +154,27 @@ def test_public_checkpoints_fit(shared_data: Path, name: str, file: str) -> None
     model = create_model(name=name, num_classes=10, weights=str(path))
     state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     assert all(torch.equal(model.state_dict()[key.removeprefix("module.")], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize("name", ["coat_lite_tiny", "memory"])
+def test_shared_tensors_are_saved_once_and_load_for_all_their_owners(name: str, tmp_path: Path) -> None:
+    """The library of safetensors refuses to write one memory under two names."""
+
+    def made(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        if name == "coat_lite_tiny":
+            return create_model(name=name, num_classes=4, in_channels=3, image_size=32)
+        model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        model[1].weight = nn.Parameter(model[0].weight.data)
+        return model
+
+    source, target, path = made(0), made(1), tmp_path / "weights.safetensors"
+    save_weights(source, path)
+    numbers = sum(tensor.numel() for tensor in load_file(path).values())
+    assert (
+        numbers
+        == sum(t.numel() for t in distinct(source.state_dict()).values())
+        < sum(t.numel() for t in source.state_dict().values())
+    )
+    load_weights(target, path)
+    assert same(source, target)

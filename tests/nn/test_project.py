@@ -17,6 +17,7 @@ from qtrain.quantizers.hooks import begin_step_
 from qtrain.quantizers.uniform.affine import Affine
 from qtrain.quantizers.uniform.lsq import LSQ
 from qtrain.quantizers.wrappers.incremental import Incremental
+from qtrain.quantizers.wrappers.prox_quant import ProxQuant
 from qtrain.spec import QuantSpec
 
 LAYERS = {
@@ -101,3 +102,16 @@ def test_a_standardized_weight_has_no_part_to_set() -> None:
     begin_step_(model, seed=0, step=0, progress=0.0)
     with pytest.raises(ValueError, match=r"layer '0': Incremental: the weight is standardized .* another quantizer"):
         partition_weights_(model)
+
+
+def test_a_shared_weight_is_moved_once() -> None:
+    """A proximal step moves a weight a part of the way, so that two steps would move it further."""
+    layers = [QuantLinear(source=nn.Linear(6, 6)) for _ in range(2)]
+    layers[1].weight = layers[0].weight
+    quantizer = ProxQuant(spec=QuantSpec(bits=2, shape=(6, 6), signed=True), quantizer=LSQ, rate=0.02)
+    for layer in layers:
+        layer.weight_quantizer = quantizer
+    expected = quantizer.project(layers[0].weight.detach().clone())
+    assert not torch.equal(quantizer.project(expected), expected), "twice is another weight"
+    project_weights_(nn.Sequential(*layers))
+    assert torch.equal(layers[0].weight, expected)

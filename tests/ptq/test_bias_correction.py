@@ -138,16 +138,37 @@ def test_correction_from_statistics_brings_every_layer_closer(settle: Any) -> No
     assert off[1] < 0.7 * off[0]
 
 
-def test_a_layer_that_is_called_twice_is_corrected_once() -> None:
+def test_a_layer_that_is_called_twice_is_not_corrected_from_batches(caplog: pytest.LogCaptureFixture) -> None:
+    """Each of its calls shifts by another amount; what lies behind is corrected for both."""
     torch.manual_seed(0)
     shared = nn.Conv2d(3, 3, 1)
-    model, images = nn.Sequential(shared, nn.ReLU(), shared), torch.randn(16, 3, 4, 4)
+    model, images = nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU(), nn.Conv2d(3, 2, 1)), torch.randn(16, 3, 4, 4)
     model = student(model, images, weight=2)
+    before = model[0].bias.detach().clone()
     set_quantization(model, enabled=False)
-    wanted = outputs(model, images, "0")
+    wanted = outputs(model, images, "4")
     set_quantization(model, enabled=True)
-    FromBatches()(model, [images], {})
-    torch.testing.assert_close(outputs(model, images, "0"), wanted, atol=1e-5, rtol=1e-5)
+    with caplog.at_level(logging.WARNING):
+        FromBatches()(model, [images], {})
+    torch.testing.assert_close(outputs(model, images, "4"), wanted, atol=1e-5, rtol=1e-5)
+    assert torch.equal(model[0].bias, before)
+    assert "bias is not corrected: 0: the layer is called more than once" in caplog.text
+
+
+@pytest.mark.parametrize("correction", [FromStatistics(), FromBatches()], ids=["statistics", "batches"])
+def test_a_shared_bias_is_not_corrected(correction: BiasCorrection, caplog: pytest.LogCaptureFixture) -> None:
+    """What is right for one of its layers would shift the other; the layer behind is corrected."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 3, 1) for _ in range(3)]
+    layers[1].bias = layers[0].bias
+    model, images = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2]), torch.randn(64, 3, 4, 4)
+    model = student(model, images, weight=2)
+    biases = [model[place].bias.detach().clone() for place in (0, 2, 4)]
+    with caplog.at_level(logging.WARNING):
+        correction(model, [images], {"0": OutputStatistics(torch.zeros(3), torch.ones(3))})
+    assert torch.equal(model[0].bias, biases[0]) and torch.equal(model[2].bias, biases[1])
+    assert not torch.equal(model[4].bias, biases[2])
+    assert "bias is not corrected: 0: its bias is also 2.bias, which would change with it" in caplog.text
 
 
 @pytest.mark.parametrize("correction", [FromStatistics(), FromBatches()], ids=["statistics", "batches"])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from qtrain.convert.fold import OutputStatistics, fold_batchnorm_
 from qtrain.models.factory import create_model
+from qtrain.ptq.absorb import absorb_high_biases_
 from qtrain.ptq.channel_groups import find_channel_groups
 from qtrain.ptq.equalize import CrossLayerEqualization, Ranges, spread
 
@@ -307,3 +308,74 @@ def test_model_without_scalable_channels_is_a_one_line_error() -> None:
 def test_sweeps_are_checked() -> None:
     with pytest.raises(ValueError, match="CrossLayerEqualization: sweeps must be at least 1, got 0"):
         CrossLayerEqualization(sweeps=0)
+
+
+def tied(part: str) -> nn.Module:
+    """Four convolutions; the first two share their weight or their bias, or a forward uses a weight by itself."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = F.relu(m.b(F.relu(m.a(x))))
+        y = F.conv2d(y, m.a.weight, padding=1) if part == "functional" else y
+        return m.d(F.relu(m.c(F.relu(y))))
+
+    torch.manual_seed(0)
+    model = Scene(forward, a=conv(6, 6), b=conv(6, 6), c=conv(6, 6), d=conv(6, 2)).eval()
+    uneven(model.a, model.b, model.c, model.d)
+    match part:
+        case "weight":
+            model.b.weight = model.a.weight
+        case "bias":
+            model.b.bias = model.a.bias
+        case "memory":
+            model.b.weight = nn.Parameter(model.a.weight.data)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        ("weight", "output of: a: its weight is also b.weight, which would change with it"),
+        ("memory", "output of: a: its weight is also b.weight, which would change with it"),
+        ("bias", "output of: a: its bias is also b.bias, which would change with it"),
+        ("functional", "output of: a: its weight is also used outside of the layer"),
+    ],
+)
+def test_shared_weights_and_biases_are_not_equalized(part: str, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    model, images = tied(part), torch.randn(4, 6, 8, 8)
+    before = model.a.weight.detach().clone()
+    with torch.no_grad(), caplog.at_level(logging.WARNING):
+        expected = model(images)
+        CrossLayerEqualization()(model, images[:1], {})
+        torch.testing.assert_close(model(images), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(model.a.weight, before)  # and the layers behind are equalized all the same
+    assert reason in caplog.text
+
+
+def test_equalization_that_changes_the_output_is_refused() -> None:
+    """A module that cannot be traced reads the weight of a layer, so that nothing but the output shows it."""
+
+    class Hidden(nn.Module):
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.layers = [layer]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.layers[0].weight.abs().sum() if x.shape[0] > 0 else x
+
+    model = Scene(lambda m, x: m.h(m.b(F.relu(m.a(x)))), a=conv(3, 6), b=conv(6, 2))
+    model.h = Hidden(model.a)
+    uneven(model.a, model.b)
+    with pytest.raises(ValueError, match=r"quantize.equalize: Scene computes something else .* quantize.equalize=none"):
+        CrossLayerEqualization()(model, torch.randn(1, 3, 8, 8), {})
+
+
+def test_high_bias_that_is_shared_is_not_absorbed(caplog: pytest.LogCaptureFixture) -> None:
+    model, statistics, images = absorbing(padding=0)
+    model.append(nn.ReLU())
+    model.append(nn.Conv2d(3, 4, 1))
+    model[4].bias = model[0].bias
+    with torch.no_grad(), caplog.at_level(logging.WARNING):
+        expected = model(images)
+        absorb_high_biases_(model, statistics)
+        assert torch.equal(model(images), expected)
+    assert "high bias is not absorbed: 0: its bias is also 4.bias, which would change with it" in caplog.text

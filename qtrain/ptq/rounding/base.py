@@ -19,6 +19,7 @@ from qtrain.nn.project import replace_weight_
 from qtrain.quantizers.hooks import EvenSteps
 from qtrain.quantizers.wrappers.wrapper import innermost
 from qtrain.utils.eval_mode import evaluating
+from qtrain.utils.sharing import shared_tensors, why_shared
 
 log = logging.getLogger(__name__)
 
@@ -109,12 +110,15 @@ def all_candidates(student: nn.Module) -> dict[str, Candidates]:
     A layer that has none is logged with the reason. Raises ``ValueError`` where a weight quantizer is not calibrated.
     """
     found = {}
+    shared = shared_tensors(student)
     for name, layer in quant_layers(student).items():
         if isinstance(layer, Operand) or layer.weight_quantizer is None:
             continue
         if not bool(layer.weight_quantizer.initialized):
             raise ValueError(f"rounding: the weight quantizer of layer {name!r} is not calibrated; calibrate first")
         try:
+            if (others := why_shared(shared, name, "weight")) is not None:
+                raise CannotRound(others)
             found[name] = candidates(layer)
         except CannotRound as reason:
             log.warning("left at nearest rounding: %s: %s", name, reason)

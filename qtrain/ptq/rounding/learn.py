@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from qtrain.convert.layers import set_quantization, switched_off
 from qtrain.functional.random import SAMPLE, permutation, seed_of, uniform
 from qtrain.ptq.rounding.base import Candidates, Rounding, all_candidates, write_
-from qtrain.ptq.rounding.reconstruction_units import PartRecord, blocks_of, in_order, record_part
+from qtrain.ptq.rounding.reconstruction_units import PartRecord, blocks_of, in_order, record_part, used_elsewhere
 from qtrain.ptq.rounding.soft_rounding import (
     Dropped,
     SoftWeight,
@@ -134,13 +134,17 @@ def learn_rounding_(
         log.warning("left at nearest rounding: %s: %s", name, reason)
     results: list[PartResult] = []
     for name in order:
+        elsewhere = used_elsewhere(student, name)
         within = {key: chosen for key, chosen in choices.items() if f"{key}.".startswith(f"{name}.")}
+        for layer in [layer for layer, chosen in within.items() if chosen.layer in elsewhere]:
+            other = elsewhere[within.pop(layer).layer]
+            log.warning("left at nearest rounding: %s: it is also %s, outside of the part %s", layer, other, name)
         if not within:
             continue
         quantized, exact = record_part(student, name, images), record_part(reference, name, images)
         key = seed_of(seed, len(results))
         weight = squared_gradients(reference, name, images, seed=key) if settings.fisher else None
-        task = Reconstruction(student.get_submodule(name), quantized, exact, weight)
+        task = Reconstruction(student.get_submodule(name), quantized, exact, weight, [*elsewhere])
         with evaluating(task.part):
             result = PartResult(name, *_learn_(task, list(within.values()), settings, key))
         found = "learned" if result.kept else "left at nearest rounding"
@@ -180,12 +184,16 @@ def squared_gradients(model: nn.Module, name: str, images: Sequence[Tensor], *, 
 @final
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
-    """One part of a model: its inputs, its target outputs, and the weight of each output in the error."""
+    """One part of a model: its inputs, its target outputs, and the weight of each output in the error.
+
+    ``elsewhere`` are its modules that belong to other parts too, and stay as they are.
+    """
 
     part: nn.Module
     quantized: PartRecord
     exact: PartRecord
     weight: Tensor | None
+    elsewhere: Sequence[nn.Module] = ()
 
     def output(self, x: Tensor) -> Tensor:
         """The part's current output for ``x``."""
@@ -245,7 +253,7 @@ def _descend(
     seed: int,
 ) -> None:
     variables: list[nn.Parameter] = [soft.variable for soft in softs]
-    learned = input_parameters(task.part) if settings.input_rate > 0 else []
+    learned = input_parameters(task.part, besides=task.elsewhere) if settings.input_rate > 0 else []
     sizes = [float(p.detach().square().mean().sqrt()) for p in learned]
     groups: list[dict[str, Any]] = [{"params": variables, "lr": settings.rate}, *({"params": [p]} for p in learned)]
     optimizer = torch.optim.Adam(groups)

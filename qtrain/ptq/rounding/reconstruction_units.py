@@ -70,6 +70,19 @@ def layers_of(model: nn.Module) -> list[str]:
     return [name for name, layer in layers if not isinstance(layer, Operand) and layer.weight_quantizer is not None]
 
 
+def used_elsewhere(model: nn.Module, part: str) -> dict[nn.Module, str]:
+    """The modules inside ``part`` that ``model`` also has outside of it -> their first name there.
+
+    They compute something for other parts too, so that what is best for this one may be bad for those.
+    """
+    inside = set(model.get_submodule(part).modules()) - {model.get_submodule(part)}
+    found: dict[nn.Module, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if module in inside and not name.startswith(f"{part}."):
+            found.setdefault(module, name)
+    return found
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class PartRecord:

@@ -1,6 +1,6 @@
 """The modules that replace quantizers while rounding is learned."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import final
 
@@ -123,7 +123,8 @@ def dropping(part: nn.Module, drop: float) -> Iterator[list[Dropped]]:
             layer.input_quantizer = quantizer
 
 
-def input_parameters(part: nn.Module) -> list[nn.Parameter]:
-    """The learned parameters of the input quantizers of ``part``."""
-    quantizers = [layer.input_quantizer for layer in quant_layers(part).values()]
+def input_parameters(part: nn.Module, *, besides: Collection[nn.Module] = ()) -> list[nn.Parameter]:
+    """The learned parameters of the input quantizers of ``part``, but not of the layers ``besides``."""
+    layers = quant_layers(part).values()
+    quantizers = [layer.input_quantizer for layer in layers if not any(layer is other for other in besides)]
     return [p for quantizer in quantizers if quantizer is not None for p in quantizer.parameters() if p.requires_grad]

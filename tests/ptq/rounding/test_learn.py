@@ -28,6 +28,7 @@ from qtrain.ptq.rounding.brecq import BRECQ
 from qtrain.ptq.rounding.learn import learn_rounding_, squared_gradients
 from qtrain.ptq.rounding.qdrop import QDrop
 from qtrain.ptq.rounding.reconstruction_units import blocks_of, layers_of
+from qtrain.ptq.rounding.squant import SQuant
 from qtrain.quantizers.uniform.affine import Affine
 from qtrain.quantizers.uniform.lsq import LSQ
 from qtrain.spec import PerChannel
@@ -261,3 +262,46 @@ def test_wrong_options_and_missing_images_are_refused() -> None:
             QDrop(**options)
     with pytest.raises(ValueError, match="rounding: has no images"):
         AdaRound()(resnet()[0], [], seed=0)
+
+
+class Block(nn.Module):
+    """One or two layers with a ReLU between."""
+
+    def __init__(self, layer: nn.Module, behind: nn.Module | None = None) -> None:
+        super().__init__()
+        self.layer, self.behind = layer, nn.Identity() if behind is None else behind
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.behind(F.relu(self.layer(x)))
+
+
+@pytest.mark.parametrize("way", [*WAYS, "squant"])
+def test_a_shared_weight_stays_at_nearest_rounding(way: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What rounds one of its layers well would round the other one badly, even where it is called in the same block."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Block(nn.Linear(6, 6)) for _ in range(3)))
+    model[1].layer.weight = model[0].layer.weight
+    images = [torch.randn(16, 6) @ torch.randn(6, 6)]
+    model = student(model, images, bits=2)
+    weights = [block.layer.weight.detach().clone() for block in model]
+    rounding = SQuant() if way == "squant" else WAYS[way](iterations=100, batch_size=16)
+    with caplog.at_level(logging.WARNING):
+        rounding(model, images, seed=0)
+    kept = [torch.equal(block.layer.weight, weight) for block, weight in zip(model, weights, strict=True)]
+    assert kept == [True, True, False]
+    assert "left at nearest rounding: 0.layer: its weight is also 1.layer.weight, which would change" in caplog.text
+
+
+def test_a_module_of_two_blocks_is_not_rounded_for_one_of_them(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    shared = nn.Linear(6, 6)
+    model = nn.Sequential(*(Block(shared, nn.Linear(6, 6)) for _ in range(2)))
+    images = [torch.randn(16, 6) @ torch.randn(6, 6)]
+    model = student(model, images, bits=2)
+    before = {name: tensor.clone() for name, tensor in model[0].layer.state_dict().items()}
+    own = model[0].behind.weight.detach().clone()
+    with caplog.at_level(logging.WARNING):
+        BRECQ(iterations=100, batch_size=16, input_rate=0.1)(model, images, seed=0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model[0].layer.state_dict().items())
+    assert not torch.equal(model[0].behind.weight, own)
+    assert "left at nearest rounding: 0.layer: it is also 1.layer, outside of the part 0" in caplog.text
