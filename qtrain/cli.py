@@ -12,7 +12,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 USER_ERROR = 2
 INTERRUPTED = 130
+LEFT_OUT = 1
+"""Exit code of a task that did what it could, and says what it left out."""
 
 PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENOTCONN)
 """Errors of a file system that is away for a while; nobody has to mend a command for them."""
@@ -120,7 +122,8 @@ def _command_line(argv: Sequence[str]) -> Iterator[list[str]]:
 
 def _run_hydra(arguments: list[str]) -> None:
     from qtrain.config.compose import compose, compose_config, from_config
-    from qtrain.config.run_logging import start_logging
+    from qtrain.config.multirun import check_multirun
+    from qtrain.config.run_logging import logged_in, start_logging
     from qtrain.run_task import run_task
     from qtrain.training.signals import requeue_outside_of_training
     from qtrain.utils.compat import hydra_argument_parser
@@ -143,17 +146,22 @@ def _run_hydra(arguments: list[str]) -> None:
         _show(cfg, parsed.package, resolve=parsed.resolve)
     elif parsed.multirun or parsed.cfg:
         # Before Hydra makes a folder or starts a callback. It would also print its own errors, in several lines.
-        compose(_first_of_sweeps(parsed.overrides) if parsed.multirun else parsed.overrides)
+        if parsed.multirun:
+            check_multirun(parsed.overrides)
+        else:
+            compose(parsed.overrides)
         _multirun(parsed.overrides)
     else:
         notes: list[str] = []
         cfg = compose_config(parsed.overrides, notes=notes)
         settings = from_config(cfg, parsed.overrides)
         start_logging(cfg)
-        for note in notes:
-            log.info(note)
-        with _requeued(), requeue_outside_of_training():
-            run_task(settings, _composing(parsed.overrides))
+        # Variants have folders of their own.
+        with nullcontext() if settings.variants else logged_in(Path(settings.run_dir)):
+            for note in notes:
+                log.info(note)
+            with _requeued(), requeue_outside_of_training():
+                run_task(settings, _composing(parsed.overrides))
 
 
 def _show(cfg: DictConfig, package: str | None, *, resolve: bool) -> None:
@@ -184,33 +192,46 @@ def _multirun(typed: Sequence[str]) -> None:
     """Let Hydra run the jobs of this command one after the other, or hand them to a launcher."""
     from hydra.core.hydra_config import HydraConfig
 
-    from qtrain.config.compose import compose
     from qtrain.config.exchange import hidden, revealed
+    from qtrain.config.multirun import named_job, swept_keys
     from qtrain.run_task import run_task
     from qtrain.training.signals import requeue_outside_of_training
 
-    failures: list[Exception] = []
+    incomplete: list[Exception] = []
+    swept = swept_keys(typed)
     shown, names = hidden(typed)
     as_shown = dict(zip(typed, shown, strict=True))
     sys.argv = [sys.argv[0], *(as_shown.get(argument, argument) for argument in sys.argv[1:])]
 
     def job(cfg: DictConfig) -> Mapping[str, Any] | None:
-        if failures:  # of an earlier job of this multirun
-            return None
         try:
             with _requeued(), requeue_outside_of_training():
                 given = HydraConfig.get().overrides
-                overrides = _composing(revealed([*given.hydra, *given.task], names))
-                return run_task(compose(overrides), overrides)
+                overrides, settings = named_job(_composing(revealed([*given.hydra, *given.task], names)), swept)
+                return run_task(settings, overrides)
         except Exception as error:
             if not _is_users(error) or "SUBMITIT_EXECUTOR" in os.environ:  # a job elsewhere, with a list of its own
                 raise
-            failures.append(error)
+            if getattr(error, "exit_code", None) != LEFT_OUT:
+                raise _JobStoppedError(error) from error
+            incomplete.append(error)
+            _say(_one_line(error))
             return None
 
-    _hydra_main(job)
-    if failures:
-        raise failures[0]
+    try:
+        _hydra_main(job)
+    except _JobStoppedError as stopped:
+        raise stopped.reason from stopped
+    if incomplete:
+        raise incomplete[-1]
+
+
+class _JobStoppedError(BaseException):
+    """Ends a multirun with the job that failed; of an ``Exception`` Hydra would go on with the next."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 def _hydra_main(job: Callable[[DictConfig], Any]) -> None:
@@ -236,25 +257,6 @@ def _composing(overrides: Sequence[str]) -> list[str]:
     """Those of ``overrides`` that further configs of the same run are composed of, with the user's own YAML files."""
     hydras = [own for own in overrides if own.lstrip("+~").startswith("hydra")]
     return [own for own in overrides if own not in hydras or own.startswith("hydra.searchpath=")]
-
-
-def _first_of_sweeps(overrides: Sequence[str]) -> list[str]:
-    """``seed=0,1`` as ``seed=0``: what the first job of a multirun will be given."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    first = []
-    for text in overrides:
-        try:
-            override = OverridesParser.create().parse_override(text)
-            sweeps = override.is_sweep_override()
-        except HydraException:
-            sweeps = False  # compose explains it
-        if sweeps:
-            key = text.split("=", 1)[0]
-            text = f"{key}={next(iter(override.sweep_string_iterator()))}"
-        first.append(text)
-    return first
 
 
 def _is_users(error: BaseException) -> bool:

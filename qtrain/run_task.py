@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from qtrain.config.compose import compose
+from qtrain.config.multirun import variant_name
+from qtrain.config.run_logging import logged_in
 from qtrain.settings.run_settings import RunSettings
 from qtrain.utils.errors import ConfigError
 
@@ -27,9 +29,9 @@ def run_task(settings: RunSettings, overrides: Sequence[str] = ()) -> dict[str, 
     """Run ``settings.task``; ``overrides`` are those that led to ``settings``.
 
     Where a training or a calibration names ``variants``, each that ``select`` does not leave out is a run of its own:
-    the same overrides, then the variant's, which may name another task, with the variant's name. Finished ones are not
-    repeated, so the same command picks up where it was stopped. At the end all of the experiment's runs go into one
-    report. Figures of variants come back as ``<variant>/<metric>``.
+    the same overrides, then the variant's, which may name another task, with the variant's name, and a ``name`` of the
+    settings behind it. Finished ones are not repeated, so the same command picks up where it was stopped. At the end
+    all of the experiment's runs go into one report. Figures of variants come back as ``<variant>/<metric>``.
     """
     if settings.task not in WITH_VARIANTS or not settings.variants:
         return _run(settings, overrides)
@@ -37,7 +39,8 @@ def run_task(settings: RunSettings, overrides: Sequence[str] = ()) -> dict[str, 
     chosen = selected(settings)
     for number, name in enumerate(chosen, start=1):
         log.info("variant %d of %d: %s", number, len(chosen), name)
-        changes = [*settings.variants[name], f"name={name}", "variants=null", "select=null"]
+        named = f"name={variant_name(name, settings.name)}"
+        changes = [*settings.variants[name], named, "variants=null", "select=null"]
         try:
             variant = compose([*overrides, *changes], typed=overrides)
         except ConfigError as error:
@@ -59,7 +62,8 @@ def _run(settings: RunSettings, overrides: Sequence[str] = ()) -> dict[str, Any]
         raise ConfigError(
             f"task={settings.task}: {error.name} is not installed; pip install 'qtrain[{extra}]'"
         ) from error
-    metrics: dict[str, Any] = run(settings, overrides) if settings.task in COMPOSES else run(settings)
+    with logged_in(Path(settings.run_dir)):
+        metrics: dict[str, Any] = run(settings, overrides) if settings.task in COMPOSES else run(settings)
     return metrics
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from qtrain.pipeline.stages import stages_of
 from qtrain.settings.conf_dir import conf_dir
 from qtrain.settings.run_settings import RunSettings
 from qtrain.settings.tasks import TASKS
+from qtrain.utils.errors import IncompleteError
 
 QUIET = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
 
@@ -252,3 +254,67 @@ def test_a_rejected_command_leaves_no_folder_behind(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     assert call("fit.epoch=3") == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_run_leaves_no_folder_behind(task: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even one with a line in its log; a folder with something in it stays."""
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(cfg: RunSettings) -> None:
+        logging.getLogger("qtrain").warning("about to be refused")
+        if (checkpoints := Path(cfg.run_dir) / "checkpoints") and cfg.seed:
+            checkpoints.mkdir(parents=True)
+            (checkpoints / "a.ckpt").touch()
+        raise ValueError("refused")
+
+    task(refuse)
+    assert call("output=some/where") == 2
+    assert list(tmp_path.iterdir()) == []
+    assert call("output=some/where", "seed=1") == 2
+    assert "about to be refused" in (tmp_path / "some/where/adhoc/w4a4-seed1/qtrain.log").read_text()
+
+
+def test_each_variant_has_a_log_of_its_own(task: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "qtrain.tasks.report", SimpleNamespace(run=lambda cfg: {}))  # type: ignore[misc]
+    task(lambda cfg: logging.getLogger("qtrain").info("this is %s", cfg.name) or {})
+    assert call("+variants.one=['seed=1']", "+variants.two=['seed=2']", "name=mine") == 0
+    logs = {path.parent.name: path.read_text() for path in tmp_path.rglob("qtrain.log")}
+    assert set(logs) == {"one-mine", "two-mine"}
+    assert "this is one-mine" in logs["one-mine"] and "two" not in logs["one-mine"]
+
+
+def test_multirun_logs_in_the_folder_of_each_run(task: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    task(lambda cfg: logging.getLogger("qtrain").info("seed %d", cfg.seed) or {})
+    assert call("-m", "seed=0,1") == 0
+    logs = {path.parent.name: path.read_text().rpartition(": ")[2] for path in tmp_path.rglob("qtrain.log")}
+    assert logs == {"w4a4": "seed 0\n", "w4a4-seed1": "seed 1\n"}
+
+
+def test_multirun_goes_on_after_a_job_that_left_something_out(task: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[int] = []
+
+    def leave_out(cfg: RunSettings) -> dict[str, float]:
+        seen.append(cfg.seed)
+        if cfg.seed == 0:
+            raise IncompleteError("skipped 1 of 3 images")
+        return {}
+
+    assert call("-m", *task(leave_out), "seed=0,1") == 1
+    assert seen == [0, 1]
+    assert "qtrain: skipped 1 of 3 images\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "line"), [("a_file", "is a file, not a folder"), ("closed", "cannot be written to")])
+def test_output_that_takes_no_folder_is_refused(
+    task: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, line: str
+) -> None:
+    task(lambda cfg: pytest.fail("it ran"))
+    (tmp_path / "a_file").touch()
+    (tmp_path / "closed").mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed" and access(path, mode))
+    assert call(f"output={tmp_path / name}") == 2
+    error = capsys.readouterr().err
+    assert error == f"qtrain: error: output: {tmp_path / name} {line}; give output=FOLDER, another place for runs\n"

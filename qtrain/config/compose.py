@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
@@ -26,6 +27,7 @@ from omegaconf.errors import (
 
 from qtrain.config.exchange import compose_exchanging
 from qtrain.config.instantiate import settings_of
+from qtrain.config.run_logging import RUN_LOG
 from qtrain.config.schema import schema_of
 from qtrain.config.targets import check_targets
 from qtrain.settings.component import called_after
@@ -46,6 +48,9 @@ BUILDER = "builder"
 OPTIONS = "options"
 """Last part of the keys of its arguments."""
 
+LABELS_ALONE = "qtrain.distillation.hard.Hard"
+"""The term that no teacher is needed for."""
+
 AD_HOC = "adhoc"
 """Folder of runs that belong to no experiment."""
 
@@ -64,7 +69,7 @@ def compose_config(overrides: Sequence[str], *, notes: list[str] | None = None) 
 
     ``notes`` gets a line for each quantizer of an experiment that they exchange: see :mod:`qtrain.config.exchange`.
     """
-    with _own_hydra():
+    with own_hydra():
         try:
             cfg, exchanges = compose_exchanging(_hydras_config, overrides)
         except (HydraException, OmegaConfBaseException) as error:
@@ -231,14 +236,14 @@ def explain(error: BaseException) -> str:
 
 
 @contextmanager
-def _own_hydra() -> Iterator[None]:
+def own_hydra() -> Iterator[ConfigLoader]:
     """Hydra's global state set up for composing, and put back: a task composes while ``hydra.main`` is running."""
     holder = GlobalHydra.instance()
     outer = holder.hydra
     holder.clear()
     try:
         with hydra.initialize_config_dir(str(conf_dir()), job_name="qtrain", version_base="1.3"):
-            yield
+            yield holder.config_loader()
     finally:
         GlobalHydra.instance().hydra = outer
 
@@ -261,7 +266,7 @@ def _check_hydra(node: Any, where: str = "hydra") -> None:
     items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     for key, value in items:
         _check_hydra(value, f"{where}.{key}")
-        admitted = {"_target_": ("hydra.", "hydra_plugins."), "class": ("logging.",), "()": ()}.get(str(key))
+        admitted = {"_target_": ("hydra.", "hydra_plugins."), "class": ("logging.", RUN_LOG), "()": ()}.get(str(key))
         if admitted is not None and not str(value).startswith(admitted):
             raise ConfigError(f"{where}.{key}: {value!r} is not admitted here; remove it")
 
@@ -302,9 +307,17 @@ def _run_name(root: DictConfig) -> str:
         name = str(bits.get("_target_", "quantized")).rpartition(".")[2].lower()
     if root.task == "calibrate":
         name += "-calibrated"
-    elif root.teacher.model is not None:
+    elif _learns_from_teacher(root):
         name += "-distill"
     return name + (f"-seed{root.seed}" if root.seed else "")
+
+
+def _learns_from_teacher(root: DictConfig) -> bool:
+    """Whether there is a teacher and a term that looks at it; of stages each has terms of its own."""
+    if root.teacher.model is None:
+        return False
+    terms = (root.objective.get("terms") or {}).values()
+    return bool(root.stages) or any(term is not None and term.get("_target_") != LABELS_ALONE for term in terms)
 
 
 def _run_dir(*, _root_: DictConfig | ListConfig) -> str:
