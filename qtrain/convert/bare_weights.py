@@ -24,6 +24,9 @@ PRODUCTS: dict[Callable[..., Any], str] = {
 }  # fmt: skip
 """Functions of torch that multiply by a matrix or a kernel, and what they are called."""
 
+UNREGISTERED = "unregistered parameter"
+"""What a parameter is called that no module of the model holds."""
+
 
 class _Watch(TorchFunctionMode):
     """Notes the products of weights that run outside of known layers, by the module that runs them."""
@@ -45,19 +48,29 @@ class _Watch(TorchFunctionMode):
             if matrix is not None:
                 owner = f" in {self._inside[-1]}" if self._inside and self._inside[-1] else ""
                 self.found[matrix] = f"a bare parameter, multiplied by {PRODUCTS[func]}{owner}"
+                if matrix.startswith(UNREGISTERED):
+                    self.found[matrix] = (
+                        f"multiplied by {PRODUCTS[func]}{owner} and held by no module (by a Python list?), so that it "
+                        "is not saved either; hold its layer in a torch.nn.ModuleList"
+                    )
         return result
 
     def _weight(self, tensor: Tensor) -> str | None:
         derived = self._weights.get(id(tensor))
-        return derived[1] if derived is not None else self._parameters.get(id(tensor))
+        if derived is not None:
+            return derived[1]
+        name = self._parameters.get(id(tensor))
+        if name is None and isinstance(tensor, nn.Parameter):
+            return f"{UNREGISTERED} {tuple(tensor.shape)}"
+        return name
 
 
 @contextmanager
 def watching(model: nn.Module, known: Collection[str]) -> Iterator[dict[str, str]]:
     """Inside, what is yielded gets each parameter of ``model`` that a product reads outside of the layers ``known``.
 
-    These are qualified names -> what is done with the parameter. ``known`` are the layers that conversion replaces or
-    refuses by name.
+    These are qualified names -> what is done with the parameter; one that no module holds is named by its shape.
+    ``known`` are the layers that conversion replaces or refuses by name.
     """
     parameters = {id(parameter): name for name, parameter in model.named_parameters()}
     inside: list[str] = []

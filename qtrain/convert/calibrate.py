@@ -10,6 +10,7 @@ from qtrain.convert.layers import quant_layers, quantizers_of, switched_off
 from qtrain.convert.plan import LayerPlan
 from qtrain.nn import Operand
 from qtrain.observers.base import Observer
+from qtrain.utils.calls import see_input
 from qtrain.utils.eval_mode import evaluating
 
 
@@ -38,8 +39,7 @@ def observe_inputs(model: nn.Module, images: Iterable[Tensor], plans: Mapping[st
         for name, layer in layers.items():
             if layer.input_quantizer is not None:
                 observers[name] = plans[name].input_observer(granularity=layer.input_quantizer.granularity)
-                see = observers[name].update
-                hooks.enter_context(layer.register_forward_pre_hook(lambda _, args, see=see: see(args[0])))
+                hooks.enter_context(see_input(layer, observers[name].update))
         for batch in images:
             model(batch)
     return observers

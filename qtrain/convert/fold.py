@@ -13,12 +13,14 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qtrain.convert.graph import Skipped, called, called_once, calls, trace
-from qtrain.convert.swap import replace_module
+from qtrain.convert.replace import replace_module
 from qtrain.models.layer_kinds import LayerSpec, describe_layer
 from qtrain.models.norms import NormForm, describe_norm
 from qtrain.nn import QuantConv, QuantConvTranspose, QuantLinear
 from qtrain.nn.conv_transpose import outputs_first
 from qtrain.nn.folded import FoldedWeight
+from qtrain.utils.calls import first_argument
+from qtrain.utils.compat import has_hooks
 from qtrain.utils.eval_mode import evaluating
 from qtrain.utils.sharing import shared_tensors, why_shared
 
@@ -147,13 +149,15 @@ def _foldable(model: nn.Module, asked: str, skipped: Skipped) -> Iterator[tuple[
             skipped.add(name, "it does not directly follow a convolution or linear layer")
         elif not (called_once(graph, node) and called_once(graph, source)):
             skipped.add(name, "it, or the layer before it, is used twice")
+        elif has_hooks(graph.get_submodule(name)) or has_hooks(graph.get_submodule(str(source.target))):
+            skipped.add(name, "it, or the layer before it, has hooks, which would see other values")
         else:
             yield str(source.target), graph.get_submodule(str(source.target)), name, form
 
 
 def _source(graph: fx.GraphModule, norm: fx.Node) -> fx.Node | None:
     """The layer whose output only ``norm`` reads."""
-    node = norm.args[0]
+    node = first_argument(norm.args, norm.kwargs)
     while isinstance(node, fx.Node) and len(node.users) == 1:
         module = called(graph, node)
         if module is None:
@@ -162,9 +166,9 @@ def _source(graph: fx.GraphModule, norm: fx.Node) -> fx.Node | None:
             module, QuantConv | QuantConvTranspose | QuantLinear
         ):
             return node
-        if not isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d):
+        if not isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d) or has_hooks(module):
             return None
-        node = node.args[0]
+        node = first_argument(node.args, node.kwargs)
     return None
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from qtrain.convert.bare_weights import watching
+from qtrain.convert.replace import unreached
 from qtrain.models.layer_kinds import LayerSpec, describe_model
 from qtrain.nn import QuantLayer
 from qtrain.nn.operations import Add, MatMul, Softmax
@@ -52,9 +53,16 @@ def find_layers(model: nn.Module, example: Tensor) -> Quantizable:
 
     One forward of ``example`` (N, C, H, W), in eval mode and without gradient, gives their order. It also shows which
     layers are never called, because their owner uses their weight directly. Replacing such a layer would quantize
-    nothing, so it is skipped with that reason.
+    nothing, so it is skipped with that reason. A second forward, with all of them replaced, shows which layers are
+    called otherwise than by their names; see :mod:`qtrain.convert.replace`. Raises ``ValueError`` for a model that is
+    itself a layer.
     """
     described = describe_model(model)
+    if isinstance(described.get(""), LayerSpec):
+        raise ValueError(
+            f"{type(model).__name__} is itself a layer, and no module holds it in which it could be replaced; wrap it "
+            "in torch.nn.Sequential"
+        )
     forms = {name: form for name, form in described.items() if isinstance(form, LayerSpec)}
     skipped = {name: reason for name, reason in described.items() if isinstance(reason, str)}
     kinds = {kind: name for name, kind in OPERATIONS.items()}
@@ -66,9 +74,11 @@ def find_layers(model: nn.Module, example: Tensor) -> Quantizable:
     }
     order, bare = _call_order(model, example, [*forms, *operands], known=described)
     skipped |= bare
-    for name in forms:
+    for name in (*forms, *operands):
         if name not in order:
             skipped[name] = "never called: its owner uses the weight directly, or leaves the layer out in eval mode"
+    skipped |= unreached(model, example, {name: forms[name] for name in order if name in forms})
+    order = [name for name in order if name not in skipped]
     weighted = [name for name in order if name in forms]
     features = {name: _features(model.get_submodule(name)) for name in weighted}
     if weighted:

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qtrain.convert.layers import OPERATIONS
+from qtrain.convert.replace import replace_module
+from qtrain.utils.compat import share_hooks_
 from qtrain.utils.eval_mode import evaluating
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,9 @@ _FUNCTIONS: dict[Callable[..., Any], str] = {
     torch.softmax: "softmax", F.softmax: "softmax",
 }  # fmt: skip
 _METHODS = {"add": "add", "add_": "add", "matmul": "matmul", "bmm": "matmul", "softmax": "softmax"}
+
+OPERANDS = ("input", "other", "mat2")
+"""Names by which torch's functions and methods take what they add, multiply or normalize."""
 
 
 class _Shallow(fx.Tracer):
@@ -75,8 +80,7 @@ def insert_operations_(model: nn.Module, kinds: Collection[str], *, among: Colle
         if name and (among is None or name in among) and not type(module).__module__.startswith("torch.nn"):
             traced, inserted = _traced(name, module, kinds)
             if traced is not None:
-                parent, _, child = name.rpartition(".")
-                setattr(model.get_submodule(parent), child, traced)
+                replace_module(model, module, traced)
                 exposed += [f"{name}.{inner}" for inner in inserted]
     return exposed
 
@@ -110,12 +114,14 @@ def _traced(name: str, module: nn.Module, kinds: Collection[str]) -> tuple[nn.Mo
         child = f"{kind}_{number}"
         traced.add_submodule(child, OPERATIONS[kind]())
         with graph.inserting_before(node):
-            arguments, options = node.args, {k: v for k, v in node.kwargs.items() if kind == "softmax" and k == "dim"}
+            arguments = _arguments(node)
+            options = {k: v for k, v in node.kwargs.items() if kind == "softmax" and k == "dim"}
             node.replace_all_uses_with(graph.call_module(child, arguments[:2], options))
         graph.erase_node(node)
         inserted.append(child)
     graph.lint()
     traced.graph = graph
+    share_hooks_(module, traced)
     traced.train(module.training)
     return traced, inserted
 
@@ -143,6 +149,11 @@ def _kind(node: fx.Node) -> str | None:
     elif node.op == "call_method":
         kind = _METHODS.get(str(node.target))
     if kind in ("add", "matmul"):
-        operands = [a for a in node.args[:2] if isinstance(a, fx.Node) and a.op != "get_attr"]
-        return kind if len(operands) == 2 and not node.kwargs else None
+        operands = [a for a in _arguments(node)[:2] if isinstance(a, fx.Node) and a.op != "get_attr"]
+        return kind if len(operands) == 2 and not set(node.kwargs) - set(OPERANDS) else None
     return kind
+
+
+def _arguments(node: fx.Node) -> tuple[Any, ...]:
+    """What ``node`` works on, by its place or by its name."""
+    return (*node.args, *(node.kwargs[name] for name in OPERANDS if name in node.kwargs))

@@ -4,12 +4,11 @@ import logging
 from collections.abc import Callable, Hashable, Mapping
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from qtrain.convert.layers import Quantizable
 from qtrain.convert.plan import LayerPlan
-from qtrain.models.layer_kinds import LayerSpec
-from qtrain.nn import Operand, QuantConv, QuantConvTranspose, QuantEmbedding, QuantLayer, QuantLinear
+from qtrain.convert.replace import quantized_form, replace_module
+from qtrain.nn import Operand, QuantConvTranspose
 from qtrain.quantizers.base import Quantizer
 from qtrain.spec import FULL_PRECISION, QuantSpec
 from qtrain.utils.sharing import place_of
@@ -66,32 +65,3 @@ def swap_layers(
             continue
         layer.to(source.weight.device)  # type: ignore[arg-type]
         replace_module(model, source, layer)
-
-
-def quantized_form(source: nn.Module, form: LayerSpec) -> QuantLayer:
-    """The quantized layer that takes the place of ``source``, without quantizers so far."""
-    match form.kind:
-        case "conv1d" | "conv2d" | "conv3d":
-            assert isinstance(source, _ConvNd)
-            made: QuantLayer = QuantConv(source=source, pad=form.pad, weight_transform=form.weight_transform)
-        case "conv_transpose":
-            assert isinstance(source, _ConvTransposeNd)
-            made = QuantConvTranspose(source=source)
-        case "embedding":
-            assert isinstance(source, nn.Embedding)
-            made = QuantEmbedding(source=source)
-        case "operand":
-            assert isinstance(source, Operand)
-            made = source
-        case _:
-            assert isinstance(source, nn.Linear)
-            made = QuantLinear(source=source)
-    return made
-
-
-def replace_module(model: nn.Module, source: nn.Module, layer: nn.Module) -> None:
-    """Replace ``source`` by ``layer`` everywhere in ``model``: a module that is shared has several names."""
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is source:
-                setattr(parent, name, layer)

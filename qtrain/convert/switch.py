@@ -9,6 +9,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ from qtrain.quantizers.wrappers.wrapper import innermost
 from qtrain.spec import FULL_PRECISION, Allocation
 from qtrain.storage.affine import AffineTensor
 from qtrain.storage.levels import LevelTensor
+from qtrain.utils.calls import see_input
 from qtrain.utils.errors import errors_of
 from qtrain.utils.eval_mode import evaluating
 from qtrain.utils.suggestions import close_matches
@@ -241,7 +243,5 @@ def _looking(model: nn.Module, changes: list[Change], look: Callable[[Change, Te
     """Inside, ``model`` is in eval mode, and each forward calls ``look`` with the input of each change's layer."""
     with ExitStack() as hooks, evaluating(model), torch.compiler.set_stance("force_eager"):
         for change in changes:
-            layer = model.get_submodule(change.layer)
-            hook = layer.register_forward_pre_hook(lambda _, args, change=change: look(change, args[0]))
-            hooks.enter_context(hook)
+            hooks.enter_context(see_input(model.get_submodule(change.layer), partial(look, change)))
         yield

@@ -14,20 +14,18 @@ for the closing table, the report and every search over bit widths.
   product, so a weight that is looked up in a codebook of floats counts 32, however few bits its index has.
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.utils.flop_counter import FlopCounterMode
 
+from qtrain.costs.products import Products, count_products, multiplying_layers
 from qtrain.nn import QuantLayer, QuantWeighted
 from qtrain.nn.operations import MatMul
 from qtrain.nn.stored import full_precision_state, stored_parts
 from qtrain.spec import FULL_PRECISION
-from qtrain.utils.eval_mode import evaluating
 from qtrain.utils.sharing import place_of
 
 OUTSIDE_LAYERS = "(outside layers)"
@@ -124,10 +122,6 @@ class CostReport:
         return {name: getattr(self, name) for name in totals} | {"layers": rows}
 
 
-Products = tuple[dict[str, int], int]
-"""MACs of one image: by layer, in the order of the first call, and of all products outside of layers."""
-
-
 def count(model: nn.Module, example: Tensor, products: Products | None = None) -> CostReport:
     """What ``model`` costs on images like ``example`` (N, C, H, W); arithmetic is given for one image.
 
@@ -161,7 +155,7 @@ def count(model: nn.Module, example: Tensor, products: Products | None = None) -
 def _rows(model: nn.Module, macs: dict[str, int]) -> dict[str, LayerCost]:
     """The row of every layer by its name; a weight that several of them have counts for the first."""
     rows, seen = {}, set()
-    for name, module in _layers(model):
+    for name, module in multiplying_layers(model):
         row = _layer_cost(name, module, macs.get(name, 0))
         if isinstance(weight := getattr(module, "weight", None), Tensor):
             key = (place_of(weight), getattr(module, "weight_quantizer", None))
@@ -170,12 +164,6 @@ def _rows(model: nn.Module, macs: dict[str, int]) -> dict[str, LayerCost]:
             seen.add(key)
         rows[name] = row
     return rows
-
-
-def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every layer that multiplies or holds a matrix, once, by its first qualified name."""
-    kinds = _ConvNd | nn.Linear | nn.Embedding | MatMul
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, kinds))
 
 
 def _layer_cost(name: str, module: nn.Module, macs: int) -> LayerCost:
@@ -218,53 +206,6 @@ def _kind(module: nn.Module) -> str:
     assert isinstance(module, _ConvNd)
     transposed = "_transpose" if isinstance(module, _ConvTransposeNd) else ""
     return f"conv{transposed}{len(module.kernel_size)}d"
-
-
-def count_products(model: nn.Module, example: Tensor) -> Products:
-    """MACs of one image: by layer, in the order of the first call, and of all products outside of layers.
-
-    A layer's follow from its weight and the elements that it maps; the total of all products that torch executes is
-    counted independently of modules, and what no layer owns is the difference.
-    """
-    macs: dict[str, int] = {}
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            macs[name] = macs.get(name, 0) + _products(module, args, output)
-
-        return add
-
-    handles = [module.register_forward_hook(hook(name)) for name, module in _layers(model)]
-    # A weight is quantized once, before any image, so the products that this takes do not count.
-    weights = [m.weight_quantizer for m in model.modules() if isinstance(m, QuantWeighted) and m.weight_quantizer]
-    enabled = [quantizer.enabled for quantizer in weights]
-    products = FlopCounterMode(display=False)
-    try:
-        for quantizer in weights:
-            quantizer.enabled = False
-        with evaluating(model), torch.no_grad(), products:
-            model(example)
-    finally:
-        for quantizer, before in zip(weights, enabled, strict=True):
-            quantizer.enabled = before
-        for handle in handles:
-            handle.remove()
-    images = example.shape[0]
-    # A layer whose kernel torch's counter does not know would make the difference negative: it then owns nothing more.
-    outside = max(products.get_total_flops() // 2 - sum(macs.values()), 0)
-    return {name: n // images for name, n in macs.items()}, outside // images
-
-
-def _products(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> int:
-    """Multiplications of one call: so many for each element of the output, or of a transposed convolution's input."""
-    if isinstance(module, MatMul):
-        return output.numel() * args[0].shape[-1]
-    if isinstance(module, nn.Embedding):
-        return 0
-    mapped = args[0] if isinstance(module, _ConvTransposeNd) else output
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return mapped.numel() * weight[0].numel()
 
 
 def _sizes(model: nn.Module, rows: dict[str, LayerCost]) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from qtrain.convert.swap import quantized_form, replace_module
+from qtrain.convert.replace import quantized_form, replace_module
 from qtrain.export.header import Header, StoredInput, StoredWeight, dtype_of, read, state_of
 from qtrain.export.memory_order import order_
 from qtrain.export.networks import Builder, admitted_names, build_network

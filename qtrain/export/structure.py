@@ -7,7 +7,7 @@ from torch import nn
 
 from qtrain.convert.layers import OPERATIONS
 from qtrain.convert.operations import insert_operations_
-from qtrain.convert.swap import replace_module
+from qtrain.convert.replace import replace_module
 from qtrain.export.header import Structure, dtype_of
 from qtrain.models.layer_kinds import merge_fused_biases
 from qtrain.models.norms import describe_norm

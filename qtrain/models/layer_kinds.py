@@ -33,6 +33,8 @@ from timm.models.swin_transformer_v2 import WindowAttention as SwinV2Attention
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from qtrain.utils.compat import has_state_hooks
+
 log = logging.getLogger(__name__)
 
 
@@ -176,7 +178,7 @@ def _obstacle(module: nn.Module) -> str | None:
         return "its weight is computed from others (parametrized, weight or spectral norm)"
     if "forward" in vars(module):
         return "its forward was replaced on the instance"
-    return None
+    return "hooks change its state dict, which a quantized layer would not have" if has_state_hooks(module) else None
 
 
 def _conv2d(module: nn.Conv2d) -> LayerSpec | str:

@@ -2,7 +2,8 @@
 
 from torch import nn
 
-from qtrain.costs.count import CostReport, count, count_products
+from qtrain.costs.count import CostReport, count
+from qtrain.costs.products import count_products
 from qtrain.data.base import VisionData
 from qtrain.pipeline.build_model import example_input
 from qtrain.pipeline.load_data import depends_on, recipe_of

@@ -42,6 +42,9 @@ from qtrain.utils.errors import ConfigError, as_config_error
 
 log = logging.getLogger(__name__)
 
+REASONS = 2
+"""So many layers are named where none can be quantized."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -179,6 +182,9 @@ def convert(settings: RunSettings, model: nn.Module, example: torch.Tensor) -> C
             q.equalize.build()(model, example, statistics)
         expose_operations(model, operations, example)
         found = find_layers(model, example)
+        if not found.layers:
+            reasons = "".join(f"; {name}: {reason}" for name, reason in list(found.skipped.items())[:REASONS])
+            raise ValueError(f"{type(model).__name__} has no layer that can be quantized{reasons}")
         allocation: Allocation = q.bits.build()(found.weighted)
         operands = {name: LayerBits(FULL_PRECISION, operations[kind]) for name, kind in found.operands.items()}
         plans = plan_layers(found, {**allocation, **operands}, _recipe(settings), built(q.policies))

@@ -13,6 +13,7 @@ from qtrain.convert.fold import OutputStatistics
 from qtrain.convert.graph import Skipped, called, called_once, calls, trace
 from qtrain.models.layer_kinds import LayerSpec, describe_layer
 from qtrain.ptq.bn_propagation import product_mean
+from qtrain.utils.compat import has_hooks
 from qtrain.utils.sharing import shared_tensors, why_shared
 
 STANDARD_DEVIATIONS = 3.0
@@ -58,6 +59,8 @@ def absorb_high_biases_(model: nn.Module, statistics: Mapping[str, OutputStatist
 def _readers(graph: fx.GraphModule, node: fx.Node) -> list[str] | str:
     """The names of the layers that read ``node`` through a ReLU, or why a constant cannot be moved into them."""
     behind = _behind(graph, node)
+    if any(has_hooks(called(graph, each) or nn.Identity()) for each in (node, *behind)):
+        return "hooks would see other values"
     if len(behind) != 1 or not isinstance(called(graph, behind[0]), nn.ReLU) or not called_once(graph, node):
         return "its output goes elsewhere than to a ReLU"
     readers: list[str] = []
@@ -70,6 +73,8 @@ def _readers(graph: fx.GraphModule, node: fx.Node) -> list[str] | str:
             return "the weight behind its ReLU is computed, or is used twice"
         if form.pad is not None or any(amount != 0 for amount in getattr(module, "padding", ())):
             return "the layer behind its ReLU pads with zeros"
+        if has_hooks(module):
+            return "hooks of the layer behind its ReLU would see other values"
         readers.append(str(user.target))
     return readers
 
@@ -78,7 +83,8 @@ def _behind(graph: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
     """The nodes that read ``node``, directly or through modules that let a constant pass."""
     found = []
     for user in node.users:
-        passes = isinstance(called(graph, user), CONSTANTS_PASS)
+        module = called(graph, user)
+        passes = isinstance(module, CONSTANTS_PASS) and not has_hooks(module)
         found += _behind(graph, user) if passes else [user]
     return found
 

@@ -27,6 +27,7 @@ from qtrain.convert.fold import OutputStatistics
 from qtrain.convert.graph import calls, trace
 from qtrain.models.norms import NormForm, describe_norm
 from qtrain.nn import Operand, QuantLayer, QuantWeighted
+from qtrain.utils.calls import first_argument
 from qtrain.utils.errors import first_line
 from qtrain.utils.eval_mode import evaluating
 
@@ -84,7 +85,10 @@ def follow(
             first = next((module for _, module in calls(graph) if isinstance(module, _ConvNd | nn.Linear)), None)
             channels = getattr(first, "in_channels", getattr(first, "in_features", 1))
             image = flow.normal(torch.zeros(channels), torch.ones(channels)).to(next(model.parameters()).device)
-        flow.run(image)
+        try:
+            flow.run(image)
+        except ValueError as error:  # torch.fx adds lines about its graph
+            raise ValueError(first_line(error)) from error
     return flow.inputs
 
 
@@ -119,7 +123,7 @@ class BNPropagation(fx.Interpreter):
             ) from error
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        module, x = self.fetch_attr(target), args[0]
+        module, x = self.fetch_attr(target), first_argument(args, kwargs)
         if isinstance(module, QuantLayer):
             seen = self.inputs.get(target)
             self.inputs[target] = x if seen is None else torch.cat((seen, x))
@@ -136,12 +140,13 @@ class BNPropagation(fx.Interpreter):
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if target in _POOLING_FUNCTIONS:
-            return args[0]
-        if len(args) == 2 and all(isinstance(x, Tensor) and len(x) == BOUNDS + ROWS for x in args):
+            return first_argument(args, kwargs)
+        operands = [*args, *kwargs.values()]
+        if len(operands) == 2 and all(isinstance(x, Tensor) and len(x) == BOUNDS + ROWS for x in operands):
             if target in _SUMS:
-                return _sum(*args)
+                return _sum(*operands)
             if target in _PAIRS:
-                return _paired(_PAIRS[target], *args)
+                return _paired(_PAIRS[target], *operands)
         return super().call_function(target, args, kwargs)
 
     def _layer(self, name: str, layer: Any, x: Tensor) -> Tensor:

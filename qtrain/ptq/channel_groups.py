@@ -22,6 +22,8 @@ from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _Av
 from qtrain.convert.graph import called, called_once, trace
 from qtrain.models.layer_kinds import LayerSpec, describe_layer
 from qtrain.models.norms import describe_norm
+from qtrain.utils.calls import first_argument
+from qtrain.utils.compat import has_hooks
 from qtrain.utils.eval_mode import evaluating
 from qtrain.utils.sharing import place_of, shared_tensors, why_shared
 
@@ -113,7 +115,7 @@ class _Walk:
 
     def layer(self, node: fx.Node) -> list[int] | None:
         """A new factor for each output channel of a layer; ``None`` if it is not a layer that can be scaled."""
-        module, x = called(self.graph, node), node.args[0]
+        module, x = called(self.graph, node), first_argument(node.args, node.kwargs)
         if not isinstance(module, _ConvNd | nn.Linear) or isinstance(module, _ConvTransposeNd):
             return None
         form, ids = describe_layer(module), self.channels.get(x) if isinstance(x, fx.Node) else None
@@ -125,7 +127,7 @@ class _Walk:
         outputs = module.out_features if isinstance(module, nn.Linear) else module.out_channels
         inputs = module.in_features if isinstance(module, nn.Linear) else module.in_channels
         tokens = isinstance(module, nn.Linear) and len(node.meta.get("shape", ())) != 2
-        if not plain or tokens or ids is None or len(ids) != inputs:
+        if has_hooks(module) or not plain or tokens or ids is None or len(ids) != inputs:
             return None
         made = self.new(outputs)
         self.layers[str(node.target)] = module, ids, made
@@ -143,20 +145,24 @@ class _Walk:
     def kept(self, node: fx.Node) -> list[int] | None:
         """The factors of an operation that keeps them; ``None`` for other operations."""
         module, target = called(self.graph, node), node.target
-        x = self.channels.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
-        operands = [self.channels.get(a) for a in node.args if isinstance(a, fx.Node) and a.op != "get_attr"]
+        first = first_argument(node.args, node.kwargs)
+        x = self.channels.get(first) if isinstance(first, fx.Node) else None
+        values = [*node.args, *node.kwargs.values()]
+        operands = [self.channels.get(a) for a in values if isinstance(a, fx.Node) and a.op != "get_attr"]
+        if module is not None and has_hooks(module):
+            return None  # a hook may do anything
         if isinstance(module, _KEEPING) or target in _KEEPING_CALLS:
             return self.same(node, x)
         if isinstance(module, nn.Flatten) or target in ("flatten", torch.flatten):
-            return self.flattened(node, x)
+            return self.flattened(node, first, x)
         if target in _SUMS:
-            return self.tied(operands) if len(node.args) == 2 else None
+            return self.tied(operands)
         if target in _PRODUCTS:
             return self.product(node, operands)
         if target in _QUOTIENTS:
             return self.same(node, x) if len(operands) == 1 else None
         if target in ("mean", torch.mean):
-            return self.averaged(node, x)
+            return self.averaged(node, first, x)
         if target in (torch.cat, torch.concat):
             return self.joined(node)
         if target is F.pad:
@@ -166,10 +172,10 @@ class _Walk:
     def same(self, node: fx.Node, x: list[int] | None) -> list[int] | None:
         return x if x is not None and node.meta["shape"][1] == len(x) else None
 
-    def flattened(self, node: fx.Node, x: list[int] | None) -> list[int] | None:
+    def flattened(self, node: fx.Node, source: Any, x: list[int] | None) -> list[int] | None:
         """(N, C, H, W) to (N, C H W): each channel's factor for all its positions."""
         shape = node.meta["shape"]
-        if x is None or len(shape) != 2 or shape[1] % len(x):
+        if x is None or len(shape) != 2 or shape[0] != source.meta["shape"][0]:
             return None
         return [one for one in x for _ in range(shape[1] // len(x))]
 
@@ -191,16 +197,21 @@ class _Walk:
                 return self.same(node, kept)
         return None
 
-    def averaged(self, node: fx.Node, x: list[int] | None) -> list[int] | None:
+    def averaged(self, node: fx.Node, source: Any, x: list[int] | None) -> list[int] | None:
         """A mean over positions."""
-        axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        axes = (axes,) if isinstance(axes, int) else axes
-        if x is None or not axes or any(not isinstance(axis, int) or axis % 4 < 2 for axis in axes):  # type: ignore[union-attr]
+        given: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        axes = (given,) if isinstance(given, int) else given
+        if x is None or not axes or not all(isinstance(axis, int) for axis in axes):
+            return None
+        if any(axis % len(source.meta["shape"]) < 2 for axis in axes):
             return None
         return self.same(node, x)
 
     def joined(self, node: fx.Node) -> list[int] | None:
-        parts = [self.channels.get(a) for a in node.args[0]]  # type: ignore[union-attr, arg-type]
+        tensors: Any = node.args[0] if node.args else node.kwargs.get("tensors")
+        if not isinstance(tensors, tuple | list):
+            return None
+        parts = [self.channels.get(a) for a in tensors]
         axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
         if axis != 1 or any(part is None for part in parts):
             return None

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from qtrain.convert.fold import OutputStatistics, output_on_noise, same_output, scale_outputs_
 from qtrain.convert.graph import Skipped
-from qtrain.convert.swap import replace_module
+from qtrain.convert.replace import replace_module
 from qtrain.ptq.absorb import absorb_high_biases_
 from qtrain.ptq.channel_groups import OUTPUT, ScaledLayer, find_channel_groups
+from qtrain.utils.compat import share_hooks_
 
 log = logging.getLogger(__name__)
 
@@ -206,6 +207,8 @@ def _scale_(layer: ScaledLayer, ranges: Ranges, factors: Tensor) -> None:
 def _replace_relu6_(model: nn.Module) -> None:
     clipped = [module for module in model.modules() if type(module) is nn.ReLU6]
     for module in clipped:
-        replace_module(model, module, nn.ReLU())
+        relu = nn.ReLU()
+        share_hooks_(module, relu)
+        replace_module(model, module, relu)
     if clipped:
         log.info("%d ReLU6 are ReLU now", len(clipped))

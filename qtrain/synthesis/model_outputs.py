@@ -6,13 +6,14 @@ This takes nearly all the time of a step, so it is the part that is compiled.
 import copy
 import operator
 from collections.abc import Sequence
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
 from qtrain.models.memory_format import format_for
 from qtrain.synthesis.statistics import StatisticsMatch
+from qtrain.utils.calls import see_input
 
 
 class ModelOutput(NamedTuple):
@@ -64,15 +65,15 @@ class _Part:
         self._model = model
         self._match = StatisticsMatch(model)
         self._features: Tensor | None = None
-        last_linear(model).register_forward_pre_hook(self._keep)
+        see_input(last_linear(model), self._keep)
 
     def output(self, images: Tensor) -> ModelOutput:
         logits = self._model(images)
         assert self._features is not None
         return ModelOutput(logits, self._match.loss(), self._features)
 
-    def _keep(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
-        self._features = args[0].flatten(1)
+    def _keep(self, features: Tensor) -> None:
+        self._features = features.flatten(1)
 
 
 def last_linear(model: nn.Module) -> nn.Linear:

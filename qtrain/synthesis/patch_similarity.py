@@ -25,6 +25,7 @@ from qtrain.synthesis.base import Made, Synthesis, from_pixels, pixel_range, to_
 from qtrain.synthesis.init_noise import balanced_labels, white_noise
 from qtrain.synthesis.optimize import ImageOptimizer
 from qtrain.synthesis.priors import total_variation
+from qtrain.utils.calls import see_input
 from qtrain.utils.checks import check_range
 
 FLOOR = 1e-4
@@ -110,13 +111,11 @@ class PatchTaps:
         self.close()
 
     def _watch(self, name: str, block: Any) -> RemovableHandle:
-        def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            tokens = args[0]
+        def keep(tokens: Tensor) -> None:
             heads = tokens.unflatten(2, (block.num_heads, -1)).mean(dim=2)
             self._seen[name] = heads[:, self._prefix :]
 
-        handle: RemovableHandle = block.proj.register_forward_pre_hook(keep)
-        return handle
+        return see_input(block.proj, keep)
 
 
 @final

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from qtrain.utils.calls import see_input
+
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 """Layers with running statistics; timm's batch norm with an activation is a subclass."""
 
@@ -92,10 +94,7 @@ class StatisticsMatch:
         self._seen.clear()
 
     def _watch(self, name: str, layer: BatchNorm) -> RemovableHandle:
-        def see(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            self._seen.append((name, moments(args[0], layer.eps)))
-
-        return layer.register_forward_pre_hook(see)
+        return see_input(layer, lambda x: self._seen.append((name, moments(x, layer.eps))))
 
 
 def statistics_layers(model: nn.Module) -> Mapping[str, BatchNorm]:

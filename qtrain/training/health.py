@@ -6,6 +6,7 @@ These are pure functions of a model and a batch. :mod:`qtrain.training.callbacks
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from qtrain.quantizers.base import Quantizer
 from qtrain.quantizers.wrappers.oscillation import Oscillation, oscillating_share
 from qtrain.storage.affine import AffineTensor
 from qtrain.storage.base import QTensor
+from qtrain.utils.calls import see_input
 from qtrain.utils.eval_mode import evaluating
 
 Codes = tuple[int, Tensor]
@@ -143,8 +145,7 @@ def examine(
         return Examination({}, {}, {})
     with ExitStack() as hooks, evaluating(student), torch.compiler.set_stance("force_eager"):
         for name, layer in layers.items():
-            hook = layer.register_forward_pre_hook(lambda m, args, name=name: before(name, m, args[0]))
-            hooks.enter_context(hook)
+            hooks.enter_context(see_input(layer, partial(before, name, layer)))
         logits = student(image)
     if teacher_logits is not None:
         metrics |= agreement(logits, teacher_logits)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     import pytorch_lightning as pl
     import wandb
+    from torch import nn
 
 
 class Workspace(Protocol):
@@ -79,3 +80,34 @@ def hydra_argument_parser() -> argparse.ArgumentParser:
 
     parser: argparse.ArgumentParser = get_args_parser()
     return parser
+
+
+HOOKS = (
+    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called", "_backward_pre_hooks", "_backward_hooks",
+)  # fmt: skip
+"""Where a module of torch keeps the hooks of its forward and backward."""
+
+STATE_HOOKS = (
+    "_state_dict_pre_hooks", "_state_dict_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
+)  # fmt: skip
+"""Where a module of torch keeps the hooks of its state dict."""
+
+
+def share_hooks_(source: nn.Module, module: nn.Module) -> None:
+    """Give ``module`` the forward and backward hooks of ``source``, by sharing: a handle removes them from both.
+
+    Torch has no public way to list hooks. Tried with torch 2.15.0.
+    """
+    for name in (*HOOKS, "_is_full_backward_hook"):
+        setattr(module, name, getattr(source, name))
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether ``module`` has a hook of its forward or backward. Tried with torch 2.15.0."""
+    return any(getattr(module, name) for name in HOOKS)
+
+
+def has_state_hooks(module: nn.Module) -> bool:
+    """Whether ``module`` has a hook of its state dict. Tried with torch 2.15.0."""
+    return any(getattr(module, name) for name in STATE_HOOKS)

@@ -12,6 +12,8 @@ from unittest.mock import Mock, create_autospec
 
 import pytest
 import pytorch_lightning as pl
+import torch
+from torch import nn
 
 from qtrain.utils import compat
 
@@ -24,6 +26,7 @@ BASE_CLASSES = {
     "torch.nn.modules.padding": ("_ReflectionPadNd", "_ReplicationPadNd"),
     "torch.nn.modules.pooling": ("_AdaptiveAvgPoolNd", "_AdaptiveMaxPoolNd", "_AvgPoolNd", "_MaxPoolNd"),
     "torch.distributed": ("_functional_collectives",),
+    "torch.utils": ("_python_dispatch",),
 }
 """Private names of torch that are imported outside of compat.py. Tried with torch 2.15.0."""
 
@@ -146,6 +149,37 @@ def test_restore_loader_position_loads_the_state_that_lightning_left() -> None:
     compat.restore_loader_position_(trainer)
     assert loader._load_state_dicts.call_args.args == ([{"batch": 3}],)
     assert fetcher.iterated == 1  # type: ignore[attr-defined]
+
+
+def test_hooks_are_shared_until_their_handle_removes_them() -> None:
+    source, module, calls = nn.Linear(2, 2), nn.Linear(2, 2), []
+    assert not compat.has_hooks(source)
+    kinds = [
+        source.register_forward_pre_hook(lambda *_: calls.append("before")),
+        source.register_forward_pre_hook(lambda *_: calls.append("before, with keywords"), with_kwargs=True),
+        source.register_forward_hook(lambda *_: calls.append("after")),
+        source.register_forward_hook(lambda *_: calls.append("after, with keywords"), with_kwargs=True),
+        source.register_forward_hook(lambda *_: calls.append("always"), always_call=True),
+        source.register_full_backward_pre_hook(lambda *_: calls.append("backward, before")),
+        source.register_full_backward_hook(lambda *_: calls.append("backward")),
+    ]
+    compat.share_hooks_(source, module)
+    assert compat.has_hooks(module)
+    module(torch.ones(1, 2, requires_grad=True)).sum().backward()
+    expected = ["before", "before, with keywords", "after", "after, with keywords", "always"]
+    assert calls == [*expected, "backward, before", "backward"]
+    for handle in kinds:
+        handle.remove()
+    assert not compat.has_hooks(module)
+
+
+def test_each_kind_of_hook_on_a_state_dict_is_found() -> None:
+    for name in ("register_state_dict_pre_hook", "register_state_dict_post_hook", "register_load_state_dict_pre_hook",
+                 "register_load_state_dict_post_hook"):  # fmt: skip
+        layer = nn.Linear(2, 2)
+        assert not compat.has_state_hooks(layer)
+        getattr(layer, name)(lambda *_: None)
+        assert compat.has_state_hooks(layer), name
 
 
 def test_hydra_argument_parser_knows_hydras_flags() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from qtrain.convert.layers import quant_layers
 from qtrain.nn import Operand, QuantLayer
+from qtrain.utils.calls import by_place
 from qtrain.utils.eval_mode import evaluating
 from qtrain.utils.suggestions import close_matches
 
@@ -103,6 +104,7 @@ def record_part(model: nn.Module, name: str, images: Sequence[Tensor]) -> PartRe
     inputs, outputs, options = [], [], []
 
     def keep_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        args, kwargs = by_place(module, args, kwargs)
         inputs.append(args[0].clone())  # the part may work in place
         options.append((args[1:], kwargs))
 
@@ -129,6 +131,7 @@ def in_order(model: nn.Module, names: Sequence[str], image: Tensor) -> tuple[lis
     reasons: dict[str, str] = {}
 
     def look(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        args, kwargs = by_place(model.get_submodule(name), args, kwargs)
         if name in order:
             reasons[name] = "a forward calls it more than once"
         order[name] = None

@@ -7,6 +7,7 @@ freezes the layers with most of it; see :mod:`qtrain.convert.freeze`.
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import pytorch_lightning as pl
@@ -18,6 +19,7 @@ from qtrain.models.sharding import whole_weights
 from qtrain.nn import QuantEmbedding, QuantLinear, QuantWeighted
 from qtrain.tracking.metric_log import MetricLog
 from qtrain.training.student import student_of
+from qtrain.utils.calls import see_input
 from qtrain.utils.checks import check_range
 from qtrain.utils.eval_mode import evaluating
 
@@ -57,7 +59,7 @@ def layer_moments(student: nn.Module, image: Tensor) -> dict[str, LayerMoments]:
     layers = dict(_measured_layers(student))
     with ExitStack() as hooks, evaluating(student), torch.compiler.set_stance("force_eager"):
         for name, layer in layers.items():
-            hooks.enter_context(layer.register_forward_pre_hook(lambda m, args, name=name: before(name, m, args[0])))
+            hooks.enter_context(see_input(layer, partial(before, name, layer)))
         if layers:
             student(image)
     return seen
