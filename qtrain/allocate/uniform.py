@@ -1,17 +1,18 @@
-"""The same bits for every layer, with settings of their own for the first and the last."""
+"""The same bits for every layer, with settings of their own for the first and the last ones."""
 
 from collections.abc import Sequence
 from typing import final
 
-from qtrain.spec import FULL_PRECISION, Allocation, LayerBits
+from qtrain.spec import FULL_PRECISION, Allocation, LayerBits, LayerNames
 
 
 @final
 class Uniform:
-    """``weight`` and ``input`` bits for all layers but the first and the last to run.
+    """``weight`` and ``input`` bits for all layers but the first and the last ones (:class:`qtrain.spec.LayerNames`).
 
-    ``first`` and ``last`` are pairs of their own, or ``None`` to be treated as the rest; the field keeps both at 8 bits
-    or in full precision (32), since they hold few weights and cost most accuracy.
+    The first read the image, and the output of the last becomes the logits. ``first`` and ``last`` are pairs of their
+    own, or ``None`` to be treated as the rest; the field keeps both at 8 bits or in full precision (32), since they
+    hold few weights and cost most accuracy.
     """
 
     def __init__(
@@ -23,11 +24,8 @@ class Uniform:
 
     def __call__(self, layers: Sequence[str]) -> Allocation:
         """Bits for ``layers``, the qualified names of the quantizable layers in the order in which they run."""
-        allocation = {name: self.rest for name in layers}
-        if layers:
-            allocation[layers[0]] = self.first
-            allocation[layers[-1]] = self.last
-        return allocation
+        names = LayerNames.of(layers)
+        return {n: self.last if n in names.last else self.first if n in names.first else self.rest for n in names}
 
 
 def checked(where: str, bits: LayerBits) -> LayerBits:

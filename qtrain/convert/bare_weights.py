@@ -77,7 +77,7 @@ def watching(model: nn.Module, known: Collection[str]) -> Iterator[dict[str, str
     handles = []
     for name, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(lambda *_, name=name: inside.append(name)))
-        handles.append(module.register_forward_hook(lambda *_: inside.pop() and None, always_call=True))
+        handles.append(module.register_forward_hook(lambda *_: inside.__delitem__(-1), always_call=True))
     watch = _Watch(parameters, inside, known)
     try:
         with watch:

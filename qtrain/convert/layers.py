@@ -3,17 +3,20 @@
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from qtrain.convert.bare_weights import watching
+from qtrain.convert.ends import IMAGE, Flow
 from qtrain.convert.replace import unreached
 from qtrain.models.layer_kinds import LayerSpec, describe_model
 from qtrain.nn import QuantLayer
 from qtrain.nn.operations import Add, MatMul, Softmax
 from qtrain.quantizers.base import Quantizer
+from qtrain.spec import LayerNames
 from qtrain.utils.eval_mode import evaluating
 
 PLACES = ("weight_quantizer", "input_quantizer")
@@ -30,7 +33,8 @@ class Quantizable:
     Among those left out are bare parameters, which are multiplied without being a layer's.
 
     ``operands`` are the operands of exposed operations: name -> kind of the operation. They are among ``layers`` too.
-    ``features`` are further kinds of a layer: depthwise, pointwise, first, last.
+    ``features`` are further kinds of a layer: depthwise, pointwise, first (it reads the image), last (its output
+    becomes the logits with no other weighted layer between).
     """
 
     layers: dict[str, LayerSpec]
@@ -39,9 +43,11 @@ class Quantizable:
     features: dict[str, tuple[str, ...]]
 
     @property
-    def weighted(self) -> list[str]:
-        """Names of the layers that have weights, in the order in which they run."""
-        return [name for name in self.layers if name not in self.operands]
+    def weighted(self) -> LayerNames:
+        """Names of the layers that have weights, in the order in which they run, with those at the ends."""
+        names = [name for name in self.layers if name not in self.operands]
+        first, last = ([name for name in names if end in self.features.get(name, ())] for end in ("first", "last"))
+        return LayerNames(names, first=first, last=last)
 
     def kinds(self, name: str) -> tuple[str, ...]:
         """All kinds by which a policy may select the layer ``name``."""
@@ -72,7 +78,7 @@ def find_layers(model: nn.Module, example: Tensor) -> Quantizable:
         if type(module) in kinds
         for child, _ in module.named_children()
     }
-    order, bare = _call_order(model, example, [*forms, *operands], known=described)
+    order, bare, first, last = _call_order(model, example, [*forms, *operands], known=described)
     skipped |= bare
     for name in (*forms, *operands):
         if name not in order:
@@ -81,9 +87,9 @@ def find_layers(model: nn.Module, example: Tensor) -> Quantizable:
     order = [name for name in order if name not in skipped]
     weighted = [name for name in order if name in forms]
     features = {name: _features(model.get_submodule(name)) for name in weighted}
-    if weighted:
-        features[weighted[0]] += ("first",)
-        features[weighted[-1]] += ("last",)
+    for name in weighted:
+        features[name] += ("first",) * (name in (first or weighted[:1]))
+        features[name] += ("last",) * (name in (last or weighted[-1:]))
     layers = {name: forms.get(name, LayerSpec("operand")) for name in order}
     return Quantizable(layers, skipped, {n: k for n, k in operands.items() if n in order}, features)
 
@@ -128,14 +134,27 @@ def _features(layer: nn.Module) -> tuple[str, ...]:
     return ("pointwise",) if set(layer.kernel_size) == {1} and layer.groups == 1 else ()
 
 
-def _call_order(
-    model: nn.Module, example: Tensor, names: list[str], known: Collection[str]
-) -> tuple[list[str], dict[str, str]]:
-    """Those of ``names`` that run, in order, and the weights that are multiplied outside of the layers ``known``."""
+class _Calls(NamedTuple):
+    """Layers that run, in order; weights that are multiplied outside of layers; those at the ends, of all known ones.
+
+    An end without a layer is one where the values were lost on their way, in code outside of torch for instance.
+    """
+
+    order: list[str]
+    bare: dict[str, str]
+    first: frozenset[str]
+    last: frozenset[str]
+
+
+def _call_order(model: nn.Module, example: Tensor, names: list[str], known: Collection[str]) -> _Calls:
+    """Those of ``names`` that run, and what is seen of the layers ``known`` meanwhile."""
     order: dict[str, None] = {}
+    flow = Flow()
+    flow.mark(example, [IMAGE])
     with ExitStack() as hooks, evaluating(model), torch.no_grad(), watching(model, known) as bare:
+        hooks.enter_context(flow.follow(model, [name for name in known if name]))
         for name in names:
             hook = model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: order.setdefault(name))
             hooks.enter_context(hook)
-        model(example)
-    return list(order), bare
+        logits = model(example)
+    return _Calls(list(order), bare, frozenset(flow.readers), flow.origins(logits) - {IMAGE})

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from qtrain.spec.granularity import Auto, Granularity, PerBlock, PerChannel, PerGroup, PerSample, PerTensor, PerToken
+from qtrain.spec.layers import LayerNames
 
 __all__ = [
     "FULL_PRECISION",
@@ -19,6 +20,7 @@ __all__ = [
     "DataInfo",
     "Granularity",
     "LayerBits",
+    "LayerNames",
     "Observed",
     "PerBlock",
     "PerChannel",

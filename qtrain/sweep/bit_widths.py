@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Literal, cast, final
 
-from qtrain.spec import FULL_PRECISION
+from qtrain.spec import FULL_PRECISION, LayerNames
 from qtrain.sweep.domains import Domain, KnobValues, Options
 from qtrain.sweep.knobs import Effect, Knob, When
 
@@ -17,7 +17,7 @@ Per = Literal["model", "stage", "block", "layer"]
 class BitWidths(Knob):
     """Bits of layers, out of ``choices``: ``of`` weights, inputs, or both alike; one value ``per`` part of the model.
 
-    The first and the last layer have ``first_last`` bits, or, where that is ``None``, the bits of the others. Give two
+    The first and the last layers have ``first_last`` bits, or, where that is ``None``, the bits of the others. Give two
     such knobs for weights and inputs with bits of their own.
     """
 
@@ -114,4 +114,4 @@ def _shared(layers: Sequence[str]) -> dict[str, list[str]]:
 
 def first_last_of(layers: Sequence[str]) -> tuple[str, ...]:
     """The first and the last of ``layers``, which most recipes keep at more bits than the rest."""
-    return (layers[0], layers[-1]) if layers else ()
+    return LayerNames.of(layers).ends

@@ -7,7 +7,7 @@ from qtrain.data.base import VisionData
 from qtrain.pipeline.build_model import build_model, example_input
 from qtrain.settings.component import Component
 from qtrain.settings.run_settings import Compose, RunSettings
-from qtrain.spec import Allocation
+from qtrain.spec import Allocation, LayerNames
 from qtrain.sweep.bit_widths import BitWidths
 from qtrain.sweep.knobs import Bundle, Choice, Knob
 from qtrain.sweep.space import Space
@@ -26,7 +26,7 @@ def make_space(settings: RunSettings, data: VisionData) -> Space:
     A list of values stands for a choice of them, a mapping of lists for a bundle, and ``null`` takes a knob away.
     """
     knobs = {name: _knob(name, chosen) for name, chosen in settings.sweep.space.items() if chosen is not None}
-    layers: list[str] = []
+    layers = LayerNames()
     base: Allocation = {}
     if any(isinstance(knob, BitWidths) for knob in knobs.values()):
         if not settings.quantize.enabled:

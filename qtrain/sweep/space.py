@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import TypeAlias, final
 
-from qtrain.spec import FULL_PRECISION, Allocation, LayerBits
+from qtrain.spec import FULL_PRECISION, Allocation, LayerBits, LayerNames
 from qtrain.sweep.bit_widths import BitWidths
 from qtrain.sweep.domains import Domain, KnobValue, KnobValues
 from qtrain.sweep.first_last_bits import FirstLastBits
@@ -39,7 +39,7 @@ class Space:
                 "+sweep.space.objective=[soft,hard], or +knob@sweep.space.widths=bit_widths"
             )
         self.knobs = _in_order(knobs)
-        self._layers = tuple(layers)
+        self._layers = LayerNames.of(layers)
         self._base = {name: LayerBits(FULL_PRECISION, FULL_PRECISION) for name in layers} | dict(base or {})
         self._domains: dict[str, dict[str, Domain]] = {}
         for name, knob in self.knobs.items():
