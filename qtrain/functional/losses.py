@@ -13,19 +13,28 @@ from qtrain.functional.ranks import mean_of_ranks
 def hard_loss(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy, mean over the batch, in nats.
 
-    ``logits`` (N, K); ``target`` (N,) class indices or (N, K) probabilities.
+    ``logits`` (N, K); ``target`` (N,) class indices or (N, K) probabilities p. Smoothing makes them ``(1 - eps) p +
+    eps / K``. A class with p = 0 adds nothing, also where its logit is -inf.
     """
-    return F.cross_entropy(_wide(logits), target, label_smoothing=label_smoothing)
+    if not target.is_floating_point():
+        return F.cross_entropy(_wide(logits), target, label_smoothing=label_smoothing)
+    log_q, p = F.log_softmax(_wide(logits), dim=1), target.to(_wide(logits))
+    if label_smoothing > 0:
+        p = (1 - label_smoothing) * p + label_smoothing / p.shape[1]
+    return -(p * log_q.masked_fill(p == 0, 0.0)).sum(dim=1).mean()
 
 
 def soft_target_loss(logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float) -> Tensor:
     """``T^2 KL(softmax(teacher / T) || softmax(student / T))``, mean over the batch, in nats.
 
     Both (N, K). The factor T^2 keeps the gradient's size as T changes, since the softened gradient falls with
-    1/T^2 (Hinton et al. 2015, arXiv 1503.02531, §2). Non-negative; zero exactly where the two agree.
+    1/T^2 (Hinton et al. 2015, arXiv 1503.02531, §2). Non-negative; zero exactly where the two agree. A class that the
+    teacher excludes, by a logit of -inf, adds nothing: ``0 log 0 = 0``.
     """
     student = F.log_softmax(_wide(logits) / temperature, dim=1)
     teacher = F.log_softmax(_wide(teacher_logits) / temperature, dim=1)
+    absent = teacher.exp() == 0
+    student, teacher = student.masked_fill(absent, 0.0), teacher.masked_fill(absent, 0.0)  # the two cancel
     divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1).mean()
     return divergence * temperature**2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 import pytest
@@ -92,8 +93,43 @@ def test_hard_loss_takes_indices_and_probabilities() -> None:
     torch.testing.assert_close(hard_loss(logits, target).double(), expected, rtol=1e-5, atol=1e-6)
     one_hot = torch.nn.functional.one_hot(target, 4).float()
     torch.testing.assert_close(hard_loss(logits, one_hot), hard_loss(logits, target))
-    smoothed = 0.8 * one_hot + 0.2 / 4
-    torch.testing.assert_close(hard_loss(logits, target, 0.2), hard_loss(logits, smoothed))
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.5])
+def test_label_smoothing_mixes_probabilities_with_the_uniform_ones(epsilon: float) -> None:
+    """``-sum ((1 - eps) p + eps / K) log q`` in float64, for labels as indices and as probabilities."""
+    logits, indices = noise(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
+    mixed = (noise(6, 4, seed=1) * 2).softmax(1)
+    q = logits.double().exp() / logits.double().exp().sum(1, keepdim=True)
+    for target, p in ((indices, torch.eye(4)[indices]), (torch.eye(4)[indices], torch.eye(4)[indices]), (mixed, mixed)):
+        expected = -(((1 - epsilon) * p.double() + epsilon / 4) * q.log()).sum(1).mean()
+        torch.testing.assert_close(hard_loss(logits, target, epsilon).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_excluded_classes_add_nothing_to_losses() -> None:
+    """0 log 0 is 0: what is left is the loss over the other classes, in value and gradient."""
+    student, teacher = noise(6, 4), noise(6, 4, seed=1)
+    barred = torch.zeros(6, 4, dtype=torch.bool)
+    barred[:, 2] = True
+    teacher = teacher.masked_fill(barred, -math.inf)
+    p = teacher.double().exp() / teacher.double().exp().sum(1, keepdim=True)
+    rest = [0, 1, 3]
+    for both in (False, True):
+        leaf = (student.masked_fill(barred, -math.inf) if both else student).clone().requires_grad_()
+        q = leaf.detach().double().exp() / leaf.detach().double().exp().sum(1, keepdim=True)
+        soft = (p[:, rest] * (p[:, rest] / q[:, rest]).log()).sum(1).mean()
+        cross = -(p[:, rest] * q[:, rest].log()).sum(1).mean()
+        for loss, expected in ((soft_target_loss(leaf, teacher, 1.0), soft), (hard_loss(leaf, p.float()), cross)):
+            torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+            (grad,) = torch.autograd.grad(loss, leaf, retain_graph=True)
+            torch.testing.assert_close(grad.double(), (q - p) / 6, rtol=1e-4, atol=1e-6)
+
+
+def test_a_class_that_only_the_student_excludes_is_infinitely_far() -> None:
+    student = torch.tensor([[0.0, -math.inf]])
+    assert soft_target_loss(student, torch.zeros(1, 2), 1.0) == math.inf
+    assert hard_loss(student, torch.tensor([[0.5, 0.5]])) == math.inf
+    assert soft_target_loss(torch.zeros(1, 2), torch.tensor([[math.nan, 0.0]]), 1.0).isnan()
 
 
 def test_hint_is_half_the_mean_squared_error() -> None:
