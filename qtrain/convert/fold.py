@@ -18,7 +18,7 @@ from qtrain.models.layer_kinds import LayerSpec, describe_layer
 from qtrain.models.norms import NormForm, describe_norm
 from qtrain.nn import QuantConv, QuantConvTranspose, QuantLinear
 from qtrain.nn.conv_transpose import outputs_first
-from qtrain.nn.folded import FoldedWeight
+from qtrain.nn.folded import FoldedWeight, fixed_factors
 from qtrain.utils.calls import first_argument
 from qtrain.utils.compat import has_hooks
 from qtrain.utils.eval_mode import evaluating
@@ -90,8 +90,8 @@ def fold_in_training_(model: nn.Module, example: Tensor) -> list[str]:
     """Make each quantized convolution of ``model`` that a batch norm follows round its weights as if they were merged.
 
     For a converted model, before calibration. The batch norm stays, see :class:`qtrain.nn.folded.FoldedWeight`. Returns
-    the names of these convolutions. Where it is not possible, the reason is logged. Raises ``ValueError`` where there
-    is no batch norm.
+    the names of these convolutions. Where it is not possible, the reason is logged; this includes channels whose
+    ``gamma`` is near 0 so far. Raises ``ValueError`` where there is no batch norm.
     """
     changed, skipped = [], Skipped("weights are not rounded as merged with batch norm")
     shared = shared_tensors(model)
@@ -108,10 +108,14 @@ def fold_in_training_(model: nn.Module, example: Tensor) -> list[str]:
             reason = "its weight is standardized before it is convolved"
         elif not isinstance(norm, _BatchNorm):
             reason = f"a {type(norm).__name__} does not train"
+        elif (fixed := fixed_factors(norm)) is not None and bool((fixed > 0).all()):
+            reason = "all its gammas are near 0, and a step in their units would clip all weights once they grow"
         else:
-            layer.weight_transform = FoldedWeight(norm=norm)
+            layer.weight_transform = FoldedWeight(norm=norm, fixed=fixed)
             changed.append(layer_name)
-            continue
+            if fixed is None:
+                continue
+            reason = f"{int((fixed > 0).sum())} of its {len(fixed)} gammas are near 0; these channels are rounded apart"
         skipped.add(norm_name, reason)
     skipped.log()
     return changed

@@ -62,7 +62,8 @@ class Structure:
     ``folded`` are batch norms that were merged into the layer before them, ``relu`` the ReLU6 that became ReLU, by
     their names once norms are folded. ``operations`` are the kinds of operations that became modules, ``exposed`` the
     modules in whose forward they were. ``merged_norms`` maps a layer to the batch norm behind it whose factor its
-    stored weight contains. ``fused_biases``: attentions' biases moved into their qkv layers. ``dtype`` is that of the
+    stored weight contains, and ``fixed_factors`` to the factors (O,) of its channels that do not follow the norm, 0 for
+    the others. ``fused_biases``: attentions' biases moved into their qkv layers. ``dtype`` is that of the
     parameters, ``None`` where they have several.
     """
 
@@ -71,6 +72,7 @@ class Structure:
     operations: tuple[str, ...] = ()
     exposed: tuple[str, ...] = ()
     merged_norms: dict[str, str] = field(default_factory=dict)
+    fixed_factors: dict[str, tuple[float, ...]] = field(default_factory=dict)
     fused_biases: bool = False
     channels_last: bool = False
     dtype: str | None = None

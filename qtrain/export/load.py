@@ -80,7 +80,8 @@ def build_student(header: Header, tensors: Mapping[str, Tensor], builders: Seque
         if inputs is not None:
             layer.input_quantizer = _input_quantizer(inputs, state_of(name), tensors, code)
     for name, norm in header.structure.merged_norms.items():
-        _merge_norm_(network.get_submodule(name), network.get_submodule(norm))
+        fixed = header.structure.fixed_factors.get(name)
+        _merge_norm_(network.get_submodule(name), network.get_submodule(norm), fixed)
     if header.structure.channels_last:
         network.to(memory_format=torch.channels_last)
     for name in coded:
@@ -205,8 +206,11 @@ def _octets(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
     return found
 
 
-def _merge_norm_(layer: nn.Module, norm: nn.Module) -> None:
-    """Let ``layer``, a convolution with a stored weight, divide this by the factor of ``norm``."""
+def _merge_norm_(layer: nn.Module, norm: nn.Module, fixed: Sequence[float] | None) -> None:
+    """Let ``layer``, a convolution with a stored weight, divide this by the factors of ``norm``, or by ``fixed``."""
     if not (isinstance(layer, QuantConv) and layer.weight_quantizer is not None and isinstance(norm, _BatchNorm)):
         raise ValueError(f"a {type(norm).__name__} cannot be merged into the weight of a {type(layer).__name__}")
-    layer.weight_transform = FoldedWeight(norm=norm, merged=True)
+    if fixed is not None and len(fixed) != norm.num_features:
+        raise ValueError(f"{len(fixed)} factors do not fit a norm of {norm.num_features} channels")
+    factors = None if fixed is None else torch.tensor(fixed).to(layer.weight)
+    layer.weight_transform = FoldedWeight(norm=norm, fixed=factors, merged=True)

@@ -37,6 +37,12 @@ def structure_of(student: nn.Module, network: nn.Module) -> Structure:
             for name, module in student.named_modules()
             if isinstance(transform := getattr(module, "weight_transform", None), FoldedWeight)
         },
+        fixed_factors={
+            name: tuple(transform.fixed.tolist())
+            for name, module in student.named_modules()
+            if isinstance(transform := getattr(module, "weight_transform", None), FoldedWeight)
+            and transform.fixed is not None
+        },
         fused_biases=any(
             getattr(m, "q_bias", None) is not None and getattr(theirs.get(n), "q_bias", None) is None
             for n, m in own.items()

@@ -21,7 +21,7 @@ def hard_loss(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> T
     log_q, p = F.log_softmax(_wide(logits), dim=1), target.to(_wide(logits))
     if label_smoothing > 0:
         p = (1 - label_smoothing) * p + label_smoothing / p.shape[1]
-    return -(p * log_q.masked_fill(p == 0, 0.0)).sum(dim=1).mean()
+    return -(p * log_q.masked_fill(p == 0, 0.0)).sum() / len(p)
 
 
 def soft_target_loss(logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float) -> Tensor:

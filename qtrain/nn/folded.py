@@ -11,6 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 LEAST = 1e-6
 """Least magnitude of a factor: a channel that batch norm switches off has 0, and weights are divided by the factor."""
 
+NEAR_ZERO = 1e-2
+"""A smaller ``gamma`` is one that starts at 0, or was driven there; it is usual to start at 1."""
+
 
 @final
 class FoldedWeight(nn.Module):
@@ -22,9 +25,14 @@ class FoldedWeight(nn.Module):
     §3.2.2), which has the running statistics in the weight and their ratio to the batch's on the output: dividing the
     weight divides the output. The gradient reaches ``gamma`` as it does there. ``norm`` is read, not owned, so its
     state keeps its one name in the model. With ``merged`` the layer's weight is ``g W`` already, as it is stored.
+
+    ``fixed`` (O,) are factors that take the place of ``g`` where they are above 0. They are for channels with ``g``
+    near 0: a step in units of ``g W`` would clip the whole channel once ``g`` grows.
     """
 
-    def __init__(self, *, norm: _BatchNorm, merged: bool = False) -> None:
+    fixed: Tensor | None
+
+    def __init__(self, *, norm: _BatchNorm, fixed: Tensor | None = None, merged: bool = False) -> None:
         super().__init__()
         if norm.running_var is None:
             raise ValueError(
@@ -32,6 +40,7 @@ class FoldedWeight(nn.Module):
             )
         self._norm = (norm,)  # in a tuple, which hides it from the state dict and not from a deep copy
         self._held: Tensor | None = None
+        self.register_buffer("fixed", fixed, persistent=False)
         self.merged = merged
 
     @property
@@ -63,7 +72,23 @@ class FoldedWeight(nn.Module):
         if norm.weight is not None:
             factor = factor * norm.weight
         factor = torch.where(factor.abs() < LEAST, LEAST, factor)
+        if self.fixed is not None:
+            factor = torch.where(self.fixed > 0, self.fixed, factor)
         return factor.to(weight.dtype).reshape(-1, *(1 for _ in weight.shape[1:]))
+
+
+@torch.no_grad()
+def fixed_factors(norm: _BatchNorm) -> Tensor | None:
+    """Factors (O,) for the channels whose ``gamma`` is near 0 now, 0 for others; ``None`` where there are no such.
+
+    It is the mean magnitude of the other channels' factors, so that one step for all channels suits these too.
+    """
+    assert norm.running_var is not None
+    if norm.weight is None or not bool((near := norm.weight.abs() < NEAR_ZERO).any()):
+        return None
+    factor = (norm.weight * (norm.running_var + norm.eps).rsqrt()).abs()
+    mean = factor[~near].mean() if not bool(near.all()) else torch.ones_like(factor[0])
+    return torch.where(near, mean, 0.0)
 
 
 @contextmanager

@@ -151,6 +151,7 @@ HEALTH_COLUMNS = {
     "W error %": "error/{}.weight",
     "A error %": "error/{}.input",
     "A clipped %": "clipped/{}.input",
+    "A negative %": "negative/{}.input",
     "W dead %": "dead/{}.weight",
 }
 """Column of the per-layer table -> the metric of metrics.jsonl that it shows, as it was last: a share."""

@@ -19,6 +19,7 @@ from qtrain.quantizers.base import Quantizer
 from qtrain.quantizers.wrappers.oscillation import Oscillation, oscillating_share
 from qtrain.storage.affine import AffineTensor
 from qtrain.storage.base import QTensor
+from qtrain.storage.levels import LevelTensor
 from qtrain.utils.calls import see_input
 from qtrain.utils.eval_mode import evaluating
 
@@ -34,6 +35,22 @@ def clipped_fraction(stored: AffineTensor, x: Tensor) -> Tensor:
     error = (stored.dequantize() - x.float()).abs()
     step = stored.granularity.expand(stored.scale, tuple(x.shape))
     return (error > 0.5 * step + 1e-6 * x.abs()).float().mean()
+
+
+def clipped_negatives(stored: QTensor, x: Tensor) -> Tensor | None:
+    """The share of values of ``x`` that are negative and clipped because no code is below zero, 0-dim.
+
+    ``None`` where the codes reach below zero, or where they are not evenly spaced or levels.
+    """
+    shape = tuple(x.shape)
+    if isinstance(stored, AffineTensor) and stored.low == 0 and stored.zero_point is None and stored.offset is None:
+        step = stored.granularity.expand(stored.scale, shape)
+    elif isinstance(stored, LevelTensor):
+        lowest = torch.where(stored.levels > 0, stored.levels, torch.inf).min()
+        step = stored.granularity.expand(lowest * stored.scale, shape)
+    else:
+        return None
+    return ((x < -0.5 * step) & (stored.dequantize() >= 0)).float().mean()
 
 
 def relative_error(stored: QTensor, x: Tensor) -> Tensor:
@@ -95,7 +112,8 @@ def examine(
 
     For each place: ``error/``, the relative error; ``zeros/``, the share of values that become zero; ``dead/``, the
     share of levels that no value has; for evenly spaced codes ``scale/``, the mean scale, and ``clipped/``, the share
-    of values outside of the range; ``gradient/``, the relative speed of its scale (:func:`gradient_ratio`), if there
+    of values outside of the range; ``negative/``, the share of an input's values that are clipped because they are
+    negative and no code is (:func:`clipped_negatives`); ``gradient/``, the relative speed of its scale (:func:`gradient_ratio`), if there
     are gradients from the last backward. For weights: ``oscillating/`` if oscillations are counted, otherwise
     ``flipped/``, the share of codes that differ from those of ``former``, an earlier examination. With
     ``teacher_logits`` (N, K) for ``image``: ``agreement`` and ``teacher_kl``.
@@ -117,6 +135,8 @@ def examine(
         if isinstance(stored, AffineTensor):
             metrics[f"scale/{place}"] = stored.scale.float().mean()
             metrics[f"clipped/{place}"] = clipped_fraction(stored, x)
+        if place.endswith(".input") and (negative := clipped_negatives(stored, x)) is not None:
+            metrics[f"negative/{place}"] = negative
         if weight is not None and (ratio := gradient_ratio(quantizer, weight)) is not None:
             metrics[f"gradient/{place}"] = ratio
         return stored
@@ -169,7 +189,7 @@ class Symptom:
     remedy: str = field(compare=False)
 
 
-HIGHEST_ERROR, ALL, MOST_DEAD, FAR, MANY = 1.0, 0.99, 0.5, 100.0, 0.2
+HIGHEST_ERROR, ALL, MOST_DEAD, FAR, MANY, SOME = 1.0, 0.99, 0.5, 100.0, 0.2, 0.01
 DEAD_AT = range(3, 7)
 """Numbers of bits for which dead levels are a symptom; with more bits, healthy tensors also have unused levels."""
 
@@ -195,7 +215,7 @@ def symptoms(found: Examination, first_scales: Mapping[str, float], *, images: i
     return signs
 
 
-_KINDS = ("error", "zeros", "clipped", "dead", "scale", "oscillating")
+_KINDS = ("error", "zeros", "clipped", "dead", "scale", "oscillating", "negative")
 
 
 def _place_symptoms(
@@ -209,7 +229,8 @@ def _place_symptoms(
         f"quantize.policies.more.{part}_bits={min(16, 2 * bits)})"
     )
     dampen = "dampen it (quantizer@quantize.weight=oscillation with a dampening or a threshold)"
-    error, zeros, clipped, dead, scale, oscillating = (metrics[kind] for kind in _KINDS)
+    below = "take inputs whose range may reach below zero (quantizer@quantize.input=lsq_plus)"
+    error, zeros, clipped, dead, scale, oscillating, negative = (metrics[kind] for kind in _KINDS)
     signs = []
 
     def sign(kind: str, says: str, *remedies: str) -> None:
@@ -227,4 +248,7 @@ def _place_symptoms(
         sign("scale", f"scale {scale:.3g}, at the first look {first_scale:.3g}", slower, start)
     if oscillating is not None and oscillating > MANY:
         sign("oscillating", f"{100 * oscillating:.0f} % of the weights oscillate", dampen, slower)
+    if negative is not None and negative > SOME:
+        says = f"{100 * negative:.0f} % of the values are negative and clipped to 0; calibration saw no negative ones"
+        sign("negative", says, "calibrate on more images (quantize.calibration_batches)", below)
     return signs

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,9 +18,10 @@ from qtrain.convert.layers import find_layers
 from qtrain.convert.plan import LayerPlan, plan_layers
 from qtrain.convert.swap import swap_layers
 from qtrain.models.factory import create_model
+from qtrain.nn.base import quantized_weight
 from qtrain.observers.min_max import MinMax
 from qtrain.quantizers.uniform.affine import Affine
-from qtrain.spec import FULL_PRECISION, LayerBits
+from qtrain.spec import FULL_PRECISION, LayerBits, PerChannel
 
 MODELS: dict[str, dict[str, Any]] = {
     "cifar_resnet8": {},
@@ -155,9 +158,9 @@ def test_fold_keeps_modes_and_attributes(settle: Any) -> None:
     assert set(vars(model)) == before
 
 
-def converted(model: nn.Module, example: Tensor, bits: int = 4) -> nn.Module:
+def converted(model: nn.Module, example: Tensor, bits: int = 4, recipe: LayerPlan = RECIPE) -> nn.Module:
     found = find_layers(model, example)
-    plans = plan_layers(found, {name: LayerBits(bits, FULL_PRECISION) for name in found.weighted}, RECIPE)
+    plans = plan_layers(found, {name: LayerBits(bits, FULL_PRECISION) for name in found.weighted}, recipe)
     swap_layers(model, found, plans)
     return model
 
@@ -215,3 +218,43 @@ def test_norm_behind_a_layer_with_a_shared_parameter_is_not_folded(
             assert fold_in_training_(model, images[:1]) == (["4"] if part == "weight" else ["0", "2", "4"])
     reason = f"1: its {part} is also 2.{part}, which would change with it"
     assert (reason in caplog.text) == (when == "before" or part == "weight")
+
+
+def behind(gamma: list[float]) -> tuple[nn.Sequential, Tensor]:
+    """A convolution at 4 bits and its norm, rounded as merged and calibrated while the norm has these gammas."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)).eval()
+    nn.init.uniform_(model[1].running_var, 0.2, 3)
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor(gamma))
+    weight = model[0].weight.detach().clone()
+    recipe = replace(RECIPE, weight=partial(Affine, granularity=PerChannel()))
+    student = converted(model, torch.zeros(1, 3, 4, 4), bits=4, recipe=recipe)
+    fold_in_training_(student, torch.zeros(1, 3, 4, 4))
+    return calibrated(student), weight
+
+
+@pytest.mark.parametrize("gamma", [[0.0] * 4, [1e-3] * 4, [0.0, 1.5, -1e-3, 0.5]], ids=str)
+def test_weights_do_not_clip_once_a_gamma_near_zero_has_grown(
+    gamma: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The error is that of rounding each channel by itself, at most half a step of max |W| / 7, whatever gamma is."""
+    student, weight = behind(gamma)
+    half_step = weight.abs().amax(dim=(1, 2, 3), keepdim=True) / 7 / 2
+    with torch.no_grad():
+        for now in (torch.tensor(gamma).clamp(min=1e-3), torch.tensor([0.3, 1.5, -0.8, 0.5])):
+            student[1].weight[torch.tensor(gamma).abs() < 0.01] = now[torch.tensor(gamma).abs() < 0.01]
+            off = (quantized_weight(student[0]) - weight).abs()
+            assert bool((off <= 1.01 * half_step).all())
+    said = "all its gammas are near 0" if gamma[1] < 1 else "2 of its 4 gammas are near 0; these channels are rounded"
+    assert f"weights are not rounded as merged with batch norm: 1: {said}" in caplog.text
+
+
+def test_channels_with_other_gammas_are_still_rounded_as_merged() -> None:
+    alone, mixed = behind([1.0, 1.5, -1.0, 0.5])[0], behind([0.0, 1.5, -1e-3, 0.5])[0]
+    live = [1, 3]
+    with torch.no_grad():
+        assert torch.equal(quantized_weight(mixed[0])[live], quantized_weight(alone[0])[live])
+        mixed[1].weight.mul_(0.7)
+        alone[1].weight.mul_(0.7)
+        assert torch.equal(quantized_weight(mixed[0])[live], quantized_weight(alone[0])[live])

@@ -234,6 +234,7 @@ def _structures() -> Iterator[tuple[str, Hostile]]:
         "folded": ["conv1"],
         "relu": ["nowhere"],
         "merged_norms": {"conv1": "linear"},
+        "fixed_factors": {"conv1": "all"},
         "dtype": "load",
         "exposed": "all",
         "channels_last": 1,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -9,10 +11,12 @@ from torch import Tensor, nn
 class Kinds(nn.Module):
     """Every kind of layer once: plain, depthwise, transposed, linear, embedding; x (N, 3, 8, 8) -> (N, classes)."""
 
-    def __init__(self, *, width: int = 8, classes: int = 5) -> None:
+    def __init__(self, *, width: int = 8, classes: int = 5, gammas: Sequence[float] = ()) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(width)
+        if gammas:
+            self.norm.weight.data = torch.tensor(gammas)
         self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
         self.up = nn.ConvTranspose2d(width, width, 2, stride=2, groups=2)
         self.places = nn.Embedding(16, width)

@@ -153,3 +153,15 @@ def test_loading_leaves_random_numbers_as_they_were(tmp_path: Path) -> None:
     torch.manual_seed(1)
     load_student(tmp_path / "student.safetensors", builders=["tests.export.networks"])
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_channels_that_were_rounded_apart_from_their_norm_are_loaded_so(tmp_path: Path) -> None:
+    """After conversion the gammas grew, so that nothing but the file says which channels these are."""
+    torch.manual_seed(0)
+    network = Network("tests.export.networks.Kinds", {"width": 8, "gammas": [0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]})
+    student, images = student_of(network, [*EVERYWHERE, "quantize.fold=training"])
+    with torch.no_grad():
+        student.norm.weight.uniform_(0.5, 1.5)
+    round_trip(student, tmp_path / "student.safetensors", network, images)
+    fixed = read(tmp_path / "student.safetensors")[0].structure.fixed_factors
+    assert [factor > 0 for factor in fixed["conv"]] == [True] * 2 + [False] * 6

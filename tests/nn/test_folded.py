@@ -122,3 +122,14 @@ def test_a_held_factor_does_not_follow_statistics_that_are_reset() -> None:
 def test_a_norm_without_running_statistics_is_refused() -> None:
     with pytest.raises(ValueError, match="keeps no running statistics"):
         FoldedWeight(norm=nn.BatchNorm2d(3, track_running_stats=False))
+
+
+def test_epsilon_is_part_of_the_factor() -> None:
+    """``g = gamma / sqrt(var + eps)``: 2 / sqrt(0 + 0.25) = 4, and 2 / sqrt(0.75 + 0.25) = 2."""
+    norm = nn.BatchNorm2d(2, eps=0.25)
+    with torch.no_grad():
+        norm.running_var.copy_(torch.tensor([0.0, 0.75]))
+        norm.weight.fill_(2.0)
+    transform, weight = FoldedWeight(norm=norm), torch.ones(2, 1, 1, 1)
+    torch.testing.assert_close(transform(weight).flatten(), torch.tensor([4.0, 2.0]))
+    torch.testing.assert_close(transform.restore(weight).flatten(), torch.tensor([0.25, 0.5]))

@@ -13,9 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.functional.losses import soft_target_loss
+from qtrain.nn import QuantLinear
+from qtrain.observers.min_max import MinMax
+from qtrain.quantizers.codebook.apot import APoT
 from qtrain.quantizers.uniform.lsq import LSQ
+from qtrain.quantizers.uniform.lsq_plus import LSQPlus
 from qtrain.quantizers.wrappers.oscillation import Oscillation
-from qtrain.spec import QuantSpec
+from qtrain.spec import PerTensor, QuantSpec
 from qtrain.storage.affine import AffineTensor
 from qtrain.tracking.loggers import JsonlLogger
 from qtrain.tracking.metric_log import MetricLog
@@ -48,6 +52,30 @@ def test_clipped_fraction_counts_values_outside_of_the_range() -> None:
     x = torch.tensor([-5.0, -4.4, -1.5, 0.0, 2.5, 3.2, 3.6, 100.0])  # codes -4..3
     stored = lsq(3).quantize(x)
     assert isinstance(stored, AffineTensor) and clipped_fraction(stored, x) == 3 / 8
+
+
+@pytest.mark.parametrize("kind", [LSQ, APoT, LSQPlus])
+def test_negatives_that_an_unsigned_input_clips_are_counted_and_have_a_remedy(kind: Any) -> None:
+    """Calibration saw 0 to 3; later values are -3, -1, -0.01 (which rounds to 0), 0, 1, ..., 5."""
+    layer = QuantLinear(source=nn.Linear(1, 2))
+    layer.input_quantizer = kind(spec=QuantSpec(bits=2))
+    observer = MinMax(granularity=PerTensor())
+    observer.update(torch.tensor([[0.0], [3.0]]))
+    layer.input_quantizer.calibrate_(observer.observed(2))
+    with torch.no_grad():
+        layer.input_quantizer.scale.fill_(1.0)
+    x = torch.tensor([-3.0, -1.0, -0.01, 0.0, 1.0, 2.0, 3.0, 5.0]).unsqueeze(1)
+    found = examine(nn.Sequential(layer), x)
+    signs = [s for s in symptoms(found, {}, images=8, classes=2) if s.kind == "negative"]
+    if kind is LSQPlus:  # its offset is learned, so that its range may reach below zero
+        assert "negative/0.input" not in found.metrics and not signs
+        return
+    assert found.metrics["negative/0.input"] == 2 / 8
+    assert signs[0].place == "0.input" and "calibration_batches" in signs[0].remedy and "25 %" in signs[0].says
+
+
+def test_negatives_of_a_signed_input_are_not_counted(make_student: Make, images: Tensor) -> None:
+    assert "negative/0.input" not in examine(make_student(), images * 10).metrics
 
 
 def test_dead_levels_are_the_share_of_unused_codes() -> None:
