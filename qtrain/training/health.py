@@ -113,10 +113,10 @@ def examine(
     For each place: ``error/``, the relative error; ``zeros/``, the share of values that become zero; ``dead/``, the
     share of levels that no value has; for evenly spaced codes ``scale/``, the mean scale, and ``clipped/``, the share
     of values outside of the range; ``negative/``, the share of an input's values that are clipped because they are
-    negative and no code is (:func:`clipped_negatives`); ``gradient/``, the relative speed of its scale (:func:`gradient_ratio`), if there
-    are gradients from the last backward. For weights: ``oscillating/`` if oscillations are counted, otherwise
-    ``flipped/``, the share of codes that differ from those of ``former``, an earlier examination. With
-    ``teacher_logits`` (N, K) for ``image``: ``agreement`` and ``teacher_kl``.
+    negative and no code is (:func:`clipped_negatives`); ``gradient/``, the relative speed of its scale
+    (:func:`gradient_ratio`), if there are gradients from the last backward. For weights: ``oscillating/`` if
+    oscillations are counted, otherwise ``flipped/``, the share of codes that differ from those of ``former``, an
+    earlier examination. With ``teacher_logits`` (N, K) for ``image``: ``agreement`` and ``teacher_kl``.
 
     Modes are restored, and nothing else changes. All values are read from the device at once.
     """
