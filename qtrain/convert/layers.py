@@ -83,6 +83,10 @@ def find_layers(model: nn.Module, example: Tensor) -> Quantizable:
     for name in (*forms, *operands):
         if name not in order:
             skipped[name] = "never called: its owner uses the weight directly, or leaves the layer out in eval mode"
+    for parameter in bare:
+        owner = parameter.rpartition(".")[0]
+        if owner in forms and owner in order:
+            skipped[owner] = "its weight is also multiplied without calling it, and there it would not be quantized"
     skipped |= unreached(model, example, {name: forms[name] for name in order if name in forms})
     order = [name for name in order if name not in skipped]
     weighted = [name for name in order if name in forms]
