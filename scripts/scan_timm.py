@@ -4,14 +4,12 @@
     python scripts/scan_timm.py --limit 20                            # the first 20 that the table lacks
     python scripts/scan_timm.py --models resnet18 cait_xxs24_224 --results /tmp/timm.csv
 
-Each model has random weights and is tried in a process of its own. It passes if the student with quantizers off gives the
-original's output bit for bit, if its multiplications are those that :class:`Counter` counts in the calls of torch's
-functions (which knows nothing of qtrain's counter), and if the file that is saved gives the student's logits when it is
+Each model has random weights and is tried in a process of its own. It passes if the student with quantizers off gives
+the original's output bit for bit, if its multiplications are those that :class:`Counter` counts in the calls of torch's
+functions (it knows nothing of qtrain's counter), and if the file that is saved gives the student's logits when it is
 loaded. Otherwise its row has the reason. Models that the table has are not tried again, so that a scan that was stopped
 goes on. A family is a module of timm and the leading word of a name.
 """
-
-from __future__ import annotations
 
 import argparse
 import math
@@ -243,10 +241,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=600, help="for one model (%(default).0f)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="CSV file, a row for each model (%(default)s)")
     options = parser.parse_args(arguments)
-    known = (
-        [(row["family"], row["model"]) for row in read_results(options.results)] if options.results.is_file() else []
-    )
-    done = {name for pair in known for name in pair}
+    rows = read_results(options.results) if options.results.is_file() else []
+    done = {row[column] for row in rows for column in ("family", "model")}
     chosen = {name: [name] for name in options.models} if options.models else families()
     for family, names in [each for each in chosen.items() if each[0] not in done][: options.limit]:
         name, parameters = smallest(names)
