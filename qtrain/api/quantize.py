@@ -76,7 +76,8 @@ def quantize(
 
     ``model`` is any network of one input; ``images`` are a few batches of its training images, of which the first eight
     serve. All layers get ``weight_bits`` and ``input_bits``, those that read the image or give the logits ``ends``
-    (``None``: as the rest); or each the bits that ``bits`` gives it by its qualified name, and the others full precision.
+    (``None``: as the rest); or each the bits that ``bits`` gives it by its qualified name, and the others full
+    precision.
 
     The other choices are those of the config. Each is a name from ``conf/`` (``weight="lsq_plus"``,
     ``rounding="brecq"``, ``granularity="channel"``) or an object: for quantizers and observers a constructor that lacks
