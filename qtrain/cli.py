@@ -169,7 +169,7 @@ def _show(cfg: DictConfig, package: str | None, *, resolve: bool) -> None:
     from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
 
-    from qtrain.config.compose import explain
+    from qtrain.config.explain import explain
     from qtrain.utils.errors import ConfigError
 
     with open_dict(cfg):

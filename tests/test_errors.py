@@ -69,7 +69,7 @@ WRONG = {
     "unknown rounding": (["rounding@quantize.rounding=adaroun"], "there is no such rounding; did you mean 'adaround'?"),
     "a typo in a stage": (["+stages.a=['fit.epoch=3']"], "stages.a: unknown key 'fit.epoch'; did you mean"),
     "a stage of another seed": (["+stages.a=['seed=3']"], "stages.a: changes seed, which all stages of a run share"),
-    "no equals sign": (["seed"], "Error parsing override 'seed'"),
+    "no equals sign": (["seed"], "'seed' is no setting; give key=value"),
     "unknown flag": (["--sead", "3"], "unrecognized arguments: --sead; see python -m qtrain --help"),
     "another config folder": (
         ["--config-dir", "x"],
@@ -117,7 +117,7 @@ RUN_INTO = {
     "data that is not there": (["data=cifar10", "data.root=nowhere"], r"nowhere"),
     "a rule of a constructor": (["data.val_fraction=1.5"], r"data: .*val_fraction must be in \[0, 1\), got 1\.5"),
     "a model that timm has not": (["model=timm", "model.name=resnet1"], r"resnet1\b.*resnet18"),
-    "bits that no quantizer has": (["quantize.bits.weight=0"], r"quantize\.bits: .*1\.\.16"),
+    "bits that no quantizer has": (["quantize.bits.weight=0"], r"quantize\.bits\.weight: must be 1\.\.16 bits"),
     "bits that this quantizer has not": (
         ["quantizer@quantize.weight=bwn"],
         r"layer 'conv1': BWN: bits must be 1, got 8",

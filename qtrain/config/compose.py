@@ -15,18 +15,15 @@ import hydra
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
-from omegaconf.errors import (
-    ConfigAttributeError,
-    ConfigKeyError,
-    InterpolationResolutionError,
-    OmegaConfBaseException,
-    ValidationError,
-)
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from qtrain.config.exchange import compose_exchanging
+from qtrain.config.explain import check_searchpath, explain
 from qtrain.config.instantiate import settings_of
+from qtrain.config.ranges import check_deletions, check_values
 from qtrain.config.run_logging import RUN_LOG
 from qtrain.config.schema import schema_of
 from qtrain.config.targets import check_targets
@@ -44,9 +41,6 @@ CALIBRATIONS = ("images", "statistics")
 
 BUILDER = "builder"
 """Last part of the keys that name code of the user's own."""
-
-OPTIONS = "options"
-"""Last part of the keys of its arguments."""
 
 LABELS_ALONE = "qtrain.distillation.hard.Hard"
 """The term that no teacher is needed for."""
@@ -70,9 +64,11 @@ def compose_config(overrides: Sequence[str], *, notes: list[str] | None = None) 
     ``notes`` gets a line for each quantizer of an experiment that they exchange: see :mod:`qtrain.config.exchange`.
     """
     with own_hydra():
+        check_deletions(overrides)
+        check_searchpath(overrides)
         try:
             cfg, exchanges = compose_exchanging(_hydras_config, overrides)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(explain(error)) from error
     if notes is not None:
         notes += map(str, exchanges)
@@ -179,6 +175,7 @@ def _checked(cfg: DictConfig) -> RunSettings:
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
     assert isinstance(full, dict) and isinstance(plain, dict)
+    check_values({str(key): value for key, value in full.items()})
     _check_choice("task", full["task"], TASKS)
     _check_choice("quantize.fold", full["quantize"]["fold"], dict.fromkeys(FOLDS))
     _check_choice("quantize.calibration", full["quantize"]["calibration"], dict.fromkeys(CALIBRATIONS))
@@ -213,26 +210,6 @@ def _check_sharded(plain: dict[Any, Any]) -> None:
     for key, given in refused.items():
         if given:
             raise ConfigError(f"fit.shard: {key} is for a student that is {alone}")
-
-
-def explain(error: BaseException) -> str:
-    """An error of Hydra or OmegaConf as one line in the user's words."""
-    if isinstance(error, MissingConfigException):
-        return _explain_missing_file(error)
-    inner: BaseException | None = error
-    while inner is not None and not isinstance(inner, OmegaConfBaseException):
-        inner = inner.__cause__
-    if isinstance(inner, ValidationError):
-        return f"{inner.full_key}: {_first_line(inner)}"
-    if isinstance(inner, InterpolationResolutionError):
-        return f"{inner.full_key}: cannot be worked out: {_first_line(inner)}"
-    if isinstance(inner, ConfigKeyError | ConfigAttributeError) and isinstance(inner.parent_node, DictConfig):
-        key = str(inner.full_key or inner.key)
-        parent = key.removesuffix(str(inner.key))
-        if parent.endswith(f"{OPTIONS}."):
-            return f"unknown key {key!r}; an option that is new there is added by a plus: +{key}=..."
-        return f"unknown key {key!r}{did_you_mean(key, [parent + str(name) for name in inner.parent_node])}"
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager
@@ -275,23 +252,6 @@ def _check_hydra(node: Any, where: str = "hydra") -> None:
 def _key(override: str) -> str:
     parsed = OverridesParser.create().parse_override(override)
     return str(parsed.key_or_group)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0]
-
-
-def _explain_missing_file(error: MissingConfigException) -> str:
-    if str(error.missing_cfg_file).startswith("hydra/launcher/submitit"):
-        return "hydra/launcher=slurm: needs a package that is not installed: pip install 'qtrain[slurm]'"
-    group, _, option = str(error.missing_cfg_file or "").partition("/")
-    folder = conf_dir() / group
-    options = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
-    if not option or not options:
-        return " ".join(str(error).split())
-    return (
-        f"{group}={option}: there is no such {group}{did_you_mean(option, options)} (available: {', '.join(options)})"
-    )
 
 
 def _run_name(root: DictConfig) -> str:

@@ -14,7 +14,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from qtrain.config.compose import compose, explain, own_hydra
+from qtrain.config.compose import compose, own_hydra
+from qtrain.config.explain import explain
 from qtrain.settings.run_settings import RunSettings
 from qtrain.utils.errors import ConfigError
 

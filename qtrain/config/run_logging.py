@@ -97,6 +97,16 @@ def _to_make(folder: Path) -> list[Path]:
         if place.exists():
             raise ConfigError(f"output: {place} is a file, not a folder; give output=FOLDER, another place for runs")
         absent.append(place)
+    try:
+        if absent:
+            absent[-1].mkdir()
+            absent[-1].rmdir()
+    except FileExistsError:  # made by another process just now
+        pass
+    except OSError as error:
+        raise ConfigError(
+            f"output: cannot make {absent[-1]} ({error.strerror}); give output=FOLDER, another place for runs"
+        ) from error
     return absent
 
 

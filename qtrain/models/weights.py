@@ -77,6 +77,7 @@ def load_weights(
     """
     path = Path(path)
     file = read_weight_file(path, state=state)
+    check_finite(file.tensors, path)
     own = model.state_dict()
     tensors = completed(strip_prefixes(renamed(file.tensors, keys or {}, path), own=set(own)), own)
     if reset_head:
@@ -97,6 +98,16 @@ def load_weights(
         )
     model.load_state_dict(tensors, strict=False)  # only counters may be missing
     return file.normalization
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise ``ValueError`` for the first of the ``tensors`` in the file ``path`` with values that are not finite."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(
+                f"{path}: tensor {name!r} holds values that are not finite (NaN or infinite); give a file of a "
+                "training that went well"
+            )
 
 
 def renamed(tensors: Mapping[str, Tensor], parts: Mapping[str, str], path: Path) -> dict[str, Tensor]:

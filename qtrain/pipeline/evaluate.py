@@ -14,6 +14,7 @@ from qtrain.pipeline.build_model import build_model, example_input, has_weights
 from qtrain.pipeline.load_data import load_data
 from qtrain.pipeline.memory_format import settle_memory_format_
 from qtrain.pipeline.prepare import Prepared
+from qtrain.pipeline.results import check_results
 from qtrain.pipeline.run_folder import Metrics
 from qtrain.pipeline.student_file import allocation_of, check_images, described, load_trained
 from qtrain.pipeline.summary import read_summary
@@ -31,6 +32,8 @@ def evaluate_weights(settings: RunSettings) -> Metrics:
     if not has_weights(settings.model):
         raise ConfigError("model.weights: evaluate needs weights; give a file, or checkpoint=RUN_FOLDER")
     start = time.perf_counter()
+    if settings.results:
+        check_results(settings.results)
     # Training images are opened only where mean and std have to be computed from them.
     data = load_data(settings, test_only=bool(settings.data.get("mean")), synthesizes=False)
     model = build_model(settings.model, data.info)
@@ -46,6 +49,8 @@ def evaluate_student(settings: RunSettings, file: Path) -> Metrics:
     not such as the student takes.
     """
     start = time.perf_counter()
+    if settings.results:
+        check_results(settings.results)
     header, student = load_trained(settings, file)
     data = load_data(_normalized(settings, header.images), synthesizes=False)
     check_images(header.images, data.info, file)

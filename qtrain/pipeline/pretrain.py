@@ -29,6 +29,7 @@ from qtrain.settings.run_identity import hash_of
 from qtrain.settings.run_settings import RunSettings
 from qtrain.training.module import QATModule
 from qtrain.training.ranks import wait_for_all
+from qtrain.utils.checks import check_writable
 from qtrain.utils.errors import as_config_error
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ def full_precision_weights(chosen: Component, settings: RunSettings, data: Visio
     if kept.is_file():
         log.info("full-precision %s: found %s", chosen.name, kept)
         return str(kept)
+    check_writable(kept.parent, "full_precision.folder")
     # Jobs that start together, an array's for instance, need the same weights: one trains them, the others wait.
     with only_run_in(kept.parent, wait_until=kept.is_file):
         if not kept.is_file():

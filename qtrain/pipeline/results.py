@@ -19,6 +19,7 @@ from filelock import FileLock
 
 import qtrain
 from qtrain.utils.atomic_write import write_text
+from qtrain.utils.errors import one_line
 
 HEADER = (
     "date,commit,config_hash,experiment,task,dataset,model,quantizer,w_bits,a_bits,distill,seed,epochs,top1,fp_top1,"
@@ -46,6 +47,20 @@ def append_row(path: Path | str, row: Mapping[str, object]) -> None:
         writer.writeheader()
         writer.writerows(rows)
         write_text(path, text.getvalue())
+
+
+def check_results(path: Path | str) -> None:
+    """Raise ``ValueError`` where no row can be appended to the CSV at ``path``."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"results: {path} is a folder; give a CSV file")
+    try:
+        _parse(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_name(f".{path.name}.lock").open("a"):
+            pass
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"results: cannot write to {path} ({one_line(error)}); give another file") from error
 
 
 def read_results(path: Path | str) -> list[dict[str, str]]:

@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 
 from qtrain.costs.count import CostReport
-from qtrain.pipeline.results import append_row, provenance
+from qtrain.pipeline.results import append_row, check_results, provenance
 from qtrain.pipeline.run_lock import only_run_in
 from qtrain.pipeline.summary import FINISHED, RunSummary, read_summary, write_summary
 from qtrain.settings.run_files import CONFIG, STAGES, SUMMARY, read_config, write_config
@@ -17,7 +17,7 @@ from qtrain.settings.run_identity import comparable, hash_of, recorded
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import FULL_PRECISION, Allocation, DataInfo
 from qtrain.tracking.wandb_client import RUN_ID
-from qtrain.utils.errors import ConfigError
+from qtrain.utils.errors import ConfigError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ def run_in_folder(settings: RunSettings, work: Callable[[Path], Metrics], *, nam
     """
     folder = Path(settings.run_dir)
     if (finished := finished_run(settings, folder)) is None:
+        if settings.results:
+            check_results(settings.results)
         with only_run_in(folder):
             if (finished := claim_folder(settings, folder)) is None:  # else by another process, just now
                 return work(folder)
@@ -103,7 +105,10 @@ def describe(settings: RunSettings, info: DataInfo, allocation: Allocation, cost
 def append_results(
     settings: RunSettings, folder: Path, summary: Mapping[str, object], *, device: torch.device, notes: str
 ) -> None:
-    """One row to the run's own ``results.csv``, and to ``settings.results`` where that names a file."""
+    """One row to the run's own ``results.csv``, and to ``settings.results`` where that names a file.
+
+    If only the latter fails, a warning says so: the row stands in the run's folder.
+    """
     row = {
         **provenance(device),
         "config_hash": settings.identity,
@@ -111,8 +116,13 @@ def append_results(
         "notes": notes,
         **{key: value for key, value in summary.items() if key not in ("layers", "status", "header_bytes")},
     }
-    for path in {folder / "results.csv", *([Path(settings.results)] if settings.results else [])}:
-        append_row(path, row)
+    own = folder / "results.csv"
+    append_row(own, row)
+    if settings.results and Path(settings.results) != own:
+        try:
+            append_row(settings.results, row)
+        except (OSError, ValueError) as error:
+            log.warning("results: %s; the row of this run is in %s", one_line(error), own)
 
 
 def finish(folder: Path, summary: Mapping[str, object]) -> None:

@@ -1,6 +1,5 @@
 """What a sweep stands on, looked at before the first trial: room on the disk, machines large enough."""
 
-import contextlib
 import shutil
 import uuid
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import ray
 
 from qtrain.settings.run_settings import RunSettings
+from qtrain.utils.checks import check_writable
 from qtrain.utils.errors import ConfigError
 
 LEAST_BYTES = 64 * 1024**2
@@ -23,16 +23,8 @@ TRIAL = "qtrain_trial"
 
 def check_folder(folder: Path, key: str) -> None:
     """Raise ``ConfigError`` for the config's ``key`` where nothing can be kept in ``folder``."""
-    probe = folder / f".probe-{uuid.uuid4().hex}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(bytes(1024**2))
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise ConfigError(f"{key}: cannot write to {folder} ({error.strerror or error}); give another path") from error
-    finally:
-        with contextlib.suppress(OSError):
-            probe.unlink(missing_ok=True)
+    check_writable(folder, key)
+    free = shutil.disk_usage(folder).free
     if free < LEAST_BYTES:
         raise ConfigError(
             f"{key}: {folder} has {free / 1e6:.0f} MB left, and a sweep needs at least {LEAST_BYTES / 1e6:.0f}; free "

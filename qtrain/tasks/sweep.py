@@ -6,6 +6,7 @@ from pathlib import Path
 
 from qtrain.config.compose import compose, from_plain
 from qtrain.config.experiment_file import as_experiment
+from qtrain.pipeline.results import check_results
 from qtrain.report.live_table import LiveTable, print_front
 from qtrain.report.sweep_page import write_sweep_report
 from qtrain.report.sweep_rows import append_sweep_rows
@@ -22,6 +23,8 @@ def run(settings: RunSettings, overrides: Sequence[str] = ()) -> dict[str, float
 
     Returns how many trials ended how, and each objective's best value.
     """
+    if settings.results:
+        check_results(settings.results)
     trial_store = run_sweep(
         settings, overrides, compose=partial(compose, typed=overrides), read=from_plain, table=LiveTable
     )

@@ -10,6 +10,7 @@ import torch
 from qtrain.data.image_grid import PICTURE, draw_images
 from qtrain.data.synthetic import SyntheticImages
 from qtrain.pipeline import run_folder
+from qtrain.pipeline.results import check_results
 from qtrain.pipeline.synthetic_images import synthesize_images
 from qtrain.settings.run_settings import RunSettings
 from qtrain.utils.errors import ConfigError
@@ -22,6 +23,8 @@ def run(settings: RunSettings) -> dict[str, Any]:
     start = time.perf_counter()
     if not isinstance(settings.data.build(), SyntheticImages):
         raise ConfigError("data: task=synthesize makes images for data=synthetic, which says their shape and classes")
+    if settings.results:
+        check_results(settings.results)
     synthetic = synthesize_images(settings)
     folder = Path(settings.run_dir)
     draw_images(synthetic.folder, folder / PICTURE)

@@ -21,13 +21,14 @@ from qtrain.utils.atomic_write import atomic_write
 
 log = logging.getLogger(__name__)
 
-_NAME = re.compile(r"step=(\d+)\.ckpt")
+_NAME = re.compile(r"step[-=](\d+)\.ckpt")
+"""With ``=`` in runs of earlier versions: a path with it cannot be given on the command line without quotes."""
 _REQUIRED = ("state_dict", "loops", "optimizer_states", "lr_schedulers", "global_step")
 
 
 def resume_point_name(step: int) -> str:
     """File name of the resume point after ``step`` optimizer steps."""
-    return f"step={step:08d}.ckpt"
+    return f"step-{step:08d}.ckpt"
 
 
 def list_resume_points(folder: str | Path) -> list[tuple[int, Path]]:
@@ -122,6 +123,6 @@ class AtomicCheckpointIO(CheckpointIO):
 
 def remove_unfinished(folder: str | Path) -> None:
     """Delete unfinished temporary files of writes that were killed."""
-    for path in Path(folder).glob(".step=*.ckpt.*.tmp"):
+    for path in Path(folder).glob(".step[-=]*.ckpt.*.tmp"):
         with contextlib.suppress(FileNotFoundError):
             path.unlink()

@@ -31,7 +31,7 @@ _IDENTITY = "qtrain_identity"
 
 @final
 class ResumePoints(Checkpoint):
-    """Writes ``folder/step=XXXXXXXX.ckpt`` every ``every_n_steps`` optimizer steps and at each epoch's end.
+    """Writes ``folder/step-XXXXXXXX.ckpt`` every ``every_n_steps`` optimizer steps and at each epoch's end.
 
     The newest ``keep`` files are kept. ``identity`` is a string that two runs have in common if one may continue the
     other (a hash of the config); resuming with another one is refused.

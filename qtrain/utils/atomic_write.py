@@ -1,12 +1,28 @@
 """Files that appear under their name when they are whole, and not before."""
 
 import contextlib
+import errno
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+ROOM = 1024**2
+"""Bytes; a disk with less left is full."""
+
+
+class NoSpaceError(OSError):
+    """The disk is full; ``path`` was not written, and still holds what it held before."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"no space left on the disk of {path.parent}: {path.name} was not written; make room, and the same command "
+            "goes on from the last resume point"
+        )
+        self.errno = errno.ENOSPC
 
 
 @contextmanager
@@ -22,6 +38,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
         yield temporary
         _to_disk(temporary)
         os.replace(temporary, path)
+    except Exception as error:  # torch and safetensors raise errors of their own
+        if _is_full(error, path.parent):
+            raise NoSpaceError(path) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     # The rename itself must reach the disk; some network file systems refuse to open folders, and lose nothing by it.
@@ -56,6 +76,15 @@ def write_text(path: Path, text: str) -> None:
     """``text`` as the whole of ``path``, in UTF-8."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _is_full(error: Exception, folder: Path) -> bool:
+    """Whether ``error``, of writing in ``folder``, comes of a full disk or a used-up quota."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    with contextlib.suppress(OSError):
+        return not isinstance(error, ValueError) and shutil.disk_usage(folder).free < ROOM
+    return False
 
 
 def _to_disk(path: Path) -> None:

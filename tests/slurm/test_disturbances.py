@@ -32,7 +32,7 @@ def went_on(played: Played, undisturbed: Played, *, said: list[str], at: str = "
 @pytest.mark.scene("usr1")
 def test_usr1_saves_and_requeues_though_ranks_are_skewed(played: Played, undisturbed: Played) -> None:
     # Ranks agree every 16 steps, and rank 0 is the one that has to wait.
-    said = ["stopped by SIGUSR1; saved", "step=00000016.ckpt", "training begins at step 16, epoch 0"]
+    said = ["stopped by SIGUSR1; saved", "step-00000016.ckpt", "training begins at step 16, epoch 0"]
     went_on(played, undisturbed, said=said)
 
 

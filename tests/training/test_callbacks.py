@@ -267,7 +267,7 @@ def test_the_run_stops_with_a_line_that_says_how_to_resume(tmp_path: Path, caplo
     with pytest.raises(RunInterruptedError) as caught, caplog.at_level(logging.WARNING):
         fit(Module(student()), [SendSignal(), stop, points])
     assert stop.interrupted and caught.value.exit_code == 143
-    assert caught.value.resume_point == tmp_path / "step=00000001.ckpt" and caught.value.resume_point.exists()
+    assert caught.value.resume_point == tmp_path / "step-00000001.ckpt" and caught.value.resume_point.exists()
     assert "resume with: python -m qtrain +experiment=x" in caplog.text
     assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == handlers
 

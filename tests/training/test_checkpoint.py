@@ -85,7 +85,7 @@ def test_failing_write_keeps_the_old_file_and_leaves_no_temporary_file(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.torch, "save", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="no space left on the disk"):
         write_atomically(STATE, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
@@ -164,13 +164,13 @@ def test_steps_are_compared_as_numbers_and_other_files_are_left_out(tmp_path: Pa
     points(tmp_path, 99_999_999, 100_000_000, 20)
     (tmp_path / "notes.ckpt").write_text("")
     assert [step for step, _ in list_resume_points(tmp_path)] == [20, 99_999_999, 100_000_000]
-    assert find_resume_point(tmp_path) == tmp_path / "step=100000000.ckpt"
+    assert find_resume_point(tmp_path) == tmp_path / "step-100000000.ckpt"
     assert find_resume_point(tmp_path / "absent") is None
 
 
 def test_unfinished_files_are_no_resume_points_and_are_deleted(tmp_path: Path) -> None:
     (whole,) = points(tmp_path, 3)
-    (tmp_path / ".step=00000006.ckpt.abc.tmp").write_bytes(b"half")
+    (tmp_path / ".step-00000006.ckpt.abc.tmp").write_bytes(b"half")
     assert find_resume_point(tmp_path) == whole
     remove_unfinished(tmp_path)
     assert list(tmp_path.iterdir()) == [whole]
@@ -184,3 +184,11 @@ def test_checkpoint_io_refuses_misuse(tmp_path: Path) -> None:
         io.load_checkpoint(tmp_path / "a.ckpt", weights_only=False)
     with pytest.raises(ValueError, match="storage_options"):
         io.save_checkpoint(STATE, tmp_path / "a.ckpt", storage_options={})
+
+
+def test_resume_points_of_earlier_versions_are_found(tmp_path: Path) -> None:
+    """Their names had an equals sign, which the command line takes in quotes only."""
+    (new,) = points(tmp_path, 3)
+    old = new.rename(tmp_path / "step=00000003.ckpt")
+    assert "=" not in new.name
+    assert list_resume_points(tmp_path) == [(3, old)]

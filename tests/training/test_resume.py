@@ -220,7 +220,7 @@ def test_killed_distillation_of_a_low_bit_student(
 
 def test_only_the_newest_resume_points_are_kept(undisturbed: Callable[..., Path]) -> None:
     folder = undisturbed(average=True) / "checkpoints"
-    assert sorted(path.name for path in folder.iterdir()) == ["step=00000018.ckpt", "step=00000021.ckpt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000018.ckpt", "step-00000021.ckpt"]
 
 
 def test_another_configuration_is_refused(attempt: Attempt, tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def sabotage_writes(moment: str, step: int) -> None:
             kill()
 
     def no_replace(source: str, target: str | Path) -> None:
-        if moment == "before_rename" and f"step={step:08d}" in str(target):
+        if moment == "before_rename" and f"step-{step:08d}" in str(target):
             kill()
         replace(source, target)
 
