@@ -42,7 +42,7 @@ REFUSALS = (
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "affine": [{}, {"symmetric": False}, {"narrow": True}],
-    "apot": [{}, {"normalize": False}, {"rescale": True}],
+    "apot": [{}, {"normalize": False}, {"normalize": True}, {"normalize": True, "rescale": True}],
     "binary_connect": [{}, {"stochastic": True}, {"bound": "glorot"}],
     "blend": [{}, {"straight_through": False}],
     "bnn": [{}, {"center": False}],

@@ -46,7 +46,7 @@ EVEN: dict[str, Any] = {
 }
 LEVELS: dict[str, Any] = {
     "apot": partial(APoT, normalize=False),
-    "apot_normalized": APoT,
+    "apot_normalized": partial(APoT, normalize=True),
     "power_of_two": PowerOfTwo,
     "inq": partial(PowerOfTwo, scale="power_of_two"),
 }

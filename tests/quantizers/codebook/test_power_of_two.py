@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qtrain.functional.levels import mirrored, powers_of_two, sums_of_powers
 from qtrain.observers.min_max import MinMax
-from qtrain.quantizers.codebook.apot import APoT
+from qtrain.quantizers.codebook.apot import APoT, _say_once, looks_trained
 from qtrain.quantizers.codebook.levels import LevelQuantizer
 from qtrain.quantizers.codebook.power_of_two import PowerOfTwo
 from qtrain.spec import PerChannel, PerTensor, QuantSpec
@@ -108,7 +111,7 @@ def test_zeros_after_relu_get_the_whole_gradient() -> None:
 
 def test_normalized_weights_have_mean_zero_and_deviation_one() -> None:
     weight = noise(*SHAPE) * 0.03 + 0.01
-    plain, back = APoT(spec=weight_spec()), APoT(spec=weight_spec(), rescale=True)
+    plain, back = (APoT(spec=weight_spec(), normalize=True, rescale=rescale) for rescale in (False, True))
     for quantizer in (plain, back):
         calibrate(quantizer, weight)
     w = weight.double()
@@ -121,7 +124,7 @@ def test_normalized_weights_have_mean_zero_and_deviation_one() -> None:
 
 def test_the_gradient_passes_through_mean_and_deviation() -> None:
     """Where nothing is clipped the surrogate is smooth: its derivative by finite differences, in float64."""
-    quantizer = APoT(spec=QuantSpec(bits=4, shape=(6,), signed=True))
+    quantizer = APoT(spec=QuantSpec(bits=4, shape=(6,), signed=True), normalize=True)
     quantizer.scale.data.fill_(10.0)
     weight, upstream = noise(6), noise(6, seed=1)
     leaf = weight.clone().requires_grad_()
@@ -168,9 +171,65 @@ def test_wrong_options_are_refused() -> None:
         ValueError, match="PowerOfTwo: scale must be 'learned', 'calibrated' or 'power_of_two', got 'x'"
     ):
         PowerOfTwo(spec=weight_spec(), scale="x")
-    with pytest.raises(ValueError, match="APoT: rescale undoes normalize, which is false; leave rescale out"):
+    with pytest.raises(ValueError, match="APoT: rescale belongs to normalize=true, got normalize=false"):
         APoT(spec=weight_spec(), normalize=False, rescale=True)
     with pytest.raises(ValueError, match=r"APoT: bits must be 2\.\.8, got 9"):
         APoT(spec=weight_spec(9))
     with pytest.raises(ValueError, match=r"PowerOfTwo: bits must be 2\.\.7, got 1"):
         PowerOfTwo(spec=weight_spec(1))
+
+
+def trained() -> Tensor:
+    """Weights with a mean of a tenth of their deviation and channels of different sizes."""
+    weight = noise(16, 8, 3, 3) * torch.linspace(0.5, 2, 16).reshape(-1, 1, 1, 1)
+    return weight + 0.1 * weight.std()
+
+
+@pytest.mark.parametrize("make", [nn.Conv2d, nn.Linear, nn.ConvTranspose2d])
+@pytest.mark.parametrize("draw", ["default", "kaiming_normal", "orthogonal", "trunc_normal", "constant"])
+def test_drawn_weights_do_not_look_trained(make: Any, draw: str) -> None:
+    torch.manual_seed(0)
+    for inputs, outputs in ((3, 16), (16, 64), (64, 10)):
+        layer = make(inputs, outputs, *(() if make is nn.Linear else (3,)))
+        if draw == "constant":
+            nn.init.constant_(layer.weight, 0.0)
+        elif draw != "default":
+            getattr(nn.init, f"{draw}_")(layer.weight)
+        assert not looks_trained(layer.weight)
+
+
+def test_trained_weights_look_trained(shared_data: Path) -> None:
+    """All convolutions of a public ResNet-20; its last layer has the mean and the spread of a drawn one."""
+    assert looks_trained(trained())
+    state = torch.load(shared_data / "weights" / "resnet20-12fca82f.th", map_location="cpu", weights_only=True)
+    tensors = {name: tensor for name, tensor in state["state_dict"].items() if tensor.ndim == 4}
+    assert [name for name, tensor in tensors.items() if not looks_trained(tensor)] == []
+
+
+@pytest.mark.parametrize(
+    ("weight", "plain"), [(trained(), True), (noise(16, 8, 3, 3), False)], ids=["trained", "drawn"]
+)
+def test_auto_normalizes_drawn_weights_and_keeps_trained_ones(weight: Tensor, plain: bool) -> None:
+    """Each against the formula of the form that it takes, in float64."""
+    spec = QuantSpec(bits=4, shape=tuple(weight.shape), signed=True)
+    quantizer = APoT(spec=spec)
+    calibrate(quantizer, weight)
+    w = weight.double()
+    mean, unit = (0.0, 1.0) if plain else (w.mean(), w.std(correction=0) + 1e-5)
+    expected = nearest_by_search((w - mean) / unit, quantizer.scale.item(), mirrored(sums_of_powers(3))) * unit
+    torch.testing.assert_close(quantizer(weight).double(), expected, rtol=1e-4, atol=1e-6)
+    loaded = APoT(spec=spec)
+    loaded.load_state_dict(quantizer.state_dict())
+    assert torch.equal(loaded(weight), quantizer(weight)), "the choice is in the state"
+
+
+def test_the_form_is_said_once_and_a_form_that_changes_a_network_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    spec = QuantSpec(bits=4, shape=(16, 8, 3, 3), signed=True)
+    _say_once.cache_clear()
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            calibrate(APoT(spec=spec), trained())
+            calibrate(APoT(spec=spec, normalize=True), trained())
+            calibrate(APoT(spec=spec, normalize=True), noise(16, 8, 3, 3))
+    said = [(record.levelname, record.getMessage().partition(" which")[0][:28]) for record in caplog.records]
+    assert said == [("INFO", "APoT: the weights look train"), ("WARNING", "APoT: normalize=true takes t")]
