@@ -176,3 +176,17 @@ def test_options_out_of_range_are_refused() -> None:
         Hard(label_smoothing=1.2)
     with pytest.raises(ValueError, match="Soft: temperature must be positive, got 0"):
         Soft(temperature=0.0)
+
+
+def test_balance_multiplies_each_term_in_the_total_and_not_in_the_losses() -> None:
+    """0.5 * 2 * hard + 0.25 * 3 * soft; a balance of 1 is that of a new objective."""
+    logits, teacher, target = torch.randn(4, 5), torch.randn(4, 5), torch.tensor([0, 1, 2, 3])
+    objective = Objective(terms={"hard": Hard(weight=0.5), "soft": Soft(weight=0.25, temperature=3.0)})
+    outputs = StepOutputs(logits, target, teacher_logits=teacher)
+    hard, soft = hard_loss(logits, target), soft_target_loss(logits, teacher, 3.0)
+    torch.testing.assert_close(objective(outputs)["total"], 0.5 * hard + 0.25 * soft)
+    objective.balance.copy_(torch.tensor([2.0, 3.0]))
+    losses = objective(outputs)
+    torch.testing.assert_close(losses["total"], hard + 0.75 * soft)
+    assert torch.equal(losses["hard"], hard) and torch.equal(losses["soft"], soft)
+    assert "balance" not in objective.state_dict()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qtrain.convert.fold import OutputStatistics, fold_batchnorm_
 from qtrain.models.factory import create_model
 from qtrain.ptq.absorb import absorb_high_biases_
-from qtrain.ptq.channel_groups import find_channel_groups
+from qtrain.ptq.channel_groups import ScaledLayer, find_channel_groups
 from qtrain.ptq.equalize import CrossLayerEqualization, Ranges, spread
 
 
@@ -379,3 +379,25 @@ def test_high_bias_that_is_shared_is_not_absorbed(caplog: pytest.LogCaptureFixtu
         absorb_high_biases_(model, statistics)
         assert torch.equal(model(images), expected)
     assert "high bias is not absorbed: 0: its bias is also 4.bias, which would change with it" in caplog.text
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "groups"), [(8, 12, 4), (12, 8, 2), (6, 6, 3), (4, 8, 4), (5, 7, 1)])
+def test_ranges_of_grouped_layers_match_a_loop_over_all_weights(inputs: int, outputs: int, groups: int) -> None:
+    """Output ``o`` of group ``g`` reads the inputs ``g I / groups ...``; factors differ for each channel."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(inputs, outputs, 3, groups=groups)
+    uneven(layer)
+    ranges = Ranges(ScaledLayer(layer, torch.arange(inputs), inputs + torch.arange(outputs)))
+    factors = torch.rand(inputs + outputs) + 0.5
+    by_output, by_input = torch.zeros(outputs), torch.zeros(inputs)
+    scaled = torch.zeros(outputs, inputs // groups)
+    for o in range(outputs):
+        for i in range(inputs // groups):
+            channel = (o * groups // outputs) * (inputs // groups) + i
+            largest = layer.weight.detach()[o, i].abs().max()
+            by_output[o], by_input[channel] = max(by_output[o], largest), max(by_input[channel], largest)
+            scaled[o, i] = largest * factors[channel] / factors[inputs + o]
+    torch.testing.assert_close(ranges.by_output(), by_output)
+    torch.testing.assert_close(ranges.by_input(), by_input)
+    ranges.apply_(factors)
+    torch.testing.assert_close(ranges.table, scaled)

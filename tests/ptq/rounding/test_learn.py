@@ -35,6 +35,8 @@ from qtrain.spec import PerChannel
 from qtrain.storage.affine import AffineTensor
 
 RECIPE = AdaRound(iterations=60, batch_size=8)
+LAST = ["layer3.0.conv1", "layer3.0.conv2", "linear"]
+"""The layers of a small ResNet that no block of the first two stages holds."""
 WAYS: dict[str, type[AdaRound] | type[BRECQ] | type[QDrop]] = {"adaround": AdaRound, "brecq": BRECQ, "qdrop": QDrop}
 
 
@@ -305,3 +307,14 @@ def test_a_module_of_two_blocks_is_not_rounded_for_one_of_them(caplog: pytest.Lo
     assert all(torch.equal(tensor, before[name]) for name, tensor in model[0].layer.state_dict().items())
     assert not torch.equal(model[0].behind.weight, own)
     assert "left at nearest rounding: 0.layer: it is also 1.layer, outside of the part 0" in caplog.text
+
+
+@pytest.mark.parametrize("way", ["brecq", "qdrop"])
+def test_block_reconstruction_takes_blocks_and_refuses_patterns_that_match_none(way: str) -> None:
+    """A residual network's blocks are its residual blocks, and its first and last layer by themselves."""
+    model, images = resnet()
+    blocks = ["conv1", "layer1.0", "layer2.0", "layer3.0", "linear"]
+    assert WAYS[way]().parts(model) == blocks != AdaRound().parts(model)
+    assert WAYS[way](blocks=["layer[12]*"]).parts(model) == ["conv1", "layer1", "layer2", *LAST]
+    with pytest.raises(ValueError, match=r"blocks: pattern .layer4\.\*. matches no part with quantized layers"):
+        WAYS[way](blocks=["layer4.*"])(model, images, seed=0)
