@@ -9,7 +9,6 @@ import errno
 import logging
 import os
 import sys
-import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -17,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from qtrain import __version__
+from qtrain.command_help import INSTALL, completions, group_help, help_text
 from qtrain.settings.conf_dir import conf_dir
-from qtrain.settings.tasks import TASKS
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -33,27 +32,13 @@ LEFT_OUT = 1
 PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENOTCONN)
 """Errors of a file system that is away for a while; nobody has to mend a command for them."""
 
-USAGE = """\
-qtrain: a full-precision vision model goes in, a small low-bit student comes out.
-
-  python -m qtrain +experiment=quickstart                 minutes on a laptop, real images, no network
-  python -m qtrain +experiment=NAME key=value group=option
-  python -m qtrain --cfg job +experiment=NAME             show the whole config of a run, do not run it
-  python -m qtrain -m seed=0,1,2 +experiment=NAME         one run for each value
-
-Any key can be given as key=value; --cfg job lists them with their values."""
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line ``argv`` (default: the process's own) and exit the process."""
     with _command_line(spelled_out(sys.argv[1:] if argv is None else argv)) as arguments:
-        if "--version" in arguments:
-            print(f"qtrain {__version__}")
-            sys.exit(0)
-        if "--help" in arguments or "-h" in arguments:
-            print(help_text(conf_dir()))
-            sys.exit(0)
         try:
+            if _answered(arguments):
+                sys.exit(0)
             _run_hydra(arguments)
         except KeyboardInterrupt:
             _say("interrupted; the same command again goes on from the last resume point")
@@ -72,21 +57,26 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.exit(stopped or USER_ERROR)
 
 
-def help_text(conf: Path) -> str:
-    """What ``--help`` prints: usage, tasks, groups with their options, experiments with their first comment lines."""
-    lines = [USAGE, "", "Tasks (task=NAME):"]
-    lines += [f"  {name:<12} {does}" for name, does in TASKS.items()]
-    lines += ["", "Groups (group=option):"]
-    hidden = ("experiment", "hydra", "recipe")
-    for folder in sorted(path for path in conf.iterdir() if path.is_dir() and path.name not in hidden):
-        options = ", ".join(_options(folder))
-        lines += textwrap.wrap(f"  {folder.name:<12} {options}", width=100, subsequent_indent=" " * 15)
-    lines += ["", "Experiments (+experiment=NAME):"]
-    for name in _options(conf / "experiment"):
-        comments = _first_comments(conf / "experiment" / f"{name}.yaml")
-        lines.append(f"  {name}")
-        lines += [f"      {comment}" for comment in comments]
-    return "\n".join(lines)
+def _answered(arguments: Sequence[str]) -> bool:
+    """Whether the command line asked for help, the version or a completion, which it now has."""
+    if "--version" in arguments:
+        print(f"qtrain {__version__}")
+        return True
+    flag = next((flag for flag in ("--help", "-h") if flag in arguments), None)
+    if flag is not None:
+        asked = arguments[arguments.index(flag) + 1 :]
+        print(group_help(conf_dir(), asked[0]) if asked and "=" not in asked[0] else help_text(conf_dir()))
+        return True
+    if arguments[:1] not in (["-sc"], ["--shell-completion"]):
+        return False
+    if arguments[1:] == ["install=bash"]:
+        print(INSTALL)
+        return True
+    typed = os.environ.get("COMP_LINE", "").split(" ")[-1]
+    found = completions(conf_dir(), typed) if arguments[1:] == ["query=bash"] else None
+    if found is not None:
+        print(" ".join(found))
+    return found is not None
 
 
 def spelled_out(argv: Sequence[str]) -> list[str]:
@@ -287,20 +277,3 @@ def _tell_batch_script(code: int) -> None:
 
 def _say(message: str) -> None:
     print(f"qtrain: {message}", file=sys.stderr)
-
-
-def _options(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
-
-
-def _first_comments(file: Path) -> list[str]:
-    """The comment lines that a file opens with, without Hydra's directive."""
-    comments = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        if text := line.lstrip("# ").rstrip():
-            if text.startswith("@package"):
-                continue
-            comments.append(text)
-    return comments

@@ -25,7 +25,7 @@ FLOORS: dict[str, int] = {
     "report": 9,
     "config": 10,
     "api": 11, "tasks": 11,
-    "run_task": 12,
+    "command_help": 12, "run_task": 12,
     "cli": 13, "__main__": 14,
 }  # fmt: skip
 """Room -> floor. docs/architecture.md explains them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import pytest
 import yaml
 
 from qtrain import __version__, cli
+from qtrain.command_help import completions, group_help, help_text
 from qtrain.config.compose import compose
 from qtrain.pipeline.stages import stages_of
 from qtrain.settings.conf_dir import conf_dir
@@ -61,19 +63,66 @@ def test_help_is_answered_at_once() -> None:
     assert done.stdout.splitlines()[-1] in ("0 []", "None []")
 
 
-def test_help_lists_tasks_groups_and_experiments(tmp_path: Path) -> None:
-    text = cli.help_text(conf_dir())
-    for name in (*TASKS, "quantizer", "lsq", "squared_error", "cifar_resnet20"):
+def test_help_fits_a_screen_and_names_tasks_and_groups() -> None:
+    text = help_text(conf_dir())
+    lines = text.splitlines()
+    assert len(lines) <= 24 and max(map(len, lines)) <= 80
+    for name in (*TASKS, "quantizer", "teacher_cache", "--help GROUP", "--help experiment"):
         assert name in text
-    (tmp_path / "experiment" / "cifar10").mkdir(parents=True)
-    (tmp_path / "experiment" / "cifar10" / "some.yaml").write_text(
-        "# @package _global_\n# Reaches 90 % in an hour.\n\n# not this\nseed: 1\n"
-    )
-    text = cli.help_text(tmp_path)
-    assert "cifar10/some" in text
-    assert "Reaches 90 % in an hour." in text
-    assert "@package" not in text
-    assert "not this" not in text
+
+
+def test_help_of_a_group_explains_its_options_by_their_first_comments(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("--help", "quantizer") == 0
+    shown = capsys.readouterr().out
+    assert "  quantizer@quantize.weight=lsq\n" in shown
+    for option in (conf_dir() / "quantizer").glob("*.yaml"):
+        first = option.read_text().splitlines()[0].lstrip("# ")
+        assert f"  {option.stem}\n      {first}\n" in f"{shown}\n"
+    assert call("--help", "experiment") == 0
+    assert "  cifar10/resnet20_w4a4\n" in capsys.readouterr().out
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "some.yaml").write_text("# @package _global_\n# Reaches 90 %.\n\n# not this\nseed: 1\n")
+    assert group_help(tmp_path, "data").endswith("  some\n      Reaches 90 %.")
+
+
+def test_help_of_an_unknown_group_names_a_close_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--help", "quantiser") == 2
+    assert "--help: there is no group 'quantiser'; did you mean 'quantizer'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        ("quantizer@quantize.we", ["quantizer@quantize.weight="]),
+        ("quantizer@quantize.weight=ls", ["quantizer@quantize.weight=lsq", "quantizer@quantize.weight=lsq_plus"]),
+        ("+experiment=quick", ["+experiment=quickstart"]),
+        ("+term@objective.terms.mine=ha", ["+term@objective.terms.mine=hard"]),
+        ("teacher=se", ["teacher=self"]),
+        ("task=s", ["task=sweep", "task=synthesize"]),
+        ("see", ["seed="]),
+        ("swe", ["sweep."]),
+        ("nothing=", None),
+        ("fit.ep", None),  # Hydra knows the keys
+    ],
+)
+def test_words_are_completed(word: str, found: list[str] | None) -> None:
+    assert completions(conf_dir(), word) == found
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_completes_groups_with_a_place_and_keys() -> None:
+    script = f"""
+        qtrain() {{ {sys.executable} -m qtrain "$@"; }}
+        eval "$(qtrain -sc install=bash)"
+        case $COMP_WORDBREAKS in *[=@]*) echo breaks;; esac
+        for COMP_LINE in "qtrain data=digits observer@quantize.input_observer=min" "qtrain fit.epo"; do
+            COMP_POINT=${{#COMP_LINE}}; _qtrain; echo "${{COMPREPLY[@]}}"
+        done
+    """
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["observer@quantize.input_observer=min_max", "fit.epochs="]
 
 
 def test_version() -> None:

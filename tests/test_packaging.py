@@ -49,7 +49,7 @@ def test_command_works_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
         return done.stdout
 
     assert str(site) in run("--version"), "the test must not see the checkout"
-    assert "cifar_resnet20" in run("--help")
+    assert "cifar_resnet20" in run("--help", "model")
     assert "w4a4" not in run("--cfg", "job", "name=here")
 
 
