@@ -4,7 +4,8 @@
     python scripts/calibrate_quantizers.py --only 'apot*' --images 1000 --results results/quantizer_options.csv
 
 ResNet-20 on CIFAR-10 without training: one batch of 128 training images, at the first of 4, 2 and 1 bits that the
-quantizer has, once for weights with inputs in full precision, and once for inputs with weights in full precision.
+quantizer has, once for weights with inputs in full precision, and once for inputs with weights in full precision. The
+first and the last layer have 8 bits, or stay in full precision where the quantizer has no 8 bits.
 ``top1`` is of the first test images, whose number is in ``test_images``. Nothing is asserted.
 """
 
@@ -14,7 +15,6 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -65,12 +65,23 @@ def settings_of(place: str, quantizer: str, options: str, common: list[str]) -> 
     other = {"weight": "input", "input": "weight"}[place]
     chosen = [f"quantizer@quantize.{place}={quantizer}", *(f"quantize.{place}.{option}" for option in options.split())]
     for bits in BITS:
-        settings = compose([*common, *chosen, f"quantize.bits.{place}={bits}", f"quantize.bits.{other}=32"])
-        with suppress(ValueError):
-            make = getattr(settings.quantize, place).build()
-            make(spec=QuantSpec(bits=bits, shape=(16, 16, 3, 3), signed=True) if place == "weight" else QuantSpec(bits))
-            return settings
+        widths = [f"quantize.bits.{place}={bits}", f"quantize.bits.{other}=32"]
+        settings = compose([*common, *chosen, *widths])
+        if not has_bits(settings, place, bits):
+            continue
+        ends = [] if has_bits(settings, place, 8) else ["quantize.bits.first=32", "quantize.bits.last=32"]
+        return compose([*common, *chosen, *widths, *ends])
     return None
+
+
+def has_bits(settings: RunSettings, place: str, bits: int) -> bool:
+    """Whether the chosen quantizer can have ``bits`` in this place."""
+    spec = QuantSpec(bits=bits, shape=(16, 16, 3, 3), signed=True) if place == "weight" else QuantSpec(bits=bits)
+    try:
+        getattr(settings.quantize, place).build()(spec=spec)
+    except ValueError:
+        return False
+    return True
 
 
 def main() -> int:

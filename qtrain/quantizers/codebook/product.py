@@ -88,8 +88,9 @@ def default_block(shape: tuple[int, ...]) -> int:
 class Product(Quantizer):
     """Blocks of ``block`` neighboring values of an output channel, each the nearest of ``2^bits`` learned vectors.
 
-    Source: Stock et al. 2020, "And the bit goes down" (arXiv 1907.05686), whose objective here is the weight's own
-    error and not that of the layer's output; Fan et al. 2020, iPQ (arXiv 2004.07320, §3.2). ``bits`` are those of an
+    Source: Stock et al. 2020, "And the bit goes down" (arXiv 1907.05686); Fan et al. 2020, iPQ (arXiv 2004.07320,
+    §3.2). Calibration takes the weight's own error for the objective, :meth:`cluster_by_` their error of the layer's
+    output. ``bits`` are those of an
     index, so that a weight takes ``bits / block``, besides the codebook. A weight (O, I, kh, kw) is cut along its I kh
     kw values; ``block`` 0 stands for the paper's choice: kh kw, or for 1x1 kernels the largest of 4, 3, 2, 1 that fits.
 
@@ -110,6 +111,7 @@ class Product(Quantizer):
     switchable = False
 
     anchors: Tensor
+    metric: Tensor
     active: Tensor
 
     def __init__(self, *, spec: QuantSpec, block: int = 0, train: str = "centroids", start: float = 0.0) -> None:
@@ -134,6 +136,7 @@ class Product(Quantizer):
         begin = torch.linspace(-1, 1, 2**spec.bits)[:, None].repeat(1, self.block)
         self.codebook = nn.Parameter(begin)
         self.register_buffer("anchors", begin.clone())
+        self.register_buffer("metric", torch.eye(self.block))
         self.register_buffer("active", torch.tensor(start <= 0))
 
     def vectors(self, x: Tensor) -> Tensor:
@@ -142,7 +145,7 @@ class Product(Quantizer):
 
     def indices(self, x: Tensor) -> Tensor:
         """Which vector each block takes: (O R / d,) int64."""
-        return nearest_vector(self.vectors(x), self.anchors)
+        return nearest_vector(self.vectors(x) @ self.metric, self.anchors @ self.metric)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         indices = self.indices(x)
@@ -172,6 +175,21 @@ class Product(Quantizer):
         self.codebook.copy_(self.anchors)
         self.initialized.fill_(True)
 
+    @torch.no_grad()
+    def cluster_by_(self, weight: Tensor, gram: Tensor) -> None:
+        """Cluster the blocks of ``weight`` anew, and from now on choose vectors, by ``(v - c)^T G (v - c)``.
+
+        ``gram`` G (d, d), positive definite, is that of the d inputs that a block multiplies, so that this is the
+        squared error of the products (arXiv 1907.05686, eq. 3 to 5). With ``G = L L^T`` it is k-means of ``v L``.
+        """
+        self.metric.copy_(torch.linalg.cholesky(gram.double()))
+        self.anchors.copy_(self._back(cluster(self.vectors(weight) @ self.metric, len(self.codebook))))
+        self.codebook.copy_(self.anchors)
+
+    def _back(self, vectors: Tensor) -> Tensor:
+        """``v`` for ``v L``."""
+        return torch.linalg.solve_triangular(self.metric.double(), vectors.double(), upper=False, left=False)
+
     def begin_step_(self, *, progress: float, key: int) -> None:
         self.following = progress < self.start
         self.active.fill_(not self.following)
@@ -180,7 +198,8 @@ class Product(Quantizer):
     def project(self, weight: Tensor) -> Tensor:
         """The weight as it is; while this layer is not yet quantized, its codebook follows the weight."""
         if self.following:
-            self.anchors.copy_(lloyd_step(self.vectors(weight), self.anchors, 0))
+            moved = lloyd_step(self.vectors(weight) @ self.metric, self.anchors @ self.metric, 0)
+            self.anchors.copy_(self._back(moved))
             self.codebook.copy_(self.anchors)
         return weight
 
