@@ -40,7 +40,7 @@ def block_gram(layer: QuantConv | QuantLinear, x: Tensor, block: int) -> Tensor:
             raise CannotRound("it is no convolution over two axes that pads with zeros by itself")
         if isinstance(padding, str):
             raise CannotRound(f"its padding is {padding!r} and no number")
-        unfold = F.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride)  # type: ignore[arg-type]
+        unfold = F.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride)
         rows = unfold.transpose(1, 2).reshape(-1, block)
     return rows.double().T @ rows.double() / len(rows)
 

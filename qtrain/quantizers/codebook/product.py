@@ -188,7 +188,8 @@ class Product(Quantizer):
 
     def _back(self, vectors: Tensor) -> Tensor:
         """``v`` for ``v L``."""
-        return torch.linalg.solve_triangular(self.metric.double(), vectors.double(), upper=False, left=False)
+        found: Tensor = torch.linalg.solve_triangular(self.metric.double(), vectors.double(), upper=False, left=False)
+        return found
 
     def begin_step_(self, *, progress: float, key: int) -> None:
         self.following = progress < self.start
