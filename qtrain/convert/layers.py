@@ -61,8 +61,12 @@ def find_layers(model: nn.Module, example: Tensor) -> Quantizable:
     layers are never called, because their owner uses their weight directly. Replacing such a layer would quantize
     nothing, so it is skipped with that reason. A second forward, with all of them replaced, shows which layers are
     called otherwise than by their names; see :mod:`qtrain.convert.replace`. Raises ``ValueError`` for a model that is
-    itself a layer.
+    itself a layer, and for one that is compiled.
     """
+    compiled = next((n for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
+    if compiled is not None or type(model).__name__ == "OptimizedModule":
+        what = f"{compiled} of the network is" if compiled else "the network is"
+        raise ValueError(f"{what} compiled; quantize the network that was compiled, and compile the student")
     described = describe_model(model)
     if isinstance(described.get(""), LayerSpec):
         raise ValueError(

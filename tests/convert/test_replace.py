@@ -233,3 +233,22 @@ def test_exposed_operation_keeps_the_hooks_of_the_module_that_does_it_and_all_it
     assert {"1.add_0.left", "1.add_0.right"} <= qtrain.describe(student).layers.keys()
     set_quantization(student, enabled=False)
     assert torch.equal(student(X), expected)
+
+
+def scripted() -> nn.Module:
+    return torch.jit.script(nn.Conv2d(3, 3, 1))
+
+
+COMPILED = {
+    "by dynamo": (lambda: torch.compile(Net(), backend="eager"), "the network is compiled; quantize the network that"),
+    "by jit": (scripted, "the network is compiled; quantize the network that was compiled, and compile the student"),
+    "a part by jit": (lambda: nn.Sequential(nn.Conv2d(3, 3, 1), scripted()), "1 of the network is compiled; quantize"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("how", COMPILED)
+def test_compiled_network_is_refused_with_the_remedy(how: str) -> None:
+    make, message = COMPILED[how]
+    with pytest.raises(ValueError, match=message):
+        qtrain.quantize(make(), X)
