@@ -273,6 +273,14 @@ def test_the_command_line_may_admit_more() -> None:
     assert cfg.objective.options["terms"]["mine"].build() == 3
 
 
+def test_prefix_that_is_admitted_ends_at_a_dot() -> None:
+    """``fractions.Frac`` admits neither ``fractions.Fraction`` nor, cut elsewhere, its package."""
+    for prefix in ("fractions.Frac", "fraction", "fractions.Fraction.from_float"):
+        with pytest.raises(ConfigError, match=r"'fractions\.Fraction' is not admitted"):
+            resolve_target("fractions.Fraction", allow=[prefix])
+    assert resolve_target("fractions.Fraction", allow=["fractions"]).__name__ == "Fraction"
+
+
 @pytest.mark.parametrize(
     "target",
     [

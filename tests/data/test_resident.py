@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from qtrain.data.augment import mix, plan_mix
 from qtrain.data.digits import Digits
 from qtrain.spec import Batch
 
@@ -89,6 +90,35 @@ def test_two_ranks_together_make_the_batches_of_one(mixing: dict[str, float]) ->
         assert len(first.index) == 32
         for field, a, b in zip(whole, first, second, strict=True):
             assert torch.equal(field, torch.cat([a, b]))
+
+
+def batch_of_epoch(epoch: int, **options: object) -> Batch:
+    """All of 64 training images, by number, as the loader shows them in ``epoch``."""
+    loader = digits(max_train=64, batch_size=64, **options).train_dataloader()
+    loader.set_epoch(epoch)
+    (batch,) = loader
+    return batch
+
+
+@pytest.mark.parametrize("options", [dict(crop_padding=2), dict(flip=True)])
+def test_windows_of_a_sample_differ_from_epoch_to_epoch_and_repeat(options: dict[str, object]) -> None:
+    first, second, again = (batch_of_epoch(epoch, **options) for epoch in (0, 1, 1))
+    one, two = (batch.image[batch.index.argsort()] for batch in (first, second))
+    same = (one == two).flatten(1).all(1).float().mean()  # of 25 windows one, of two sides one
+    assert same < (0.2 if "crop_padding" in options else 0.8)
+    assert torch.equal(second.image, again.image)
+
+
+@pytest.mark.parametrize("options", [dict(mixup=1.0), dict(cutmix=1.0)])
+def test_pairs_mix_by_the_shares_of_their_epoch(options: dict[str, float]) -> None:
+    shares = {"mixup": 0.0, "cutmix": 0.0, **options}
+    for epoch in (0, 2):
+        mixed, plain = batch_of_epoch(epoch, **options), batch_of_epoch(epoch)
+        assert torch.equal(mixed.index, plain.index)
+        plan = plan_mix(plain.index[::2], seed=0, epoch=epoch, height=8, width=8, **shares)
+        image, target = mix(plain.image, plain.target, plan, num_classes=10)
+        assert torch.equal(mixed.image, image)
+        assert torch.equal(mixed.target, target)
 
 
 def test_calibration_follows_the_seed_and_is_plain() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -14,6 +16,7 @@ from qtrain.training.callbacks.signals import StopOnSignal
 from qtrain.training.resume import ResumePoints
 from qtrain.training.signals import requeue_outside_of_training
 from qtrain.training.slurm import SlurmJob
+from qtrain.utils.errors import RunInterruptedError
 
 RUNNING = "JobId=12 JobState=RUNNING PreemptTime=%s Partition=low"
 
@@ -83,6 +86,64 @@ def test_which_signals_requeue(asked: Path, signum: int, answer: str, requeued: 
     assert stop._requeued(signum) == (SlurmJob("12") if requeued else None)
     said = asked.read_text().splitlines() if asked.exists() else []
     assert ("requeue 12" in said) is requeued
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_first_rank_alone_requeues_and_all_ranks_know_of_it(asked: Path, rank: int) -> None:
+    trainer = Mock(is_global_zero=rank == 0)
+    trainer.strategy.broadcast.side_effect = lambda own: own if rank == 0 else SlurmJob("12")
+    stop = StopOnSignal(resume_points=ResumePoints(folder=asked.parent))
+    with pytest.raises(RunInterruptedError) as stopped:
+        stop._stop(trainer, signal.SIGUSR1)
+    assert stopped.value.requeued_job == "12"
+    said = asked.read_text().splitlines() if asked.exists() else []
+    assert said.count("requeue 12") == (1 if rank == 0 else 0)
+
+
+@pytest.mark.parametrize("requeued", [True, False])
+def test_signals_after_the_stop_change_nothing_and_sigterm_is_remembered(
+    asked: Path, requeued: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SLURM sends SIGTERM to a job that it requeues while the process cleans up; without a job handlers come back."""
+    ended = threading.Event()
+    monkeypatch.setattr(signals, "_asked_to_end", ended)
+    if not requeued:
+        monkeypatch.delenv("SLURM_JOB_ID")
+    trainer = Mock(is_global_zero=True)
+    trainer.strategy.broadcast.side_effect = lambda own: own
+    before = signal.getsignal(signal.SIGTERM)
+    stop = StopOnSignal(resume_points=ResumePoints(folder=asked.parent))
+    stop.note.install()
+    try:
+        with pytest.raises(RunInterruptedError) as stopped:
+            stop._stop(trainer, signal.SIGINT if not requeued else signal.SIGUSR1)
+        caplog.clear()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert not ended.is_set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert ended.is_set()
+        assert stop.note.signum is None and caplog.messages == []
+        stop.on_exception(trainer, Mock(), stopped.value)
+        assert (signal.getsignal(signal.SIGTERM) is before) is not requeued
+    finally:
+        stop.note.restore()
+
+
+def test_wait_for_the_end_ends_the_process_that_slurm_has_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And else it waits for SLURM, with the default handler, for which SIGTERM is the end."""
+    did: list[object] = []
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    monkeypatch.setattr(signals, "_asked_to_end", threading.Event())
+    monkeypatch.setattr(signals.os, "kill", lambda pid, signum: did.append((pid, signum)))
+    monkeypatch.setattr(signals.time, "sleep", lambda seconds: did.append(signal.getsignal(signal.SIGTERM)))
+    try:
+        signals.wait_for_the_end()
+        assert did == [signal.SIG_DFL]
+        signals._asked_to_end.set()
+        signals.wait_for_the_end()
+        assert did[1:] == [(os.getpid(), signal.SIGTERM), signal.SIG_DFL]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_sigusr1_outside_of_training_requeues_the_job(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from qtrain.utils import atomic_write as module
 from qtrain.utils.atomic_write import atomic_write, growing_file, partial_of, write_text
 
 
@@ -41,3 +44,52 @@ def test_a_growing_file_has_its_name_only_when_it_is_whole(tmp_path: Path) -> No
         file.write("two\r\n\udcff\n")
     assert path.read_bytes() == b"two\r\n\xff\n"
     assert list(path.parent.iterdir()) == [path]
+
+
+def written_at_once(path: Path) -> None:
+    write_text(path, "whole")
+
+
+def written_line_by_line(path: Path) -> None:
+    with growing_file(path) as file:
+        file.write("whole")
+
+
+@pytest.mark.parametrize("write", [written_at_once, written_line_by_line])
+def test_file_reaches_the_disk_before_its_name_and_the_folder_after_it(
+    write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked of the operating system, in order; after a power cut the name would else lead to an empty file."""
+    asked: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(descriptor: int) -> None:
+        place = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        asked.append(("to disk", "the folder" if place == tmp_path else place.read_text()))
+        fsync(descriptor)
+
+    def noted_replace(source: Path, target: Path) -> None:
+        assert source.parent == target.parent, "another file system would copy"
+        asked.append(("rename", target.name))
+        replace(source, target)
+
+    monkeypatch.setattr(module.os, "fsync", noted_fsync)
+    monkeypatch.setattr(module.os, "replace", noted_replace)
+    write(tmp_path / "a.txt")
+    assert asked == [("to disk", "whole"), ("rename", "a.txt"), ("to disk", "the folder")]
+
+
+@pytest.mark.parametrize("write", [written_at_once, written_line_by_line])
+def test_file_system_that_opens_no_folder_loses_nothing(
+    write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_file = os.open
+
+    def refuses_folders(path: Path, flags: int) -> int:
+        if Path(path).is_dir():
+            raise OSError(22, "Invalid argument")
+        return open_file(path, flags)
+
+    monkeypatch.setattr(module.os, "open", refuses_folders)
+    write(tmp_path / "a.txt")
+    assert (tmp_path / "a.txt").read_text() == "whole"
