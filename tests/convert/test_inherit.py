@@ -17,6 +17,8 @@ from qtrain.observers.min_max import MinMax
 from qtrain.quantizers.base import MakeQuantizer
 from qtrain.quantizers.uniform.affine import Affine
 from qtrain.quantizers.uniform.lsq import LSQ
+from qtrain.quantizers.wrappers.blend import Blend
+from qtrain.quantizers.wrappers.incremental import Incremental
 from qtrain.spec import LayerBits
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -29,11 +31,13 @@ def network(width: int = 4) -> nn.Sequential:
     )
 
 
-def student(bits: int, quantizer: MakeQuantizer = LSQ, width: int = 4) -> nn.Sequential:
+def student(
+    bits: int, quantizer: MakeQuantizer = LSQ, width: int = 4, *, weight: MakeQuantizer | None = None
+) -> nn.Sequential:
     model = network(width)
     found = find_layers(model, IMAGES[:1])
     observer = partial(MinMax)
-    recipe = LayerPlan(weight=quantizer, input=quantizer, weight_observer=observer, input_observer=observer)
+    recipe = LayerPlan(weight=weight or quantizer, input=quantizer, weight_observer=observer, input_observer=observer)
     plans = plan_layers(found, {name: LayerBits(bits, bits) for name in found.layers}, recipe, None)
     swap_layers(model, found, plans)
     calibrate(model, [IMAGES], plans)
@@ -76,6 +80,31 @@ def test_quantizer_of_another_kind_keeps_its_calibration() -> None:
     assert inherit_quantizers_(after, student_state_of(before)) == {}
     assert torch.equal(after.get_parameter("0.weight"), before.get_parameter("0.weight"))
     assert torch.equal(after.get_buffer("0.weight_quantizer.scale"), scale)
+
+
+def test_wrapper_around_another_quantizer_keeps_its_calibration() -> None:
+    """LSQ and Affine have states of the same names and shapes; that of one is no state of the other."""
+    around: list[MakeQuantizer] = [partial(Blend, share=0.5, quantizer=inner) for inner in (Affine, LSQ)]
+    before, after = (student(4, weight=make) for make in around)
+    key = "0.weight_quantizer.inner.scale"
+    scale = after.state_dict()[key].clone()
+    assert not torch.equal(scale, before.state_dict()[key])
+    assert inherit_quantizers_(after, student_state_of(before)) == {}
+    assert torch.equal(after.state_dict()[key], scale)
+
+
+def test_quantizer_whose_bits_cannot_change_takes_over_a_state_of_the_same_bits_alone() -> None:
+    make: MakeQuantizer = partial(Incremental, share=0.5, quantizer=Affine)
+    before, same, fewer = (student(bits, weight=make) for bits in (8, 8, 2))
+    key = "4.weight_quantizer.inner.scale"
+    with torch.no_grad():
+        before.state_dict()[key].mul_(1.25)
+    scale = fewer.state_dict()[key].clone()
+    for after in (same, fewer):
+        inherit_quantizers_(after, student_state_of(before))
+    assert torch.equal(same.state_dict()[key], before.state_dict()[key])
+    assert torch.equal(fewer.state_dict()[key], scale)
+    assert int(fewer.get_buffer("4.weight_quantizer.bits")) == 2
 
 
 def test_full_precision_student_inherits_and_passes_on_weights() -> None:

@@ -150,6 +150,7 @@ def test_mismatch_with_the_config_is_named(tmp_path: Path) -> None:
         ({"image_size": 9}, r"the images in .* are \(8, 8, 1\) \(height, width, channels\), not \(9, 9, 1\)"),
         ({"num_classes": 2}, "have labels up to 2, but data.num_classes is 2"),
         ({"num_classes": 10, "test": Digits(mean=[0.4], std=[0.25])}, "data.test: mean and std must be those of data"),
+        ({"num_classes": 10, "test": Digits(mean=[0.5], std=[0.3])}, "data.test: mean and std must be those of data"),
     ):
         with pytest.raises(ValueError, match=message):
             synthetic(tmp_path, **options).setup()

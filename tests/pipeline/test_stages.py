@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qtrain.config.compose import compose
+from qtrain.convert.inherit import StudentState
 from qtrain.pipeline import train
-from qtrain.pipeline.stages import STATE, Stage, stages_of
+from qtrain.pipeline.run_stage import _steps
+from qtrain.pipeline.stages import STATE, Stage, StageState, stages_of
 from qtrain.run_task import run_task
+from qtrain.spec import Position
 from qtrain.utils.errors import ConfigError
 from tests.helpers.latent import latent_state
 
@@ -214,3 +218,47 @@ def test_settings_that_cannot_be_are_refused(more: list[str], message: str, cach
 def test_a_run_without_stages_is_a_stage_without_a_name(tmp_path: Path) -> None:
     (only,) = stages_of(compose(), tmp_path)
     assert (only.name, only.folder) == ("", tmp_path)
+
+
+def test_state_hands_on_what_a_stage_did_not_change() -> None:
+    """Seconds add up, terms and metrics gather, and the last teacher that learned stays with its config."""
+    student, end = StudentState({}, {}), Position(epoch=1, step=5)
+    taught = {"w": torch.ones(1)}
+    first = StageState(
+        student, end, teacher=taught, teacher_model={"depth": 20}, metrics={"a": {"x": 1.0}, "b": {"x": 2.0}},
+        train_s=3.0, distill=("soft", "hint"),
+    )  # fmt: skip
+    second = StageState(student, Position(2, 9), metrics={"b": {"x": 4.0}}, train_s=0.5, distill=("hint", "attention"))
+    both = second.after(first)
+    assert (both.end, both.train_s) == (Position(2, 9), 3.5)
+    assert both.distill == ("soft", "hint", "attention")
+    assert both.metrics == {"a": {"x": 1.0}, "b": {"x": 4.0}}
+    assert both.teacher is taught and both.teacher_model == {"depth": 20}
+    assert second.after(None) is second
+
+
+@pytest.mark.parametrize(("share", "accumulated", "steps"), [(1, 4, None), (0.5, 1, 10), (0.5, 4, 2), (0.001, 4, 1)])
+def test_share_of_a_stage_is_counted_in_optimizer_steps(share: float, accumulated: int, steps: int | None) -> None:
+    """Of 2 epochs of 10 batches."""
+    settings = compose(["fit.epochs=2", f"fit.share={share}", f"trainer.accumulate_grad_batches={accumulated}"])
+    data: Any = SimpleNamespace(train_dataloader=lambda: range(10))
+    assert _steps(settings, data) == steps
+
+
+def test_batch_norm_is_estimated_anew_from_images_of_the_epoch_after_the_last() -> None:
+    """Augmented as no step has seen them."""
+    asked: list[int] = []
+
+    class Images(list[SimpleNamespace]):
+        set_epoch = asked.append
+
+    images = Images(
+        SimpleNamespace(image=torch.full((4, 1, 2, 2), float(n)) + torch.randn(4, 1, 2, 2)) for n in (1, 2, 9)
+    )
+    norm = torch.nn.BatchNorm2d(1)
+    data: Any = SimpleNamespace(train_dataloader=lambda: images)
+    settings = compose(["fit.epochs=7", "fit.reestimate_bn=2"])
+    train._reestimate_batchnorm(settings, norm, data, torch.device("cpu"))
+    assert asked == [7]
+    mean = torch.stack([batch.image.mean() for batch in images[:2]]).mean()
+    torch.testing.assert_close(norm.running_mean, mean.reshape(1))

@@ -47,6 +47,14 @@ def test_a_misspelt_field_is_refused(tmp_path: Path) -> None:
         write_summary(tmp_path, {"top_1": 90.0})
 
 
+@pytest.mark.parametrize("value", ["true", "false", "[95.0]", '"95.0"'])
+def test_a_metric_that_is_no_number_is_damage(value: str, tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    path.write_text(f'{{"size_bytes": {value}}}')
+    with pytest.raises(ValueError, match=r"summary\.json: size_bytes is not a number"):
+        read_summary(path)
+
+
 def test_gather_tells_finished_from_unfinished_and_damaged(tmp_path: Path) -> None:
     write_summary(tmp_path / "a" / "good", fields())
     write_summary(tmp_path / "b", fields(status="interrupted at step 40"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qtrain.config.compose import compose
-from qtrain.settings.run_identity import recorded, restored
+from qtrain.settings.run_identity import comparable, recorded, restored, without_seeds
 
 
 def test_a_run_is_the_same_on_more_processes() -> None:
@@ -22,3 +22,22 @@ def test_a_run_is_the_same_whatever_is_predicted() -> None:
 def test_a_stage_of_a_run_is_the_same_on_more_processes() -> None:
     stages = ["+stages.a=['fit.epochs=2','trainer.devices=1']", "+stages.b=['fit.epochs=1']"]
     assert compose(stages).identity == compose([*stages, "trainer.devices=2"]).identity
+
+
+def test_a_run_is_the_same_whole_or_in_shards() -> None:
+    assert compose(["fit.shard=true"]).identity == compose([]).identity
+    stage = {"fit": {"epochs": 2, "shard": True}, "teacher": {"shard": True}}
+    assert comparable({"fit": {"shard": False}, "stages": {"a": stage}}) == {
+        "fit": {},
+        "stages": {"a": {"fit": {"epochs": 2}, "teacher": {}}},
+    }
+
+
+def test_recipe_is_common_to_runs_that_differ_in_seeds_alone() -> None:
+    """The data have a seed of their own, which follows the run's."""
+    one, two = compose(["seed=1"]), compose(["seed=2"])
+    assert one.plain["data"]["seed"] != two.plain["data"]["seed"]
+    assert one.recipe == two.recipe != compose(["seed=1", "optimizer.lr=0.5"]).recipe
+    assert without_seeds({"seed": 1, "data": {"seed": 2, "size": 3, "order": {"seed": 4}}}) == {
+        "data": {"size": 3, "order": {}}
+    }

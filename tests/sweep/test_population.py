@@ -168,6 +168,16 @@ def test_who_failed_gives_way_and_nobody_goes_on_from_it() -> None:
     assert len(run(nobody, lambda id, point: {"top1": float("nan"), "size_bytes": 1.0})) == 8, "all failed: it is over"
 
 
+@pytest.mark.parametrize(("broken", "give_way"), [([], 2), (["t03"], 2), (["t01", "t04", "t05"], 3)])
+def test_no_more_than_the_quantile_give_way_unless_more_failed(broken: list[str], give_way: int) -> None:
+    """A quarter of eight; those that failed are among them, and not beside them."""
+    searcher = population()
+    points = run(searcher, lambda id, point: None if id in broken else {"top1": bits(point) + int(id[1:]) / 99,
+                                                                       "size_bytes": 1.0})  # fmt: skip
+    pairs = zip(list(points)[:8], list(points)[8:16], strict=True)
+    assert sum(searcher.parent(after) != before for before, after in pairs) == give_way
+
+
 def test_epochs_that_are_no_multiple_are_refused() -> None:
     with pytest.raises(ValueError, match=r"Population: fit\.epochs must be a multiple of interval, got 7 and 2"):
         population(epochs=7)

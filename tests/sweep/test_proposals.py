@@ -151,6 +151,18 @@ def test_a_killed_command_is_taken_up_where_it_was(tmp_path: Path, cut: int) -> 
     assert ("0001", ("epoch", 1.0)) in second.search.told
 
 
+def test_a_trial_that_was_stopped_with_its_command_runs_and_counts_again(tmp_path: Path) -> None:
+    """Its end is in the books, for the table; the search was not told of it."""
+    Sweep(tmp_path, [1, 2]).ask("a")
+    stopped = Trial(id="0001", key="key-x=1", status="stopped", reason="by SIGTERM", metrics={"top1": 0.5})
+    sweep = Sweep(tmp_path, [1, 2], {"0001": stopped}, parallel=1)
+    assert sweep.ask("x")["id"] == "0001"
+    assert sweep.ask("y") is None, "it runs"
+    sweep.end("x", 0.0)
+    assert sweep.search.told == [("0001", 0.0)]
+    assert sweep.ask("y")["id"] == "0002"
+
+
 def test_a_search_that_proposes_otherwise_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = Sweep(tmp_path, [1, 2])
     first.ask("a")

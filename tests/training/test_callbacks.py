@@ -106,6 +106,17 @@ def test_average_follows_its_formula_and_the_student_keeps_it() -> None:
     assert module.student.state_dict()["1.num_batches_tracked"] == 3
 
 
+def test_average_counts_optimizer_steps_and_not_batches() -> None:
+    """Of three batches, the first only adds its gradient: the average is of two states."""
+    module, recorder = Module(student()), Recorder()
+    first = module.student[0].weight.detach().clone()  # type: ignore[union-attr, operator]
+    fit(module, [WeightAverage(decay=0.5, warmup=False), recorder], accumulate_grad_batches=2)
+    states = [state["0.weight"] for state in recorder.states]
+    assert torch.equal(states[0], first) and not torch.equal(states[1], first)
+    averaged = module.student.state_dict()["0.weight"]
+    torch.testing.assert_close(averaged, 0.25 * first + 0.25 * states[1] + 0.5 * states[2])
+
+
 def test_integers_and_flags_are_copied_exactly() -> None:
     model = student()
     model.register_buffer("bits", torch.tensor(4))

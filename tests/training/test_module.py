@@ -26,10 +26,12 @@ from qtrain.models.taps import feature_shapes
 from qtrain.models.teacher import FrozenTeacher
 from qtrain.observers.min_max import MinMax
 from qtrain.quantizers.uniform.lsq import LSQ
+from qtrain.quantizers.uniform.stochastic_rounding import StochasticRounding
+from qtrain.schedules.constant import Constant
 from qtrain.schedules.linear import Linear
-from qtrain.spec import Batch
+from qtrain.spec import Batch, PerTensor, Position, QuantSpec
 from qtrain.training.evaluation import evaluate
-from qtrain.training.module import QATModule
+from qtrain.training.module import QATModule, _carry_on_
 from qtrain.training.optim import parameter_groups
 
 
@@ -92,6 +94,16 @@ def trainer(folder: Path, **options: Any) -> pl.Trainer:
 
 def loader(items: list[Batch]) -> DataLoader[Batch]:
     return DataLoader(items, batch_size=None)  # type: ignore[arg-type]
+
+
+class Losses(pl.Callback):
+    """The total loss of each step."""
+
+    def __init__(self) -> None:
+        self.totals: list[float] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
+        self.totals.append(outputs["loss"].item())
 
 
 def test_a_fit_moves_student_scales_and_regressor_and_leaves_the_teacher(tmp_path: Path) -> None:
@@ -161,6 +173,19 @@ def test_the_rate_follows_its_schedule_over_all_steps(tmp_path: Path) -> None:
     assert [rate[-1] for rate in rates] == pytest.approx([0.001 * (1 - i / 8) for i in range(8)])
 
 
+def test_carried_optimizer_keeps_its_moments_and_has_the_rates_of_its_own_stage() -> None:
+    layer = nn.Linear(2, 1)
+    before = torch.optim.SGD(layer.parameters(), lr=0.5, momentum=0.9, weight_decay=0.1)
+    layer(torch.ones(1, 2)).sum().backward()
+    before.step()
+    after = torch.optim.SGD(layer.parameters(), lr=0.01, momentum=0.8)
+    _carry_on_(after, before.state_dict())
+    (group,) = after.param_groups
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.01, 0.8, 0)
+    for parameter in layer.parameters():
+        assert torch.equal(after.state[parameter]["momentum_buffer"], before.state[parameter]["momentum_buffer"])
+
+
 def weights_after_a_fit(folder: Path, items: list[Batch], *, disturb: int) -> dict[str, Tensor]:
     made = module()
     torch.manual_seed(disturb)
@@ -174,6 +199,43 @@ def test_dropout_is_a_function_of_seed_and_step(tmp_path: Path) -> None:
     two = weights_after_a_fit(tmp_path, batches(), disturb=2)
     for name, tensor in one.items():
         assert torch.equal(tensor, two[name]), name
+
+
+class RoundsAtRandom(nn.Module):
+    """Values in [-1, 1] rounded at random to 15 levels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quantizer = StochasticRounding(spec=QuantSpec(bits=4, signed=True), granularity=PerTensor())
+        self.quantizer.scale.fill_(1 / 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.quantizer(x.tanh())
+
+
+@pytest.mark.parametrize("chance", [nn.Dropout(0.5), RoundsAtRandom()])
+def test_second_stage_draws_the_random_numbers_of_the_steps_after_the_first(chance: nn.Module, tmp_path: Path) -> None:
+    """At rate 0 and on one image batch, over and over, losses differ by chance alone: dropout, random rounding."""
+
+    def losses(steps: int, start: Position) -> list[float]:
+        torch.manual_seed(0)
+        made = QATModule(
+            student=nn.Sequential(nn.Flatten(), chance, nn.Linear(64, 10)),
+            objective=Objective(terms={"hard": Hard()}),
+            teacher=None,
+            optimizer=partial(torch.optim.SGD, lr=0.0),
+            lr_schedule=Constant(value=1.0),
+            num_classes=10,
+            seed=3,
+            start=start,
+        )
+        seen = Losses()
+        trainer(tmp_path, callbacks=[seen]).fit(made, loader(batches(1) * steps))
+        return seen.totals
+
+    whole = losses(4, Position())
+    assert len(set(whole)) == 4
+    assert losses(2, Position(epoch=0, step=2)) == whole[2:]
 
 
 def test_validation_metrics_are_those_of_evaluate(tmp_path: Path) -> None:
@@ -207,17 +269,12 @@ def test_a_compiled_step_trains_as_an_eager_one(tmp_path: Path) -> None:
     totals: dict[bool, list[float]] = {}
     for compile in (False, True):
         torch._dynamo.reset()
-        seen: list[float] = []
-
-        class Spy(pl.Callback):
-            def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
-                seen.append(outputs["loss"].item())  # noqa: B023 - used before the next turn
-
+        seen = Losses()
         made = module(compile=compile)
         for part in made.student.modules():  # inductor draws other numbers
             if isinstance(part, nn.Dropout):
                 part.p = 0.0
         made.student.drop_rate = 0.0
-        trainer(tmp_path, callbacks=[Spy()]).fit(made, loader(batches(3)))
-        totals[compile] = seen
+        trainer(tmp_path, callbacks=[seen]).fit(made, loader(batches(3)))
+        totals[compile] = seen.totals
     assert totals[True] == pytest.approx(totals[False], rel=1e-3)

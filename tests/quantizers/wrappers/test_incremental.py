@@ -213,6 +213,19 @@ def test_a_quantizer_that_looks_at_the_whole_tensor_is_refused(inner: Any) -> No
         calibrated(noise(10, 6), bits=bits, quantizer=inner)
 
 
+def test_new_calibration_frees_what_was_frozen() -> None:
+    """With other steps, values that were frozen before would not be values of the quantizer."""
+    model, linear, quantizer = layer(noise(10, 6), share=0.5)
+    train(model, range(1), torch.optim.SGD(model.parameters(), lr=0.0), 1)
+    assert int(quantizer.frozen.sum()) == 30
+    wider = 3 * linear.weight.detach()
+    observer = MinMax(granularity=quantizer.granularity)
+    observer.update(wider)
+    quantizer.calibrate_(observer.observed(4)._replace(tensor=wider))
+    assert not quantizer.frozen.any()
+    assert torch.equal(quantizer(wider), wider)
+
+
 def test_bits_cannot_change_and_only_weights_have_parts() -> None:
     with pytest.raises(ValueError, match="cannot become 3"):
         calibrated(noise(4, 4)).set_range_(bits=3, signed=True)

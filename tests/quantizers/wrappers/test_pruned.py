@@ -18,7 +18,7 @@ from qtrain.quantizers.codebook.product import Product
 from qtrain.quantizers.uniform.affine import Affine
 from qtrain.quantizers.uniform.lsq import LSQ
 from qtrain.quantizers.wrappers.pruned import Pruned, survivors_everywhere
-from qtrain.spec import PerChannel, PerTensor, QuantSpec
+from qtrain.spec import Observed, PerChannel, PerTensor, QuantSpec
 from qtrain.storage.base import pack
 from qtrain.storage.sparse import SparseTensor
 
@@ -83,6 +83,16 @@ def test_observed_mean_magnitude_is_that_of_remaining_weights() -> None:
     made = calibrated(x, share=0.6, quantizer=LSQ)
     assert isinstance(made.inner, LSQ)
     torch.testing.assert_close(made.inner.scale.detach(), 2 * x[made.kept].abs().mean() / 7**0.5)
+
+
+@pytest.mark.parametrize(("low", "high", "reach"), [(-1.0, 1.5, 1.5), (-1.5, 1.0, 1.5), (-9.0, 9.0, 4.0)])
+def test_range_of_an_observer_that_clips_stays_and_a_wider_one_shrinks(low: float, high: float, reach: float) -> None:
+    """The weights that are left span -4 to 3; what the observer cuts off stays cut off."""
+    x = torch.tensor([[-4.0, 3.0], [0.1, -0.2]])
+    made = Pruned(spec=QuantSpec(bits=4, shape=(2, 2), signed=True), quantizer=Affine, share=0.5)
+    made.calibrate_(Observed(torch.tensor(low), torch.tensor(high), torch.tensor(1.0), tensor=x))
+    assert isinstance(made.inner, Affine)
+    assert made.inner.scale.item() == pytest.approx(reach / 7)
 
 
 def test_deep_compressions_pipeline_prune_share_huffman() -> None:
