@@ -168,6 +168,16 @@ def test_a_note_says_what_was_exchanged() -> None:
     ]
 
 
+def test_quantizer_inside_one_that_is_exchanged_goes_with_it() -> None:
+    """The experiment's own inner quantizer is gone with the wrapper around it, so only one is exchanged."""
+    notes: list[str] = []
+    chosen = ["quantizer@quantize.weight=incremental", "quantizer@quantize.weight.quantizer=affine"]
+    cfg = compose_config(["+experiment=cifar10/oscillation", *chosen], notes=notes)
+    assert node(cfg, "quantize.weight.quantizer")["_target_"].endswith("Affine")
+    (note,) = notes
+    assert note.startswith("quantize.weight: incremental in place of oscillation, with its own options")
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

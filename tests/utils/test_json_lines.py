@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qtrain.utils import json_lines
 from qtrain.utils.json_lines import append_line, read_lines, read_metrics
 
 
@@ -41,3 +43,20 @@ def test_append_line_after_half_a_line(tmp_path: Path, left: str, sync: bool) ->
     whole = [{"x": 7}] if left.endswith("}") else []
     assert rows == [{"x": 1}, *whole, {"x": 2}]
     assert damaged == ([2] if left and not whole else [])
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_appended_line_is_on_the_disk_where_that_was_asked_for(
+    tmp_path: Path, sync: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the operating system was asked to write to the disk, and whether the line was in it by then."""
+    on_disk: list[str] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        on_disk.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).read_text())
+        fsync(descriptor)
+
+    monkeypatch.setattr(json_lines.os, "fsync", noted)
+    append_line(tmp_path / "rows.jsonl", {"x": 1}, sync=sync)
+    assert on_disk == (['{"x": 1}\n'] if sync else [])
