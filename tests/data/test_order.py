@@ -29,6 +29,16 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
     assert not torch.equal(first, torch.cat(order(seed=1).batches(epoch=0)))
 
 
+def test_epochs_of_a_later_stage_are_those_of_the_run() -> None:
+    """Counted from where the stage before has ended: no order is seen twice."""
+    later = BatchOrder(SAMPLES, seed=0, batch_size=16, train=True, first_epoch=3)
+    assert later.epoch == 3
+    later.set_epoch(2)
+    assert later.epoch == 5
+    later.set_epoch(0)
+    assert later.epoch == 3
+
+
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_ranks_together_see_what_one_rank_sees(train: bool, world_size: int) -> None:

@@ -190,6 +190,7 @@ def _quantizers() -> Iterator[tuple[str, Hostile]]:
 def _stored() -> Iterator[tuple[str, Hostile]]:
     for bits in (0, -1, 33, 10**9, HUGE, "4", 4.0, True, None):
         yield f"weight bits {bits!r}", Hostile(setting(*STORED, "bits", to=bits), "cannot be loaded")
+    yield "bits other than those of the codes", Hostile(setting(*WEIGHT, "bits", to=7), "is described in two ways")
     for shape in ([HUGE], [2**62, 2**62], [-1], "ab", [1.5], [], None, [10**5, 1, 1, 1], [0], [0, HUGE]):
         yield f"codes {shape!r}", Hostile(setting(*STORED, "codes", "shape", to=shape), "cannot be loaded")
     for shape in ([1, 10**6], [3, 1, 1, 1], [HUGE], [0]):

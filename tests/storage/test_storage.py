@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -26,6 +27,7 @@ from qtrain.storage.bits import (
     integer_bits,
 )
 from qtrain.storage.codebook import CodebookTensor
+from qtrain.storage.description import describe, restore
 from qtrain.storage.levels import LevelTensor
 from qtrain.storage.microexponents import MicroexponentTensor
 from qtrain.storage.microscaled import MicroscaledTensor
@@ -167,6 +169,14 @@ def test_every_kind_round_trips_through_bytes(name: str) -> None:
     stored = MANUAL[name][0]
     assert not same(blank(stored), stored)
     assert same(unpack(pack(stored), like=blank(stored)), stored)
+
+
+@each_kind
+def test_description_and_bytes_give_the_tensor_again(name: str) -> None:
+    """As a file does it; nothing of what comes back is without memory, empty codes neither."""
+    stored = MANUAL[name][0]
+    like = restore(json.loads(json.dumps(describe(stored))))
+    assert same(unpack(pack(stored), like=like), stored)
 
 
 @each_kind
