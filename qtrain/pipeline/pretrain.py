@@ -139,7 +139,8 @@ def _train(
         sync_batchnorm=shares_batches(settings),
     )
     title = f"full-precision {chosen.name}"
-    alone = replace(settings, callbacks={})  # they are about the student
+    # Callbacks and accumulated gradients are about the student.
+    alone = replace(settings, callbacks={}, trainer=settings.trainer.with_options(accumulate_grad_batches=1))
     fit(alone, module=module, data=data, folder=folder, identity=identity, epochs=recipe.epochs, title=title)
     save_weights(model, kept, metadata=metadata_of(Normalization(data.info.mean, data.info.std)))
     wait_for_all()

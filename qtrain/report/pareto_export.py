@@ -21,6 +21,8 @@ from qtrain.sweep.trial import Trial
 from qtrain.utils.atomic_write import write_text
 
 FRONT, PARETO = "front", "pareto.csv"
+OUTPUT = "outputs"
+"""Where runs go unless a command says otherwise."""
 PLAIN = re.compile(r"[\w.:/@-]+")
 
 AsExperiment = Callable[[Sequence[str]], tuple[dict[str, Any], list[str]]]
@@ -55,12 +57,15 @@ def write_front(sweep: SweepResults, made: Sequence[FrontPoint]) -> None:
     write_text(sweep.folder / PARETO, pareto_csv(sweep, made))
 
 
-def command(trial: Trial, overrides: Sequence[str] | None = None) -> str:
+def command(trial: Trial, overrides: Sequence[str] | None = None, *, output: str | None = None) -> str:
     """What to type for the run of ``trial`` alone, or for ``overrides`` that lead to the same run.
 
     On a CPU sums depend in their last digits on the number of threads, so the command sets those that the trial had.
+    ``output`` is the folder of runs, where it is not the default.
     """
     words = ["python", "-m", "qtrain", *(trial.overrides if overrides is None else overrides), f"name={trial.key}"]
+    if output is not None:
+        words.append(f"output={output}" if PLAIN.fullmatch(output) else f"output='{output}'")  # Hydra's quotes
     return f"OMP_NUM_THREADS={trial.threads} {shlex.join(words)}"
 
 
@@ -84,11 +89,12 @@ def pareto_csv(sweep: SweepResults, made: Sequence[FrontPoint]) -> str:
 
 def _front_point(sweep: SweepResults, trial: Trial, place: int, as_experiment: AsExperiment) -> FrontPoint:
     content, left = as_experiment(trial.overrides)
-    name = f"p{place}"
+    name, output = f"p{place}", sweep.config.get("output")
+    output = None if output == OUTPUT else output
     place_of_file = f"file://{sweep.folder.resolve()}"
     if not PLAIN.fullmatch(place_of_file):
         place_of_file = f"'{place_of_file}'"  # Hydra's quotes
-    short = command(trial, [f"hydra.searchpath=[{place_of_file}]", f"+{FRONT}={name}", *left])
+    short = command(trial, [f"hydra.searchpath=[{place_of_file}]", f"+{FRONT}={name}", *left], output=output)
     metrics = ", ".join(metric_said(metric, trial.metrics[metric]) for metric in sweep.objectives)
     head = [
         "# @package _global_",
@@ -97,4 +103,4 @@ def _front_point(sweep: SweepResults, trial: Trial, place: int, as_experiment: A
         "# Test images are left alone, as in the sweep; fit.final_test=true evaluates them once, after training.",
     ]
     text = "\n".join(head) + "\n" + yaml.safe_dump(content, sort_keys=False, width=120, default_flow_style=None)
-    return FrontPoint(trial, place, command(trial), f"{FRONT}/{name}.yaml", text)
+    return FrontPoint(trial, place, command(trial, output=output), f"{FRONT}/{name}.yaml", text)

@@ -87,7 +87,7 @@ def tiles(sweep: SweepResults) -> list[tuple[str, str, str]]:
     found.append(("epochs spent", f"{spent.epochs:g}", f"{spent.share:.0%} of full training of all trials"))
     if spent.overhead_median_s is not None:
         found.append(("overhead of a trial", f"{spent.overhead_median_s:.2g} s", "median, beyond its training"))
-    found.append(("time", duration(spent.wall_s), "from the first start to the last end"))
+    found.append(("time", duration(spent.wall_s), "in which trials ran"))
     return found
 
 

@@ -1,5 +1,6 @@
 """What a sweep has spent, and what it would have cost to train every trial to its end."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
@@ -15,8 +16,8 @@ class Spending:
     """``counts`` of trials by status; ``epochs`` trained, and ``full_epochs`` had each been trained to its end.
 
     A duplicate cost nothing and would have cost its full training. ``train_s`` and ``overhead_s`` are seconds over all
-    trials; ``overhead_median_s`` is the median of those that finished, which alone tell; ``wall_s`` from the first
-    start to the last end.
+    trials; ``overhead_median_s`` is the median of those that finished, which alone tell; ``wall_s`` are
+    seconds in which some trial ran, so interruptions do not count.
     """
 
     counts: dict[Status, int]
@@ -47,7 +48,6 @@ def spending(trials: Iterable[Trial], epochs: float) -> Spending:
     known = list(trials)
     ran = [trial for trial in known if trial.status != "duplicate"]
     overheads = [trial.overhead_s for trial in ran if trial.status == "finished"]
-    started = [trial.started for trial in ran if trial.started]
     return Spending(
         counts={status: sum(trial.status == status for trial in known) for status in get_args(Status)},
         epochs=sum(trial.epochs for trial in ran),
@@ -55,8 +55,21 @@ def spending(trials: Iterable[Trial], epochs: float) -> Spending:
         train_s=sum(trial.train_s for trial in ran),
         overhead_s=sum(trial.overhead_s for trial in ran),
         overhead_median_s=median(overheads) if overheads else None,
-        wall_s=max(trial.ended for trial in ran) - min(started) if started else 0.0,
+        wall_s=_covered((trial.started, trial.ended) for trial in ran if trial.started),
     )
+
+
+def _covered(intervals: Iterable[tuple[float, float]]) -> float:
+    """The length of the union of ``intervals`` (start, end).
+
+    >>> _covered([(0.0, 4.0), (2.0, 5.0), (100.0, 101.0)])
+    6.0
+    """
+    covered, reached = 0.0, -math.inf
+    for start, end in sorted(intervals):
+        covered += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return covered
 
 
 def full_epochs(trial: Trial, epochs: float) -> float:

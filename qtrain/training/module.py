@@ -76,6 +76,7 @@ class QATModule(pl.LightningModule):
         self._scale_lr, self._norm_decay = scale_lr, norm_decay
         step = StudentStep(student=student, objective=objective, teacher=self.learning_teacher)
         # In a tuple, so that the step's modules, registered above, are not registered twice.
+        self.compiles = compile
         self._step = (torch.compile(step, fullgraph=True, dynamic=False) if compile else step,)
         self.top1 = MulticlassAccuracy(num_classes=num_classes, average="micro")
 

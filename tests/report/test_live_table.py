@@ -150,8 +150,11 @@ def test_spending_counts_epochs_and_seconds() -> None:
     ]  # fmt: skip
     spent = spending(trials, 4)
     assert (spent.epochs, spent.full_epochs) == (13.5, 4 * 4 + 8) and spent.share == 13.5 / 24
-    assert spent.overhead_median_s == 0.5 and spent.wall_s == 550.0 - 100.0 and spent.train_s == 40.0
+    assert spent.overhead_median_s == 0.5 and spent.wall_s == 4 * 50.0 and spent.train_s == 40.0
     assert spent.counted() == "5 trials: 2 finished, 1 stopped, 1 failed, 1 duplicate"
+    # Of two runs with an interruption in between, the time in which some trial ran: 2 to 5 and 900 to 910.
+    later = [trial(1, started=2.0, ended=4.0), trial(2, started=3.0, ended=5.0), trial(3, started=900.0, ended=910.0)]
+    assert spending(later, 4).wall_s == 13.0
     assert spending([], 4).share == 0 and spending([], 4).counted() == "0 trials"
     assert full_epochs(replace(trials[0], overrides=["+fit.epochs=3"]), 4) == 3
 

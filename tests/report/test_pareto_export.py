@@ -6,6 +6,7 @@ import csv
 import io
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -94,3 +95,13 @@ def test_pareto_csv_has_metrics_bits_knobs_and_commands(sweep_folder: Path) -> N
     assert [(row["w_bits_mean"], row["a_bits_mean"]) for row in rows] == [("4", "4"), ("3", "3")]
     assert rows[1]["widths.layer2.0"] == "2" and rows[1]["optimizer.lr"] == "0.001" and float(rows[1]["bops"]) == 20e6
     assert all(re.match(r"OMP_NUM_THREADS=1 python -m qtrain \+experiment=quickstart ", row["command"]) for row in rows)
+
+
+def test_commands_name_the_folder_of_runs_where_it_is_not_the_default(sweep_folder: Path) -> None:
+    sweep = read_sweep(sweep_folder)
+    for output, word in (("outputs", None), ("runs/mine", "output=runs/mine"), ("my runs", "output='my runs'")):
+        other = replace(sweep, config={**sweep.config, "output": output})
+        point = front_points(other, as_experiment)[0]
+        for text in (point.command, next(line for line in point.content.splitlines() if "-m qtrain" in line)):
+            words = [own for own in shlex.split(text.lstrip("# ")) if own.startswith("output")]
+            assert words == ([word] if word else [])

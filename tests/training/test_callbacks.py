@@ -323,6 +323,17 @@ def test_progress_of_a_fit_with_max_steps_shows_its_epochs(caplog: pytest.LogCap
     assert any(line.startswith("epoch 2/2  step 4/4  loss ") for line in caplog.messages)
 
 
+def test_progress_of_a_compiled_fit_says_that_it_compiles(caplog: pytest.LogCaptureFixture) -> None:
+    """The first batch, in which it does, is no measure of the time left: no line is of it."""
+    module = Module(student())
+    module.compiles = True  # type: ignore[assignment]
+    with caplog.at_level(logging.INFO, logger="qtrain"):
+        fit(module, [Progress(title="w4a4", bar=False, every_s=1e-9)])
+    told = [line for line in caplog.messages if line.startswith("w4a4: ")]
+    assert told[0] == "w4a4: compiling the training step, which takes a while; the time left follows"
+    assert [line.split("  ")[1] for line in told if "images/s" in line] == ["step 2/3", "step 3/3"]
+
+
 def test_plain_lines_come_at_their_interval(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="qtrain"):
         fit(Module(student()), [Progress(title="w4a4", bar=False, every_s=1e-9)])

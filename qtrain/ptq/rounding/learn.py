@@ -35,6 +35,7 @@ from qtrain.ptq.rounding.soft_rounding import (
 )
 from qtrain.utils.checks import check_range
 from qtrain.utils.eval_mode import evaluating
+from qtrain.utils.progress import tracked
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ def learn_rounding_(
     for name, reason in reasons.items():
         log.warning("left at nearest rounding: %s: %s", name, reason)
     results: list[PartResult] = []
-    for name in order:
+    for name in tracked(order, total=len(order), title="learned rounding", unit="parts"):
         elsewhere = used_elsewhere(student, name)
         within = {key: chosen for key, chosen in choices.items() if f"{key}.".startswith(f"{name}.")}
         for layer in [layer for layer, chosen in within.items() if chosen.layer in elsewhere]:

@@ -16,6 +16,7 @@ from qtrain.ptq.rounding.reconstruction_units import in_order, record_part
 from qtrain.quantizers.codebook.product import Product
 from qtrain.quantizers.wrappers.wrapper import innermost
 from qtrain.utils.eval_mode import evaluating
+from qtrain.utils.progress import tracked
 from qtrain.utils.sharing import shared_tensors, why_shared
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class ProductOutput(Rounding):
             )
         shared = shared_tensors(student)
         order, reasons = in_order(student, list(layers), images[0][:2])
-        for name in order:
+        for name in tracked(order, total=len(order), title="codebooks", unit="layers"):
             try:
                 if (reason := why_shared(shared, name, "weight")) is not None:
                     raise CannotRound(reason)

@@ -20,6 +20,9 @@ from qtrain.utils.progress import duration
 log = logging.getLogger(__name__)
 
 
+COMPILING = "compiling the training step, which takes a while; the time left follows"
+
+
 def progress_line(
     *, epoch: int, epochs: int, step: int, steps: int, loss: float, images_per_s: float, left_s: float
 ) -> str:
@@ -35,7 +38,8 @@ class Progress(pl.Callback):
     """Shows epoch, step, loss, images per second and time left on rank 0, under ``title``.
 
     ``bar=None`` shows a bar if stderr is a terminal. ``every_s`` is the time between two plain lines. Throughput and
-    time left are estimated from the training of this process so far, including validation.
+    time left are estimated from the training of this process so far, including validation. A fit whose step is compiled
+    says so first, and its first batch does not count.
     """
 
     def __init__(self, *, title: str = "", bar: bool | None = None, every_s: float = 10.0) -> None:
@@ -47,27 +51,36 @@ class Progress(pl.Callback):
         self.every_s = 0.5 if self.bar else every_s
         self._rich: RichProgress | None = None
         self._images = self._first_step = self._total = 0
-        self._started = self._shown = 0.0
+        self._began = self._started = self._shown = 0.0
+        self._compiling = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        self._started = self._shown = time.perf_counter()
+        self._began = self._started = self._shown = time.perf_counter()
         self._images, self._first_step = 0, trainer.global_step
+        self._compiling = bool(getattr(pl_module, "compiles", False))
         self._total = int(trainer.estimated_stepping_batches)
         if self.bar:
             columns = (TextColumn("{task.fields[title]}"), BarColumn(), TextColumn("{task.description}"))
             self._rich = RichProgress(*columns, console=Console(stderr=True, force_terminal=True), transient=True)
-            self._rich.add_task("", total=self._total, completed=self._first_step, title=self.title)
+            said = COMPILING if self._compiling else ""
+            self._rich.add_task(said, total=self._total, completed=self._first_step, title=self.title)
             self._rich.start()
+        elif self._compiling:
+            log.info("%s%s", f"{self.title}: " if self.title else "", COMPILING)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if not trainer.is_global_zero:
             return
-        self._images += len(batch[0]) * trainer.world_size
         now = time.perf_counter()
+        if self._compiling:  # the first batch took minutes that no other will take
+            self._compiling = False
+            self._started, self._first_step = now, trainer.global_step
+            return
+        self._images += len(batch[0]) * trainer.world_size
         if now - self._shown >= self.every_s:
             self._shown = now
             self._show(trainer, outputs)
@@ -98,7 +111,7 @@ class Progress(pl.Callback):
             self._rich.update(self._rich.task_ids[0], completed=trainer.global_step, description=line)
 
     def _elapsed(self) -> str:
-        return duration(time.perf_counter() - self._started)
+        return duration(time.perf_counter() - self._began)
 
     def _close(self) -> None:
         if self._rich is not None:
