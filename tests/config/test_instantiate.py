@@ -47,6 +47,14 @@ def test_live_arguments_arrive_as_the_same_objects() -> None:
     assert optimizer.param_groups[0]["lr"] == 0.25
 
 
+def test_other_options_change_what_is_built_and_what_it_is_known_by() -> None:
+    """The plain node identifies kept weights, so it must say what was built."""
+    one = component({"_target_": "qtrain.spec.granularity.PerChannel", "axis": 0})
+    other = one.with_options(axis=1)
+    assert (one.build(), other.build()) == (PerChannel(axis=0), PerChannel(axis=1))
+    assert (one.plain["axis"], other.plain["axis"]) == (0, 1)
+
+
 def test_containers_without_a_target_are_built_element_by_element() -> None:
     axis = component({"_target_": "qtrain.spec.granularity.PerChannel", "axis": 1})
     made = built({"axis": [axis, 5], "note": "plain"})

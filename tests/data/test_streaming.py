@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from qtrain.data.augment import mix, plan_mix
 from qtrain.data.folder import ImageFolder
 from qtrain.data.parquet import ParquetImages
 from qtrain.data.streaming import IMAGENET_MEAN, StreamingData
-from qtrain.data.streaming_loader import seeded
+from qtrain.data.streaming_loader import Collate, seeded
+from qtrain.spec import Batch
 
 from .conftest import SIZE, picture
 
@@ -140,3 +142,15 @@ def test_broken_image_is_named(folder_root: Path) -> None:
 def test_wrong_options_give_a_one_line_error(options: dict[str, object], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         folder(tmp_path, **options)
+
+
+def test_pairs_of_streamed_samples_mix_by_the_shares_of_their_epoch() -> None:
+    images = torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    numbers, targets = torch.tensor([7, 2, 5, 0]), torch.tensor([1, 0, 2, 2])
+    samples = [(image, int(t), int(n), 3) for image, t, n in zip(images, targets, numbers, strict=True)]
+    batch = Collate(num_classes=3, seed=1, channels_last=False, mixup=0.4, cutmix=1.0)(samples)
+    assert isinstance(batch, Batch)
+    plan = plan_mix(numbers[::2], seed=1, epoch=3, mixup=0.4, cutmix=1.0, height=6, width=6)
+    image, target = mix(images, targets, plan, num_classes=3)
+    assert torch.equal(batch.image, image) and torch.equal(batch.target, target)
+    assert torch.equal(batch.index, numbers)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from qtrain.spec import Batch
+from qtrain.tracking import metric_log
 from qtrain.tracking.metric_log import MetricLog
 from qtrain.training.callbacks.average import WeightAverage, ema_decay
 from qtrain.training.callbacks.batchnorm import reestimate_batchnorm
@@ -107,14 +108,15 @@ def test_average_follows_its_formula_and_the_student_keeps_it() -> None:
 
 
 def test_average_counts_optimizer_steps_and_not_batches() -> None:
-    """Of three batches, the first only adds its gradient: the average is of two states."""
+    """Of an epoch's three batches the first only adds its gradient: four updates in two epochs."""
     module, recorder = Module(student()), Recorder()
-    first = module.student[0].weight.detach().clone()  # type: ignore[union-attr, operator]
-    fit(module, [WeightAverage(decay=0.5, warmup=False), recorder], accumulate_grad_batches=2)
+    expected = module.student.state_dict()["0.weight"].clone()
+    fit(module, [WeightAverage(decay=0.5, warmup=False), recorder], accumulate_grad_batches=2, max_epochs=2)
     states = [state["0.weight"] for state in recorder.states]
-    assert torch.equal(states[0], first) and not torch.equal(states[1], first)
-    averaged = module.student.state_dict()["0.weight"]
-    torch.testing.assert_close(averaged, 0.25 * first + 0.25 * states[1] + 0.5 * states[2])
+    assert torch.equal(states[2], states[3]) and not torch.equal(states[3], states[4])
+    for batch in (1, 2, 4, 5):
+        expected = 0.5 * expected + 0.5 * states[batch]
+    torch.testing.assert_close(module.student.state_dict()["0.weight"], expected)
 
 
 def test_integers_and_flags_are_copied_exactly() -> None:
@@ -300,6 +302,26 @@ def test_ranks_that_resume_at_different_steps_are_stopped(tmp_path: Path) -> Non
 def test_validation_within_epochs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"val_check_interval is 0\.5"):
         fit(Module(student()), [ResumePoints(folder=tmp_path)], validate=True, val_check_interval=0.5)
+
+
+# ---- rows of metrics
+
+
+def test_a_step_has_one_row_with_the_images_of_all_ranks_and_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four ranks with batches of 8 each; some only add their gradient, and are counted in the next row."""
+    clock = [10.0]
+    monkeypatch.setattr(metric_log.time, "perf_counter", lambda: clock[0])
+    written = Mock()
+    rows = MetricLog(loggers=[written], every_n_steps=1)
+    optimizer = torch.optim.SGD(student().parameters(), lr=0.1)
+    trainer = Mock(world_size=4, is_global_zero=True, current_epoch=0, callback_metrics={}, optimizers=[optimizer])
+    batch = Batch(torch.zeros(8, 1, 4, 4), torch.zeros(8), torch.arange(8))
+    for step, seconds in ((0, 1.0), (0, 1.0), (1, 1.0), (2, 2.0), (2, 1.0)):
+        clock[0] += seconds
+        trainer.global_step = step
+        rows.on_train_batch_end(trainer, Module(student()), None, batch, 0)
+    told = [(call.kwargs["step"], call.args[0]["train/images_per_s"]) for call in written.log_metrics.call_args_list]
+    assert told == [(0, 32.0), (1, 32.0), (2, 16.0)]
 
 
 # ---- progress
