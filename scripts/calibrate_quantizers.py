@@ -5,7 +5,7 @@
 
 ResNet-20 on CIFAR-10 without training: one batch of 128 training images, at the first of 4, 2 and 1 bits that the
 quantizer has, once for weights with inputs in full precision, and once for inputs with weights in full precision. The
-first and the last layer have 8 bits, or stay in full precision where the quantizer has no 8 bits.
+first and the last layer have 8 bits for both, or stay in full precision where the quantizer has no 8 bits.
 ``top1`` is of the first test images, whose number is in ``test_images``. Nothing is asserted.
 """
 
@@ -69,8 +69,8 @@ def settings_of(place: str, quantizer: str, options: str, common: list[str]) -> 
         settings = compose([*common, *chosen, *widths])
         if not has_bits(settings, place, bits):
             continue
-        ends = [] if has_bits(settings, place, 8) else ["quantize.bits.first=32", "quantize.bits.last=32"]
-        return compose([*common, *chosen, *widths, *ends])
+        ends = [f"quantize.bits.{end}.{side}=32" for end in ("first", "last") for side in ("weight", "input")]
+        return settings if has_bits(settings, place, 8) else compose([*common, *chosen, *widths, *ends])
     return None
 
 

@@ -1,0 +1,46 @@
+"""What the script tries: every quantizer, and options that compose at bits that it has."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from qtrain.settings.conf_dir import conf_dir
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    path = Path(__file__).resolve().parents[2] / "scripts" / "calibrate_quantizers.py"
+    spec = importlib.util.spec_from_file_location("calibrate_quantizers", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_quantizer_is_tried_for_weights_and_inputs(script: ModuleType) -> None:
+    plain = {(place, name) for place, name, options in script.cases() if not options}
+    assert plain == {(place, path.stem) for path in (conf_dir() / "quantizer").glob("*.yaml") for place in PLACES}
+
+
+PLACES = ("weight", "input")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "weight", "first"),
+    [("apot", "normalize=true", 4, 8), ("twn", "exact=true", 2, 32), ("binary_connect", "bound=glorot", 1, 32)],
+)
+def test_options_compose_at_bits_that_the_quantizer_has(
+    name: str, options: str, weight: int, first: int, script: ModuleType
+) -> None:
+    assert ("weight", name, options) in set(script.cases())
+    settings = script.settings_of("weight", name, options, ["+experiment=cifar10/calibrated", "variants=null"])
+    key, _, value = options.partition("=")
+    assert str(settings.quantize.weight.options[key]).lower() == value
+    bits = settings.quantize.bits.build()(["a", "b", "c"])
+    assert [bits[layer].weight for layer in "abc"] == [first, weight, first]
+
+
+def test_places_that_a_quantizer_does_not_serve_are_left_out(script: ModuleType) -> None:
+    assert script.settings_of("input", "twn", "", ["+experiment=cifar10/calibrated", "variants=null"]) is None
