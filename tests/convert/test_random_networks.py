@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from torch import Tensor, nn
 
 import qtrain
@@ -17,7 +17,7 @@ from tests.helpers.random_networks import CHANNELS, HEADS, SIZE, STEPS, RandomNe
 
 X = torch.randn(4, CHANNELS, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
 FAST = {"weight_observer": "min_max", "input_observer": "min_max"}
-at_random = settings(max_examples=30, suppress_health_check=list(HealthCheck))
+at_random = settings(max_examples=20, suppress_health_check=list(HealthCheck))
 
 
 def close(found: Tensor, expected: Tensor) -> bool:
@@ -68,15 +68,26 @@ def test_folding_and_equalizing_a_random_network_keeps_its_function(steps: list[
         assert close(model(X), expected)
 
 
+@at_random
+@given(steps=STEPS, head=HEADS)
+def test_weights_rounded_as_if_folded_keep_the_function_with_quantizers_off(steps: list[Step], head: Step) -> None:
+    model = RandomNetwork(steps=steps, head=head).eval()
+    assume(any(isinstance(module, nn.BatchNorm2d) for module in model.modules()))
+    with torch.no_grad():
+        student = qtrain.quantize(model, X, fold="training", **FAST)
+        set_quantization(student, enabled=False)
+        assert close(student(X), model(X))
+
+
 def test_random_networks_show_what_they_should() -> None:
     """The steps above can make each kind of thing, and the expectations follow by hand."""
     steps = [
         ["conv", 0, 3, 2, True, True, False, "keyword"],
-        ["conv", 1, 1, 1, False, False, True, "list"],
-        ["tied", 2, 0],
-        ["again", 3, 0],
-        ["cat", 3, 4, True],
-        ["conv", 5, 1, 1, True, False, False, "functional"],
+        ["conv", 0, 1, 1, False, False, True, "list"],
+        ["tied", 0, 0],
+        ["again", 0, 0],
+        ["cat", 0, 1, True],
+        ["conv", 0, 1, 1, True, False, False, "functional"],
     ]
     model = RandomNetwork(steps=steps, head=[True, False, True])
     layers, macs = model.expected()

@@ -1,8 +1,8 @@
 """Small networks at random: branches, shared modules and weights, keywords, lists, functional calls, hooks.
 
 A network is a list of steps of plain values, so that a student's file can hold it. Each step adds a map of CHANNELS x
-SIZE x SIZE to a pool and reads earlier ones by their number. What conversion should find, and what it all multiplies,
-follows from the steps alone.
+SIZE x SIZE to a pool and reads earlier ones, counted from the last. What conversion should find, and what it all
+multiplies, follows from the steps alone.
 """
 
 from typing import Any
@@ -19,7 +19,8 @@ SUMS = ("operator", "keyword", "method", "inplace")
 
 Step = list[Any]
 
-_number = st.integers(0, 9)
+_number = st.sampled_from((0, 0, 0, 0, 0, 1, 1, 2, 3, 5))
+"""How far back in the pool a step reads: mostly what the step before it made, so that there are chains."""
 
 
 def _steps(*parts: Any) -> st.SearchStrategy[Step]:
@@ -28,9 +29,11 @@ def _steps(*parts: Any) -> st.SearchStrategy[Step]:
 
 STEPS: st.SearchStrategy[list[Step]] = st.lists(
     st.one_of(
-        # a convolution: source, kernel, groups, bias, batch norm, hook, how it is called
+        # a convolution, the likeliest step: source, kernel, groups, bias, batch norm, hook, how it is called
         _steps("conv", _number, st.sampled_from((1, 3)), st.sampled_from((1, 2, 4)), st.booleans(), st.booleans(),
                st.sampled_from((False, False, False, True)), st.sampled_from((*CALLS[:2] * 3, *CALLS))),
+        _steps("conv", 0, 3, 1, True, True, False, "place"),
+        _steps("conv", 0, 1, 1, True, False, False, "keyword"),
         _steps("again", _number, _number),  # an earlier convolution is called once more
         _steps("tied", _number, _number),  # another convolution with the weight of an earlier one
         _steps("relu", _number, st.sampled_from(RELUS)),
@@ -39,7 +42,7 @@ STEPS: st.SearchStrategy[list[Step]] = st.lists(
         _steps("cat", _number, _number, st.booleans()),
         _steps("pool", _number),
     ),
-    min_size=1, max_size=8,
+    min_size=2, max_size=9,
 )  # fmt: skip
 
 HEADS = _steps(st.booleans(), st.booleans(), st.booleans())
@@ -92,8 +95,8 @@ class RandomNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         pool, made, acts = [x], 0, iter(self.acts)
         for kind, *options in self.steps:
-            y = pool[options[0] % len(pool)]
-            other = pool[options[1] % len(pool)] if kind in ("add", "mul", "cat") else None
+            y = pool[-1 - options[0] % len(pool)]
+            other = pool[-1 - options[1] % len(pool)] if kind in ("add", "mul", "cat") else None
             if kind in ("conv", "tied"):
                 y = self._convolved(made, y, options[-1] if kind == "conv" else "place")
                 if str(made) in self.norms and kind == "conv":
