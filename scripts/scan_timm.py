@@ -20,6 +20,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -122,18 +124,18 @@ def smallest(names: Sequence[str]) -> tuple[str, int]:
         size = next((i for i, word in enumerate(SMALL) if any(part.endswith(word) for part in words)), len(SMALL))
         return size, [int(number) for number in re.findall(r"\d+", name)][:2], len(name)
 
-    sizes = {name: _parameters(name) for name in sorted(names, key=rank)[:CANDIDATES]}
-    name = min(sizes, key=lambda each: sizes[each])
-    return name, sizes[name]
+    candidates = sorted(names, key=rank)[:CANDIDATES]
+    sizes = {name: size for name in candidates if (size := _parameters(name)) is not None}
+    name = min(sizes, key=lambda each: sizes[each], default=candidates[0])
+    return name, sizes.get(name, 0)
 
 
-def _parameters(name: str) -> int:
-    try:
-        with torch.device("meta"):
-            model = timm.create_model(name, num_classes=CLASSES)
-    except Exception:  # a constructor that looks at values
-        model = timm.create_model(name, num_classes=CLASSES)
-    return sum(parameter.numel() for parameter in model.parameters())
+def _parameters(name: str) -> int | None:
+    """How many parameters the model ``name`` has; ``None`` where it cannot be built."""
+    for device in ("meta", "cpu"):  # some constructors look at values, which meta tensors do not have
+        with suppress(Exception), torch.device(device):
+            return sum(p.numel() for p in timm.create_model(name, num_classes=CLASSES).parameters())
+    return None
 
 
 def tried(name: str) -> dict[str, Any]:
@@ -191,12 +193,13 @@ def _settled(name: str) -> tuple[nn.Module, Tensor]:
     cfg: Any = timm.get_pretrained_cfg(name)
     own = cfg.input_size[-1]
     last: Exception | None = None
-    for size in (own,) if cfg.fixed_input_size else (*(size for size in SIZES if size < own), own):
+    sizes = (own,) if cfg.fixed_input_size else (*(size for size in SIZES if size < own), own)
+    for size, most in product(sizes, (1.0, 0.1)):
         torch.manual_seed(0)
         model = create_model(name=name, num_classes=CLASSES, image_size=size).eval()
         for parameter in model.parameters():
             if parameter.ndim <= 1 or not parameter.any():
-                nn.init.uniform_(parameter, -0.1, 1.0)
+                nn.init.uniform_(parameter, -0.1 * most, most)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d) and module.running_var is not None:
                 nn.init.uniform_(module.running_var, 0.5, 1.5)
