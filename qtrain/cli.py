@@ -265,7 +265,10 @@ def _is_users(error: BaseException) -> bool:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    line = " ".join(str(error).split()) or type(error).__name__
+    if getattr(error, "errno", None) == errno.ENOSPC and "make room" not in line:
+        return f"no space left on the disk ({line}); make room, and the same command goes on from the last resume point"
+    return line
 
 
 def _tell_batch_script(code: int) -> None:

@@ -45,6 +45,10 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "calibration on nothing": (["quantize.calibration_batches=0"], "quantize.calibration_batches: must be at least 1"),
     "a negative weight": (["distill.hard=-1"], "distill.hard: must be at least 0, got -1.0"),
     "a frozen temperature": ([*DISTILL, "distill.temperature=0"], "distill.temperature: must be above 0, got 0.0"),
+    "a layer that the student has not": (
+        ["teacher=cifar_resnet20", "objective=hint", "distill.student_layers=[layer9]"],
+        "layer9",
+    ),
     "bits below one": (
         ["quantize.bits.weight=0"],
         "quantize.bits.weight: must be 1..16 bits, or 32 for full precision",

@@ -25,6 +25,7 @@ from qtrain.convert.swap import swap_layers
 from qtrain.convert.switch import switch_bits_
 from qtrain.data.base import VisionData
 from qtrain.models.layer_kinds import merge_fused_biases
+from qtrain.models.taps import tapped_modules
 from qtrain.observers.base import Observer
 from qtrain.pipeline.build_model import build_model, example_input
 from qtrain.pipeline.load_data import depends_on, recipe_of
@@ -200,7 +201,8 @@ def convert(settings: RunSettings, model: nn.Module, example: torch.Tensor) -> C
 
 
 def rehearse(settings: RunSettings, data: VisionData) -> None:
-    """Convert a model that nobody keeps, so that what cannot be quantized is said before hours of pretraining."""
+    """Convert a model that nobody keeps, so that what cannot be quantized, and what layer the objective does not find,
+    is said before hours of pretraining."""
     if not settings.quantize.enabled:
         return
     logger = logging.getLogger("qtrain.convert")
@@ -212,6 +214,8 @@ def rehearse(settings: RunSettings, data: VisionData) -> None:
     finally:
         logger.setLevel(level)
     layers_to_freeze(model, patterns=settings.fit.freeze.layers or ())
+    with as_config_error("objective"):
+        tapped_modules(model, settings.objective.build().student_taps)
 
 
 def _recipe(settings: RunSettings) -> LayerPlan:

@@ -21,13 +21,14 @@ from qtrain.pipeline.costs import costs
 from qtrain.pipeline.fit import accumulated_batches, named_callbacks
 from qtrain.pipeline.load_data import depends_on, load_data
 from qtrain.pipeline.prepare import Prepared
-from qtrain.pipeline.pretrain import full_precision_weights, must_train
+from qtrain.pipeline.pretrain import full_precision_weights, members_of, must_train
 from qtrain.pipeline.run_cache import cached
 from qtrain.pipeline.run_folder import Metrics, run_in_folder
 from qtrain.pipeline.run_stage import run_stage
 from qtrain.pipeline.stages import Stage, StageResult, StageState, stages_of
 from qtrain.pipeline.student_file import write_student
 from qtrain.pipeline.summary import FINISHED
+from qtrain.settings.component import Component
 from qtrain.settings.run_files import STUDENT
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import DataInfo
@@ -61,11 +62,13 @@ def _train(settings: RunSettings, folder: Path, loggers: tuple[Logger, ...], *, 
     keep_picture(data, folder)
     stages = stages_of(settings, folder)
     # With the weights at hand the conversion itself is next, and in later stages it comes soon.
-    rehearsed = settings.quantize.enabled and must_train(settings.model, settings, data)
+    needed = [settings.model, *(model for stage in stages for model in _teachers(stage.settings))]
+    rehearsed = settings.quantize.enabled and any(must_train(model, settings, data) for model in needed)
     for stage in stages:
         _check(stage.settings)
         if rehearsed:
-            prepare.rehearse(stage.settings, data)
+            with torch.random.fork_rng(devices=[]):
+                prepare.rehearse(stage.settings, data)
     # A full-precision run starts from what its config names, a quantized one from trained weights in any case.
     weights = full_precision_weights(settings.model, settings, data) if settings.quantize.enabled else None
     full_precision = cached(
@@ -97,6 +100,14 @@ def _train(settings: RunSettings, folder: Path, loggers: tuple[Logger, ...], *, 
     wall_s = time.perf_counter() - start + last.earlier_s
     _record(settings, folder, {**described, **metrics}, last, data.info, loggers, wall_s=wall_s)
     return metrics
+
+
+def _teachers(settings: RunSettings) -> list[Component]:
+    """The teacher, or the members of an ensemble."""
+    chosen = settings.teacher.model
+    if chosen is None or chosen.target is None:
+        return []
+    return list(members_of(chosen).values()) or [chosen]
 
 
 def _check(settings: RunSettings) -> None:
