@@ -49,7 +49,7 @@ def fold_batchnorm_(model: nn.Module, example: Tensor) -> dict[str, OutputStatis
     expected = output_on_noise(model, example)
     shared = shared_tensors(model)
     statistics, skipped = {}, Skipped("batch norm is not folded")
-    for layer_name, layer, norm_name, form in _foldable(model, "quantize.fold=before", skipped):
+    for layer_name, layer, norm_name, form in foldable(model, "quantize.fold=before", skipped):
         reason = _no_place(layer) or why_shared(shared, layer_name, "weight", "bias")
         if reason is not None:
             skipped.add(norm_name, reason)
@@ -95,7 +95,7 @@ def fold_in_training_(model: nn.Module, example: Tensor) -> list[str]:
     """
     changed, skipped = [], Skipped("weights are not rounded as merged with batch norm")
     shared = shared_tensors(model)
-    for layer_name, layer, norm_name, _ in _foldable(model, "quantize.fold=training", skipped):
+    for layer_name, layer, norm_name, _ in foldable(model, "quantize.fold=training", skipped):
         norm = model.get_submodule(norm_name)
         if getattr(layer, "weight_quantizer", None) is None:
             continue
@@ -139,7 +139,7 @@ def _along(weight: Tensor, factor: Tensor) -> Tensor:
     return weight * factor.reshape(-1, *(1 for _ in weight.shape[1:]))
 
 
-def _foldable(model: nn.Module, asked: str, skipped: Skipped) -> Iterator[tuple[str, nn.Module, str, NormForm]]:
+def foldable(model: nn.Module, asked: str, skipped: Skipped) -> Iterator[tuple[str, nn.Module, str, NormForm]]:
     """(layer's name, layer, norm's name, norm's form) of each batch norm that alone reads a layer's output."""
     if all(describe_norm(module) is None for module in model.modules()):
         raise ValueError(f"{asked}: {type(model).__name__} has no batch norm to merge; leave quantize.fold=none for it")

@@ -6,7 +6,7 @@ needs, or why it has no quantized form. A quantized layer built so computes the 
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,12 @@ class SamePad(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         padded: Tensor = pad_same(x, self.kernel_size, self.stride, self.dilation)
         return padded
+
+    def amounts(self, sizes: Sequence[int]) -> tuple[list[int], list[int]]:
+        """The zeros before and after each axis of an image of ``sizes`` (H, W)."""
+        axes = zip(sizes, self.kernel_size, self.stride, self.dilation, strict=True)
+        total = [max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0) for n, k, s, d in axes]
+        return [zeros // 2 for zeros in total], [zeros - zeros // 2 for zeros in total]
 
 
 class ModePad(nn.Module):

@@ -38,9 +38,10 @@ class QuantConv(_ConvNd):
         return self.weight if self.weight_transform is None else self.weight_transform(self.weight)
 
     def forward(self, input: Tensor) -> Tensor:
-        return quantized_product(self, input, self._product, self.bias)
+        return quantized_product(self, input, self.product, self.bias)
 
-    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The convolution of ``x`` (N, C, ...) with ``weight``, padding included, without any quantizer."""
         padding: Any = self.padding
         if self.pad is not None:
             x, padding = self.pad(x), 0

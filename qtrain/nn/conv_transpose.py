@@ -42,14 +42,18 @@ class QuantConvTranspose(_ConvTransposeNd):
         return outputs_first(self.weight, self.groups).clone()
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            # The exchange of the two axes within each group is its own inverse.
+            return self.product(x, outputs_first(weight, self.groups), bias, output_size)
+
+        return quantized_product(self, input, product, self.bias)
+
+    def product(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None = None
+    ) -> Tensor:
+        """The transposed convolution of ``x`` (N, C, ...) with ``weight`` in torch's layout, without any quantizer."""
         axes = len(self.kernel_size)
         options: tuple[Any, ...] = (self.stride, self.padding, self.dilation, self.kernel_size)
         stride, padding, dilation, kernel = (list(option) for option in options)
-        extra = self._output_padding(input, output_size, stride, padding, kernel, axes, dilation)
-
-        def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            # The exchange of the two axes within each group is its own inverse.
-            weight = outputs_first(weight, self.groups)
-            return _FUNCTIONS[axes](x, weight, bias, stride, padding, extra, self.groups, dilation)
-
-        return quantized_product(self, input, product, self.bias)
+        extra = self._output_padding(x, output_size, stride, padding, kernel, axes, dilation)
+        return _FUNCTIONS[axes](x, weight, bias, stride, padding, extra, self.groups, dilation)

@@ -49,21 +49,22 @@ class FoldedWeight(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """``g W``: what is quantized, (O, I, ...)."""
-        return weight if self.merged else weight * self._factor(weight)
+        return weight if self.merged else weight * self.factor(weight)
 
     def restore(self, weight: Tensor) -> Tensor:
         """``W / g``: what is convolved."""
-        return weight / self._factor(weight)
+        return weight / self.factor(weight)
 
     def hold(self, held: bool) -> None:
         """Keep the factor as it is now while the norm's statistics change, or let it follow them again."""
-        self._held = self._factor(self._norm[0].running_var).detach() if held else None  # type: ignore[arg-type]
+        self._held = self.factor(self._norm[0].running_var).detach() if held else None  # type: ignore[arg-type]
 
     def follow(self, replaced: Mapping[_BatchNorm, _BatchNorm]) -> None:
         """Follow the norm that replaced the present one, if ``replaced`` holds one."""
         self._norm = (replaced.get(self._norm[0], self._norm[0]),)
 
-    def _factor(self, weight: Tensor) -> Tensor:
+    def factor(self, weight: Tensor) -> Tensor:
+        """``g`` as it multiplies ``weight`` (O, I, ...): (O, 1, ...)."""
         if self._held is not None:
             return self._held.to(weight.dtype).reshape(-1, *(1 for _ in weight.shape[1:]))
         (norm,) = self._norm

@@ -1,0 +1,1 @@
+"""The exported student computed with whole numbers only: what an accelerator without floating point gives."""

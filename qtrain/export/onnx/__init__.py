@@ -1,0 +1,1 @@
+"""A student as an ONNX file with quantize and dequantize nodes."""

@@ -1,0 +1,119 @@
+"""What ONNX can say of a quantizer: whole numbers with a scale and a zero point, or that it has no form."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qtrain.quantizers.base import Quantizer
+from qtrain.spec import PerChannel, PerTensor
+from qtrain.storage.affine import AffineTensor
+from qtrain.storage.base import QTensor
+
+WIDEST = 16
+"""Bits of the widest code of an input or a weight: ONNX quantizes to 8 and to 16 bits."""
+
+
+class NoFormError(ValueError):
+    """A quantizer that ONNX cannot express; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Codes:
+    """``value = (code - zero_point) scale + offset`` with ``low <= code <= high``, as the runtime stores it.
+
+    ``dtype`` is the type of the stored codes. ``scale`` and ``zero_point`` have no axes, or one for the channels of
+    ``axis``. ``offset`` is a number that is added in floating point, ``None`` where there is none.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    low: int
+    high: int
+    dtype: torch.dtype
+    axis: int | None = None
+    offset: Tensor | None = None
+
+    @property
+    def clipped(self) -> bool:
+        """Whether the type holds more codes than there are."""
+        held = torch.iinfo(self.dtype)
+        return (self.low, self.high) != (held.min, held.max)
+
+
+@torch.no_grad()
+def input_codes(quantizer: Quantizer) -> Codes:
+    """The codes of an input's quantizer; unsigned, since runtimes fuse a ReLU only into these.
+
+    A signed code is stored with half of the type's range added. Raises :class:`NoFormError` where the scale depends on
+    the input at hand, or where the values are not evenly spaced.
+    """
+    name = type(quantizer).__name__
+    if getattr(quantizer, "output_factor", None) is not None:
+        raise NoFormError(f"{name} multiplies the layer's output by a factor of each input")
+    first = quantizer.quantize(_probe(quantizer, reach=1.0))
+    if not isinstance(first, AffineTensor):
+        raise NoFormError(f"the values of {name} are not evenly spaced")
+    wide = _probe(quantizer, reach=1.5 * float(first.scale.max()) * max(-first.low, first.high))
+    second = quantizer.quantize(wide)
+    assert isinstance(second, AffineTensor)
+    if not (_same(first.scale, second.scale) and _same(first.zero_point, second.zero_point)):
+        raise NoFormError(f"{name} takes its scale from each input")
+    plain = quantizer.affine_tensor(wide, first.scale, first.zero_point, first.offset)
+    if not torch.equal(plain.codes, second.codes):
+        raise NoFormError(f"{name} rounds by another rule than to the nearest multiple of its scale")
+    if first.bits > WIDEST:
+        raise NoFormError(f"{first.bits} bits are more than the {WIDEST} that ONNX has")
+    per_tensor = first.scale.numel() == 1
+    if not (per_tensor or isinstance(first.granularity, PerChannel)):
+        raise NoFormError(f"ONNX has no scales of {type(first.granularity).__name__}")
+    dtype = torch.uint8 if first.high - first.low < 256 else torch.uint16
+    shift = 0 if first.low >= 0 else (torch.iinfo(dtype).max + 1) // 2
+    zero = torch.zeros_like(first.scale) if first.zero_point is None else first.zero_point
+    flat = () if per_tensor else (-1,)
+    return Codes(
+        scale=first.scale.float().reshape(flat),
+        zero_point=(zero.to(torch.int64) + shift).reshape(flat).to(dtype),
+        low=first.low + shift,
+        high=first.high + shift,
+        dtype=dtype,
+        axis=None if per_tensor else quantizer.spec.channel_axis,
+        offset=None if first.offset is None or not first.offset.any() else first.offset.float().reshape(flat),
+    )
+
+
+@dataclass(frozen=True)
+class WeightCodes:
+    """A weight (O, I, ...) as ``(codes - zero_point) scale``: ``codes`` int64, the others (O,) for each output."""
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+
+def weight_codes(stored: QTensor) -> WeightCodes | None:
+    """The codes of a stored weight, ``None`` where it is not evenly spaced with at most a scale for each output."""
+    if not (isinstance(stored, AffineTensor) and isinstance(stored.granularity, PerTensor | PerChannel)):
+        return None
+    if isinstance(stored.granularity, PerChannel) and stored.granularity.axis != 0 and stored.scale.numel() > 1:
+        return None
+    if stored.bits > 8 or (stored.offset is not None and bool(stored.offset.any())):
+        return None
+    outputs = stored.codes.shape[0]
+    zero = torch.zeros_like(stored.scale) if stored.zero_point is None else stored.zero_point
+    return WeightCodes(
+        codes=stored.codes.to(torch.int64),
+        scale=stored.scale.float().reshape(-1).expand(outputs),
+        zero_point=zero.to(torch.int64).reshape(-1).expand(outputs),
+    )
+
+
+def _probe(quantizer: Quantizer, *, reach: float) -> Tensor:
+    """Values from ``-reach`` to ``reach``, (2, C, 16, 16), with as many channels as the quantizer has scales."""
+    channels = max(1, *quantizer.state_shape) if quantizer.state_shape else 1
+    values = torch.linspace(-reach, reach, 512, device=quantizer.bits.device).reshape(2, 1, 16, 16)
+    return values.expand(2, channels, 16, 16).contiguous()
+
+
+def _same(first: Tensor | None, second: Tensor | None) -> bool:
+    return first is second is None or (first is not None and second is not None and torch.equal(first, second))

@@ -1,0 +1,165 @@
+"""The lowered student as an ONNX model: traced by torch, named and completed by onnx-ir."""
+
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from qtrain.export.onnx.lowering import OPSET, Lowering, lower
+from qtrain.utils.errors import one_line
+
+IMAGES, LOGITS = "images", "logits"
+"""The names of the file's input (N, C, H, W) float32, as the network takes it, and of its output."""
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where the exporter notes the modules that a node comes from."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An ONNX model, and what it was made of. ``codes`` names the value with the codes of each layer's input."""
+
+    model: ir.Model
+    lowering: Lowering
+    codes: dict[str, str]
+
+    def to_bytes(self) -> bytes:
+        """The file: equal students give equal bytes."""
+        return ir.to_proto(self.model).SerializeToString(deterministic=True)
+
+
+def export(
+    student: nn.Module,
+    size: tuple[int, ...],
+    *,
+    opset: int = OPSET,
+    metadata: Mapping[str, object] | None = None,
+    exact_biases: bool = False,
+) -> Exported:
+    """``student`` as an ONNX model for batches of any length of images of ``size`` (C, H, W).
+
+    Raises ``ValueError`` in one line where an input has no form in ONNX or torch cannot export the network.
+    """
+    lowering = lower(student, exact_biases=exact_biases)
+    example = torch.zeros(2, *size)
+    quiet = logging.getLogger("torch.onnx")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                lowering.model,
+                (example,),
+                dynamo=True,
+                verbose=False,
+                opset_version=opset,
+                input_names=[IMAGES],
+                output_names=[LOGITS],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+            )
+    except Exception as error:  # whatever a forward does that torch cannot trace
+        raise ValueError(f"{type(student).__name__} cannot be exported by torch: {one_line(error)}") from error
+    finally:
+        quiet.setLevel(level)
+    assert program is not None
+    model = program.model
+    codes = {node: _layer_of(node, lowering) for node in model.graph if node.op_type == "DequantizeLinear"}
+    shared = _share_codes(model.graph)
+    _name(model.graph)
+    named = {
+        layer: str(shared.get(node, node).inputs[0].name)  # type: ignore[union-attr]
+        for node, layer in codes.items()
+        if layer is not None
+    }
+    _own_zero_points(model.graph)
+    _forget(model)
+    for key, value in (metadata or {}).items():
+        model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
+    model.producer_name, model.producer_version = "qtrain", ""
+    return Exported(model, lowering, named)
+
+
+def module_of(node: ir.Node) -> str:
+    """The qualified name of the layer that ``node`` comes from."""
+    scopes: list[str] = json.loads(node.metadata_props[SCOPES].replace("'", '"')) if SCOPES in node.metadata_props else []
+    return scopes[-2] if len(scopes) > 1 else ""
+
+
+def _layer_of(node: ir.Node, lowering: Lowering) -> str | None:
+    """The layer whose input ``node`` dequantizes, or ``None`` where it is a weight or a bias."""
+    scope = module_of(node)
+    layer = scope if scope in lowering.inputs else scope.removesuffix(".input")
+    coded = node.inputs[0] is not None and not node.inputs[0].is_initializer()
+    return layer if coded and layer in lowering.inputs else None
+
+
+def _share_codes(graph: ir.Graph) -> dict[ir.Node, ir.Node]:
+    """Let layers that quantize one tensor by equal numbers read the same codes; what stands for each removed node."""
+    seen: dict[tuple[object, ...], ir.Node] = {}
+    replaced: dict[ir.Node, ir.Node] = {}
+    for node in list(graph):
+        if node.op_type not in ("QuantizeLinear", "Clip", "DequantizeLinear"):
+            continue
+        key = (node.op_type, *(_content(value) for value in node.inputs), str(dict(node.attributes)))
+        first = seen.setdefault(key, node)
+        if first is not node:
+            ir.convenience.replace_all_uses_with(node.outputs[0], first.outputs[0])
+            graph.remove(node, safe=True)
+            replaced[node] = first
+    return replaced
+
+
+def _content(value: ir.Value | None) -> object:
+    """What tells two values apart: for constants, their content."""
+    if value is None or value.const_value is None:
+        return value
+    array = value.const_value.numpy()
+    return array.dtype.str, array.shape, array.tobytes()
+
+
+def _name(graph: ir.Graph) -> None:
+    """Name nodes and the codes between them after the layers."""
+    taken: dict[str, int] = {}
+    for node in graph:
+        scope = module_of(node) or "network"
+        name = f"{scope}.{node.op_type}"
+        number = taken[name] = taken.get(name, -1) + 1
+        node.name = f"{name}.{number}" if number else name
+        if len(node.outputs) == 1 and not node.outputs[0].is_graph_output():
+            node.outputs[0].name = node.name
+
+
+def _own_zero_points(graph: ir.Graph) -> None:
+    """Give each weight a zero point of its own: a runtime rewrites them, and fails where several share one."""
+    uses: dict[ir.Value, int] = {}
+    for node in graph:
+        if node.op_type == "DequantizeLinear" and node.inputs[0] is not None and node.inputs[0].is_initializer():
+            zero = node.inputs[2]
+            assert zero is not None and zero.const_value is not None
+            uses[zero] = uses.get(zero, 0) + 1
+            if uses[zero] > 1 or not str(zero.name).startswith(str(node.inputs[0].name).rpartition(".")[0]):
+                own = ir.Value(
+                    name=f"{node.inputs[0].name}.zero_point",
+                    shape=zero.shape,
+                    type=zero.type,
+                    const_value=ir.tensor(zero.const_value.numpy().copy(), name=f"{node.inputs[0].name}.zero_point"),
+                )
+                graph.register_initializer(own)
+                node.replace_input_with(2, own)
+
+
+def _forget(model: ir.Model) -> None:
+    """Remove what only debugging reads, paths of the machine among it."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()

@@ -1,0 +1,1 @@
+"""Whether an exported student computes what was trained, layer by layer."""
