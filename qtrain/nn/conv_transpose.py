@@ -48,9 +48,7 @@ class QuantConvTranspose(_ConvTransposeNd):
 
         return quantized_product(self, input, product, self.bias)
 
-    def product(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None = None
-    ) -> Tensor:
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None = None) -> Tensor:
         """The transposed convolution of ``x`` (N, C, ...) with ``weight`` in torch's layout, without any quantizer."""
         axes = len(self.kernel_size)
         options: tuple[Any, ...] = (self.stride, self.padding, self.dilation, self.kernel_size)

@@ -16,6 +16,9 @@ ACCUMULATOR = 31
 WIDE = 36
 """Bits of the magnitude of numbers between the layers, where the student itself has not rounded them."""
 
+FACTOR = 30
+"""Bits of the magnitude of each of two activations that are multiplied."""
+
 _WORD = 62
 """Bits of the magnitude of a number that is multiplied by a factor before it is shifted."""
 
@@ -59,7 +62,7 @@ def multiplied(numbers: Tensor, factor: Tensor, bound: int) -> Tensor:
 
 def dyadic(factor: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """``m`` and ``n``, int64, with ``factor = m 2^-n`` but for rounding and ``m < 2^bits``; ``n`` at most 62."""
-    mantissa, exponent = torch.frexp(factor)
+    _, exponent = torch.frexp(factor)
     n = (bits - exponent.to(torch.int64)).clamp(max=_WORD)
     m = torch.ldexp(factor, n.to(torch.int32)).round().to(torch.int64)
     over = m >= 2**bits

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qtrain.export.integer.fixed import (
     ACCUMULATOR,
+    FACTOR,
     WIDE,
     Fixed,
     constant,
@@ -51,8 +52,10 @@ def dequantize_linear(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
     scale, offset = (_on_axis(t, codes.shape, int(attributes.get("axis", 1))) for t in (scale, zero.to(torch.int64)))
     numbers = codes.to(torch.int64) - offset
     # Codes of the network are known, those of an image are not.
-    bound = int(numbers.abs().max()) if zero.ndim or codes.dtype != torch.int64 else max(
-        info.max - int(zero), int(zero) - info.min
+    bound = (
+        int(numbers.abs().max())
+        if zero.ndim or codes.dtype != torch.int64
+        else max(info.max - int(zero), int(zero) - info.min)
     )
     return Fixed(numbers, scale.double(), bound)
 
@@ -67,9 +70,7 @@ def convolution(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
     if before != after:
         numbers = F.pad(numbers, [p for pair in zip(reversed(before), reversed(after), strict=True) for p in pair])
         padding = 0
-    sums = _CONVOLUTIONS[axes](
-        numbers.double(), weight.numbers.double(), None, strides, padding, dilations, groups
-    )
+    sums = _CONVOLUTIONS[axes](numbers.double(), weight.numbers.double(), None, strides, padding, dilations, groups)
     reach = weight.numbers.abs().flatten(1).sum(dim=1)
     return _accumulated(sums, x, weight, reach, bias, (-1, *(1 for _ in range(axes))))
 
@@ -109,7 +110,7 @@ def matmul(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
 def add(inputs: Sequence[Any], attributes: Attributes) -> Value:
     left, right = inputs
     if isinstance(left, Tensor) and isinstance(right, Tensor):
-        return left + right
+        return torch.add(left, right)
     if isinstance(left, Tensor) or isinstance(right, Tensor):
         x, values = (right, left) if isinstance(left, Tensor) else (left, right)
         return _shifted(x, values)
@@ -125,10 +126,11 @@ def subtract(inputs: Sequence[Any], attributes: Attributes) -> Value:
 def multiply(inputs: Sequence[Any], attributes: Attributes) -> Value:
     left, right = inputs
     if isinstance(left, Tensor) and isinstance(right, Tensor):
-        return left * right
+        return torch.mul(left, right)
     if isinstance(left, Fixed) and isinstance(right, Fixed):
-        left, right = (_narrowed(uniform(x), WIDE // 2) for x in (left, right))
-        return Fixed(left.numbers * right.numbers, left.scale * right.scale, left.bound * right.bound)
+        left, right = (_narrowed(uniform(x), FACTOR) for x in (left, right))
+        product = Fixed(left.numbers * right.numbers, left.scale * right.scale, left.bound * right.bound)
+        return _narrowed(product, WIDE)
     x, values = (right, left) if isinstance(left, Tensor) else (left, right)
     return _scaled(x, values)
 
@@ -138,7 +140,7 @@ def divide(inputs: Sequence[Any], attributes: Attributes) -> Value:
     if isinstance(right, Fixed):
         raise ValueError("a quotient of two activations has no integer form")
     if isinstance(left, Tensor):
-        return left // right if not left.is_floating_point() else left / right
+        return torch.div(left, right, rounding_mode=None if left.is_floating_point() else "floor")
     return _scaled(left, 1 / right.double())
 
 
@@ -159,12 +161,13 @@ def clip(inputs: Sequence[Any], attributes: Attributes) -> Value:
     x, low, high = (*inputs, None, None)[:3]
     if isinstance(x, Tensor):
         return x.clamp(None if low is None else low.to(x.dtype), None if high is None else high.to(x.dtype))
-    numbers = x.numbers
-    if low is not None:
-        numbers = torch.maximum(numbers, constant(low, x.scale).numbers)
-    if high is not None:
-        numbers = torch.minimum(numbers, constant(high, x.scale).numbers)
-    return Fixed(numbers, x.scale, x.bound)
+    numbers, ends = x.numbers, []
+    for end, nearer in ((low, torch.maximum), (high, torch.minimum)):
+        if end is not None:
+            limit = constant(end, x.scale)
+            numbers = nearer(numbers, limit.numbers)
+            ends.append(limit.bound)
+    return Fixed(numbers, x.scale, min(x.bound, max(ends)) if len(ends) == 2 else x.bound)
 
 
 def hard_sigmoid(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
@@ -187,6 +190,20 @@ def leaky_relu(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
     return Fixed(numbers, x.scale, x.bound)
 
 
+def _table(function: Callable[[Tensor], Tensor]) -> Operator:
+    """A bounded function as a table over [-16, 16), where all such functions have reached their limits."""
+    step = torch.tensor(2.0**-15, dtype=torch.float64)
+    largest = 2**19
+    table = constant(function((torch.arange(-largest, largest) + 0.0).double() * step), step / 2**13)
+
+    def operator(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
+        x = _fixed(inputs[0])
+        index = multiplied(x.numbers, x.scale / step, x.bound).clamp(-largest, largest - 1) + largest
+        return Fixed(table.numbers[index], table.scale, table.bound)
+
+    return operator
+
+
 def max_pool(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
     (x,) = inputs
     kernel = list(attributes["kernel_shape"])
@@ -203,16 +220,20 @@ def max_pool(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
 def average_pool(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
     (x,) = inputs
     kernel = list(attributes["kernel_shape"])
-    if len(kernel) != 2 or attributes.get("ceil_mode", 0):
-        raise ValueError("only average pools over two axes, without ceil_mode, have an integer form here")
-    strides, _, pads = _window(attributes, 2)
+    strides, _, pads = _window(attributes, len(kernel))
+    left_over = [
+        (n + before + after - k) % s
+        for n, before, after, k, s in zip(x.shape[2:], pads, pads[len(kernel) :], kernel, strides, strict=False)
+    ]
+    if len(kernel) != 2 or (attributes.get("ceil_mode", 0) and any(left_over)):
+        raise ValueError("an average pool over windows that stick out has no integer form here")
     window = torch.ones(1, 1, *kernel, dtype=torch.float64)
     amounts = [pads[1], pads[3], pads[0], pads[2]]
 
     def sums(numbers: Tensor) -> Tensor:
         flat = F.pad(numbers, amounts).double().flatten(0, 1).unsqueeze(1)
         pooled = F.conv2d(flat, window, stride=strides).squeeze(1)
-        return pooled.to(torch.int64).unflatten(0, numbers.shape[:2])
+        return pooled.to(torch.int64).reshape(*numbers.shape[:2], *pooled.shape[1:])
 
     area = kernel[0] * kernel[1]
     total = Fixed(sums(x.numbers), x.scale, x.bound * area)
@@ -266,7 +287,9 @@ def _moved(change: Callable[[Tensor, Sequence[Any], Attributes], Tensor]) -> Ope
 
 
 def _reshape(x: Tensor, inputs: Sequence[Any], attributes: Attributes) -> Tensor:
-    shape = [x.shape[i] if n == 0 and not attributes.get("allowzero", 0) else n for i, n in enumerate(inputs[1].tolist())]
+    shape = [
+        x.shape[i] if n == 0 and not attributes.get("allowzero", 0) else n for i, n in enumerate(inputs[1].tolist())
+    ]
     return x.reshape(shape)
 
 
@@ -329,15 +352,44 @@ def identity(inputs: Sequence[Any], attributes: Attributes) -> Value:
 
 
 OPERATORS: dict[str, Operator] = {
-    "Add": add, "AveragePool": average_pool, "BatchNormalization": batch_normalization, "Cast": identity, "Clip": clip,
-    "Concat": concatenate, "Conv": convolution, "ConvTranspose": transposed_convolution,
-    "DequantizeLinear": dequantize_linear, "Div": divide, "Dropout": identity, "Expand": _moved(_expand),
-    "Flatten": _moved(_flatten), "Gather": _moved(_gather), "Gemm": gemm, "GlobalAveragePool": global_average_pool,
-    "HardSigmoid": hard_sigmoid, "HardSwish": hard_swish, "Identity": identity, "LeakyRelu": leaky_relu,
-    "MatMul": matmul, "MaxPool": max_pool, "Mul": multiply, "Pad": _moved(_pad), "QuantizeLinear": quantize_linear,
-    "ReduceMean": mean, "Relu": relu, "Reshape": _moved(_reshape), "Shape": shape, "Slice": _moved(_slice),
-    "Squeeze": _moved(_squeeze), "Sub": subtract, "Transpose": _moved(_transpose), "Unsqueeze": _moved(_unsqueeze),
-}  # fmt: skip
+    "Add": add,
+    "AveragePool": average_pool,
+    "BatchNormalization": batch_normalization,
+    "Cast": identity,
+    "Clip": clip,
+    "Concat": concatenate,
+    "Conv": convolution,
+    "ConvTranspose": transposed_convolution,
+    "DequantizeLinear": dequantize_linear,
+    "Div": divide,
+    "Dropout": identity,
+    "Erf": _table(torch.erf),
+    "Expand": _moved(_expand),
+    "Flatten": _moved(_flatten),
+    "Gather": _moved(_gather),
+    "Gemm": gemm,
+    "GlobalAveragePool": global_average_pool,
+    "HardSigmoid": hard_sigmoid,
+    "HardSwish": hard_swish,
+    "Identity": identity,
+    "LeakyRelu": leaky_relu,
+    "MatMul": matmul,
+    "MaxPool": max_pool,
+    "Mul": multiply,
+    "Pad": _moved(_pad),
+    "QuantizeLinear": quantize_linear,
+    "ReduceMean": mean,
+    "Relu": relu,
+    "Reshape": _moved(_reshape),
+    "Shape": shape,
+    "Sigmoid": _table(torch.sigmoid),
+    "Slice": _moved(_slice),
+    "Squeeze": _moved(_squeeze),
+    "Sub": subtract,
+    "Tanh": _table(torch.tanh),
+    "Transpose": _moved(_transpose),
+    "Unsqueeze": _moved(_unsqueeze),
+}
 """Kind of node -> its function."""
 
 

@@ -32,7 +32,7 @@ class IntegerReference:
             for value in self._graph.initializers.values()
             if value.const_value is not None
         }
-        self._attributes = {node: {a.name: a.value for a in node.attributes.values()} for node in self._graph}  # type: ignore[union-attr]
+        self._attributes = {node: {a.name: a.value for a in node.attributes.values()} for node in self._graph}
         self._last_use = {value: node for node in self._graph for value in node.inputs if value is not None}
 
     @torch.no_grad()
@@ -43,7 +43,7 @@ class IntegerReference:
         values: dict[ir.Value, Any] = dict(self._constants)
         for given in self._graph.inputs:
             values[given] = feeds[str(given.name)]
-        outputs = set(self._graph.outputs)
+        kept = {*self._graph.outputs, *self._constants}
         for node in self._graph:
             inputs = [None if value is None else values[value] for value in node.inputs]
             try:
@@ -54,8 +54,8 @@ class IntegerReference:
             if seen is not None:
                 seen(str(node.outputs[0].name), made)
             for value in node.inputs:
-                if value is not None and self._last_use[value] is node and value not in outputs:
-                    values.pop(value, None) if value not in self._constants else None
+                if value is not None and self._last_use[value] is node and value not in kept:
+                    values.pop(value, None)  # its memory is free for what follows
         return {str(value.name): _plain(values[value]) for value in self._graph.outputs}
 
     def _made(self, node: ir.Node, inputs: list[Any]) -> Value:

@@ -311,7 +311,9 @@ class LoweredLayer(nn.Module):
             return _padded_convolution(layer, x, weight, bias)
         if isinstance(layer, QuantConvTranspose):
             return layer.product(x, weight, bias, *further)
-        return F.linear(x, weight, bias) if isinstance(layer, nn.Linear) else layer.product(x, weight, bias)
+        if isinstance(layer, QuantConv):
+            return layer.product(x, weight, bias)
+        return F.linear(x, weight, bias)
 
 
 def _padded_convolution(layer: QuantConv, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -333,10 +335,8 @@ def _padded_convolution(layer: QuantConv, x: Tensor, weight: Tensor, bias: Tenso
 
 
 def emit(
-    operator: str, inputs: tuple[Tensor, ...], shape: Any, dtype: torch.dtype, *, version: int = OPSET, **attributes: Any
+    operator: str, inputs: tuple[Tensor, ...], shape: Any, dtype: torch.dtype, *, version: int = OPSET, **options: Any
 ) -> Tensor:
     """The node ``operator`` of ONNX in a graph that is exported."""
-    made: Tensor = torch.onnx.ops.symbolic(
-        operator, inputs, attributes, dtype=dtype, shape=tuple(shape), version=version
-    )
+    made: Tensor = torch.onnx.ops.symbolic(operator, inputs, options, dtype=dtype, shape=tuple(shape), version=version)
     return made

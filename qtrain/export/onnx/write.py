@@ -1,9 +1,11 @@
 """The lowered student as an ONNX model: traced by torch, named and completed by onnx-ir."""
 
+import ast
+import itertools
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -22,7 +24,10 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 
 @dataclass(frozen=True)
 class Exported:
-    """An ONNX model, and what it was made of. ``codes`` names the value with the codes of each layer's input."""
+    """An ONNX model, and what it was made of.
+
+    ``codes`` names the value with the codes of each layer's input, by :func:`call_of` the layer.
+    """
 
     model: ir.Model
     lowering: Lowering
@@ -30,7 +35,8 @@ class Exported:
 
     def to_bytes(self) -> bytes:
         """The file: equal students give equal bytes."""
-        return ir.to_proto(self.model).SerializeToString(deterministic=True)
+        data: bytes = ir.to_proto(self.model).SerializeToString(deterministic=True)
+        return data
 
 
 def export(
@@ -72,11 +78,10 @@ def export(
     codes = {node: _layer_of(node, lowering) for node in model.graph if node.op_type == "DequantizeLinear"}
     shared = _share_codes(model.graph)
     _name(model.graph)
-    named = {
-        layer: str(shared.get(node, node).inputs[0].name)  # type: ignore[union-attr]
-        for node, layer in codes.items()
-        if layer is not None
-    }
+    named: dict[str, str] = {}
+    for node, layer in codes.items():
+        if layer is not None:
+            named[call_of(layer, named)] = str(shared.get(node, node).inputs[0].name)  # type: ignore[union-attr]
     _own_zero_points(model.graph)
     _forget(model)
     for key, value in (metadata or {}).items():
@@ -85,10 +90,16 @@ def export(
     return Exported(model, lowering, named)
 
 
+def call_of(layer: str, calls: Collection[str]) -> str:
+    """The name of the next call of ``layer`` after ``calls``: its own, then with ``#2`` behind it, and so on."""
+    names = (layer if number == 1 else f"{layer}#{number}" for number in itertools.count(1))
+    return next(name for name in names if name not in calls)
+
+
 def module_of(node: ir.Node) -> str:
     """The qualified name of the layer that ``node`` comes from."""
-    scopes: list[str] = json.loads(node.metadata_props[SCOPES].replace("'", '"')) if SCOPES in node.metadata_props else []
-    return scopes[-2] if len(scopes) > 1 else ""
+    scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
+    return str(scopes[-2]) if len(scopes) > 1 else ""
 
 
 def _layer_of(node: ir.Node, lowering: Lowering) -> str | None:
@@ -136,22 +147,20 @@ def _name(graph: ir.Graph) -> None:
 
 
 def _own_zero_points(graph: ir.Graph) -> None:
-    """Give each weight a zero point of its own: a runtime rewrites them, and fails where several share one."""
-    uses: dict[ir.Value, int] = {}
+    """Give each constant a zero point of its own: a runtime rewrites them, and fails where several share one."""
     for node in graph:
-        if node.op_type == "DequantizeLinear" and node.inputs[0] is not None and node.inputs[0].is_initializer():
-            zero = node.inputs[2]
-            assert zero is not None and zero.const_value is not None
-            uses[zero] = uses.get(zero, 0) + 1
-            if uses[zero] > 1 or not str(zero.name).startswith(str(node.inputs[0].name).rpartition(".")[0]):
-                own = ir.Value(
-                    name=f"{node.inputs[0].name}.zero_point",
-                    shape=zero.shape,
-                    type=zero.type,
-                    const_value=ir.tensor(zero.const_value.numpy().copy(), name=f"{node.inputs[0].name}.zero_point"),
-                )
-                graph.register_initializer(own)
-                node.replace_input_with(2, own)
+        coded, zero = (*node.inputs, None, None, None)[:3:2]
+        if node.op_type != "DequantizeLinear" or coded is None or zero is None or not coded.is_initializer():
+            continue
+        assert zero.const_value is not None
+        name = f"{node.name}.zero_point"
+        tensor = ir.tensor(zero.const_value.numpy().copy(), name=name)
+        own = ir.Value(name=name, shape=zero.shape, type=zero.type, const_value=tensor)
+        graph.register_initializer(own)
+        node.replace_input_with(2, own)
+    for used, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[used]
 
 
 def _forget(model: ir.Model) -> None:

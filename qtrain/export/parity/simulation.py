@@ -1,0 +1,59 @@
+"""What the student itself computes: the codes of each layer's input, and how near each was to the next code."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qtrain.export.onnx.forms import Codes
+from qtrain.export.onnx.write import call_of
+from qtrain.export.parity.compare import Rounded, gap
+from qtrain.nn import QuantLayer
+from qtrain.quantizers.base import Quantizer
+from qtrain.utils.eval_mode import evaluating
+
+
+@dataclass
+class Simulated:
+    """The output, and the codes of the layers' inputs as the file stores them, by the call of the layer."""
+
+    logits: Tensor
+    inputs: dict[str, Rounded] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def simulate(student: nn.Module, images: Tensor, inputs: Mapping[str, Codes]) -> Simulated:
+    """Run ``student`` on ``images`` (N, C, H, W); ``inputs`` are the codes of its layers' inputs in the file."""
+    seen = Simulated(torch.empty(0))
+
+    def watch(layer: str, form: Codes) -> Any:
+        def hook(quantizer: Quantizer, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+            stored = quantizer.quantize(arguments[0])
+            scale, offset = (_on_axis(t, arguments[0], form.axis) for t in (form.scale, form.offset))
+            steps = (arguments[0] if offset is None else arguments[0] - offset) / scale
+            seen.inputs[call_of(layer, seen.inputs)] = Rounded(
+                stored.codes.to(torch.int64) + (form.low - stored.low), gap(steps)
+            )
+
+        return hook
+
+    hooks = [
+        layer.input_quantizer.register_forward_hook(watch(name, inputs[name]))
+        for name, layer in student.named_modules()
+        if isinstance(layer, QuantLayer) and layer.input_quantizer is not None and name in inputs
+    ]
+    try:
+        with evaluating(student):
+            seen.logits = student(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def _on_axis(state: Tensor | None, x: Tensor, axis: int | None) -> Any:
+    if state is None or axis is None:
+        return state
+    return state.reshape([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)])
