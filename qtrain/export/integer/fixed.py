@@ -16,8 +16,8 @@ ACCUMULATOR = 31
 WIDE = 36
 """Bits of the magnitude of numbers between the layers, where the student itself has not rounded them."""
 
-FACTOR = 30
-"""Bits of the magnitude of each of two activations that are multiplied."""
+PRODUCT = 61
+"""Bits of the magnitude of two activations' product before it is rounded."""
 
 _WORD = 62
 """Bits of the magnitude of a number that is multiplied by a factor before it is shifted."""

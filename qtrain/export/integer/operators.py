@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qtrain.export.integer.fixed import (
     ACCUMULATOR,
-    FACTOR,
+    PRODUCT,
     WIDE,
     Fixed,
     constant,
@@ -128,8 +128,11 @@ def multiply(inputs: Sequence[Any], attributes: Attributes) -> Value:
     if isinstance(left, Tensor) and isinstance(right, Tensor):
         return torch.mul(left, right)
     if isinstance(left, Fixed) and isinstance(right, Fixed):
-        left, right = (_narrowed(uniform(x), FACTOR) for x in (left, right))
-        product = Fixed(left.numbers * right.numbers, left.scale * right.scale, left.bound * right.bound)
+        # A gate, which is close to its bound, gives up bits rather than what it multiplies.
+        gate, x = sorted((uniform(left), uniform(right)), key=lambda value: value.bound * float(value.scale))
+        x = _narrowed(x, WIDE)
+        gate = _narrowed(gate, PRODUCT - x.bound.bit_length())
+        product = Fixed(gate.numbers * x.numbers, gate.scale * x.scale, gate.bound * x.bound)
         return _narrowed(product, WIDE)
     x, values = (right, left) if isinstance(left, Tensor) else (left, right)
     return _scaled(x, values)
