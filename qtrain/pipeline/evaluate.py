@@ -52,7 +52,7 @@ def evaluate_student(settings: RunSettings, file: Path) -> Metrics:
     if settings.results:
         check_results(settings.results)
     header, student = load_trained(settings, file)
-    data = load_data(_normalized(settings, header.images), synthesizes=False)
+    data = load_data(normalized(settings, header.images), synthesizes=False)
     check_images(header.images, data.info, file)
     settle_memory_format_(settings, student, data)
     known: dict[str, object] = {"distill": "none", "epochs": 0}
@@ -64,7 +64,7 @@ def evaluate_student(settings: RunSettings, file: Path) -> Metrics:
     return {"top1": _measured(settings, student_of, data, start, known, notes="trained student")}
 
 
-def _normalized(settings: RunSettings, images: Images) -> RunSettings:
+def normalized(settings: RunSettings, images: Images) -> RunSettings:
     """``settings`` with the mean and std of the student's training images, whatever the data's own are."""
     if not images.mean:
         return settings

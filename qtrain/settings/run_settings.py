@@ -157,6 +157,13 @@ class PredictSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    output: str | None
+    images: int
+    opset: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportSettings:
     folder: str
 
@@ -195,6 +202,7 @@ class RunSettings:
     synthesize: SynthesizeSettings
     sweep: SweepSettings
     predict: PredictSettings
+    export: ExportSettings
     report: ReportSettings
     review: ReviewSettings
     task: str

@@ -7,6 +7,8 @@ TASKS = {
     "synthesize": "images from nothing but a model, for data=synthetic",
     "evaluate": "accuracy on the test images, of weights or of a student",
     "predict": "the likeliest classes: model=FILE images=FOLDER",
+    "export": "ONNX, proved to compute what was trained: checkpoint=RUN",
+    "verify": "an exported folder against its student again",
     "report": "one HTML page and a plot of all runs below a folder",
     "review": "the workspace in W&B of accuracy against compression",
 }

@@ -1,5 +1,7 @@
 """The task that measures accuracy on the test images: of full-precision weights, or of a finished run's student."""
 
+from pathlib import Path
+
 from qtrain.config.compose import read_run
 from qtrain.pipeline.evaluate import evaluate_student, evaluate_weights
 from qtrain.pipeline.run_folder import Metrics
@@ -21,6 +23,11 @@ def run(settings: RunSettings) -> Metrics:
     if settings.checkpoint is None:
         return evaluate_weights(settings)
     file = student_at(settings.checkpoint)
-    if (file.parent / CONFIG).is_file():
-        settings = settings.with_sections(read_run(file.parent, settings).fits[-1], *OF_THE_RUN)
-    return evaluate_student(settings, file)
+    return evaluate_student(of_its_run(settings, file), file)
+
+
+def of_its_run(settings: RunSettings, file: Path) -> RunSettings:
+    """``settings`` with the model and the images of the run that left the student in ``file``, if it lies in a run."""
+    if not (file.parent / CONFIG).is_file():
+        return settings
+    return settings.with_sections(read_run(file.parent, settings).fits[-1], *OF_THE_RUN)

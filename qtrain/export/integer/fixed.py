@@ -13,6 +13,12 @@ from torch import Tensor
 ACCUMULATOR = 31
 """Bits of the magnitude of a product's sums, which hardware keeps in 32 bits."""
 
+CODE = 17
+"""Bits of the magnitude of the widest codes, whose zero point is taken off."""
+
+EXACT = 52
+"""Bits of the magnitude of sums that float64 carries out without rounding."""
+
 WIDE = 36
 """Bits of the magnitude of numbers between the layers, where the student itself has not rounded them."""
 

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from qtrain.export.integer.fixed import (
     ACCUMULATOR,
+    CODE,
+    EXACT,
     PRODUCT,
     WIDE,
     Fixed,
@@ -62,7 +64,8 @@ def dequantize_linear(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
 
 def convolution(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
     x, weight, bias = _operands(inputs)
-    axes = weight.numbers.ndim - 2
+    reach = weight.numbers.abs().flatten(1).sum(dim=1)
+    x, axes = _fitting(x, reach), weight.numbers.ndim - 2
     strides, dilations, pads = _window(attributes, axes)
     numbers, groups = x.numbers, int(attributes.get("group", 1))
     before, after = pads[:axes], pads[axes:]
@@ -71,13 +74,14 @@ def convolution(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
         numbers = F.pad(numbers, [p for pair in zip(reversed(before), reversed(after), strict=True) for p in pair])
         padding = 0
     sums = _CONVOLUTIONS[axes](numbers.double(), weight.numbers.double(), None, strides, padding, dilations, groups)
-    reach = weight.numbers.abs().flatten(1).sum(dim=1)
     return _accumulated(sums, x, weight, reach, bias, (-1, *(1 for _ in range(axes))))
 
 
 def transposed_convolution(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
     x, weight, bias = _operands(inputs)
     axes, groups = weight.numbers.ndim - 2, int(attributes.get("group", 1))
+    reach = weight.numbers.abs().transpose(0, 1).flatten(1).sum(dim=1).repeat(groups)
+    x = _fitting(x, reach)
     strides, dilations, pads = _window(attributes, axes)
     if pads[:axes] != pads[axes:]:
         raise ValueError("a transposed convolution with unequal padding has no integer form here")
@@ -85,7 +89,6 @@ def transposed_convolution(inputs: Sequence[Any], attributes: Attributes) -> Fix
     sums = _TRANSPOSED[axes](
         x.numbers.double(), weight.numbers.double(), None, strides, pads[:axes], extra, groups, dilations
     )
-    reach = weight.numbers.abs().transpose(0, 1).flatten(1).sum(dim=1).repeat(groups)
     return _accumulated(sums, x, weight, reach, bias, (-1, *(1 for _ in range(axes))))
 
 
@@ -94,15 +97,19 @@ def gemm(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
     if attributes.get("transA") or attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0:
         raise ValueError("a Gemm with factors has no integer form here")
     numbers = weight.numbers if attributes.get("transB") else weight.numbers.T
+    reach = numbers.abs().sum(dim=1)
+    x = _fitting(x, reach)
     sums = x.numbers.double() @ numbers.double().T
     scale = weight.scale.reshape(-1) if weight.scale.numel() > 1 else weight.scale
-    return _accumulated(sums, x, Fixed(numbers, scale, weight.bound), numbers.abs().sum(dim=1), bias, (-1,))
+    return _accumulated(sums, x, Fixed(numbers, scale, weight.bound), reach, bias, (-1,))
 
 
 def matmul(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
     left, right = (uniform(_fixed(x)) for x in inputs)
+    terms = torch.tensor(left.shape[-1])
+    left = _fitting(left, terms * right.bound)
+    right = _fitting(right, terms * left.bound)
     bound = left.bound * right.bound * left.shape[-1]
-    _check(bound)
     sums = left.numbers.double() @ right.numbers.double()
     return Fixed(sums.to(torch.int64), left.scale * right.scale, bound)
 
@@ -164,6 +171,7 @@ def clip(inputs: Sequence[Any], attributes: Attributes) -> Value:
     x, low, high = (*inputs, None, None)[:3]
     if isinstance(x, Tensor):
         return x.clamp(None if low is None else low.to(x.dtype), None if high is None else high.to(x.dtype))
+    x = _widened(x)  # the ends are no multiples of its scale
     numbers, ends = x.numbers, []
     for end, nearer in ((low, torch.maximum), (high, torch.minimum)):
         if end is not None:
@@ -187,7 +195,7 @@ def hard_swish(inputs: Sequence[Any], attributes: Attributes) -> Value:
 
 
 def leaky_relu(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
-    (x,) = inputs
+    x = _widened(inputs[0])
     slope = torch.tensor(float(attributes.get("alpha", 0.01)), dtype=torch.float64)
     numbers = torch.where(x.numbers < 0, multiplied(x.numbers, slope, x.bound), x.numbers)
     return Fixed(numbers, x.scale, x.bound)
@@ -242,6 +250,7 @@ def average_pool(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
     total = Fixed(sums(x.numbers), x.scale, x.bound * area)
     if attributes.get("count_include_pad", 0) or not any(pads):
         return Fixed(total.numbers, total.scale / area, total.bound)
+    total = _widened(total)
     counted = sums(torch.ones(1, 1, *x.shape[2:], dtype=torch.int64))
     numbers = multiplied(total.numbers, area / counted.double(), total.bound)
     return Fixed(numbers, total.scale / area, total.bound)
@@ -411,10 +420,9 @@ def _accumulated(
 ) -> Fixed:
     """Sums of products in units of both scales, with ``bias``; ``reach`` (O,) are the weights' sums of magnitudes.
 
-    The sums were carried out in float64, which holds every whole number below 2^53; their bound is far below that.
+    The sums were carried out in float64, which holds every whole number below 2^53.
     """
     bound = int(reach.max()) * x.bound
-    _check(bound)
     scale = x.scale * (weight.scale.reshape(channels) if weight.scale.numel() > 1 else weight.scale.reshape(()))
     total = Fixed(sums.to(torch.int64), scale, bound)
     if bias is None:
@@ -425,9 +433,18 @@ def _accumulated(
     return _shifted(total, bias.reshape(channels))
 
 
-def _check(bound: int) -> None:
-    if bound.bit_length() > ACCUMULATOR:
+def _fitting(x: Fixed, reach: Tensor) -> Fixed:
+    """``x`` such that its products' sums fit; ``reach`` are the sums of the factors' magnitudes.
+
+    Sums of codes must fit 32 bits, or ``OverflowError`` is raised. What the student has not quantized is wider, and
+    its sums have 52 bits, to which it is rounded.
+    """
+    bound = int(reach.max()) * x.bound
+    if bound.bit_length() <= ACCUMULATOR:
+        return x
+    if x.bound.bit_length() <= CODE:
         raise OverflowError(f"its sums can reach {bound}, which {ACCUMULATOR + 1} bits do not hold")
+    return _narrowed(x, EXACT - int(reach.max()).bit_length())
 
 
 def _shifted(x: Fixed, values: Tensor) -> Fixed:
@@ -457,6 +474,12 @@ def _sum(left: Fixed, right: Fixed) -> Fixed:
     scale = unit(left, right)
     left, right = rescaled(left, scale), rescaled(right, scale)
     return Fixed(left.numbers + right.numbers, scale, left.bound + right.bound)
+
+
+def _widened(x: Fixed) -> Fixed:
+    """``x`` in units that are finer by a power of two, up to :data:`WIDE` bits."""
+    fraction = max(0, WIDE - x.bound.bit_length())
+    return Fixed(x.numbers << fraction, x.scale / 2**fraction, x.bound << fraction)
 
 
 def _narrowed(x: Fixed, bits: int) -> Fixed:

@@ -5,7 +5,8 @@ import itertools
 import json
 import logging
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -53,12 +54,8 @@ def export(
     """
     lowering = lower(student, exact_biases=exact_biases)
     example = torch.zeros(2, *size)
-    quiet = logging.getLogger("torch.onnx")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             program = torch.onnx.export(
                 lowering.model,
                 (example,),
@@ -70,9 +67,8 @@ def export(
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
             )
     except Exception as error:  # whatever a forward does that torch cannot trace
-        raise ValueError(f"{type(student).__name__} cannot be exported by torch: {one_line(error)}") from error
-    finally:
-        quiet.setLevel(level)
+        reason = one_line(error.__cause__ or error)
+        raise ValueError(f"{type(student).__name__} cannot be exported by torch: {reason}") from error
     assert program is not None
     model = program.model
     codes = {node: _layer_of(node, lowering) for node in model.graph if node.op_type == "DequantizeLinear"}
@@ -88,6 +84,22 @@ def export(
         model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
     model.producer_name, model.producer_version = "qtrain", ""
     return Exported(model, lowering, named)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside, the exporter's warnings and its notes on each node are not shown."""
+    loggers = [logging.getLogger(name) for name in ("onnx_ir", "onnxscript", "torch.onnx", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def call_of(layer: str, calls: Collection[str]) -> str:

@@ -1,0 +1,28 @@
+"""The likeliest classes of images by the model.onnx beside this file: python run.py IMAGE..."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from PIL import Image
+
+here = Path(__file__).resolve().parent
+options = ort.SessionOptions()
+options.add_session_config_entry("session.x64quantprecision", "1")  # exact sums on processors without VNNI
+session = ort.InferenceSession(here / "model.onnx", options, providers=["CPUExecutionProvider"])
+p = json.loads(session.get_modelmeta().custom_metadata_map["preprocessing"])
+labels = json.loads((here / "labels.json").read_text(encoding="utf-8"))
+for name in sys.argv[1:]:
+    image = Image.open(name).convert(p["mode"])
+    short, (width, height) = min(image.size), image.size
+    size = [p["resize"] if n == short else int(p["resize"] * n / short) for n in (width, height)]
+    image = image.resize(size, Image.Resampling[p["interpolation"].upper()])
+    left, top = (round((n - p["size"]) / 2.0) for n in size)
+    pixels = np.asarray(image.crop((left, top, left + p["size"], top + p["size"])), dtype=np.float32)
+    x = (pixels.reshape(p["size"], p["size"], -1) / np.float32(255) - np.float32(p["mean"])) / np.float32(p["std"])
+    logits = session.run(None, {"images": x.transpose(2, 0, 1)[None]})[0][0]
+    odds = np.exp(logits - logits.max())
+    best = np.argsort(-logits)[:5]
+    print(name, *(f"{labels[i]} {odds[i] / odds.sum():.3f}" for i in best), sep="\t")

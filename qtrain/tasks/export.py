@@ -1,0 +1,33 @@
+"""The task that makes of a student a folder that runs elsewhere, and proves that it computes what was trained."""
+
+from qtrain.export.parity.verify import Verdict
+from qtrain.pipeline.export_folder import Shipped, shipped, write_export
+from qtrain.pipeline.student_file import student_at
+from qtrain.settings.run_settings import RunSettings
+from qtrain.tasks.evaluate import of_its_run
+from qtrain.utils.errors import IncompleteError
+
+
+def run(settings: RunSettings) -> dict[str, float]:
+    """Export the student of ``settings.checkpoint`` and compare it; returns the number of layers that ``differ``.
+
+    Raises ``IncompleteError``, and so ends with exit code 1, where the export does not compute what was trained.
+    """
+    settings = settings if settings.checkpoint is None else of_its_run(settings, student_at(settings.checkpoint))
+    what = shipped(settings)
+    return judged(write_export(settings, what), what)
+
+
+def judged(verdict: Verdict, what: Shipped) -> dict[str, float]:
+    """Print one line for each comparison; raises ``IncompleteError`` where one breaks its bound."""
+    for tier in verdict.tiers:
+        layers = list(tier.layers.values())
+        differing, elements = sum(one.differing for one in layers), sum(one.elements for one in layers)
+        first = "" if tier.first is None else f", the first in {tier.first.layer} ({tier.first.cause or 'one step'})"
+        codes = f"{differing} of {elements} codes differ{first}" if layers else "as the student gives them"
+        same = f"; {len(tier.disagreeing)} of {verdict.images} predictions differ" if layers else ""
+        print(f"{tier.name}: {'FAILED: ' + tier.faults[0] if tier.faults else codes}{same}")
+    if not verdict.passed:
+        raise IncompleteError(f"{what.folder}: the export does not compute what was trained; see verify.json there")
+    print(f"{what.folder}: verified on {verdict.images} images")
+    return {"differ": sum(bool(one.differing) for tier in verdict.tiers for one in tier.layers.values())}

@@ -1,0 +1,114 @@
+"""What is exported computes what was trained: small networks of every kind, each through the whole gate."""
+
+import logging
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from torch import Tensor, nn
+
+import qtrain
+from qtrain.export.onnx.write import export
+from qtrain.export.parity.verify import verify
+from tests.export.onnx.networks import BODIES, network
+from tests.export.students import settings_with
+
+SIZE = (3, 8, 8)
+FAST = ("observer@quantize.weight_observer=min_max", "observer@quantize.input_observer=min_max")
+
+
+def images(count: int = 16) -> Tensor:
+    return torch.rand(count, *SIZE, generator=torch.Generator().manual_seed(0))
+
+
+def student(body: str, *options: str, bits: int = 4, fold: str = "none", gammas: Tensor | None = None) -> nn.Module:
+    torch.manual_seed(0)
+    model = network(body).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.uniform_(module.bias, -0.3, 0.3)
+            with torch.no_grad():
+                module.weight.copy_(torch.linspace(-1, 1.5, len(module.weight)) if gammas is None else gammas)
+    return qtrain.quantize(
+        model, images(), weight_bits=bits, input_bits=bits, options=[*FAST, f"quantize.fold={fold}", *options]
+    )
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("bits", [2, 8])
+def test_every_layer_of_the_export_gives_the_trained_codes(body: str, bits: int) -> None:
+    verdict = verify(student(body, bits=bits), [images()], SIZE)
+    assert verdict.passed, [tier.faults for tier in verdict.tiers]
+    reference = verdict.tiers[1]
+    assert all(layer.differing == layer.ties for layer in reference.layers.values())
+    assert len(reference.layers) >= 2 and verdict.images == 16
+
+
+@pytest.mark.parametrize("fold", ["none", "before", "training"])
+def test_batch_norm_leaves_no_node_of_its_own(fold: str) -> None:
+    """Gammas of both signs, and one of zero, whose channel is its bias alone."""
+    made = student("residual", fold=fold, gammas=torch.tensor([0.0, 1e-20, -1.0, 2.0, 0.5, -0.1, 1.0, 1.0]))
+    model = export(made, SIZE).model
+    assert {"BatchNormalization"}.isdisjoint(node.op_type for node in model.graph)
+    verdict = verify(made, [images()], SIZE)
+    assert verdict.passed, [tier.faults for tier in verdict.tiers]
+
+
+@pytest.mark.parametrize("weight", ["affine", "kmeans", "power_of_two", "mx", "lsq_plus", "bwn", "twn", "outlier"])
+def test_weights_of_other_methods_give_the_students_logits(weight: str) -> None:
+    if settings_with(weight, "weight") is None:
+        pytest.skip(f"{weight} quantizes no weights")
+    bits = {"bwn": 1, "twn": 2}.get(weight, 4)
+    torch.manual_seed(0)
+    made = qtrain.quantize(network("residual").eval(), images(), weight=weight, weight_bits=bits, input_bits=8, options=FAST)
+    verdict = verify(made, [images()], SIZE)
+    assert verdict.passed, [tier.faults for tier in verdict.tiers]
+
+
+@pytest.mark.parametrize("inputs", ["lsq_plus", "pact"])
+def test_inputs_of_other_methods_give_the_students_codes(inputs: str) -> None:
+    torch.manual_seed(0)
+    made = qtrain.quantize(network("residual").eval(), images(), input=inputs, weight_bits=4, input_bits=4, options=FAST)
+    verdict = verify(made, [images()], SIZE)
+    assert verdict.passed, [tier.faults for tier in verdict.tiers]
+
+
+def test_an_input_without_a_form_is_refused_with_the_layer_and_the_remedy() -> None:
+    made = qtrain.quantize(network("residual").eval(), images(), input="dynamic", options=FAST)
+    with pytest.raises(ValueError, match=r"^stem: its input has no form in ONNX: Dynamic.* takes its scale from each"):
+        export(made, SIZE)
+
+
+def test_equal_students_give_equal_bytes_and_no_path_of_the_machine() -> None:
+    made = student("residual")
+    data = export(made, SIZE, metadata={"bits": {"stem": [4, 4]}}).to_bytes()
+    assert data == export(made, SIZE, metadata={"bits": {"stem": [4, 4]}}).to_bytes()
+    assert b".py" not in data and b"/home" not in data
+    assert b'{"stem": [4, 4]}' in data
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_any_batch_runs(batch: int) -> None:
+    made = student("residual", bits=8)
+    session = ort.InferenceSession(export(made, SIZE).to_bytes(), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"images": images(batch).numpy()})
+    assert logits.shape == (batch, 5)
+    np.testing.assert_allclose(logits, made(images(batch)).detach().numpy(), atol=0.05)
+
+
+def test_exporting_says_nothing_of_the_exporters_own(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        export(student("grouped"), SIZE)
+    assert not [record for record in caplog.records if record.name.startswith(("onnx", "torch"))]
+
+
+def test_the_student_is_left_as_it_was() -> None:
+    made = student("residual")
+    before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
+    expected = made(images())
+    export(made, SIZE)
+    assert before.keys() == made.state_dict().keys()
+    assert torch.equal(made(images()), expected)
