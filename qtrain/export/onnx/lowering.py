@@ -1,8 +1,8 @@
 """A student as a network whose layers emit the operators of ONNX that compute the same with whole numbers.
 
-A layer becomes: its input, quantized and dequantized; its weight, dequantized from codes; its bias, from codes of 32
-bits whose scale is the product of the other two; and the operation itself. Runtimes know this pattern and run it with
-integers. A batch norm behind a layer changes the scale of each output channel and the bias, but no code.
+A layer becomes: its input, quantized and dequantized; its weight, dequantized from codes; its bias; and the operation
+itself. Runtimes know this pattern and run it with integers. A batch norm behind a layer changes the scale of each
+output channel and the bias, but no code.
 """
 
 import copy
@@ -44,21 +44,22 @@ without VNNI add them."""
 class Lowering:
     """What became of a student: ``model`` emits ONNX, ``notes`` say by layer what stays in floating point and why.
 
-    ``inputs`` and ``weights`` are the quantized inputs and the weights that are stored as codes, by the layer's name.
+    ``inputs`` and ``weights`` are the quantized inputs and the weights that are stored as codes, by the layer's name;
+    ``biases`` those that can be stored so.
     """
 
     model: nn.Module
     inputs: dict[str, Codes] = field(default_factory=dict)
     weights: dict[str, WeightCodes] = field(default_factory=dict)
+    biases: dict[str, "BiasCodes"] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
 
 @torch.no_grad()
-def lower(student: nn.Module, *, exact_biases: bool = False) -> Lowering:
-    """``student`` as a network of symbolic operators; it is left as it was.
+def lower(student: nn.Module) -> Lowering:
+    """``student`` as a network of symbolic operators, with biases in floating point; it is left as it was.
 
-    ``exact_biases`` keeps the biases in floating point, as the reference needs them. Raises ``ValueError`` with the
-    layer and the reason where an input has no form in ONNX.
+    Raises ``ValueError`` with the layer and the reason where an input has no form in ONNX.
     """
     model = copy.deepcopy(student).eval().requires_grad_(False).cpu().float()
     lowering, norms = Lowering(model), dict(_norms(model))
@@ -66,7 +67,7 @@ def lower(student: nn.Module, *, exact_biases: bool = False) -> Lowering:
         if isinstance(layer, QuantLayer):
             norm = norms.get(name)
             form = None if norm is None else norm[1]
-            replace_module(model, layer, _lowered(name, layer, form, lowering, exact_biases=exact_biases))
+            replace_module(model, layer, _lowered(name, layer, form, lowering))
             if norm is not None:
                 replace_module(model, model.get_submodule(norm[0]), norm[1].rest)
     return lowering
@@ -86,9 +87,7 @@ def _norms(model: nn.Module) -> Iterator[tuple[str, tuple[str, NormForm]]]:
     skipped.log()
 
 
-def _lowered(
-    name: str, layer: QuantLayer, norm: NormForm | None, lowering: Lowering, *, exact_biases: bool
-) -> nn.Module:
+def _lowered(name: str, layer: QuantLayer, norm: NormForm | None, lowering: Lowering) -> nn.Module:
     codes = _input(name, layer.input_quantizer)
     inputs = None if codes is None else QuantizedInput(codes)
     if codes is not None:
@@ -105,15 +104,11 @@ def _lowered(
         held: nn.Module = Constant(_layout(layer, values))
     else:
         held = CodedWeight(_layout(layer, weight.codes), weight, axis=_output_axis(layer))
-    biased: nn.Module | None = None
-    if bias is not None:
-        whole = weight is not None and codes is not None and codes.offset is None and codes.axis is None
-        if whole and not exact_biases:
-            assert weight is not None and codes is not None
-            biased = CodedBias(bias, codes.scale * weight.scale)
-        else:
-            biased = Constant(bias)
-    return LoweredLayer(layer, inputs, held, biased)
+    whole = weight is not None and codes is not None and codes.offset is None and codes.axis is None
+    if bias is not None and whole:
+        assert weight is not None and codes is not None
+        lowering.biases[name] = BiasCodes.of(bias, codes.scale * weight.scale)
+    return LoweredLayer(layer, inputs, held, None if bias is None else Constant(bias))
 
 
 def _input(name: str, quantizer: Quantizer | None) -> Codes | None:
@@ -275,22 +270,16 @@ class CodedWeight(nn.Module):
         return emit("DequantizeLinear", state, self.codes.shape, torch.float32, **axis)
 
 
-class CodedBias(nn.Module):
-    """DequantizeLinear of a bias (O,) in 32 bits, with the scale ``s_x s_w`` of the sums that it is added to."""
+@dataclass(frozen=True)
+class BiasCodes:
+    """A bias (O,) in 32 bits, ``codes scale``, where ``scale`` (O,) is that of the sums that it is added to."""
 
     codes: Tensor
     scale: Tensor
-    zero_point: Tensor
 
-    def __init__(self, bias: Tensor, scale: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("codes", (bias.double() / scale.double()).round().to(torch.int32))
-        self.register_buffer("scale", scale.clone())
-        self.register_buffer("zero_point", torch.zeros_like(self.codes))
-
-    def forward(self) -> Tensor:
-        state = (self.codes, self.scale, self.zero_point)
-        return emit("DequantizeLinear", state, self.codes.shape, torch.float32, axis=0)
+    @staticmethod
+    def of(bias: Tensor, scale: Tensor) -> "BiasCodes":
+        return BiasCodes((bias.double() / scale.double()).round().to(torch.int32), scale)
 
 
 class LoweredLayer(nn.Module):

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import nn
@@ -27,10 +28,13 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 class Exported:
     """An ONNX model, and what it was made of.
 
-    ``codes`` names the value with the codes of each layer's input, by :func:`call_of` the layer.
+    In ``model`` the biases have 32 bits and the scale of the sums that they are added to, as runtimes want them; in
+    ``exact`` they are in floating point. ``codes`` names the value with the codes of each layer's input, by
+    :func:`call_of` the layer.
     """
 
     model: ir.Model
+    exact: ir.Model
     lowering: Lowering
     codes: dict[str, str]
 
@@ -41,18 +45,13 @@ class Exported:
 
 
 def export(
-    student: nn.Module,
-    size: tuple[int, ...],
-    *,
-    opset: int = OPSET,
-    metadata: Mapping[str, object] | None = None,
-    exact_biases: bool = False,
+    student: nn.Module, size: tuple[int, ...], *, opset: int = OPSET, metadata: Mapping[str, object] | None = None
 ) -> Exported:
     """``student`` as an ONNX model for batches of any length of images of ``size`` (C, H, W).
 
     Raises ``ValueError`` in one line where an input has no form in ONNX or torch cannot export the network.
     """
-    lowering = lower(student, exact_biases=exact_biases)
+    lowering = lower(student)
     example = torch.zeros(2, *size)
     try:
         with _quiet():
@@ -70,20 +69,24 @@ def export(
         reason = one_line(error.__cause__ or error)
         raise ValueError(f"{type(student).__name__} cannot be exported by torch: {reason}") from error
     assert program is not None
-    model = program.model
-    codes = {node: _layer_of(node, lowering) for node in model.graph if node.op_type == "DequantizeLinear"}
-    shared = _share_codes(model.graph)
-    _name(model.graph)
+    exact = program.model
+    codes = {node: _layer_of(node, lowering) for node in exact.graph if node.op_type == "DequantizeLinear"}
+    shared = _share_codes(exact.graph)
+    _name(exact.graph)
     named: dict[str, str] = {}
     for node, layer in codes.items():
         if layer is not None:
             named[call_of(layer, named)] = str(shared.get(node, node).inputs[0].name)  # type: ignore[union-attr]
-    _own_zero_points(model.graph)
-    _forget(model)
+    layers = {str(node.name): module_of(node) for node in exact.graph}
+    _forget(exact)
     for key, value in (metadata or {}).items():
-        model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
-    model.producer_name, model.producer_version = "qtrain", ""
-    return Exported(model, lowering, named)
+        exact.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
+    exact.producer_name, exact.producer_version = "qtrain", ""
+    model = exact.clone()
+    _code_biases(model.graph, lowering, layers)
+    for made in (exact, model):
+        _own_zero_points(made.graph)
+    return Exported(model, exact, lowering, named)
 
 
 @contextmanager
@@ -158,6 +161,36 @@ def _name(graph: ir.Graph) -> None:
             node.outputs[0].name = node.name
 
 
+def _code_biases(graph: ir.Graph, lowering: Lowering, layers: Mapping[str, str]) -> None:
+    """Put the layers' biases in 32 bits in the place of those in floating point; ``layers`` by the name of a node."""
+    for node in list(graph):
+        layer = layers.get(str(node.name), "")
+        bias = lowering.biases.get(layer)
+        for place, value in enumerate(node.inputs):
+            if bias is None or value is None or value.const_value is None or value.dtype != ir.DataType.FLOAT:
+                continue
+            if tuple(value.const_value.shape) != tuple(bias.codes.shape) or node.op_type == "DequantizeLinear":
+                continue
+            zero = torch.zeros_like(bias.codes)
+            parts = [("codes", bias.codes), ("scale", bias.scale), ("zero_point", zero)]
+            inputs = [_constant(graph, f"{layer}.bias.{part}", tensor.numpy()) for part, tensor in parts]
+            coded = ir.node("DequantizeLinear", inputs, {"axis": 0}, name=f"{node.name}.bias")
+            coded.outputs[0].name = coded.name
+            coded.outputs[0].shape, coded.outputs[0].type = value.shape, value.type
+            graph.insert_before(node, coded)
+            node.replace_input_with(place, coded.outputs[0])
+
+
+def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """The constant ``name`` of ``graph``, which is made where it is not there yet."""
+    if name in graph.initializers:
+        return graph.initializers[name]
+    tensor = ir.tensor(array.copy(), name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
 def _own_zero_points(graph: ir.Graph) -> None:
     """Give each constant a zero point of its own: a runtime rewrites them, and fails where several share one."""
     for node in graph:
@@ -165,10 +198,7 @@ def _own_zero_points(graph: ir.Graph) -> None:
         if node.op_type != "DequantizeLinear" or coded is None or zero is None or not coded.is_initializer():
             continue
         assert zero.const_value is not None
-        name = f"{node.name}.zero_point"
-        tensor = ir.tensor(zero.const_value.numpy().copy(), name=name)
-        own = ir.Value(name=name, shape=zero.shape, type=zero.type, const_value=tensor)
-        graph.register_initializer(own)
+        own = _constant(graph, f"{node.name}.zero_point", zero.const_value.numpy())
         node.replace_input_with(2, own)
     for used, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from qtrain.export.integer.fixed import Fixed
 from qtrain.export.integer.operators import Value
 from qtrain.export.integer.reference import IntegerReference, NoIntegerFormError
+from qtrain.export.onnx.lowering import OPSET
 from qtrain.export.onnx.write import IMAGES, LOGITS, Exported, export
 from qtrain.export.parity.compare import Difference, Rounded, difference, gap
 from qtrain.export.parity.cut import GIVEN, cut
@@ -70,11 +71,12 @@ def verify(student: nn.Module, images: Iterable[Tensor], size: tuple[int, ...], 
     damaged.
     """
     student = student.cpu().eval()
-    made, exact = export(student, size), export(student, size, exact_biases=True)
-    model = made.model if file is None else _read(file)
+    given = None if file is None else _read(file)
+    made = export(student, size, opset=OPSET if given is None else given.opset_imports.get("", OPSET))
+    model = made.model if given is None else given
     constants = Tier("constants", faults=list(_changed(made.model, model)))
     verdict = Verdict([constants])
-    runs = list(_runs(made, exact, model, constants))
+    runs = list(_runs(made, model, constants))
     verdict.tiers += [run.tier for run in runs]
     for batch in images:
         batch = batch.cpu().float()
@@ -126,14 +128,14 @@ class _Run:
                 yield f"{layer.layer}: {layer.differing} of {layer.elements} codes differ, by up to {layer.steps} steps"
 
 
-def _runs(made: Exported, exact: Exported, model: ir.Model, constants: Tier) -> Iterator[_Run]:
-    for name, source, codes in ((REFERENCE, exact.model, exact.codes), (FILE, model, made.codes)):
+def _runs(made: Exported, model: ir.Model, constants: Tier) -> Iterator[_Run]:
+    for name, source in ((REFERENCE, made.exact), (FILE, model)):
         try:
-            whole, parts = IntegerReference(source), _IntegerParts(source, codes)
+            whole, parts = IntegerReference(source), _IntegerParts(source, made.codes)
         except NoIntegerFormError as error:
             constants.faults.append(f"{name}: {error}")
             return
-        yield _Run(name, whole.run, parts, codes, at_most=None if name == REFERENCE else 2**31)
+        yield _Run(name, whole.run, parts, made.codes, at_most=None if name == REFERENCE else 2**31)
     for name, optimized in ((PLAIN, False), (DEPLOYED, True)):
         whole_run = OnnxRuntime(_bytes(model), optimized=optimized)
         cut_run = OnnxRuntime(_bytes(cut(model, set(made.codes.values()))), optimized=optimized)

@@ -1,6 +1,7 @@
 """What is exported computes what was trained: small networks of every kind, each through the whole gate."""
 
 import logging
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -22,7 +23,7 @@ def images(count: int = 16) -> Tensor:
     return torch.rand(count, *SIZE, generator=torch.Generator().manual_seed(0))
 
 
-def student(body: str, *options: str, bits: int = 4, fold: str = "none", gammas: Tensor | None = None) -> nn.Module:
+def student(body: str, *, bits: int = 4, fold: str = "none", gammas: Tensor | None = None, **choices: Any) -> nn.Module:
     torch.manual_seed(0)
     model = network(body).eval()
     for module in model.modules():
@@ -32,13 +33,17 @@ def student(body: str, *options: str, bits: int = 4, fold: str = "none", gammas:
             nn.init.uniform_(module.bias, -0.3, 0.3)
             with torch.no_grad():
                 module.weight.copy_(torch.linspace(-1, 1.5, len(module.weight)) if gammas is None else gammas)
-    return qtrain.quantize(
-        model, images(), weight_bits=bits, input_bits=bits, options=[*FAST, f"quantize.fold={fold}", *options]
-    )
+    choices = {"weight_bits": bits, "input_bits": bits, "options": FAST, **choices}
+    return qtrain.quantize(model, images(), fold=fold, **choices)
 
 
-@pytest.mark.parametrize("body", BODIES)
-@pytest.mark.parametrize("bits", [2, 8])
+CASES = [(body, bits) for number, body in enumerate(BODIES) for bits in ((2, 8) if number % 2 else (8, 2))]
+
+
+@pytest.mark.parametrize(
+    ("body", "bits"),
+    [pytest.param(*case, marks=[pytest.mark.slow] if number % 2 else []) for number, case in enumerate(CASES)],
+)
 def test_every_layer_of_the_export_gives_the_trained_codes(body: str, bits: int) -> None:
     verdict = verify(student(body, bits=bits), [images()], SIZE)
     assert verdict.passed, [tier.faults for tier in verdict.tiers]
@@ -57,13 +62,13 @@ def test_batch_norm_leaves_no_node_of_its_own(fold: str) -> None:
     assert verdict.passed, [tier.faults for tier in verdict.tiers]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", ["affine", "kmeans", "power_of_two", "mx", "lsq_plus", "bwn", "twn", "outlier"])
 def test_weights_of_other_methods_give_the_students_logits(weight: str) -> None:
     if settings_with(weight, "weight") is None:
         pytest.skip(f"{weight} quantizes no weights")
     bits = {"bwn": 1, "twn": 2}.get(weight, 4)
-    torch.manual_seed(0)
-    made = qtrain.quantize(network("residual").eval(), images(), weight=weight, weight_bits=bits, input_bits=8, options=FAST)
+    made = student("residual", weight=weight, weight_bits=bits, input_bits=8, ends=None)
     verdict = verify(made, [images()], SIZE)
     assert verdict.passed, [tier.faults for tier in verdict.tiers]
 
@@ -71,13 +76,15 @@ def test_weights_of_other_methods_give_the_students_logits(weight: str) -> None:
 @pytest.mark.parametrize("inputs", ["lsq_plus", "pact"])
 def test_inputs_of_other_methods_give_the_students_codes(inputs: str) -> None:
     torch.manual_seed(0)
-    made = qtrain.quantize(network("residual").eval(), images(), input=inputs, weight_bits=4, input_bits=4, options=FAST)
+    made = qtrain.quantize(
+        network("residual").eval(), images(), input=inputs, weight_bits=4, input_bits=4, options=FAST
+    )
     verdict = verify(made, [images()], SIZE)
     assert verdict.passed, [tier.faults for tier in verdict.tiers]
 
 
 def test_an_input_without_a_form_is_refused_with_the_layer_and_the_remedy() -> None:
-    made = qtrain.quantize(network("residual").eval(), images(), input="dynamic", options=FAST)
+    made = student("residual", input="dynamic")
     with pytest.raises(ValueError, match=r"^stem: its input has no form in ONNX: Dynamic.* takes its scale from each"):
         export(made, SIZE)
 

@@ -1,0 +1,115 @@
+"""`task=export` leaves a folder that runs elsewhere and says whether it computes what was trained."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from PIL import Image
+from safetensors.torch import save_file
+
+import qtrain
+from qtrain.config.compose import compose
+from qtrain.models.cifar_resnet import cifar_resnet8
+from qtrain.run_task import run_task
+from qtrain.utils.errors import ConfigError, IncompleteError
+
+QUICK = ["quantize.calibration_batches=1", "data.max_train=64", "data.max_test=50", "data.batch_size=32", "logger=none"]
+
+ALLOWED = "allow_targets=[qtrain.models.cifar_resnet]"
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A calibrated student of random weights, on real images."""
+    folder = tmp_path_factory.mktemp("export")
+    torch.manual_seed(0)
+    weights = folder / "small.safetensors"
+    save_file(cifar_resnet8(num_classes=10, in_chans=1, width=0.25).state_dict(), weights)
+    model = ["model=cifar_resnet8", "model.width=0.25", f"model.weights={weights}"]
+    run_task(compose(["task=calibrate", "name=made", f"output={folder / 'outputs'}", *model, *QUICK]))
+    return folder / "outputs" / "adhoc" / "made"
+
+
+def export(run_folder: Path, *more: str) -> dict[str, float]:
+    return run_task(compose([f"checkpoint={run_folder}", "export.images=20", f"output={run_folder.parent}", *more]))
+
+
+@pytest.fixture(scope="module")
+def folder(run_folder: Path) -> Path:
+    export(run_folder, "task=export")
+    return run_folder / "export"
+
+
+def test_the_folder_holds_what_the_page_says(folder: Path, run_folder: Path) -> None:
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md", "labels.json", "model.onnx", "run.py", "student.safetensors", "verify.json",
+    }  # fmt: skip
+    verdict = json.loads((folder / "verify.json").read_text())
+    assert verdict["passed"] is True
+    assert (verdict["images"], verdict["test_images"], verdict["compared_on"]) == (20, 50, "test images")
+    assert verdict["top1"]["student"] == pytest.approx(verdict["top1"]["onnxruntime"], abs=4.1)
+    assert (folder / "student.safetensors").read_bytes() == (run_folder / "student.safetensors").read_bytes()
+    page = (folder / "README.md").read_text()
+    assert f"{verdict['top1']['student']:.2f} % of the student" in page
+    assert f"`model.onnx`: {(folder / 'model.onnx').stat().st_size} bytes" in page
+
+
+def test_the_program_names_the_students_class_for_an_image_of_another_size(folder: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (19, 14), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "digit.png")
+    program = [sys.executable, str(folder / "run.py"), str(tmp_path / "digit.png")]
+    said = subprocess.run(program, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.split("\t")
+    csv = tmp_path / "classes.csv"
+    run_task(compose(["task=predict", f"checkpoint={folder / 'student.safetensors'}", f"images=[{tmp_path}/digit.png]",
+                      f"predict.output={csv}", "predict.workers=0", f"output={tmp_path}"]))  # fmt: skip
+    best = csv.read_text().splitlines()[1].split(",")
+    assert said[1].split()[0] == best[1]
+    assert float(said[1].split()[1]) == pytest.approx(float(best[2]), abs=0.05)
+
+
+def test_a_changed_file_ends_in_exit_code_1_and_names_the_constant(folder: Path, run_folder: Path) -> None:
+    file = folder / "model.onnx"
+    good = file.read_bytes()
+    model = onnx.load_from_string(good)
+    tensor = next(t for t in model.graph.initializer if t.name == "layer2.0.conv1.weight.codes")
+    codes = numpy_helper.to_array(tensor).copy()
+    codes.reshape(-1)[3] += 1
+    tensor.CopyFrom(numpy_helper.from_array(codes, tensor.name))
+    try:
+        file.write_bytes(model.SerializeToString())
+        with pytest.raises(IncompleteError, match="does not compute what was trained") as caught:
+            export(run_folder, "task=verify")
+        assert caught.value.exit_code == 1
+        verdict = json.loads((folder / "verify.json").read_text())
+        assert verdict["tiers"][0]["faults"] == ["layer2.0.conv1.weight.codes: 1 of its bytes are not the student's"]
+    finally:
+        file.write_bytes(good)
+    assert export(run_folder, "task=verify")["differ"] >= 0
+
+
+def test_a_lone_file_whose_images_are_not_at_hand_is_compared_on_noise(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(8, 3, 12, 12)
+    network = cifar_resnet8(num_classes=4, width=0.25)
+    student = qtrain.quantize(network, images)
+    lone = tmp_path / "student.safetensors"
+    qtrain.save(student, lone, builder=cifar_resnet8, options={"num_classes": 4, "width": 0.25})
+    run_task(compose(["task=export", f"checkpoint={lone}", "export.images=4", f"output={tmp_path}", ALLOWED]))
+    verdict = json.loads((tmp_path / "export" / "verify.json").read_text())
+    assert (verdict["compared_on"], verdict["images"], verdict["passed"]) == ("noise", 4, True)
+
+
+def test_export_without_a_student_says_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^checkpoint: task=export needs a student; give checkpoint=RUN_FOLDER"):
+        run_task(compose(["task=export", f"output={tmp_path}"]))
+
+
+def test_verify_without_an_export_says_which_task_writes_it(run_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no file .*model.onnx; task=export writes it"):
+        export(run_folder, "task=verify", f"export.output={tmp_path / 'nothing'}")
