@@ -13,15 +13,14 @@ from onnx import numpy_helper
 from PIL import Image
 from safetensors.torch import save_file
 
-import qtrain
 from qtrain.config.compose import compose
+from qtrain.export.header import Images
 from qtrain.models.cifar_resnet import cifar_resnet8
 from qtrain.run_task import run_task
 from qtrain.utils.errors import ConfigError, IncompleteError
+from tests.export.students import saved, student_of, timm_network
 
 QUICK = ["quantize.calibration_batches=1", "data.max_train=64", "data.max_test=50", "data.batch_size=32", "logger=none"]
-
-ALLOWED = "allow_targets=[qtrain.models.cifar_resnet]"
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +93,11 @@ def test_a_changed_file_ends_in_exit_code_1_and_names_the_constant(folder: Path,
 
 
 def test_a_lone_file_whose_images_are_not_at_hand_is_compared_on_noise(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    images = torch.rand(8, 3, 12, 12)
-    network = cifar_resnet8(num_classes=4, width=0.25)
-    student = qtrain.quantize(network, images)
+    network = timm_network("cifar_resnet8", size=12, classes=4, width=0.25)
+    student, _ = student_of(network, [], size=12)
     lone = tmp_path / "student.safetensors"
-    qtrain.save(student, lone, builder=cifar_resnet8, options={"num_classes": 4, "width": 0.25})
-    run_task(compose(["task=export", f"checkpoint={lone}", "export.images=4", f"output={tmp_path}", ALLOWED]))
+    saved(student, lone, network, Images((3, 12, 12)))
+    run_task(compose(["task=export", f"checkpoint={lone}", "export.images=4", f"output={tmp_path}"]))
     verdict = json.loads((tmp_path / "export" / "verify.json").read_text())
     assert (verdict["compared_on"], verdict["images"], verdict["passed"]) == ("noise", 4, True)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from qtrain.export.parity.compare import Difference, Rounded, difference, gap
 from qtrain.export.parity.cut import GIVEN, cut
 from qtrain.export.parity.runtimes import OnnxRuntime, Runtime
 from qtrain.export.parity.simulation import Simulated, simulate
+from qtrain.utils.errors import one_line
 
 DEPLOYED_STEPS = 1
 """Steps that a layer of the optimized runtime may be away."""
@@ -76,7 +78,13 @@ def verify(student: nn.Module, images: Iterable[Tensor], size: tuple[int, ...], 
     model = made.model if given is None else given
     constants = Tier("constants", faults=list(_changed(made.model, model)))
     verdict = Verdict([constants])
-    runs = list(_runs(made, model, constants))
+    try:
+        runs = list(_runs(made, model, constants))
+    except Exception as error:  # whatever a runtime does with a file that is not the student's
+        if not constants.faults:
+            raise
+        constants.faults.append(f"it does not run: {one_line(error)}")
+        return verdict
     verdict.tiers += [run.tier for run in runs]
     for batch in images:
         batch = batch.cpu().float()
@@ -224,15 +232,12 @@ def _described(node: ir.Node) -> str:
 
 def _read(file: bytes) -> ir.Model:
     try:
-        return ir.from_onnx_text(file.decode()) if file[:1] == b"<" else _parsed(file)
+        model = onnx.load_from_string(file)
+        onnx.checker.check_model(model)
+        return ir.from_proto(model)
     except Exception as error:  # whatever a parser does with foreign bytes
-        raise ValueError(f"the file is damaged or no ONNX model ({type(error).__name__}); export it anew") from error
-
-
-def _parsed(file: bytes) -> ir.Model:
-    import onnx
-
-    return ir.from_proto(onnx.load_from_string(file))
+        reason = one_line(error)
+        raise ValueError(f"the file is damaged or no ONNX model ({reason}); export it anew") from error
 
 
 def _bytes(model: ir.Model) -> bytes:

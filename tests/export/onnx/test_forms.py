@@ -12,8 +12,8 @@ from tests.export.students import KINDS, settings_with, student_of
 
 NAMES = sorted(path.stem for path in (conf_dir() / "quantizer").glob("*.yaml"))
 
-UNIFORM = {"affine", "blend", "dorefa", "duq", "lsq", "lsq_plus", "pact", "wrpn"}
-"""Quantizers of inputs that ONNX can express."""
+UNIFORM = {"affine", "blend", "dorefa", "duq", "lsq", "lsq_plus", "pact", "qil", "stochastic_rounding", "wrpn"}
+"""Quantizers of inputs that ONNX can express as they are calibrated; QIL only with a power of 1, where it starts."""
 
 
 def quantizers(name: str, place: str) -> list[Quantizer]:
