@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from qtrain.convert.fold import foldable
 from qtrain.convert.graph import Skipped
-from qtrain.convert.swap import replace_module
+from qtrain.convert.replace import replace_module
 from qtrain.export.onnx.forms import Codes, NoFormError, WeightCodes, input_codes, weight_codes
 from qtrain.models.layer_kinds import SamePad
 from qtrain.models.norms import NormForm, describe_norm
