@@ -10,7 +10,6 @@ from qtrain.utils.suggestions import did_you_mean
 
 USAGE = """\
 qtrain: a full-precision vision model in, a small low-bit student out.
-
   python -m qtrain +experiment=quickstart          minutes, without a network
   python -m qtrain +experiment=NAME key=value group=option
   python -m qtrain +experiment=NAME --cfg job      show the config, run nothing
@@ -41,7 +40,7 @@ def help_text(conf: Path) -> str:
     """What ``--help`` prints: usage, tasks, the names of the groups, and how to see more. It fits a screen."""
     tasks = [f"  {name:<11} {does}" for name, does in TASKS.items()]
     names = textwrap.fill(", ".join(_groups(conf)), WIDTH, initial_indent="  ", subsequent_indent="  ")
-    return "\n".join([USAGE, "Tasks (task=NAME):", *tasks, "", "Groups (group=option):", names, "", MORE])
+    return "\n".join([USAGE, "Tasks (task=NAME):", *tasks, "", "Groups (group=option):", names, MORE])
 
 
 def group_help(conf: Path, group: str) -> str:
