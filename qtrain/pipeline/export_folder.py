@@ -19,7 +19,9 @@ from qtrain.export.parity.runtimes import OnnxRuntime, Runtime
 from qtrain.export.parity.verify import Tier, Verdict, verify
 from qtrain.pipeline.evaluate import normalized
 from qtrain.pipeline.load_data import load_data
-from qtrain.pipeline.student_file import check_images, load_trained, student_at
+from qtrain.pipeline.results import append_row, provenance
+from qtrain.pipeline.run_folder import typical_bits
+from qtrain.pipeline.student_file import allocation_of, check_images, described, load_trained, student_at
 from qtrain.settings.run_files import CONFIG, STUDENT
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import Batch
@@ -58,7 +60,7 @@ def shipped(settings: RunSettings) -> Shipped:
     if channels not in (1, 3) or height != width:
         raise ConfigError(
             f"checkpoint: the student takes images of {channels}x{height}x{width}; task={settings.task} serves square "
-            "images, gray or in color; for others call qtrain.export"
+            "images, gray or in color; for others use qtrain.export.onnx.write"
         )
     folder = Path(settings.export.output).expanduser() if settings.export.output else file.parent / "export"
     return Shipped(header, student, file, folder)
@@ -106,6 +108,8 @@ def check_export(settings: RunSettings, what: Shipped) -> Verdict:
         temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     with atomic_write(what.folder / README) as temporary:
         temporary.write_text(_readme(what, found), encoding="utf-8")
+    if settings.results:
+        append_row(settings.results, provenance() | _row(settings, what, found))
     return verdict
 
 
@@ -176,6 +180,27 @@ def _plain(tier: Tier) -> dict[str, Any]:
     first = None if tier.first is None else tier.first.layer
     summary = {"name": tier.name, "faults": tier.faults, "first": first, "disagreeing": tier.disagreeing}
     return summary | {"layers": rows}
+
+
+def _row(settings: RunSettings, what: Shipped, found: Mapping[str, Any]) -> dict[str, object]:
+    """The row of a results file; of each comparison, how many codes and predictions differ from the student's."""
+    header = what.header
+    weight, inputs = typical_bits(allocation_of(header))
+    top1 = found.get("top1", {})
+    row: dict[str, object] = {
+        "experiment": header.origin.get("experiment", ""), "task": settings.task,
+        "dataset": settings.data.plain["name"], **described(header), "w_bits": weight, "a_bits": inputs,
+        "seed": header.origin.get("seed", ""), "top1": top1.get("onnxruntime", ""),
+        "fp_top1": header.metrics.get("fp_top1"), "size_bytes": header.size_bytes,
+        "file_bytes": what.file.stat().st_size, "onnx_bytes": (what.folder / MODEL).stat().st_size,
+        "student_top1": top1.get("student", ""), "test_images": found.get("test_images", ""),
+        "compared_images": found["images"], "passed": found["passed"],
+    }  # fmt: skip
+    for tier in found["tiers"][1:]:
+        name = tier["name"].replace(",", "").replace(" ", "_")
+        row[f"{name}_codes"] = sum(layer["differing"] for layer in tier["layers"])
+        row[f"{name}_predictions"] = len(tier["disagreeing"])
+    return row
 
 
 def _readme(what: Shipped, found: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """`task=export` leaves a folder that runs elsewhere and says whether it computes what was trained."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -70,6 +71,16 @@ def test_the_program_names_the_students_class_for_an_image_of_another_size(folde
     best = csv.read_text().splitlines()[1].split(",")
     assert said[1].split()[0] == best[1]
     assert float(said[1].split()[1]) == pytest.approx(float(best[2]), abs=0.05)
+
+
+def test_a_results_file_gets_a_row(folder: Path, run_folder: Path, tmp_path: Path) -> None:
+    export(run_folder, "task=verify", f"results={tmp_path / 'export.csv'}")
+    with (tmp_path / "export.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert (row["task"], row["dataset"], row["w_bits"], row["a_bits"]) == ("verify", "digits", "4", "4")
+    assert int(row["onnx_bytes"]) == (folder / "model.onnx").stat().st_size
+    assert (row["compared_images"], row["test_images"], row["passed"]) == ("20", "50", "True")
+    assert row["reference_predictions"] == "0" and int(row["onnxruntime_codes"]) >= 0
 
 
 def test_a_changed_file_ends_in_exit_code_1_and_names_the_constant(folder: Path, run_folder: Path) -> None:
