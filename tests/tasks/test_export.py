@@ -79,7 +79,7 @@ def test_a_results_file_gets_a_row(folder: Path, run_folder: Path, tmp_path: Pat
         (row,) = csv.DictReader(file)
     assert (row["task"], row["dataset"], row["w_bits"], row["a_bits"]) == ("verify", "digits", "4", "4")
     assert int(row["onnx_bytes"]) == (folder / "model.onnx").stat().st_size
-    assert (row["compared_images"], row["test_images"], row["passed"]) == ("20", "50", "True")
+    assert (row["compared_images"], row["test_images"], row["passed"]) == ("20", "50", "true")
     assert row["reference_predictions"] == "0" and int(row["onnxruntime_codes"]) >= 0
 
 

@@ -110,3 +110,44 @@ def of_values(values: Tensor, *, bits: int = 24) -> Fixed:
     largest = float(values.abs().max()) or 1.0
     _, exponent = torch.frexp(torch.tensor(largest, dtype=torch.float64))
     return constant(values, torch.ldexp(torch.ones((), dtype=torch.float64), exponent - bits))
+
+
+def shifted(x: Fixed, values: Tensor) -> Fixed:
+    """``x + values`` with constants that are rounded to a small share of the scale."""
+    largest = x.bound + int((values.abs().double() / x.scale).max()) + 1
+    fraction = max(0, WIDE - largest.bit_length())
+    scale = x.scale / 2**fraction
+    added = constant(values, scale)
+    return Fixed((x.numbers << fraction) + added.numbers, scale, (x.bound << fraction) + added.bound)
+
+
+def scaled(x: Fixed, values: Tensor) -> Fixed:
+    """``x values`` with constants, one or one for each channel: the numbers stay, the scale changes."""
+    values = values.double()
+    if values.numel() == 1 and values.ndim:
+        values = values.reshape(())
+    sign = torch.where(values < 0, -1, 1)
+    magnitude = values.abs()
+    live = magnitude > 0
+    numbers = x.numbers * sign * live
+    return Fixed(numbers, x.scale * torch.where(live, magnitude, torch.ones_like(magnitude)), x.bound)
+
+
+def summed(left: Fixed, right: Fixed) -> Fixed:
+    if left.scale.numel() == right.scale.numel() == 1 and bool(left.scale == right.scale):
+        return Fixed(left.numbers + right.numbers, left.scale, left.bound + right.bound)
+    scale = unit(left, right)
+    left, right = rescaled(left, scale), rescaled(right, scale)
+    return Fixed(left.numbers + right.numbers, scale, left.bound + right.bound)
+
+
+def narrowed(x: Fixed, bits: int) -> Fixed:
+    """``x`` in at most ``bits`` bits."""
+    over = x.bound.bit_length() - bits
+    return x if over <= 0 else rescaled(x, x.scale * 2**over, bits=bits + 1)
+
+
+def widened(x: Fixed) -> Fixed:
+    """``x`` in units that are finer by a power of two, up to :data:`WIDE` bits."""
+    fraction = max(0, WIDE - x.bound.bit_length())
+    return Fixed(x.numbers << fraction, x.scale / 2**fraction, x.bound << fraction)

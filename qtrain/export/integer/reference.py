@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from qtrain.export.integer.fixed import Fixed
-from qtrain.export.integer.operators import OPERATORS, Value
+from qtrain.export.integer.operators import OPERATORS
+from qtrain.export.integer.values import Value
 
 
 class NoIntegerFormError(ValueError):

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.export.integer.fixed import Fixed
-from qtrain.export.integer.operators import Value
 from qtrain.export.integer.reference import IntegerReference, NoIntegerFormError
+from qtrain.export.integer.values import Value
 from qtrain.export.onnx.lowering import OPSET
 from qtrain.export.onnx.write import IMAGES, LOGITS, Exported, export
 from qtrain.export.parity.compare import Difference, Rounded, difference, gap
