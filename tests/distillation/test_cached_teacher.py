@@ -280,7 +280,7 @@ def test_failing_disk_gives_one_warning(
         expected = [live_teacher().answer(batch, epoch)[0] for batch in batches(data, epoch)]
         assert same(epoch_of(teacher, batches(data, epoch), epoch), expected)
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert len(warnings) == 1 and "No space left on device" in warnings[0] and "goes on live" in warnings[0]
+    assert len(warnings) == 1 and "no space left on the disk of" in warnings[0] and "goes on live" in warnings[0]
 
 
 def test_folder_that_cannot_be_made_gives_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

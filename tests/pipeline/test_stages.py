@@ -199,7 +199,7 @@ def test_a_mistake_in_a_stage_is_said_before_anything_runs(override: str, messag
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["fit.share=0"], "fit.share: must be above 0 and at most 1"),
+        (["fit.share=0"], r"fit.share: must be in \(0, 1\], got 0.0"),
         (["teacher.learns=true"], "teacher.learns: there is no teacher"),
         ([*TEACHER, "teacher.learns=true"], r"teacher.learns: .*needs an objective of its own"),
         (["fit.freeze.share=0.5"], "freeze"),

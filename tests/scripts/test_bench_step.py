@@ -15,6 +15,9 @@ from qtrain.pipeline.results import read_results
 ROOT = Path(__file__).resolve().parent.parent.parent
 TINY = ["--batch", "4", "--rounds", "1", "--steps", "1", "--warmup", "0", "--device", "cpu", "--no-compile"]
 
+RANDOM = ("model.weights=null", "distill.teacher_weights=null")
+"""Weights do not matter here, and those that the environment names are of other networks."""
+
 
 def _load() -> ModuleType:
     spec = importlib.util.spec_from_file_location("bench_step", ROOT / "scripts" / "bench_step.py")
@@ -49,7 +52,13 @@ def test_the_five_cases_become_rows(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_a_step_trains_the_student_and_not_the_teacher() -> None:
     cfg = script.compose(
-        [f"+experiment={script.EXPERIMENT}", "model=cifar_resnet8", "teacher=cifar_resnet20", "objective=soft_hint"]
+        [
+            f"+experiment={script.EXPERIMENT}",
+            "model=cifar_resnet8",
+            "teacher=cifar_resnet20",
+            "objective=soft_hint",
+            *RANDOM,
+        ]
     )
     image, target = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
     setting = script.Setting(cfg, image, target, bf16=False, compiled=False)
@@ -65,7 +74,7 @@ def test_a_step_trains_the_student_and_not_the_teacher() -> None:
 
 
 def test_a_step_with_a_cached_teacher_never_asks_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg = script.compose([f"+experiment={script.EXPERIMENT}", "model=cifar_resnet8", "teacher=cifar_resnet20"])
+    cfg = script.compose([f"+experiment={script.EXPERIMENT}", "model=cifar_resnet8", "teacher=cifar_resnet20", *RANDOM])
     setting = script.Setting(cfg, torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]), bf16=False, compiled=False)
     teacher = script.cached_teacher(setting, str(tmp_path))
     expected = teacher.answer(setting.batch, 0)[0]
@@ -78,7 +87,13 @@ def test_a_step_with_a_cached_teacher_never_asks_it(tmp_path: Path, monkeypatch:
 
 def test_hints_have_no_cached_case() -> None:
     cfg = script.compose(
-        [f"+experiment={script.EXPERIMENT}", "model=cifar_resnet8", "teacher=cifar_resnet20", "objective=soft_hint"]
+        [
+            f"+experiment={script.EXPERIMENT}",
+            "model=cifar_resnet8",
+            "teacher=cifar_resnet20",
+            "objective=soft_hint",
+            *RANDOM,
+        ]
     )
     setting = script.Setting(cfg, torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]), bf16=False, compiled=False)
     assert script.CACHED not in script.make_cases(setting)

@@ -26,12 +26,12 @@ BASE_CLASSES = {
     "torch.nn.modules.padding": ("_ReflectionPadNd", "_ReplicationPadNd"),
     "torch.nn.modules.pooling": ("_AdaptiveAvgPoolNd", "_AdaptiveMaxPoolNd", "_AvgPoolNd", "_MaxPoolNd"),
     "torch.distributed": ("_functional_collectives",),
-    "torch.utils": ("_python_dispatch",),
+    "torch.utils": ("_python_dispatch", "_pytree"),
 }
 """Private names of torch that are imported outside of compat.py. Tried with torch 2.15.0."""
 
 ATTRIBUTES = {
-    "torch.nn.Module": ("_modules", "_parameters"),
+    "torch.nn.Module": ("_buffers", "_modules", "_parameters"),
     "torch.nn.Conv2d": ("_conv_forward", "_reversed_padding_repeated_twice"),
     "torch.nn.ConvTranspose2d": ("_output_padding",),
     "omegaconf.DictConfig": ("_get_full_key", "_get_root"),
