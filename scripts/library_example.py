@@ -58,6 +58,7 @@ def main() -> None:
                     "ptq_top1": calibrated,
                     "size_bytes": cost.size_bytes,
                     "fp_size_bytes": cost.fp_size_bytes,
+                    "test_images": len(shop.val_loader.dataset),  # type: ignore[arg-type]
                     "effective_bits": cost.effective_bits,
                     "bops": cost.bops,
                     "fp_bops": cost.fp_bops,
