@@ -47,10 +47,18 @@ def _on_axis(state: Tensor, shape: Sequence[int], axis: int) -> Tensor:
     return state.reshape([-1 if i == axis % len(shape) else 1 for i in range(len(shape))])
 
 
+def bit_shift(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
+    """Codes that are larger by a power of two."""
+    codes, by = inputs
+    shifted: Tensor = codes << by.to(torch.int64)
+    return shifted
+
+
 OPERATORS: dict[str, Operator] = {
     "Add": arithmetic.add,
     "AveragePool": pools.average_pool,
     "BatchNormalization": arithmetic.batch_normalization,
+    "BitShift": bit_shift,
     "Cast": moves.identity,
     "Clip": arithmetic.clip,
     "Concat": moves.concatenate,

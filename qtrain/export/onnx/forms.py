@@ -22,8 +22,10 @@ class NoFormError(ValueError):
 class Codes:
     """``value = (code - zero_point) scale + offset`` with ``low <= code <= high``, as the runtime stores it.
 
-    ``dtype`` is the type of the stored codes. ``scale`` and ``zero_point`` have no axes, or one for the channels of
-    ``axis``. ``offset`` is a number that is added in floating point, ``None`` where there is none.
+    Before a layer reads codes of few bits, they are shifted to the left by ``shift``, as far as the type goes. Their
+    values stay; but the scale of the layer's sums becomes finer, and with it what its bias is rounded to. ``dtype`` is
+    the type of the stored codes. ``scale`` and ``zero_point`` have no axes, or one for the channels of ``axis``.
+    ``offset`` is a number that is added in floating point, ``None`` where there is none.
     """
 
     scale: Tensor
@@ -31,8 +33,15 @@ class Codes:
     low: int
     high: int
     dtype: torch.dtype
+    shift: int = 0
     axis: int | None = None
     offset: Tensor | None = None
+
+    @property
+    def step(self) -> Tensor:
+        """The scale of the codes that a layer reads, which are larger by ``2^shift``."""
+        finer: Tensor = self.scale / 2**self.shift
+        return finer
 
     @property
     def clipped(self) -> bool:
@@ -43,9 +52,9 @@ class Codes:
 
 @torch.no_grad()
 def input_codes(quantizer: Quantizer) -> Codes:
-    """The codes of an input's quantizer; unsigned, since runtimes fuse a ReLU only into these.
+    """The codes of an input's quantizer; unsigned, since runtimes fuse a ReLU only into these, and from 0.
 
-    A signed code is stored with half of the type's range added. Raises :class:`NoFormError` where the scale depends on
+    Raises :class:`NoFormError` where the scale depends on
     the input at hand, or where the values are not evenly spaced.
     """
     name = type(quantizer).__name__
@@ -68,15 +77,16 @@ def input_codes(quantizer: Quantizer) -> Codes:
     if not (per_tensor or isinstance(first.granularity, PerChannel)):
         raise NoFormError(f"ONNX has no scales of {type(first.granularity).__name__}")
     dtype = torch.uint8 if first.high - first.low < 256 else torch.uint16
-    shift = 0 if first.low >= 0 else (torch.iinfo(dtype).max + 1) // 2
+    room = (torch.iinfo(dtype).max + 1) // (first.high - first.low + 1)
     zero = torch.zeros_like(first.scale) if first.zero_point is None else first.zero_point
     flat = () if per_tensor else (-1,)
     return Codes(
         scale=first.scale.float().reshape(flat),
-        zero_point=(zero.to(torch.int64) + shift).reshape(flat).to(dtype),
-        low=first.low + shift,
-        high=first.high + shift,
+        zero_point=(zero.to(torch.int64) - first.low).reshape(flat).to(dtype),
+        low=0,
+        high=first.high - first.low,
         dtype=dtype,
+        shift=room.bit_length() - 1,
         axis=None if per_tensor else quantizer.spec.channel_axis,
         offset=None if first.offset is None or not first.offset.any() else first.offset.float().reshape(flat),
     )

@@ -107,7 +107,7 @@ def _lowered(name: str, layer: QuantLayer, norm: NormForm | None, lowering: Lowe
     whole = weight is not None and codes is not None and codes.offset is None and codes.axis is None
     if bias is not None and whole:
         assert weight is not None and codes is not None
-        lowering.biases[name] = BiasCodes.of(bias, codes.scale * weight.scale)
+        lowering.biases[name] = BiasCodes.of(bias, codes.step * weight.scale)
     return LoweredLayer(layer, inputs, held, None if bias is None else Constant(bias))
 
 
@@ -147,7 +147,7 @@ def _weight_and_bias(
         weight = _scaled(weight, factor.float())
     weight = _finer(weight)
     if (codes := lowering.inputs.get(name)) is not None and bias is not None and codes.scale.ndim == 0:
-        weight = _with_room_for(weight, bias.abs() / codes.scale)
+        weight = _with_room_for(weight, bias.abs() / codes.step)
     lowering.weights[name] = weight
     return weight, bias
 
@@ -208,12 +208,15 @@ class Constant(nn.Module):
 
 
 class QuantizedInput(nn.Module):
-    """QuantizeLinear, a clip of the codes where the type holds more of them, and DequantizeLinear."""
+    """QuantizeLinear, a clip and a shift of the codes where the type holds more of them, and DequantizeLinear."""
 
     scale: Tensor
     zero_point: Tensor
     low: Tensor
     high: Tensor
+    shift: Tensor
+    step: Tensor
+    shifted_zero_point: Tensor
     offset: Tensor | None
 
     def __init__(self, codes: Codes) -> None:
@@ -223,6 +226,10 @@ class QuantizedInput(nn.Module):
         self.register_buffer("zero_point", codes.zero_point.clone())
         self.register_buffer("low", torch.tensor(codes.low).to(codes.dtype))
         self.register_buffer("high", torch.tensor(codes.high).to(codes.dtype))
+        self.shifted = codes.shift > 0
+        self.register_buffer("shift", torch.tensor(codes.shift).to(codes.dtype))
+        self.register_buffer("step", codes.step.clone())
+        self.register_buffer("shifted_zero_point", (codes.zero_point.to(torch.int64) << codes.shift).to(codes.dtype))
         offset = codes.offset
         if offset is not None and codes.axis is not None:
             offset = offset.reshape(1, -1, 1, 1)
@@ -231,10 +238,12 @@ class QuantizedInput(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         x = input if self.offset is None else input - self.offset
         axis = {} if self.axis is None else {"axis": self.axis}
-        state = (self.scale, self.zero_point)
-        codes = emit("QuantizeLinear", (x, *state), x.shape, self.dtype, **axis)
+        codes = emit("QuantizeLinear", (x, self.scale, self.zero_point), x.shape, self.dtype, **axis)
         if self.clipped:
             codes = emit("Clip", (codes, self.low, self.high), x.shape, self.dtype, version=13)
+        if self.shifted:
+            codes = emit("BitShift", (codes, self.shift), x.shape, self.dtype, version=11, direction="LEFT")
+        state = (self.step, self.shifted_zero_point)
         values = emit("DequantizeLinear", (codes, *state), x.shape, torch.float32, **axis)
         return values if self.offset is None else values + self.offset
 

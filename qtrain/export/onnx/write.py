@@ -76,7 +76,7 @@ def export(
     named: dict[str, str] = {}
     for node, layer in codes.items():
         if layer is not None:
-            named[call_of(layer, named)] = str(shared.get(node, node).inputs[0].name)  # type: ignore[union-attr]
+            named[call_of(layer, named)] = str(_codes(shared.get(node, node)).name)
     layers = {str(node.name): module_of(node) for node in exact.graph}
     _forget(exact)
     for key, value in (metadata or {}).items():
@@ -125,12 +125,23 @@ def _layer_of(node: ir.Node, lowering: Lowering) -> str | None:
     return layer if coded and layer in lowering.inputs else None
 
 
+def _codes(node: ir.Node) -> ir.Value:
+    """The codes that ``node`` dequantizes, before they are shifted."""
+    (value, *_) = node.inputs
+    assert value is not None
+    shift = value.producer()
+    if shift is not None and shift.op_type == "BitShift":
+        (value, *_) = shift.inputs
+        assert value is not None
+    return value
+
+
 def _share_codes(graph: ir.Graph) -> dict[ir.Node, ir.Node]:
     """Let layers that quantize one tensor by equal numbers read the same codes; what stands for each removed node."""
     seen: dict[tuple[object, ...], ir.Node] = {}
     replaced: dict[ir.Node, ir.Node] = {}
     for node in list(graph):
-        if node.op_type not in ("QuantizeLinear", "Clip", "DequantizeLinear"):
+        if node.op_type not in ("QuantizeLinear", "Clip", "BitShift", "DequantizeLinear"):
             continue
         key = (node.op_type, *(_content(value) for value in node.inputs), str(dict(node.attributes)))
         first = seen.setdefault(key, node)
