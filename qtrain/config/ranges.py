@@ -1,5 +1,6 @@
 """Rules for single values, held before anything heavy is loaded: what a number may be, and where results go."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -51,10 +52,12 @@ def check_values(plain: Mapping[str, Any]) -> None:
 
 
 def check_deletions(overrides: Sequence[str]) -> None:
-    """Raise ``ConfigError`` where one of ``overrides`` takes away what every run needs."""
+    """Raise ``ConfigError`` where one of ``overrides`` takes away what every run needs, and none puts it back."""
+    added = {re.split(r"[=.@]", text[1:])[0] for text in overrides if text.startswith("+")}
+    placed = {text[1:].partition("=")[0].partition("@")[2] for text in overrides if text.startswith("+")}
     for text in overrides:
         key = text[1:].partition("=")[0]
-        if text.startswith("~") and key in REQUIRED:
+        if text.startswith("~") and key in REQUIRED and key not in added | placed:
             instead = {"quantize": "quantize.enabled=false trains in full precision", "teacher": "teacher=none"}
             raise ConfigError(f"{text}: every run needs {key!r}; {instead.get(key, f'give {key}=... another value')}")
 
