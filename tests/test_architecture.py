@@ -44,6 +44,8 @@ WALLS: dict[str, tuple[str, ...]] = {
     "omegaconf": ("config/", "cli.py"),
     "hydra": ("config/", "cli.py", "utils/compat.py"),
     "onnx": ("export/",),
+    "onnx_ir": ("export/",),
+    "onnxscript": ("export/",),
     "onnxruntime": ("export/",),
 }
 """Third-party package -> files that may import it."""

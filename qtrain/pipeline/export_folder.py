@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import math
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qtrain.export.header import Header, Images
+from qtrain.export.header import Header
 from qtrain.export.onnx.write import IMAGES, LOGITS, export
 from qtrain.export.parity.runtimes import OnnxRuntime, Runtime
 from qtrain.export.parity.verify import Tier, Verdict, verify
 from qtrain.pipeline.evaluate import normalized
 from qtrain.pipeline.load_data import load_data
+from qtrain.pipeline.predict import class_names
 from qtrain.pipeline.results import append_row, provenance
 from qtrain.pipeline.run_folder import typical_bits
-from qtrain.pipeline.student_file import allocation_of, check_images, described, load_trained, student_at
+from qtrain.pipeline.student_file import allocation_of, check_images, check_square, described, load_trained, student_at
 from qtrain.settings.run_files import CONFIG, STUDENT
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import Batch
@@ -56,12 +56,7 @@ def shipped(settings: RunSettings) -> Shipped:
         raise ConfigError(f"checkpoint: task={settings.task} needs a student; give checkpoint=RUN_FOLDER or its file")
     file = student_at(settings.checkpoint)
     header, student = load_trained(settings, file)
-    channels, height, width = header.images.size
-    if channels not in (1, 3) or height != width:
-        raise ConfigError(
-            f"checkpoint: the student takes images of {channels}x{height}x{width}; task={settings.task} serves square "
-            "images, gray or in color; for others use qtrain.export.onnx.write"
-        )
+    check_square(header.images, "checkpoint", task=settings.task)
     folder = Path(settings.export.output).expanduser() if settings.export.output else file.parent / "export"
     return Shipped(header, student, file, folder)
 
@@ -76,17 +71,16 @@ def write_export(settings: RunSettings, what: Shipped) -> Verdict:
         made = export(what.student, images.size, opset=settings.export.opset, metadata=metadata_of(what.header))
     for layer, note in made.lowering.notes.items():
         log.warning("%s: %s", layer, note)
-    what.folder.mkdir(parents=True, exist_ok=True)
-    data = made.to_bytes()
-    for name, content in {
-        MODEL: data,
-        LABELS: json.dumps(_labels(images, what.student), indent=1).encode(),
+    files = {
+        MODEL: made.to_bytes(),
+        STUDENT: what.file.read_bytes(),
+        LABELS: json.dumps([str(name) for name in class_names(what.header, what.student)], indent=1).encode(),
         PROGRAM: (Path(__file__).parent.parent / "export" / "onnx" / "run.py").read_bytes(),
-    }.items():
+    }
+    what.folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
         with atomic_write(what.folder / name) as temporary:
             temporary.write_bytes(content)
-    if what.file.resolve() != (what.folder / STUDENT).resolve():
-        shutil.copyfile(what.file, what.folder / STUDENT)
     return check_export(settings, what)
 
 
@@ -133,13 +127,6 @@ def metadata_of(header: Header) -> dict[str, object]:
         "metrics": dict(header.metrics),
         **header.origin,
     }
-
-
-def _labels(images: Images, student: nn.Module) -> list[str]:
-    if images.classes:
-        return list(images.classes)
-    with torch.no_grad():
-        return [str(i) for i in range(student(torch.zeros(1, *images.size)).shape[1])]
 
 
 def _batches(settings: RunSettings, what: Shipped, model: bytes) -> tuple[list[Tensor], dict[str, Any]]:

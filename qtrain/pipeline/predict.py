@@ -16,7 +16,7 @@ from qtrain.export.header import Header, Images, Structure, dtype_of
 from qtrain.models.transforms import create_transform
 from qtrain.pipeline.prediction_file import Prediction, checked_output, is_terminal, writing
 from qtrain.pipeline.results import cpu_cores
-from qtrain.pipeline.student_file import load_trained, student_at
+from qtrain.pipeline.student_file import check_square, load_trained, student_at
 from qtrain.settings.run_settings import RunSettings
 from qtrain.utils.atomic_write import partial_of
 from qtrain.utils.checks import check_range
@@ -112,12 +112,8 @@ def transform_of(images: Images) -> Callable[[Image.Image], Tensor]:
 
     Raises ``ConfigError`` for a student that takes other images than square ones, gray or in color.
     """
-    channels, height, width = images.size
-    if channels not in (1, 3) or height != width:
-        raise ConfigError(
-            f"model: the student takes images of {channels}x{height}x{width}; task=predict serves those that take "
-            "square images, gray (1 channel) or in color (3)"
-        )
+    check_square(images, "model", task="predict")
+    channels, height, _ = images.size
     if not images.mean:
         log.info("the student's file names no mean and std: pixels are scaled to [0, 1]")
     return create_transform(

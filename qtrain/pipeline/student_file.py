@@ -100,6 +100,16 @@ def check_images(images: Images, info: DataInfo, file: Path) -> None:
         )
 
 
+def check_square(images: Images, key: str, *, task: str) -> None:
+    """Raise ``ConfigError`` unless the student of ``key`` takes square images, gray or in color."""
+    channels, height, width = images.size
+    if channels not in (1, 3) or height != width:
+        raise ConfigError(
+            f"{key}: the student takes images of {channels}x{height}x{width}; task={task} serves those that take "
+            "square images, gray (1 channel) or in color (3)"
+        )
+
+
 def allocation_of(header: Header) -> Allocation:
     """The bits of each quantized layer of a student."""
     return {

@@ -12,13 +12,15 @@ from torch import Tensor
 from qtrain.export.integer import arithmetic, moves, pools, products
 from qtrain.export.integer.fixed import Fixed, multiplied
 from qtrain.export.integer.values import Attributes, Operator
+from qtrain.export.onnx.forms import along
 
 
 def quantize_linear(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
     """Codes, int64: ``clamp(round(x / scale) + zero_point)``, a tie to the even number."""
     x, scale, zero = inputs
     info = torch.iinfo(zero.dtype)
-    scale, offset = (_on_axis(t, x.shape, int(attributes.get("axis", 1))) for t in (scale, zero.to(torch.int64)))
+    axis, dimensions = int(attributes.get("axis", 1)), len(x.shape)
+    scale, offset = (along(state, axis, dimensions) for state in (scale, zero.to(torch.int64)))
     if isinstance(x, Fixed):
         codes = multiplied(x.numbers, x.scale / scale.double(), x.bound)
     else:
@@ -29,7 +31,8 @@ def quantize_linear(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
 def dequantize_linear(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
     codes, scale, zero = inputs
     info = torch.iinfo(zero.dtype)
-    scale, offset = (_on_axis(t, codes.shape, int(attributes.get("axis", 1))) for t in (scale, zero.to(torch.int64)))
+    axis = int(attributes.get("axis", 1))
+    scale, offset = (along(state, axis, codes.ndim) for state in (scale, zero.to(torch.int64)))
     numbers = codes.to(torch.int64) - offset
     # Codes of the network are known, those of an image are not.
     bound = (
@@ -38,13 +41,6 @@ def dequantize_linear(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
         else max(info.max - int(zero), int(zero) - info.min)
     )
     return Fixed(numbers, scale.double(), bound)
-
-
-def _on_axis(state: Tensor, shape: Sequence[int], axis: int) -> Tensor:
-    """A scale or zero point as it broadcasts against a tensor of ``shape``."""
-    if state.numel() == 1:
-        return state.reshape(())
-    return state.reshape([-1 if i == axis % len(shape) else 1 for i in range(len(shape))])
 
 
 def bit_shift(inputs: Sequence[Any], attributes: Attributes) -> Tensor:

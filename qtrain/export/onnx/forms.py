@@ -1,4 +1,4 @@
-"""What ONNX can say of a quantizer: whole numbers with a scale and a zero point, or that it has no form."""
+"""What ONNX can say of an input's quantizer: whole numbers with a scale and a zero point, or that it has no form."""
 
 from dataclasses import dataclass
 
@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from qtrain.quantizers.base import Quantizer
-from qtrain.spec import PerChannel, PerTensor
+from qtrain.spec import PerChannel
 from qtrain.storage.affine import AffineTensor
-from qtrain.storage.base import QTensor
 
 WIDEST = 16
 """Bits of the widest code of an input or a weight: ONNX quantizes to 8 and to 16 bits."""
@@ -92,30 +91,13 @@ def input_codes(quantizer: Quantizer) -> Codes:
     )
 
 
-@dataclass(frozen=True)
-class WeightCodes:
-    """A weight (O, I, ...) as ``(codes - zero_point) scale``: ``codes`` int64, the others (O,) for each output."""
-
-    codes: Tensor
-    scale: Tensor
-    zero_point: Tensor
-
-
-def weight_codes(stored: QTensor) -> WeightCodes | None:
-    """The codes of a stored weight, ``None`` where it is not evenly spaced with at most a scale for each output."""
-    if not (isinstance(stored, AffineTensor) and isinstance(stored.granularity, PerTensor | PerChannel)):
-        return None
-    if isinstance(stored.granularity, PerChannel) and stored.granularity.axis != 0 and stored.scale.numel() > 1:
-        return None
-    if stored.bits > 8 or (stored.offset is not None and bool(stored.offset.any())):
-        return None
-    outputs = stored.codes.shape[0]
-    zero = torch.zeros_like(stored.scale) if stored.zero_point is None else stored.zero_point
-    return WeightCodes(
-        codes=stored.codes.to(torch.int64),
-        scale=stored.scale.float().reshape(-1).expand(outputs),
-        zero_point=zero.to(torch.int64).reshape(-1).expand(outputs),
-    )
+def along(state: Tensor, axis: int | None, dimensions: int) -> Tensor:
+    """A scale or zero point, () or (n,), as it broadcasts against a tensor of so many ``dimensions``."""
+    if state.numel() == 1:
+        return state.reshape(())
+    if axis is None:
+        raise ValueError(f"{state.numel()} scales of a tensor need an axis")
+    return state.reshape([-1 if place == axis % dimensions else 1 for place in range(dimensions)])
 
 
 def _probe(quantizer: Quantizer, *, reach: float) -> Tensor:

@@ -14,11 +14,15 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from qtrain.export.onnx.lowering import OPSET, Lowering, lower
+from qtrain.export.onnx.lowering import Lowering, lower
+from qtrain.export.onnx.symbolic import OPSET
 from qtrain.utils.errors import one_line
 
 IMAGES, LOGITS = "images", "logits"
 """The names of the file's input (N, C, H, W) float32, as the network takes it, and of its output."""
+
+OLDEST = 18
+"""Of ONNX's opsets that torch exports to."""
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Where the exporter notes the modules that a node comes from."""
@@ -49,8 +53,11 @@ def export(
 ) -> Exported:
     """``student`` as an ONNX model for batches of any length of images of ``size`` (C, H, W).
 
-    Raises ``ValueError`` in one line where an input has no form in ONNX or torch cannot export the network.
+    Raises ``ValueError`` in one line where an input has no form in ONNX, torch cannot export the network, or ``opset``
+    is older than 18.
     """
+    if opset < OLDEST:
+        raise ValueError(f"opset: must be {OLDEST} or newer, got {opset}")
     lowering = lower(student)
     example = torch.zeros(2, *size)
     try:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qtrain.export.onnx.forms import Codes
+from qtrain.export.onnx.forms import Codes, along
 from qtrain.export.onnx.write import call_of
 from qtrain.export.parity.compare import Rounded, gap
 from qtrain.nn import QuantLayer
@@ -30,12 +30,12 @@ def simulate(student: nn.Module, images: Tensor, inputs: Mapping[str, Codes]) ->
 
     def watch(layer: str, form: Codes) -> Any:
         def hook(quantizer: Quantizer, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-            stored = quantizer.quantize(arguments[0])
-            scale, offset = (_on_axis(t, arguments[0], form.axis) for t in (form.scale, form.offset))
-            steps = (arguments[0] if offset is None else arguments[0] - offset) / scale
-            seen.inputs[call_of(layer, seen.inputs)] = Rounded(
-                stored.codes.to(torch.int64) + (form.low - stored.low), gap(steps)
-            )
+            (x,) = arguments
+            stored = quantizer.quantize(x)
+            shifted = x if form.offset is None else x - along(form.offset, form.axis, x.ndim)
+            codes = stored.codes.to(torch.int64) + (form.low - stored.low)
+            gaps = gap(shifted / along(form.scale, form.axis, x.ndim))
+            seen.inputs[call_of(layer, seen.inputs)] = Rounded(codes, gaps)
 
         return hook
 
@@ -51,9 +51,3 @@ def simulate(student: nn.Module, images: Tensor, inputs: Mapping[str, Codes]) ->
         for hook in hooks:
             hook.remove()
     return seen
-
-
-def _on_axis(state: Tensor | None, x: Tensor, axis: int | None) -> Any:
-    if state is None or axis is None:
-        return state
-    return state.reshape([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)])

@@ -73,6 +73,9 @@ BODIES = {
     "sigmoid gate": lambda: SqueezeExcite(nn.Sigmoid()),
     "pools and concatenation": Branches,
     "transposed": lambda: nn.Sequential(nn.ConvTranspose2d(8, 8, 3, stride=2, padding=1, output_padding=1), nn.ReLU()),
+    "transposed in groups": lambda: nn.Sequential(
+        nn.ConvTranspose2d(8, 8, 2, stride=2, groups=2), nn.BatchNorm2d(8), nn.ReLU()
+    ),
     "same padding": lambda: nn.Sequential(
         Conv2dSame(8, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), Conv2dSame(8, 8, 4)
     ),

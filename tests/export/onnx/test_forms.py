@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from qtrain.export.onnx.forms import Codes, NoFormError, input_codes, weight_codes
+from qtrain.export.onnx.forms import Codes, NoFormError, input_codes
+from qtrain.export.onnx.weights import weight_codes
 from qtrain.nn import QuantLayer, QuantWeighted
 from qtrain.quantizers.base import Quantizer
 from qtrain.settings.conf_dir import conf_dir

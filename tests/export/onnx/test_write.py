@@ -13,7 +13,6 @@ import qtrain
 from qtrain.export.onnx.write import export
 from qtrain.export.parity.verify import verify
 from tests.export.onnx.networks import BODIES, network
-from tests.export.students import settings_with
 
 SIZE = (3, 8, 8)
 FAST = ("observer@quantize.weight_observer=min_max", "observer@quantize.input_observer=min_max")
@@ -65,8 +64,6 @@ def test_batch_norm_leaves_no_node_of_its_own(fold: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("weight", ["affine", "kmeans", "power_of_two", "mx", "lsq_plus", "bwn", "twn", "outlier"])
 def test_weights_of_other_methods_give_the_students_logits(weight: str) -> None:
-    if settings_with(weight, "weight") is None:
-        pytest.skip(f"{weight} quantizes no weights")
     bits = {"bwn": 1, "twn": 2}.get(weight, 4)
     made = student("residual", weight=weight, weight_bits=bits, input_bits=8, ends=None)
     verdict = verify(made, [images()], SIZE)
@@ -112,10 +109,44 @@ def test_exporting_says_nothing_of_the_exporters_own(caplog: pytest.LogCaptureFi
     assert not [record for record in caplog.records if record.name.startswith(("onnx", "torch"))]
 
 
+def test_scales_of_the_outputs_of_a_transposed_convolution_in_groups_are_left_to_values() -> None:
+    """One scale becomes several by the batch norm behind, and ONNX has no axis for these."""
+    made = student("transposed in groups", granularity="tensor")
+    assert "body.0" in export(made, SIZE).lowering.notes
+    verdict = verify(made, [images()], SIZE)
+    assert verdict.passed, [tier.faults for tier in verdict.tiers]
+
+
+def test_a_zero_point_outside_of_the_codes_in_use_is_kept() -> None:
+    """Weights that are all positive have codes far above their zero point, which a byte must hold too."""
+    torch.manual_seed(0)
+    model = network("called twice").eval()
+    with torch.no_grad():
+        model.body.conv.weight.uniform_(0.5, 0.6)
+    made = qtrain.quantize(
+        model,
+        images(),
+        weight="affine",
+        weight_bits=8,
+        input_bits=8,
+        options=[*FAST, "quantize.weight.symmetric=false"],
+    )
+    verdict = verify(made, [images()], SIZE)
+    assert verdict.passed, [tier.faults for tier in verdict.tiers]
+
+
+def test_an_opset_that_is_too_old_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^opset: must be 18 or newer, got 17"):
+        export(student("residual"), SIZE, opset=17)
+
+
 def test_the_student_is_left_as_it_was() -> None:
     made = student("residual")
     before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
     expected = made(images())
-    export(made, SIZE)
+    made.train()
+    verify(made, [images(2)], SIZE)
+    assert made.training
+    made.eval()
     assert before.keys() == made.state_dict().keys()
     assert torch.equal(made(images()), expected)

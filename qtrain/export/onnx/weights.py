@@ -1,0 +1,93 @@
+"""Weights and biases as the codes of an ONNX file: whole numbers with a scale and a zero point for each output."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qtrain.spec import PerChannel, PerTensor
+from qtrain.storage.affine import AffineTensor
+from qtrain.storage.base import QTensor
+
+_ROOM = 2**30
+"""Largest code of a bias, half of what 32 bits hold, so that products can be added to it."""
+
+_LARGEST = 64
+"""Largest code of a weight of few bits: two products of such codes with 8 bits fit the 16 bits in which x86 processors
+without VNNI add them."""
+
+
+@dataclass(frozen=True)
+class WeightCodes:
+    """A weight (O, I, ...) as ``(codes - zero_point) scale``: ``codes`` int64, the others (O,) for each output."""
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all outputs have one scale and one zero point."""
+        return bool((self.scale == self.scale[0]).all()) and bool((self.zero_point == self.zero_point[0]).all())
+
+
+def weight_codes(stored: QTensor) -> WeightCodes | None:
+    """The codes of a stored weight, ``None`` where it is not evenly spaced with at most a scale for each output."""
+    if not (isinstance(stored, AffineTensor) and isinstance(stored.granularity, PerTensor | PerChannel)):
+        return None
+    if isinstance(stored.granularity, PerChannel) and stored.granularity.axis != 0 and stored.scale.numel() > 1:
+        return None
+    if stored.bits > 8 or (stored.offset is not None and bool(stored.offset.any())):
+        return None
+    outputs = stored.codes.shape[0]
+    zero = torch.zeros_like(stored.scale) if stored.zero_point is None else stored.zero_point
+    return WeightCodes(
+        codes=stored.codes.to(torch.int64),
+        scale=stored.scale.float().reshape(-1).expand(outputs),
+        zero_point=zero.to(torch.int64).reshape(-1).expand(outputs),
+    )
+
+
+def scaled(weight: WeightCodes, factor: Tensor) -> WeightCodes:
+    """``weight`` with each output channel multiplied by ``factor`` (O,): in the scale, and its sign in the codes."""
+    sign = torch.where(factor < 0, -1, 1)
+    codes = weight.codes * sign.reshape(-1, *(1 for _ in weight.codes.shape[1:]))
+    return WeightCodes(codes, weight.scale * factor.abs(), weight.zero_point * sign)
+
+
+def finer(weight: WeightCodes) -> WeightCodes:
+    """``weight`` in codes that are larger by a power of two, as far as :data:`_LARGEST` goes.
+
+    The values stay what they are. The bias is rounded to multiples of the product of the two scales, which for few bits
+    is coarse beside the steps of the next layer's input; in 8 bits, where the file stores the codes, there is room.
+    """
+    reach = int(torch.maximum(weight.codes.abs().max(), weight.zero_point.abs().max()))
+    factor = 1
+    while 2 * factor * reach <= _LARGEST:
+        factor *= 2
+    return WeightCodes(weight.codes * factor, weight.scale / factor, weight.zero_point * factor)
+
+
+def with_room_for(weight: WeightCodes, bias: Tensor) -> WeightCodes:
+    """``weight`` whose scales are at least so large that ``bias`` (O,), in units of the input's scale, fits 32 bits.
+
+    Only channels that batch norm has switched off have smaller ones; what their weights add is lost in the bias.
+    """
+    least = (bias / _ROOM).clamp(min=torch.finfo(torch.float32).tiny)
+    scale = torch.maximum(weight.scale, least)
+    ratio = (weight.scale / scale).reshape(-1, *(1 for _ in weight.codes.shape[1:]))
+    zero = weight.zero_point.reshape(ratio.shape)
+    codes = ((weight.codes - zero) * ratio).round().to(torch.int64) + zero
+    return WeightCodes(torch.where(ratio < 1, codes, weight.codes), scale, weight.zero_point)
+
+
+@dataclass(frozen=True)
+class BiasCodes:
+    """A bias (O,) in 32 bits, ``codes scale``, where ``scale`` (O,) is that of the sums that it is added to."""
+
+    codes: Tensor
+    scale: Tensor
+
+    @staticmethod
+    def of(bias: Tensor, scale: Tensor) -> "BiasCodes":
+        return BiasCodes((bias.double() / scale.double()).round().to(torch.int32), scale)
