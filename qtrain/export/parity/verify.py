@@ -85,13 +85,12 @@ def verify(student: nn.Module, images: Iterable[Tensor], size: tuple[int, ...], 
     constants = Tier("constants", faults=list(_changed(made.model, model)))
     verdict = Verdict([constants])
     try:
-        runs = list(_runs(made, model, constants))
+        runs = list(_runs(made, model, verdict))
     except Exception as error:  # whatever a runtime does with a file that is not the student's
         if not constants.faults:
             raise
         constants.faults.append(f"it does not run: {one_line(error)}")
         return verdict
-    verdict.tiers += [run.tier for run in runs]
     for batch in images:
         batch = batch.cpu().float()
         simulated = simulate(student, batch, made.lowering.inputs)
@@ -139,18 +138,23 @@ class _Run:
                 yield f"{differ}, by up to {layer.steps} steps"
 
 
-def _runs(made: Exported, model: ir.Model, constants: Tier) -> Iterator[_Run]:
+def _runs(made: Exported, model: ir.Model, verdict: Verdict) -> Iterator[_Run]:
+    """The ways to compute the network, whose tiers are added to ``verdict``; one that is not possible is a fault."""
     for name, source in ((REFERENCE, made.exact), (FILE, model)):
         try:
             whole, parts = IntegerReference(source), _IntegerParts(source, made.codes)
         except NoIntegerFormError as error:
-            constants.faults.append(f"{name}: {error}")
-            return
-        yield _Run(name, whole.run, parts, made.codes)
+            verdict.tiers.append(Tier(name, faults=[str(error)]))
+            continue
+        run = _Run(name, whole.run, parts, made.codes)
+        verdict.tiers.append(run.tier)
+        yield run
     for name, optimized in ((PLAIN, False), (DEPLOYED, True)):
         pieces = OnnxRuntime(_bytes(cut(model, set(made.codes.values()))), optimized=optimized)
         whole_run = OnnxRuntime(_bytes(model), optimized=optimized)
-        yield _Run(name, whole_run, _runtime_parts(pieces, made.codes), made.codes)
+        run = _Run(name, whole_run, _runtime_parts(pieces, made.codes), made.codes)
+        verdict.tiers.append(run.tier)
+        yield run
 
 
 def _runtime_parts(run: Runtime, codes: dict[str, str]) -> Parts:
