@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qtrain.api.quantize import describe as describe
     from qtrain.api.quantize import quantize as quantize
     from qtrain.convert.plan import Policy as Policy
-    from qtrain.export.load import load_student as load
+    from qtrain.packed.load import load_student as load
     from qtrain.spec import LayerBits as LayerBits
 
 __version__ = "0.1.0"
@@ -35,7 +35,7 @@ _OFFERED = {
     "begin_step_": ("qtrain.api.distill", "begin_step_"),
     "project_": ("qtrain.api.distill", "project_"),
     "save": ("qtrain.api.files", "save"),
-    "load": ("qtrain.export.load", "load_student"),
+    "load": ("qtrain.packed.load", "load_student"),
     "LayerBits": ("qtrain.spec", "LayerBits"),
     "Policy": ("qtrain.convert.plan", "Policy"),
 }

@@ -25,9 +25,9 @@ from pathlib import Path
 import torch
 
 import qtrain
-from qtrain.export.header import FileSize, Images, Network
-from qtrain.export.networks import TIMM, build_network
-from qtrain.export.save import save_student
+from qtrain.packed.header import FileSize, Images, Network
+from qtrain.packed.networks import TIMM, build_network
+from qtrain.packed.save import save_student
 from qtrain.pipeline.results import append_row, provenance
 from qtrain.utils.errors import ConfigError
 
@@ -40,9 +40,9 @@ FAST = ("observer@quantize.weight_observer=min_max", "observer@quantize.input_ob
 CHILD = """
 import json, sys, time
 import torch
-from qtrain.export.header import Network
-from qtrain.export.load import load_student
-from qtrain.export.networks import build_network
+from qtrain.packed.header import Network
+from qtrain.packed.load import load_student
+from qtrain.packed.networks import build_network
 
 def memory(name):
     try:

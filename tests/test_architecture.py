@@ -17,7 +17,7 @@ FLOORS: dict[str, int] = {
     "quantizers": 1, "observers": 1, "schedules": 1,
     "nn": 2, "models": 2,
     "convert": 3, "distillation": 3, "synthesis": 3, "costs": 3, "data": 3,
-    "allocate": 4, "export": 4, "ptq": 4,
+    "allocate": 4, "deployment": 4, "packed": 4, "ptq": 4,
     "pieces": 5, "tracking": 5,
     "training": 6,
     "pipeline": 7,
@@ -43,10 +43,11 @@ WALLS: dict[str, tuple[str, ...]] = {
     "ray": ("sweep/",),
     "omegaconf": ("config/", "cli.py"),
     "hydra": ("config/", "cli.py", "utils/compat.py"),
-    "onnx": ("export/",),
-    "onnx_ir": ("export/",),
-    "onnxscript": ("export/",),
-    "onnxruntime": ("export/",),
+    "onnx": ("deployment/",),
+    "onnx_ir": ("deployment/",),
+    "onnxscript": ("deployment/",),
+    "onnxruntime": ("deployment/",),
+    "openvino": ("deployment/",),
 }
 """Third-party package -> files that may import it."""
 

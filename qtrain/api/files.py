@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from qtrain.api.quantize import RECORD, Record
 from qtrain.costs.count import CostReport, count
-from qtrain.export.header import FileSize, Images, Network
-from qtrain.export.networks import TIMM, Builder
-from qtrain.export.save import save_student
+from qtrain.packed.header import FileSize, Images, Network
+from qtrain.packed.networks import TIMM, Builder
+from qtrain.packed.save import save_student
 from qtrain.utils.importing import path_of
 
 

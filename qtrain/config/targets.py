@@ -42,7 +42,7 @@ ADMITTED = (
 (torch.hub, torch.load, torch.package, torch.utils.cpp_extension, ...) lies outside."""
 
 REFUSED = (
-    "qtrain.api", "qtrain.cli", "qtrain.config", "qtrain.export.load", "qtrain.export.networks", "qtrain.export.save",
+    "qtrain.api", "qtrain.cli", "qtrain.config", "qtrain.packed.load", "qtrain.packed.networks", "qtrain.packed.save",
     "qtrain.pipeline", "qtrain.run_task", "qtrain.storage.description", "qtrain.tasks", "qtrain.utils",
 )  # fmt: skip
 """What lies in an admitted part and is refused all the same: a config that could call the command line could give

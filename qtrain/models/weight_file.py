@@ -40,7 +40,7 @@ NOT_WEIGHTS = re.compile("optim|.*sched|scaler|amp|callbacks|loops|hyper_paramet
 
 MEAN, STD = "mean", "std"
 STUDENT = "qtrain_student"
-"""Metadata of a student's file, see :mod:`qtrain.export.header`."""
+"""Metadata of a student's file, see :mod:`qtrain.packed.header`."""
 
 LINE = 120
 """Characters of an error of torch that a message repeats."""

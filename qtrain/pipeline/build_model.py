@@ -6,10 +6,10 @@ from functools import cache
 import torch
 from torch import nn
 
-from qtrain.export.header import Network
 from qtrain.models.normalization import Normalization, stated_normalization
 from qtrain.models.own import arguments_for, build_own
 from qtrain.models.weights import load_weights
+from qtrain.packed.header import Network
 from qtrain.settings.component import Component
 from qtrain.spec import DataInfo
 from qtrain.utils.errors import as_config_error

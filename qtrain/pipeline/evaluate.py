@@ -8,7 +8,7 @@ import torch
 
 from qtrain.costs.count import count
 from qtrain.data.base import VisionData
-from qtrain.export.header import Images
+from qtrain.packed.header import Images
 from qtrain.pipeline import run_folder
 from qtrain.pipeline.build_model import build_model, example_input, has_weights
 from qtrain.pipeline.load_data import load_data

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qtrain.export.header import Header
-from qtrain.export.onnx.write import IMAGES, LOGITS, export
-from qtrain.export.parity.runtimes import OnnxRuntime, Runtime
-from qtrain.export.parity.verify import Tier, Verdict, verify
+from qtrain.deployment.onnx.write import IMAGES, LOGITS, export
+from qtrain.deployment.parity.runtimes import OnnxRuntime, Runtime
+from qtrain.deployment.parity.verify import Tier, Verdict, verify
+from qtrain.packed.header import Header
 from qtrain.pipeline.evaluate import normalized
 from qtrain.pipeline.load_data import load_data
 from qtrain.pipeline.predict import class_names
@@ -75,7 +75,7 @@ def write_export(settings: RunSettings, what: Shipped) -> Verdict:
         MODEL: made.to_bytes(),
         STUDENT: what.file.read_bytes(),
         LABELS: json.dumps([str(name) for name in class_names(what.header, what.student)], indent=1).encode(),
-        PROGRAM: (Path(__file__).parent.parent / "export" / "onnx" / "run.py").read_bytes(),
+        PROGRAM: (Path(__file__).parent.parent / "deployment" / "onnx" / "run.py").read_bytes(),
     }
     what.folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():

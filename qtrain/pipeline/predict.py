@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from qtrain.data.file_loader import FileBatch, file_batches
 from qtrain.data.image_files import find_images
 from qtrain.data.image_set import UnreadableImageError
-from qtrain.export.header import Header, Images, Structure, dtype_of
 from qtrain.models.transforms import create_transform
+from qtrain.packed.header import Header, Images, Structure, dtype_of
 from qtrain.pipeline.prediction_file import Prediction, checked_output, is_terminal, writing
 from qtrain.pipeline.results import cpu_cores
 from qtrain.pipeline.student_file import check_square, load_trained, student_at

@@ -9,9 +9,9 @@ from pytorch_lightning.utilities import rank_zero_only
 from safetensors.torch import save_file
 from torch import nn
 
-from qtrain.export.header import Header, Images, read
-from qtrain.export.load import load_student
-from qtrain.export.save import save_student
+from qtrain.packed.header import Header, Images, read
+from qtrain.packed.load import load_student
+from qtrain.packed.save import save_student
 from qtrain.pipeline.build_model import builder_of, network_of
 from qtrain.pipeline.results import provenance
 from qtrain.settings.component import called_after

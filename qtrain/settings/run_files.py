@@ -16,7 +16,7 @@ SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 
 STUDENT = "student.safetensors"
-"""A student, packed: what its cost counts, and how its network is built. :mod:`qtrain.export` reads it."""
+"""A student, packed: what its cost counts, and how its network is built. :mod:`qtrain.packed` reads it."""
 
 LATENT = "student.ckpt"
 """The student's state dict with the weights that training moves, in floating point, for further training."""

@@ -1,6 +1,6 @@
 """The task that makes of a student a folder that runs elsewhere, and proves that it computes what was trained."""
 
-from qtrain.export.parity.verify import Verdict
+from qtrain.deployment.parity.verify import Verdict
 from qtrain.pipeline.export_folder import Shipped, shipped, write_export
 from qtrain.pipeline.student_file import student_at
 from qtrain.settings.run_settings import RunSettings

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import qtrain
-from qtrain.export.header import read
+from qtrain.packed.header import read
 from tests.api.test_quantize import Net, images
 
 

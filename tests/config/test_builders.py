@@ -64,7 +64,7 @@ def test_a_yaml_file_needs_the_command_line_to_admit_its_builder(tmp_path: Path,
         "callbacks: {x: {_target_: qtrain.models.own.build_own, builder: {_target_: torch.nn.Identity}}}",
         "callbacks: {x: {_target_: qtrain.utils.user_code.import_builder, path: os.system}}",
         "callbacks: {x: {_target_: qtrain.utils.importing.import_object, path: os.system, admitted: [os]}}",
-        "callbacks: {x: {_target_: qtrain.export.load.load_student, path: x, builders: [os]}}",
+        "callbacks: {x: {_target_: qtrain.packed.load.load_student, path: x, builders: [os]}}",
         "callbacks: {x: {_target_: qtrain.data.own.OwnImages, name: x, builder: torch.hub.load}}",
     ],
 )

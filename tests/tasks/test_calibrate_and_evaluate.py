@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from qtrain.config.compose import compose
 from qtrain.data.base import VisionData
-from qtrain.export.header import read
 from qtrain.models.cifar_resnet import cifar_resnet8
+from qtrain.packed.header import read
 from qtrain.pipeline import run_folder
 from qtrain.pipeline.run_folder import Metrics, run_in_folder
 from qtrain.pipeline.run_lock import only_run_in

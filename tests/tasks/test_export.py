@@ -15,11 +15,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from qtrain.config.compose import compose
-from qtrain.export.header import Images
 from qtrain.models.cifar_resnet import cifar_resnet8
+from qtrain.packed.header import Images
 from qtrain.run_task import run_task
 from qtrain.utils.errors import ConfigError, IncompleteError
-from tests.export.students import saved, student_of, timm_network
+from tests.packed.students import saved, student_of, timm_network
 
 QUICK = ["quantize.calibration_batches=1", "data.max_train=64", "data.max_test=50", "data.batch_size=32", "logger=none"]
 

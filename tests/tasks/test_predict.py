@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from qtrain import cli
 from qtrain.config.compose import compose
 from qtrain.data.digits import Digits
-from qtrain.export.header import read
 from qtrain.models.cifar_resnet import cifar_resnet8
+from qtrain.packed.header import read
 from qtrain.pipeline import predict
 from qtrain.pipeline.load_data import load_data
 from qtrain.pipeline.prediction_file import Prediction, as_json, writing

@@ -1,0 +1,1 @@
+"""The student outside qtrain: its ONNX form, integers that compute it, and the proof that both agree with it."""

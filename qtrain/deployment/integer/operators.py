@@ -1,0 +1,93 @@
+"""The operators of ONNX on integers: quantizing, and the table of all kinds of nodes.
+
+What is not in the table has no integer form: an exponential, for instance.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qtrain.deployment.integer import arithmetic, moves, pools, products
+from qtrain.deployment.integer.fixed import Fixed, multiplied
+from qtrain.deployment.integer.values import Attributes, Operator
+from qtrain.deployment.onnx.forms import along
+
+
+def quantize_linear(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
+    """Codes, int64: ``clamp(round(x / scale) + zero_point)``, a tie to the even number."""
+    x, scale, zero = inputs
+    info = torch.iinfo(zero.dtype)
+    axis, dimensions = int(attributes.get("axis", 1)), len(x.shape)
+    scale, offset = (along(state, axis, dimensions) for state in (scale, zero.to(torch.int64)))
+    if isinstance(x, Fixed):
+        codes = multiplied(x.numbers, x.scale / scale.double(), x.bound)
+    else:
+        codes = (x / scale).round().to(torch.int64)  # the image itself
+    return (codes + offset).clamp(info.min, info.max)
+
+
+def dequantize_linear(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
+    codes, scale, zero = inputs
+    info = torch.iinfo(zero.dtype)
+    axis = int(attributes.get("axis", 1))
+    scale, offset = (along(state, axis, codes.ndim) for state in (scale, zero.to(torch.int64)))
+    numbers = codes.to(torch.int64) - offset
+    # Codes of the network are known, those of an image are not.
+    bound = (
+        int(numbers.abs().max())
+        if zero.ndim or codes.dtype != torch.int64
+        else max(info.max - int(zero), int(zero) - info.min)
+    )
+    return Fixed(numbers, scale.double(), bound)
+
+
+def bit_shift(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
+    """Codes that are larger by a power of two."""
+    codes, by = inputs
+    shifted: Tensor = codes << by.to(torch.int64)
+    return shifted
+
+
+OPERATORS: dict[str, Operator] = {
+    "Add": arithmetic.add,
+    "AveragePool": pools.average_pool,
+    "BatchNormalization": arithmetic.batch_normalization,
+    "BitShift": bit_shift,
+    "Cast": moves.identity,
+    "Clip": arithmetic.clip,
+    "Concat": moves.concatenate,
+    "Conv": products.convolution,
+    "ConvTranspose": products.transposed_convolution,
+    "DequantizeLinear": dequantize_linear,
+    "Div": arithmetic.divide,
+    "Dropout": moves.identity,
+    "Erf": arithmetic.table(torch.erf),
+    "Expand": moves.moved(moves.expand),
+    "Flatten": moves.moved(moves.flatten),
+    "Gather": moves.moved(moves.gather),
+    "Gemm": products.gemm,
+    "GlobalAveragePool": pools.global_average_pool,
+    "HardSigmoid": arithmetic.hard_sigmoid,
+    "HardSwish": arithmetic.hard_swish,
+    "Identity": moves.identity,
+    "LeakyRelu": arithmetic.leaky_relu,
+    "MatMul": products.matmul,
+    "MaxPool": pools.max_pool,
+    "Mul": arithmetic.multiply,
+    "Pad": moves.moved(moves.pad),
+    "QuantizeLinear": quantize_linear,
+    "ReduceMean": pools.mean,
+    "Relu": arithmetic.relu,
+    "Reshape": moves.moved(moves.reshape),
+    "Shape": moves.shape,
+    "Sigmoid": arithmetic.table(torch.sigmoid),
+    "Slice": moves.moved(moves.slice_),
+    "Squeeze": moves.moved(moves.squeeze),
+    "Sub": arithmetic.subtract,
+    "Tanh": arithmetic.table(torch.tanh),
+    "Transpose": moves.moved(moves.transpose),
+    "Unsqueeze": moves.moved(moves.unsqueeze),
+}
+"""Kind of node -> its function."""

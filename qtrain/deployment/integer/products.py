@@ -1,0 +1,104 @@
+"""Products with weights, whose sums are proved to fit."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qtrain.deployment.integer.fixed import ACCUMULATOR, CODE, EXACT, Fixed, narrowed, of_values, shifted, uniform
+from qtrain.deployment.integer.values import Attributes, fixed_point, window
+
+_CONVOLUTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TRANSPOSED: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+def convolution(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
+    x, weight, bias = _operands(inputs)
+    reach = weight.numbers.abs().flatten(1).sum(dim=1)
+    x, axes = _fitting(x, reach), weight.numbers.ndim - 2
+    strides, dilations, pads = window(attributes, axes)
+    numbers, groups = x.numbers, int(attributes.get("group", 1))
+    before, after = pads[:axes], pads[axes:]
+    padding: Any = before
+    if before != after:
+        numbers = F.pad(numbers, [p for pair in zip(reversed(before), reversed(after), strict=True) for p in pair])
+        padding = 0
+    sums = _CONVOLUTIONS[axes](numbers.double(), weight.numbers.double(), None, strides, padding, dilations, groups)
+    return _accumulated(sums, x, weight, reach, bias, (-1, *(1 for _ in range(axes))))
+
+
+def transposed_convolution(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
+    x, weight, bias = _operands(inputs)
+    axes, groups = weight.numbers.ndim - 2, int(attributes.get("group", 1))
+    reach = weight.numbers.abs().transpose(0, 1).flatten(1).sum(dim=1).repeat(groups)
+    x = _fitting(x, reach)
+    strides, dilations, pads = window(attributes, axes)
+    if pads[:axes] != pads[axes:]:
+        raise ValueError("a transposed convolution with unequal padding has no integer form here")
+    extra = list(attributes.get("output_padding", [0] * axes))
+    sums = _TRANSPOSED[axes](
+        x.numbers.double(), weight.numbers.double(), None, strides, pads[:axes], extra, groups, dilations
+    )
+    return _accumulated(sums, x, weight, reach, bias, (-1, *(1 for _ in range(axes))))
+
+
+def gemm(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
+    x, weight, bias = _operands(inputs)
+    if attributes.get("transA") or attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0:
+        raise ValueError("a Gemm with factors has no integer form here")
+    numbers = weight.numbers if attributes.get("transB") else weight.numbers.T
+    reach = numbers.abs().sum(dim=1)
+    x = _fitting(x, reach)
+    sums = x.numbers.double() @ numbers.double().T
+    scale = weight.scale.reshape(-1) if weight.scale.numel() > 1 else weight.scale
+    return _accumulated(sums, x, Fixed(numbers, scale, weight.bound), reach, bias, (-1,))
+
+
+def matmul(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
+    left, right = (uniform(fixed_point(x)) for x in inputs)
+    terms = torch.tensor(left.shape[-1])
+    left = _fitting(left, terms * right.bound)
+    right = _fitting(right, terms * left.bound)
+    bound = left.bound * right.bound * left.shape[-1]
+    sums = left.numbers.double() @ right.numbers.double()
+    return Fixed(sums.to(torch.int64), left.scale * right.scale, bound)
+
+
+def _operands(inputs: Sequence[Any]) -> tuple[Fixed, Fixed, Tensor | Fixed | None]:
+    """Input, weight and bias of a product; the weight's scale has an axis only for the outputs."""
+    x, weight, bias = (*inputs, None)[:3]
+    return uniform(fixed_point(x)), weight if isinstance(weight, Fixed) else of_values(weight, bits=15), bias
+
+
+def _accumulated(
+    sums: Tensor, x: Fixed, weight: Fixed, reach: Tensor, bias: Tensor | Fixed | None, channels: tuple[int, ...]
+) -> Fixed:
+    """Sums of products in units of both scales, with ``bias``; ``reach`` (O,) are the weights' sums of magnitudes.
+
+    The sums were carried out in float64, which holds every whole number below 2^53.
+    """
+    bound = int(reach.max()) * x.bound
+    scale = x.scale * (weight.scale.reshape(channels) if weight.scale.numel() > 1 else weight.scale.reshape(()))
+    total = Fixed(sums.to(torch.int64), scale, bound)
+    if bias is None:
+        return total
+    if isinstance(bias, Fixed):  # in units of the sums themselves
+        numbers = bias.numbers.reshape(channels)
+        return Fixed(total.numbers + numbers, scale, bound + bias.bound)
+    return shifted(total, bias.reshape(channels))
+
+
+def _fitting(x: Fixed, reach: Tensor) -> Fixed:
+    """``x`` such that its products' sums fit; ``reach`` are the sums of the factors' magnitudes.
+
+    Sums of codes must fit 32 bits, or ``OverflowError`` is raised. What the student has not quantized is wider, and
+    its sums have 52 bits, to which it is rounded.
+    """
+    bound = int(reach.max()) * x.bound
+    if bound.bit_length() <= ACCUMULATOR:
+        return x
+    if x.bound.bit_length() <= CODE:
+        raise OverflowError(f"its sums can reach {bound}, which {ACCUMULATOR + 1} bits do not hold")
+    return narrowed(x, EXACT - int(reach.max()).bit_length())

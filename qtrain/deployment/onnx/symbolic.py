@@ -1,0 +1,145 @@
+"""Modules that emit the operators of ONNX while torch traces them; none computes anything by itself."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qtrain.deployment.onnx.forms import Codes
+from qtrain.deployment.onnx.weights import WeightCodes
+from qtrain.models.layer_kinds import SamePad
+from qtrain.nn import QuantConv, QuantConvTranspose
+
+OPSET = 21
+"""The first with 4-bit and 16-bit codes."""
+
+
+class Constant(nn.Module):
+    """A tensor of the file."""
+
+    value: Tensor
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("value", value.detach().float().contiguous())
+
+    def forward(self) -> Tensor:
+        return self.value
+
+
+class QuantizedInput(nn.Module):
+    """QuantizeLinear, a clip and a shift of the codes where the type holds more of them, and DequantizeLinear."""
+
+    scale: Tensor
+    zero_point: Tensor
+    low: Tensor
+    high: Tensor
+    shift: Tensor
+    step: Tensor
+    shifted_zero_point: Tensor
+    offset: Tensor | None
+
+    def __init__(self, codes: Codes) -> None:
+        super().__init__()
+        self.axis, self.clipped, self.dtype = codes.axis, codes.clipped, codes.dtype
+        self.register_buffer("scale", codes.scale.clone())
+        self.register_buffer("zero_point", codes.zero_point.clone())
+        self.register_buffer("low", torch.tensor(codes.low).to(codes.dtype))
+        self.register_buffer("high", torch.tensor(codes.high).to(codes.dtype))
+        self.shifted = codes.shift > 0
+        self.register_buffer("shift", torch.tensor(codes.shift).to(codes.dtype))
+        self.register_buffer("step", codes.step.clone())
+        self.register_buffer("shifted_zero_point", (codes.zero_point.to(torch.int64) << codes.shift).to(codes.dtype))
+        offset = codes.offset
+        if offset is not None and codes.axis is not None:
+            offset = offset.reshape(1, -1, 1, 1)
+        self.register_buffer("offset", offset)
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = input if self.offset is None else input - self.offset
+        axis = {} if self.axis is None else {"axis": self.axis}
+        codes = emit("QuantizeLinear", (x, self.scale, self.zero_point), x.shape, self.dtype, **axis)
+        if self.clipped:
+            codes = emit("Clip", (codes, self.low, self.high), x.shape, self.dtype, version=13)
+        if self.shifted:
+            codes = emit("BitShift", (codes, self.shift), x.shape, self.dtype, version=11, direction="LEFT")
+        state = (self.step, self.shifted_zero_point)
+        values = emit("DequantizeLinear", (codes, *state), x.shape, torch.float32, **axis)
+        return values if self.offset is None else values + self.offset
+
+
+class CodedWeight(nn.Module):
+    """DequantizeLinear of a weight's codes, 8 bits each; ``codes`` in the layout of the operation."""
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, codes: Tensor, weight: WeightCodes, *, axis: int) -> None:
+        super().__init__()
+        low, high = (int(torch.cat([codes.flatten(), weight.zero_point]).aminmax()[end]) for end in (0, 1))
+        # What a signed byte does not hold, a negated -128 or unsigned codes, an unsigned one holds after a shift.
+        dtype, shift = (torch.int8, 0) if low >= -128 and high <= 127 else (torch.uint8, -low)
+        if high + shift > 255:
+            dtype, shift = torch.int16, 0
+        # One scale where one does, since the outputs of a transposed convolution in groups have no axis of their own.
+        one = axis == 1 and weight.uniform
+        self.axis = None if one else axis
+        self.register_buffer("codes", (codes + shift).to(dtype).contiguous())
+        self.register_buffer("scale", (weight.scale[0] if one else weight.scale).clone())
+        self.register_buffer("zero_point", ((weight.zero_point[0] if one else weight.zero_point) + shift).to(dtype))
+
+    def forward(self) -> Tensor:
+        axis = {} if self.axis is None else {"axis": self.axis}
+        state = (self.codes, self.scale, self.zero_point)
+        return emit("DequantizeLinear", state, self.codes.shape, torch.float32, **axis)
+
+
+class LoweredLayer(nn.Module):
+    """``operation(input(x), weight(), bias())`` of the quantized ``layer``, whose own tensors are not used."""
+
+    def __init__(self, layer: nn.Module, input: nn.Module | None, weight: nn.Module, bias: Tensor | None) -> None:
+        super().__init__()
+        self._layer = (layer,)  # in a tuple, which hides its tensors
+        self.input, self.weight, self.bias = input, weight, None if bias is None else Constant(bias)
+
+    def forward(self, input: Tensor, *further: Any) -> Tensor:
+        (layer,) = self._layer
+        if isinstance(layer, nn.Embedding):
+            return F.embedding(input, self.weight())
+        x = input if self.input is None else self.input(input)
+        weight, bias = self.weight(), None if self.bias is None else self.bias()
+        if isinstance(layer, QuantConv) and isinstance(layer.pad, SamePad):
+            return _padded_convolution(layer, x, weight, bias)
+        if isinstance(layer, QuantConvTranspose):
+            return layer.product(x, weight, bias, *further)
+        if isinstance(layer, QuantConv):
+            return layer.product(x, weight, bias)
+        return F.linear(x, weight, bias)
+
+
+def _padded_convolution(layer: QuantConv, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The convolution with its own unequal padding inside, since runtimes do not fuse a padding before it."""
+    assert isinstance(layer.pad, SamePad)
+    before, after = layer.pad.amounts(tuple(x.shape[2:]))
+    sizes = [
+        (n + b + a - d * (k - 1) - 1) // s + 1
+        for n, b, a, d, k, s in zip(
+            x.shape[2:], before, after, layer.dilation, layer.kernel_size, layer.stride, strict=True
+        )
+    ]
+    attributes: dict[str, Any] = {
+        "pads": [*before, *after], "strides": list(layer.stride), "dilations": list(layer.dilation),
+        "group": layer.groups, "kernel_shape": list(layer.kernel_size),
+    }  # fmt: skip
+    given = (x, weight) if bias is None else (x, weight, bias)
+    return emit("Conv", given, (x.shape[0], weight.shape[0], *sizes), torch.float32, **attributes)
+
+
+def emit(
+    operator: str, inputs: tuple[Tensor, ...], shape: Any, dtype: torch.dtype, *, version: int = OPSET, **options: Any
+) -> Tensor:
+    """The node ``operator`` of ONNX in a graph that is exported."""
+    made: Tensor = torch.onnx.ops.symbolic(operator, inputs, options, dtype=dtype, shape=tuple(shape), version=version)
+    return made

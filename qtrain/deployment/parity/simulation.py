@@ -1,0 +1,53 @@
+"""What the student itself computes: the codes of each layer's input, and how near each was to the next code."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qtrain.deployment.onnx.forms import Codes, along
+from qtrain.deployment.onnx.write import call_of
+from qtrain.deployment.parity.compare import Rounded, gap
+from qtrain.nn import QuantLayer
+from qtrain.quantizers.base import Quantizer
+from qtrain.utils.eval_mode import evaluating
+
+
+@dataclass
+class Simulated:
+    """The output, and the codes of the layers' inputs as the file stores them, by the call of the layer."""
+
+    logits: Tensor
+    inputs: dict[str, Rounded] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def simulate(student: nn.Module, images: Tensor, inputs: Mapping[str, Codes]) -> Simulated:
+    """Run ``student`` on ``images`` (N, C, H, W); ``inputs`` are the codes of its layers' inputs in the file."""
+    seen = Simulated(torch.empty(0))
+
+    def watch(layer: str, form: Codes) -> Any:
+        def hook(quantizer: Quantizer, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+            (x,) = arguments
+            stored = quantizer.quantize(x)
+            shifted = x if form.offset is None else x - along(form.offset, form.axis, x.ndim)
+            codes = stored.codes.to(torch.int64) + (form.low - stored.low)
+            gaps = gap(shifted / along(form.scale, form.axis, x.ndim))
+            seen.inputs[call_of(layer, seen.inputs)] = Rounded(codes, gaps)
+
+        return hook
+
+    hooks = [
+        layer.input_quantizer.register_forward_hook(watch(name, inputs[name]))
+        for name, layer in student.named_modules()
+        if isinstance(layer, QuantLayer) and layer.input_quantizer is not None and name in inputs
+    ]
+    try:
+        with evaluating(student):
+            seen.logits = student(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen

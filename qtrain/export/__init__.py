@@ -1,1 +1,0 @@
-"""What leaves qtrain: the packed student, and what loads it."""

@@ -1,0 +1,152 @@
+"""What is exported computes what was trained: small networks of every kind, each through the whole gate."""
+
+import logging
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from torch import Tensor, nn
+
+import qtrain
+from qtrain.deployment.onnx.write import export
+from qtrain.deployment.parity.verify import verify
+from tests.deployment.onnx.networks import BODIES, network
+
+SIZE = (3, 8, 8)
+FAST = ("observer@quantize.weight_observer=min_max", "observer@quantize.input_observer=min_max")
+
+
+def images(count: int = 16) -> Tensor:
+    return torch.rand(count, *SIZE, generator=torch.Generator().manual_seed(0))
+
+
+def student(body: str, *, bits: int = 4, fold: str = "none", gammas: Tensor | None = None, **choices: Any) -> nn.Module:
+    torch.manual_seed(0)
+    model = network(body).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.uniform_(module.bias, -0.3, 0.3)
+            with torch.no_grad():
+                module.weight.copy_(torch.linspace(-1, 1.5, len(module.weight)) if gammas is None else gammas)
+    choices = {"weight_bits": bits, "input_bits": bits, "options": FAST, **choices}
+    return qtrain.quantize(model, images(), fold=fold, **choices)
+
+
+CASES = [(body, bits) for number, body in enumerate(BODIES) for bits in ((2, 8) if number % 2 else (8, 2))]
+
+
+@pytest.mark.parametrize(
+    ("body", "bits"),
+    [pytest.param(*case, marks=[pytest.mark.slow] if number % 2 else []) for number, case in enumerate(CASES)],
+)
+def test_every_layer_of_the_export_gives_the_trained_codes(body: str, bits: int) -> None:
+    verdict = verify(student(body, bits=bits), [images()], SIZE)
+    assert verdict.passed, [tier.faults for tier in verdict.tiers]
+    reference = verdict.tiers[1]
+    assert all(layer.differing == layer.ties for layer in reference.layers.values())
+    assert len(reference.layers) >= 2 and verdict.images == 16
+
+
+@pytest.mark.parametrize("fold", ["none", "before", "training"])
+def test_batch_norm_leaves_no_node_of_its_own(fold: str) -> None:
+    """Gammas of both signs, and one of zero, whose channel is its bias alone."""
+    made = student("residual", fold=fold, gammas=torch.tensor([0.0, 1e-20, -1.0, 2.0, 0.5, -0.1, 1.0, 1.0]))
+    model = export(made, SIZE).model
+    assert {"BatchNormalization"}.isdisjoint(node.op_type for node in model.graph)
+    verdict = verify(made, [images()], SIZE)
+    assert verdict.passed, [tier.faults for tier in verdict.tiers]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weight", ["affine", "kmeans", "power_of_two", "mx", "lsq_plus", "bwn", "twn", "outlier"])
+def test_weights_of_other_methods_give_the_students_logits(weight: str) -> None:
+    bits = {"bwn": 1, "twn": 2}.get(weight, 4)
+    made = student("residual", weight=weight, weight_bits=bits, input_bits=8, ends=None)
+    verdict = verify(made, [images()], SIZE)
+    assert verdict.passed, [tier.faults for tier in verdict.tiers]
+
+
+@pytest.mark.parametrize("inputs", ["lsq_plus", "pact"])
+def test_inputs_of_other_methods_give_the_students_codes(inputs: str) -> None:
+    torch.manual_seed(0)
+    made = qtrain.quantize(
+        network("residual").eval(), images(), input=inputs, weight_bits=4, input_bits=4, options=FAST
+    )
+    verdict = verify(made, [images()], SIZE)
+    assert verdict.passed, [tier.faults for tier in verdict.tiers]
+
+
+def test_an_input_without_a_form_is_refused_with_the_layer_and_the_remedy() -> None:
+    made = student("residual", input="dynamic")
+    with pytest.raises(ValueError, match=r"^stem: its input has no form in ONNX: Dynamic.* takes its scale from each"):
+        export(made, SIZE)
+
+
+def test_equal_students_give_equal_bytes_and_no_path_of_the_machine() -> None:
+    made = student("residual")
+    data = export(made, SIZE, metadata={"bits": {"stem": [4, 4]}}).to_bytes()
+    assert data == export(made, SIZE, metadata={"bits": {"stem": [4, 4]}}).to_bytes()
+    assert b".py" not in data and b"/home" not in data
+    assert b'{"stem": [4, 4]}' in data
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_any_batch_runs(batch: int) -> None:
+    made = student("residual", bits=8)
+    session = ort.InferenceSession(export(made, SIZE).to_bytes(), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"images": images(batch).numpy()})
+    assert logits.shape == (batch, 5)
+    np.testing.assert_allclose(logits, made(images(batch)).detach().numpy(), atol=0.05)
+
+
+def test_exporting_says_nothing_of_the_exporters_own(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        export(student("grouped"), SIZE)
+    assert not [record for record in caplog.records if record.name.startswith(("onnx", "torch"))]
+
+
+def test_scales_of_the_outputs_of_a_transposed_convolution_in_groups_are_left_to_values() -> None:
+    """One scale becomes several by the batch norm behind, and ONNX has no axis for these."""
+    made = student("transposed in groups", granularity="tensor")
+    assert "body.0" in export(made, SIZE).lowering.notes
+    verdict = verify(made, [images()], SIZE)
+    assert verdict.passed, [tier.faults for tier in verdict.tiers]
+
+
+def test_a_zero_point_outside_of_the_codes_in_use_is_kept() -> None:
+    """Weights that are all positive have codes far above their zero point, which a byte must hold too."""
+    torch.manual_seed(0)
+    model = network("called twice").eval()
+    with torch.no_grad():
+        model.body.conv.weight.uniform_(0.5, 0.6)
+    made = qtrain.quantize(
+        model,
+        images(),
+        weight="affine",
+        weight_bits=8,
+        input_bits=8,
+        options=[*FAST, "quantize.weight.symmetric=false"],
+    )
+    verdict = verify(made, [images()], SIZE)
+    assert verdict.passed, [tier.faults for tier in verdict.tiers]
+
+
+def test_an_opset_that_is_too_old_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^opset: must be 18 or newer, got 17"):
+        export(student("residual"), SIZE, opset=17)
+
+
+def test_the_student_is_left_as_it_was() -> None:
+    made = student("residual")
+    before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
+    expected = made(images())
+    made.train()
+    verify(made, [images(2)], SIZE)
+    assert made.training
+    made.eval()
+    assert before.keys() == made.state_dict().keys()
+    assert torch.equal(made(images()), expected)
