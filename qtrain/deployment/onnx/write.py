@@ -14,6 +14,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from qtrain.deployment.onnx.fusible import make_fusible_
 from qtrain.deployment.onnx.lowering import Lowering, lower
 from qtrain.deployment.onnx.symbolic import OPSET
 from qtrain.utils.errors import one_line
@@ -77,6 +78,7 @@ def export(
         raise ValueError(f"{type(student).__name__} cannot be exported by torch: {reason}") from error
     assert program is not None
     exact = program.model
+    make_fusible_(exact.graph)
     codes = {node: _layer_of(node, lowering) for node in exact.graph if node.op_type == "DequantizeLinear"}
     shared = _share_codes(exact.graph)
     _name(exact.graph)
