@@ -21,6 +21,9 @@ from qtrain.deployment.integer.fixed import (
 )
 from qtrain.deployment.integer.values import Attributes, Operator, Value, fixed_point
 
+_STEP, _BETWEEN = 12, 16
+"""Bits of a table's argument behind the point, and of the place between two of its entries."""
+
 
 def add(inputs: Sequence[Any], attributes: Attributes) -> Value:
     left, right = inputs
@@ -110,14 +113,27 @@ def leaky_relu(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
 
 
 def table(function: Callable[[Tensor], Tensor]) -> Operator:
-    """A bounded function as a table over [-16, 16), where all such functions have reached their limits."""
-    step = torch.tensor(2.0**-15, dtype=torch.float64)
-    largest = 2**19
-    table = constant(function((torch.arange(-largest, largest) + 0.0).double() * step), step / 2**13)
+    """A bounded function as a table over [-16, 16], where all such functions have reached their limits.
+
+    Between two entries, ``2^-12`` apart, it is a straight line, which is off by less than ``2^-26``.
+    """
+    step = torch.tensor(2.0**-_STEP, dtype=torch.float64)
+    largest = 2 ** (4 + _STEP)
+    values = constant(function((torch.arange(-largest, largest + 1)).double() * step), step / 2 ** (30 - _STEP))
+    rises = values.numbers.diff(append=values.numbers[-1:])
 
     def operator(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
         x = fixed_point(inputs[0])
-        index = multiplied(x.numbers, x.scale / step, x.bound).clamp(-largest, largest - 1) + largest
-        return Fixed(table.numbers[index], table.scale, table.bound)
+        limit = 16 / float(x.scale.min())
+        numbers, bound = x.numbers, x.bound
+        if limit < bound:
+            bound = int(limit) + 1
+            numbers = numbers.clamp(-bound, bound)
+        place = multiplied(numbers, x.scale / step * 2**_BETWEEN, bound).clamp(
+            -largest << _BETWEEN, largest << _BETWEEN
+        )
+        index = (place >> _BETWEEN) + largest
+        rise = (rises[index] * (place % 2**_BETWEEN) + 2 ** (_BETWEEN - 1)) >> _BETWEEN
+        return Fixed(values.numbers[index] + rise, values.scale, values.bound)
 
     return operator

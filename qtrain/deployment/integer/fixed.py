@@ -77,6 +77,7 @@ def dyadic(factor: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 def rescaled(x: Fixed, scale: Tensor, *, bits: int = WIDE) -> Fixed:
     """``x`` in units of ``scale``, rounded to the nearest."""
+    x = narrowed(x, WIDE)  # which leaves the factor enough bits
     factor = x.scale / scale
     bound = int(x.bound * float(factor.max())) + 1
     if bound.bit_length() > bits + 1:
@@ -134,17 +135,27 @@ def scaled(x: Fixed, values: Tensor) -> Fixed:
 
 
 def summed(left: Fixed, right: Fixed) -> Fixed:
-    if left.scale.numel() == right.scale.numel() == 1 and bool(left.scale == right.scale):
+    if _alike(left.scale, right.scale):
         return Fixed(left.numbers + right.numbers, left.scale, left.bound + right.bound)
     scale = unit(left, right)
     left, right = rescaled(left, scale), rescaled(right, scale)
     return Fixed(left.numbers + right.numbers, scale, left.bound + right.bound)
 
 
+def _alike(left: Tensor, right: Tensor) -> bool:
+    """Whether two scales are the same but for float32's rounding, as those of a product and of its bias are."""
+    if torch.broadcast_shapes(left.shape, right.shape).numel() != left.numel() or left.numel() != right.numel():
+        return False
+    return torch.allclose(left, right, rtol=2.0**-22, atol=0)
+
+
 def narrowed(x: Fixed, bits: int) -> Fixed:
     """``x`` in at most ``bits`` bits."""
     over = x.bound.bit_length() - bits
-    return x if over <= 0 else rescaled(x, x.scale * 2**over, bits=bits + 1)
+    if over <= 0:
+        return x
+    numbers = multiplied(x.numbers, torch.tensor(2.0**-over, dtype=torch.float64), x.bound)
+    return Fixed(numbers, x.scale * 2**over, (x.bound >> over) + 1)
 
 
 def widened(x: Fixed) -> Fixed:

@@ -48,8 +48,14 @@ def flatten(x: Tensor, inputs: Sequence[Any], attributes: Attributes) -> Tensor:
     return x.reshape(int(torch.tensor(x.shape[:axis]).prod()), -1)
 
 
-def transpose(x: Tensor, inputs: Sequence[Any], attributes: Attributes) -> Tensor:
-    return x.permute(*attributes.get("perm", range(x.ndim - 1, -1, -1)))
+def transpose(inputs: Sequence[Any], attributes: Attributes) -> Value:
+    """The axes in another order; scales of channels go with them."""
+    (x,) = inputs
+    order = attributes.get("perm", range(len(x.shape) - 1, -1, -1))
+    if isinstance(x, Tensor):
+        return x.permute(*order)
+    scale = x.scale.reshape(*(1 for _ in range(len(x.shape) - x.scale.ndim)), *x.scale.shape)
+    return Fixed(x.numbers.permute(*order), scale.permute(*order), x.bound)
 
 
 def squeeze(x: Tensor, inputs: Sequence[Any], attributes: Attributes) -> Tensor:

@@ -1,6 +1,6 @@
 """The operators of ONNX on integers: quantizing, and the table of all kinds of nodes.
 
-What is not in the table has no integer form: an exponential, for instance.
+What is not in the table has no integer form.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qtrain.deployment.integer import arithmetic, moves, pools, products
+from qtrain.deployment.integer import arithmetic, attention, moves, pools, products
 from qtrain.deployment.integer.fixed import Fixed, multiplied
 from qtrain.deployment.integer.values import Attributes, Operator
 from qtrain.deployment.onnx.forms import along
@@ -22,7 +22,10 @@ def quantize_linear(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
     axis, dimensions = int(attributes.get("axis", 1)), len(x.shape)
     scale, offset = (along(state, axis, dimensions) for state in (scale, zero.to(torch.int64)))
     if isinstance(x, Fixed):
-        codes = multiplied(x.numbers, x.scale / scale.double(), x.bound)
+        factor = x.scale / scale.double()
+        # What lies beyond all codes may be cut off before, which leaves the factor more bits.
+        limit = min(x.bound, int((info.max - info.min + 1) / float(factor.min())) + 1)
+        codes = multiplied(x.numbers.clamp(-limit, limit), factor, limit)
     else:
         codes = (x / scale).round().to(torch.int64)  # the image itself
     return (codes + offset).clamp(info.min, info.max)
@@ -67,11 +70,13 @@ OPERATORS: dict[str, Operator] = {
     "Expand": moves.moved(moves.expand),
     "Flatten": moves.moved(moves.flatten),
     "Gather": moves.moved(moves.gather),
+    "Gelu": attention.gelu,
     "Gemm": products.gemm,
     "GlobalAveragePool": pools.global_average_pool,
     "HardSigmoid": arithmetic.hard_sigmoid,
     "HardSwish": arithmetic.hard_swish,
     "Identity": moves.identity,
+    "LayerNormalization": attention.layer_normalization,
     "LeakyRelu": arithmetic.leaky_relu,
     "MatMul": products.matmul,
     "MaxPool": pools.max_pool,
@@ -84,10 +89,11 @@ OPERATORS: dict[str, Operator] = {
     "Shape": moves.shape,
     "Sigmoid": arithmetic.table(torch.sigmoid),
     "Slice": moves.moved(moves.slice_),
+    "Softmax": attention.softmax,
     "Squeeze": moves.moved(moves.squeeze),
     "Sub": arithmetic.subtract,
     "Tanh": arithmetic.table(torch.tanh),
-    "Transpose": moves.moved(moves.transpose),
+    "Transpose": moves.transpose,
     "Unsqueeze": moves.moved(moves.unsqueeze),
 }
 """Kind of node -> its function."""

@@ -7,7 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qtrain.deployment.integer.fixed import ACCUMULATOR, CODE, EXACT, Fixed, narrowed, of_values, shifted, uniform
+from qtrain.deployment.integer.fixed import (
+    ACCUMULATOR,
+    CODE,
+    EXACT,
+    PRODUCT,
+    Fixed,
+    narrowed,
+    of_values,
+    shifted,
+    uniform,
+)
 from qtrain.deployment.integer.values import Attributes, fixed_point, window
 
 _CONVOLUTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -57,13 +67,21 @@ def gemm(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
 
 
 def matmul(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
-    left, right = (uniform(fixed_point(x)) for x in inputs)
-    terms = torch.tensor(left.shape[-1])
-    left = _fitting(left, terms * right.bound)
-    right = _fitting(right, terms * left.bound)
-    bound = left.bound * right.bound * left.shape[-1]
-    sums = left.numbers.double() @ right.numbers.double()
-    return Fixed(sums.to(torch.int64), left.scale * right.scale, bound)
+    """A product of two activations, or of one with a weight (I, O) that may have a scale for each output."""
+    left, right = (fixed_point(x) for x in inputs)
+    left = uniform(left)
+    if right.scale.numel() > 1 and right.scale.numel() != right.scale.shape[-1]:
+        right = uniform(right)
+    terms = left.shape[-1]
+    if (terms * left.bound * right.bound).bit_length() <= ACCUMULATOR:
+        sums = (left.numbers.double() @ right.numbers.double()).to(torch.int64)
+    elif max(left.bound.bit_length(), right.bound.bit_length()) <= CODE:
+        raise OverflowError(f"its sums can reach {terms * left.bound * right.bound}, which 32 bits do not hold")
+    else:  # of what the student has not quantized, as many bits as sums in 64 leave
+        bits = (PRODUCT - terms.bit_length()) // 2
+        left, right = narrowed(left, bits), narrowed(right, bits)
+        sums = left.numbers @ right.numbers
+    return narrowed(Fixed(sums, left.scale * right.scale, terms * left.bound * right.bound), EXACT)
 
 
 def _operands(inputs: Sequence[Any]) -> tuple[Fixed, Fixed, Tensor | Fixed | None]:

@@ -227,8 +227,13 @@ def _octets(array: np.ndarray) -> np.ndarray:
 
 
 def _described(node: ir.Node) -> str:
-    attributes = sorted(f"{a.name}={getattr(a, 'value', None)}" for a in node.attributes.values())
+    attributes = sorted(f"{a.name}={_stored(getattr(a, 'value', None))}" for a in node.attributes.values())
     return f"{node.name} {node.op_type} {[v.name if v else None for v in node.inputs]} {attributes}"
+
+
+def _stored(attribute: object) -> object:
+    """``attribute`` as a file holds it, a floating-point number in 32 bits."""
+    return float(np.float32(attribute)) if isinstance(attribute, float) else attribute
 
 
 def _read(file: bytes) -> ir.Model:

@@ -66,6 +66,23 @@ CASES: dict[str, tuple[str, list[Any], dict[str, Any], Callable[..., Tensor]]] =
     "sigmoid": ("Sigmoid", [IMAGE], {}, torch.sigmoid),
     "tanh": ("Tanh", [IMAGE], {}, torch.tanh),
     "erf": ("Erf", [IMAGE], {}, torch.erf),
+    "gelu": ("Gelu", [IMAGE], {}, F.gelu),
+    "gelu with a tanh": ("Gelu", [IMAGE], {"approximate": "tanh"}, lambda x: F.gelu(x, approximate="tanh")),
+    "softmax": ("Softmax", [IMAGE], {"axis": -1}, lambda x: x.softmax(-1)),
+    "softmax of large numbers over channels": ("Softmax", [numbers(2, 4, 6, 6, scale=3e5)], {"axis": 1},
+                                               lambda x: x.softmax(1)),
+    "softmax of small numbers": ("Softmax", [numbers(2, 4, 64, scale=1e-7)], {}, lambda x: x.softmax(-1)),
+    "layer norm": ("LayerNormalization", [IMAGE, torch.linspace(-1, 2, 6), torch.linspace(-1, 1, 6)], {},
+                   lambda x, g, b: F.layer_norm(x, (6,), g.double(), b.double())),
+    "layer norm over two axes": ("LayerNormalization", [IMAGE, torch.ones(6, 6)], {"axis": 2, "epsilon": 1e-2},
+                                 lambda x, g: F.layer_norm(x, (6, 6), g.double(), eps=1e-2)),
+    "layer norm of numbers smaller than its epsilon": (
+        "LayerNormalization", [numbers(2, 96, scale=1e-6), torch.ones(96)], {"epsilon": 1e-6},
+        lambda x, g: F.layer_norm(x, (96,), g.double(), eps=1e-6)),
+    "matmul with a weight": ("MatMul", [IMAGE, OPERATORS["Transpose"]([numbers(5, 6, scale=torch.linspace(
+        0.01, 0.05, 5, dtype=torch.float64).reshape(5, 1))], {"perm": (1, 0)})], {}, torch.matmul),
+    "matmul of wide numbers": ("MatMul", [numbers(2, 3, 40, scale=1e-7, reach=2**30), numbers(
+        2, 40, 3, seed=5, scale=1e-9, reach=2**33)], {}, torch.matmul),
     "max pool": ("MaxPool", [IMAGE], WINDOW, lambda x: F.max_pool2d(x, 3, 2, 1)),
     "average pool": ("AveragePool", [IMAGE], WINDOW | {"count_include_pad": 1}, lambda x: F.avg_pool2d(x, 3, 2, 1)),
     "average pool without its padding": ("AveragePool", [IMAGE], WINDOW,

@@ -65,6 +65,25 @@ class Twice(nn.Module):
         return twice
 
 
+class Attention(nn.Module):
+    """A transformer's block over the positions of the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(8), nn.LayerNorm(8, eps=1e-6)
+        self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 8)
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = x.shape
+        x = x.flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(self.norm1(x)).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind()
+        weights = ((q * 0.5) @ k.transpose(2, 3)).softmax(dim=-1)
+        x = x + self.proj((weights @ v).transpose(1, 2).flatten(2))
+        x = x + self.down(F.gelu(self.up(self.norm2(x))))
+        return x.transpose(1, 2).reshape(shape)
+
+
 BODIES = {
     "depthwise": lambda: nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 8, 1)),
     "grouped": lambda: nn.Sequential(nn.Conv2d(8, 8, 3, stride=2, groups=2, dilation=2, padding=2), nn.LeakyReLU(0.1)),
@@ -80,6 +99,7 @@ BODIES = {
         Conv2dSame(8, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), Conv2dSame(8, 8, 4)
     ),
     "called twice": Twice,
+    "attention": Attention,
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -49,6 +50,21 @@ def test_every_layer_of_the_export_gives_the_trained_codes(body: str, bits: int)
     reference = verdict.tiers[1]
     assert all(layer.differing == layer.ties for layer in reference.layers.values())
     assert len(reference.layers) >= 2 and verdict.images == 16
+
+
+OPERATIONS = (*FAST, "quantize.operations.matmul=8", "quantize.operations.softmax=8")
+
+
+@pytest.mark.parametrize("body", ["attention", pytest.param("test_vit", marks=pytest.mark.slow)])
+def test_transformer_with_products_and_softmax_in_8_bits_passes_the_gate(body: str) -> None:
+    torch.manual_seed(0)
+    model = network(body) if body in BODIES else timm.create_model(body, num_classes=5, img_size=8, patch_size=2)
+    made = qtrain.quantize(model.eval(), images(), weight_bits=8, input_bits=8, options=OPERATIONS)
+    verdict = verify(made, [images()], SIZE, export(made, SIZE).to_bytes())
+    assert verdict.passed, [tier.faults for tier in verdict.tiers]
+    reference = verdict.tiers[1]
+    assert all(any(kind in layer for layer in reference.layers) for kind in ("matmul", "softmax"))
+    assert all(layer.differing == layer.ties for layer in reference.layers.values())
 
 
 @pytest.mark.parametrize("fold", ["none", "before", "training"])
