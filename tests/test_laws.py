@@ -22,6 +22,7 @@ from torch import Tensor
 
 from qtrain.config.compose import compose
 from qtrain.observers.min_max import MinMax
+from qtrain.observers.percentile import Percentile
 from qtrain.quantizers.base import Quantizer
 from qtrain.quantizers.hooks import begin_step_
 from qtrain.settings.conf_dir import conf_dir
@@ -163,9 +164,12 @@ def calibrated(name: str, options: tuple[tuple[str, Any], ...], case: Case) -> Q
     try:
         quantizer = made(spec=case.spec(), **chosen)
         if x.numel():
-            observer = MinMax(granularity=quantizer.granularity)
-            observer.update(x)
-            quantizer.calibrate_(observer.observed(case.bits)._replace(tensor=x if case.weight else None))
+            observers = [kind(granularity=quantizer.granularity) for kind in (MinMax, Percentile)]
+            for observer in observers:
+                observer.update(x)
+            seen, binned = (observer.observed(case.bits) for observer in observers)
+            tensor = x if case.weight else None
+            quantizer.calibrate_(seen._replace(tensor=tensor, histogram=binned.histogram))
     except ValueError as error:
         if any(reason in str(error) for reason in REFUSALS):
             return None

@@ -49,6 +49,10 @@ WRONG: dict[str, tuple[list[str], str]] = {
         ["teacher=cifar_resnet20", "objective=hint", "distill.student_layers=[layer9]"],
         "layer9",
     ),
+    "an observer without histogram": (
+        ["quantizer@quantize.input=weighted_log", "observer@quantize.input_observer=min_max"],
+        "quantize.input: WeightedLog: needs a histogram of its input",
+    ),
     "bits below one": (
         ["quantize.bits.weight=0"],
         "quantize.bits.weight: must be 1..16 bits, or 32 for full precision",

@@ -7,7 +7,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from qtrain.functional.statistics import FINE_MANTISSA_BITS, bin_edges, float_histogram
+from qtrain.functional.statistics import FINE_MANTISSA_BITS, float_histogram
 from qtrain.observers.histogram import HistogramObserver
 from qtrain.spec import Granularity
 
@@ -53,6 +53,8 @@ class AnalyticError(HistogramObserver):
     width of 1/256, so that two observers merge exactly.
     """
 
+    mantissa_bits = FINE_MANTISSA_BITS
+
     def __init__(self, *, granularity: Granularity, distribution: Literal["laplace", "gauss", "auto"] = "auto") -> None:
         if distribution not in (*BEYOND, "auto"):
             raise ValueError(f"AnalyticError: distribution must be one of {[*BEYOND, 'auto']}, got {distribution!r}")
@@ -60,13 +62,11 @@ class AnalyticError(HistogramObserver):
         self.distribution = distribution
 
     def counted(self, rows: Tensor) -> Tensor:
-        return float_histogram(rows.abs(), FINE_MANTISSA_BITS).chunk(2, dim=1)[0]
+        return float_histogram(rows.abs(), self.mantissa_bits).chunk(2, dim=1)[0]
 
     def moments(self, *, without_zeros: bool) -> tuple[Tensor, Tensor]:
         """``mean|x|`` and the square root of ``mean x^2``, (G,) float64; 0 where there are no values."""
-        near, far = (
-            edge[: self.histogram.shape[1]].double() for edge in bin_edges(self.histogram.device, FINE_MANTISSA_BITS)
-        )
+        near, far = (edge.double() for edge in self.edges())
         counts = self.histogram.double()
         # The first bin holds zeros and magnitudes below 2^-32.
         counts[:, 0] = 0

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qtrain.functional.statistics import magnitude_sums, total_magnitude
-from qtrain.spec import Granularity, Observed
+from qtrain.spec import Granularity, Histogram, Observed
 
 
 class Observer(ABC):
@@ -70,7 +70,11 @@ class Observer(ABC):
         if bits not in self._found:
             low, high = self.bounds(bits)
             mean = (total_magnitude(self.magnitude) / self.count).float()
-            self._found[bits] = Observed(low.reshape(self.shape), high.reshape(self.shape), mean.reshape(self.shape))
+            histogram = self.as_histogram()
+            if histogram is not None:
+                histogram = histogram._replace(counts=histogram.counts.reshape(*self.shape, -1))
+            low, high, mean = (found.reshape(self.shape) for found in (low, high, mean))
+            self._found[bits] = Observed(low, high, mean, histogram=histogram)
         return self._found[bits]
 
     @abstractmethod
@@ -84,3 +88,7 @@ class Observer(ABC):
     @abstractmethod
     def bounds(self, bits: int) -> tuple[Tensor, Tensor]:
         """Low and high, each (G,) float32."""
+
+    @abstractmethod
+    def as_histogram(self) -> Histogram | None:
+        """The histogram of all that was seen, with counts (G, B); ``None`` for an observer that keeps none."""

@@ -5,7 +5,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from qtrain.functional.statistics import bin_edges, float_histogram
+from qtrain.functional.statistics import float_histogram
 from qtrain.observers.histogram import HistogramObserver
 from qtrain.spec import Granularity
 
@@ -48,6 +48,8 @@ class Entropy(HistogramObserver):
     observers merge exactly.
     """
 
+    mantissa_bits = THRESHOLD_MANTISSA_BITS
+
     def __init__(self, *, granularity: Granularity, stride: int = 8) -> None:
         if not 1 <= stride <= THRESHOLD_BINS:
             raise ValueError(f"Entropy: stride must be in 1..{THRESHOLD_BINS}, got {stride}")
@@ -56,7 +58,7 @@ class Entropy(HistogramObserver):
 
     def counted(self, rows: Tensor) -> Tensor:
         # Magnitudes are not negative, so they lie in the first half of the bins.
-        return float_histogram(rows.abs(), THRESHOLD_MANTISSA_BITS).chunk(2, dim=1)[0]
+        return float_histogram(rows.abs(), self.mantissa_bits).chunk(2, dim=1)[0]
 
     def bounds(self, bits: int) -> tuple[Tensor, Tensor]:
         largest = torch.maximum(self.low.abs(), self.high.abs())
@@ -69,7 +71,7 @@ class Entropy(HistogramObserver):
 
     def _best(self, row: Tensor, top: Tensor, kept: Tensor, levels: int) -> Tensor:
         """The best threshold as a share of ``top``, the largest magnitude in ``row``; the higher one at a tie."""
-        near, far = (edge[: len(row)].double() for edge in bin_edges(row.device, THRESHOLD_MANTISSA_BITS))
+        near, far = (edge.double() for edge in self.edges())
         place = (
             ((near + far) / 2 / top.double() * THRESHOLD_BINS)
             .clamp(max=THRESHOLD_BINS - 1)

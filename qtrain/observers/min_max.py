@@ -29,3 +29,6 @@ class MinMax(Observer):
 
     def bounds(self, bits: int) -> tuple[Tensor, Tensor]:
         return self.low, self.high
+
+    def as_histogram(self) -> None:
+        return None

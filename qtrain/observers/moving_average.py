@@ -48,3 +48,6 @@ class MovingAverage(Observer):
 
     def bounds(self, bits: int) -> tuple[Tensor, Tensor]:
         return self.low, self.high
+
+    def as_histogram(self) -> None:
+        return None

@@ -5,7 +5,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from qtrain.functional.statistics import FINE_MANTISSA_BITS, bin_edges, float_histogram
+from qtrain.functional.statistics import FINE_MANTISSA_BITS, float_histogram
 from qtrain.observers.histogram import HistogramObserver
 from qtrain.spec import Granularity
 from qtrain.utils.checks import check_range
@@ -35,16 +35,18 @@ class Percentile(HistogramObserver):
     beyond the values seen.
     """
 
+    mantissa_bits = FINE_MANTISSA_BITS
+
     def __init__(self, *, granularity: Granularity, percentile: float = 99.9) -> None:
         check_range("Percentile", "(0, 100]", percentile=percentile)
         super().__init__(granularity=granularity)
         self.percentile = percentile
 
     def counted(self, rows: Tensor) -> Tensor:
-        return float_histogram(rows, FINE_MANTISSA_BITS)
+        return float_histogram(rows, self.mantissa_bits)
 
     def bounds(self, bits: int) -> tuple[Tensor, Tensor]:
-        near, far = bin_edges(self.histogram.device, FINE_MANTISSA_BITS)
+        near, far = self.edges()
         half = len(near) // 2
         # What is below 2^-32 counts as zero, so that a ReLU's zeros are not spread over a bin.
         far[0] = far[half] = 0.0

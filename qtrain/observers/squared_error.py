@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qtrain.functional.affine import asymmetric_scale, code_range, symmetric_scale
-from qtrain.functional.statistics import bin_edges, float_histogram
+from qtrain.functional.statistics import float_histogram
 from qtrain.observers.histogram import HistogramObserver
 from qtrain.spec import Granularity
 from qtrain.utils.checks import check_range
@@ -37,7 +37,7 @@ class SquaredError(HistogramObserver):
         code_low, code_high = (self.low.new_tensor(float(c)) for c in code_range(bits, signed=signed))
         used = self.histogram.any(dim=0)
         counts = self.histogram[:, used].to(torch.float32)
-        near, far = (edge[used].expand_as(counts) for edge in bin_edges(counts.device))
+        near, far = (edge[used].expand_as(counts) for edge in self.edges())
         best = torch.full_like(self.low, float("inf"))
         best_fraction = torch.ones_like(self.low)
         for i in range(1, self.candidates + 1):

@@ -202,17 +202,20 @@ def convert(settings: RunSettings, model: nn.Module, example: torch.Tensor) -> C
 
 def rehearse(settings: RunSettings, data: VisionData) -> None:
     """Convert a model that nobody keeps, so that what cannot be quantized, and what layer the objective does not find,
-    is said before hours of pretraining."""
+    is said before hours of pretraining; and calibrate its inputs on no image, for an observer that does not suit."""
     if not settings.quantize.enabled:
         return
     logger = logging.getLogger("qtrain.convert")
     level = logger.level
     logger.setLevel(logging.ERROR)  # what stays in full precision is said by the conversion that counts
     model = build_model(settings.model, data.info)
+    example = example_input(data.info)
     try:
-        convert(settings, model, example_input(data.info))
+        plans = convert(settings, model, example).plans
     finally:
         logger.setLevel(level)
+    with as_config_error("quantize.input"):
+        calibrate_inputs(model, observe_inputs(model, [example], plans))
     layers_to_freeze(model, patterns=settings.fit.freeze.layers or ())
     with as_config_error("objective"):
         tapped_modules(model, settings.objective.build().student_taps)

@@ -19,6 +19,7 @@ __all__ = [
     "Batch",
     "DataInfo",
     "Granularity",
+    "Histogram",
     "LayerBits",
     "LayerNames",
     "Observed",
@@ -114,17 +115,32 @@ class QuantSpec:
         return bool(self.shape)
 
 
+class Histogram(NamedTuple):
+    """How many values lie in each of B bins: ``counts`` (*state, B) int64, for each group of the granularity.
+
+    Bin i holds the values from ``near[i]`` to ``far[i]``, (B,) float32; ``near`` is the edge nearer to zero. The bins
+    of values that are not negative come first, in rising magnitude; then, if the observer tells the signs apart, as
+    many of negative values, with the same magnitudes. Zero is in the first bin of its half.
+    """
+
+    counts: Tensor
+    near: Tensor
+    far: Tensor
+
+
 class Observed(NamedTuple):
     """What an observer has seen of a tensor; every metric has the quantizer's state shape, float32.
 
     ``low`` and ``high`` bound the range to represent (the observer may have clipped outliers away);
     ``mean_abs`` is the mean magnitude. ``tensor`` is the tensor itself where it is at hand, which is so for weights.
+    ``histogram`` is that of all values, where the observer keeps one.
     """
 
     low: Tensor
     high: Tensor
     mean_abs: Tensor
     tensor: Tensor | None = None
+    histogram: Histogram | None = None
 
 
 class LayerBits(NamedTuple):

@@ -40,7 +40,7 @@ WEIGHTS = {
 INPUTS = {
     "affine": 4, "apot": 4, "bnn": 1, "dorefa": 4, "duq": 4, "dynamic": 4, "lq_nets": 3, "lsq": 4, "lsq_plus": 4,
     "mx": 4, "ocp_mx": 4, "pact": 4, "power_of_two": 4, "qil": 4, "stochastic_rounding": 4, "vsq": 4, "wrpn": 4,
-    "xnor": 1, "abc_net": 3,
+    "weighted_log": 4, "xnor": 1, "abc_net": 3,
 }  # fmt: skip
 WRAPPERS = ("blend", "incremental", "oscillation", "outlier", "pruned", "quant_noise")
 
