@@ -73,9 +73,10 @@ class WeightedLog(Quantizer):
 
     Source: Park, Ahn, Yoo 2017, "Weighted-Entropy-Based Quantization for Deep Neural Networks" (CVPR), §4, for
     activations: the levels with the largest ``-sum I_k P_k log P_k`` of all bases ``2^(1/8), 2^(2/8), .. 4`` and of all
-    places in 16ths of an octave (:func:`best_log_levels`). ``P_k`` is a level's share of the values other than zero; its
-    importance ``I_k`` is its value. As in the paper the gradient passes wherever the input is above zero, also beyond
-    the highest level.
+    places in 16ths of an octave (:func:`best_log_levels`). ``P_k`` is a level's share of the values other than zero;
+    its importance ``I_k`` is its value. As in the paper the gradient passes wherever the input is above zero, also
+    beyond the highest level. Levels are floats, whose products need floats or a table; bit operations count the bits of
+    the codes.
 
     Inputs only, with an observer that keeps a histogram. The paper has inputs after a ReLU. Where calibration saw
     negative values, one bit is the sign, the levels are searched over magnitudes, and the gradient passes everywhere.
