@@ -4,8 +4,9 @@
     python scripts/calibrate_quantizers.py --only 'apot*' --images 1000 --results results/quantizer_options.csv
 
 ResNet-20 on CIFAR-10 without training: one batch of 128 training images, at the first of 4, 2 and 1 bits that the
-quantizer has, once for weights with inputs in full precision, and once for inputs with weights in full precision. The
-first and the last layer have 8 bits for both, or stay in full precision where the quantizer has no 8 bits.
+quantizer has (an option may say others), once for weights with inputs in full precision, and once for inputs with
+weights in full precision. The first and the last layer have 8 bits for both, or stay in full precision where the
+quantizer has no 8 bits.
 ``top1`` is of the first test images, whose number is in ``test_images``. Nothing is asserted.
 """
 
@@ -37,13 +38,18 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "lsq": ("init=range",),
     "ocp_mx": ("element=e3m2", "element=e5m2", "element=int8"),
     "power_of_two": ("scale=calibrated", "scale=power_of_two"),
+    "product": (
+        "rounding@quantize.rounding=product_output",
+        "quantize.bits.weight=8",
+        "quantize.bits.weight=8 rounding@quantize.rounding=product_output",
+    ),
     "pruned": ("share=0.9",),
     "qil": ("learn_gamma=false",),
     "twn": ("exact=true",),
     "vsq": ("scale_bits=2",),
     "weighted_entropy": ("update=false",),
 }
-"""Options that change what calibration finds, beside the defaults of each YAML."""
+"""What changes what calibration finds, beside the defaults of each YAML: options of the quantizer, or whole overrides."""
 
 OF_INPUTS = ("affine", "dynamic", "lsq", "ocp_mx", "power_of_two", "vsq")
 """Those whose options say something of inputs too."""
@@ -63,14 +69,15 @@ def cases() -> Iterator[tuple[str, str, str]]:
 def settings_of(place: str, quantizer: str, options: str, common: list[str]) -> RunSettings | None:
     """The settings at the first bits that the quantizer has; ``None`` where it has none in this place."""
     other = {"weight": "input", "input": "weight"}[place]
-    chosen = [f"quantizer@quantize.{place}={quantizer}", *(f"quantize.{place}.{option}" for option in options.split())]
+    more = [option if "quantize." in option else f"quantize.{place}.{option}" for option in options.split()]
     for bits in BITS:
         widths = [f"quantize.bits.{place}={bits}", f"quantize.bits.{other}=32"]
-        settings = compose([*common, *chosen, *widths])
+        chosen = [*common, f"quantizer@quantize.{place}={quantizer}", *widths, *more]
+        settings = compose(chosen)
         if not has_bits(settings, place, bits):
             continue
         ends = [f"quantize.bits.{end}.{side}=32" for end in ("first", "last") for side in ("weight", "input")]
-        return settings if has_bits(settings, place, 8) else compose([*common, *chosen, *widths, *ends])
+        return settings if has_bits(settings, place, 8) else compose([*chosen, *ends])
     return None
 
 
@@ -94,7 +101,8 @@ def main() -> int:
         for place, quantizer, chosen in cases():
             if not fnmatchcase(quantizer, options.only):
                 continue
-            name = "-".join([place, quantizer, *chosen.replace("=", "-").split()])
+            name = "-".join([place, quantizer, *(option.split("quantize.")[-1] for option in chosen.split())])
+            name = name.replace("=", "-")
             common = [
                 "+experiment=cifar10/calibrated", "variants=null", f"name={name}",
                 f"data.max_test={options.images}", "data.max_train=1024", "quantize.calibration_batches=1",
