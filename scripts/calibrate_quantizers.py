@@ -49,7 +49,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "vsq": ("scale_bits=2",),
     "weighted_entropy": ("update=false",),
 }
-"""What changes what calibration finds, beside the defaults of each YAML: options of the quantizer, or whole overrides."""
+"""What changes the outcome, beside the defaults of each YAML: options of the quantizer, or whole overrides."""
 
 OF_INPUTS = ("affine", "dynamic", "lsq", "ocp_mx", "power_of_two", "vsq")
 """Those whose options say something of inputs too."""
