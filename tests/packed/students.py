@@ -31,8 +31,8 @@ TIED = Network("tests.packed.networks.Tied")
 EVERYWHERE = ("quantize.bits.first=null", "quantize.bits.last=null")
 """The same bits for all layers."""
 
-FAST = ("observer@quantize.weight_observer=min_max", "observer@quantize.input_observer=min_max")
-"""Observers that need no search; which ranges they find does not matter here."""
+FAST = ("observer@quantize.weight_observer=min_max", "observer@quantize.input_observer=percentile")
+"""Observers that need no search, one of them with a histogram; which ranges they find does not matter here."""
 
 SERVED = {"weight": QuantSpec(bits=4, shape=(8, 4, 3, 3), signed=True), "input": QuantSpec(bits=4)}
 

@@ -44,3 +44,11 @@ def test_options_compose_at_bits_that_the_quantizer_has(
 
 def test_places_that_a_quantizer_does_not_serve_are_left_out(script: ModuleType) -> None:
     assert script.settings_of("input", "twn", "", ["+experiment=cifar10/calibrated", "variants=null"]) is None
+
+
+def test_an_option_may_be_an_override_of_another_key(script: ModuleType) -> None:
+    options = "quantize.bits.weight=8 rounding@quantize.rounding=product_output"
+    assert ("weight", "product", options) in set(script.cases())
+    settings = script.settings_of("weight", "product", options, ["+experiment=cifar10/calibrated", "variants=null"])
+    assert settings.quantize.rounding.kind == "ProductOutput"
+    assert settings.quantize.bits.build()(["a", "b", "c"])["b"].weight == 8
