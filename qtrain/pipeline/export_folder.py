@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,20 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.deployment.onnx.write import IMAGES, LOGITS, export
-from qtrain.deployment.parity.runtimes import OnnxRuntime, Runtime
-from qtrain.deployment.parity.verify import Tier, Verdict, verify
+from qtrain.deployment.parity.file import batch_of, read
+from qtrain.deployment.parity.runtimes import RUNTIME_NAMES, RUNTIMES, Runtime, chosen, of_any_length
+from qtrain.deployment.parity.verdict import Tier, Verdict
+from qtrain.deployment.parity.verify import verify
 from qtrain.packed.header import Header
-from qtrain.pipeline.evaluate import normalized
-from qtrain.pipeline.load_data import load_data
 from qtrain.pipeline.predict import class_names
-from qtrain.pipeline.results import append_row, provenance
-from qtrain.pipeline.run_folder import typical_bits
-from qtrain.pipeline.student_file import allocation_of, check_images, check_square, described, load_trained, student_at
-from qtrain.settings.run_files import CONFIG, STUDENT
-from qtrain.settings.run_settings import RunSettings
-from qtrain.spec import Batch
+from qtrain.settings.run_files import STUDENT
 from qtrain.utils.atomic_write import atomic_write
-from qtrain.utils.errors import ConfigError, as_config_error
+from qtrain.utils.errors import one_line
 
 log = logging.getLogger(__name__)
 
@@ -47,28 +42,24 @@ class Shipped:
     folder: Path
 
 
-def shipped(settings: RunSettings) -> Shipped:
-    """The student of ``settings.checkpoint`` and the folder of its export.
+@dataclass(frozen=True)
+class Given:
+    """What student and export are compared on: (images, labels or ``None``), of which ``wanted`` layer by layer.
 
-    Raises ``ConfigError`` where there is no student, or none that takes square images.
+    ``kind`` says in words what they are.
     """
-    if settings.checkpoint is None:
-        raise ConfigError(f"checkpoint: task={settings.task} needs a student; give checkpoint=RUN_FOLDER or its file")
-    file = student_at(settings.checkpoint)
-    header, student = load_trained(settings, file)
-    check_square(header.images, "checkpoint", task=settings.task)
-    folder = Path(settings.export.output).expanduser() if settings.export.output else file.parent / "export"
-    return Shipped(header, student, file, folder)
+
+    batches: Iterable[tuple[Tensor, Tensor | None]]
+    wanted: int
+    kind: str
 
 
-def write_export(settings: RunSettings, what: Shipped) -> Verdict:
-    """Write the export of ``what`` to its folder, compare it with the student, and write what came out.
+def write_files(what: Shipped, *, opset: int, batch: int | None = None) -> None:
+    """Write the export of ``what`` to its folder, for ``batch`` images at a time or any number.
 
-    Raises ``ConfigError`` where the student has no form in ONNX, before anything is written.
+    Raises ``ValueError`` where the student has no form in ONNX, before anything is written.
     """
-    images = what.header.images
-    with as_config_error("export"):
-        made = export(what.student, images.size, opset=settings.export.opset, metadata=metadata_of(what.header))
+    made = export(what.student, what.header.images.size, opset=opset, batch=batch, metadata=metadata_of(what.header))
     for layer, note in made.lowering.notes.items():
         log.warning("%s: %s", layer, note)
     files = {
@@ -81,30 +72,30 @@ def write_export(settings: RunSettings, what: Shipped) -> Verdict:
     for name, content in files.items():
         with atomic_write(what.folder / name) as temporary:
             temporary.write_bytes(content)
-    return check_export(settings, what)
 
 
-def check_export(settings: RunSettings, what: Shipped) -> Verdict:
-    """Compare the ONNX file in the folder of ``what`` with the student, and write what came out beside it."""
-    file = what.folder / MODEL
-    if not file.is_file():
-        raise ConfigError(f"export.output: there is no file {file}; task=export writes it")
-    batches, accuracy = _batches(settings, what, file.read_bytes())
-    with as_config_error(str(file)):
-        verdict = verify(what.student, batches, what.header.images.size, file.read_bytes())
+def check_files(what: Shipped, given: Given, runtimes: Sequence[str] | None) -> tuple[Verdict, dict[str, Any]]:
+    """Compare the ONNX file in the folder of ``what`` with the student, and write what came out beside it.
+
+    Returns the verdict, and the content of ``verify.json``. Raises ``ValueError`` where the file is damaged or absent,
+    or a runtime of ``runtimes`` is not installed.
+    """
+    file = (what.folder / MODEL).read_bytes()
+    runtimes = chosen(runtimes)
+    kept, accuracy = measured(what.student, file, given, runtimes)
+    verdict = verify(what.student, kept, what.header.images.size, file, runtimes=runtimes)
     found = {
         "passed": verdict.passed,
         "images": verdict.images,
+        "compared_on": given.kind,
         **accuracy,
-        "tiers": [_plain(t) for t in verdict.tiers],
+        "tiers": [_plain(tier) for tier in verdict.tiers],
     }
     with atomic_write(what.folder / VERDICT) as temporary:
         temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     with atomic_write(what.folder / README) as temporary:
         temporary.write_text(_readme(what, found), encoding="utf-8")
-    if settings.results:
-        append_row(settings.results, provenance() | _row(settings, what, found))
-    return verdict
+    return verdict, found
 
 
 def metadata_of(header: Header) -> dict[str, object]:
@@ -129,37 +120,32 @@ def metadata_of(header: Header) -> dict[str, object]:
     }
 
 
-def _batches(settings: RunSettings, what: Shipped, model: bytes) -> tuple[list[Tensor], dict[str, Any]]:
-    """Images to compare on, and the accuracies of student and runtime on all test images where these are known."""
-    try:
-        data = load_data(normalized(settings, what.header.images), synthesizes=False)
-        check_images(what.header.images, data.info, what.file)
-    except ConfigError as error:
-        if (what.file.parent / CONFIG).is_file():
-            raise
-        log.warning("noise is compared, since the student's images are not known (%s)", error)
-        seed = torch.Generator().manual_seed(0)
-        noise = torch.randn(settings.export.images, *what.header.images.size, generator=seed)
-        return list(noise.split(BATCH)), {"compared_on": "noise"}
-    return _measured(what.student, OnnxRuntime(model, optimized=True), data.test_dataloader(), settings.export.images)
-
-
 @torch.no_grad()
-def _measured(
-    student: nn.Module, runtime: Runtime, batches: Iterable[Batch], wanted: int
+def measured(
+    student: nn.Module, file: bytes, given: Given, runtimes: Sequence[str]
 ) -> tuple[list[Tensor], dict[str, Any]]:
-    """The first ``wanted`` images, and the accuracies in percent of ``student`` and ``runtime`` on all ``batches``."""
+    """The first images, and ``top1`` in percent of the student and of ``file`` in each runtime on all with labels."""
+    networks: dict[str, Runtime] = {"student": lambda inputs: {LOGITS: student(inputs[IMAGES])}}
+    for name in runtimes:
+        try:
+            networks[name] = of_any_length(RUNTIMES[name](file), batch_of(read(file)))
+        except RuntimeError as error:
+            log.warning("%s does not run the file: %s", name, one_line(error))
     kept: list[Tensor] = []
-    right, total = {"student": 0, "onnxruntime": 0}, 0
-    for batch in batches:
-        image, label = batch.image.float().cpu().contiguous(), batch.target.cpu()
-        for name, logits in (("student", student(image)), ("onnxruntime", runtime({IMAGES: image})[LOGITS])):
-            right[name] += int((logits.argmax(dim=1) == label).sum())
-        if (missing := wanted - sum(map(len, kept))) > 0:
-            kept += list(image[:missing].split(BATCH))
-        total += len(label)
-    accuracy = {name: 100 * number / total for name, number in right.items()}
-    return kept, {"compared_on": "test images", "test_images": total, "top1": accuracy}
+    right, total = dict.fromkeys(networks, 0), 0
+    for images, labels in given.batches:
+        images = images.float().cpu().contiguous()
+        if (missing := given.wanted - sum(map(len, kept))) > 0:
+            kept += list(images[:missing].split(BATCH))
+        elif labels is None:
+            break
+        if labels is not None:
+            total += len(labels)
+            for name, network in networks.items():
+                right[name] += int((network({IMAGES: images})[LOGITS].argmax(dim=1) == labels.cpu()).sum())
+    if not total:
+        return kept, {}
+    return kept, {"test_images": total, "top1": {name: 100 * number / total for name, number in right.items()}}
 
 
 def _plain(tier: Tier) -> dict[str, Any]:
@@ -167,27 +153,6 @@ def _plain(tier: Tier) -> dict[str, Any]:
     first = None if tier.first is None else tier.first.layer
     summary = {"name": tier.name, "faults": tier.faults, "first": first, "disagreeing": tier.disagreeing}
     return summary | {"layers": rows}
-
-
-def _row(settings: RunSettings, what: Shipped, found: Mapping[str, Any]) -> dict[str, object]:
-    """The row of a results file; of each comparison, how many codes and predictions differ from the student's."""
-    header = what.header
-    weight, inputs = typical_bits(allocation_of(header))
-    top1 = found.get("top1", {})
-    row: dict[str, object] = {
-        "experiment": header.origin.get("experiment", ""), "task": settings.task,
-        "dataset": settings.data.plain["name"], **described(header), "w_bits": weight, "a_bits": inputs,
-        "seed": header.origin.get("seed", ""), "top1": top1.get("onnxruntime", ""),
-        "fp_top1": header.metrics.get("fp_top1"), "size_bytes": header.size_bytes,
-        "file_bytes": what.file.stat().st_size, "onnx_bytes": (what.folder / MODEL).stat().st_size,
-        "student_top1": top1.get("student", ""), "test_images": found.get("test_images", ""),
-        "compared_images": found["images"], "passed": found["passed"],
-    }  # fmt: skip
-    for tier in found["tiers"][1:]:
-        name = tier["name"].replace(",", "").replace(" ", "_")
-        row[f"{name}_codes"] = sum(layer["differing"] for layer in tier["layers"])
-        row[f"{name}_predictions"] = len(tier["disagreeing"])
-    return row
 
 
 def _readme(what: Shipped, found: Mapping[str, Any]) -> str:
@@ -204,10 +169,10 @@ def _readme(what: Shipped, found: Mapping[str, Any]) -> str:
         "resizes, crops and normalizes them as the test images were.",
     ]
     if "top1" in found:
-        lines += [
-            f"- Accuracy on {found['test_images']} test images: {found['top1']['student']:.2f} % of the student, "
-            f"{found['top1']['onnxruntime']:.2f} % of `{MODEL}` in ONNX Runtime."
-        ]
+        top1 = dict(found["top1"])
+        parts = [f"{top1.pop('student'):.2f} % of the student"]
+        parts += [f"{number:.2f} % of `{MODEL}` in {RUNTIME_NAMES[name]}" for name, number in top1.items()]
+        lines += [f"- Accuracy on {found['test_images']} {found['compared_on']}: {', '.join(parts)}."]
     verb = "passed" if found["passed"] else "DID NOT PASS"
     lines += [
         f"- The comparison with the student, layer by layer on {found['images']} images ({found['compared_on']}), "

@@ -161,6 +161,8 @@ class ExportSettings:
     output: str | None
     images: int
     opset: int
+    batch: int | None
+    runtimes: tuple[str, ...] | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
 """The task that makes of a student a folder that runs elsewhere, and proves that it computes what was trained."""
 
-from qtrain.deployment.parity.verify import Verdict
-from qtrain.pipeline.export_folder import Shipped, shipped, write_export
+from qtrain.deployment.parity.verdict import Verdict
+from qtrain.pipeline.export_folder import Shipped
+from qtrain.pipeline.export_run import shipped, write_export
 from qtrain.pipeline.student_file import student_at
 from qtrain.settings.run_settings import RunSettings
 from qtrain.tasks.evaluate import of_its_run
@@ -20,13 +21,7 @@ def run(settings: RunSettings) -> dict[str, float]:
 
 def judged(verdict: Verdict, what: Shipped) -> dict[str, float]:
     """Print one line for each comparison; raises ``IncompleteError`` where one breaks its bound."""
-    for tier in verdict.tiers:
-        layers = list(tier.layers.values())
-        differing, elements = sum(one.differing for one in layers), sum(one.elements for one in layers)
-        first = "" if tier.first is None else f", the first in {tier.first.layer} ({tier.first.cause or 'one step'})"
-        codes = f"{differing} of {elements} codes differ{first}" if layers else "as the student gives them"
-        same = f"; {len(tier.disagreeing)} of {verdict.images} predictions differ" if layers else ""
-        print(f"{tier.name}: {'FAILED: ' + tier.faults[0] if tier.faults else codes}{same}")
+    print(verdict)
     if not verdict.passed:
         raise IncompleteError(f"{what.folder}: the export does not compute what was trained; see verify.json there")
     print(f"{what.folder}: verified on {verdict.images} images")

@@ -1,6 +1,6 @@
 """The task that compares an exported folder with its student once more."""
 
-from qtrain.pipeline.export_folder import check_export, shipped
+from qtrain.pipeline.export_run import check_export, shipped
 from qtrain.pipeline.student_file import student_at
 from qtrain.settings.run_settings import RunSettings
 from qtrain.tasks.evaluate import of_its_run

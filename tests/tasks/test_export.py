@@ -86,6 +86,42 @@ def test_a_results_file_gets_a_row(folder: Path, run_folder: Path, tmp_path: Pat
         assert int(row[f"{name}_predictions"]) == len(tiers[name]["disagreeing"])
 
 
+def test_openvino_is_compared_beside_it_and_a_file_may_take_batches_of_one_length(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    table, folder = tmp_path / "export.csv", tmp_path / "fixed"
+    more = ["export.batch=16", "export.runtimes=null", f"results={table}", f"export.output={folder}"]
+    export(run_folder, "task=export", *more)
+    verdict = json.loads((folder / "verify.json").read_text())
+    assert [tier["name"] for tier in verdict["tiers"]][-2:] == ["onnxruntime", "openvino"]
+    assert (verdict["passed"], verdict["images"], verdict["test_images"]) == (True, 16, 50)
+    top1 = verdict["top1"]
+    assert set(top1) == {"student", "onnxruntime", "openvino"}
+    assert top1["openvino"] == pytest.approx(top1["student"], abs=4.1)
+    assert f"{top1['openvino']:.2f} % of `model.onnx` in OpenVINO" in (folder / "README.md").read_text()
+    with table.open() as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["openvino_top1"]) == pytest.approx(top1["openvino"])
+    assert int(row["openvino_predictions"]) == len(verdict["tiers"][-1]["disagreeing"])
+    (first, *_) = onnx.load(folder / "model.onnx").graph.input[0].type.tensor_type.shape.dim
+    assert first.dim_value == 16
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("export.runtimes=[tensorrt]", r"^export: runtimes: must be among onnxruntime, openvino, got tensorrt"),
+        ("export.batch=0", r"^export: batch: must be at least 1, or null for any number of images, got 0"),
+    ],
+)
+def test_a_wrong_option_ends_in_one_line_before_anything_is_written(
+    run_folder: Path, tmp_path: Path, option: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        export(run_folder, "task=export", f"export.output={tmp_path / 'new'}", option)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_changed_file_ends_in_exit_code_1_and_names_the_constant(folder: Path, run_folder: Path) -> None:
     file = folder / "model.onnx"
     good = file.read_bytes()

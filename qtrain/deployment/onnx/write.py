@@ -25,6 +25,9 @@ IMAGES, LOGITS = "images", "logits"
 OLDEST = 18
 """Of ONNX's opsets that torch exports to."""
 
+FORMAT_KEY, FORMAT = "qtrain.format", 1
+"""Key and value of the file's metadata that say how it is laid out: a later qtrain may lay files out differently."""
+
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Where the exporter notes the modules that a node comes from."""
 
@@ -50,17 +53,24 @@ class Exported:
 
 
 def export(
-    student: nn.Module, size: tuple[int, ...], *, opset: int = OPSET, metadata: Mapping[str, object] | None = None
+    student: nn.Module,
+    size: tuple[int, ...],
+    *,
+    opset: int = OPSET,
+    batch: int | None = None,
+    metadata: Mapping[str, object] | None = None,
 ) -> Exported:
-    """``student`` as an ONNX model for batches of any length of images of ``size`` (C, H, W).
+    """``student`` as an ONNX model for ``batch`` images of ``size`` (C, H, W), or for any number of them.
 
     Raises ``ValueError`` in one line where an input has no form in ONNX, torch cannot export the network, or ``opset``
     is older than 18.
     """
     if opset < OLDEST:
         raise ValueError(f"opset: must be {OLDEST} or newer, got {opset}")
+    if batch is not None and batch < 1:
+        raise ValueError(f"batch: must be at least 1, or null for any number of images, got {batch}")
     lowering = lower(student)
-    example = torch.zeros(2, *size)
+    example = torch.zeros(batch or 2, *size)
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -71,7 +81,7 @@ def export(
                 opset_version=opset,
                 input_names=[IMAGES],
                 output_names=[LOGITS],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamic_shapes=({0: torch.export.Dim("batch")},) if batch is None else None,
             )
     except Exception as error:  # whatever a forward does that torch cannot trace
         reason = one_line(error.__cause__ or error)
@@ -88,7 +98,7 @@ def export(
             named[call_of(layer, named)] = str(_codes(shared.get(node, node)).name)
     layers = {str(node.name): module_of(node) for node in exact.graph}
     _forget(exact)
-    for key, value in (metadata or {}).items():
+    for key, value in {FORMAT_KEY: FORMAT, **(metadata or {})}.items():
         exact.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
     exact.producer_name, exact.producer_version = "qtrain", ""
     model = exact.clone()

@@ -1,13 +1,25 @@
 """Two computations of the same codes beside each other: how many differ, by how much, and why."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 TIE = 1e-3
 """Steps from a rounding boundary within which floating point decides by chance: its rounding errors in a sum of some
 hundred products, in steps of a code."""
+
+CAUSES = {
+    "ties": "ties at a half",
+    "biased": "by biases in 32 bits",
+    "fused": "by operations that the runtime fuses",
+    "saturated": "by sums that saturate in 16 bits",
+    "unexplained": "for no known reason",
+}
+"""Cause of a differing code -> how it is said behind a number; the first that holds is the code's."""
+
+TIES = ("ties", "biased")
+"""Causes that lie in the file or in its rounding, and so may change a prediction."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +27,9 @@ class Difference:
     """Of one layer's input over all images: ``differing`` of ``elements`` codes, by at most ``steps``.
 
     ``ties`` are those that lay within :data:`TIE` of a rounding boundary, and ``biased`` those that the file's own
-    biases explain, rounded to 32 bits as they are: integers computed from the file give the same code.
+    biases explain, rounded to 32 bits as they are: integers computed from the file give the same code. ``fused`` are
+    those that the runtime gives as the student does when it fuses no operations, and ``saturated`` those that it gives
+    so when its sums have 32 bits.
     """
 
     layer: str
@@ -24,22 +38,17 @@ class Difference:
     steps: int = 0
     ties: int = 0
     biased: int = 0
+    fused: int = 0
+    saturated: int = 0
 
     @property
     def unexplained(self) -> int:
-        return self.differing - self.ties - self.biased
+        return self.differing - self.ties - self.biased - self.fused - self.saturated
 
     @property
     def cause(self) -> str:
         """Why codes differ, in words; empty where none does."""
-        causes = []
-        if self.ties:
-            causes.append(f"{self.ties} ties at a half")
-        if self.biased:
-            causes.append(f"{self.biased} by biases in 32 bits")
-        if self.unexplained:
-            causes.append(f"{self.unexplained} for no known reason")
-        return ", ".join(causes)
+        return ", ".join(f"{number} {words}" for name, words in CAUSES.items() if (number := getattr(self, name)))
 
     def __add__(self, other: "Difference") -> "Difference":
         """Both together, of the same layer."""
@@ -51,6 +60,8 @@ class Difference:
             max(self.steps, other.steps),
             self.ties + other.ties,
             self.biased + other.biased,
+            self.fused + other.fused,
+            self.saturated + other.saturated,
         )
 
 
@@ -67,19 +78,37 @@ def gap(steps: Tensor) -> Tensor:
     return (steps - steps.floor() - 0.5).abs()
 
 
-def difference(layer: str, expected: Rounded, found: Tensor, from_file: Rounded | None = None) -> Difference:
-    """``found`` codes beside ``expected`` ones; ``from_file`` is what integers give with the file's own constants."""
-    away = (found - expected.codes).abs()
-    differs = away > 0
-    tie = differs & (expected.gaps <= TIE)
-    biased = torch.zeros_like(tie)
+def causes(
+    expected: Rounded, found: Tensor, from_file: Rounded | None = None, without: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Where ``found`` codes differ from ``expected`` ones, by the name of the cause; each code has one.
+
+    ``from_file`` is what integers give with the file's own constants. ``without`` are the codes that the same
+    computation gives without what its name in :data:`CAUSES` stands for.
+    """
+    left = found != expected.codes
+    masks = {"ties": left & (expected.gaps <= TIE)}
+    left = left & ~masks["ties"]
     if from_file is not None:
-        biased = differs & ~tie & ((found == from_file.codes) | (from_file.gaps <= TIE))
-    return Difference(
-        layer,
-        away.numel(),
-        int(differs.sum()),
-        int(away.max()) if away.numel() else 0,
-        int(tie.sum()),
-        int(biased.sum()),
-    )
+        masks["biased"] = left & ((found == from_file.codes) | (from_file.gaps <= TIE))
+        left = left & ~masks["biased"]
+    for name, codes in (without or {}).items():
+        masks[name] = left & (found != codes)
+        left = left & ~masks[name]
+    return masks | {"unexplained": left}
+
+
+def counted(layer: str, expected: Rounded, found: Tensor, masks: Mapping[str, Tensor]) -> Difference:
+    """``found`` codes beside ``expected`` ones, with the :func:`causes` of what differs."""
+    away = (found - expected.codes).abs()
+    counts = {name: int(mask.sum()) for name, mask in masks.items()}
+    known = {name: number for name, number in counts.items() if name != "unexplained"}
+    steps = int(away.max()) if away.numel() else 0
+    return Difference(layer, away.numel(), sum(counts.values()), steps, **known)
+
+
+def by_image(mask: Tensor, images: int) -> Tensor:
+    """How many elements of ``mask`` are true in each of so many ``images``, (images,)."""
+    if mask.ndim == 0 or mask.shape[0] % images:  # its first axis is not that of the images
+        return mask.sum().expand(images)
+    return mask.reshape(images, -1).sum(dim=1)

@@ -1,19 +1,18 @@
 """The gate: an exported file beside the student that it was made of, layer by layer and image by image.
 
-Five comparisons. The file's constants are those of the student. Integers give the codes of the simulation, but for
-ties. What they give with the file's own biases is shown and not judged. The runtime without its optimizations gives the
-simulation's codes too, but for ties and for what those biases change. The runtime as it is deployed is at most one step
-away. In each, every layer computes from the simulation's own codes, so that a difference shows where it arises and is
-not handed on.
+The file's constants are those of the student. Integers give the codes of the simulation, but for ties. What they give
+with the file's own biases is shown and not judged. ONNX Runtime without its optimizations gives the simulation's codes
+too, but for ties and for what those biases change. Each runtime as it is deployed is at most one step away. In each,
+every layer computes from the simulation's own codes, so that a difference shows where it arises and is not handed on.
+The predictions are those of the network as a whole: they are the student's, but for images on which a tie or a bias
+changed a code.
 """
 
 import copy
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
@@ -24,140 +23,185 @@ from qtrain.deployment.integer.values import Value
 from qtrain.deployment.onnx.forms import along
 from qtrain.deployment.onnx.symbolic import OPSET
 from qtrain.deployment.onnx.write import IMAGES, LOGITS, Exported, export
-from qtrain.deployment.parity.compare import Difference, Rounded, difference, gap
+from qtrain.deployment.parity.compare import CAUSES, TIE, TIES, Rounded, by_image, causes, counted, gap
 from qtrain.deployment.parity.cut import GIVEN, cut
-from qtrain.deployment.parity.runtimes import OnnxRuntime, Runtime
+from qtrain.deployment.parity.file import batch_of, changed, read
+from qtrain.deployment.parity.runtimes import RUNTIMES, OnnxRuntime, Runtime, chosen
 from qtrain.deployment.parity.simulation import Simulated, simulate
+from qtrain.deployment.parity.verdict import Disagreement, Tier, Verdict
 from qtrain.utils.errors import one_line
+from qtrain.utils.processor import saturates_in_16_bits
 
-REFERENCE, FILE, PLAIN, DEPLOYED = "reference", "reference of the file", "onnxruntime, unoptimized", "onnxruntime"
-"""Names of the comparisons."""
+REFERENCE, FILE, PLAIN = "reference", "reference of the file", "onnxruntime, unoptimized"
+SATURATED = "onnxruntime, sums in 16 bits"
+"""Names of the comparisons beside those with the runtimes as they are deployed, which have the runtimes' names."""
 
 DEPLOYED_STEPS = 1
-"""Steps that a layer of the optimized runtime may be away."""
-
-
-@dataclass
-class Tier:
-    """One comparison with the simulation: ``layers`` each from given codes, and ``faults``, what breaks the bound.
-
-    ``disagreeing`` are the images, by their number, whose predicted class differs when the whole network runs.
-    """
-
-    name: str
-    layers: dict[str, Difference] = field(default_factory=dict)
-    disagreeing: list[int] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-
-    def add(self, found: Difference) -> None:
-        before = self.layers.get(found.layer)
-        self.layers[found.layer] = found if before is None else before + found
-
-    @property
-    def first(self) -> Difference | None:
-        """The first layer that differs."""
-        return next((layer for layer in self.layers.values() if layer.differing), None)
-
-
-@dataclass
-class Verdict:
-    """What :func:`verify` found; ``images`` is the number of images."""
-
-    tiers: list[Tier]
-    images: int = 0
-
-    @property
-    def passed(self) -> bool:
-        return not any(tier.faults for tier in self.tiers)
+"""Steps that a layer of an optimized runtime may be away."""
 
 
 @torch.no_grad()
-def verify(student: nn.Module, images: Iterable[Tensor], size: tuple[int, ...], file: bytes | None = None) -> Verdict:
+def verify(
+    student: nn.Module,
+    images: Iterable[Tensor],
+    size: tuple[int, ...],
+    file: bytes | None = None,
+    *,
+    runtimes: Sequence[str] | None = ("onnxruntime",),
+) -> Verdict:
     """Compare the ONNX ``file``, or the one that is made here, with ``student`` on batches ``images`` (N, C, H, W).
 
-    ``size`` is that of an image, (C, H, W). Raises ``ValueError`` where the student has no form in ONNX, or the file is
-    damaged.
+    ``size`` is that of an image, (C, H, W). ``runtimes`` are names of :data:`RUNTIMES`, ``None`` all that are
+    installed. Where the file is for batches of one length, images that do not fill one are left out.
+
+    Raises ``ValueError`` where the student has no form in ONNX, the file is damaged, a runtime is not installed, or
+    there are too few images.
     """
+    runtimes = chosen(runtimes)
     student = copy.deepcopy(student).cpu()
-    given = None if file is None else _read(file)
-    made = export(student, size, opset=OPSET if given is None else given.opset_imports.get("", OPSET))
+    given = None if file is None else read(file)
+    batch = None if given is None else batch_of(given)
+    made = export(student, size, opset=OPSET if given is None else given.opset_imports.get("", OPSET), batch=batch)
     model = made.model if given is None else given
-    constants = Tier("constants", faults=list(_changed(made.model, model)))
-    verdict = Verdict([constants])
-    try:
-        runs = list(_runs(made, model, verdict))
-    except Exception as error:  # whatever a runtime does with a file that is not the student's
-        if not constants.faults:
-            raise
-        constants.faults.append(f"it does not run: {one_line(error)}")
-        return verdict
-    for batch in images:
-        batch = batch.cpu().float()
-        simulated = simulate(student, batch, made.lowering.inputs)
-        from_file: dict[str, Rounded] = {}
-        for run in runs:
-            found = run.compare(batch, simulated, from_file, first_image=verdict.images)
-            if run.tier.name == FILE:
-                from_file = found
-        verdict.images += len(batch)
+    verdict = Verdict([Tier("constants", faults=changed(made.model, model))])
+    runs = list(_runs(made, model, runtimes, verdict))
+    for some in images if batch is None else _of_length(images, batch):
+        some = some.cpu().float()
+        simulated = simulate(student, some, made.lowering.inputs)
+        found: dict[str, dict[str, Rounded]] = {}
+        for run in list(runs):
+            try:
+                found[run.tier.name] = run.compare(some, simulated, found, first_image=verdict.images)
+            except Exception as error:  # whatever a runtime does with a file
+                run.tier.faults.append(f"it does not run: {one_line(error)}")
+                runs.remove(run)
+        verdict.images += len(some)
+    if not verdict.images:
+        least = "" if batch is None else f" of a batch of {batch}"
+        raise ValueError(f"images: there are too few to compare; give at least those{least or ' of one batch'}")
     for run in runs:
         run.tier.faults += run.judged()
     return verdict
+
+
+def _of_length(images: Iterable[Tensor], batch: int) -> Iterator[Tensor]:
+    """``images`` in batches of exactly that length, without those that are left over."""
+    left: list[Tensor] = []
+    for some in images:
+        *whole, rest = torch.cat([*left, some]).split(batch)
+        yield from whole
+        left = [rest]
+        if len(rest) == batch:
+            yield rest
+            left = []
 
 
 Parts = Callable[[Mapping[str, Tensor]], dict[str, Rounded]]
 """The cut network: images and given codes by name -> the codes of each call of a layer."""
 
 
+@dataclass
 class _Run:
-    """One way to compute the network, as a whole and cut at its codes."""
+    """One way to compute the network, as a whole and cut at its codes, by the call of the layer.
 
-    def __init__(self, name: str, whole: Runtime, parts: Parts, codes: dict[str, str]) -> None:
-        self.tier, self._whole, self._parts, self._codes = Tier(name), whole, parts, codes
+    ``without`` names causes of :data:`CAUSES` with the tiers that compute without them.
+    """
+
+    tier: Tier
+    whole: Runtime
+    parts: Parts
+    codes: Mapping[str, str]
+    without: Mapping[str, str] = field(default_factory=dict)
 
     def compare(
-        self, batch: Tensor, simulated: Simulated, from_file: dict[str, Rounded], *, first_image: int
+        self, batch: Tensor, simulated: Simulated, others: Mapping[str, Mapping[str, Rounded]], *, first_image: int
     ) -> dict[str, Rounded]:
-        """Add the differences on ``batch`` to the tier; the codes that the layers gave, by the call of the layer."""
-        given = {f"{value}{GIVEN}": simulated.inputs[call].codes for call, value in self._codes.items()}
-        found = self._parts({IMAGES: batch, **given})
+        """Add the differences on ``batch`` to the tier; the codes that the layers gave, by the call of the layer.
+
+        ``others`` are those of the tiers before.
+        """
+        given = {f"{value}{GIVEN}": simulated.inputs[call].codes for call, value in self.codes.items()}
+        found = self.parts({IMAGES: batch, **given})
+        reasons: list[dict[str, dict[str, int]]] = [{} for _ in batch]
         for call, rounded in found.items():
-            self.tier.add(difference(call, simulated.inputs[call], rounded.codes, from_file.get(call)))
-        logits = self._whole({IMAGES: batch})[LOGITS]
-        differ = (logits.argmax(dim=1) != simulated.logits.argmax(dim=1)).nonzero().flatten()
-        self.tier.disagreeing += [first_image + int(i) for i in differ]
+            expected = simulated.inputs[call]
+            without = {cause: others[tier][call].codes for cause, tier in self.without.items() if tier in others}
+            masks = causes(expected, rounded.codes, others.get(FILE, {}).get(call), without)
+            self.tier.add(counted(call, expected, rounded.codes, masks))
+            for cause, mask in masks.items():
+                for image, number in enumerate(by_image(mask, len(batch)).tolist()):
+                    if number:
+                        reasons[image].setdefault(call, {})[cause] = number
+        logits = self.whole({IMAGES: batch})[LOGITS]
+        for image in (logits.argmax(dim=1) != simulated.logits.argmax(dim=1)).nonzero().flatten().tolist():
+            one = disagreement(first_image + image, reasons[image], simulated.logits[image], logits[image])
+            self.tier.disagreeing.append(one)
         return found
 
     def judged(self) -> Iterator[str]:
-        """What is wrong with this tier, by layer."""
+        """What is wrong with this tier, by layer and by image."""
+        name = self.tier.name
         for layer in self.tier.layers.values():
             differ = f"{layer.layer}: {layer.differing} of {layer.elements} codes differ"
-            if self.tier.name in (REFERENCE, PLAIN) and layer.unexplained:
+            if name in (REFERENCE, PLAIN) and layer.unexplained:
                 yield f"{differ}: {layer.cause}"
-            if self.tier.name == DEPLOYED and layer.steps > DEPLOYED_STEPS:
-                yield f"{differ}, by up to {layer.steps} steps"
+            if name in RUNTIMES and layer.steps > DEPLOYED_STEPS:
+                yield f"{differ}, by up to {layer.steps} steps: {layer.cause}"
+        unlisted = [one for one in self.tier.disagreeing if not one.explained]
+        if unlisted and name not in (FILE, SATURATED):
+            numbers = ", ".join(str(one.image) for one in unlisted[:5]) + (", ..." if len(unlisted) > 5 else "")
+            why = unlisted[0].cause or "although no code differs"
+            yield f"images {numbers}: another class is predicted, and no tie explains it ({why})"
 
 
-def _runs(made: Exported, model: ir.Model, verdict: Verdict) -> Iterator[_Run]:
+def disagreement(image: int, reasons: Mapping[str, Mapping[str, int]], expected: Tensor, found: Tensor) -> Disagreement:
+    """Why ``image`` has another class: the first layer with a code that differs, or two classes that are equal."""
+    lead = float(expected.max() - expected[int(found.argmax())])
+    if lead <= TIE * float(expected.max() - expected.min()):
+        return Disagreement(image, f"its two best classes are {lead:.2g} apart", True)
+    explained = any(cause in TIES for counts in reasons.values() for cause in counts)
+    layer = next(iter(reasons), "")
+    told = ", ".join(f"{number} {CAUSES[cause]}" for cause, number in reasons.get(layer, {}).items())
+    return Disagreement(image, f"{layer}: {told}" if layer else "", explained)
+
+
+def _runs(made: Exported, model: ir.Model, runtimes: Sequence[str], verdict: Verdict) -> Iterator[_Run]:
     """The ways to compute the network, whose tiers are added to ``verdict``; one that is not possible is a fault."""
     for name, source in ((REFERENCE, made.exact), (FILE, model)):
+        tier = Tier(name)
+        verdict.tiers.append(tier)
         try:
-            whole, parts = IntegerReference(source), _IntegerParts(source, made.codes)
+            yield _Run(tier, IntegerReference(source).run, _IntegerParts(source, made.codes), made.codes)
         except NoIntegerFormError as error:
-            verdict.tiers.append(Tier(name, faults=[str(error)]))
-            continue
-        run = _Run(name, whole.run, parts, made.codes)
-        verdict.tiers.append(run.tier)
-        yield run
-    for name, optimized in ((PLAIN, False), (DEPLOYED, True)):
-        pieces = OnnxRuntime(_bytes(cut(model, set(made.codes.values()))), optimized=optimized)
-        whole_run = OnnxRuntime(_bytes(model), optimized=optimized)
-        run = _Run(name, whole_run, _runtime_parts(pieces, made.codes), made.codes)
-        verdict.tiers.append(run.tier)
-        yield run
+            tier.faults.append(str(error))
+        except Exception as error:  # of a file that is not the student's
+            tier.faults.append(f"it does not run: {one_line(error)}")
+    ways: list[tuple[str, Callable[[bytes], Runtime], dict[str, str]]] = []
+    for name in runtimes:
+        if name == "onnxruntime":
+            ways.append((PLAIN, lambda data: OnnxRuntime(data, optimized=False), {}))
+        ways.append((name, RUNTIMES[name], {"fused": PLAIN}))
+        if name == "onnxruntime" and saturates_in_16_bits() and _has_wide_weights(model):
+            ways.append((SATURATED, lambda data: OnnxRuntime(data, exactly=False), {"saturated": name}))
+    for name, runtime, without in ways:
+        tier = Tier(name)
+        verdict.tiers.append(tier)
+        try:
+            pieces = runtime(_bytes(cut(model, set(made.codes.values()))))
+            whole = runtime(_bytes(model))
+        except Exception as error:  # whatever a runtime does with a file
+            tier.faults.append(f"it does not run: {one_line(error)}")
+        else:
+            yield _Run(tier, whole, _runtime_parts(pieces, made.codes), made.codes, without)
 
 
-def _runtime_parts(run: Runtime, codes: dict[str, str]) -> Parts:
+def _has_wide_weights(model: ir.Model) -> bool:
+    """Whether two products of a weight with an unsigned byte can be more than 16 bits hold."""
+    weights = [value.const_value for value in model.graph.initializers.values() if value.dtype == ir.DataType.INT8]
+    return any(int(np.abs(weight.numpy().astype(np.int16)).max(initial=0)) > 64 for weight in weights if weight)
+
+
+def _runtime_parts(run: Runtime, codes: Mapping[str, str]) -> Parts:
     def parts(inputs: Mapping[str, Tensor]) -> dict[str, Rounded]:
         outputs = run(inputs)
         return {call: Rounded(outputs[value], torch.ones(())) for call, value in codes.items()}
@@ -200,50 +244,6 @@ class _IntegerParts:
 def _steps(value: Value, scale: Tensor) -> Tensor:
     x = value.numbers.double() * value.scale if isinstance(value, Fixed) else value
     return x / along(scale, 1, x.ndim)
-
-
-def _changed(made: ir.Model, model: ir.Model) -> Iterator[str]:
-    """By layer, which constants and nodes of ``model`` are not those that the student gives."""
-    for name, value in made.graph.initializers.items():
-        other = model.graph.initializers.get(name)
-        if other is None or other.const_value is None:
-            yield f"{name}: the file lacks it"
-            continue
-        assert value.const_value is not None
-        expected, found = value.const_value.numpy(), other.const_value.numpy()
-        if expected.dtype != found.dtype or expected.shape != found.shape:
-            yield f"{name}: {found.dtype} of shape {found.shape}, not {expected.dtype} of {expected.shape}"
-        elif differ := int(np.count_nonzero(_octets(expected) != _octets(found))):
-            yield f"{name}: {differ} of its bytes are not the student's"
-    ours, theirs = [_described(node) for node in made.graph], [_described(node) for node in model.graph]
-    if ours != theirs:
-        pairs = itertools.zip_longest(ours, theirs, fillvalue="nothing")
-        ours_first, theirs_first = next((a, b) for a, b in pairs if a != b)
-        yield f"{theirs_first.split()[0]}: the file computes something else, the student {ours_first.split()[0]}"
-
-
-def _octets(array: np.ndarray) -> np.ndarray:
-    return np.frombuffer(np.ascontiguousarray(array).tobytes(), dtype=np.uint8)
-
-
-def _described(node: ir.Node) -> str:
-    attributes = sorted(f"{a.name}={_stored(getattr(a, 'value', None))}" for a in node.attributes.values())
-    return f"{node.name} {node.op_type} {[v.name if v else None for v in node.inputs]} {attributes}"
-
-
-def _stored(attribute: object) -> object:
-    """``attribute`` as a file holds it, a floating-point number in 32 bits."""
-    return float(np.float32(attribute)) if isinstance(attribute, float) else attribute
-
-
-def _read(file: bytes) -> ir.Model:
-    try:
-        model = onnx.load_from_string(file)
-        onnx.checker.check_model(model)
-        return ir.from_proto(model)
-    except Exception as error:  # whatever a parser does with foreign bytes
-        reason = one_line(error)
-        raise ValueError(f"the file is damaged or no ONNX model ({reason}); export it anew") from error
 
 
 def _bytes(model: ir.Model) -> bytes:

@@ -1,0 +1,71 @@
+"""What the gate found: the comparisons, each with its differences and with what breaks its bound."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from qtrain.deployment.parity.compare import Difference
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """The image with the number ``image`` gets another class when the whole network runs; ``cause`` says why.
+
+    ``explained`` tells whether a tie or a bias of the file lies behind it.
+    """
+
+    image: int
+    cause: str
+    explained: bool
+
+
+@dataclass
+class Tier:
+    """One comparison with the simulation: ``layers`` each from given codes, and ``faults``, what breaks the bound."""
+
+    name: str
+    layers: dict[str, Difference] = field(default_factory=dict)
+    disagreeing: list[Disagreement] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    def add(self, found: Difference) -> None:
+        before = self.layers.get(found.layer)
+        self.layers[found.layer] = found if before is None else before + found
+
+    @property
+    def first(self) -> Difference | None:
+        """The first layer that differs."""
+        return next((layer for layer in self.layers.values() if layer.differing), None)
+
+
+@dataclass
+class Verdict:
+    """The comparisons on so many ``images``; printed, one line for each."""
+
+    tiers: list[Tier]
+    images: int = 0
+
+    @property
+    def passed(self) -> bool:
+        return not any(tier.faults for tier in self.tiers)
+
+    @property
+    def faults(self) -> list[str]:
+        """What breaks a bound, with the comparison in front."""
+        return [f"{tier.name}: {fault}" for tier in self.tiers for fault in tier.faults]
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        for tier in self.tiers:
+            layers = list(tier.layers.values())
+            differing, elements = sum(one.differing for one in layers), sum(one.elements for one in layers)
+            first = (
+                ""
+                if tier.first is None
+                else f", at most {max(one.steps for one in layers)} steps, the first in "
+                f"{tier.first.layer} ({tier.first.cause})"
+            )
+            codes = f"{differing} of {elements} codes differ{first}" if layers else "as the student gives them"
+            same = f"; {len(tier.disagreeing)} of {self.images} predictions differ" if layers else ""
+            yield f"{tier.name}: {'FAILED: ' + tier.faults[0] if tier.faults else codes}{same}"

@@ -1,0 +1,101 @@
+"""The export of a run's student: from settings to the folder, and the row of a results file."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qtrain.deployment.parity.runtimes import chosen
+from qtrain.deployment.parity.verdict import Verdict
+from qtrain.pipeline.evaluate import normalized
+from qtrain.pipeline.export_folder import BATCH, MODEL, Given, Shipped, check_files, write_files
+from qtrain.pipeline.load_data import load_data
+from qtrain.pipeline.results import append_row, provenance
+from qtrain.pipeline.run_folder import typical_bits
+from qtrain.pipeline.student_file import allocation_of, check_images, check_square, described, load_trained, student_at
+from qtrain.settings.run_files import CONFIG
+from qtrain.settings.run_settings import RunSettings
+from qtrain.utils.errors import ConfigError, as_config_error
+
+log = logging.getLogger(__name__)
+
+
+def shipped(settings: RunSettings) -> Shipped:
+    """The student of ``settings.checkpoint`` and the folder of its export.
+
+    Raises ``ConfigError`` where there is no student, or none that takes square images.
+    """
+    if settings.checkpoint is None:
+        raise ConfigError(f"checkpoint: task={settings.task} needs a student; give checkpoint=RUN_FOLDER or its file")
+    file = student_at(settings.checkpoint)
+    header, student = load_trained(settings, file)
+    check_square(header.images, "checkpoint", task=settings.task)
+    folder = Path(settings.export.output).expanduser() if settings.export.output else file.parent / "export"
+    return Shipped(header, student, file, folder)
+
+
+def write_export(settings: RunSettings, what: Shipped) -> Verdict:
+    """Write the export of ``what`` to its folder, compare it with the student, and write what came out.
+
+    Raises ``ConfigError`` where the student has no form in ONNX, or a runtime is not installed, before anything is
+    written.
+    """
+    with as_config_error("export"):
+        chosen(settings.export.runtimes)
+        write_files(what, opset=settings.export.opset, batch=settings.export.batch)
+    return check_export(settings, what)
+
+
+def check_export(settings: RunSettings, what: Shipped) -> Verdict:
+    """Compare the ONNX file in the folder of ``what`` with the student, and write what came out beside it."""
+    file = what.folder / MODEL
+    if not file.is_file():
+        raise ConfigError(f"export.output: there is no file {file}; task=export writes it")
+    given = _given(settings, what)
+    with as_config_error("export"):
+        chosen(settings.export.runtimes)
+    with as_config_error(str(file)):
+        verdict, found = check_files(what, given, settings.export.runtimes)
+    if settings.results:
+        append_row(settings.results, provenance() | _row(settings, what, found))
+    return verdict
+
+
+def _given(settings: RunSettings, what: Shipped) -> Given:
+    """The test images, or noise where the student's images are not known."""
+    wanted = settings.export.images
+    try:
+        data = load_data(normalized(settings, what.header.images), synthesizes=False)
+        check_images(what.header.images, data.info, what.file)
+    except ConfigError as error:
+        if (what.file.parent / CONFIG).is_file():
+            raise
+        log.warning("noise is compared, since the student's images are not known (%s)", error)
+        seed = torch.Generator().manual_seed(0)
+        noise = torch.randn(wanted, *what.header.images.size, generator=seed)
+        return Given([(images, None) for images in noise.split(BATCH)], wanted, "noise")
+    return Given(((batch.image, batch.target) for batch in data.test_dataloader()), wanted, "test images")
+
+
+def _row(settings: RunSettings, what: Shipped, found: Mapping[str, Any]) -> dict[str, object]:
+    """The row of a results file; of each comparison, how many codes and predictions differ from the student's."""
+    header = what.header
+    weight, inputs = typical_bits(allocation_of(header))
+    top1 = dict(found.get("top1", {}))
+    row: dict[str, object] = {
+        "experiment": header.origin.get("experiment", ""), "task": settings.task,
+        "dataset": settings.data.plain["name"], **described(header), "w_bits": weight, "a_bits": inputs,
+        "seed": header.origin.get("seed", ""), "top1": top1.pop("onnxruntime", ""),
+        "fp_top1": header.metrics.get("fp_top1"), "size_bytes": header.size_bytes,
+        "file_bytes": what.file.stat().st_size, "onnx_bytes": (what.folder / MODEL).stat().st_size,
+        "student_top1": top1.pop("student", ""), "test_images": found.get("test_images", ""),
+        "compared_images": found["images"], "passed": found["passed"],
+    }  # fmt: skip
+    row |= {f"{runtime}_top1": accuracy for runtime, accuracy in top1.items()}
+    for tier in found["tiers"][1:]:
+        name = tier["name"].replace(",", "").replace(" ", "_")
+        row[f"{name}_codes"] = sum(layer["differing"] for layer in tier["layers"])
+        row[f"{name}_predictions"] = len(tier["disagreeing"])
+    return row
