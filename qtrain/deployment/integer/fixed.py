@@ -58,12 +58,21 @@ def multiplied(numbers: Tensor, factor: Tensor, bound: int) -> Tensor:
     """
     m, n = dyadic(factor, _WORD - bound.bit_length())
     product = numbers * m
-    left = torch.bitwise_left_shift(product, (-n).clamp(min=0))
+    if bool((n < 0).any()):
+        product <<= (-n).clamp(min=0)
     n = n.clamp(min=0)
-    half = torch.bitwise_right_shift(torch.bitwise_left_shift(torch.ones_like(n), n), 1)
-    rounded = torch.bitwise_right_shift(left + half, n)
-    tie = (left + half) == torch.bitwise_left_shift(rounded, n)
-    return rounded - (tie & (rounded % 2 != 0) & (half > 0)).to(torch.int64)
+    half = (torch.ones_like(n) << n) >> 1
+    if bool((half > (m & -m) << bound.bit_length()).all()):  # no product but 0 has so many factors of two: no ties
+        product += half
+        product >>= n
+        return product
+    # A half is added, or one less where the whole part is even, so that a tie goes to the even number.
+    rounded = product >> n
+    rounded &= (half > 0).to(torch.int64)
+    rounded += product
+    rounded += (half - 1).clamp(min=0)
+    rounded >>= n
+    return rounded
 
 
 def dyadic(factor: Tensor, bits: int) -> tuple[Tensor, Tensor]:

@@ -74,8 +74,9 @@ def slice_(x: Tensor, inputs: Sequence[Any], attributes: Attributes) -> Tensor:
     axes = inputs[3].tolist() if len(inputs) > 3 else list(range(len(starts)))
     steps = inputs[4].tolist() if len(inputs) > 4 else [1] * len(starts)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        chosen = torch.arange(x.shape[axis])[slice(start, end if abs(end) < 2**62 else None, step)]
-        x = x.index_select(axis, chosen)
+        if step < 0:
+            raise ValueError("a slice backwards has no integer form here")
+        x = x[(*(slice(None) for _ in range(axis % x.ndim)), slice(start, end if abs(end) < 2**62 else None, step))]
     return x
 
 

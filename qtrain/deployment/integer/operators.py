@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qtrain.deployment.integer import arithmetic, attention, moves, pools, products
-from qtrain.deployment.integer.fixed import Fixed, multiplied
+from qtrain.deployment.integer.fixed import WIDE, Fixed, multiplied
 from qtrain.deployment.integer.values import Attributes, Operator
 from qtrain.deployment.onnx.forms import along
 
@@ -22,13 +22,16 @@ def quantize_linear(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
     axis, dimensions = int(attributes.get("axis", 1)), len(x.shape)
     scale, offset = (along(state, axis, dimensions) for state in (scale, zero.to(torch.int64)))
     if isinstance(x, Fixed):
-        factor = x.scale / scale.double()
-        # What lies beyond all codes may be cut off before, which leaves the factor more bits.
-        limit = min(x.bound, int((info.max - info.min + 1) / float(factor.min())) + 1)
-        codes = multiplied(x.numbers.clamp(-limit, limit), factor, limit)
+        numbers, bound, factor = x.numbers, x.bound, x.scale / scale.double()
+        if bound.bit_length() > WIDE:  # what lies beyond all codes may be cut off, which leaves the factor more bits
+            bound = min(bound, int((info.max - info.min + 1) / float(factor.min())) + 1)
+            numbers = numbers.clamp(-bound, bound)
+        codes = multiplied(numbers, factor, bound)
     else:
         codes = (x / scale).round().to(torch.int64)  # the image itself
-    return (codes + offset).clamp(info.min, info.max)
+    if bool(offset.any()):
+        codes += offset
+    return codes.clamp_(info.min, info.max)
 
 
 def dequantize_linear(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
@@ -36,7 +39,9 @@ def dequantize_linear(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
     info = torch.iinfo(zero.dtype)
     axis = int(attributes.get("axis", 1))
     scale, offset = (along(state, axis, codes.ndim) for state in (scale, zero.to(torch.int64)))
-    numbers = codes.to(torch.int64) - offset
+    numbers = codes.to(torch.int64)
+    if bool(offset.any()):
+        numbers = numbers - offset
     # Codes of the network are known, those of an image are not.
     bound = (
         int(numbers.abs().max())

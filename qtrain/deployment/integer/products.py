@@ -35,7 +35,8 @@ def convolution(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
     if before != after:
         numbers = F.pad(numbers, [p for pair in zip(reversed(before), reversed(after), strict=True) for p in pair])
         padding = 0
-    sums = _CONVOLUTIONS[axes](numbers.double(), weight.numbers.double(), None, strides, padding, dilations, groups)
+    kind = _carrier(int(reach.max()) * x.bound)
+    sums = _CONVOLUTIONS[axes](numbers.to(kind), weight.numbers.to(kind), None, strides, padding, dilations, groups)
     return _accumulated(sums, x, weight, reach, bias, (-1, *(1 for _ in range(axes))))
 
 
@@ -48,8 +49,9 @@ def transposed_convolution(inputs: Sequence[Any], attributes: Attributes) -> Fix
     if pads[:axes] != pads[axes:]:
         raise ValueError("a transposed convolution with unequal padding has no integer form here")
     extra = list(attributes.get("output_padding", [0] * axes))
+    kind = _carrier(int(reach.max()) * x.bound)
     sums = _TRANSPOSED[axes](
-        x.numbers.double(), weight.numbers.double(), None, strides, pads[:axes], extra, groups, dilations
+        x.numbers.to(kind), weight.numbers.to(kind), None, strides, pads[:axes], extra, groups, dilations
     )
     return _accumulated(sums, x, weight, reach, bias, (-1, *(1 for _ in range(axes))))
 
@@ -61,7 +63,8 @@ def gemm(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
     numbers = weight.numbers if attributes.get("transB") else weight.numbers.T
     reach = numbers.abs().sum(dim=1)
     x = _fitting(x, reach)
-    sums = x.numbers.double() @ numbers.double().T
+    kind = _carrier(int(reach.max()) * x.bound)
+    sums = x.numbers.to(kind) @ numbers.to(kind).T
     scale = weight.scale.reshape(-1) if weight.scale.numel() > 1 else weight.scale
     return _accumulated(sums, x, Fixed(numbers, scale, weight.bound), reach, bias, (-1,))
 
@@ -74,7 +77,8 @@ def matmul(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
         right = uniform(right)
     terms = left.shape[-1]
     if (terms * left.bound * right.bound).bit_length() <= ACCUMULATOR:
-        sums = (left.numbers.double() @ right.numbers.double()).to(torch.int64)
+        kind = _carrier(terms * left.bound * right.bound)
+        sums = (left.numbers.to(kind) @ right.numbers.to(kind)).to(torch.int64)
     elif max(left.bound.bit_length(), right.bound.bit_length()) <= CODE:
         raise OverflowError(f"its sums can reach {terms * left.bound * right.bound}, which 32 bits do not hold")
     else:  # of what the student has not quantized, as many bits as sums in 64 leave
@@ -82,6 +86,15 @@ def matmul(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
         left, right = narrowed(left, bits), narrowed(right, bits)
         sums = left.numbers @ right.numbers
     return narrowed(Fixed(sums, left.scale * right.scale, terms * left.bound * right.bound), EXACT)
+
+
+def _carrier(bound: int) -> torch.dtype:
+    """The type in which libraries carry out sums of magnitude at most ``bound`` without rounding, and fastest.
+
+    float32 holds every whole number up to 2^24, float64 up to 2^53; so the sums' order does not matter.
+    """
+    short = bound <= 2**24 and torch.get_float32_matmul_precision() == "highest"
+    return torch.float32 if short else torch.float64
 
 
 def _operands(inputs: Sequence[Any]) -> tuple[Fixed, Fixed, Tensor | Fixed | None]:
@@ -93,10 +106,7 @@ def _operands(inputs: Sequence[Any]) -> tuple[Fixed, Fixed, Tensor | Fixed | Non
 def _accumulated(
     sums: Tensor, x: Fixed, weight: Fixed, reach: Tensor, bias: Tensor | Fixed | None, channels: tuple[int, ...]
 ) -> Fixed:
-    """Sums of products in units of both scales, with ``bias``; ``reach`` (O,) are the weights' sums of magnitudes.
-
-    The sums were carried out in float64, which holds every whole number below 2^53.
-    """
+    """Sums of products in units of both scales, with ``bias``; ``reach`` (O,) are the weights' sums of magnitudes."""
     bound = int(reach.max()) * x.bound
     scale = x.scale * (weight.scale.reshape(channels) if weight.scale.numel() > 1 else weight.scale.reshape(()))
     total = Fixed(sums.to(torch.int64), scale, bound)
