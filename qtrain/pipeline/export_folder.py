@@ -16,7 +16,7 @@ from qtrain.deployment.onnx.write import IMAGES, LOGITS, export
 from qtrain.deployment.parity.file import batch_of, read
 from qtrain.deployment.parity.runtimes import RUNTIME_NAMES, RUNTIMES, Runtime, chosen, of_any_length
 from qtrain.deployment.parity.verdict import Tier, Verdict
-from qtrain.deployment.parity.verify import verify
+from qtrain.deployment.parity.verify import REFERENCE, verify
 from qtrain.packed.header import Header
 from qtrain.pipeline.predict import class_names
 from qtrain.settings.run_files import STUDENT
@@ -82,8 +82,12 @@ def check_files(what: Shipped, given: Given, runtimes: Sequence[str] | None) -> 
     """
     file = (what.folder / MODEL).read_bytes()
     runtimes = chosen(runtimes)
-    kept, accuracy = measured(what.student, file, given, runtimes)
+    kept, labels, accuracy = measured(what.student, file, given, runtimes)
     verdict = verify(what.student, kept, what.header.images.size, file, runtimes=runtimes)
+    predicted = next(tier.predicted for tier in verdict.tiers if tier.name == REFERENCE)
+    if predicted and len(predicted) == accuracy.get("test_images"):  # all were compared
+        right = sum(one == label for one, label in zip(predicted, labels, strict=True))
+        accuracy["top1"][REFERENCE] = 100 * right / len(labels)
     found = {
         "passed": verdict.passed,
         "images": verdict.images,
@@ -123,8 +127,9 @@ def metadata_of(header: Header) -> dict[str, object]:
 @torch.no_grad()
 def measured(
     student: nn.Module, file: bytes, given: Given, runtimes: Sequence[str]
-) -> tuple[list[Tensor], dict[str, Any]]:
-    """The first images, and ``top1`` in percent of the student and of ``file`` in each runtime on all with labels."""
+) -> tuple[list[Tensor], list[int], dict[str, Any]]:
+    """The first images with their labels, and ``top1`` in percent of the student and of ``file`` in each runtime on all
+    images that have labels."""
     networks: dict[str, Runtime] = {"student": lambda inputs: {LOGITS: student(inputs[IMAGES])}}
     for name in runtimes:
         try:
@@ -132,11 +137,13 @@ def measured(
         except RuntimeError as error:
             log.warning("%s does not run the file: %s", name, one_line(error))
     kept: list[Tensor] = []
+    kept_labels: list[int] = []
     right, total = dict.fromkeys(networks, 0), 0
     for images, labels in given.batches:
         images = images.float().cpu().contiguous()
         if (missing := given.wanted - sum(map(len, kept))) > 0:
             kept += list(images[:missing].split(BATCH))
+            kept_labels += [] if labels is None else labels[:missing].tolist()
         elif labels is None:
             break
         if labels is not None:
@@ -144,8 +151,12 @@ def measured(
             for name, network in networks.items():
                 right[name] += int((network({IMAGES: images})[LOGITS].argmax(dim=1) == labels.cpu()).sum())
     if not total:
-        return kept, {}
-    return kept, {"test_images": total, "top1": {name: 100 * number / total for name, number in right.items()}}
+        return kept, kept_labels, {}
+    return (
+        kept,
+        kept_labels,
+        {"test_images": total, "top1": {name: 100 * number / total for name, number in right.items()}},
+    )
 
 
 def _plain(tier: Tier) -> dict[str, Any]:
@@ -171,7 +182,9 @@ def _readme(what: Shipped, found: Mapping[str, Any]) -> str:
     if "top1" in found:
         top1 = dict(found["top1"])
         parts = [f"{top1.pop('student'):.2f} % of the student"]
-        parts += [f"{number:.2f} % of `{MODEL}` in {RUNTIME_NAMES[name]}" for name, number in top1.items()]
+        ways = {name: f"of `{MODEL}` in {said}" for name, said in RUNTIME_NAMES.items()}
+        ways[REFERENCE] = "computed with integers only"
+        parts += [f"{number:.2f} % {ways[name]}" for name, number in top1.items()]
         lines += [f"- Accuracy on {found['test_images']} {found['compared_on']}: {', '.join(parts)}."]
     verb = "passed" if found["passed"] else "DID NOT PASS"
     lines += [

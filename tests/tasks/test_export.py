@@ -73,6 +73,19 @@ def test_the_program_names_the_students_class_for_an_image_of_another_size(folde
     assert float(said[1].split()[1]) == pytest.approx(float(best[2]), abs=0.05)
 
 
+def test_accuracy_of_the_integers_is_given_where_all_images_are_compared(run_folder: Path, tmp_path: Path) -> None:
+    folder, table = tmp_path / "export", tmp_path / "export.csv"
+    export(run_folder, "task=export", "export.images=50", f"export.output={folder}", f"results={table}")
+    verdict = json.loads((folder / "verify.json").read_text())
+    assert verdict["images"] == verdict["test_images"] == 50
+    differ = len(next(tier for tier in verdict["tiers"] if tier["name"] == "reference")["disagreeing"])
+    assert verdict["top1"]["reference"] == pytest.approx(verdict["top1"]["student"], abs=2 * differ)
+    assert f"{verdict['top1']['reference']:.2f} % computed with integers only" in (folder / "README.md").read_text()
+    with table.open() as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["reference_top1"]) == verdict["top1"]["reference"]
+
+
 def test_a_results_file_gets_a_row(folder: Path, run_folder: Path, tmp_path: Path) -> None:
     export(run_folder, "task=verify", f"results={tmp_path / 'export.csv'}")
     with (tmp_path / "export.csv").open() as file:

@@ -20,10 +20,14 @@ class Disagreement:
 
 @dataclass
 class Tier:
-    """One comparison with the simulation: ``layers`` each from given codes, and ``faults``, what breaks the bound."""
+    """One comparison with the simulation: ``layers`` each from given codes, and ``faults``, what breaks the bound.
+
+    ``predicted`` are the classes that the whole network gives, one for each image.
+    """
 
     name: str
     layers: dict[str, Difference] = field(default_factory=dict)
+    predicted: list[int] = field(default_factory=list)
     disagreeing: list[Disagreement] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 

@@ -133,7 +133,9 @@ class _Run:
                     if number:
                         reasons[image].setdefault(call, {})[cause] = number
         logits = self.whole({IMAGES: batch})[LOGITS]
-        for image in (logits.argmax(dim=1) != simulated.logits.argmax(dim=1)).nonzero().flatten().tolist():
+        predicted = logits.argmax(dim=1)
+        self.tier.predicted += predicted.tolist()
+        for image in (predicted != simulated.logits.argmax(dim=1)).nonzero().flatten().tolist():
             one = disagreement(first_image + image, reasons[image], simulated.logits[image], logits[image])
             self.tier.disagreeing.append(one)
         return found
