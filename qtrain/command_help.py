@@ -40,7 +40,7 @@ def help_text(conf: Path) -> str:
     """What ``--help`` prints: usage, tasks, the names of the groups, and how to see more. It fits a screen."""
     tasks = [f"  {name:<11} {does}" for name, does in TASKS.items()]
     names = textwrap.fill(", ".join(_groups(conf)), WIDTH, initial_indent="  ", subsequent_indent="  ")
-    return "\n".join([USAGE, "Tasks (task=NAME):", *tasks, "", "Groups (group=option):", names, MORE])
+    return "\n".join([USAGE, "Tasks (task=NAME):", *tasks, "Groups (group=option):", names, MORE])
 
 
 def group_help(conf: Path, group: str) -> str:

@@ -166,6 +166,14 @@ class ExportSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchmarkSettings:
+    batch: int
+    rounds: int
+    threads: int
+    images: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportSettings:
     folder: str
 
@@ -205,6 +213,7 @@ class RunSettings:
     sweep: SweepSettings
     predict: PredictSettings
     export: ExportSettings
+    benchmark: BenchmarkSettings
     report: ReportSettings
     review: ReviewSettings
     task: str
