@@ -12,10 +12,12 @@ from qtrain.data.base import VisionData
 from qtrain.deployment.benchmark.integers import InIntegers, in_integers
 from qtrain.deployment.benchmark.rivals import EXPORT, FULL_PRECISION, RUNTIME_INT8, predicted, rivals, timed
 from qtrain.deployment.benchmark.timing import Spread, Times, ratio
+from qtrain.deployment.parity.file import batch_of, read
 from qtrain.packed.networks import build_network
 from qtrain.pipeline.build_model import build_model, network_of
 from qtrain.pipeline.evaluate import normalized
-from qtrain.pipeline.export_folder import MODEL, Shipped, shipped
+from qtrain.pipeline.export_folder import MODEL, Shipped
+from qtrain.pipeline.export_run import shipped
 from qtrain.pipeline.load_data import load_data
 from qtrain.pipeline.pretrain import full_precision_weights, must_train
 from qtrain.pipeline.results import append_row, check_results, hardware, provenance
@@ -76,12 +78,19 @@ def benchmark(settings: RunSettings) -> dict[str, float]:
 
 def _measured(settings: RunSettings, what: Shipped) -> Benchmark:
     images, wanted = what.header.images, settings.benchmark
+    file = (what.folder / MODEL).read_bytes()
+    with as_config_error(str(what.folder / MODEL)):
+        fixed = batch_of(read(file))
+    if fixed is not None:
+        raise ConfigError(
+            f"export.batch: {what.folder} is for {fixed} images at a time; export anew with export.batch=null"
+        )
     data = load_data(normalized(settings, images), synthesizes=False)
     check_images(images, data.info, what.file)
     network, trained = _full_precision(settings, what, data)
     calibration = [_plain(batch.image) for batch in data.calibration_batches(settings.quantize.calibration_batches)]
     with as_config_error("benchmark"):
-        files = {EXPORT: (what.folder / MODEL).read_bytes()}
+        files = {EXPORT: file}
         files |= rivals(network, calibration, images.size, opset=settings.export.opset)
         integers = {name: in_integers(file, images.size) for name, file in files.items() if name != FULL_PRECISION}
     test, labels = _some(((b.image, b.target) for b in data.test_dataloader()), wanted.images)
