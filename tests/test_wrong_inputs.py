@@ -49,6 +49,14 @@ WRONG: dict[str, tuple[list[str], str]] = {
         ["teacher=cifar_resnet20", "objective=hint", "distill.student_layers=[layer9]"],
         "layer9",
     ),
+    "a layer that the teacher has not": (
+        ["teacher=cifar_resnet20", "objective=hint", "distill.teacher_layers=[layer9]"],
+        "objective: FeatureTaps: CifarResNet has no layer 'layer9'",
+    ),
+    "a layer that a member of the teacher has not": (
+        ["teacher=ensemble", "objective=hint", "distill.teacher_layers=[second.layer9]"],
+        "has no layer 'second.layer9'",
+    ),
     "an observer without histogram": (
         ["quantizer@quantize.input=weighted_log", "observer@quantize.input_observer=min_max"],
         "quantize.input: WeightedLog: needs a histogram of its input",

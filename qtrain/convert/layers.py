@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from qtrain.convert.bare_weights import watching
-from qtrain.convert.ends import IMAGE, Flow
 from qtrain.convert.replace import unreached
+from qtrain.models.ends import IMAGE, Flow
 from qtrain.models.layer_kinds import LayerSpec, describe_model
 from qtrain.nn import QuantLayer
 from qtrain.nn.operations import Add, MatMul, Softmax

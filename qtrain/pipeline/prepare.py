@@ -25,11 +25,12 @@ from qtrain.convert.swap import swap_layers
 from qtrain.convert.switch import switch_bits_
 from qtrain.data.base import VisionData
 from qtrain.models.layer_kinds import merge_fused_biases
-from qtrain.models.taps import tapped_modules
 from qtrain.observers.base import Observer
 from qtrain.pipeline.build_model import build_model, example_input
+from qtrain.pipeline.build_teacher import build_objective
 from qtrain.pipeline.load_data import depends_on, recipe_of
 from qtrain.pipeline.memory_format import settle_memory_format_
+from qtrain.pipeline.pretrain import of_members
 from qtrain.pipeline.run_cache import cached
 from qtrain.ptq.bias_correction import BiasCorrection
 from qtrain.ptq.calibrate_from_bn import calibrate_from_statistics
@@ -201,8 +202,11 @@ def convert(settings: RunSettings, model: nn.Module, example: torch.Tensor) -> C
 
 
 def rehearse(settings: RunSettings, data: VisionData) -> None:
-    """Convert a model that nobody keeps, so that what cannot be quantized, and what layer the objective does not find,
-    is said before hours of pretraining; and calibrate its inputs on no image, for an observer that does not suit."""
+    """Convert a model that nobody keeps, so that what cannot be quantized is said before hours of pretraining.
+
+    Its inputs are calibrated on a black image, for an observer that does not suit, and the objective looks at its
+    layers and at those of an untrained teacher.
+    """
     if not settings.quantize.enabled:
         return
     logger = logging.getLogger("qtrain.convert")
@@ -217,8 +221,12 @@ def rehearse(settings: RunSettings, data: VisionData) -> None:
     with as_config_error("quantize.input"):
         calibrate_inputs(model, observe_inputs(model, [example], plans))
     layers_to_freeze(model, patterns=settings.fit.freeze.layers or ())
+    chosen = settings.teacher.model
+    teacher = None
+    if chosen is not None and chosen.target is not None:
+        teacher = of_members(chosen, lambda one: build_model(one, data.info))
     with as_config_error("objective"):
-        tapped_modules(model, settings.objective.build().student_taps)
+        build_objective(settings, model, teacher, data)
 
 
 def _recipe(settings: RunSettings) -> LayerPlan:

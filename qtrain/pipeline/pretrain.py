@@ -5,7 +5,7 @@ experiment with the same teacher, find them.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,16 +39,21 @@ OF_THE_FILE = ("state", "keys", "mean", "std")
 
 
 def trained_model(chosen: Component, settings: RunSettings, data: VisionData) -> nn.Module:
-    """The teacher ``chosen`` with its own weights or :func:`full_precision_weights`.
+    """The teacher ``chosen``, or each member of it, with its own weights or :func:`full_precision_weights`."""
 
-    Of an ensemble (option ``members``) that goes for each member.
-    """
+    def build(one: Component) -> nn.Module:
+        seen = normalization(settings.teacher.mean, settings.teacher.std)
+        return build_model(one, data.info, weights=full_precision_weights(one, settings, data), seen=seen)
+
+    return of_members(chosen, build)
+
+
+def of_members(chosen: Component, build: Callable[[Component], nn.Module]) -> nn.Module:
+    """The teacher ``chosen`` as ``build`` makes it; of an ensemble (option ``members``) that goes for each member."""
     members = members_of(chosen)
     if not members:
-        seen = normalization(settings.teacher.mean, settings.teacher.std)
-        weights = full_precision_weights(chosen, settings, data)
-        return build_model(chosen, data.info, weights=weights, seen=seen)
-    models = {name: trained_model(member, settings, data) for name, member in members.items()}
+        return build(chosen)
+    models = {name: of_members(member, build) for name, member in members.items()}
     with as_config_error(chosen.key):
         ensemble: nn.Module = chosen.build(members=models)()
     return ensemble

@@ -85,7 +85,7 @@ class BNStatistics(Synthesis):
     def make(
         self, models: Sequence[nn.Module], info: DataInfo, *, number: int, seed: int, device: torch.device
     ) -> Made:
-        frozen = self._frozen = FrozenModels.of(models, self._frozen, compile=self._compile)
+        frozen = self._frozen = FrozenModels.of(models, self._frozen, info=info, device=device, compile=self._compile)
         labels = balanced_labels(info, batch_size=self.batch_size, number=number, device=device)
         begin = natural_noise if self._natural_start else white_noise
         start = begin(info, batch_size=self.batch_size, number=number, seed=seed, device=device)

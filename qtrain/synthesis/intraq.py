@@ -24,7 +24,7 @@ from qtrain.spec import DataInfo
 from qtrain.synthesis.augment import StepAugmentation
 from qtrain.synthesis.base import Made, Synthesis, to_pixels
 from qtrain.synthesis.init_noise import balanced_labels, natural_noise, white_noise
-from qtrain.synthesis.model_outputs import FrozenModels, last_linear
+from qtrain.synthesis.model_outputs import FrozenModels
 from qtrain.synthesis.optimize import ImageOptimizer, image_metrics
 from qtrain.synthesis.priors import total_variation
 from qtrain.synthesis.statistics import statistics_layers
@@ -112,7 +112,6 @@ class IntraQ(Synthesis):
     def check(self, models: Sequence[nn.Module]) -> None:
         for model in models:
             statistics_layers(model)
-            last_linear(model)
 
     def learn(
         self, models: Sequence[nn.Module], info: DataInfo, *, seed: int, folder: Path, device: torch.device
@@ -122,7 +121,7 @@ class IntraQ(Synthesis):
     def make(
         self, models: Sequence[nn.Module], info: DataInfo, *, number: int, seed: int, device: torch.device
     ) -> Made:
-        frozen = self._frozen = FrozenModels.of(models, self._frozen, compile=self._compile)
+        frozen = self._frozen = FrozenModels.of(models, self._frozen, info=info, device=device, compile=self._compile)
         size = self.batch_size
         labels = balanced_labels(info, batch_size=size, number=number, device=device, run=self._images_per_class)
         begin = natural_noise if self._natural_start else white_noise

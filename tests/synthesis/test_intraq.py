@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from qtrain.spec import DataInfo
 from qtrain.synthesis.base import Made
 from qtrain.synthesis.intraq import IntraQ, marginal_distance, soft_inception
+from qtrain.synthesis.model_outputs import FrozenModels, last_layers
 
 CPU = torch.device("cpu")
 Net = Callable[[], nn.Sequential]
@@ -109,10 +110,49 @@ def test_wanted_probabilities_are_drawn_for_each_image() -> None:
 def test_a_model_without_statistics_is_refused() -> None:
     with pytest.raises(ValueError, match="no batch norm layer"):
         IntraQ().check([nn.Sequential(nn.Linear(2, 2))])
-    bare = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
-    bare(torch.randn(4, 1, 5, 5))
-    with pytest.raises(ValueError, match="no linear layer"):
-        IntraQ().check([bare])
+
+
+class Heads(nn.Module):
+    """Logits of two heads over two halves of the channels, as a distilled transformer has them, behind a wide layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(2, 3)
+        self.stem, self.norm, self.wide = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+        self.distilled = nn.Linear(2, 3)
+        self.unused = nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = self.wide(self.norm(self.stem(x))).mean(dim=(2, 3)).chunk(2, dim=1)
+        logits: Tensor = (self.head(one) + self.distilled(two)) / 2
+        return logits
+
+
+def test_features_are_those_before_all_heads() -> None:
+    torch.manual_seed(0)
+    model, images = Heads(), torch.randn(5, 1, 6, 6)
+    model(images)  # statistics
+    model.eval()
+    (told,) = FrozenModels([model], example=images[:1], compile=False)(images)
+    torch.testing.assert_close(told.features, model.wide(model.norm(model.stem(images))).mean(dim=(2, 3)))
+    torch.testing.assert_close(told.logits, model(images))
+
+
+def test_features_of_a_convolution_that_gives_the_logits() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Conv2d(2, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    images = torch.randn(5, 1, 6, 6)
+    model(images)
+    (told,) = FrozenModels([model.eval()], example=images[:1], compile=False)(images)
+    torch.testing.assert_close(told.features, model[:2](images).flatten(1))
+    lost = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    lost.register_forward_hook(lambda module, args, output: torch.zeros(len(output), 3))
+    with pytest.raises(
+        ValueError, match="Sequential has no linear layer or convolution whose output becomes the logits"
+    ):
+        last_layers(lost, images[:1])
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from qtrain.utils.calls import first_argument
+from qtrain.utils.eval_mode import evaluating
 
 IMAGE = ""
 """Where the image's values come from: no layer is called so."""
@@ -26,6 +27,19 @@ SHAPES_ALONE = {
     aten.new_empty, aten.new_zeros, aten.new_ones, aten.new_full,
 }  # fmt: skip
 """Operators that read the shape of a tensor and not its values."""
+
+
+@torch.no_grad()
+def ends_of(model: nn.Module, names: Collection[str], example: Tensor) -> tuple[frozenset[str], frozenset[str]]:
+    """Which layers among ``names`` read the image, and from which the logits come, in a forward of ``example``.
+
+    In eval mode, and without gradient. Either may be empty: values are lost in code outside of torch.
+    """
+    flow = Flow()
+    flow.mark(example, [IMAGE])
+    with evaluating(model), flow.follow(model, names):
+        logits = model(example)
+    return frozenset(flow.readers), flow.origins(logits) - {IMAGE}
 
 
 class Flow(TorchDispatchMode):
