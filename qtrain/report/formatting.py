@@ -90,7 +90,8 @@ def knob_text(value: KnobValue) -> str:
 def mean_bits(trial: Trial) -> tuple[float, float] | None:
     """The means of the weight bits and of the input bits of layers; ``None`` where nothing is known of them.
 
-    The first and the last are left out: they mostly keep 8 bits, whatever the search does.
+    Those at the ends, which read the image or give the logits, are left out: they mostly keep 8 bits, whatever the
+    search does.
     """
     inner = _inner(trial)
     if not inner:
@@ -99,7 +100,7 @@ def mean_bits(trial: Trial) -> tuple[float, float] | None:
 
 
 def uniform_bits(trial: Trial) -> tuple[int, int] | None:
-    """Weight and input bits where all layers but the first and the last have the same; ``None`` elsewhere."""
+    """Weight and input bits where all layers but those at the ends have the same; ``None`` elsewhere."""
     inner = _inner(trial)
     if not inner or any(pair != inner[0] for pair in inner):
         return None
@@ -107,7 +108,7 @@ def uniform_bits(trial: Trial) -> tuple[int, int] | None:
 
 
 def bits_text(trial: Trial) -> str:
-    """``W4A4`` where layers agree, else means, ``W2.9A3.4``; without the first and the last; empty if unknown."""
+    """``W4A4`` where layers agree, else means, ``W2.9A3.4``; without those at the ends; empty if unknown."""
     if (same := uniform_bits(trial)) is not None:
         return "full precision" if same == (FULL_PRECISION, FULL_PRECISION) else f"W{same[0]}A{same[1]}"
     means = mean_bits(trial)
@@ -115,5 +116,6 @@ def bits_text(trial: Trial) -> str:
 
 
 def _inner(trial: Trial) -> list[list[int]]:
-    pairs = list(trial.layer_bits.values())
-    return pairs[1:-1] or pairs
+    names = list(trial.layer_bits)
+    ends = trial.ends or [*names[:1], *names[-1:]]
+    return [trial.layer_bits[name] for name in names if name not in ends] or list(trial.layer_bits.values())

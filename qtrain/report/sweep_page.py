@@ -5,7 +5,7 @@ the page can be made again at any time, also of a sweep that goes on or comes fr
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from qtrain.report.chart import spec, write_png
@@ -21,6 +21,7 @@ from qtrain.report.formatting import (
 )
 from qtrain.report.html import Cell, number, render, word
 from qtrain.report.pareto_export import PARETO, AsExperiment, front_points, write_front
+from qtrain.report.seed_groups import difference_error
 from qtrain.report.sweep_plots import Plot, plots
 from qtrain.sweep.domains import KnobValue, is_number
 from qtrain.sweep.sweep_results import SweepResults, read_sweep
@@ -52,6 +53,7 @@ def write_sweep_report(folder: Path, *, as_experiment: AsExperiment) -> Path:
         "sweep.html.j2",
         title=sweep.name,
         counted=sweep.spending.counted(),
+        rests=rests_on(sweep),
         tiles=tiles(sweep),
         deciding=[plot for plot in pictures if plot.decides],
         explaining=[plot for plot in pictures if not plot.decides],
@@ -74,6 +76,33 @@ def metrics_of(sweep: SweepResults) -> list[str]:
     """What tables show of each trial: the objectives, then costs and test accuracy where they are known."""
     known = {name for trial in sweep.trials for name in trial.metrics}
     return [name for name in dict.fromkeys([*sweep.objectives, *ALSO]) if name in known]
+
+
+def rests_on(sweep: SweepResults) -> str:
+    """How many images and seeds the accuracies rest on, and which difference says nothing; empty where all is unknown.
+
+    The difference is the standard error of that between two models as good as the best, on the validation images.
+    """
+    said = []
+    images = {split: {t.images[split] for t in sweep.trials if t.images.get(split)} for split in ("val", "test")}
+    if images["val"]:
+        said.append(f"val top-1 is of {_either(images['val'])} images that no trial trained on")
+    if images["test"] and any("test_top1" in trial.metrics for trial in sweep.trials):
+        said.append(f"test top-1 of {_either(images['test'])} test images")
+    seeds = {trial.knobs.get("seed", sweep.config.get("seed")) for trial in sweep.trials} - {None}
+    if said and seeds:
+        said.append(f"each model was trained once, with seed {_either(seeds)}")
+    best = max((trial.metrics["top1"] for trial in sweep.trials if "top1" in trial.metrics), default=None)
+    text = "; ".join(said)
+    if images["val"] and best is not None:
+        error = difference_error([0.0], top1=best, reference=best, images=min(images["val"]))
+        text += f". Near the best, differences below {error:.2f} points are within their standard error"
+    return text[:1].upper() + text[1:] + ("." if text else "")
+
+
+def _either(values: Collection[object]) -> str:
+    """``1,000`` or ``360 or 1,000``."""
+    return " or ".join(sorted(f"{value:,}" if isinstance(value, int) else str(value) for value in values))
 
 
 def tiles(sweep: SweepResults) -> list[tuple[str, str, str]]:

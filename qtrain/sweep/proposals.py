@@ -7,6 +7,7 @@ so that no worker waits for it; a config that has been run is recognized by its 
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, final
 
 from ray.tune.search import Searcher
@@ -231,13 +232,8 @@ METRICS_PREFIX = "metrics/"
 
 def _duplicate(proposal: Proposal, first: str, ended: Trial | None) -> Trial:
     now = time.time()
-    metrics, layer_bits = ({}, {}) if ended is None else (ended.metrics, ended.layer_bits)
-    return Trial(
-        **described(proposal),
-        status="duplicate",
-        of=first,
-        metrics=metrics,
-        layer_bits=layer_bits,
-        started=now,
-        ended=now,
-    )
+    duplicate = Trial(**described(proposal), status="duplicate", of=first, started=now, ended=now)
+    if ended is None:
+        return duplicate
+    same = {name: getattr(ended, name) for name in ("metrics", "layer_bits", "ends", "images")}
+    return replace(duplicate, **same)

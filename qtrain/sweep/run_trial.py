@@ -23,7 +23,10 @@ import pytorch_lightning as pl
 import torch
 
 from qtrain.convert.layers import quant_layers
+from qtrain.data.base import VisionData
+from qtrain.models.ends import ends_of
 from qtrain.nn import Operand
+from qtrain.pipeline.build_model import example_input
 from qtrain.pipeline.costs import costs
 from qtrain.pipeline.run_cache import RunCache, run_cache_in
 from qtrain.pipeline.summary import read_summary
@@ -87,9 +90,11 @@ def described(proposal: Proposal) -> Described:
 
 @dataclass
 class TrialRecord:
-    """What was seen of a run while it trained: bits of layers, epochs done, seconds in fits, of these in validation."""
+    """What was seen of a run while it trained: see :class:`Trial`. ``val_s`` are seconds of ``fit_s``."""
 
     layer_bits: dict[str, list[int]] = field(default_factory=dict)
+    ends: list[str] = field(default_factory=list)
+    images: dict[str, int] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)
     epochs: float = 0.0
     fit_s: float = 0.0
@@ -117,8 +122,13 @@ class EpochReport(pl.Callback):
         student = student_of(pl_module)
         if pl_module.device.type != "cpu":
             student = copy.deepcopy(student).cpu()
-        cost = costs(self._settings, student, trainer.datamodule)  # type: ignore[attr-defined]
+        data: VisionData = trainer.datamodule  # type: ignore[attr-defined]
+        cost = costs(self._settings, student, data)
         self._record.costs = {name: float(getattr(cost, name)) for name in COST_METRICS}
+        weighted = [name for name, layer in quant_layers(student).items() if not isinstance(layer, Operand)]
+        first, last = ends_of(student, weighted, example_input(data.info))
+        self._record.ends = [name for name in weighted if name in first | last]
+        self._record.images = {"val": data.info.val_size, "test": data.info.test_size}
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._record.fit_s += time.perf_counter() - self._began
@@ -208,6 +218,8 @@ def run_trial(
     trial = Trial(
         **about,
         layer_bits=record.layer_bits,
+        ends=record.ends,
+        images=record.images,
         epochs=record.epochs,
         train_s=record.fit_s,
         overhead_s=time.perf_counter() - clock - record.fit_s,

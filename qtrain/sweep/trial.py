@@ -24,7 +24,9 @@ class Trial:
     ``overrides`` are all that its config is composed of, as one would type them to repeat it alone; ``knobs`` are what
     the search chose, by parameter.
     ``metrics`` hold ``top1`` (percent, on validation images, at the last epoch), ``best_top1``, ``size_bytes``,
-    ``bops``, ``effective_bits``, ``loss`` and what else was logged. ``layer_bits`` are [weight, input] bits by layer.
+    ``bops``, ``effective_bits``, ``loss`` and what else was logged. ``layer_bits`` are [weight, input] bits by layer,
+    and ``ends`` the layers that read the image or give the logits. ``images`` are the numbers of images that accuracies
+    rest on: ``val`` for ``top1``, ``test`` for ``test_top1``.
     ``train_s`` are seconds of training, ``overhead_s`` all others that the trial took. ``reason`` says why it was
     stopped or failed, ``of`` which trial a duplicate repeats. ``started`` and ``ended`` are Unix seconds, ``threads``
     those of torch.
@@ -37,6 +39,8 @@ class Trial:
     knobs: dict[str, KnobValue] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     layer_bits: dict[str, list[int]] = field(default_factory=dict)
+    ends: list[str] = field(default_factory=list)
+    images: dict[str, int] = field(default_factory=dict)
     epochs: float = 0.0
     train_s: float = 0.0
     overhead_s: float = 0.0

@@ -92,6 +92,7 @@ def make_sweep(folder: Path) -> Path:
     folder.mkdir()
     config = {
         "experiment": "sweep_quickstart",
+        "seed": 0,
         "fit": {"epochs": 3},
         "sweep": {
             "space": {"widths": {"_target_": "qtrain.sweep.bit_widths.BitWidths"}, "optimizer.lr": [1e-3, 1e-2],
@@ -129,7 +130,7 @@ def invented(number: int, *, bits: tuple[int, int], top1: float | None, **change
     fields: dict[str, Any] = dict(
         id=f"{number:04d}", key=f"{number:012x}", status="finished", epochs=3, knobs=knobs, layer_bits=widths,
         overrides=overrides, metrics=metrics | ({} if top1 is None else {"top1": top1}), train_s=30.0, overhead_s=0.25,
-        started=1000.0 * number, ended=1000.0 * number + 40, threads=1,
+        images={"val": 360, "test": 1200}, started=1000.0 * number, ended=1000.0 * number + 40, threads=1,
     )  # fmt: skip
     return Trial(**(fields | changes))
 

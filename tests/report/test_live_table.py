@@ -174,6 +174,14 @@ def test_bits_text_is_uniform_bits_or_means(widths: dict[str, list[int]], text: 
     assert (uniform_bits(trial(1, layer_bits=widths)) is None) == ("." in text or not text)
 
 
+def test_bits_leave_out_all_layers_at_the_ends() -> None:
+    """Two heads, and a branch that reads the image in the middle of the order."""
+    widths = {"stem": [8, 8], "a": [2, 2], "branch": [8, 8], "b": [2, 2], "head": [8, 8], "head_dist": [8, 8]}
+    ends = ["stem", "branch", "head", "head_dist"]
+    assert bits_text(trial(1, layer_bits=widths, ends=ends)) == "W2A2"
+    assert bits_text(trial(1, layer_bits=widths)) == "W5.0A5.0", "of a trial of an earlier version"
+
+
 def test_knobs_text_is_cut_at_its_width() -> None:
     text = knobs_text({f"w.layer{n}": 4 for n in range(40)} | {"optimizer.lr": 0.1, "a.lr": 0.2}, ["w"])
     assert text.startswith("w=4 4 4") and "…" in text and len(text) <= formatting.KNOBS_WIDTH

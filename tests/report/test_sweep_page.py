@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from qtrain.config.experiment_file import as_experiment
 from qtrain.pipeline.summary import gather
 from qtrain.report.chart import library
 from qtrain.report.run_page import write_report
-from qtrain.report.sweep_page import tiles, write_sweep_report
+from qtrain.report.sweep_page import rests_on, tiles, write_sweep_report
 from qtrain.sweep.sweep_results import read_sweep
 from qtrain.sweep.trial import read_trials
 from qtrain.tasks.report import run
@@ -59,6 +60,25 @@ def test_tiles_summarize_the_sweep(sweep_folder: Path) -> None:
         ("overhead of a trial", "0.25 s", "median, beyond its training"),
         ("time", "3:20", "in which trials ran"),
     ]
+
+
+def test_page_says_how_many_images_and_seeds_it_rests_on(page: Path, sweep_folder: Path) -> None:
+    """The difference of two accuracies of 96.5 % on 360 images: sqrt(2 96.5 3.5 / 360) = 1.37 points."""
+    said = (
+        "Val top-1 is of 360 images that no trial trained on; each model was trained once, with seed 0. Near the best, "
+        "differences below 1.37 points are within their standard error."
+    )
+    sweep = read_sweep(sweep_folder)
+    assert rests_on(sweep) == said and said in page.read_text()
+    tested = [
+        replace(t, metrics=t.metrics | {"test_top1": 90.0}, knobs={"seed": n}) for n, t in enumerate(sweep.trials)
+    ]
+    text = rests_on(replace(sweep, trials=tested))
+    assert (
+        "; test top-1 of 1,200 test images; each model was trained once, with seed 0 or 1 or 2 or 3 or 4 or 5." in text
+    )
+    unknown = [replace(trial, images={}) for trial in sweep.trials]
+    assert rests_on(replace(sweep, trials=unknown)) == "", "trials of an earlier version"
 
 
 def test_page_needs_nothing_else_and_is_below_2_mb(page: Path) -> None:

@@ -37,6 +37,8 @@ def test_trial_reports_each_epoch_but_the_last_and_is_not_repeated(tmp_path: Pat
     assert (trial.id, trial.status, trial.epochs, trial.reason) == ("0001", "finished", 3.0, None)
     assert trial.metrics["best_top1"] >= trial.metrics["top1"] and trial.metrics["size_bytes"] == told[0]["size_bytes"]
     assert trial.layer_bits["layer1.0.conv1"] == [4, 4]
+    assert trial.ends == ["conv1", "linear"]
+    assert trial.images == {"val": 24, "test": 32}
     assert trial.train_s > 0 and not (tmp_path / "run" / "checkpoints").exists()
     assert read_trial(tmp_path / "run") == trial
 

@@ -294,6 +294,29 @@ def test_a_shared_weight_stays_at_nearest_rounding(way: str, caplog: pytest.LogC
     assert "left at nearest rounding: 0.layer: its weight is also 1.layer.weight, which would change" in caplog.text
 
 
+class Reused(nn.Module):
+    """A layer whose weight is multiplied once more without calling it, then another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.behind = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.behind(F.linear(F.relu(self.layer(x)), self.layer.weight))
+
+
+@pytest.mark.parametrize("way", [*WAYS, "squant"])
+def test_a_weight_that_is_also_multiplied_directly_is_not_rounded(way: str) -> None:
+    torch.manual_seed(0)
+    model, images = nn.Sequential(Reused(), Block(nn.Linear(6, 6))), [torch.randn(16, 6) @ torch.randn(6, 6)]
+    model = student(model, images, bits=2)
+    weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    rounding = SQuant() if way == "squant" else WAYS[way](iterations=100, batch_size=16)
+    rounding(model, images, seed=0)
+    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, weights[name])}
+    assert "0.layer.weight" not in changed and "0.behind.weight" in changed
+
+
 def test_a_module_of_two_blocks_is_not_rounded_for_one_of_them(caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
     shared = nn.Linear(6, 6)
