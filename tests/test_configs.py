@@ -18,6 +18,7 @@ from torch import nn
 from qtrain.allocate.uniform import Uniform
 from qtrain.config.compose import compose
 from qtrain.convert.plan import Policy
+from qtrain.convert.target import Target
 from qtrain.data.base import VisionData
 from qtrain.distillation.base import Term
 from qtrain.distillation.logit_format import LogitFormat
@@ -182,6 +183,7 @@ BUILD: dict[str, Callable[[Any], None]] = {
     "policy": is_a(Policy),
     "callback": build_callback,
     "term": is_a(Term),
+    "target": may_be_a(Target),
     "equalize": may_be_a(object),
     "rounding": may_be_a(Rounding),
     "bias": may_be_a(object),

@@ -69,6 +69,7 @@ def quantize(
     rounding: str | Callable[..., None] | None = None,
     bias: str | Callable[..., None] | None = None,
     operations: Mapping[str, int] | None = None,
+    target: str | None = None,
     options: Sequence[str] = (),
     seed: int = 0,
 ) -> nn.Module:
@@ -82,8 +83,10 @@ def quantize(
     The other choices are those of the config. Each is a name from ``conf/`` (``weight="lsq_plus"``,
     ``rounding="brecq"``, ``granularity="channel"``) or an object: for quantizers and observers a constructor that lacks
     only its ``spec`` or ``granularity``. ``None`` leaves the config's default. ``fold`` is ``none``, ``before`` or
-    ``training``. ``operations`` are bits of ``add``, ``matmul`` and ``softmax``. ``options`` are further overrides, as
-    on the command line: ``["quantize.weight.init=range"]``.
+    ``training``. ``target`` is the runtime that the student is for, ``onnxruntime``, ``openvino`` or ``tensorrt``: what
+    it computes in integers between the layers is quantized too, and each tensor once. ``operations`` are bits of such
+    operations by kind (``add``, ``matmul``, ``softmax``, ...), with a target or without. ``options`` are further
+    overrides, as on the command line: ``["quantize.weight.init=range"]``.
 
     :func:`describe` says what was left in full precision. The student trains with :func:`distill` or in a loop of one's
     own. Raises ``ValueError``, in one line, for a choice that does not exist or does not fit the network.
@@ -105,6 +108,7 @@ def quantize(
     overrides = [f"{key}={choice}" for key, choice in named.items() if isinstance(choice, str)]
     overrides += [f"quantize.bits.weight={weight_bits}", f"quantize.bits.input={input_bits}", f"seed={seed}"]
     overrides += [f"quantize.operations.{kind}={width}" for kind, width in (operations or {}).items()]
+    overrides += [] if target is None else [f"target={target}"]
     overrides += [] if fold is None else [f"quantize.fold={fold}"]
     settings = compose([*overrides, *_ends(ends), *options])
     given = {key.rpartition(".")[2]: choice for key, choice in named.items() if not isinstance(choice, str)}

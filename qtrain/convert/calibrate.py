@@ -10,6 +10,7 @@ from qtrain.convert.layers import quant_layers, quantizers_of, switched_off
 from qtrain.convert.plan import LayerPlan
 from qtrain.nn import Operand
 from qtrain.observers.base import Observer
+from qtrain.quantizers.base import Quantizer
 from qtrain.utils.calls import see_input
 from qtrain.utils.eval_mode import evaluating
 
@@ -35,10 +36,12 @@ def observe_inputs(model: nn.Module, images: Iterable[Tensor], plans: Mapping[st
     """
     layers = quant_layers(model)
     observers: dict[str, Observer] = {}
+    shared: dict[Quantizer, Observer] = {}  # layers that share a quantizer are observed as one
     with ExitStack() as hooks, switched_off(quantizers_of(model).values()), evaluating(model):
         for name, layer in layers.items():
             if layer.input_quantizer is not None:
-                observers[name] = plans[name].input_observer(granularity=layer.input_quantizer.granularity)
+                made = plans[name].input_observer(granularity=layer.input_quantizer.granularity)
+                observers[name] = shared.setdefault(layer.input_quantizer, made)
                 hooks.enter_context(see_input(layer, observers[name].update))
         for batch in images:
             model(batch)

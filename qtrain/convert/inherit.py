@@ -84,7 +84,7 @@ def _kind(quantizer: Quantizer) -> str:
 
 
 def _of_quantizer(name: str) -> bool:
-    return any(f".{place}." in f".{name}" for place in (*PLACES, "gradient_quantizer"))
+    return any(f".{place}." in f".{name}" for place in (*PLACES, "tensor_quantizer", "gradient_quantizer"))
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:

@@ -14,16 +14,13 @@ from qtrain.convert.replace import unreached
 from qtrain.models.ends import IMAGE, Flow
 from qtrain.models.layer_kinds import LayerSpec, describe_model
 from qtrain.nn import QuantLayer
-from qtrain.nn.operations import Add, MatMul, Softmax
+from qtrain.nn.operations import Operand, Operation
 from qtrain.quantizers.base import Quantizer
 from qtrain.spec import LayerNames
 from qtrain.utils.eval_mode import evaluating
 
 PLACES = ("weight_quantizer", "input_quantizer")
 """Attributes of a converted layer that hold its quantizers."""
-
-OPERATIONS: dict[str, type[nn.Module]] = {"add": Add, "matmul": MatMul, "softmax": Softmax}
-"""Kind of an operation on activations -> the module that does it."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +72,12 @@ def find_layers(model: nn.Module, example: Tensor) -> Quantizable:
         )
     forms = {name: form for name, form in described.items() if isinstance(form, LayerSpec)}
     skipped = {name: reason for name, reason in described.items() if isinstance(reason, str)}
-    kinds = {kind: name for name, kind in OPERATIONS.items()}
     operands = {
-        f"{name}.{child}": kinds[type(module)]
-        for name, module in model.named_modules()
-        if type(module) in kinds
-        for child, _ in module.named_children()
+        f"{name}.{child}": operation.kind
+        for name, operation in model.named_modules()
+        if isinstance(operation, Operation)
+        for child, operand in operation.named_modules()
+        if isinstance(operand, Operand)
     }
     order, bare, first, last = _call_order(model, example, [*forms, *operands], known=described)
     skipped |= bare

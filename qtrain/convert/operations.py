@@ -1,35 +1,27 @@
-"""Turning sums, products and softmax in a model's forward into modules that can be quantized.
+"""Turning sums, products, pools and the like in a model's forward into modules that can be quantized.
 
 A module whose forward contains such an operation is traced by ``torch.fx``, without looking into its children. The
 operation becomes a child module, and the traced module replaces the old one, with the same children, names and
-parameters.
+parameters. The network itself cannot be replaced, so it gets the traced forward. A pool or activation that is a module
+of torch is wrapped.
 """
 
 import logging
-import operator
 from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from qtrain.convert.layers import OPERATIONS
+from qtrain.convert.operation_nodes import APPLIED, KINDS, MODULES, PAIRS, arguments_of, first_of, kind_of, tensors_of
 from qtrain.convert.replace import replace_module
+from qtrain.nn.operations import Add, Applied, Concat, MatMul, Multiply, Operation, Softmax
 from qtrain.utils.compat import share_hooks_
 from qtrain.utils.eval_mode import evaluating
 
 log = logging.getLogger(__name__)
 
-_FUNCTIONS: dict[Callable[..., Any], str] = {
-    operator.add: "add", operator.iadd: "add", torch.add: "add",
-    operator.matmul: "matmul", torch.matmul: "matmul", torch.bmm: "matmul",
-    torch.softmax: "softmax", F.softmax: "softmax",
-}  # fmt: skip
-_METHODS = {"add": "add", "add_": "add", "matmul": "matmul", "bmm": "matmul", "softmax": "softmax"}
-
-OPERANDS = ("input", "other", "mat2")
-"""Names by which torch's functions and methods take what they add, multiply or normalize."""
+_PAIRS: dict[str, type[Add | Multiply | MatMul]] = {"add": Add, "multiply": Multiply, "matmul": MatMul}
 
 
 class _Shallow(fx.Tracer):
@@ -40,24 +32,26 @@ class _Shallow(fx.Tracer):
 
 
 @torch.no_grad()
-def expose_operations(model: nn.Module, kinds: Collection[str], example: Tensor) -> list[str]:
-    """Replace the operations of ``kinds`` (``add``, ``matmul``, ``softmax``) by modules; returns the qualified names.
+def expose_operations(
+    model: nn.Module, kinds: Collection[str], example: Tensor, *, required: Collection[str] | None = None
+) -> list[str]:
+    """Replace the operations of ``kinds`` by modules; returns the qualified names.
 
-    Only sums of two activations count: residual sums, not the addition of a parameter. Attention that torch computes in
-    one fused call is split into operations first, which changes its output only by rounding errors. A module that
-    cannot be traced is left unchanged and logged.
-    Raises ``ValueError`` for an unknown kind, where nothing of a kind is found, and where the output on ``example``
-    (N, C, H, W) changes by more than rounding errors.
+    Only sums and products of two activations count: residual sums, not the addition of a parameter. Attention that
+    torch computes in one fused call is split into operations first, which changes its output only by rounding errors. A
+    module that cannot be traced is left unchanged and logged.
+    Raises ``ValueError`` for an unknown kind, where nothing of a kind in ``required`` (``None``: ``kinds``) is found,
+    and where the output on ``example`` (N, C, H, W) changes by more than rounding errors.
     """
-    if unknown := set(kinds) - set(OPERATIONS):
-        raise ValueError(f"operations: no kind {sorted(unknown)}; use {sorted(OPERATIONS)}")
+    if unknown := set(kinds) - set(KINDS):
+        raise ValueError(f"operations: no kind {sorted(unknown)}; use {sorted(KINDS)}")
     if not kinds:
         return []
     with evaluating(model):
         expected = model(example)
     exposed = insert_operations_(model, kinds)
-    for kind in kinds:
-        if not any(isinstance(model.get_submodule(name), OPERATIONS[kind]) for name in exposed):
+    for kind in kinds if required is None else required:
+        if not any(isinstance(module, Operation) and module.kind == kind for module in model.modules()):
             raise ValueError(
                 f"operations.{kind}: {type(model).__name__} has none that can be exposed; leave operations.{kind} null"
             )
@@ -73,19 +67,43 @@ def expose_operations(model: nn.Module, kinds: Collection[str], example: Tensor)
 def insert_operations_(model: nn.Module, kinds: Collection[str], *, among: Collection[str] | None = None) -> list[str]:
     """As :func:`expose_operations`, for a model of which it is known that all goes well; nothing is run or checked.
 
-    ``among`` are the names of the modules to look into; without it, all are.
+    ``among`` are the names of the modules to look into or to wrap; without it, all are.
     """
     exposed: list[str] = []
+    wrapped = {module.function for module in model.modules() if isinstance(module, Applied)}
     for name, module in list(model.named_modules()):
-        if name and (among is None or name in among) and not type(module).__module__.startswith("torch.nn"):
+        if module in wrapped or (among is not None and name not in among):
+            continue
+        if (kind := MODULES.get(type(module))) is not None:
+            if kind in kinds and name:
+                replace_module(model, module, _wrapped(kind, module))
+                exposed.append(name)
+        elif not type(module).__module__.startswith(("torch.nn", "qtrain.nn.operations")):
             traced, inserted = _traced(name, module, kinds)
-            if traced is not None:
+            if traced is not None and name:
                 replace_module(model, module, traced)
-                exposed += [f"{name}.{inner}" for inner in inserted]
+            elif traced is not None:
+                _give_forward_(module, traced)
+            exposed += [f"{name}.{inner}".lstrip(".") for inner in inserted]
     return exposed
 
 
-def _traced(name: str, module: nn.Module, kinds: Collection[str]) -> tuple[nn.Module | None, list[str]]:
+def _wrapped(kind: str, module: nn.Module) -> Applied:
+    made = Applied(kind, module)
+    made.train(module.training)
+    return made
+
+
+def _give_forward_(model: nn.Module, traced: fx.GraphModule) -> None:
+    """Let ``model`` compute as ``traced``, whose new children it gets."""
+    for name, child in traced.named_children():
+        if name not in model._modules:
+            model.add_module(name, child)
+    kind = type(model)
+    model.__class__ = type(kind.__name__, (kind,), {"forward": type(traced).forward, "__module__": kind.__module__})
+
+
+def _traced(name: str, module: nn.Module, kinds: Collection[str]) -> tuple[fx.GraphModule | None, list[str]]:
     """``module`` with its operations as children, and their names; ``None`` where it has no operation of ``kinds``."""
     fused = bool(getattr(module, "fused_attn", False))
     if fused:
@@ -94,12 +112,15 @@ def _traced(name: str, module: nn.Module, kinds: Collection[str]) -> tuple[nn.Mo
         graph, other = _graph(module), _graph(module, training=not module.training)
     except Exception as error:  # whatever a forward does with a proxy
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        log.info("operations inside %s are left as they are: it cannot be traced: %s", name, reason)
+        log.info("operations inside %s are left as they are: it cannot be traced: %s", name or "the network", reason)
         _restore(module, fused)
         return None, []
-    nodes = [(node, kind) for node in graph.nodes if (kind := _kind(node)) is not None and kind in kinds]
+    nodes = [(node, kind) for node in graph.nodes if (kind := kind_of(node)) is not None and kind in kinds]
     if nodes and str(graph) != str(other):
-        log.warning("operations inside %s stay as they are: its forward depends on the mode (training or not)", name)
+        log.warning(
+            "operations inside %s stay as they are: its forward depends on the mode (training or not)",
+            name or "the network",
+        )
         nodes = []
     if not nodes:
         _restore(module, fused)
@@ -112,11 +133,10 @@ def _traced(name: str, module: nn.Module, kinds: Collection[str]) -> tuple[nn.Mo
     inserted = []
     for number, (node, kind) in enumerate(nodes):
         child = f"{kind}_{number}"
-        traced.add_submodule(child, OPERATIONS[kind]())
+        made, arguments, options = _as_module(node, kind)
+        traced.add_submodule(child, made)
         with graph.inserting_before(node):
-            arguments = _arguments(node)
-            options = {k: v for k, v in node.kwargs.items() if kind == "softmax" and k == "dim"}
-            node.replace_all_uses_with(graph.call_module(child, arguments[:2], options))
+            node.replace_all_uses_with(graph.call_module(child, arguments, options))
         graph.erase_node(node)
         inserted.append(child)
     graph.lint()
@@ -124,6 +144,30 @@ def _traced(name: str, module: nn.Module, kinds: Collection[str]) -> tuple[nn.Mo
     share_hooks_(module, traced)
     traced.train(module.training)
     return traced, inserted
+
+
+def _as_module(node: fx.Node, kind: str) -> tuple[Operation, tuple[Any, ...], dict[str, Any]]:
+    """The module that does what ``node`` does, and what it is called with."""
+    arguments = arguments_of(node)
+    if kind in PAIRS:
+        return _PAIRS[kind](), arguments[:2], {}
+    if kind == "softmax":
+        return Softmax(), arguments[:2], {key: value for key, value in node.kwargs.items() if key == "dim"}
+    if kind == "concat":
+        options = {("dim" if key == "axis" else key): value for key, value in node.kwargs.items()}
+        return Concat(len(tensors_of(node))), node.args, options
+    assert kind in APPLIED
+    options = {key: value for key, value in node.kwargs.items() if key != "input"}
+    further = node.args[1:] if node.args else ()
+    return Applied(kind, _function(node)), (first_of(node), *further), options
+
+
+def _function(node: fx.Node) -> Callable[..., Tensor]:
+    """The function that ``node`` calls; of a method, that of the tensor's class."""
+    function: Callable[..., Tensor] = (
+        getattr(Tensor, str(node.target)) if node.op == "call_method" else node.target  # type: ignore[assignment]
+    )
+    return function
 
 
 def _restore(module: nn.Module, fused: bool) -> None:
@@ -139,21 +183,3 @@ def _graph(module: nn.Module, training: bool | None = None) -> fx.Graph:
         return _Shallow().trace(module)
     finally:
         module.training = before
-
-
-def _kind(node: fx.Node) -> str | None:
-    """Which operation on activations ``node`` is; both operands must be computed ones, not parameters or numbers."""
-    kind = None
-    if node.op == "call_function":
-        kind = _FUNCTIONS.get(node.target)  # type: ignore[arg-type]
-    elif node.op == "call_method":
-        kind = _METHODS.get(str(node.target))
-    if kind in ("add", "matmul"):
-        operands = [a for a in _arguments(node)[:2] if isinstance(a, fx.Node) and a.op != "get_attr"]
-        return kind if len(operands) == 2 and not set(node.kwargs) - set(OPERANDS) else None
-    return kind
-
-
-def _arguments(node: fx.Node) -> tuple[Any, ...]:
-    """What ``node`` works on, by its place or by its name."""
-    return (*node.args, *(node.kwargs[name] for name in OPERANDS if name in node.kwargs))

@@ -123,14 +123,16 @@ def calibrate_at_(model: nn.Module, bits: Allocation, images: Tensor, observer: 
 def asked_changes(model: nn.Module, bits: Allocation) -> list[Change]:
     """The quantizers of ``model`` whose bits differ from those in ``bits``, each once; raises as :func:`switch_bits_`.
 
-    Layers with one weight have one quantizer for it, so they must get the same bits.
+    Layers with one weight have one quantizer for it, and a target lets layers that read one tensor share theirs. Such
+    layers must get the same bits.
     """
     layers = quant_layers(model)
     changes: list[Change] = []
     sharing: dict[Quantizer, list[str]] = {}
     for name, layer in layers.items():
-        if layer.weight_quantizer is not None:
-            sharing.setdefault(layer.weight_quantizer, []).append(name)
+        for shared in (layer.weight_quantizer, layer.input_quantizer):
+            if shared is not None:
+                sharing.setdefault(shared, []).append(name)
     for name, (weight, input) in bits.items():
         if name not in layers:
             close = close_matches(name, layers)
@@ -149,10 +151,11 @@ def asked_changes(model: nn.Module, bits: Allocation) -> list[Change]:
             if quantizer is None or int(quantizer.bits) == width:
                 continue
             others = [other for other in sharing.get(quantizer, []) if other != name]
-            if any(bits[other].weight != width if other in bits else True for other in others):
+            if any(getattr(bits[other], role) != width if other in bits else True for other in others):
+                what = "its weight" if role == "weight" else "the quantizer of the tensor that it reads"
                 raise ValueError(
-                    f"switch_bits_: layer {name!r} has its weight in common with {', '.join(others)}; give all of them "
-                    f"the same weight bits, not {width} for it alone"
+                    f"switch_bits_: layer {name!r} has {what} in common with {', '.join(others)}; give all of them "
+                    f"the same {role} bits, not {width} for it alone"
                 )
             if not any(change.quantizer is quantizer for change in changes):
                 changes.append(Change(name, role, quantizer, width))

@@ -153,10 +153,13 @@ def count(model: nn.Module, example: Tensor, products: Products | None = None) -
 
 
 def _rows(model: nn.Module, macs: dict[str, int]) -> dict[str, LayerCost]:
-    """The row of every layer by its name; a weight that several of them have counts for the first."""
+    """The row of every layer by its name; a weight or a quantizer that several of them have counts for the first."""
     rows, seen = {}, set()
     for name, module in multiplying_layers(model):
         row = _layer_cost(name, module, macs.get(name, 0))
+        if (inputs := getattr(module, "input_quantizer", None)) is not None:
+            row = replace(row, input_storage_bits=0) if inputs in seen else row
+            seen.add(inputs)
         if isinstance(weight := getattr(module, "weight", None), Tensor):
             key = (place_of(weight), getattr(module, "weight_quantizer", None))
             if key in seen:

@@ -13,11 +13,21 @@ ProductFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(quantized input, quantized weight, bias) -> output."""
 
 
-class Quantized(Protocol):
+class ReadsInput(Protocol):
+    """What quantizes its input.
+
+    ``tensor_quantizer`` belongs to another reader of the same tensor, which has more bits: a target that quantizes each
+    tensor once lets the others read what that one gives.
+    """
+
+    input_quantizer: Quantizer | None
+    tensor_quantizer: Quantizer | None
+
+
+class Quantized(ReadsInput, Protocol):
     """The part of a quantized layer that is the same for all."""
 
     weight_quantizer: Quantizer | None
-    input_quantizer: Quantizer | None
     gradient_quantizer: nn.Module | None
 
     def effective_weight(self) -> Tensor: ...
@@ -30,8 +40,7 @@ def quantized_product(layer: Quantized, input: Tensor, product: ProductFunction,
     before the bias.
     """
     weight = quantized_weight(layer)
-    quantizer = layer.input_quantizer
-    x = input if quantizer is None else quantizer(input)
+    quantizer, x = layer.input_quantizer, input_of(layer, input)
     factor = getattr(quantizer, "output_factor", None)
     if factor is None or quantizer is None or not quantizer.enabled:
         output = product(x, weight, bias)
@@ -40,6 +49,12 @@ def quantized_product(layer: Quantized, input: Tensor, product: ProductFunction,
         if bias is not None:
             output = output + bias.reshape(-1, *(1 for _ in weight.shape[2:]))
     return output if layer.gradient_quantizer is None else layer.gradient_quantizer(output)
+
+
+def input_of(layer: ReadsInput, input: Tensor) -> Tensor:
+    """``Q_x(input)``, or ``Q_x(Q_t(input))`` where a target quantizes the tensor for another reader first."""
+    x = input if layer.tensor_quantizer is None else layer.tensor_quantizer(input)
+    return x if layer.input_quantizer is None else layer.input_quantizer(x)
 
 
 def quantized_weight(layer: Quantized) -> Tensor:
@@ -73,6 +88,6 @@ def adopt_convolution(
 
 
 def without_quantizers(layer: nn.Module) -> None:
-    """Set the three quantizers of ``layer`` to absent."""
-    for name in ("weight_quantizer", "input_quantizer", "gradient_quantizer"):
+    """Set the quantizers of ``layer`` to absent."""
+    for name in ("weight_quantizer", "input_quantizer", "tensor_quantizer", "gradient_quantizer"):
         setattr(layer, name, None)

@@ -26,6 +26,7 @@ class QuantConv(_ConvNd):
     weight_transform: nn.Module | None
     weight_quantizer: Quantizer | None
     input_quantizer: Quantizer | None
+    tensor_quantizer: Quantizer | None
     gradient_quantizer: nn.Module | None
 
     def __init__(

@@ -31,6 +31,7 @@ class QuantConvTranspose(_ConvTransposeNd):
     weight_transform: nn.Module | None
     weight_quantizer: Quantizer | None
     input_quantizer: Quantizer | None
+    tensor_quantizer: Quantizer | None
     gradient_quantizer: nn.Module | None
 
     def __init__(self, *, source: _ConvTransposeNd) -> None:

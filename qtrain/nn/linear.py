@@ -19,6 +19,7 @@ class QuantLinear(nn.Linear):
 
     weight_quantizer: Quantizer | None
     input_quantizer: Quantizer | None
+    tensor_quantizer: Quantizer | None
     gradient_quantizer: nn.Module | None
 
     def __init__(self, *, source: nn.Linear) -> None:

@@ -1,15 +1,17 @@
-"""Sums, products and softmax of activations as modules, so that their operands can be quantized.
+"""Operations on activations as modules, so that what they read can be quantized.
 
-Most models write these as operators in a forward. Conversion puts the modules below in their place where the config
-asks for it; each :class:`Operand` is then a layer like any other: it has a name, bits, a calibration, a cost.
+Most models write these in a forward. Conversion puts the modules below in their place where the config or a target asks
+for it; each :class:`Operand` is then a layer like any other: it has a name, bits, a calibration, a cost.
 """
 
-from typing import final
+from abc import ABC
+from collections.abc import Callable, Sequence
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from qtrain.nn.base import without_quantizers
+from qtrain.nn.base import input_of, without_quantizers
 from qtrain.quantizers.base import Quantizer
 
 
@@ -19,6 +21,7 @@ class Operand(nn.Module):
 
     weight_quantizer: Quantizer | None
     input_quantizer: Quantizer | None
+    tensor_quantizer: Quantizer | None
     gradient_quantizer: nn.Module | None
 
     def __init__(self) -> None:
@@ -26,12 +29,20 @@ class Operand(nn.Module):
         without_quantizers(self)
 
     def forward(self, input: Tensor) -> Tensor:
-        return input if self.input_quantizer is None else self.input_quantizer(input)
+        return input_of(self, input)
+
+
+class Operation(nn.Module, ABC):
+    """Base of the operations; ``kind`` is the name by which a config gives bits to their operands."""
+
+    kind: str
 
 
 @final
-class Add(nn.Module):
+class Add(Operation):
     """``Q(left) + Q(right)``: a residual sum. At high bits the residual path is a precision highway (1812.09818)."""
+
+    kind = "add"
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,8 +54,25 @@ class Add(nn.Module):
 
 
 @final
-class MatMul(nn.Module):
+class Multiply(Operation):
+    """``Q(left) * Q(right)``, element by element: the gate of squeeze and excite, for instance."""
+
+    kind = "multiply"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = Operand(), Operand()
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        product: Tensor = self.left(left) * self.right(right)
+        return product
+
+
+@final
+class MatMul(Operation):
     """``Q(left) @ Q(right)`` over the last two axes: one of attention's products."""
+
+    kind = "matmul"
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,8 +83,10 @@ class MatMul(nn.Module):
 
 
 @final
-class Softmax(nn.Module):
+class Softmax(Operation):
     """``Q(softmax(x))`` over ``dim``."""
+
+    kind = "softmax"
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,3 +95,34 @@ class Softmax(nn.Module):
     def forward(self, input: Tensor, dim: int = -1) -> Tensor:
         quantized: Tensor = self.output(input.softmax(dim))
         return quantized
+
+
+@final
+class Concat(Operation):
+    """Several tensors behind each other along ``dim``, each quantized by itself."""
+
+    kind = "concat"
+
+    def __init__(self, tensors: int) -> None:
+        super().__init__()
+        self.operands = nn.ModuleList(Operand() for _ in range(tensors))
+
+    def forward(self, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+        return torch.cat([operand(x) for operand, x in zip(self.operands, tensors, strict=True)], dim)
+
+
+@final
+class Applied(Operation):
+    """``f(Q(x))`` for a function or module of one tensor: a pool, an average over pixels, an activation.
+
+    ``kind`` is ``max_pool``, ``average_pool`` or ``activation``.
+    """
+
+    def __init__(self, kind: str, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.kind = kind
+        self.input = Operand()
+        self.function = function
+
+    def forward(self, input: Tensor, *further: Any, **options: Any) -> Tensor:
+        return self.function(self.input(input), *further, **options)

@@ -20,14 +20,18 @@ COUNTERS = "num_batches_tracked"
 class StoredParts:
     """What is stored of a model, by qualified name.
 
-    ``weights`` are the layers whose weight is stored as codes, ``tied`` further ones with the weight and the quantizer
-    of one of these, by its name. ``inputs`` are the input quantizers by the layer's name. ``plain`` is the rest of the
-    state dict, a tensor that several modules share once; batch norm's counters are left out.
+    ``weights`` are the layers whose weight is stored as codes, ``tied`` further ones with the weight and the
+    quantizer of one of these, by its name. ``inputs`` are the input quantizers by the layer's name; ``shared_inputs``
+    are further layers with one of these, by the name of its layer, and ``tensors`` those that read what one of these
+    gives before they quantize it themselves. ``plain`` is the rest of the state dict, a tensor that several modules
+    share once; batch norm's counters are left out.
     """
 
     weights: dict[str, QuantWeighted]
     tied: dict[str, str]
     inputs: dict[str, Quantizer]
+    shared_inputs: dict[str, str]
+    tensors: dict[str, str]
     plain: dict[str, Tensor]
 
 
@@ -36,6 +40,8 @@ def stored_parts(model: nn.Module) -> StoredParts:
     weights: dict[str, QuantWeighted] = {}
     tied: dict[str, str] = {}
     inputs: dict[str, Quantizer] = {}
+    shared: dict[str, str] = {}
+    owners: dict[Quantizer, str] = {}
     first: dict[tuple[Hashable, int], str] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, QuantWeighted) and layer.weight_quantizer is not None:
@@ -45,8 +51,17 @@ def stored_parts(model: nn.Module) -> StoredParts:
             else:
                 tied[name] = owner
         if isinstance(layer, QuantLayer) and layer.input_quantizer is not None:
-            inputs[name] = layer.input_quantizer
-    return StoredParts(weights, tied, inputs, distinct(_plain_state(model, quantized=True)))
+            owner = owners.setdefault(layer.input_quantizer, name)
+            if owner == name:
+                inputs[name] = layer.input_quantizer
+            else:
+                shared[name] = owner
+    tensors = {
+        name: owners[layer.tensor_quantizer]
+        for name, layer in model.named_modules()
+        if isinstance(layer, QuantLayer) and layer.tensor_quantizer is not None
+    }
+    return StoredParts(weights, tied, inputs, shared, tensors, distinct(_plain_state(model, quantized=True)))
 
 
 def full_precision_state(model: nn.Module) -> dict[str, Tensor]:
@@ -61,7 +76,7 @@ def _plain_state(model: nn.Module, *, quantized: bool) -> dict[str, Tensor]:
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, QuantLayer):
             prefix = f"{name}." if name else ""
-            skipped += [f"{prefix}{place}_quantizer." for place in ("weight", "input", "gradient")]
+            skipped += [f"{prefix}{place}_quantizer." for place in ("weight", "input", "tensor", "gradient")]
             if quantized and module.weight_quantizer is not None:
                 skipped.append(f"{prefix}weight_transform.")
                 coded.add(f"{prefix}weight")

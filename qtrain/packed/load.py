@@ -79,6 +79,10 @@ def build_student(header: Header, tensors: Mapping[str, Tensor], builders: Seque
             shared[key] = layer.weight, layer.weight_quantizer = _weight(weight, key, layer, tensors, code, tied)
         if inputs is not None:
             layer.input_quantizer = _input_quantizer(inputs, state_of(name), tensors, code)
+    for name, owner in header.structure.shared_inputs.items():
+        layers[name].input_quantizer = layers[owner].input_quantizer
+    for name, owner in header.structure.tensors.items():
+        layers[name].tensor_quantizer = layers[owner].input_quantizer
     for name, norm in header.structure.merged_norms.items():
         fixed = header.structure.fixed_factors.get(name)
         _merge_norm_(network.get_submodule(name), network.get_submodule(norm), fixed)

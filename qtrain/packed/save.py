@@ -103,6 +103,8 @@ def packed(
             tensors[state_of(name)] = _octets(bits_to_bytes(torch.cat(bits)))
         place = _place(_described(name, quantizer), inputs)
         layers[name] = replace(layers.get(name, StoredLayer()), input=place)
+    for name in (*parts.shared_inputs, *parts.tensors):
+        layers.setdefault(name, StoredLayer())
     return (
         Header(
             network=network,

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from qtrain.convert.layers import OPERATIONS
+from qtrain.convert.operation_nodes import KINDS
 from qtrain.convert.operations import insert_operations_
 from qtrain.convert.replace import replace_module
 from qtrain.models.layer_kinds import merge_fused_biases
 from qtrain.models.norms import describe_norm
 from qtrain.nn.folded import FoldedWeight
+from qtrain.nn.operations import Operation
+from qtrain.nn.stored import stored_parts
 from qtrain.packed.header import Structure, dtype_of
 
 
@@ -19,19 +21,22 @@ def structure_of(student: nn.Module, network: nn.Module) -> Structure:
 
     Batch norms that the student lacks are taken out of ``network``.
     """
+    parts = stored_parts(student)
     theirs = dict(student.named_modules(remove_duplicate=False))
     own = dict(network.named_modules(remove_duplicate=False))
     names = {module: name for name, module in student.named_modules()}
     dtypes = {parameter.dtype for parameter in student.parameters()}
-    exposed = {n: type(m) for n, m in theirs.items() if type(m) in OPERATIONS.values() and n not in own}
+    exposed = {
+        n: m.kind for n, m in theirs.items() if isinstance(m, Operation) and not isinstance(own.get(n), Operation)
+    }
     folded = tuple(n for n, m in own.items() if describe_norm(m) is not None and _is_gone(theirs.get(n)))
     _fold_(network, folded)
     left = dict(network.named_modules(remove_duplicate=False))
     return Structure(
         folded=folded,
         relu=tuple(n for n, m in left.items() if type(m) is nn.ReLU6 and type(theirs.get(n)) is nn.ReLU),
-        operations=tuple(kind for kind, made in OPERATIONS.items() if made in exposed.values()),
-        exposed=tuple(dict.fromkeys(name.rpartition(".")[0] for name in exposed)),
+        operations=tuple(kind for kind in KINDS if kind in exposed.values()),
+        exposed=tuple(dict.fromkeys(name if name in own else name.rpartition(".")[0] for name in exposed)),
         merged_norms={
             name: names[transform.norm]
             for name, module in student.named_modules()
@@ -43,6 +48,8 @@ def structure_of(student: nn.Module, network: nn.Module) -> Structure:
             if isinstance(transform := getattr(module, "weight_transform", None), FoldedWeight)
             and transform.fixed is not None
         },
+        shared_inputs=parts.shared_inputs,
+        tensors=parts.tensors,
         fused_biases=any(
             getattr(m, "q_bias", None) is not None and getattr(theirs.get(n), "q_bias", None) is None
             for n, m in own.items()

@@ -20,9 +20,11 @@ from qtrain.convert.freeze import layers_to_freeze
 from qtrain.convert.inherit import StudentState, inherit_quantizers_, inherit_weights_
 from qtrain.convert.layers import find_layers
 from qtrain.convert.operations import expose_operations
-from qtrain.convert.plan import LayerPlan, plan_layers
+from qtrain.convert.plan import IN_FLOAT, LayerPlan, plan_layers
 from qtrain.convert.swap import swap_layers
 from qtrain.convert.switch import switch_bits_
+from qtrain.convert.target import Target
+from qtrain.convert.tensors import readings, share_quantizers_
 from qtrain.data.base import VisionData
 from qtrain.models.layer_kinds import merge_fused_biases
 from qtrain.observers.base import Observer
@@ -153,6 +155,7 @@ def _observe(
         **depends_on(settings),
         "recipe": recipe_of(settings),
         "layers": layers,
+        "target": None if settings.target is None else settings.target.plain,
         "channels_last": settings.fit.channels_last,
     }
     return cached("observed", what, observe, lambda seen: seen)  # only looked at
@@ -176,21 +179,27 @@ def correct_(settings: RunSettings, student: nn.Module, images: list[torch.Tenso
 def convert(settings: RunSettings, model: nn.Module, example: torch.Tensor) -> Converted:
     """Fold, equalize and swap the layers of ``model`` in place by ``settings.quantize``; nothing is calibrated yet."""
     q = settings.quantize
-    operations = {kind: bits for kind, bits in vars(q.operations).items() if bits is not None}
+    target: Target | None = None if settings.target is None else settings.target.build()
+    asked = {kind: bits for kind, bits in vars(q.operations).items() if bits is not None}
+    operations = asked if target is None else {**target.operations, **asked}
     merge_fused_biases(model)
     try:
         statistics = fold_batchnorm_(model, example) if q.fold == "before" else {}
         if q.equalize is not None:
             q.equalize.build()(model, example, statistics)
-        expose_operations(model, operations, example)
+        expose_operations(model, operations, example, required=asked)
         found = find_layers(model, example)
         if not found.layers:
             reasons = "".join(f"; {name}: {reason}" for name, reason in list(found.skipped.items())[:REASONS])
             raise ValueError(f"{type(model).__name__} has no layer that can be quantized{reasons}")
         allocation: Allocation = q.bits.build()(found.weighted)
         operands = {name: LayerBits(FULL_PRECISION, operations[kind]) for name, kind in found.operands.items()}
+        if target is not None and target.sums == "shortcut":
+            operands |= dict.fromkeys(readings(model, example).main & found.operands.keys(), IN_FLOAT)
         plans = plan_layers(found, {**allocation, **operands}, _recipe(settings), built(q.policies))
         swap_layers(model, found, plans, gradient=None if q.gradient is None else q.gradient.build())
+        if target is not None:
+            share_quantizers_(model, plans, readings(model, example).tensors)
         if q.fold == "training":
             fold_in_training_(model, example)
     except ConfigError:

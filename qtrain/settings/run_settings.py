@@ -18,11 +18,16 @@ NOT_A_KEY = {"config": False}
 
 @dataclass(frozen=True, kw_only=True)
 class OperationBits:
-    """Bits of operations beside the layers; ``None`` leaves them in full precision."""
+    """Bits of operations beside the layers; ``None`` leaves them to the target, or in full precision."""
 
     add: int | None
+    multiply: int | None
     matmul: int | None
     softmax: int | None
+    concat: int | None
+    max_pool: int | None
+    average_pool: int | None
+    activation: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +203,7 @@ class RunSettings:
     data: Component
     model: Component
     teacher: TeacherSettings
+    target: Component | None = None
     quantize: QuantizeSettings
     objective: Component
     optimizer: Component

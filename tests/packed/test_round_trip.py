@@ -11,6 +11,7 @@ import torch
 
 from qtrain.nn import QuantConv
 from qtrain.nn.base import quantized_weight
+from qtrain.nn.stored import stored_parts
 from qtrain.packed.header import Network, read
 from qtrain.packed.load import load_student
 from qtrain.quantizers.binary.xnor import XNOR
@@ -165,3 +166,23 @@ def test_channels_that_were_rounded_apart_from_their_norm_are_loaded_so(tmp_path
     round_trip(student, tmp_path / "student.safetensors", network, images)
     fixed = read(tmp_path / "student.safetensors")[0].structure.fixed_factors
     assert [factor > 0 for factor in fixed["conv"]] == [True] * 2 + [False] * 6
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "target", "bits"),
+    [
+        ("test_resnet", 32, "onnxruntime", 4),
+        ("test_efficientnet", 32, "onnxruntime", 8),
+        ("resnet10t", 32, "openvino", 2),
+    ],
+)
+def test_a_student_for_a_target_keeps_its_shared_quantizers(
+    name: str, size: int, target: str, bits: int, tmp_path: Path
+) -> None:
+    network = timm_network(name, size=size)
+    overrides = (f"target={target}", f"quantize.bits.weight={bits}", f"quantize.bits.input={bits}")
+    student, images = student_of(network, overrides, size=size)
+    loaded = round_trip(student, tmp_path / "student.safetensors", network, images)
+    for field in ("shared_inputs", "tensors"):
+        assert getattr(stored_parts(loaded), field) == getattr(stored_parts(student), field)
+    assert stored_parts(student).shared_inputs

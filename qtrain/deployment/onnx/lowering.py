@@ -76,7 +76,8 @@ def _norms(model: nn.Module) -> Iterator[tuple[str, tuple[str, NormForm]]]:
 
 
 def _lowered(name: str, layer: QuantLayer, norm: NormForm | None, lowering: Lowering) -> nn.Module:
-    codes = _input(name, layer.input_quantizer)
+    codes, before = _input(name, layer.input_quantizer), _input(name, layer.tensor_quantizer)
+    tensor = None if before is None else QuantizedInput(before)
     inputs = None if codes is None else QuantizedInput(codes)
     if codes is not None:
         lowering.inputs[name] = codes
@@ -90,13 +91,13 @@ def _lowered(name: str, layer: QuantLayer, norm: NormForm | None, lowering: Lowe
     weight = _weight(layer, norm)
     if isinstance(weight, str):
         lowering.notes[name] = weight
-        return LoweredLayer(layer, inputs, Constant(_layout(layer, _values(layer, norm))), bias)
+        return LoweredLayer(layer, inputs, Constant(_layout(layer, _values(layer, norm))), bias, tensor)
     weight = finer(weight)
     if bias is not None and step is not None:
         weight = with_room_for(weight, bias.abs() / step)
         lowering.biases[name] = BiasCodes.of(bias, step * weight.scale)
     axis = 1 if isinstance(layer, QuantConvTranspose) else 0
-    return LoweredLayer(layer, inputs, CodedWeight(_layout(layer, weight.codes), weight, axis=axis), bias)
+    return LoweredLayer(layer, inputs, CodedWeight(_layout(layer, weight.codes), weight, axis=axis), bias, tensor)
 
 
 def _input(name: str, quantizer: Quantizer | None) -> Codes | None:

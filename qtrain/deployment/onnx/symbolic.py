@@ -97,18 +97,30 @@ class CodedWeight(nn.Module):
 
 
 class LoweredLayer(nn.Module):
-    """``operation(input(x), weight(), bias())`` of the quantized ``layer``, whose own tensors are not used."""
+    """``operation(input(tensor(x)), weight(), bias())`` of the quantized ``layer``, whose own tensors are not used.
 
-    def __init__(self, layer: nn.Module, input: nn.Module | None, weight: nn.Module, bias: Tensor | None) -> None:
+    ``tensor`` quantizes what another layer reads with more bits.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        input: nn.Module | None,
+        weight: nn.Module,
+        bias: Tensor | None,
+        tensor: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self._layer = (layer,)  # in a tuple, which hides its tensors
-        self.input, self.weight, self.bias = input, weight, None if bias is None else Constant(bias)
+        self.tensor, self.input = tensor, input
+        self.weight, self.bias = weight, None if bias is None else Constant(bias)
 
     def forward(self, input: Tensor, *further: Any) -> Tensor:
         (layer,) = self._layer
         if isinstance(layer, nn.Embedding):
             return F.embedding(input, self.weight())
-        x = input if self.input is None else self.input(input)
+        x = input if self.tensor is None else self.tensor(input)
+        x = x if self.input is None else self.input(x)
         weight, bias = self.weight(), None if self.bias is None else self.bias()
         if isinstance(layer, QuantConv) and isinstance(layer.pad, SamePad):
             return _padded_convolution(layer, x, weight, bias)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,8 @@ from qtrain.deployment.onnx.forms import Codes, along
 from qtrain.deployment.onnx.write import call_of
 from qtrain.deployment.parity.compare import Rounded, gap
 from qtrain.nn import QuantLayer
-from qtrain.quantizers.base import Quantizer
+from qtrain.storage.affine import AffineTensor
+from qtrain.utils.calls import see_input
 from qtrain.utils.eval_mode import evaluating
 
 
@@ -28,19 +29,19 @@ def simulate(student: nn.Module, images: Tensor, inputs: Mapping[str, Codes]) ->
     """Run ``student`` on ``images`` (N, C, H, W); ``inputs`` are the codes of its layers' inputs in the file."""
     seen = Simulated(torch.empty(0))
 
-    def watch(layer: str, form: Codes) -> Any:
-        def hook(quantizer: Quantizer, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-            (x,) = arguments
-            stored = quantizer.quantize(x)
-            shifted = x if form.offset is None else x - along(form.offset, form.axis, x.ndim)
-            codes = stored.codes.to(torch.int64) + (form.low - stored.low)
-            gaps = gap(shifted / along(form.scale, form.axis, x.ndim))
-            seen.inputs[call_of(layer, seen.inputs)] = Rounded(codes, gaps)
-
-        return hook
+    def watch(name: str, layer: QuantLayer, form: Codes, input: Tensor) -> None:
+        quantizer = layer.input_quantizer
+        assert quantizer is not None
+        x = input if layer.tensor_quantizer is None else layer.tensor_quantizer(input)
+        stored = quantizer.quantize(x)
+        assert isinstance(stored, AffineTensor)
+        shifted = x if form.offset is None else x - along(form.offset, form.axis, x.ndim)
+        codes = stored.codes.to(torch.int64) + (form.low - stored.low)
+        gaps = gap(shifted / along(form.scale, form.axis, x.ndim))
+        seen.inputs[call_of(name, seen.inputs)] = Rounded(codes, gaps)
 
     hooks = [
-        layer.input_quantizer.register_forward_hook(watch(name, inputs[name]))
+        see_input(layer, partial(watch, name, layer, inputs[name]))
         for name, layer in student.named_modules()
         if isinstance(layer, QuantLayer) and layer.input_quantizer is not None and name in inputs
     ]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from qtrain.convert.layers import quant_layers, switched_off
 from qtrain.nn import Operand, QuantConv, QuantLayer, QuantLinear
-from qtrain.nn.base import quantized_weight
+from qtrain.nn.base import input_of, quantized_weight
 from qtrain.ptq.rounding.base import CannotRound, Rounding
 from qtrain.ptq.rounding.reconstruction_units import in_order, record_part
 from qtrain.quantizers.codebook.product import Product
@@ -93,7 +93,7 @@ def _cluster_(layer: QuantLayer, inputs: Tensor) -> tuple[float, float]:
     assert quantizer is not None
     if not isinstance(layer, QuantConv | QuantLinear):
         raise CannotRound(f"a {type(layer).__name__} multiplies no patches of its input")
-    x = inputs if layer.input_quantizer is None else layer.input_quantizer(inputs)
+    x = input_of(layer, inputs)
     with switched_off([layer.weight_quantizer]):
         exact = layer(inputs)
         weight = quantized_weight(layer)

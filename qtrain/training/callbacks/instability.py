@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from qtrain.convert.layers import switched_off
 from qtrain.models.sharding import whole_weights
 from qtrain.nn import QuantEmbedding, QuantLinear, QuantWeighted
+from qtrain.nn.base import input_of
 from qtrain.tracking.metric_log import MetricLog
 from qtrain.training.student import student_of
 from qtrain.utils.calls import see_input
@@ -53,7 +54,7 @@ def layer_moments(student: nn.Module, image: Tensor) -> dict[str, LayerMoments]:
 
     def before(name: str, layer: Any, x: Tensor) -> None:
         if name not in seen:
-            quantized = x if layer.input_quantizer is None else layer.input_quantizer(x)
+            quantized = input_of(layer, x)
             seen[name] = LayerMoments(quantized, *_moments(layer, quantized))
 
     layers = dict(_measured_layers(student))

@@ -1,0 +1,33 @@
+"""What a runtime computes with integers, and so where a student for it is quantized."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, final
+
+from qtrain.convert.operation_nodes import KINDS
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The runtime that a student is made for.
+
+    ``operations`` are bits of the operands of operations beside the layers, by kind; kinds that are not among them stay
+    in floating point. Of a residual sum, ``sums`` quantizes ``both`` operands, or the ``shortcut`` alone where the
+    runtime merges the sum into the layer before it. ``weight_bits`` and ``input_bits`` are the widths that it computes
+    with integers; others only make the file shorter. Raises ``ValueError`` for a kind that does not exist.
+    """
+
+    name: str
+    operations: Mapping[str, int]
+    sums: Literal["both", "shortcut"]
+    weight_bits: tuple[int, ...] = (8,)
+    input_bits: tuple[int, ...] = (8,)
+    in_float: Mapping[str, str] = field(default_factory=dict)
+    """Kind -> why it stays in floating point."""
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.operations) - set(KINDS):
+            raise ValueError(f"Target: {self.name} has no kind {sorted(unknown)}; use {sorted(KINDS)}")
+        if self.sums not in ("both", "shortcut"):
+            raise ValueError(f"Target: sums must be both or shortcut, got {self.sums!r}")

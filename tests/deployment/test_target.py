@@ -1,0 +1,71 @@
+"""A student for ONNX Runtime stays in integers from the image to the logits, and computes what was trained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import onnx
+import pytest
+import timm
+import torch
+from torch import nn
+
+import qtrain
+from qtrain.deployment.onnx.write import export
+from qtrain.deployment.parity.verify import verify
+from tests.deployment.onnx.networks import BODIES, network
+
+ort = pytest.importorskip("onnxruntime")
+
+SIZE = (3, 32, 32)
+FAST = {"weight_observer": "min_max", "input_observer": "min_max"}
+
+
+def resnet() -> nn.Module:
+    """A ResNet-10 with a stem that pools, whose branches are not folded away."""
+    torch.manual_seed(0)
+    model = timm.create_model("resnet18", layers=[1, 1, 1, 1], num_classes=5, channels=(8, 16, 16, 16)).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    return model
+
+
+def kernels(model: bytes, folder: Path) -> Counter[str]:
+    """The operators that ONNX Runtime makes of ``model``."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(folder / "optimized.onnx"), 3
+    ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_residual_network_runs_in_integers_alone(bits: int, tmp_path: Path) -> None:
+    model, images = resnet(), torch.randn(4, *SIZE)
+    student = qtrain.quantize(model, images, weight_bits=bits, input_bits=bits, target="onnxruntime", **FAST)
+    data = export(student, SIZE).to_bytes()
+    found = kernels(data, tmp_path)
+    assert found["QLinearConv"] == sum(isinstance(m, nn.Conv2d) for m in model.modules())
+    assert (found["QLinearAdd"], found["QLinearGlobalAveragePool"], found["QGemm"]) == (4, 1, 1)
+    assert found["NhwcMaxPool"] + found["MaxPool"] == 1
+    assert not {"Conv", "FusedConv", "Add", "Relu", "Gemm", "GlobalAveragePool", "ReduceMean"} & found.keys()
+    verdict = verify(student, [images], SIZE, data)
+    assert verdict.passed, [tier.faults for tier in verdict.tiers]
+
+
+def test_without_a_target_sums_are_computed_in_floating_point(tmp_path: Path) -> None:
+    images = torch.randn(4, *SIZE)
+    student = qtrain.quantize(resnet(), images, weight_bits=8, input_bits=8, **FAST)
+    found = kernels(export(student, SIZE).to_bytes(), tmp_path)
+    assert found["Add"] == 4 and found["QLinearAdd"] == 0
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("body", [body for body in BODIES if body != "attention"])
+def test_a_target_changes_nothing_of_what_is_proved(body: str, target: str) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(3, 3, 8, 8)
+    student = qtrain.quantize(network(body).eval(), images, weight_bits=4, input_bits=4, target=target, **FAST)
+    verdict = verify(student, [images], (3, 8, 8))
+    assert verdict.passed, [tier.faults for tier in verdict.tiers]
