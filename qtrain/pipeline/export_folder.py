@@ -162,7 +162,8 @@ def measured(
 def _plain(tier: Tier) -> dict[str, Any]:
     rows = [{**dataclasses.asdict(layer), "cause": layer.cause} for layer in tier.layers.values()]
     first = None if tier.first is None else tier.first.layer
-    summary = {"name": tier.name, "faults": tier.faults, "first": first, "disagreeing": tier.disagreeing}
+    disagreeing = [dataclasses.asdict(one) for one in tier.disagreeing]
+    summary = {"name": tier.name, "faults": tier.faults, "first": first, "disagreeing": disagreeing}
     return summary | {"layers": rows}
 
 

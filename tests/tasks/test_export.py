@@ -15,6 +15,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from qtrain.config.compose import compose
+from qtrain.deployment.onnx.write import LOGITS
+from qtrain.deployment.parity.runtimes import RUNTIMES, Runtime
 from qtrain.models.cifar_resnet import cifar_resnet8
 from qtrain.packed.header import Images
 from qtrain.run_task import run_task
@@ -174,3 +176,22 @@ def test_export_without_a_student_says_what_to_give(tmp_path: Path) -> None:
 def test_verify_without_an_export_says_which_task_writes_it(run_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no file .*model.onnx; task=export writes it"):
         export(run_folder, "task=verify", f"export.output={tmp_path / 'nothing'}")
+
+
+def test_images_with_another_class_are_listed_with_their_cause(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = RUNTIMES["onnxruntime"]
+
+    def wrong(data: bytes) -> Runtime:
+        run = right(data)
+        return lambda inputs: {name: -found if name == LOGITS else found for name, found in run(inputs).items()}
+
+    monkeypatch.setitem(RUNTIMES, "onnxruntime", wrong)
+    folder = tmp_path / "wrong"
+    with pytest.raises(IncompleteError, match="does not compute what was trained"):
+        export(run_folder, "task=export", f"export.output={folder}")
+    tier = json.loads((folder / "verify.json").read_text())["tiers"][-1]
+    assert [one["image"] for one in tier["disagreeing"]] == list(range(20))
+    assert {type(one["cause"]) for one in tier["disagreeing"]} == {str}
+    assert tier["faults"][-1].startswith("images ")
