@@ -1,6 +1,6 @@
 """What a runtime computes with integers, and so where a student for it is quantized."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, final
 
@@ -15,19 +15,21 @@ class Target:
     ``operations`` are bits of the operands of operations beside the layers, by kind; kinds that are not among them stay
     in floating point. Of a residual sum, ``sums`` quantizes ``both`` operands, or the ``shortcut`` alone where the
     runtime merges the sum into the layer before it. ``weight_bits`` and ``input_bits`` are the widths that it computes
-    with integers; others only make the file shorter. Raises ``ValueError`` for a kind that does not exist.
+    with; fewer bits are computed in the next of these, so that only the file is shorter. ``in_float`` says why a kind
+    of operation is computed in floating point even so, except for the functions named in ``integer_functions``.
+    Raises ``ValueError`` for a kind that does not exist.
     """
 
     name: str
     operations: Mapping[str, int]
     sums: Literal["both", "shortcut"]
-    weight_bits: tuple[int, ...] = (8,)
-    input_bits: tuple[int, ...] = (8,)
+    weight_bits: Sequence[int] = (8,)
+    input_bits: Sequence[int] = (8,)
     in_float: Mapping[str, str] = field(default_factory=dict)
-    """Kind -> why it stays in floating point."""
+    integer_functions: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if unknown := set(self.operations) - set(KINDS):
+        if unknown := {*self.operations, *self.in_float} - set(KINDS):
             raise ValueError(f"Target: {self.name} has no kind {sorted(unknown)}; use {sorted(KINDS)}")
         if self.sums not in ("both", "shortcut"):
             raise ValueError(f"Target: sums must be both or shortcut, got {self.sums!r}")

@@ -26,6 +26,7 @@ from qtrain.convert.switch import switch_bits_
 from qtrain.convert.target import Target
 from qtrain.convert.tensors import readings, share_quantizers_
 from qtrain.data.base import VisionData
+from qtrain.deployment.lint import lint, summary
 from qtrain.models.layer_kinds import merge_fused_biases
 from qtrain.observers.base import Observer
 from qtrain.pipeline.build_model import build_model, example_input
@@ -98,6 +99,8 @@ def prepare_student(
         elif wanted := inherit_quantizers_(model, student_state):
             log.info("new bits for %d layers", len(wanted))
             switch_bits_(model, wanted, images=images[0])
+        if (target := target_of(settings)) is not None:
+            log.info("%s; task=lint lists all", summary(lint(model, target, converted.skipped), model, target))
     return Prepared(model, converted.allocation)
 
 
@@ -179,7 +182,7 @@ def correct_(settings: RunSettings, student: nn.Module, images: list[torch.Tenso
 def convert(settings: RunSettings, model: nn.Module, example: torch.Tensor) -> Converted:
     """Fold, equalize and swap the layers of ``model`` in place by ``settings.quantize``; nothing is calibrated yet."""
     q = settings.quantize
-    target: Target | None = None if settings.target is None else settings.target.build()
+    target = target_of(settings)
     asked = {kind: bits for kind, bits in vars(q.operations).items() if bits is not None}
     operations = asked if target is None else {**target.operations, **asked}
     merge_fused_biases(model)
@@ -187,13 +190,16 @@ def convert(settings: RunSettings, model: nn.Module, example: torch.Tensor) -> C
         statistics = fold_batchnorm_(model, example) if q.fold == "before" else {}
         if q.equalize is not None:
             q.equalize.build()(model, example, statistics)
-        expose_operations(model, operations, example, required=asked)
+        expose_operations(model, {*operations, *([] if target is None else target.in_float)}, example, required=asked)
         found = find_layers(model, example)
         if not found.layers:
             reasons = "".join(f"; {name}: {reason}" for name, reason in list(found.skipped.items())[:REASONS])
             raise ValueError(f"{type(model).__name__} has no layer that can be quantized{reasons}")
         allocation: Allocation = q.bits.build()(found.weighted)
-        operands = {name: LayerBits(FULL_PRECISION, operations[kind]) for name, kind in found.operands.items()}
+        operands = {
+            name: LayerBits(FULL_PRECISION, operations.get(kind, FULL_PRECISION))
+            for name, kind in found.operands.items()
+        }
         if target is not None and target.sums == "shortcut":
             operands |= dict.fromkeys(readings(model, example).main & found.operands.keys(), IN_FLOAT)
         plans = plan_layers(found, {**allocation, **operands}, _recipe(settings), built(q.policies))
@@ -208,6 +214,12 @@ def convert(settings: RunSettings, model: nn.Module, example: torch.Tensor) -> C
         message = str(error)
         raise ConfigError(message if message.startswith("quantize.") else f"quantize: {message}") from error
     return Converted(plans, statistics, found.skipped)
+
+
+def target_of(settings: RunSettings) -> Target | None:
+    """The runtime that the student is for, if there is one."""
+    target: Target | None = None if settings.target is None else settings.target.build()
+    return target
 
 
 def rehearse(settings: RunSettings, data: VisionData) -> None:
