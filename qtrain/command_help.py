@@ -12,9 +12,7 @@ USAGE = """\
 qtrain: a full-precision vision model in, a small low-bit student out.
   python -m qtrain +experiment=quickstart          minutes, without a network
   python -m qtrain +experiment=NAME key=value group=option
-  python -m qtrain +experiment=NAME --cfg job      show the config, run nothing
-  python -m qtrain +experiment=NAME -m seed=0,1,2  one run for each value
-"""
+  python -m qtrain +experiment=NAME -m seed=0,1,2  one run for each value"""
 
 MORE = """\
 More: --help GROUP explains its options, --help experiment lists experiments,
