@@ -17,6 +17,7 @@ from qtrain.data.given import GivenLoaders, Pairs
 from qtrain.nn.project import partition_weights_, project_weights_
 from qtrain.pipeline.build_teacher import build_objective, build_teacher
 from qtrain.pipeline.fit import fit
+from qtrain.pipeline.prepare import settle_for_target_
 from qtrain.pipeline.run_lock import only_run_in
 from qtrain.quantizers.hooks import begin_step_ as begin_quantizers_step_
 from qtrain.training.evaluation import evaluate
@@ -102,6 +103,8 @@ def distill(
             trial_callbacks=callbacks,
         )
     student.eval()
+    if record_of(student).for_target:
+        settle_for_target_(student)
     validation = data.val_dataloader()
     return {} if isinstance(validation, list) else evaluate(student, validation, result.device)
 

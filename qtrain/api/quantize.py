@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from qtrain.config.compose import compose
 from qtrain.convert.calibrate import calibrate
 from qtrain.convert.plan import MakeObserver, Policy
-from qtrain.pipeline.prepare import convert, correct_
+from qtrain.pipeline.prepare import convert, correct_, settle_for_target_
 from qtrain.quantizers.base import MakeQuantizer
 from qtrain.settings.component import Component
 from qtrain.settings.run_settings import QuantizeSettings, RunSettings
@@ -44,10 +44,14 @@ class Report:
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a student beside its tensors: the report, and the size (C, H, W) of the images it takes."""
+    """What is known of a student beside its tensors.
+
+    That is the report, the size (C, H, W) of the images it takes, and whether it is made for a target.
+    """
 
     report: Report
     size: tuple[int, ...]
+    for_target: bool = False
 
 
 def quantize(
@@ -154,8 +158,12 @@ def _quantized(settings: RunSettings, model: nn.Module, images: list[Tensor]) ->
         converted = convert(settings, model, images[0][:1])
         calibrate(model, images, converted.plans)
         correct_(settings, model, images, converted)
+        if settings.target is not None:
+            settle_for_target_(model)
     bits = {name: plan.bits for name, plan in converted.plans.items()}
-    setattr(model, RECORD, Record(Report(bits, converted.skipped), tuple(images[0].shape[1:])))
+    setattr(
+        model, RECORD, Record(Report(bits, converted.skipped), tuple(images[0].shape[1:]), settings.target is not None)
+    )
     return model.eval()
 
 

@@ -43,6 +43,8 @@ def _calibrate(settings: RunSettings, folder: Path) -> Metrics:
     keep_picture(data, folder)
     full_precision = build_model(settings.model, data.info)
     prepared = prepare.prepare_student(settings, copy.deepcopy(full_precision).to(device), data)
+    if settings.target is not None:
+        prepare.settle_for_target_(prepared.student)
     seconds = time.perf_counter() - start
     log.info("calibrated in %.0f s", seconds)
     metrics: Metrics = {"top1": None, "fp_top1": None}

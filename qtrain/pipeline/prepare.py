@@ -27,6 +27,7 @@ from qtrain.convert.target import Target
 from qtrain.convert.tensors import readings, share_quantizers_
 from qtrain.data.base import VisionData
 from qtrain.deployment.lint import lint, summary
+from qtrain.deployment.onnx.biases import round_biases_
 from qtrain.models.layer_kinds import merge_fused_biases
 from qtrain.observers.base import Observer
 from qtrain.pipeline.build_model import build_model, example_input
@@ -220,6 +221,14 @@ def target_of(settings: RunSettings) -> Target | None:
     """The runtime that the student is for, if there is one."""
     target: Target | None = None if settings.target is None else settings.target.build()
     return target
+
+
+def settle_for_target_(student: nn.Module) -> None:
+    """Round what a target stores as whole numbers, at the end of training or calibration."""
+    try:
+        log.info("the biases of %d layers are whole numbers of the target's steps", len(round_biases_(student)))
+    except ValueError as error:  # the lint has said which layer has no form there
+        log.warning("biases are not rounded for the target: %s", error)
 
 
 def rehearse(settings: RunSettings, data: VisionData) -> None:

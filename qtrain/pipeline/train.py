@@ -84,6 +84,8 @@ def _train(settings: RunSettings, folder: Path, loggers: tuple[Logger, ...], *, 
     student, final = last.student, stages[-1].settings
     if final.fit.reestimate_bn:
         _reestimate_batchnorm(final, student.to(last.device), data, last.device)
+    if final.target is not None:
+        prepare.settle_for_target_(student)
     metrics: Metrics = {"top1": None, "fp_top1": None, "ptq_top1": None}
     if settings.fit.final_test:
         models = {"fp_top1": full_precision, "top1": student}

@@ -50,7 +50,7 @@ def lower(student: nn.Module) -> Lowering:
     Raises ``ValueError`` with the layer and the reason where an input has no form in ONNX.
     """
     model = copy.deepcopy(student).eval().requires_grad_(False).cpu().float()
-    lowering, norms = Lowering(model), dict(_norms(model))
+    lowering, norms = Lowering(model), dict(norms_of(model))
     for name, layer in list(model.named_modules()):
         if isinstance(layer, QuantLayer):
             norm = norms.get(name)
@@ -61,7 +61,7 @@ def lower(student: nn.Module) -> Lowering:
     return lowering
 
 
-def _norms(model: nn.Module) -> Iterator[tuple[str, tuple[str, NormForm]]]:
+def norms_of(model: nn.Module) -> Iterator[tuple[str, tuple[str, NormForm]]]:
     """(layer, (norm's name, norm's form)) for each batch norm that only a quantized layer feeds."""
     if all(describe_norm(module) is None for module in model.modules()):
         return
@@ -87,7 +87,7 @@ def _lowered(name: str, layer: QuantLayer, norm: NormForm | None, lowering: Lowe
         lowering.notes[name] = "its input has an offset or a scale for each channel; it runs in floating point"
     if isinstance(layer, Operand):
         return nn.Identity() if inputs is None else inputs
-    bias = _bias(layer, norm)
+    bias = bias_with(layer, norm)
     weight = _weight(layer, norm)
     if isinstance(weight, str):
         lowering.notes[name] = weight
@@ -112,7 +112,7 @@ def _input(name: str, quantizer: Quantizer | None) -> Codes | None:
         ) from error
 
 
-def _bias(layer: Any, norm: NormForm | None) -> Tensor | None:
+def bias_with(layer: Any, norm: NormForm | None) -> Tensor | None:
     """The bias (O,) with ``norm`` merged in."""
     bias: Tensor | None = getattr(layer, "bias", None)
     if norm is None:
