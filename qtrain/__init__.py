@@ -4,6 +4,7 @@
     qtrain.distill(student, train_loader, teacher=model, val_loader=val_loader, epochs=3)
     qtrain.save(student, "student.safetensors")
     model = qtrain.load("student.safetensors")
+    qtrain.export(student, "shipped", val_loader)
 
 Importing it is cheap: each name below is imported when it is first asked for.
 """
@@ -14,6 +15,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qtrain.api.deploy import export as export
+    from qtrain.api.deploy import verify as verify
     from qtrain.api.distill import begin_step_ as begin_step_
     from qtrain.api.distill import distill as distill
     from qtrain.api.distill import project_ as project_
@@ -35,6 +38,8 @@ _OFFERED = {
     "begin_step_": ("qtrain.api.distill", "begin_step_"),
     "project_": ("qtrain.api.distill", "project_"),
     "save": ("qtrain.api.files", "save"),
+    "export": ("qtrain.api.deploy", "export"),
+    "verify": ("qtrain.api.deploy", "verify"),
     "load": ("qtrain.packed.load", "load_student"),
     "LayerBits": ("qtrain.spec", "LayerBits"),
     "Policy": ("qtrain.convert.plan", "Policy"),
@@ -49,10 +54,12 @@ __all__ = [
     "cost",
     "describe",
     "distill",
+    "export",
     "load",
     "project_",
     "quantize",
     "save",
+    "verify",
 ]
 
 

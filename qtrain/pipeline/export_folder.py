@@ -19,13 +19,13 @@ from qtrain.deployment.parity.verdict import Tier, Verdict
 from qtrain.deployment.parity.verify import REFERENCE, verify
 from qtrain.packed.header import Header
 from qtrain.pipeline.predict import class_names
-from qtrain.settings.run_files import STUDENT
+from qtrain.settings.run_files import STUDENT, VERDICT
 from qtrain.utils.atomic_write import atomic_write
 from qtrain.utils.errors import one_line
 
 log = logging.getLogger(__name__)
 
-MODEL, LABELS, VERDICT, PROGRAM, README = "model.onnx", "labels.json", "verify.json", "run.py", "README.md"
+MODEL, LABELS, PROGRAM, README = "model.onnx", "labels.json", "run.py", "README.md"
 """Files of the folder, beside the student's own."""
 
 BATCH = 50
@@ -81,13 +81,8 @@ def check_files(what: Shipped, given: Given, runtimes: Sequence[str] | None) -> 
     or a runtime of ``runtimes`` is not installed.
     """
     file = (what.folder / MODEL).read_bytes()
-    runtimes = chosen(runtimes)
-    kept, labels, accuracy = measured(what.student, file, given, runtimes)
-    verdict = verify(what.student, kept, what.header.images.size, file, runtimes=runtimes)
-    predicted = next(tier.predicted for tier in verdict.tiers if tier.name == REFERENCE)
-    if predicted and len(predicted) == accuracy.get("test_images"):  # all were compared
-        right = sum(one == label for one, label in zip(predicted, labels, strict=True))
-        accuracy["top1"][REFERENCE] = 100 * right / len(labels)
+    verdict = compared_with(what.student, file, what.header.images.size, given, runtimes)
+    accuracy = {"test_images": verdict.test_images, "top1": verdict.top1} if verdict.top1 else {}
     found = {
         "passed": verdict.passed,
         "images": verdict.images,
@@ -125,16 +120,16 @@ def metadata_of(header: Header) -> dict[str, object]:
 
 
 @torch.no_grad()
-def measured(
-    student: nn.Module, file: bytes, given: Given, runtimes: Sequence[str]
-) -> tuple[list[Tensor], list[int], dict[str, Any]]:
-    """The first images with their labels, and ``top1`` in percent of the student and of ``file`` in each runtime on all
-    images that have labels."""
+def compared_with(
+    student: nn.Module, file: bytes, size: tuple[int, ...], given: Given, runtimes: Sequence[str] | None
+) -> Verdict:
+    """Compare ``file``, for images of ``size`` (C, H, W), with ``student`` in ``runtimes``, on what is ``given``."""
+    runtimes, batch = chosen(runtimes), batch_of(read(file))
     networks: dict[str, Runtime] = {"student": lambda inputs: {LOGITS: student(inputs[IMAGES])}}
     for name in runtimes:
         try:
-            networks[name] = of_any_length(RUNTIMES[name](file), batch_of(read(file)))
-        except RuntimeError as error:
+            networks[name] = of_any_length(RUNTIMES[name](file), batch)
+        except Exception as error:  # whatever a runtime does with a file; the gate says it too
             log.warning("%s does not run the file: %s", name, one_line(error))
     kept: list[Tensor] = []
     kept_labels: list[int] = []
@@ -150,13 +145,14 @@ def measured(
             total += len(labels)
             for name, network in networks.items():
                 right[name] += int((network({IMAGES: images})[LOGITS].argmax(dim=1) == labels.cpu()).sum())
-    if not total:
-        return kept, kept_labels, {}
-    return (
-        kept,
-        kept_labels,
-        {"test_images": total, "top1": {name: 100 * number / total for name, number in right.items()}},
-    )
+    verdict = verify(student, kept, size, file, runtimes=runtimes)
+    verdict.test_images = total
+    verdict.top1 = {name: 100 * number / total for name, number in right.items()} if total else {}
+    predicted = next(tier.predicted for tier in verdict.tiers if tier.name == REFERENCE)
+    if total and len(predicted) == total:  # all were compared
+        same = sum(one == label for one, label in zip(predicted, kept_labels, strict=True))
+        verdict.top1[REFERENCE] = 100 * same / total
+    return verdict
 
 
 def _plain(tier: Tier) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from qtrain.pipeline.load_data import load_data
 from qtrain.pipeline.results import append_row, provenance
 from qtrain.pipeline.run_folder import typical_bits
 from qtrain.pipeline.student_file import allocation_of, check_images, check_square, described, load_trained, student_at
-from qtrain.settings.run_files import CONFIG
+from qtrain.settings.run_files import CONFIG, EXPORTED
 from qtrain.settings.run_settings import RunSettings
 from qtrain.utils.errors import ConfigError, as_config_error
 
@@ -32,7 +32,7 @@ def shipped(settings: RunSettings) -> Shipped:
     file = student_at(settings.checkpoint)
     header, student = load_trained(settings, file)
     check_square(header.images, "checkpoint", task=settings.task)
-    folder = Path(settings.export.output).expanduser() if settings.export.output else file.parent / "export"
+    folder = Path(settings.export.output).expanduser() if settings.export.output else file.parent / EXPORTED
     return Shipped(header, student, file, folder)
 
 

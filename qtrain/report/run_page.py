@@ -1,8 +1,8 @@
 """All runs below a folder on one page.
 
 ``report.html`` needs nothing beside it: charts, style and scripts are inside, so that it can be sent around. It is made
-from ``summary.json`` and ``metrics.jsonl`` alone. A run that did not finish, or whose files are damaged, is listed with
-the reason.
+from ``summary.json``, ``metrics.jsonl`` and ``export/verify.json`` alone. A run that did not finish, or whose files are
+damaged, is listed with the reason.
 """
 
 import base64
@@ -16,6 +16,7 @@ from qtrain.costs.count import OUTSIDE_LAYERS
 from qtrain.data.image_grid import PICTURE
 from qtrain.pipeline.summary import Run, RunSummary, gather
 from qtrain.report.chart import spec, write_png
+from qtrain.report.export_section import COMPARISONS, Export, read_export
 from qtrain.report.html import Cell, number, render, word
 from qtrain.report.run_plots import BIT_OPERATIONS, COMPRESSION, Curve, accuracy_scatter, curves, curves_chart
 from qtrain.report.scatter import draw_scatter
@@ -39,7 +40,10 @@ MOST_POINTS, POINTS_OF_A_PAGE = 240, 25_000
 
 @dataclass(frozen=True)
 class Section:
-    """What the page shows of one run below the tables; ``picture`` is a PNG of images synthesized from the model."""
+    """What the page shows of one run below the tables; ``picture`` is a PNG of images synthesized from the model.
+
+    ``export`` is what became of the run's export, ``None`` where it has none.
+    """
 
     anchor: str
     title: str
@@ -48,11 +52,17 @@ class Section:
     damaged_lines: int
     layers: list[list[Cell]]
     picture: str | None
+    export: Export | None
 
     @property
     def charts(self) -> list[tuple[str, str]]:
         """(name, title) of each chart."""
         return [(f"{self.anchor}-{place}", title) for place, title in enumerate(self.curves)]
+
+    @property
+    def export_chart(self) -> str:
+        """The name of the chart of the export."""
+        return f"{self.anchor}-export"
 
 
 def write_report(folder: Path) -> tuple[Path, int, int]:
@@ -67,7 +77,7 @@ def write_report(folder: Path) -> tuple[Path, int, int]:
         raise FileNotFoundError(f"report.folder: no run below {folder}; train one first, or give another folder")
     rows = seed_groups(run.summary for run in runs)
     sections = [_section(number, run, folder) for number, run in enumerate(runs)]
-    charts = _curve_charts(sections)
+    charts = _curve_charts(sections) | _export_charts(sections)
     for name, (_, axis) in PLOTS.items() if rows else ():
         chart = draw_scatter(accuracy_scatter(rows, axis))
         write_png(chart, folder / f"{name}.png")
@@ -83,6 +93,7 @@ def write_report(folder: Path) -> tuple[Path, int, int]:
         notes=table_notes(rows),
         run_columns=list(RUN_COLUMNS),
         runs=list(zip(sections, [_run_cells(run.summary) for run in runs], strict=True)),
+        comparison_columns=COMPARISONS,
         layer_columns=(*LAYER_HEADINGS, *HEALTH_COLUMNS),
         problems=[(_relative(problem.folder, folder), problem.reason) for problem in problems],
     )
@@ -100,6 +111,11 @@ def _curve_charts(sections: list[Section]) -> dict[str, dict[str, object]]:
     }
 
 
+def _export_charts(sections: list[Section]) -> dict[str, dict[str, object]]:
+    exports = {section.export_chart: section.export for section in sections if section.export is not None}
+    return {name: spec(export.picture) for name, export in exports.items() if export.picture is not None}
+
+
 def _section(number: int, run: Run, folder: Path) -> Section:
     rows, damaged = read_metrics(run.folder / METRICS)
     last = {name: value for row in rows for name, value in row.items()}
@@ -112,6 +128,7 @@ def _section(number: int, run: Run, folder: Path) -> Section:
         damaged_lines=len(damaged),
         layers=[_layer_cells(layer, last) for layer in run.summary.layers if isinstance(layer, dict)],
         picture=base64.b64encode(picture.read_bytes()).decode() if picture.is_file() else None,
+        export=read_export(run.folder),
     )
 
 

@@ -42,3 +42,10 @@ def read_config(file: Path) -> dict[str, Any]:
 def write_config(file: Path, config: Mapping[str, Any]) -> None:
     """Write a resolved config; the file appears whole, since other ranks look into it."""
     write_text(file, yaml.safe_dump(dict(config), sort_keys=False))
+
+
+EXPORTED = "export"
+"""The folder of a student's export."""
+
+VERDICT = "verify.json"
+"""In that folder: the comparison of the export with the student."""

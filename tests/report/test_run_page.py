@@ -156,6 +156,64 @@ def test_page_draws_its_charts_in_a_browser_without_an_error(
     assert fill == ("rgb(108, 176, 255)" if dark else "rgb(11, 98, 196)")
 
 
+def layer(name: str, elements: int, differing: int, cause: str, steps: int = 1) -> dict[str, Any]:
+    return {"layer": name, "elements": elements, "differing": differing, "steps": steps if differing else 0,
+            "ties": differing, "biased": 0, "fused": 0, "saturated": 0, "cause": cause}  # fmt: skip
+
+
+def verdict(**changes: Any) -> dict[str, Any]:
+    """A ``verify.json`` of two layers and three comparisons."""
+    tiers = [
+        {"name": "constants", "faults": [], "first": None, "disagreeing": [], "layers": []},
+        {"name": "reference", "faults": [], "first": None, "disagreeing": [],
+         "layers": [layer("conv1", 3200, 0, ""), layer("fc", 640, 0, "")]},
+        {"name": "onnxruntime", "faults": [], "first": "conv1",
+         "disagreeing": [{"image": 3, "cause": "conv1: 4 ties at a half", "explained": True}],
+         "layers": [layer("conv1", 3200, 4, "4 ties at a half"), layer("fc", 640, 1, "1 <by> biases in 32 bits")]},
+    ]  # fmt: skip
+    found = {"passed": True, "images": 50, "compared_on": "test images", "test_images": 360, "tiers": tiers,
+             "top1": {"student": 96.75, "onnxruntime": 96.5}}  # fmt: skip
+    return found | changes
+
+
+def exported(run: Path, content: str) -> None:
+    (run / "export").mkdir()
+    (run / "export" / "verify.json").write_text(content)
+
+
+def test_export_of_a_run_is_a_table_of_layers_and_a_picture(folder: Path) -> None:
+    exported(folder / "w4-none", json.dumps(verdict()))
+    text = write_report(folder)[0].read_text()
+    assert text.count("<h3>Export</h3>") == 1
+    assert "<b>Verified.</b>" in text
+    assert "Top-1 on 360 images: student 96.75 %, onnxruntime 96.50 %" in text
+    assert ">4 by 1 step: 4 ties at a half<" in text and ">1 by 1 step: 1 &lt;by&gt; biases in 32 bits<" in text
+    (made,) = (chart for name, chart in charts_of(text).items() if name.endswith("-export"))
+    (cells,) = made["datasets"].values()
+    assert [(cell["comparison"], cell["layer"], cell["text"]) for cell in cells] == [
+        ("reference", "conv1", ""), ("reference", "fc", ""), ("onnxruntime", "conv1", "4"), ("onnxruntime", "fc", "1"),
+    ]  # fmt: skip
+    strength = {cell["layer"]: cell["strength"] for cell in cells if cell["comparison"] == "onnxruntime"}
+    assert 0 < strength["conv1"] < strength["fc"] < 1  # 4 of 3200, and 1 of 640
+
+
+def test_export_that_does_not_compute_what_was_trained_says_so(folder: Path) -> None:
+    found = verdict(passed=False)
+    found["tiers"][0]["faults"] = ["conv1.weight.codes: 1 of its bytes are not the student's", "fc: another"]
+    exported(folder / "w4-none", json.dumps(found))
+    text = write_report(folder)[0].read_text()
+    assert "<b>Not what was trained.</b>" in text
+    assert "conv1.weight.codes: 1 of its bytes are not the student&#39;s (and 1 more)" in text
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"tiers": [{}]}', '{"tiers": 3}'])
+def test_damaged_verdict_is_named_and_the_rest_shown(folder: Path, content: str) -> None:
+    exported(folder / "w4-none", content)
+    text = write_report(folder)[0].read_text()
+    assert "export/verify.json cannot be read" in text and "task=verify writes it anew" in text
+    assert "layer1.0.conv1" in text
+
+
 def test_names_are_escaped(tmp_path: Path) -> None:
     write_summary(tmp_path / "a", fields(4, "none", 95.0, model="<script>alert(1)</script>"))
     text = write_report(tmp_path)[0].read_text()

@@ -47,6 +47,15 @@ def batch_of(model: ir.Model) -> int | None:
     return length if isinstance(length, int) else None
 
 
+def image_size(model: ir.Model) -> tuple[int, ...]:
+    """(C, H, W) of the images that ``model`` takes. Raises ``ValueError`` where it does not say so."""
+    shape = model.graph.inputs[0].shape if model.graph.inputs else None
+    size = () if shape is None else tuple(shape)[1:]
+    if len(size) != 3 or not all(isinstance(length, int) for length in size):
+        raise ValueError("the file does not say of what size its images are; export it anew")
+    return tuple(int(str(length)) for length in size)
+
+
 def changed(made: ir.Model, model: ir.Model) -> list[str]:
     """By name, which constants and nodes of ``model`` are not those of ``made``, which the student gives."""
     return ["".join(c if c.isprintable() else "?" for c in fault) for fault in _changes(made, model)]

@@ -43,10 +43,16 @@ class Tier:
 
 @dataclass
 class Verdict:
-    """The comparisons on so many ``images``; printed, one line for each."""
+    """The comparisons on so many ``images``; printed, one line for each.
+
+    ``top1`` are the accuracies in percent, of the student and in each runtime, on ``test_images``; empty where no
+    labels are known.
+    """
 
     tiers: list[Tier]
     images: int = 0
+    top1: dict[str, float] = field(default_factory=dict)
+    test_images: int = 0
 
     @property
     def passed(self) -> bool:
@@ -73,3 +79,6 @@ class Verdict:
             codes = f"{differing} of {elements} codes differ{first}" if layers else "as the student gives them"
             same = f"; {len(tier.disagreeing)} of {self.images} predictions differ" if layers else ""
             yield f"{tier.name}: {'FAILED: ' + tier.faults[0] if tier.faults else codes}{same}"
+        if self.top1:
+            parts = ", ".join(f"{name} {number:.2f} %" for name, number in self.top1.items())
+            yield f"top-1 on {self.test_images} images: {parts}"

@@ -1,0 +1,135 @@
+"""Exports and their proof, for a student at hand."""
+
+import copy
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from qtrain.api.files import save
+from qtrain.api.quantize import RECORD, Images, Record
+from qtrain.deployment.onnx.symbolic import OPSET
+from qtrain.deployment.onnx.write import export as as_onnx
+from qtrain.deployment.parity.file import image_size, read
+from qtrain.deployment.parity.runtimes import chosen
+from qtrain.deployment.parity.verdict import Verdict
+from qtrain.packed import header
+from qtrain.packed.networks import Builder
+from qtrain.pipeline.export_folder import BATCH, Given, Shipped, check_files, compared_with, write_files
+from qtrain.settings.run_files import STUDENT
+from qtrain.utils.atomic_write import atomic_write
+
+log = logging.getLogger(__name__)
+
+
+def export(
+    student: nn.Module,
+    path: str | Path,
+    images: Images,
+    *,
+    builder: Builder | None = None,
+    options: Mapping[str, Any] | None = None,
+    size: Sequence[int] | None = None,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    classes: Sequence[str] = (),
+    compared: int = 200,
+    opset: int = OPSET,
+    batch: int | None = None,
+    runtimes: Sequence[str] | None = ("onnxruntime",),
+) -> Verdict:
+    """Write ``student`` as ONNX to ``path``, and compare the file with it; the verdict, which prints in a few lines.
+
+    ``path`` is a folder, which gets what ``task=export`` writes, or a file ``.onnx``. ``images`` are a tensor (N, C, H,
+    W), or batches of images or of (images, labels), normalized as in training; the first ``compared`` are compared
+    layer by layer, and with labels the accuracy is taken on all. ``builder``, ``options``, ``size``, ``mean``, ``std``
+    and ``classes`` are those of :func:`qtrain.save`. The file is for ``batch`` images at a time, or any number.
+    ``runtimes`` are ``onnxruntime`` and ``openvino``; ``None`` are those that are installed.
+
+    An export that does not compute what was trained is an error in the log, and its verdict has not ``passed``. Raises
+    ``ValueError`` in one line where the student has no form in ONNX, or a runtime is not installed.
+
+    >>> import torch, qtrain
+    >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(),
+    ...                               torch.nn.Linear(4 * 36, 10))
+    >>> student = qtrain.quantize(network, torch.rand(16, 3, 8, 8))
+    >>> verdict = qtrain.export(student, "student.onnx", torch.rand(16, 3, 8, 8))
+    >>> verdict.passed
+    True
+    """
+    path, runtimes, student = Path(path), chosen(runtimes), copy.deepcopy(student).cpu().eval()
+    if path.suffix == ".onnx":
+        made = as_onnx(student, _size(student, size), opset=opset, batch=batch).to_bytes()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(made)
+    else:
+        save(student, path / STUDENT, builder=builder, options=options, size=size, mean=mean, std=std, classes=classes)
+        write_files(_shipped(student, path), opset=opset, batch=batch)
+    return verify(student, path, images, compared=compared, runtimes=runtimes)
+
+
+def verify(
+    student: nn.Module,
+    path: str | Path,
+    images: Images,
+    *,
+    compared: int = 200,
+    runtimes: Sequence[str] | None = ("onnxruntime",),
+) -> Verdict:
+    """Compare the export at ``path``, a folder or a file ``.onnx``, with ``student``; as :func:`export` does.
+
+    Raises ``ValueError`` in one line for a file that is damaged, and ``FileNotFoundError`` where there is none.
+
+    >>> import torch, qtrain
+    >>> images = torch.rand(8, 1, 8, 8)
+    >>> student = qtrain.quantize(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4)), images)
+    >>> qtrain.export(student, "digits.onnx", images).passed
+    True
+    >>> qtrain.verify(student, "digits.onnx", images).passed
+    True
+    """
+    path, student = Path(path), copy.deepcopy(student).cpu().eval()
+    given = Given(_pairs(images), compared, "images")
+    if path.suffix == ".onnx":
+        file = path.read_bytes()
+        verdict = compared_with(student, file, image_size(read(file)), given, runtimes)
+    else:
+        verdict, _ = check_files(_shipped(student, path), given, runtimes)
+    for fault in verdict.faults:
+        log.error("%s does not compute what was trained: %s", path, fault)
+    return verdict
+
+
+def _shipped(student: nn.Module, folder: Path) -> Shipped:
+    """``student`` and the ``folder`` of its export. Raises ``ValueError`` unless its images are square."""
+    found, _ = header.read(folder / STUDENT)
+    channels, *sides = found.images.size
+    if channels not in (1, 3) or len(set(sides)) != 1 or len(sides) != 2:
+        raise ValueError(
+            f"export: a folder is for a student of square images, gray or in color, got {found.images.size}; give a "
+            "path that ends with .onnx, for the file alone"
+        )
+    return Shipped(found, student, folder / STUDENT, folder)
+
+
+def _size(student: nn.Module, size: Sequence[int] | None) -> tuple[int, ...]:
+    record = vars(student).get(RECORD)
+    if size is not None:
+        return tuple(size)
+    if not isinstance(record, Record):
+        raise ValueError("export: the size of the images is not known; give size=(channels, height, width)")
+    return record.size
+
+
+def _pairs(images: Images) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """(images, labels or ``None``). Raises ``ValueError`` for what is neither."""
+    batches: Iterable[Any] = images.split(BATCH) if isinstance(images, Tensor) else images
+    for batch in batches:
+        some, labels, *_ = (*batch, None) if isinstance(batch, tuple | list) else (batch, None)
+        if not isinstance(some, Tensor):
+            kind = type(some).__name__
+            raise ValueError(f"images: must be a tensor, or batches of tensors or (images, labels), got {kind}")
+        yield some, labels if isinstance(labels, Tensor) and labels.ndim == 1 else None

@@ -1,0 +1,122 @@
+"""``qtrain.export`` and ``qtrain.verify``: what the command does, for a student and images at hand."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from PIL import Image
+from torch import nn
+
+import qtrain
+from tests.api.test_quantize import Net, images
+
+OWN = """
+import torch
+from torch import nn
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.conv(x)).mean(dim=(2, 3)))
+
+loader = [(torch.rand(16, 3, 8, 8), torch.randint(4, (16,))) for _ in range(3)]
+"""
+
+PROGRAM = """
+import qtrain
+from own import Own, loader
+
+student = qtrain.quantize(Own(), loader, weight_bits=4, input_bits=4)
+verdict = qtrain.export(student, "shipped", loader, builder=Own, classes=["ant", "bee", "cat", "dog"])
+print(verdict)
+assert verdict.passed
+assert qtrain.verify(student, "shipped", loader, runtimes=None).passed
+assert qtrain.load("shipped/student.safetensors", builders=[Own]) is not None
+"""
+
+
+def test_a_network_of_ones_own_is_quantized_exported_and_verified_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    assert len(PROGRAM.strip().splitlines()) <= 12
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "program.py").write_text(PROGRAM)
+    environment = os.environ | {"PYTHONPATH": str(Path(qtrain.__file__).parents[1])}
+    run = [sys.executable, "program.py"]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "constants: as the student gives them"
+    assert done.stdout.splitlines()[-1].startswith("top-1 on 48 images: student ")
+    folder = tmp_path / "shipped"
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md", "labels.json", "model.onnx", "run.py", "student.safetensors", "verify.json",
+    }  # fmt: skip
+    verdict = json.loads((folder / "verify.json").read_text())
+    assert (verdict["passed"], verdict["images"], verdict["test_images"]) == (True, 48, 48)
+    assert [tier["name"] for tier in verdict["tiers"]][-1] == "openvino"
+    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(tmp_path / "black.png")
+    program = [sys.executable, str(folder / "run.py"), "black.png"]
+    said = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert {"ant", "bee", "cat", "dog"} == {part.split()[0] for part in said.strip().split("\t")[1:]}
+
+
+@pytest.fixture(scope="module")
+def student() -> nn.Module:
+    torch.manual_seed(0)
+    return qtrain.quantize(Net(), images())
+
+
+def test_a_file_alone_is_compared_on_images_without_labels(student: nn.Module, tmp_path: Path) -> None:
+    verdict = qtrain.export(student, tmp_path / "deep" / "net.onnx", images(), batch=4, compared=7)
+    assert verdict.passed and verdict.images == 4 and verdict.top1 == {}
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["net.onnx"]
+
+
+def test_a_changed_file_does_not_pass_and_the_log_says_why(
+    student: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "net.onnx"
+    assert qtrain.export(student, file, images()).passed
+    model = onnx.load(file)
+    tensor = next(t for t in model.graph.initializer if t.name == "middle.weight.codes")
+    codes = numpy_helper.to_array(tensor).copy()
+    codes.reshape(-1)[0] -= 1
+    tensor.CopyFrom(numpy_helper.from_array(codes, tensor.name))
+    onnx.save(model, file)
+    with caplog.at_level(logging.ERROR):
+        verdict = qtrain.verify(student, file, images())
+    assert not verdict.passed
+    assert "middle.weight.codes: 1 of its bytes are not the student's" in caplog.text
+
+
+def test_the_students_mode_and_device_are_left(student: nn.Module, tmp_path: Path) -> None:
+    student.train()
+    qtrain.export(student, tmp_path / "net.onnx", images())
+    assert student.training
+    student.eval()
+
+
+def test_what_is_wrong_is_said_in_one_line(student: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^runtimes: must be among onnxruntime, openvino, got tensorrt"):
+        qtrain.export(student, tmp_path / "net.onnx", images(), runtimes=["tensorrt"])
+    with pytest.raises(ValueError, match=r"the size of the images is not known; give size="):
+        qtrain.export(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), tmp_path / "net.onnx", images())
+    with pytest.raises(ValueError, match=r"^images: must be a tensor, or batches of tensors .*, got str"):
+        qtrain.export(student, tmp_path / "net.onnx", ["image"])
+    with pytest.raises(FileNotFoundError):
+        qtrain.verify(student, tmp_path / "absent.onnx", images())
+    wide = qtrain.quantize(Net(), torch.rand(2, 3, 8, 12))
+    with pytest.raises(ValueError, match=r"square images, gray or in color, got \(3, 8, 12\); give a path that ends"):
+        qtrain.export(wide, tmp_path / "folder", torch.rand(2, 3, 8, 12), builder=Net)
+    assert qtrain.export(wide, tmp_path / "wide.onnx", torch.rand(2, 3, 8, 12)).passed
