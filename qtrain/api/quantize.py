@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from qtrain.config.compose import compose
 from qtrain.convert.calibrate import calibrate
 from qtrain.convert.plan import MakeObserver, Policy
-from qtrain.pipeline.prepare import convert, correct_, settle_for_target_
+from qtrain.deployment.lint import Finding, lint
+from qtrain.pipeline.prepare import convert, correct_, settle_for_target_, target_of
 from qtrain.quantizers.base import MakeQuantizer
 from qtrain.settings.component import Component
 from qtrain.settings.run_settings import QuantizeSettings, RunSettings
@@ -31,15 +32,18 @@ Images = Tensor | Iterable[Any]
 class Report:
     """What :func:`quantize` did: bits of each layer, and what it left in full precision, with the reason for each.
 
-    ``skipped`` are layers, and parameters that are multiplied without being a layer's, by qualified name.
+    ``skipped`` are layers, and parameters that are multiplied without being a layer's, by qualified name. ``findings``
+    are what a target does not compute with the integers that are stored, if one was asked about.
     """
 
     layers: dict[str, LayerBits]
     skipped: dict[str, str]
+    findings: list[Finding] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [f"{name}: weight {bits.weight} bits, input {bits.input} bits" for name, bits in self.layers.items()]
-        return "\n".join([*lines, *(f"{name}: full precision: {reason}" for name, reason in self.skipped.items())])
+        skipped = (f"{name}: full precision: {reason}" for name, reason in self.skipped.items())
+        return "\n".join([*lines, *skipped, *map(str, self.findings)])
 
 
 @dataclass(frozen=True)
@@ -120,15 +124,25 @@ def quantize(
     return _quantized(replace(settings, quantize=chosen), copy.deepcopy(model), batches_of(images, settings))
 
 
-def describe(student: nn.Module) -> Report:
-    """What :func:`quantize` did to ``student``. Raises ``ValueError`` for a network that did not come from it.
+def describe(student: nn.Module, target: str | None = None) -> Report:
+    """What :func:`quantize` did to ``student``, and what the runtime ``target`` will do with it, if one is named.
+
+    Raises ``ValueError`` for a network that did not come from :func:`quantize`, and for a target that does not exist.
 
     >>> import torch, qtrain
-    >>> student = qtrain.quantize(torch.nn.Sequential(torch.nn.Linear(4, 4)), torch.rand(2, 4))
-    >>> qtrain.describe(student).layers
-    {'0': LayerBits(weight=8, input=8)}
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GELU(), torch.nn.Linear(4, 4))
+    >>> student = qtrain.quantize(network, torch.rand(2, 4), weight_bits=7, ends=None, target="onnxruntime")
+    >>> qtrain.describe(student).layers["0"]
+    LayerBits(weight=7, input=4)
+    >>> for finding in qtrain.describe(student, "onnxruntime").findings:
+    ...     print(finding)
+    0: size only: weights of 7 bits are computed in 8, inputs of 4 bits are computed in 8
+    2: size only: weights of 7 bits are computed in 8, inputs of 4 bits are computed in 8
+    1: float: GELU: it has integers for sigmoid and leaky ReLU only
     """
-    return record_of(student).report
+    report = record_of(student).report
+    chosen = None if target is None else target_of(compose([f"target={target}"]))
+    return report if chosen is None else replace(report, findings=lint(student, chosen, report.skipped))
 
 
 def record_of(student: nn.Module) -> Record:
