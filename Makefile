@@ -1,5 +1,5 @@
 # Everything on a fresh machine that has Python (3.11 or newer) and make:
-#   make quickstart    a teacher, then low-bit students with and without it, on real images; table and plot
+#   make quickstart    a teacher, then low-bit students with and without it, on real images; table, plot, and an export
 #   make test          lint, format, types, and the tests of ten minutes
 #   make test-slow     the tests that kill processes, start ranks or Ray, or train for minutes
 #   make slurm         trainings that are preempted, killed and cut short on a SLURM cluster of the tests' own
@@ -13,6 +13,7 @@ BIN := $(VENV)/bin
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m qtrain +experiment=quickstart
+	$(BIN)/python -m qtrain task=export checkpoint=outputs/quickstart/w4a4-distill
 
 test: lint types tests
 
@@ -45,7 +46,7 @@ $(BIN)/python:
 
 # The stamps make pip run again when, and only when, what it installs has changed.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -e . -c constraints.txt
+	$(BIN)/python -m pip install --quiet -e '.[export]' -c constraints.txt
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python

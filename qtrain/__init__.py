@@ -67,7 +67,12 @@ def __getattr__(name: str) -> Any:
     if name not in _OFFERED:
         raise AttributeError(f"module 'qtrain' has no attribute {name!r}")
     module, own = _OFFERED[name]
-    return getattr(importlib.import_module(module), own)
+    try:
+        return getattr(importlib.import_module(module), own)
+    except ModuleNotFoundError as error:
+        if module != "qtrain.api.deploy" or (error.name or "").startswith("qtrain"):
+            raise
+        raise ImportError(f"qtrain.{name}: {error.name} is not installed; pip install 'qtrain[export]'") from error
 
 
 def __dir__() -> list[str]:

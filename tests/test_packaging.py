@@ -80,6 +80,7 @@ def test_a_plain_installation_trains_and_calibrates(tmp_path: Path) -> None:
     program = (
         "import sys\n"
         "extras = ('pyarrow', 'datasets', 'wandb', 'wandb_workspaces', 'ray', 'optuna', 'submitit')\n"
+        "extras += ('onnx', 'onnx_ir', 'onnxruntime', 'onnxscript', 'openvino')\n"
         "sys.modules |= dict.fromkeys(extras)\n"
         "from qtrain.cli import main\n"
         "main(sys.argv[1:])\n"
@@ -92,6 +93,11 @@ def test_a_plain_installation_trains_and_calibrates(tmp_path: Path) -> None:
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     missing = r"qtrain: error: task=sweep: (ray|optuna) is not installed; pip install 'qtrain\[sweep\]'"
+    assert re.search(missing, done.stderr)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    lone = ["task=export", "checkpoint=outputs/adhoc/run"]
+    done = subprocess.run([sys.executable, "-c", program, *lone], cwd=tmp_path, capture_output=True, text=True)
+    missing = r"qtrain: error: task=export: onnx\w* is not installed; pip install 'qtrain\[export\]'"
     assert re.search(missing, done.stderr)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
     command = [sys.executable, "-c", program, "data=synthetic", "data.test=null", "data.name=mine", "data.mean=[0.5]"]

@@ -68,6 +68,12 @@ def test_the_readme_gives_the_two_commands_and_the_pip_lines() -> None:
     assert {"quickstart", "test"} <= set(TARGETS)
     assert "pip install -e . -c constraints.txt" in text
     assert "python -m qtrain +experiment=quickstart" in text
+    export = "python -m qtrain task=export checkpoint=outputs/quickstart/w4a4-distill"
+    assert export in text
+    recipe = (ROOT / "Makefile").read_text().partition("\nquickstart:")[2].partition("\n\n")[0]
+    assert [line.partition("python ")[2] for line in recipe.splitlines()[1:]] == [
+        "-m qtrain +experiment=quickstart", export.partition("python ")[2],
+    ]  # fmt: skip
 
 
 def test_the_model_of_the_readme_is_calibrated_on_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

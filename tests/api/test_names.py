@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +52,10 @@ def test_importing_loads_no_torch_and_no_config() -> None:
     code = f"import sys, qtrain; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_exporting_without_its_packages_names_the_extra() -> None:
+    code = "import sys; sys.modules['onnx'] = sys.modules['onnx_ir'] = None; import qtrain; qtrain.export"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    said = done.stderr.splitlines()[-1]
+    assert re.fullmatch(r"ImportError: qtrain.export: onnx\w* is not installed; pip install 'qtrain\[export\]'", said)

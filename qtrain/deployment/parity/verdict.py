@@ -70,12 +70,11 @@ class Verdict:
         for tier in self.tiers:
             layers = list(tier.layers.values())
             differing, elements = sum(one.differing for one in layers), sum(one.elements for one in layers)
-            first = (
-                ""
-                if tier.first is None
-                else f", at most {max(one.steps for one in layers)} steps, the first in "
-                f"{tier.first.layer} ({tier.first.cause})"
-            )
+            first = ""
+            if tier.first is not None:
+                steps = max(one.steps for one in layers)
+                reach = f"by {'one step' if steps == 1 else f'up to {steps} steps'}"
+                first = f" {reach}, the first in {tier.first.layer} ({tier.first.cause})"
             codes = f"{differing} of {elements} codes differ{first}" if layers else "as the student gives them"
             same = f"; {len(tier.disagreeing)} of {self.images} predictions differ" if layers else ""
             yield f"{tier.name}: {'FAILED: ' + tier.faults[0] if tier.faults else codes}{same}"
