@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from qtrain.pipeline.run_folder import typical_bits
 from qtrain.pipeline.summary import FINISHED, RunSummary, gather, read_summary, write_summary
 from qtrain.report.seed_groups import seed_groups
 from qtrain.report.table import COLUMNS, closing_table, plain_table, print_summary, size_text, table_rows
+from qtrain.spec import LayerBits
 
 
 def fields(**changes: Any) -> dict[str, Any]:
@@ -174,3 +176,12 @@ def test_the_closing_table_goes_to_a_pipe_and_to_a_terminal(tmp_path: Path, monk
     assert "─" not in pipe.getvalue() and "─" in terminal.getvalue()
     for text in (pipe.getvalue(), terminal.getvalue()):
         assert "95.00" in text and "43.0 kB" in text and "0.0112" in text and "interrupted" in text
+
+
+def test_typical_bits_are_those_of_layers_and_not_of_operands() -> None:
+    """A student for a target has more operands, of 8 bits, than layers of few bits."""
+    operands = {f"add_{i}.{side}": LayerBits(32, 8) for i in range(3) for side in ("left", "right")}
+    layers = {"stem": LayerBits(8, 8), "conv1": LayerBits(2, 4), "conv2": LayerBits(2, 4)}
+    assert typical_bits({**operands, **layers}) == (2, 4)
+    assert typical_bits(operands) == (32, 8)
+    assert typical_bits({}) == (32, 32)
