@@ -89,12 +89,13 @@ def quantize(
     precision.
 
     The other choices are those of the config. Each is a name from ``conf/`` (``weight="lsq_plus"``,
-    ``rounding="brecq"``, ``granularity="channel"``) or an object: for quantizers and observers a constructor that lacks
-    only its ``spec`` or ``granularity``. ``None`` leaves the config's default. ``fold`` is ``none``, ``before`` or
-    ``training``. ``target`` is the runtime that the student is for, ``onnxruntime``, ``openvino`` or ``tensorrt``: what
-    it computes in integers between the layers is quantized too, and each tensor once. ``operations`` are bits of such
-    operations by kind (``add``, ``matmul``, ``softmax``, ...), with a target or without. ``options`` are further
-    overrides, as on the command line: ``["quantize.weight.init=range"]``.
+    ``rounding="brecq"``, ``granularity="channel"``) or an object: for quantizers and observers a constructor that
+    lacks only its ``spec`` or ``granularity``. ``None`` leaves the config's default. ``fold`` is ``none``, ``before``
+    or ``training``. ``target`` is the runtime that the student is for, ``onnxruntime``, ``openvino`` or ``tensorrt``:
+    what it computes in integers between the layers is quantized too, and each tensor once. Biases are then rounded to
+    its steps, by half a step at most. ``operations`` are bits of such operations by kind (``add``, ``matmul``,
+    ``softmax``, ...), with a target or without. ``options`` are further overrides, as on the command line:
+    ``["quantize.weight.init=range"]``.
 
     :func:`describe` says what was left in full precision. The student trains with :func:`distill` or in a loop of one's
     own. Raises ``ValueError``, in one line, for a choice that does not exist or does not fit the network.

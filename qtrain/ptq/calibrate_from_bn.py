@@ -14,7 +14,9 @@ from qtrain.convert.calibrate import calibrate_weights, observe_weights
 from qtrain.convert.fold import OutputStatistics
 from qtrain.convert.layers import quant_layers
 from qtrain.convert.plan import LayerPlan
+from qtrain.observers.base import Observer
 from qtrain.ptq.bn_propagation import BOUNDS, DEVIATIONS, ROWS, follow, standard_normal
+from qtrain.quantizers.base import Quantizer
 
 
 @torch.no_grad()
@@ -40,6 +42,7 @@ def calibrate_from_statistics(
     calibrate_weights(model, observe_weights(model, plans))
     device = next(model.parameters()).device
     inputs = follow(model, statistics, image_values(low, high).to(device), deviations=deviations)
+    observers: dict[Quantizer, Observer] = {}  # layers that share a quantizer are observed as one
     for name, layer in quant_layers(model).items():
         quantizer = layer.input_quantizer
         if quantizer is None:
@@ -49,8 +52,9 @@ def calibrate_from_statistics(
                 f"quantize.calibration: layer {name!r} is inside a module that cannot be traced, so that statistics "
                 "say nothing of its input; take quantize.calibration=images"
             )
-        observer = plans[name].input_observer(granularity=quantizer.granularity)
-        observer.update(inputs[name])
+        made = plans[name].input_observer(granularity=quantizer.granularity)
+        observers.setdefault(quantizer, made).update(inputs[name])
+    for quantizer, observer in observers.items():
         quantizer.calibrate_(observer.observed(int(quantizer.bits)))
 
 

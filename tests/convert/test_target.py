@@ -10,13 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qtrain
-from qtrain.convert.layers import quant_layers, set_quantization
+from qtrain.config.compose import compose
+from qtrain.convert.calibrate import calibrate
+from qtrain.convert.layers import quant_layers, quantizers_of, set_quantization
 from qtrain.convert.operations import expose_operations
 from qtrain.convert.switch import switch_bits_
 from qtrain.convert.target import Target
 from qtrain.convert.tensors import readings
 from qtrain.costs.count import count
 from qtrain.nn.operations import Add, Operation
+from qtrain.pipeline.prepare import convert
+from qtrain.ptq.calibrate_from_bn import calibrate_from_statistics
 from qtrain.spec import FULL_PRECISION, LayerBits
 
 
@@ -154,7 +158,8 @@ def test_the_shortcut_alone_is_quantized_for_runtimes_that_merge_the_sum() -> No
 
 def test_quantizers_off_give_the_original_bit_for_bit() -> None:
     model, x = net()
-    student = qtrain.quantize(model, x, target="onnxruntime")
+    student = copy.deepcopy(model)
+    calibrate(student, [x], convert(compose(["target=onnxruntime"]), student, x).plans)
     with torch.no_grad():
         assert not torch.equal(student(x), model(x))
         set_quantization(student, enabled=False)
@@ -219,3 +224,19 @@ def test_operands_without_bits_stay_in_full_precision() -> None:
     model, x = residual()
     report = qtrain.describe(qtrain.quantize(model, x, target="openvino"))
     assert report.layers["3.add_0.left"] == LayerBits(FULL_PRECISION, FULL_PRECISION)
+
+
+def test_statistics_calibrate_a_shared_quantizer_by_all_that_reads_it() -> None:
+    """A pool reads the tensor, and behind it a layer and a sum do; each of them is observed."""
+    torch.manual_seed(0)
+    stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2))
+    model = nn.Sequential(*stem, Block(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).eval()
+    nn.init.uniform_(model[1].bias, 1.0, 2.0)
+    nn.init.uniform_(model[1].running_mean, -0.2, 0.2)
+    settings = compose(["target=onnxruntime", "quantize.fold=before", "quantizer@quantize.input=affine"])
+    converted = convert(settings, model, torch.randn(1, 3, 8, 8))
+    calibrate_from_statistics(model, converted.plans, converted.statistics, low=-torch.ones(3), high=torch.ones(3))
+    pool, conv = model.get_submodule("3.input"), model.get_submodule("4.conv1")
+    assert conv.tensor_quantizer is pool.input_quantizer
+    assert all(bool(quantizer.initialized) for quantizer in quantizers_of(model).values())
+    assert float(pool.input_quantizer.quantize(torch.rand(2, 8, 8, 8)).scale) * 255 > 3, "1.5 and several deviations"
