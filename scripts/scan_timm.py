@@ -247,9 +247,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="CSV file, a row for each model (%(default)s)")
     options = parser.parse_args(arguments)
     rows = read_results(options.results) if options.results.is_file() else []
-    done = {row[column] for row in rows for column in ("family", "model")}
-    chosen = {name: [name] for name in options.models} if options.models else families()
-    for family, names in [each for each in chosen.items() if each[0] not in done][: options.limit]:
+    done = {row["model"] for row in rows}
+    known = families()
+    if options.models:
+        family_of = {name: family for family, names in known.items() for name in names}
+        chosen = [(family_of.get(name, name), [name]) for name in options.models if name not in done]
+    else:
+        tried_before = {row["family"] for row in rows}
+        chosen = [(family, names) for family, names in known.items() if family not in tried_before]
+    for family, names in chosen[: options.limit]:
         name, parameters = smallest(names)
         if name in done:
             continue

@@ -81,6 +81,11 @@ def test_rows_have_counts_and_reasons_and_a_scan_goes_on(
     assert asked == ["test_resnet", "test_vit"], "each model once"
     first, second, third = read_results(results)
     assert (first["status"], first["reason"]) == ("pass", "")
+    assert [row["family"] for row in (first, second, third)] == [
+        "resnet/test",
+        "vision_transformer/test",
+        "resnet/resnet",
+    ]
     assert int(first["macs"]) == int(first["independent_macs"]) > 0
     assert int(first["size_bytes"]) < int(first["file_bytes"]) < int(first["fp_size_bytes"])
     assert (second["status"], second["reason"]) == ("fail", "RuntimeError: of no use")
