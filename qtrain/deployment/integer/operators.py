@@ -51,6 +51,14 @@ def dequantize_linear(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
     return Fixed(numbers, scale.double(), bound)
 
 
+def greater_or_equal(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
+    """1 from the threshold on, 0 below: numbers are compared with the least whole number that is not below it."""
+    x, threshold = inputs
+    if isinstance(x, Fixed):
+        return (x.numbers >= (threshold.double() / x.scale).ceil().to(torch.int64)).to(torch.int64)
+    return (x >= threshold).to(torch.int64)
+
+
 def bit_shift(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
     """Codes that are larger by a power of two."""
     codes, by = inputs
@@ -78,6 +86,7 @@ OPERATORS: dict[str, Operator] = {
     "Gelu": attention.gelu,
     "Gemm": products.gemm,
     "GlobalAveragePool": pools.global_average_pool,
+    "GreaterOrEqual": greater_or_equal,
     "HardSigmoid": arithmetic.hard_sigmoid,
     "HardSwish": arithmetic.hard_swish,
     "Identity": moves.identity,

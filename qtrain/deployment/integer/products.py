@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qtrain.deployment.integer import binary
 from qtrain.deployment.integer.fixed import (
     ACCUMULATOR,
     CODE,
@@ -30,6 +31,10 @@ def convolution(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
     x, axes = _fitting(x, reach), weight.numbers.ndim - 2
     strides, dilations, pads = window(attributes, axes)
     numbers, groups = x.numbers, int(attributes.get("group", 1))
+    channels = (-1, *(1 for _ in range(axes)))
+    signed = binary.convolution(numbers, weight.numbers, strides, pads, dilations, groups)
+    if signed is not None:
+        return _accumulated(signed, x, weight, reach, bias, channels)
     before, after = pads[:axes], pads[axes:]
     padding: Any = before
     if before != after:
@@ -37,7 +42,7 @@ def convolution(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
         padding = 0
     kind = _carrier(int(reach.max()) * x.bound)
     sums = _CONVOLUTIONS[axes](numbers.to(kind), weight.numbers.to(kind), None, strides, padding, dilations, groups)
-    return _accumulated(sums, x, weight, reach, bias, (-1, *(1 for _ in range(axes))))
+    return _accumulated(sums, x, weight, reach, bias, channels)
 
 
 def transposed_convolution(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
@@ -63,8 +68,10 @@ def gemm(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
     numbers = weight.numbers if attributes.get("transB") else weight.numbers.T
     reach = numbers.abs().sum(dim=1)
     x = _fitting(x, reach)
-    kind = _carrier(int(reach.max()) * x.bound)
-    sums = x.numbers.to(kind) @ numbers.to(kind).T
+    sums = binary.linear(x.numbers, numbers)
+    if sums is None:
+        kind = _carrier(int(reach.max()) * x.bound)
+        sums = x.numbers.to(kind) @ numbers.to(kind).T
     scale = weight.scale.reshape(-1) if weight.scale.numel() > 1 else weight.scale
     return _accumulated(sums, x, Fixed(numbers, scale, weight.bound), reach, bias, (-1,))
 

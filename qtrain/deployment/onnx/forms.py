@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from qtrain.quantizers.base import Quantizer
+from qtrain.quantizers.binary.binary import Binary
 from qtrain.spec import PerChannel
 from qtrain.storage.affine import AffineTensor
 
@@ -25,6 +26,9 @@ class Codes:
     values stay; but the scale of the layer's sums becomes finer, and with it what its bias is rounded to. ``dtype`` is
     the type of the stored codes. ``scale`` and ``zero_point`` have no axes, or one for the channels of ``axis``.
     ``offset`` is a number that is added in floating point, ``None`` where there is none.
+
+    Signs have a ``threshold``, no axes, and the codes 0 below it and 1 from there on, which stand for half a scale less
+    and half a scale more than zero: their zero point is 1/2 before the shift.
     """
 
     scale: Tensor
@@ -35,6 +39,21 @@ class Codes:
     shift: int = 0
     axis: int | None = None
     offset: Tensor | None = None
+    threshold: Tensor | None = None
+
+    @property
+    def shifted_zero_point(self) -> Tensor:
+        """The code of zero that a layer reads."""
+        if self.threshold is not None:
+            return torch.tensor(2 ** (self.shift - 1)).to(self.dtype)
+        return (self.zero_point.to(torch.int64) << self.shift).to(self.dtype)
+
+    def steps(self, x: Tensor, *, shifted: bool = False) -> Tensor:
+        """``x``, or ``x - offset`` if ``shifted``, in units of the scale; codes change at the halves."""
+        scale = along(self.scale, self.axis, x.ndim).to(x.dtype)
+        if self.threshold is not None:
+            return ((x - self.threshold) / scale + 0.5).clamp(0, 1)
+        return (x if shifted or self.offset is None else x - along(self.offset, self.axis, x.ndim)) / scale
 
     @property
     def step(self) -> Tensor:
@@ -57,8 +76,10 @@ def input_codes(quantizer: Quantizer) -> Codes:
     the input at hand, or where the values are not evenly spaced.
     """
     name = type(quantizer).__name__
-    if getattr(quantizer, "output_factor", None) is not None:
+    if getattr(quantizer, "output_factor", None) is not None and getattr(quantizer, "scale_map", True):
         raise NoFormError(f"{name} multiplies the layer's output by a factor of each input")
+    if isinstance(quantizer, Binary):
+        return _signs(quantizer)
     first = quantizer.quantize(_probe(quantizer, reach=1.0))
     if not isinstance(first, AffineTensor):
         raise NoFormError(f"the values of {name} are not evenly spaced")
@@ -89,6 +110,19 @@ def input_codes(quantizer: Quantizer) -> Codes:
         axis=None if per_tensor else quantizer.spec.channel_axis,
         offset=None if first.offset is None or not first.offset.any() else first.offset.float().reshape(flat),
     )
+
+
+def _signs(quantizer: Binary) -> Codes:
+    probe = torch.zeros(1, device=quantizer.bits.device)
+    alpha, threshold = quantizer.factor(probe), quantizer.threshold
+    name = type(quantizer).__name__
+    if threshold is None or threshold.numel() != 1 or (alpha is not None and alpha.numel() != 1):
+        raise NoFormError(f"the signs of {name} have several thresholds or factors")
+    if alpha is not None and not alpha > 0:
+        raise NoFormError(f"the factor of {name} is {float(alpha):.3g}, not positive")
+    one = torch.ones(()) if alpha is None else alpha.float().reshape(())
+    zero = torch.zeros((), dtype=torch.uint8)
+    return Codes(2 * one, zero, low=0, high=1, dtype=torch.uint8, shift=7, threshold=threshold.float().reshape(()))
 
 
 def along(state: Tensor, axis: int | None, dimensions: int) -> Tensor:

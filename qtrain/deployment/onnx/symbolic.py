@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import onnx_ir as ir
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,7 +30,10 @@ class Constant(nn.Module):
 
 
 class QuantizedInput(nn.Module):
-    """QuantizeLinear, a clip and a shift of the codes where the type holds more of them, and DequantizeLinear."""
+    """QuantizeLinear, a clip and a shift of the codes where the type holds more of them, and DequantizeLinear.
+
+    Signs are compared with their threshold in place of QuantizeLinear.
+    """
 
     scale: Tensor
     zero_point: Tensor
@@ -39,6 +43,7 @@ class QuantizedInput(nn.Module):
     step: Tensor
     shifted_zero_point: Tensor
     offset: Tensor | None
+    threshold: Tensor | None
 
     def __init__(self, codes: Codes) -> None:
         super().__init__()
@@ -50,7 +55,8 @@ class QuantizedInput(nn.Module):
         self.shifted = codes.shift > 0
         self.register_buffer("shift", torch.tensor(codes.shift).to(codes.dtype))
         self.register_buffer("step", codes.step.clone())
-        self.register_buffer("shifted_zero_point", (codes.zero_point.to(torch.int64) << codes.shift).to(codes.dtype))
+        self.register_buffer("shifted_zero_point", codes.shifted_zero_point)
+        self.register_buffer("threshold", codes.threshold)
         offset = codes.offset
         if offset is not None and codes.axis is not None:
             offset = offset.reshape(1, -1, 1, 1)
@@ -59,8 +65,12 @@ class QuantizedInput(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         x = input if self.offset is None else input - self.offset
         axis = {} if self.axis is None else {"axis": self.axis}
-        codes = emit("QuantizeLinear", (x, self.scale, self.zero_point), x.shape, self.dtype, **axis)
-        if self.clipped:
+        if self.threshold is not None:
+            above = emit("GreaterOrEqual", (x, self.threshold), x.shape, torch.bool, version=16)
+            codes = emit("Cast", (above,), x.shape, self.dtype, to=int(ir.DataType.UINT8))
+        else:
+            codes = emit("QuantizeLinear", (x, self.scale, self.zero_point), x.shape, self.dtype, **axis)
+        if self.clipped and self.threshold is None:
             codes = emit("Clip", (codes, self.low, self.high), x.shape, self.dtype, version=13)
         if self.shifted:
             codes = emit("BitShift", (codes, self.shift), x.shape, self.dtype, version=11, direction="LEFT")

@@ -8,9 +8,14 @@ from torch import Tensor
 from qtrain.spec import PerChannel, PerTensor
 from qtrain.storage.affine import AffineTensor
 from qtrain.storage.base import QTensor
+from qtrain.storage.levels import LevelTensor
+from qtrain.storage.planes import BitPlanes
 
 _ROOM = 2**30
 """Largest code of a bias, half of what 32 bits hold, so that products can be added to it."""
+
+_BYTE = 127
+"""Largest code of a weight of levels."""
 
 _LARGEST = 64
 """Largest code of a weight of few bits: two products of such codes with 8 bits fit the 16 bits in which x86 processors
@@ -32,18 +37,37 @@ class WeightCodes:
 
 
 def weight_codes(stored: QTensor) -> WeightCodes | None:
-    """The codes of a stored weight, ``None`` where it is not evenly spaced with at most a scale for each output."""
-    if not (isinstance(stored, AffineTensor) and isinstance(stored.granularity, PerTensor | PerChannel)):
+    """The codes of a stored weight, ``None`` where it is not evenly spaced with at most a scale for each output.
+
+    Signs, and levels that are multiples of the smallest, are evenly spaced too.
+    """
+    if not isinstance(stored, AffineTensor | BitPlanes | LevelTensor):
         return None
-    if isinstance(stored.granularity, PerChannel) and stored.granularity.axis != 0 and stored.scale.numel() > 1:
+    if not isinstance(stored.granularity, PerTensor | PerChannel):
         return None
-    if stored.bits > 8 or (stored.offset is not None and bool(stored.offset.any())):
+    zero = None
+    if isinstance(stored, AffineTensor):
+        if stored.bits > 8 or (stored.offset is not None and bool(stored.offset.any())):
+            return None
+        codes, scale, zero = stored.codes, stored.scale, stored.zero_point
+    elif isinstance(stored, LevelTensor):
+        unit = stored.levels.abs()[stored.levels != 0].min()
+        steps = (stored.levels / unit).round()
+        codes, scale = steps[stored.codes.to(torch.int64)], stored.scale * unit
+        if int(steps.abs().max()) > _BYTE or not torch.equal(stored.levels, steps * unit):
+            return None
+    else:
+        if stored.bits != 1 or stored.unsigned:
+            return None
+        codes = 2 * stored.codes[0] - 1
+        scale = torch.ones((), device=codes.device) if stored.scale is None else stored.scale[0]
+    if isinstance(stored.granularity, PerChannel) and stored.granularity.axis != 0 and scale.numel() > 1:
         return None
-    outputs = stored.codes.shape[0]
-    zero = torch.zeros_like(stored.scale) if stored.zero_point is None else stored.zero_point
+    outputs = codes.shape[0]
+    zero = torch.zeros_like(scale) if zero is None else zero
     return WeightCodes(
-        codes=stored.codes.to(torch.int64),
-        scale=stored.scale.float().reshape(-1).expand(outputs),
+        codes=codes.to(torch.int64),
+        scale=scale.float().reshape(-1).expand(outputs),
         zero_point=zero.to(torch.int64).reshape(-1).expand(outputs),
     )
 

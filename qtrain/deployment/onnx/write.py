@@ -130,6 +130,11 @@ def call_of(layer: str, calls: Collection[str]) -> str:
     return next(name for name in names if name not in calls)
 
 
+def layer_of(call: str) -> str:
+    """The layer of a name that :func:`call_of` gives."""
+    return call.split("#")[0]
+
+
 def module_of(node: ir.Node) -> str:
     """The qualified name of the layer that ``node`` comes from."""
     scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))

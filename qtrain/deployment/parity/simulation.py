@@ -7,11 +7,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from qtrain.deployment.onnx.forms import Codes, along
+from qtrain.deployment.onnx.forms import Codes
 from qtrain.deployment.onnx.write import call_of
 from qtrain.deployment.parity.compare import Rounded, gap
 from qtrain.nn import QuantLayer
 from qtrain.storage.affine import AffineTensor
+from qtrain.storage.planes import BitPlanes
 from qtrain.utils.calls import see_input
 from qtrain.utils.eval_mode import evaluating
 
@@ -34,11 +35,9 @@ def simulate(student: nn.Module, images: Tensor, inputs: Mapping[str, Codes]) ->
         assert quantizer is not None
         x = input if layer.tensor_quantizer is None else layer.tensor_quantizer(input)
         stored = quantizer.quantize(x)
-        assert isinstance(stored, AffineTensor)
-        shifted = x if form.offset is None else x - along(form.offset, form.axis, x.ndim)
-        codes = stored.codes.to(torch.int64) + (form.low - stored.low)
-        gaps = gap(shifted / along(form.scale, form.axis, x.ndim))
-        seen.inputs[call_of(name, seen.inputs)] = Rounded(codes, gaps)
+        assert isinstance(stored, AffineTensor | BitPlanes)
+        codes = stored.codes.reshape(x.shape).to(torch.int64) + (form.low - stored.low)
+        seen.inputs[call_of(name, seen.inputs)] = Rounded(codes, gap(form.steps(x)))
 
     hooks = [
         see_input(layer, partial(watch, name, layer, inputs[name]))

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from qtrain.deployment.integer.fixed import Fixed
 from qtrain.deployment.integer.reference import IntegerReference, NoIntegerFormError
 from qtrain.deployment.integer.values import Value
-from qtrain.deployment.onnx.forms import along
 from qtrain.deployment.onnx.symbolic import OPSET
-from qtrain.deployment.onnx.write import IMAGES, LOGITS, Exported, export
+from qtrain.deployment.onnx.write import IMAGES, LOGITS, Exported, export, layer_of
 from qtrain.deployment.parity.compare import CAUSES, TIE, TIES, Rounded, by_image, causes, counted, gap
 from qtrain.deployment.parity.cut import GIVEN, cut
 from qtrain.deployment.parity.file import batch_of, changed, read
@@ -173,7 +172,7 @@ def _runs(made: Exported, model: ir.Model, runtimes: Sequence[str], verdict: Ver
         tier = Tier(name)
         verdict.tiers.append(tier)
         try:
-            yield _Run(tier, IntegerReference(source).run, _IntegerParts(source, made.codes), made.codes)
+            yield _Run(tier, IntegerReference(source).run, _IntegerParts(source, made), made.codes)
         except NoIntegerFormError as error:
             tier.faults.append(str(error))
         except Exception as error:  # of a file that is not the student's
@@ -214,22 +213,21 @@ def _runtime_parts(run: Runtime, codes: Mapping[str, str]) -> Parts:
 class _IntegerParts:
     """The integer reference of a cut network, which also knows what it has rounded."""
 
-    def __init__(self, model: ir.Model, codes: dict[str, str]) -> None:
-        self._codes, pieces = codes, cut(model, set(codes.values()))
+    def __init__(self, model: ir.Model, made: Exported) -> None:
+        self._codes, self._forms = made.codes, made.lowering.inputs
+        pieces = cut(model, set(made.codes.values()))
         self._reference = IntegerReference(pieces)
-        self._rounds: dict[str, tuple[str, Tensor]] = {}
+        self._rounds: dict[str, str] = {}
         for value in pieces.graph.outputs:
-            if value.name in codes.values():
+            if value.name in made.codes.values():
                 node = value.producer()
-                while node is not None and node.op_type != "QuantizeLinear":
+                while node is not None and node.op_type not in ("QuantizeLinear", "GreaterOrEqual"):
                     node = node.inputs[0].producer() if node.inputs[0] is not None else None
-                assert node is not None and node.inputs[0] is not None and node.inputs[1] is not None
-                assert node.inputs[1].const_value is not None
-                scale = torch.from_numpy(np.array(node.inputs[1].const_value.numpy())).double()
-                self._rounds[str(value.name)] = str(node.inputs[0].name), scale
+                assert node is not None and node.inputs[0] is not None
+                self._rounds[str(value.name)] = str(node.inputs[0].name)
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Rounded]:
-        wanted = {source for source, _ in self._rounds.values()}
+        wanted = set(self._rounds.values())
         rounded: dict[str, Value] = {IMAGES: inputs[IMAGES]}
 
         def seen(name: str, value: Value) -> None:
@@ -237,15 +235,15 @@ class _IntegerParts:
                 rounded[name] = value
 
         outputs = self._reference.run(inputs, seen=seen)
+        sources = {value: _plain(rounded[source]) for value, source in self._rounds.items()}
         return {
-            call: Rounded(outputs[value], gap(_steps(rounded[self._rounds[value][0]], self._rounds[value][1])))
+            call: Rounded(outputs[value], gap(self._forms[layer_of(call)].steps(sources[value], shifted=True)))
             for call, value in self._codes.items()
         }
 
 
-def _steps(value: Value, scale: Tensor) -> Tensor:
-    x = value.numbers.double() * value.scale if isinstance(value, Fixed) else value
-    return x / along(scale, 1, x.ndim)
+def _plain(value: Value) -> Tensor:
+    return value.numbers.double() * value.scale if isinstance(value, Fixed) else value
 
 
 def _bytes(model: ir.Model) -> bytes:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import qtrain
+from qtrain.deployment.integer import binary
 from qtrain.deployment.onnx.write import export
 from qtrain.deployment.parity.verify import verify
 from tests.deployment.onnx.networks import BODIES, network
@@ -84,6 +85,24 @@ def test_weights_of_other_methods_give_the_students_logits(weight: str) -> None:
     made = student("residual", weight=weight, weight_bits=bits, input_bits=8, ends=None)
     verdict = verify(made, [images()], SIZE)
     assert verdict.passed, [tier.faults for tier in verdict.tiers]
+
+
+@pytest.mark.parametrize(("body", "weight", "inputs"), [("residual", "bnn", "bnn"), ("depthwise", "bwn", "bnn_plus")])
+def test_signs_are_multiplied_as_packed_words(
+    body: str, weight: str, inputs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers of several bits are not; with both, the gate compares the same numbers."""
+    words = []
+    plain = binary.signed_products
+    monkeypatch.setattr(binary, "signed_products", lambda *given: words.append(given) or plain(*given))
+    made = student(body, weight=weight, input=inputs, weight_bits=1, input_bits=1, ends=None)
+    verdict = verify(made, [images()], SIZE)
+    assert verdict.passed, verdict.faults
+    assert all(layer.differing == layer.ties for layer in verdict.tiers[1].layers.values())
+    assert words
+    words.clear()
+    verify(student(body, weight=weight, weight_bits=1, input_bits=2, ends=None), [images()], SIZE)
+    assert not words
 
 
 @pytest.mark.parametrize("inputs", ["lsq_plus", "pact"])
