@@ -90,6 +90,9 @@ def _layer(name: str, layer: QuantWeighted, target: Target) -> Iterator[Finding]
     if codes.offset is not None or codes.axis is not None:
         yield Finding(name, "float", "its input has an offset or a scale for each channel")
         return
+    if codes.threshold is not None:
+        yield Finding(name, "float", "its input is a sign, which it multiplies in floating point")
+        return
     small = []
     for what, bits, widths in (
         ("weights", int(weight.bits), target.weight_bits),

@@ -82,6 +82,10 @@ def clip(inputs: Sequence[Any], attributes: Attributes) -> Value:
     x, low, high = (*inputs, None, None)[:3]
     if isinstance(x, Tensor):
         return x.clamp(None if low is None else low.to(x.dtype), None if high is None else high.to(x.dtype))
+    assert isinstance(x, Fixed)
+    reach = x.bound * float(x.scale.max())
+    if (low is None or float(low.min()) <= -reach) and (high is None or float(high.max()) >= reach):
+        return x
     x = widened(x)  # the ends are no multiples of its scale
     numbers, ends = x.numbers, []
     for end, nearer in ((low, torch.maximum), (high, torch.minimum)):

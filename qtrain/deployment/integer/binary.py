@@ -4,7 +4,6 @@ With signs of -1 and 1, a product is 1 where the signs are equal and -1 where th
 ``n`` minus twice the number of ones in the XOR of the words that hold the signs, which is the plain integer sum.
 """
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,7 +48,8 @@ def linear(numbers: Tensor, weight: Tensor) -> Tensor | None:
     factor = magnitude(weight) and magnitude(weight) * magnitude(numbers)
     if not factor:
         return None
-    return factor * signed_products(numbers.flatten(0, -2), weight).unflatten(0, numbers.shape[:-1])
+    sums = signed_products(numbers.flatten(0, -2), weight)
+    return (factor * sums).reshape(*numbers.shape[:-1], -1)
 
 
 def convolution(
@@ -64,22 +64,12 @@ def convolution(
         return None
     axes = weight.ndim - 2
     amounts = [p for pair in zip(reversed(pads[:axes]), reversed(pads[axes:]), strict=True) for p in pair]
-    x = F.pad(numbers.sign().to(torch.int8), amounts)
-    kernel = weight.shape[2:]
-    size = [(n - d * (k - 1) - 1) // s + 1 for n, d, k, s in zip(x.shape[2:], dilations, kernel, strides, strict=True)]
-    windows = [
-        x[
-            (
-                ...,
-                *(
-                    slice(p * d, p * d + (n - 1) * s + 1, s)
-                    for p, d, n, s in zip(place, dilations, size, strides, strict=True)
-                ),
-            )
-        ]
-        for place in itertools.product(*map(range, kernel))
-    ]
-    rows = torch.stack(windows, dim=-1).movedim(1, -2)  # (N, *size, C, kernel positions)
+    windows = [F.pad(numbers.sign().to(torch.int8), amounts)]
+    for axis, (k, s, d) in enumerate(zip(weight.shape[2:], strides, dilations, strict=True), start=2):
+        reach = windows[0].shape[axis] - d * (k - 1)
+        windows = [some.narrow(axis, p * d, reach) for some in windows for p in range(k)]
+        windows = [some.index_select(axis, torch.arange(0, reach, s)) for some in windows]
+    rows = torch.stack(windows, dim=-1).movedim(1, -2)  # (N, ..., C, kernel positions)
     parts = zip(rows.chunk(groups, dim=-2), weight.chunk(groups), strict=True)
     sums = [signed_products(part.flatten(0, axes).flatten(1), some.flatten(1)) for part, some in parts]
-    return factor * torch.cat(sums, dim=-1).unflatten(0, rows.shape[: axes + 1]).movedim(-1, 1)
+    return (factor * torch.cat(sums, dim=-1)).reshape(*rows.shape[: axes + 1], -1).movedim(-1, 1)

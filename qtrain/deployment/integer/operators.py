@@ -55,8 +55,9 @@ def greater_or_equal(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
     """1 from the threshold on, 0 below: numbers are compared with the least whole number that is not below it."""
     x, threshold = inputs
     if isinstance(x, Fixed):
-        return (x.numbers >= (threshold.double() / x.scale).ceil().to(torch.int64)).to(torch.int64)
-    return (x >= threshold).to(torch.int64)
+        least = (threshold.double() / x.scale).ceil().to(torch.int64)
+        return torch.ge(x.numbers, least).to(torch.int64)
+    return torch.ge(x, threshold).to(torch.int64)
 
 
 def bit_shift(inputs: Sequence[Any], attributes: Attributes) -> Tensor:

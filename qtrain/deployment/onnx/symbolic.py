@@ -44,6 +44,7 @@ class QuantizedInput(nn.Module):
     shifted_zero_point: Tensor
     offset: Tensor | None
     threshold: Tensor | None
+    reach: Tensor
 
     def __init__(self, codes: Codes) -> None:
         super().__init__()
@@ -57,6 +58,7 @@ class QuantizedInput(nn.Module):
         self.register_buffer("step", codes.step.clone())
         self.register_buffer("shifted_zero_point", codes.shifted_zero_point)
         self.register_buffer("threshold", codes.threshold)
+        self.register_buffer("reach", codes.step.max() * 2**17)
         offset = codes.offset
         if offset is not None and codes.axis is not None:
             offset = offset.reshape(1, -1, 1, 1)
@@ -77,6 +79,11 @@ class QuantizedInput(nn.Module):
         state = (self.step, self.shifted_zero_point)
         values = emit("DequantizeLinear", (codes, *state), x.shape, torch.float32, **axis)
         return values if self.offset is None else values + self.offset
+
+    def bounded(self, values: Tensor) -> Tensor:
+        """``values``, which no bound changes; a runtime that sees codes in front of a layer whose weights are in
+        floating point would quantize these by itself."""
+        return emit("Clip", (values, -self.reach, self.reach), values.shape, torch.float32, version=13)
 
 
 class CodedWeight(nn.Module):
@@ -131,6 +138,8 @@ class LoweredLayer(nn.Module):
             return F.embedding(input, self.weight())
         x = input if self.tensor is None else self.tensor(input)
         x = x if self.input is None else self.input(x)
+        if isinstance(self.weight, Constant) and isinstance(self.input, QuantizedInput):
+            x = self.input.bounded(x)
         weight, bias = self.weight(), None if self.bias is None else self.bias()
         if isinstance(layer, QuantConv) and isinstance(layer.pad, SamePad):
             return _padded_convolution(layer, x, weight, bias)

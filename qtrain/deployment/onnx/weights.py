@@ -5,14 +5,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qtrain.spec import PerChannel, PerTensor
+from qtrain.spec import Granularity
 from qtrain.storage.affine import AffineTensor
-from qtrain.storage.base import QTensor
+from qtrain.storage.base import QTensor, of_groups
 from qtrain.storage.levels import LevelTensor
 from qtrain.storage.planes import BitPlanes
 
 _ROOM = 2**30
 """Largest code of a bias, half of what 32 bits hold, so that products can be added to it."""
+
+_NEARLY = 1e-4
+"""How far from a whole number of halves an offset may be: float32's rounding."""
 
 _BYTE = 127
 """Largest code of a weight of levels."""
@@ -43,13 +46,17 @@ def weight_codes(stored: QTensor) -> WeightCodes | None:
     """
     if not isinstance(stored, AffineTensor | BitPlanes | LevelTensor):
         return None
-    if not isinstance(stored.granularity, PerTensor | PerChannel):
-        return None
     zero = None
     if isinstance(stored, AffineTensor):
-        if stored.bits > 8 or (stored.offset is not None and bool(stored.offset.any())):
+        if stored.bits > 8:
             return None
         codes, scale, zero = stored.codes, stored.scale, stored.zero_point
+        if stored.offset is not None and bool(stored.offset.any()):
+            # An offset of whole halves of a step, as of DoReFa's -1, is a zero point of codes that are twice as large.
+            halves = -2 * stored.offset / scale
+            if stored.bits > 7 or zero is not None or bool(((halves - halves.round()).abs() > _NEARLY).any()):
+                return None
+            codes, scale, zero = 2 * codes.to(torch.int64), scale / 2, halves.round()
     elif isinstance(stored, LevelTensor):
         unit = stored.levels.abs()[stored.levels != 0].min()
         steps = (stored.levels / unit).round()
@@ -61,15 +68,20 @@ def weight_codes(stored: QTensor) -> WeightCodes | None:
             return None
         codes = 2 * stored.codes[0] - 1
         scale = torch.ones((), device=codes.device) if stored.scale is None else stored.scale[0]
-    if isinstance(stored.granularity, PerChannel) and stored.granularity.axis != 0 and scale.numel() > 1:
+    of_outputs = [_of_outputs(state, stored.granularity, tuple(codes.shape)) for state in (scale, zero)]
+    if of_outputs[0] is None or (of_outputs[1] is None and zero is not None):
         return None
-    outputs = codes.shape[0]
+    scale, zero = of_outputs[0].float(), of_outputs[1]
     zero = torch.zeros_like(scale) if zero is None else zero
-    return WeightCodes(
-        codes=codes.to(torch.int64),
-        scale=scale.float().reshape(-1).expand(outputs),
-        zero_point=zero.to(torch.int64).reshape(-1).expand(outputs),
-    )
+    return WeightCodes(codes.to(torch.int64), scale, zero.to(torch.int64))
+
+
+def _of_outputs(state: Tensor | None, granularity: Granularity, shape: tuple[int, ...]) -> Tensor | None:
+    """A scale or zero point of a weight of ``shape`` (O, I, ...) as (O,), ``None`` where an output has several."""
+    if state is None:
+        return None
+    rows = granularity.expand(of_groups(state, granularity, shape), shape).expand(shape).flatten(1)
+    return rows[:, 0].clone() if bool((rows == rows[:, :1]).all()) else None
 
 
 def scaled(weight: WeightCodes, factor: Tensor) -> WeightCodes:

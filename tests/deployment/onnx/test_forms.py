@@ -33,7 +33,7 @@ def quantizers(name: str, place: str) -> list[Quantizer]:
 
 
 def as_onnx(x: Tensor, codes: Codes) -> Tensor:
-    """QuantizeLinear, or a comparison with the threshold, Clip, BitShift and DequantizeLinear as the standard has them."""
+    """QuantizeLinear, Clip and DequantizeLinear as the standard defines them, or a comparison and DequantizeLinear."""
     if codes.threshold is not None:
         signs = (x >= codes.threshold).to(torch.int64) << codes.shift
         return (signs - codes.shifted_zero_point.to(torch.int64)) * codes.step
@@ -75,4 +75,5 @@ def test_weights_have_the_same_numbers_as_codes_or_are_left_to_values(name: str)
             if codes is not None:
                 axes = (-1, *(1 for _ in codes.codes.shape[1:]))
                 values = (codes.codes - codes.zero_point.reshape(axes)) * codes.scale.reshape(axes)
-                torch.testing.assert_close(values, stored.dequantize(), rtol=0, atol=0)
+                rounding = 0 if name != "dorefa" else 2.0**-23  # whose -1 is added in floating point
+                torch.testing.assert_close(values, stored.dequantize(), rtol=0, atol=rounding)
