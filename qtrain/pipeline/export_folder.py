@@ -54,12 +54,15 @@ class Given:
     kind: str
 
 
-def write_files(what: Shipped, *, opset: int, batch: int | None = None) -> None:
+def write_files(what: Shipped, *, opset: int, batch: int | None = None, weights: str = "bytes") -> None:
     """Write the export of ``what`` to its folder, for ``batch`` images at a time or any number.
 
     Raises ``ValueError`` where the student has no form in ONNX, before anything is written.
     """
-    made = export(what.student, what.header.images.size, opset=opset, batch=batch, metadata=metadata_of(what.header))
+    if weights not in ("bytes", "packed"):
+        raise ValueError(f"weights: must be bytes or packed, got {weights}")
+    packed, metadata = weights == "packed", metadata_of(what.header)
+    made = export(what.student, what.header.images.size, opset=opset, batch=batch, packed=packed, metadata=metadata)
     for layer, note in made.lowering.notes.items():
         log.warning("%s: %s", layer, note)
     files = {

@@ -44,7 +44,7 @@ def write_export(settings: RunSettings, what: Shipped) -> Verdict:
     """
     with as_config_error("export"):
         chosen(settings.export.runtimes)
-        write_files(what, opset=settings.export.opset, batch=settings.export.batch)
+        write_files(what, opset=settings.export.opset, batch=settings.export.batch, weights=settings.export.weights)
     return check_export(settings, what)
 
 

@@ -166,6 +166,7 @@ class ExportSettings:
     output: str | None
     images: int
     opset: int
+    weights: str
     batch: int | None
     runtimes: tuple[str, ...] | None
 

@@ -70,4 +70,6 @@ def _plain(value: Value) -> Tensor:
 
 
 def _tensor(array: np.ndarray) -> Tensor:
+    if array.dtype.name in ("int4", "uint4"):
+        array = array.astype(np.int8)
     return torch.from_numpy(np.array(array))

@@ -14,6 +14,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from qtrain.deployment.onnx import pack
 from qtrain.deployment.onnx.fusible import make_fusible_
 from qtrain.deployment.onnx.lowering import Lowering, lower
 from qtrain.deployment.onnx.symbolic import OPSET
@@ -58,13 +59,18 @@ def export(
     *,
     opset: int = OPSET,
     batch: int | None = None,
+    packed: bool = False,
     metadata: Mapping[str, object] | None = None,
 ) -> Exported:
     """``student`` as an ONNX model for ``batch`` images of ``size`` (C, H, W), or for any number of them.
 
+    With ``packed``, weights of at most 4 bits take half a byte each in the file.
+
     Raises ``ValueError`` in one line where an input has no form in ONNX, torch cannot export the network, or ``opset``
-    is older than 18.
+    is older than 18, or than 21 with ``packed``.
     """
+    if packed and opset < pack.OPSET:
+        raise ValueError(f"weights: 4-bit codes need opset {pack.OPSET}, got {opset}; take weights=bytes")
     if opset < OLDEST:
         raise ValueError(f"opset: must be {OLDEST} or newer, got {opset}")
     if batch is not None and batch < 1:
@@ -105,6 +111,8 @@ def export(
     _code_biases(model.graph, lowering, layers)
     for made in (exact, model):
         _own_zero_points(made.graph)
+    if packed:
+        pack.pack_(model.graph)
     return Exported(model, exact, lowering, named)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from qtrain.deployment.integer.fixed import Fixed
 from qtrain.deployment.integer.reference import IntegerReference, NoIntegerFormError
 from qtrain.deployment.integer.values import Value
+from qtrain.deployment.onnx.pack import is_packed
 from qtrain.deployment.onnx.symbolic import OPSET
 from qtrain.deployment.onnx.write import IMAGES, LOGITS, Exported, export, layer_of
 from qtrain.deployment.parity.compare import CAUSES, TIE, TIES, Rounded, by_image, causes, counted, gap
@@ -60,7 +61,8 @@ def verify(
     student = copy.deepcopy(student).cpu()
     given = None if file is None else read(file)
     batch = None if given is None else batch_of(given)
-    made = export(student, size, opset=OPSET if given is None else given.opset_imports.get("", OPSET), batch=batch)
+    opset = OPSET if given is None else given.opset_imports.get("", OPSET)
+    made = export(student, size, opset=opset, batch=batch, packed=given is not None and is_packed(given))
     model = made.model if given is None else given
     verdict = Verdict([Tier("constants", faults=changed(made.model, model))])
     runs = list(_runs(made, model, runtimes, verdict))

@@ -1,9 +1,13 @@
 """What is exported computes what was trained: small networks of every kind, each through the whole gate."""
 
 import logging
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import timm
@@ -119,6 +123,33 @@ def test_an_input_without_a_form_is_refused_with_the_layer_and_the_remedy() -> N
     made = student("residual", input="dynamic")
     with pytest.raises(ValueError, match=r"^stem: its input has no form in ONNX: Dynamic.* takes its scale from each"):
         export(made, SIZE)
+
+
+@pytest.mark.parametrize(("body", "bits"), [("residual", 4), ("transposed", 2)])
+def test_packed_weights_take_half_a_byte_and_the_runtime_fuses_as_before(body: str, bits: int, tmp_path: Path) -> None:
+    made = student(body, bits=bits, ends=None)
+    plain, packed = export(made, SIZE), export(made, SIZE, packed=True)
+    weights = [value for value in packed.model.graph.initializers.values() if str(value.name).endswith("weight.codes")]
+    assert weights and all(value.dtype == ir.DataType.INT4 for value in weights)
+    saved = sum(value.const_value.nbytes for value in weights if value.const_value is not None)
+    assert len(packed.to_bytes()) < len(plain.to_bytes()) + 700 * len(weights) - saved
+    verdict = verify(made, [images()], SIZE, packed.to_bytes())
+    assert verdict.passed, verdict.faults
+    assert kinds(packed.to_bytes(), tmp_path / "packed.onnx") == kinds(plain.to_bytes(), tmp_path / "plain.onnx")
+
+
+def kinds(file: bytes, path: Path) -> Counter[str]:
+    """The nodes of ``file`` after the runtime's optimizations."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(path)
+    options.log_severity_level = 3
+    ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+def test_packed_weights_need_an_opset_that_has_them() -> None:
+    with pytest.raises(ValueError, match=r"^weights: 4-bit codes need opset 21, got 20; take weights=bytes"):
+        export(student("residual"), SIZE, opset=20, packed=True)
 
 
 def test_equal_students_give_equal_bytes_and_no_path_of_the_machine() -> None:
