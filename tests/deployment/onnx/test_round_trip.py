@@ -44,7 +44,7 @@ REFUSED = {
 FLOATING = {"lsq_plus"}
 """Quantizers of inputs whose codes the file has, but whose layers it computes in floating point."""
 
-GRANULARITIES_OF_VALUES = {"block", "sample", "token"}
+GRANULARITIES_OF_VALUES = {"block", "token"}
 """Granularities of weights with several scales for an output, whose weights the file has in floating point."""
 
 FAST = {"affine", "lsq", "dorefa", "bwn", "apot", "kmeans", "bnn", "dynamic"}
