@@ -163,7 +163,7 @@ def _plain(tier: Tier) -> dict[str, Any]:
     first = None if tier.first is None else tier.first.layer
     disagreeing = [dataclasses.asdict(one) for one in tier.disagreeing]
     summary = {"name": tier.name, "faults": tier.faults, "first": first, "disagreeing": disagreeing}
-    return summary | {"layers": rows}
+    return summary | {"notes": tier.notes, "layers": rows}
 
 
 def _readme(what: Shipped, found: Mapping[str, Any]) -> str:

@@ -36,7 +36,7 @@ class Export:
     problem: str = ""
 
 
-COMPARISONS = ("Comparison", "Codes", "Differ", "At most steps", "Predictions that differ", "What breaks the bound")
+COMPARISONS = ("Comparison", "Codes", "Differ", "At most steps", "Predictions that differ", "Faults and notes")
 """Columns of the table of comparisons."""
 
 
@@ -79,7 +79,8 @@ def _comparison(tier: Mapping[str, Any]) -> list[Cell]:
     predictions = len(tier["disagreeing"]) if layers else None
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     numbers = [number(value, "{:.0f}".format) for value in (*totals, steps, predictions)]
-    return [word(tier["name"]), *numbers, word(faults[0] + more if faults else "")]
+    said = [*([faults[0] + more] if faults else []), *map(str, tier.get("notes", []))]
+    return [word(tier["name"]), *numbers, word("; ".join(said))]
 
 
 def _layer(name: str, tiers: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[Cell]:

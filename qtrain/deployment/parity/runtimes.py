@@ -58,6 +58,17 @@ class OpenVino:
         found = self._compiled({name: inputs[name].numpy().astype(kind) for name, kind in self._types.items()})
         return {name: _tensor(np.array(array)) for output, array in found.items() for name in output.names}
 
+    @property
+    def left_out(self) -> list[str]:
+        """Quantizers between a layer and a sum that are merged into one operation, which computes without them."""
+        found: list[str] = []
+        for node in self._compiled.get_runtime_model().get_ops():
+            merged = str(node.get_rt_info()["originalLayersNames"].astype(str)).split(",")
+            sums = [place for place, name in enumerate(merged) if "Add" in name.split(".")]
+            quantizers = [place for place, name in enumerate(merged) if "QuantizeLinear" in name.split(".")]
+            found += [merged[place] for place in quantizers if any(other > place for other in sums)]
+        return found
+
 
 RUNTIME_NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 """Package of a runtime -> how it is called."""

@@ -22,6 +22,8 @@ class Disagreement:
 class Tier:
     """One comparison with the simulation: ``layers`` each from given codes, and ``faults``, what breaks the bound.
 
+    ``notes`` are what is known of the runtime beside that.
+
     ``predicted`` are the classes that the whole network gives, one for each image.
     """
 
@@ -30,6 +32,7 @@ class Tier:
     predicted: list[int] = field(default_factory=list)
     disagreeing: list[Disagreement] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def add(self, found: Difference) -> None:
         before = self.layers.get(found.layer)
@@ -77,7 +80,9 @@ class Verdict:
                 first = f" {reach}, the first in {tier.first.layer} ({tier.first.cause})"
             codes = f"{differing} of {elements} codes differ{first}" if layers else "as the student gives them"
             same = f"; {len(tier.disagreeing)} of {self.images} predictions differ" if layers else ""
-            yield f"{tier.name}: {'FAILED: ' + tier.faults[0] if tier.faults else codes}{same}"
+            yield "; ".join(
+                [f"{tier.name}: {'FAILED: ' + tier.faults[0] if tier.faults else codes}{same}", *tier.notes]
+            )
         if self.top1:
             parts = ", ".join(f"{name} {number:.2f} %" for name, number in self.top1.items())
             yield f"top-1 on {self.test_images} images: {parts}"

@@ -26,7 +26,7 @@ from qtrain.deployment.onnx.write import IMAGES, LOGITS, Exported, export, layer
 from qtrain.deployment.parity.compare import CAUSES, TIE, TIES, Rounded, by_image, causes, counted, gap
 from qtrain.deployment.parity.cut import GIVEN, cut
 from qtrain.deployment.parity.file import batch_of, changed, read
-from qtrain.deployment.parity.runtimes import RUNTIMES, OnnxRuntime, Runtime, chosen
+from qtrain.deployment.parity.runtimes import RUNTIMES, OnnxRuntime, OpenVino, Runtime, chosen
 from qtrain.deployment.parity.simulation import Simulated, simulate
 from qtrain.deployment.parity.verdict import Disagreement, Tier, Verdict
 from qtrain.utils.errors import one_line
@@ -153,7 +153,7 @@ class _Run:
         unlisted = [one for one in self.tier.disagreeing if not one.explained]
         if unlisted and name not in (FILE, SATURATED):
             numbers = ", ".join(str(one.image) for one in unlisted[:5]) + (", ..." if len(unlisted) > 5 else "")
-            why = unlisted[0].cause or "although no code differs"
+            why = unlisted[0].cause or "; ".join(["although no code differs", *self.tier.notes])
             yield f"images {numbers}: another class is predicted, and no tie explains it ({why})"
 
 
@@ -195,6 +195,11 @@ def _runs(made: Exported, model: ir.Model, runtimes: Sequence[str], verdict: Ver
         except Exception as error:  # whatever a runtime does with a file
             tier.faults.append(f"it does not run: {one_line(error)}")
         else:
+            if isinstance(whole, OpenVino) and (left_out := whole.left_out):
+                tier.notes.append(
+                    f"it merges layers with the sums behind them and leaves out the quantizers between "
+                    f"({len(left_out)}), the first {left_out[0]}; target=openvino quantizes the shortcut alone"
+                )
             yield _Run(tier, whole, _runtime_parts(pieces, made.codes), made.codes, without)
 
 

@@ -88,3 +88,13 @@ def test_a_runtime_that_does_not_run_the_file_fails_its_comparison_alone(monkeyp
     monkeypatch.setitem(RUNTIMES, "openvino", broken)
     verdict = verify(student("residual", bits=8), [images(4)], SIZE, runtimes=None)
     assert verdict.faults == ["openvino: it does not run: no kernel for it"]
+
+
+@pytest.mark.parametrize(("target", "left_out"), [("onnxruntime", 1), ("openvino", 0)])
+def test_a_quantizer_that_openvino_leaves_out_before_a_sum_is_named(target: str, left_out: int) -> None:
+    made = student("residual", bits=8, target=target)
+    tier = verify(made, [images(1), images(7)], SIZE, runtimes=["openvino"]).tiers[-1]
+    assert len(tier.notes) == left_out
+    for note in tier.notes:
+        assert "leaves out the quantizers between (1), the first body.add_0.left.QuantizeLinear" in note
+        assert note.endswith("target=openvino quantizes the shortcut alone")
