@@ -54,6 +54,17 @@ def test_a_residual_network_runs_in_integers_alone(bits: int, tmp_path: Path) ->
     assert verdict.passed, [tier.faults for tier in verdict.tiers]
 
 
+def test_every_tensor_of_codes_is_compared() -> None:
+    """A tensor that is quantized for two readers, and again for one of them, is compared at both places."""
+    images = torch.randn(2, *SIZE)
+    student = qtrain.quantize(resnet(), images, weight_bits=4, input_bits=4, target="onnxruntime", **FAST)
+    made = export(student, SIZE)
+    quantized = {node.name for node in made.exact.graph if node.op_type == "QuantizeLinear"}
+    read = {str(value).removesuffix(".Clip").removesuffix(".QuantizeLinear") for value in made.codes.values()}
+    assert {str(name).removesuffix(".QuantizeLinear") for name in quantized} == read
+    assert any(call.endswith(".tensor") for call in made.codes)
+
+
 def test_without_a_target_sums_are_computed_in_floating_point(tmp_path: Path) -> None:
     images = torch.randn(4, *SIZE)
     student = qtrain.quantize(resnet(), images, weight_bits=8, input_bits=8, **FAST)

@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 class Lowering:
     """What became of a student: ``model`` emits ONNX, ``notes`` say by layer what stays in floating point and why.
 
-    ``inputs`` are the quantized inputs, and ``biases`` those that can be stored as codes, by the layer's name.
+    ``inputs`` are the quantized inputs, and ``biases`` those that can be stored as codes, by the layer's name. What a
+    layer reads after another one's quantizer is there as ``NAME.tensor`` too.
     """
 
     model: nn.Module
@@ -81,6 +82,8 @@ def _lowered(name: str, layer: QuantLayer, norm: NormForm | None, lowering: Lowe
     inputs = None if codes is None else QuantizedInput(codes)
     if codes is not None:
         lowering.inputs[name] = codes
+    if before is not None:
+        lowering.inputs[f"{name}.tensor"] = before
     # Sums of such codes have one scale for each output.
     step = None if codes is None or codes.offset is not None or codes.axis is not None else codes.step
     if codes is not None and step is None:

@@ -11,6 +11,7 @@ from qtrain.deployment.onnx.forms import Codes
 from qtrain.deployment.onnx.write import call_of
 from qtrain.deployment.parity.compare import Rounded, gap
 from qtrain.nn import QuantLayer
+from qtrain.quantizers.base import Quantizer
 from qtrain.storage.affine import AffineTensor
 from qtrain.storage.planes import BitPlanes
 from qtrain.utils.calls import see_input
@@ -30,17 +31,21 @@ def simulate(student: nn.Module, images: Tensor, inputs: Mapping[str, Codes]) ->
     """Run ``student`` on ``images`` (N, C, H, W); ``inputs`` are the codes of its layers' inputs in the file."""
     seen = Simulated(torch.empty(0))
 
-    def watch(name: str, layer: QuantLayer, form: Codes, input: Tensor) -> None:
-        quantizer = layer.input_quantizer
-        assert quantizer is not None
-        x = input if layer.tensor_quantizer is None else layer.tensor_quantizer(input)
-        stored = quantizer.quantize(x)
+    def watch(name: str, quantizer: Quantizer, x: Tensor) -> None:
+        form, stored = inputs[name], quantizer.quantize(x)
         assert isinstance(stored, AffineTensor | BitPlanes)
         codes = stored.codes.reshape(x.shape).to(torch.int64) + (form.low - stored.low)
         seen.inputs[call_of(name, seen.inputs)] = Rounded(codes, gap(form.steps(x)))
 
+    def watch_layer(name: str, layer: QuantLayer, x: Tensor) -> None:
+        if layer.tensor_quantizer is not None:
+            watch(f"{name}.tensor", layer.tensor_quantizer, x)
+            x = layer.tensor_quantizer(x)
+        assert layer.input_quantizer is not None
+        watch(name, layer.input_quantizer, x)
+
     hooks = [
-        see_input(layer, partial(watch, name, layer, inputs[name]))
+        see_input(layer, partial(watch_layer, name, layer))
         for name, layer in student.named_modules()
         if isinstance(layer, QuantLayer) and layer.input_quantizer is not None and name in inputs
     ]
