@@ -87,7 +87,8 @@ def _row(settings: RunSettings, what: Shipped, found: Mapping[str, Any]) -> dict
     row: dict[str, object] = {
         "experiment": header.origin.get("experiment", ""), "task": settings.task,
         "dataset": settings.data.plain["name"], **described(header), "w_bits": weight, "a_bits": inputs,
-        "seed": header.origin.get("seed", ""), "top1": top1.pop("onnxruntime", ""),
+        "seed": header.origin.get("seed", ""), "target": header.origin.get("target", ""),
+        "top1": top1.pop("onnxruntime", ""),
         "fp_top1": header.metrics.get("fp_top1"), "size_bytes": header.size_bytes,
         "file_bytes": what.file.stat().st_size, "onnx_bytes": (what.folder / MODEL).stat().st_size,
         "student_top1": top1.pop("student", ""), "test_images": found.get("test_images", ""),

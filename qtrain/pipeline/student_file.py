@@ -42,6 +42,8 @@ def write_student(
     made = provenance()
     metrics = {name: value for name in METRICS if isinstance(value := summary.get(name), float)}
     origin = {"config_hash": settings.identity, "experiment": settings.experiment or "", "seed": str(settings.seed)}
+    if settings.target is not None:
+        origin["target"] = str(settings.target.get("name"))
     try:
         size = save_student(
             student,
@@ -112,11 +114,11 @@ def check_square(images: Images, key: str, *, task: str) -> None:
 
 def allocation_of(header: Header) -> Allocation:
     """The bits of each quantized layer of a student."""
+    shared = header.structure.shared_inputs
+    sides = {name: (header.weight_of(name), header.input_of(shared.get(name, name))) for name in header.layers}
     return {
-        name: LayerBits(
-            *(FULL_PRECISION if side is None else side.bits for side in (header.weight_of(name), header.input_of(name)))
-        )
-        for name in header.layers
+        name: LayerBits(*(FULL_PRECISION if side is None else side.bits for side in both))
+        for name, both in sides.items()
     }
 
 

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from qtrain.convert.layers import quant_layers
 from qtrain.nn import QuantConv
 from qtrain.nn.base import quantized_weight
 from qtrain.nn.stored import stored_parts
 from qtrain.packed.header import Network, read
 from qtrain.packed.load import load_student
+from qtrain.pipeline.student_file import allocation_of
 from qtrain.quantizers.binary.xnor import XNOR
 from qtrain.settings.conf_dir import conf_dir
 from tests.packed.students import (
@@ -186,3 +188,6 @@ def test_a_student_for_a_target_keeps_its_shared_quantizers(
     for field in ("shared_inputs", "tensors"):
         assert getattr(stored_parts(loaded), field) == getattr(stored_parts(student), field)
     assert stored_parts(student).shared_inputs
+    found = allocation_of(read(tmp_path / "student.safetensors")[0])
+    inputs = {n: int(m.input_quantizer.bits) for n, m in quant_layers(student).items() if m.input_quantizer}
+    assert {layer: both.input for layer, both in found.items()} == inputs
