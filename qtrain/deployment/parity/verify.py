@@ -127,7 +127,8 @@ class _Run:
         for call, rounded in found.items():
             expected = simulated.inputs[call]
             without = {cause: others[tier][call].codes for cause, tier in self.without.items() if tier in others}
-            masks = causes(expected, rounded.codes, others.get(FILE, {}).get(call), without)
+            from_file = (found if self.tier.name == FILE else others.get(FILE, {})).get(call)
+            masks = causes(expected, rounded.codes, from_file, without)
             self.tier.add(counted(call, expected, rounded.codes, masks))
             for cause, mask in masks.items():
                 for image, number in enumerate(by_image(mask, len(batch)).tolist()):
