@@ -5,7 +5,8 @@
 
 A table stands between ``<!-- results:NAME -->`` and ``<!-- /results -->`` and is made of ``results/NAME.csv``. With
 ``<!-- results:NAME variants -->`` it has a row for each variant of an experiment; ``recipes`` in that place holds them
-against the variant ``none``, ``drops`` against full precision; ``synthetic`` has the images of ``task=synthesize``. Of
+against the variant ``none``, ``drops`` against full precision; ``synthetic`` has the images of ``task=synthesize``,
+``integers`` the layers that a runtime computes in integers, ``speed`` the times of exported files. Of
 several rows of one configuration the last counts; seeds are averaged. A file that is not there yet gives no table.
 """
 
@@ -27,7 +28,7 @@ from qtrain.report.seed_groups import difference_error, order, seed_groups
 from qtrain.report.table import LEFT, ONE_SEED, SEVERAL_SEEDS, UNCERTAIN, change_text, closing_table, table_notes
 
 ROOT = Path(__file__).resolve().parent.parent
-KINDS = "variants|recipes|drops|synthetic|front"
+KINDS = "variants|recipes|drops|synthetic|front|integers|speed"
 BLOCK = re.compile(
     rf"(<!-- results:(?P<name>[\w-]+)(?: (?P<kind>{KINDS}))? -->\n)(?P<table>.*?)(<!-- /results -->)", re.DOTALL
 )
@@ -68,9 +69,8 @@ def render(text: str, results: Path) -> str:
 
     def table(match: re.Match[str]) -> str:
         path = results / f"{match['name']}.csv"
-        made = {"variants": variants, "recipes": recipes, "drops": drops, "synthetic": synthetic, "front": front}.get(
-            match["kind"], markdown
-        )
+        kinds = {"variants": variants, "recipes": recipes, "drops": drops, "synthetic": synthetic, "front": front}
+        made = (kinds | {"integers": integers, "speed": speed}).get(match["kind"], markdown)
         return match[1] + (made(read_results(path)) if path.is_file() else "") + match[5]
 
     return BLOCK.sub(table, text)
@@ -272,6 +272,40 @@ def synthetic(rows: list[dict[str, str]]) -> str:
         lines.append((method, row["images"], *figures[:2], shown, figures[2], row["hardware"]))
     columns = ("Method", "Images", "Distance", "Of noise", "As labeled %", "s per 1,000", "Hardware")
     return _markdown_table(columns, lines, figures=range(1, 6))
+
+
+def integers(rows: list[dict[str, str]]) -> str:
+    """One row a model: of the export and of the runtime's own quantization, layers in integers, and what is not."""
+    lines = []
+    for row in {row["model"]: row for row in rows}.values():
+        cells = [row["model"]]
+        for start in ("", "int8_"):
+            macs = _figure(_float_or_none(row[f"{start}integer_macs"]), 100, ".1f")
+            cells += [f"{row[f'{start}integer_layers']} of {row[f'{start}layers']}" if macs else row["reason"], macs]
+            cells += [row[f"{start}in_float"]]
+        lines.append(tuple(cells))
+    columns = ("Model", "Export: layers", "MACs %", "In float", "Runtime's own: layers", "MACs %", "In float")
+    return _markdown_table(columns, lines, figures=range(1, 3))
+
+
+def speed(rows: list[dict[str, str]]) -> str:
+    """One row a model and number of images at a time; the last of each. Ratios have their quartiles."""
+    lines = []
+    for row in {(row["model"], row["w_bits"], row["batch"], row["threads"]): row for row in rows}.values():
+        times = [f"{float(row[name]):.2f}" for name in ("ms", "fp_ms", "int8_ms")]
+        ratios = [
+            f"{float(row[name]):.2f} ({float(row[f'{name}_low']):.2f} to {float(row[f'{name}_high']):.2f})"
+            for name in ("of_fp", "of_int8")
+        ]
+        bits = f"W{row['w_bits']}A{row['a_bits']}"
+        lines.append((row["model"], bits, row["batch"], *times, *ratios, row["rounds"], row["hardware"]))
+    columns = ("Model", "Bits", "Batch", "Export ms", "Float ms", "Runtime's INT8 ms", "Of float", "Of INT8", "Rounds",
+               "Hardware")  # fmt: skip
+    return _markdown_table(columns, lines, figures=range(2, 9))
+
+
+def _float_or_none(text: str) -> float | None:
+    return float(text) if text else None
 
 
 def _number_or_none(step: dict[str, str] | None) -> float | None:
