@@ -215,3 +215,30 @@ def test_of_what_a_sweep_started_with_the_table_says_what_is_better(page: Path) 
     assert [(cells[0], cells[5], cells[6]) for cells in table(page)[2:]] == [
         ("tpe 1", "89.00", "tpe 2"), ("tpe 2", "90.00", ""), ("start", "90.00", "tpe 2"), ("tpe 3", "91.00", ""),
     ]  # fmt: skip
+
+
+def test_layers_in_integers_have_a_row_for_each_model_and_a_failure_its_reason(page: Path) -> None:
+    csv = page.parent / "some.csv"
+    page.write_text(page.read_text().replace("results:some", "results:some integers"))
+    counted = {"layers": 31, "integer_layers": 30, "integer_macs": 0.995, "in_float": "1 Conv",
+               "int8_layers": 32, "int8_integer_layers": 32, "int8_integer_macs": 1.0, "int8_in_float": ""}  # fmt: skip
+    for layers in (29, 30):  # measured twice
+        append_row(csv, row(task="export_timm", model="resnet18", reason="", **(counted | {"integer_layers": layers})))
+    append_row(csv, row(task="export_timm", model="odd", reason="ValueError: no form"))
+    script.main(["--results", str(page.parent), str(page)])
+    assert table(page)[2:] == [
+        ["resnet18", "30 of 31", "99.5", "1 Conv", "32 of 32", "100.0", ""],
+        ["odd", "ValueError: no form", "", "", "ValueError: no form", "", ""],
+    ]
+
+
+def test_times_of_exports_have_a_row_for_each_number_of_images_and_ratios_with_quartiles(page: Path) -> None:
+    csv = page.parent / "some.csv"
+    page.write_text(page.read_text().replace("results:some", "results:some speed"))
+    times = {"ms": 10.0, "fp_ms": 40.0, "int8_ms": 10.5, "of_fp": 0.25, "of_fp_low": 0.24, "of_fp_high": 0.26,
+             "of_int8": 0.95, "of_int8_low": 0.9, "of_int8_high": 1.0, "rounds": 30, "threads": 1}  # fmt: skip
+    for batch in (1, 32):
+        append_row(csv, row(task="benchmark", model="resnet18", w_bits=8, a_bits=8, batch=batch, **times))
+    script.main(["--results", str(page.parent), str(page)])
+    cells = ["10.00", "40.00", "10.50", "0.25 (0.24 to 0.26)", "0.95 (0.90 to 1.00)", "30", "laptop"]
+    assert table(page)[2:] == [["resnet18", "W8A8", batch, *cells] for batch in ("1", "32")]
