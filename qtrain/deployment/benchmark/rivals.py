@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from qtrain.deployment.benchmark.runtime_int8 import runtime_int8
 from qtrain.deployment.benchmark.timing import Times, in_turns
 from qtrain.deployment.onnx.write import IMAGES, LOGITS, export
+from qtrain.utils.processor import saturates_in_16_bits
 
 EXPORT, FULL_PRECISION, RUNTIME_INT8 = "export", "full precision", "runtime's INT8"
 """Names of the three files."""
@@ -56,7 +57,7 @@ def _session(name: str, file: bytes, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    # Exact sums also without VNNI. Weights that the runtime's own quantizer wrote would run in a slower kernel with it.
-    options.add_session_config_entry("session.x64quantprecision", "1" if name == EXPORT else "0")
+    # Exact sums also without VNNI; with it, the option would only choose a slower kernel.
+    options.add_session_config_entry("session.x64quantprecision", "1" if name == EXPORT and saturates_in_16_bits() else "0")
     options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads leave the cores to the others
     return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
