@@ -58,6 +58,7 @@ def _session(name: str, file: bytes, threads: int) -> ort.InferenceSession:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     # Exact sums also without VNNI; with it, the option would only choose a slower kernel.
-    options.add_session_config_entry("session.x64quantprecision", "1" if name == EXPORT and saturates_in_16_bits() else "0")
+    exactly = name == EXPORT and saturates_in_16_bits()
+    options.add_session_config_entry("session.x64quantprecision", "1" if exactly else "0")
     options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads leave the cores to the others
     return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
