@@ -20,14 +20,14 @@ NOT_A_KEY = {"config": False}
 class OperationBits:
     """Bits of operations beside the layers; ``None`` leaves them to the target, or in full precision."""
 
-    add: int | None
-    multiply: int | None
-    matmul: int | None
-    softmax: int | None
-    concat: int | None
-    max_pool: int | None
-    average_pool: int | None
-    activation: int | None
+    add: int | None = None
+    multiply: int | None = None
+    matmul: int | None = None
+    softmax: int | None = None
+    concat: int | None = None
+    max_pool: int | None = None
+    average_pool: int | None = None
+    activation: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

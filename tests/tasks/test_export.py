@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,16 +11,18 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import yaml
 from onnx import numpy_helper
 from PIL import Image
 from safetensors.torch import save_file
 
-from qtrain.config.compose import compose
+from qtrain.config.compose import compose, read_run
 from qtrain.deployment.onnx.write import LOGITS
 from qtrain.deployment.parity.runtimes import RUNTIMES, Runtime
 from qtrain.models.cifar_resnet import cifar_resnet8
 from qtrain.packed.header import Images
 from qtrain.run_task import run_task
+from qtrain.settings.run_files import CONFIG
 from qtrain.utils.errors import ConfigError, IncompleteError
 from tests.packed.students import saved, student_of, timm_network
 
@@ -120,6 +123,18 @@ def test_openvino_is_compared_beside_it_and_a_file_may_take_batches_of_one_lengt
     assert int(row["openvino_predictions"]) == len(verdict["tiers"][-1]["disagreeing"])
     (first, *_) = onnx.load(folder / "model.onnx").graph.input[0].type.tensor_type.shape.dim
     assert first.dim_value == 16
+
+
+def test_a_run_whose_config_knows_no_target_yet_is_read(run_folder: Path, tmp_path: Path) -> None:
+    """Runs of earlier versions lack the keys that came since."""
+    older = tmp_path / "made"
+    shutil.copytree(run_folder, older, ignore=shutil.ignore_patterns("export"))
+    config = yaml.safe_load((older / CONFIG).read_text())
+    del config["target"]
+    config["quantize"]["operations"] = {"add": None, "matmul": None, "softmax": None}
+    (older / CONFIG).write_text(yaml.safe_dump(config))
+    settings = read_run(older, compose(["task=export"]))
+    assert settings.target is None and settings.quantize.operations.activation is None
 
 
 @pytest.mark.parametrize(
