@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,8 @@ def export(
     True
     """
     path, runtimes, student = Path(path), chosen(runtimes), copy.deepcopy(student).cpu().eval()
+    if size is None and not isinstance(vars(student).get(RECORD), Record):  # a student that was loaded
+        images, size = _with_size(images)
     if path.suffix == ".onnx":
         made = as_onnx(student, _size(student, size), opset=opset, batch=batch).to_bytes()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +125,18 @@ def _size(student: nn.Module, size: Sequence[int] | None) -> tuple[int, ...]:
     if not isinstance(record, Record):
         raise ValueError("export: the size of the images is not known; give size=(channels, height, width)")
     return record.size
+
+
+def _with_size(images: Images) -> tuple[Images, tuple[int, ...]]:
+    """``images``, and the size (C, H, W) of the first."""
+    if isinstance(images, Tensor):
+        return images, tuple(images.shape[1:])
+    iterator = iter(images)
+    first = next(iterator, None)
+    batch = first[0] if isinstance(first, tuple | list) else first
+    if not isinstance(batch, Tensor):
+        raise ValueError("export: images must be a tensor, or batches of tensors or (image, label), and at least one")
+    return (chain([first], iterator) if iterator is images else images), tuple(batch.shape[1:])
 
 
 def _pairs(images: Images) -> Iterator[tuple[Tensor, Tensor | None]]:

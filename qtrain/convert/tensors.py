@@ -23,12 +23,10 @@ from qtrain.nn.operations import Add
 from qtrain.utils.calls import see_input
 from qtrain.utils.eval_mode import evaluating
 
-aten = torch.ops.aten
-
 MOVES = {
-    aten.clone, aten.contiguous, aten._to_copy, aten._unsafe_view, aten.max_pool2d_with_indices, aten.max_pool2d,
-    aten.upsample_nearest2d, aten.index_select, aten.constant_pad_nd, aten.repeat, aten.roll, aten.flip,
-    aten.pixel_shuffle, aten.channel_shuffle, aten.native_channel_shuffle,
+    "clone", "contiguous", "_to_copy", "_unsafe_view", "max_pool2d_with_indices", "max_pool2d", "upsample_nearest2d",
+    "index_select", "constant_pad_nd", "repeat", "roll", "flip", "pixel_shuffle", "channel_shuffle",
+    "native_channel_shuffle",
 }  # fmt: skip
 """Operators whose output has only values of their input, and zeros: what was quantized stays so."""
 
@@ -50,13 +48,14 @@ class _Following(TorchDispatchMode):
         before = [tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)]
         output = func(*args, **(kwargs or {}))
         self._kept.append(output)
+        operator = func.overloadpacket.__name__
         depth = max((self.depth(tensor) for tensor in before), default=0)
         for tensor in tree_leaves(output):
             if not isinstance(tensor, Tensor):
                 continue
-            if func.overloadpacket in MOVES:
+            if operator in MOVES:
                 self._numbers[_place(tensor)] = self.number(before[0])
-            elif func._schema.is_mutable or _place(tensor) not in self._numbers:
+            elif operator.endswith("_") or _place(tensor) not in self._numbers:  # computed in place, or new
                 self._numbers[_place(tensor)] = self._new(depth)
         return output
 

@@ -1,12 +1,10 @@
 """A look at a student before it is trained: what its target will compute in floating point, and why."""
 
-import logging
-
 from qtrain.convert.calibrate import calibrate
 from qtrain.deployment.lint import Finding, lint, summary
 from qtrain.pipeline.build_model import build_model, example_input
 from qtrain.pipeline.load_data import load_data
-from qtrain.pipeline.prepare import convert, target_of
+from qtrain.pipeline.prepare import convert, quiet_conversion, target_of
 from qtrain.settings.run_settings import RunSettings
 from qtrain.utils.errors import ConfigError
 
@@ -22,15 +20,10 @@ def lint_student(settings: RunSettings) -> tuple[list[Finding], str]:
         raise ConfigError("target: task=lint asks what a runtime computes; give target=onnxruntime, for example")
     if not settings.quantize.enabled:
         raise ConfigError("quantize.enabled: is false, so that all layers stay in floating point")
-    logger = logging.getLogger("qtrain.convert")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # the findings say it
     data = load_data(settings)
     model = build_model(settings.model, data.info)
-    try:
+    with quiet_conversion():  # the findings say it
         converted = convert(settings, model, example_input(data.info))
         calibrate(model, [batch.image for batch in data.calibration_batches(1)], converted.plans)
         found = lint(model, target, converted.skipped)
-    finally:
-        logger.setLevel(level)
     return found, summary(found, model, target)

@@ -6,7 +6,8 @@ swap them, calibrate, learn how to round, correct biases. Loading comes before, 
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -231,6 +232,18 @@ def settle_for_target_(student: nn.Module) -> None:
         log.warning("biases are not rounded for the target: %s", error)
 
 
+@contextmanager
+def quiet_conversion() -> Iterator[None]:
+    """Inside, conversion does not log what stays in full precision."""
+    logger = logging.getLogger("qtrain.convert")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def rehearse(settings: RunSettings, data: VisionData) -> None:
     """Convert a model that nobody keeps, so that what cannot be quantized is said before hours of pretraining.
 
@@ -239,15 +252,10 @@ def rehearse(settings: RunSettings, data: VisionData) -> None:
     """
     if not settings.quantize.enabled:
         return
-    logger = logging.getLogger("qtrain.convert")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # what stays in full precision is said by the conversion that counts
     model = build_model(settings.model, data.info)
     example = example_input(data.info)
-    try:
+    with quiet_conversion():  # what stays in full precision is said by the conversion that counts
         plans = convert(settings, model, example).plans
-    finally:
-        logger.setLevel(level)
     with as_config_error("quantize.input"):
         calibrate_inputs(model, observe_inputs(model, [example], plans))
     layers_to_freeze(model, patterns=settings.fit.freeze.layers or ())
