@@ -130,3 +130,11 @@ def test_import_is_light(module: str) -> None:
     code = f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_training_needs_none_of_the_packages_of_an_export() -> None:
+    """The lint and the rounding of biases belong to every run with a target, and a plain installation has no onnx."""
+    blocked = ("onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino")
+    code = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import qtrain.pipeline.train"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-500:]

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import onnx_ir as ir
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +10,9 @@ from qtrain.deployment.onnx.forms import Codes
 from qtrain.deployment.onnx.weights import WeightCodes
 from qtrain.models.layer_kinds import SamePad
 from qtrain.nn import QuantConv, QuantConvTranspose
+
+UINT8 = 2
+"""The number of unsigned bytes among ONNX's types; a plain installation, which has no onnx, imports this file too."""
 
 OPSET = 21
 """The first with 4-bit and 16-bit codes."""
@@ -69,7 +71,7 @@ class QuantizedInput(nn.Module):
         axis = {} if self.axis is None else {"axis": self.axis}
         if self.threshold is not None:
             above = emit("GreaterOrEqual", (x, self.threshold), x.shape, torch.bool, version=16)
-            codes = emit("Cast", (above,), x.shape, self.dtype, to=int(ir.DataType.UINT8))
+            codes = emit("Cast", (above,), x.shape, self.dtype, to=UINT8)
         else:
             codes = emit("QuantizeLinear", (x, self.scale, self.zero_point), x.shape, self.dtype, **axis)
         if self.clipped and self.threshold is None:
