@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qtrain.api.files import save
-from qtrain.api.quantize import RECORD, Images, Record
+from qtrain.api.quantize import RECORD, Images, Record, record_of
 from qtrain.deployment.onnx.symbolic import OPSET
 from qtrain.deployment.onnx.write import export as as_onnx
 from qtrain.deployment.parity.file import image_size, read
@@ -64,7 +64,7 @@ def export(
     if size is None and not isinstance(vars(student).get(RECORD), Record):  # a student that was loaded
         images, size = _with_size(images)
     if path.suffix == ".onnx":
-        made = as_onnx(student, _size(student, size), opset=opset, batch=batch).to_bytes()
+        made = as_onnx(student, tuple(size or record_of(student).size), opset=opset, batch=batch).to_bytes()
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
             temporary.write_bytes(made)
@@ -116,15 +116,6 @@ def _shipped(student: nn.Module, folder: Path) -> Shipped:
             "path that ends with .onnx, for the file alone"
         )
     return Shipped(found, student, folder / STUDENT, folder)
-
-
-def _size(student: nn.Module, size: Sequence[int] | None) -> tuple[int, ...]:
-    record = vars(student).get(RECORD)
-    if size is not None:
-        return tuple(size)
-    if not isinstance(record, Record):
-        raise ValueError("export: the size of the images is not known; give size=(channels, height, width)")
-    return record.size
 
 
 def _with_size(images: Images) -> tuple[Images, tuple[int, ...]]:

@@ -110,8 +110,10 @@ def test_the_students_mode_and_device_are_left(student: nn.Module, tmp_path: Pat
 def test_what_is_wrong_is_said_in_one_line(student: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^runtimes: must be among onnxruntime, openvino, got tensorrt"):
         qtrain.export(student, tmp_path / "net.onnx", images(), runtimes=["tensorrt"])
-    with pytest.raises(ValueError, match=r"the size of the images is not known; give size="):
+    with pytest.raises(ValueError, match=r"^Sequential cannot be exported by torch: "):
         qtrain.export(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), tmp_path / "net.onnx", images())
+    with pytest.raises(ValueError, match=r"^export: images must be a tensor, or batches of tensors"):
+        qtrain.export(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), tmp_path / "net.onnx", [])
     with pytest.raises(ValueError, match=r"^images: must be a tensor, or batches of tensors .*, got str"):
         qtrain.export(student, tmp_path / "net.onnx", ["image"])
     with pytest.raises(FileNotFoundError):
