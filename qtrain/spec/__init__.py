@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from qtrain.spec.allocation import Allocation, Choice, CostTable, LayerBits, Role, Scores
 from qtrain.spec.granularity import Auto, Granularity, PerBlock, PerChannel, PerGroup, PerSample, PerTensor, PerToken
 from qtrain.spec.layers import LayerNames
 
@@ -17,6 +18,8 @@ __all__ = [
     "Allocation",
     "Auto",
     "Batch",
+    "Choice",
+    "CostTable",
     "DataInfo",
     "Granularity",
     "Histogram",
@@ -31,6 +34,8 @@ __all__ = [
     "PerToken",
     "Position",
     "QuantSpec",
+    "Role",
+    "Scores",
     "StepOutputs",
 ]
 
@@ -141,17 +146,6 @@ class Observed(NamedTuple):
     mean_abs: Tensor
     tensor: Tensor | None = None
     histogram: Histogram | None = None
-
-
-class LayerBits(NamedTuple):
-    """Bit widths of one layer; ``FULL_PRECISION`` leaves the weight or the input in floating point."""
-
-    weight: int
-    input: int
-
-
-Allocation = Mapping[str, LayerBits]
-"""Bits of a model: qualified layer name -> LayerBits. What a manual config, a search and a trial all produce."""
 
 
 @dataclass(frozen=True)
