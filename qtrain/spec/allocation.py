@@ -30,8 +30,8 @@ class Choice(NamedTuple):
 class Scores:
     """How much the loss is expected to rise where one weight or one input alone is quantized.
 
-    ``weight`` and ``input`` map layer -> bits -> rise, in the unit of the score (nats for those that estimate a loss);
-    only the order and the ratios count. A width that is not listed, such as full precision, counts 0. ``pairs`` are what
+    ``weight`` and ``input`` map layer -> bits -> rise, in the unit of the score (nats where it estimates a loss);
+    only the order and the ratios count. A width that is not listed, such as full precision, counts 0. ``pairs`` is what
     two choices add together beyond their own (CLADO, arXiv 2307.05657); each pair is listed once.
     """
 
@@ -51,7 +51,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class CostTable:
-    """What a model costs by one metric: ``fixed``, and for each layer and each of its options a number, all in ``unit``.
+    """What a model costs by one metric: ``fixed``, and a number for each layer and each of its options, in ``unit``.
 
     The cost of an allocation is their sum. ``estimated`` are layers whose numbers are estimates where others were
     measured.
@@ -63,7 +63,7 @@ class CostTable:
     estimated: frozenset[str] = frozenset()
 
     def total(self, allocation: Allocation) -> float:
-        """The cost of ``allocation``, which names every layer of the table. Raises ``KeyError`` for an unknown option."""
+        """The cost of ``allocation``, which names all layers of the table. Raises ``KeyError`` for an unknown option."""
         return self.fixed + sum(options[allocation[layer]] for layer, options in self.layers.items())
 
 
