@@ -63,7 +63,7 @@ class CostTable:
     estimated: frozenset[str] = frozenset()
 
     def total(self, allocation: Allocation) -> float:
-        """The cost of ``allocation``, which names all layers of the table. Raises ``KeyError`` for an unknown option."""
+        """The cost of ``allocation``, which names all these layers. Raises ``KeyError`` for an unknown option."""
         return self.fixed + sum(options[allocation[layer]] for layer, options in self.layers.items())
 
 

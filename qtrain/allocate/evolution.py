@@ -1,0 +1,107 @@
+"""Bits by evolution, with a predictor that chooses which children are worth measuring (after APQ, arXiv 2006.08509)."""
+
+import logging
+from typing import final
+
+import numpy as np
+from sklearn.linear_model import BayesianRidge
+
+from qtrain.allocate.base import Search
+from qtrain.allocate.feasible import Feasible, Picks
+from qtrain.allocate.problem import Floats, Problem
+from qtrain.spec import Allocation, LayerBits
+from qtrain.utils.checks import check_range
+
+log = logging.getLogger(__name__)
+
+
+@final
+class Evolution(Search):
+    """The loss of whole allocations is measured, ``population`` of them in each of ``generations``.
+
+    The first population has the uniform reference, the allocation of the least score where there are scores, and random
+    ones. Each later one has children of the best half, made by crossing and by mutation (each option is drawn anew with
+    probability ``change``). Of ``children`` the predictor lets those be measured that it expects to be best: a linear
+    regression of the logarithm of the loss on which option each layer has. The answer is the best that was measured.
+    """
+
+    needs_scores = False
+
+    def __init__(
+        self,
+        *,
+        weight: int = 4,
+        input: int = 4,
+        first: LayerBits | None = None,
+        last: LayerBits | None = None,
+        generations: int = 10,
+        population: int = 24,
+        children: int = 400,
+        change: float = 0.1,
+    ) -> None:
+        super().__init__(weight=weight, input=input, first=first, last=last)
+        check_range("Evolution", "[1, inf)", generations=generations, children=children)
+        check_range("Evolution", "[4, inf)", population=population)
+        check_range("Evolution", "(0, 1]", change=change)
+        self.generations, self.population, self.children, self.change = generations, population, children, change
+
+    def search(self, problem: Problem) -> Allocation:
+        """The best allocation that was measured, all of them within the budgets."""
+        source = np.random.default_rng(problem.seed)
+        feasible = Feasible(problem, source)
+        measured: dict[Picks, float] = {}
+        wanted = [self._reference(feasible), *(feasible.draw() for _ in range(self.population - 1))]
+        for generation in range(self.generations):
+            for picks in dict.fromkeys(wanted):
+                if picks not in measured:
+                    measured[picks] = problem.loss(feasible.allocation(picks))
+            best = sorted(measured, key=measured.__getitem__)
+            log.info(
+                "generation %d of %d: least loss %.4f of %d measured",
+                generation + 1, self.generations, measured[best[0]], len(measured),
+            )  # fmt: skip
+            wanted = self._promising(feasible, best[: self.population // 2], measured)
+        return feasible.allocation(best[0])
+
+    def _reference(self, feasible: Feasible) -> Picks:
+        """The uniform bits, as near to them as the options have them, made to fit."""
+        uniform = self.reference(list(feasible.problem.options))
+
+        def near(layer: str, options: tuple[LayerBits, ...]) -> int:
+            wanted = uniform[layer]
+            return min(
+                range(len(options)),
+                key=lambda o: abs(options[o].weight - wanted.weight) + abs(options[o].input - wanted.input),
+            )
+
+        return feasible.repaired(tuple(near(group.layers[0], group.options) for group in feasible.groups))
+
+    def _promising(self, feasible: Feasible, parents: list[Picks], measured: dict[Picks, float]) -> list[Picks]:
+        source = feasible.source
+        made: dict[Picks, None] = {}
+        for number in range(self.children):
+            mother = parents[int(source.integers(len(parents)))]
+            if number % 2:
+                father = parents[int(source.integers(len(parents)))]
+                child = feasible.mutated(feasible.crossed(mother, father), change=self.change)
+            else:
+                child = feasible.mutated(mother, change=self.change)
+            if child not in measured:
+                made[child] = None
+        if not made:
+            return []
+        known = list(measured)
+        losses = np.log(np.maximum([measured[picks] for picks in known], 1e-12))
+        predictor = BayesianRidge().fit(_one_hot(feasible, known), losses)
+        expected = predictor.predict(_one_hot(feasible, list(made)))
+        return [list(made)[place] for place in np.argsort(expected, kind="stable")[: self.population]]
+
+
+def _one_hot(feasible: Feasible, rows: list[Picks]) -> Floats:
+    """Which option each group has, (rows, all options): 1 where it is the chosen one."""
+    sizes = np.array([len(group.options) for group in feasible.groups])
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    encoded = np.zeros((len(rows), int(sizes.sum())))
+    for row, picks in enumerate(rows):
+        encoded[row, starts + np.array(picks)] = 1
+    return encoded

@@ -1,0 +1,167 @@
+"""The best allocation under budgets by integer programming, for scores that add up (HAWQ-v3, arXiv 2011.10680)."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, final
+
+import numpy as np
+from scipy import sparse
+from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
+
+from qtrain.allocate.base import Search
+from qtrain.allocate.problem import Floats, Group, Problem, chosen
+from qtrain.spec import Allocation, Choice, LayerBits
+from qtrain.utils.checks import check_range
+
+TIGHTER = (0.0, 1e-7, 1e-6, 1e-5, 1e-4)
+"""Parts of a budget that are kept back, one after the other, until rounding in the solver exceeds it no more."""
+
+
+@final
+class IntegerProgram(Search):
+    """``min sum_i score[i, o_i]`` with ``sum_i cost[m, i, o_i] <= budget[m]`` for all budgets, one option each layer.
+
+    HiGHS by branch and bound (``scipy.optimize.milp``) stops at a relative ``gap`` to the best possible, or after
+    ``time_limit_s`` seconds with the best so far. Options that are no better than another one in any respect are left
+    out first. Pairs of choices (CLADO) become variables of their own.
+    """
+
+    def __init__(
+        self,
+        *,
+        weight: int = 4,
+        input: int = 4,
+        first: LayerBits | None = None,
+        last: LayerBits | None = None,
+        gap: float = 1e-4,
+        time_limit_s: float = 30.0,
+    ) -> None:
+        super().__init__(weight=weight, input=input, first=first, last=last)
+        check_range("IntegerProgram", "[0, inf)", gap=gap)
+        check_range("IntegerProgram", "(0, inf)", time_limit_s=time_limit_s)
+        self.gap, self.time_limit_s = gap, time_limit_s
+
+    def search(self, problem: Problem) -> Allocation:
+        """The allocation of the least score. Raises ``ValueError`` where no allocation meets all budgets at once."""
+        groups = [_without_dominated(group, keep_all=bool(problem.scores.pairs)) for group in problem.groups()]
+        program = _Program.of(groups, problem)
+        for kept_back in TIGHTER:
+            found = self._solve(program, problem.room() - kept_back)
+            if found.x is None:
+                break
+            allocation = problem.ordered(chosen(groups, program.picks(found.x)))
+            if problem.fits(allocation):
+                return allocation
+        raise ValueError(_why_not(problem, program, self))
+
+    def _solve(self, program: "_Program", room: Floats) -> OptimizeResult:
+        constraints = [LinearConstraint(program.one_each, 1, 1)]
+        if len(room):
+            constraints.append(LinearConstraint(program.costs, -np.inf, room))
+        if program.products is not None:
+            constraints.append(LinearConstraint(program.products, program.products_low, np.inf))
+        return milp(
+            program.scores,
+            constraints=constraints,
+            integrality=program.whole,
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": self.gap, "time_limit": self.time_limit_s},
+        )
+
+
+class _Program(NamedTuple):
+    """Variables are the options of all groups in a row, then the products of pairs."""
+
+    groups: Sequence[Group]
+    scores: Floats
+    one_each: sparse.csr_array
+    costs: sparse.csr_array
+    whole: Floats
+    products: sparse.csr_array | None
+    products_low: Floats
+
+    @classmethod
+    def of(cls, groups: Sequence[Group], problem: Problem) -> "_Program":
+        sizes = [len(group.options) for group in groups]
+        starts = np.concatenate([[0], np.cumsum(sizes)]).astype(int)
+        pairs = list(_pairs(groups, starts, problem))
+        options, count = int(starts[-1]), int(starts[-1]) + len(pairs)
+        scores = np.concatenate([*(group.scores for group in groups), [value for *_, value in pairs]])
+        one_each = sparse.lil_array((len(groups), count))
+        for row, (start, size) in enumerate(zip(starts, sizes, strict=False)):
+            one_each[row, start : start + size] = 1
+        costs = np.concatenate(
+            [*(group.costs for group in groups), np.zeros((len(problem.budgets), len(pairs)))], axis=1
+        )
+        products = sparse.lil_array((3 * len(pairs), count))
+        low = np.zeros(3 * len(pairs))
+        for number, (left, right, _) in enumerate(pairs):
+            # y = a b for two numbers that are 0 or 1: y <= a, y <= b, y >= a + b - 1.
+            own, row = options + number, 3 * number
+            for side, places in enumerate((left, right)):
+                products[row + side, places] = 1
+                products[row + side, own] = -1
+                products[row + 2, places] = -1
+            products[row + 2, own] = 1
+            low[row + 2] = -1
+        whole = np.concatenate([np.ones(options), np.zeros(len(pairs))])
+        return cls(
+            groups, scores, one_each.tocsr(), sparse.csr_array(costs), whole, products.tocsr() if pairs else None, low
+        )
+
+    def picks(self, x: Floats) -> list[int]:
+        """The option that each group got."""
+        parts = np.split(x[: int(self.whole.sum())], np.cumsum([len(group.options) for group in self.groups])[:-1])
+        return [int(part.argmax()) for part in parts]
+
+
+def _pairs(groups: Sequence[Group], starts: Floats, problem: Problem) -> Iterator[tuple[list[int], list[int], float]]:
+    """The variables of which one must be 1 for each side of a pair, and what the pair adds."""
+
+    def places(choice: Choice) -> list[int]:
+        return [
+            int(start) + number
+            for start, group in zip(starts, groups, strict=False)
+            if choice.layer in group.layers
+            for number, bits in enumerate(group.options)
+            if getattr(bits, choice.role) == choice.bits
+        ]
+
+    for (left, right), value in problem.scores.pairs.items():
+        if value and (a := places(left)) and (b := places(right)):
+            yield a, b, value
+
+
+def _without_dominated(group: Group, *, keep_all: bool) -> Group:
+    """``group`` without options that another one equals or beats in score and in every cost."""
+    if keep_all:
+        return group
+    numbers = np.concatenate([group.scores[None], group.costs])
+    kept: list[int] = []
+    for option in np.lexsort((*numbers[1:], numbers[0])):
+        if not any((numbers[:, other] <= numbers[:, option]).all() for other in kept):
+            kept.append(int(option))
+    kept.sort()
+    return Group(group.layers, tuple(group.options[i] for i in kept), group.scores[kept], group.costs[:, kept])
+
+
+def _why_not(problem: Problem, program: _Program, solver: IntegerProgram) -> str:
+    """How far the nearest allocation is from all budgets: the least t for which each cost is at most t budgets."""
+    fixed = 1 - problem.room()
+    count = len(program.scores)
+    costs = sparse.hstack([program.costs, -np.ones((len(fixed), 1))])
+    found = milp(
+        np.concatenate([np.zeros(count), [1.0]]),
+        constraints=[
+            LinearConstraint(sparse.hstack([program.one_each, np.zeros((len(program.groups), 1))]), 1, 1),
+            LinearConstraint(costs, -np.inf, -fixed),
+        ],
+        integrality=np.concatenate([program.whole, [0.0]]),
+        bounds=Bounds(0, np.concatenate([np.ones(count), [np.inf]])),
+        options={"time_limit": solver.time_limit_s},
+    )
+    names = " and ".join(f"budgets.{name}" for name in problem.budgets)
+    if found.x is None or found.x[-1] <= 1:
+        return f"{names}: no allocation was found in {solver.time_limit_s:g} s; raise time_limit_s"
+    allocation = chosen(program.groups, program.picks(found.x))
+    nearest = ", ".join(f"{problem.costs[n].total(allocation):,.6g} {problem.costs[n].unit}" for n in problem.budgets)
+    return f"{names}: cannot be met together; the nearest allocation costs {nearest}"

@@ -1,0 +1,114 @@
+"""All best allocations between the cheapest and the best, by dynamic programming (ZeroQ, arXiv 2001.00281)."""
+
+from typing import NamedTuple, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qtrain.allocate.base import Search
+from qtrain.allocate.problem import ROUNDING, Floats, Problem, chosen
+from qtrain.spec import Allocation, LayerBits
+from qtrain.utils.checks import check_range
+
+
+class Point(NamedTuple):
+    """An allocation of the front: its score, and what it costs in the units of the budgets, by metric."""
+
+    score: float
+    costs: dict[str, float]
+    allocation: Allocation
+
+
+@final
+class Pareto(Search):
+    """The front of score against cost, layer by layer: of partial allocations only those stay that none beats.
+
+    With one budget the front is exact as long as it has at most ``points`` partial allocations; above that, the costs
+    are divided into as many equal steps and the best of each stays, which loses at most one step a layer. The answer is
+    the point of the least score within all budgets. Pairs of layers are not considered.
+    """
+
+    def __init__(
+        self,
+        *,
+        weight: int = 4,
+        input: int = 4,
+        first: LayerBits | None = None,
+        last: LayerBits | None = None,
+        points: int = 20_000,
+    ) -> None:
+        super().__init__(weight=weight, input=input, first=first, last=last)
+        check_range("Pareto", "[2, inf)", points=points)
+        self.points = points
+
+    def search(self, problem: Problem) -> Allocation:
+        """The point of the front with the least score. Raises ``ValueError`` where no point meets all budgets."""
+        return self.front(problem)[-1].allocation
+
+    def front(self, problem: Problem) -> list[Point]:
+        """All points within the budgets that none beats in score and every cost; the least score comes last.
+
+        Raises ``ValueError`` for pairs of layers, and where no point meets all budgets.
+        """
+        if problem.scores.pairs:
+            raise ValueError("Pareto: scores of pairs do not add up layer by layer; use allocate=integer_program")
+        groups = problem.groups()
+        room = problem.room()
+        cheapest_rest = np.cumsum([g.costs.min(axis=1) for g in groups][::-1], axis=0)[::-1]
+        scores, costs = np.zeros(1), np.zeros((len(problem.budgets), 1))
+        history: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        for number, group in enumerate(groups):
+            parents, options = np.divmod(np.arange(len(scores) * len(group.options)), len(group.options))
+            new_scores = scores[parents] + group.scores[options]
+            new_costs = costs[:, parents] + group.costs[:, options]
+            rest = cheapest_rest[number + 1] if number + 1 < len(groups) else np.zeros(len(room))
+            kept = np.flatnonzero((new_costs + rest[:, None] <= room[:, None] + ROUNDING).all(axis=0))
+            kept = kept[_undominated(new_scores[kept], new_costs[:, kept])]
+            kept = kept[_thinned(new_scores[kept], new_costs[:, kept], self.points)]
+            scores, costs = new_scores[kept], new_costs[:, kept]
+            history.append((parents[kept], options[kept]))
+        found = [_point(problem, chosen(groups, _trace(history, end)), scores[end]) for end in range(len(scores))]
+        fitting = [point for point in found if problem.fits(point.allocation)]
+        if not fitting:
+            names = " and ".join(f"budgets.{name}" for name in problem.budgets)
+            raise ValueError(f"{names}: cannot be met together; relax one")
+        return sorted(fitting, key=lambda point: -point.score)
+
+
+def _undominated(scores: Floats, costs: Floats) -> NDArray[np.int64]:
+    """The points that none beats or equals in the score and in every cost, in rising score."""
+    order = np.lexsort((*costs[::-1], scores))
+    if len(costs) <= 1:
+        column = costs[0, order] if len(costs) else np.arange(len(order), dtype=float)
+        best_before = np.concatenate([[np.inf], np.minimum.accumulate(column)[:-1]])
+        return order[column < best_before]
+    kept: list[int] = []
+    front = np.empty((0, len(costs)))
+    for place in order:
+        if not (front <= costs[:, place]).all(axis=1).any():
+            kept.append(int(place))
+            front = np.concatenate([front, costs[None, :, place]])
+    return np.array(kept, dtype=np.int64)
+
+
+def _thinned(scores: Floats, costs: Floats, points: int) -> NDArray[np.int64]:
+    """At most ``points`` of the points: the best score in each of as many equal steps of the first cost."""
+    if len(scores) <= points:
+        return np.arange(len(scores))
+    low, high = costs[0].min(), costs[0].max()
+    step = np.minimum(((costs[0] - low) / (high - low) * points).astype(int), points - 1)
+    order = np.lexsort((scores, step))
+    return np.sort(order[np.unique(step[order], return_index=True)[1]])
+
+
+def _trace(history: list[tuple[NDArray[np.int64], NDArray[np.int64]]], end: int) -> list[int]:
+    picks = []
+    for parents, options in reversed(history):
+        picks.append(int(options[end]))
+        end = int(parents[end])
+    return picks[::-1]
+
+
+def _point(problem: Problem, allocation: Allocation, score: float) -> Point:
+    ordered = problem.ordered(allocation)
+    return Point(float(score), {name: problem.costs[name].total(ordered) for name in problem.budgets}, ordered)

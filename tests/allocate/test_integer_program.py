@@ -1,0 +1,96 @@
+"""The integer program against trying everything, its budgets, and what it says where nothing fits."""
+
+import math
+
+import numpy as np
+import pytest
+
+from qtrain.allocate.integer_program import IntegerProgram, _without_dominated
+from qtrain.allocate.problem import Problem
+from qtrain.spec import CostTable, LayerBits, Scores
+from tests.allocate.problems import best_score, everything, random_problem
+
+EXACT = IntegerProgram(gap=0.0)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(("budgets", "tied"), [(0, False), (1, False), (2, False), (2, True)])
+def test_it_finds_the_least_score_that_trying_everything_finds(seed: int, budgets: int, tied: bool) -> None:
+    problem = random_problem(seed, budgets=budgets, tied=tied)
+    allocation = EXACT.search(problem)
+    assert problem.fits(allocation)
+    assert problem.scores.total(allocation) == pytest.approx(best_score(problem), rel=1e-9)
+    assert list(allocation) == list(problem.options)
+    if tied:
+        assert allocation["layer0"] == allocation["layer1"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_with_pairs_it_finds_the_least_score_that_trying_everything_finds(seed: int) -> None:
+    problem = random_problem(seed, layers=3, budgets=1, pairs=True)
+    allocation = EXACT.search(problem)
+    assert problem.scores.total(allocation) == pytest.approx(best_score(problem), abs=1e-9)
+    alone = Problem(
+        problem.options, problem.costs, problem.budgets, Scores(problem.scores.weight, problem.scores.input)
+    )
+    assert any(
+        problem.scores.total(a) < problem.scores.total(EXACT.search(alone)) - 1e-6 for a in everything(problem)
+    ), "the pairs of this problem matter"
+
+
+def test_a_budget_of_exactly_an_allocation_admits_it() -> None:
+    problem = random_problem(3, budgets=1)
+    bits = LayerBits(3, 4)
+    uniform = dict.fromkeys(problem.options, bits)
+    exact = {"size": problem.costs["size"].total(uniform)}
+    allocation = EXACT.search(Problem(problem.options, problem.costs, exact, problem.scores))
+    assert problem.scores.total(allocation) <= problem.scores.total(uniform)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_budget_is_exceeded_by_a_rounding_error_of_the_solver(seed: int) -> None:
+    """Costs of a thousand million, as bit operations are, and a budget that many allocations just miss."""
+    source = np.random.default_rng(seed)
+    options = tuple(LayerBits(w, 8) for w in (2, 3, 4, 5))
+    names = [f"layer{i}" for i in range(12)]
+    table = CostTable("operations", 1.0, {n: {b: float(source.integers(10**9)) for b in options} for n in names})
+    scores = Scores(
+        {n: {b.weight: -table.layers[n][b] * (1 + 1e-9 * source.random()) for b in options} for n in names}, {}
+    )
+    cheapest = min(table.total(dict.fromkeys(names, bits)) for bits in options)
+    problem = Problem(dict.fromkeys(names, options), {"work": table}, {"work": cheapest * 1.01}, scores)
+    assert table.total(IntegerProgram().search(problem)) <= math.floor(problem.budgets["work"])
+
+
+def test_budgets_that_exclude_each_other_are_refused_with_the_nearest() -> None:
+    few_weights, few_inputs = LayerBits(2, 8), LayerBits(8, 2)
+    options = {"a": (few_weights, few_inputs)}
+    costs = {
+        "size": CostTable("bytes", 0.0, {"a": {few_weights: 2.0, few_inputs: 8.0}}),
+        "time": CostTable("ms", 0.0, {"a": {few_weights: 8.0, few_inputs: 2.0}}),
+    }
+    with pytest.raises(ValueError, match=r"budgets.size and budgets.time: cannot be met together; .* 2 bytes, 8 ms"):
+        EXACT.search(Problem(options, costs, {"size": 2.0, "time": 7.0}))
+
+
+def test_same_problem_same_answer() -> None:
+    problem = random_problem(5, layers=8, budgets=2)
+    assert EXACT.search(problem) == EXACT.search(problem)
+
+
+def test_a_program_as_large_as_resnet50s_stays_small_in_variables() -> None:
+    """54 layers with 49 options each: what others dominate is left out first."""
+    source = np.random.default_rng(0)
+    widths = (2, 3, 4, 5, 6, 7, 8)
+    options = tuple(LayerBits(w, a) for w in widths for a in widths)
+    names = [f"layer{i}" for i in range(54)]
+    sizes = {n: source.lognormal(10) for n in names}
+    fall = {n: {b: 2 ** source.normal() * 4.0**-b for b in widths} for n in names}
+    fall = {n: dict(zip(widths, sorted(of.values(), reverse=True), strict=True)) for n, of in fall.items()}
+    table = CostTable("bytes", 0.0, {n: {bits: sizes[n] * bits.weight for bits in options} for n in names})
+    budget = table.total(dict.fromkeys(names, LayerBits(4, 4)))
+    problem = Problem(dict.fromkeys(names, options), {"size": table}, {"size": budget}, Scores(fall, fall))
+    allocation = IntegerProgram().search(problem)
+    assert table.total(allocation) <= budget
+    assert {bits.input for bits in allocation.values()} == {8}, "inputs are free under a budget of size"
+    assert max(len(_without_dominated(group, keep_all=False).options) for group in problem.groups()) <= len(widths)
