@@ -36,7 +36,7 @@ from qtrain.distillation.objective import Objective
 from qtrain.functional import random
 from qtrain.models.taps import feature_shapes
 from qtrain.models.teacher import FrozenTeacher, Teacher
-from qtrain.pipeline.prepare import convert
+from qtrain.pipeline.conversion import convert
 from qtrain.pipeline.results import append_row, provenance
 from qtrain.pipeline.run_folder import typical_bits
 from qtrain.run_task import selected

@@ -14,7 +14,8 @@ from qtrain.config.compose import compose
 from qtrain.convert.calibrate import calibrate
 from qtrain.convert.plan import MakeObserver, Policy
 from qtrain.deployment.lint import Finding, lint
-from qtrain.pipeline.prepare import convert, correct_, settle_for_target_, target_of
+from qtrain.pipeline.conversion import convert, target_of
+from qtrain.pipeline.prepare import correct_, settle_for_target_
 from qtrain.quantizers.base import MakeQuantizer
 from qtrain.settings.component import Component
 from qtrain.settings.run_settings import QuantizeSettings, RunSettings

@@ -3,8 +3,8 @@
 from qtrain.convert.calibrate import calibrate
 from qtrain.deployment.lint import Finding, lint, summary
 from qtrain.pipeline.build_model import build_model, example_input
+from qtrain.pipeline.conversion import convert, quiet_conversion, target_of
 from qtrain.pipeline.load_data import load_data
-from qtrain.pipeline.prepare import convert, quiet_conversion, target_of
 from qtrain.settings.run_settings import RunSettings
 from qtrain.utils.errors import ConfigError
 

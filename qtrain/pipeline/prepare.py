@@ -6,33 +6,23 @@ swap them, calibrate, learn how to round, correct biases. Loading comes before, 
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from qtrain.convert.calibrate import calibrate_inputs, calibrate_weights, observe_inputs, observe_weights
-from qtrain.convert.fold import OutputStatistics, fold_batchnorm_, fold_in_training_
 from qtrain.convert.freeze import layers_to_freeze
 from qtrain.convert.inherit import StudentState, inherit_quantizers_, inherit_weights_
-from qtrain.convert.layers import find_layers
-from qtrain.convert.operations import expose_operations
-from qtrain.convert.plan import IN_FLOAT, LayerPlan, plan_layers
-from qtrain.convert.swap import swap_layers
 from qtrain.convert.switch import switch_bits_
-from qtrain.convert.target import Target
-from qtrain.convert.tensors import readings, share_quantizers_
 from qtrain.data.base import VisionData
 from qtrain.deployment.lint import lint, summary
 from qtrain.deployment.onnx.biases import round_biases_
-from qtrain.models.layer_kinds import merge_fused_biases
 from qtrain.observers.base import Observer
 from qtrain.pipeline.build_model import build_model, example_input
 from qtrain.pipeline.build_teacher import build_objective
+from qtrain.pipeline.conversion import Converted, convert, quiet_conversion, target_of
 from qtrain.pipeline.load_data import depends_on, recipe_of
 from qtrain.pipeline.memory_format import settle_memory_format_
 from qtrain.pipeline.pretrain import of_members
@@ -40,17 +30,11 @@ from qtrain.pipeline.run_cache import cached
 from qtrain.ptq.bias_correction import BiasCorrection
 from qtrain.ptq.calibrate_from_bn import calibrate_from_statistics
 from qtrain.ptq.rounding.base import Rounding
-from qtrain.quantizers.base import MakeQuantizer, Quantizer
-from qtrain.quantizers.wrappers.wrapper import Wrapper
-from qtrain.settings.component import built
 from qtrain.settings.run_settings import RunSettings
-from qtrain.spec import FULL_PRECISION, Allocation, LayerBits
-from qtrain.utils.errors import ConfigError, as_config_error
+from qtrain.spec import FULL_PRECISION, Allocation
+from qtrain.utils.errors import as_config_error
 
 log = logging.getLogger(__name__)
-
-REASONS = 2
-"""So many layers are named where none can be quantized."""
 
 
 @dataclass(frozen=True)
@@ -59,22 +43,6 @@ class Prepared:
 
     student: nn.Module
     allocation: Allocation
-
-
-@dataclass(frozen=True)
-class Converted:
-    """What conversion did: a plan for each layer, and what merged batch norms knew of the layers' outputs.
-
-    ``skipped`` are the layers and weights that stay in full precision, with the reason for each.
-    """
-
-    plans: dict[str, LayerPlan]
-    statistics: dict[str, OutputStatistics]
-    skipped: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def allocation(self) -> Allocation:
-        return {name: plan.bits for name, plan in self.plans.items()}
 
 
 def prepare_student(
@@ -181,67 +149,12 @@ def correct_(settings: RunSettings, student: nn.Module, images: list[torch.Tenso
             bias(student, images, converted.statistics)
 
 
-def convert(settings: RunSettings, model: nn.Module, example: torch.Tensor) -> Converted:
-    """Fold, equalize and swap the layers of ``model`` in place by ``settings.quantize``; nothing is calibrated yet."""
-    q = settings.quantize
-    target = target_of(settings)
-    asked = {kind: bits for kind, bits in vars(q.operations).items() if bits is not None}
-    operations = asked if target is None else {**target.operations, **asked}
-    merge_fused_biases(model)
-    try:
-        statistics = fold_batchnorm_(model, example) if q.fold == "before" else {}
-        if q.equalize is not None:
-            q.equalize.build()(model, example, statistics)
-        expose_operations(model, {*operations, *([] if target is None else target.in_float)}, example, required=asked)
-        found = find_layers(model, example)
-        if not found.layers:
-            reasons = "".join(f"; {name}: {reason}" for name, reason in list(found.skipped.items())[:REASONS])
-            raise ValueError(f"{type(model).__name__} has no layer that can be quantized{reasons}")
-        allocation: Allocation = q.bits.build()(found.weighted)
-        operands = {
-            name: LayerBits(FULL_PRECISION, operations.get(kind, FULL_PRECISION))
-            for name, kind in found.operands.items()
-        }
-        if target is not None and target.sums == "shortcut":
-            operands |= dict.fromkeys(readings(model, example).main & found.operands.keys(), IN_FLOAT)
-        plans = plan_layers(found, {**allocation, **operands}, _recipe(settings), built(q.policies))
-        swap_layers(model, found, plans, gradient=None if q.gradient is None else q.gradient.build())
-        if target is not None:
-            share_quantizers_(model, plans, readings(model, example).tensors)
-        if q.fold == "training":
-            fold_in_training_(model, example)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        message = str(error)
-        raise ConfigError(message if message.startswith("quantize.") else f"quantize: {message}") from error
-    return Converted(plans, statistics, found.skipped)
-
-
-def target_of(settings: RunSettings) -> Target | None:
-    """The runtime that the student is for, if there is one."""
-    target: Target | None = None if settings.target is None else settings.target.build()
-    return target
-
-
 def settle_for_target_(student: nn.Module) -> None:
     """Round what a target stores as whole numbers, at the end of training or calibration."""
     try:
         log.info("the biases of %d layers are whole numbers of the target's steps", len(round_biases_(student)))
     except ValueError as error:  # the lint has said which layer has no form there
         log.warning("biases are not rounded for the target: %s", error)
-
-
-@contextmanager
-def quiet_conversion() -> Iterator[None]:
-    """Inside, conversion does not log what stays in full precision."""
-    logger = logging.getLogger("qtrain.convert")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def rehearse(settings: RunSettings, data: VisionData) -> None:
@@ -265,28 +178,3 @@ def rehearse(settings: RunSettings, data: VisionData) -> None:
         teacher = of_members(chosen, lambda one: build_model(one, data.info))
     with as_config_error("objective"):
         build_objective(settings, model, teacher, data)
-
-
-def _recipe(settings: RunSettings) -> LayerPlan:
-    """What all layers get that no policy changes."""
-    q = settings.quantize
-    weight = q.weight.build()
-    if q.weight_wrapper is not None:
-        weight = _wrapped(q.weight_wrapper.build(), weight)
-    return LayerPlan(
-        weight=weight,
-        input=q.input.build(),
-        weight_observer=q.weight_observer.build(),
-        input_observer=q.input_observer.build(),
-    )
-
-
-def _wrapped(wrapper: Callable[..., Quantizer], quantizer: MakeQuantizer) -> MakeQuantizer:
-    """``quantizer`` inside ``wrapper``, whatever that would hold by its own config."""
-    kind = getattr(wrapper, "func", None)
-    if not (isinstance(kind, type) and issubclass(kind, Wrapper)):
-        raise ConfigError(
-            f"quantize.weight_wrapper: {getattr(kind, '__name__', wrapper)} holds no other quantizer; take "
-            "quant_noise, oscillation or incremental, or set quantize.weight itself"
-        )
-    return partial(wrapper, quantizer=quantizer)

@@ -19,7 +19,7 @@ from qtrain.convert.target import Target
 from qtrain.convert.tensors import readings
 from qtrain.costs.count import count
 from qtrain.nn.operations import Add, Operation
-from qtrain.pipeline.prepare import convert
+from qtrain.pipeline.conversion import convert
 from qtrain.ptq.calibrate_from_bn import calibrate_from_statistics
 from qtrain.spec import FULL_PRECISION, LayerBits
 

@@ -18,7 +18,7 @@ from qtrain.packed.header import FileSize, Images, Network
 from qtrain.packed.load import load_student
 from qtrain.packed.networks import TIMM, built
 from qtrain.packed.save import save_student
-from qtrain.pipeline.prepare import convert
+from qtrain.pipeline.conversion import convert
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import QuantSpec
 from qtrain.utils.importing import import_object

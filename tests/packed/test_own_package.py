@@ -17,7 +17,7 @@ from qtrain.convert.calibrate import calibrate
 from qtrain.packed.header import Network
 from qtrain.packed.load import load_student
 from qtrain.packed.save import save_student
-from qtrain.pipeline.prepare import convert
+from qtrain.pipeline.conversion import convert
 from qtrain.utils.importing import import_object
 from tests.packed.students import EVERYWHERE, IMAGES, logits_of, settings_of
 

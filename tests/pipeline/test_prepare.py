@@ -8,7 +8,7 @@ from torch import nn
 
 from qtrain.config.compose import compose
 from qtrain.convert.layers import quantizers_of
-from qtrain.pipeline.prepare import convert
+from qtrain.pipeline.conversion import convert
 from qtrain.quantizers.uniform.lsq import LSQ
 from qtrain.quantizers.wrappers.oscillation import Oscillation
 from qtrain.quantizers.wrappers.wrapper import Wrapper

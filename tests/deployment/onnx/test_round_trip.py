@@ -10,7 +10,7 @@ from torch import nn
 from qtrain.convert.calibrate import calibrate
 from qtrain.deployment.onnx.lowering import lower
 from qtrain.deployment.parity.verify import verify
-from qtrain.pipeline.prepare import convert
+from qtrain.pipeline.conversion import convert
 from qtrain.settings.conf_dir import conf_dir
 from qtrain.settings.run_settings import RunSettings
 from qtrain.utils.errors import ConfigError
