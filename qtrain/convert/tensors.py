@@ -145,11 +145,12 @@ def share_quantizers_(model: nn.Module, plans: Mapping[str, LayerPlan], tensors:
         for name in readers:
             if plans[name].bits.input < most and not isinstance(layers[name], Operand):
                 layers[name].tensor_quantizer = shared
-            elif plans[name].bits.input == most and _alike(plans[name], plans[owner]):
+            elif plans[name].bits.input == most and alike(plans[name], plans[owner]):
                 layers[name].input_quantizer = shared
 
 
-def _alike(plan: LayerPlan, other: LayerPlan) -> bool:
+def alike(plan: LayerPlan, other: LayerPlan) -> bool:
+    """Whether the two layers quantize what they read in the same way, bits apart."""
     return plan.input is other.input and plan.input_observer is other.input_observer
 
 
