@@ -19,6 +19,8 @@ from qtrain.allocate.uniform import Uniform
 from qtrain.config.compose import compose
 from qtrain.convert.plan import Policy
 from qtrain.convert.target import Target
+from qtrain.costs.metrics.base import CostMetric
+from qtrain.costs.technology import Technology
 from qtrain.data.base import VisionData
 from qtrain.distillation.base import Term
 from qtrain.distillation.logit_format import LogitFormat
@@ -59,6 +61,8 @@ PACKAGES = {
     "search": "sweep.search",
     "knob": "sweep.space.some",
     "scheduler": "sweep.scheduler",
+    "cost": "callbacks.some",  # any place that holds components takes a metric
+    "technology": "callbacks.some.technology",
 }
 """Groups whose place in the config is not their own name."""
 
@@ -74,6 +78,8 @@ FILL = {
     "knob/uniform": ["sweep.space.some.low=0", "sweep.space.some.high=1"],
     "knob/log_uniform": ["sweep.space.some.low=0.1", "sweep.space.some.high=1"],
     "knob/integers": ["sweep.space.some.low=1", "sweep.space.some.high=3"],
+    "technology/45nm": ["+cost@callbacks.some=energy"],
+    "technology/7nm": ["+cost@callbacks.some=energy"],
     "policy/policy": ["quantize.policies.some.kinds=[linear]"],
 }
 """Values that a file leaves to the user (``???``): what a user would give."""
@@ -91,8 +97,9 @@ slow = pytest.mark.slow
 WHOLE = ("experiment", "hydra", "recipe")
 """Folders whose files are no options of a place, but change the whole config."""
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in WHOLE)
-ALONE = ("stages", "granularity")
-"""Groups whose options are not composed with others: stages compose again, and some quantizers have no blocks."""
+ALONE = ("stages", "granularity", "cost", "technology")
+"""Groups whose options are not composed with others: stages compose again, some quantizers have no blocks, and metrics
+stand in a place of others."""
 CASES = sorted((number, group, option) for group in GROUPS for number, option in enumerate(options(group)))
 """With an option's place in its group in front: those of one place are composed together, since composing is slow."""
 
@@ -191,6 +198,8 @@ BUILD: dict[str, Callable[[Any], None]] = {
     "teacher_cache": build_teacher_cache,
     "search": is_a(Search),
     "knob": is_a(Knob),
+    "cost": is_a(CostMetric),
+    "technology": is_a(Technology),
     "scheduler": may_be_a(Scheduler),
 }
 """Group -> what its options must become. A new option needs no line here, a new group does."""
@@ -211,7 +220,7 @@ def choosing(group: str, option: str) -> list[str]:
     place = PACKAGES.get(group, group)
     sets_its_place = group == "teacher_cache"  # its files say themselves where they belong
     choice = f"{group}={option}" if place == group or sets_its_place else f"{group}@{place}={option}"
-    if group in ("policy", "callback", "term", "knob"):  # the root config has none: one is added, not replaced
+    if group in ("policy", "callback", "term", "knob", "cost"):  # the root config has none: one is added, not replaced
         choice = f"+{choice}"
     return [choice, *FILL.get(f"{group}/{option}", ())]
 

@@ -1,4 +1,4 @@
-"""What a model costs: bytes, multiply-accumulates, bit operations."""
+"""What a model costs: bytes, multiply-accumulates, bit operations, energy, area."""
 
 from qtrain.costs.count import CostReport, LayerCost, count
 

@@ -14,6 +14,7 @@ for the closing table, the report and every search over bit widths.
   product, so a weight that is looked up in a codebook of floats counts 32, however few bits its index has.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -99,7 +100,7 @@ class CostReport:
         """A row for each layer, and the totals."""
         rows: list[tuple[str, ...]] = [("layer", "kind", "weights", "bits", "bytes", "MACs", "bit operations")]
         for layer in self.layers:
-            size = _bytes(layer.weight_storage_bits) + _bytes(layer.input_storage_bits)
+            size = whole_bytes(layer.weight_storage_bits) + whole_bytes(layer.input_storage_bits)
             bits = f"W{layer.weight_bits}A{layer.input_bits}"
             numbers = (layer.weights, bits, size, layer.macs, layer.bops)
             rows.append((layer.name, layer.kind, *(n if isinstance(n, str) else f"{n:,}" for n in numbers)))
@@ -172,7 +173,7 @@ def _rows(model: nn.Module, macs: dict[str, int]) -> dict[str, LayerCost]:
 def _layer_cost(name: str, module: nn.Module, macs: int) -> LayerCost:
     if isinstance(module, MatMul):
         (left_bits, left_storage), (right_bits, right_storage) = map(_input_cost, (module.left, module.right))
-        return LayerCost(name, "matmul", (), 0, macs, right_bits, left_bits, 0, left_storage + right_storage)
+        return LayerCost(name, kind_of(module), (), 0, macs, right_bits, left_bits, 0, left_storage + right_storage)
     weight = module.weight
     assert isinstance(weight, Tensor)
     weight_bits, weight_storage = FULL_PRECISION, weight.numel() * FULL_PRECISION
@@ -185,7 +186,7 @@ def _layer_cost(name: str, module: nn.Module, macs: int) -> LayerCost:
         input_bits, input_storage = _input_cost(module)
     return LayerCost(
         name=name,
-        kind=_kind(module),
+        kind=kind_of(module),
         shape=tuple(weight.shape),
         weights=weight.numel(),
         macs=macs,
@@ -203,7 +204,10 @@ def _input_cost(layer: QuantLayer) -> tuple[int, int]:
     return int(layer.input_quantizer.bits), layer.input_quantizer.storage_bits()
 
 
-def _kind(module: nn.Module) -> str:
+def kind_of(module: nn.Module) -> str:
+    """What a layer that multiplies is called in reports: ``conv2d``, ``linear``, ``matmul`` and so on."""
+    if isinstance(module, MatMul):
+        return "matmul"
     if isinstance(module, nn.Linear | nn.Embedding):
         return "linear" if isinstance(module, nn.Linear) else "embedding"
     assert isinstance(module, _ConvNd)
@@ -214,14 +218,16 @@ def _kind(module: nn.Module) -> str:
 def _sizes(model: nn.Module, rows: dict[str, LayerCost]) -> tuple[int, int]:
     """Bytes of the model as it is stored, and of the same model in full precision; each tensor in whole bytes."""
     parts = stored_parts(model)
-    codes = sum(_bytes(rows[name].weight_storage_bits) for name in parts.weights)
-    scales = sum(_bytes(quantizer.storage_bits()) for quantizer in parts.inputs.values())
-    return codes + scales + _plain_bytes(parts.plain), _plain_bytes(full_precision_state(model))
+    codes = sum(whole_bytes(rows[name].weight_storage_bits) for name in parts.weights)
+    scales = sum(whole_bytes(quantizer.storage_bits()) for quantizer in parts.inputs.values())
+    return codes + scales + plain_bytes(parts.plain), plain_bytes(full_precision_state(model))
 
 
-def _plain_bytes(state: dict[str, Tensor]) -> int:
+def plain_bytes(state: Mapping[str, Tensor]) -> int:
+    """The bytes of tensors that are stored as they are."""
     return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
 
-def _bytes(bits: int) -> int:
+def whole_bytes(bits: int) -> int:
+    """The bytes that ``bits`` take in a file."""
     return -(-bits // 8)

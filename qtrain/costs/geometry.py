@@ -1,0 +1,130 @@
+"""The shape of a model's layers, which decides what they cost at any number of bits; read from one forward."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from qtrain.costs.count import OUTSIDE_LAYERS, kind_of
+from qtrain.costs.products import count_products, multiplying_layers
+from qtrain.nn.operations import MatMul
+from qtrain.utils.calls import first_argument
+from qtrain.utils.sharing import place_of
+
+
+@dataclass(frozen=True)
+class LayerGeometry:
+    """One layer that multiplies, for one image; all numbers are those of all its calls, shapes those of the first.
+
+    ``weights`` is 0 for a weight that is stored with an earlier layer, and ``share`` are these weights as a part of
+    those of all layers. ``inputs`` and ``outputs`` count elements. ``input_shape`` and ``output_shape`` have no batch
+    axis. ``padding`` are the zeros (before, after) each axis, also where the layer computes them from the image. A
+    layer that the forward never calls has no MACs, no elements and no shapes; products that no layer owns have nothing
+    but MACs.
+    """
+
+    name: str
+    kind: str
+    weight_shape: tuple[int, ...] = ()
+    weights: int = 0
+    share: float = 0.0
+    macs: int = 0
+    inputs: int = 0
+    outputs: int = 0
+    input_shape: tuple[int, ...] = ()
+    output_shape: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[tuple[int, int], ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+    bias: bool = False
+
+
+@dataclass
+class _Seen:
+    """Elements that a layer read and gave, and the shapes of its first call, batch axis included."""
+
+    inputs: int = 0
+    outputs: int = 0
+    input_shape: tuple[int, ...] = ()
+    output_shape: tuple[int, ...] = ()
+
+
+def layer_geometries(model: nn.Module, example: Tensor) -> tuple[LayerGeometry, ...]:
+    """The layers of ``model``, converted or not, in the order in which they run, for one image of ``example`` (N, ...).
+
+    The layers are those of :func:`qtrain.costs.count.count`: convolutions, linear layers, embeddings, exposed matrix
+    products, and a last one for products that no layer owns, if there are any. Raises ``ValueError`` where an operator
+    of a layer is not counted.
+    """
+    seen = {name: _Seen() for name, _ in multiplying_layers(model)}
+    with ExitStack() as stack:
+        for name, module in multiplying_layers(model):
+            hook = module.register_forward_hook(_watch(module, seen[name]), with_kwargs=True, prepend=True)
+            stack.enter_context(hook)
+        macs, outside = count_products(model, example)
+    modules = dict(multiplying_layers(model))
+    numbers = _weights(modules)
+    total = sum(numbers.values()) or 1
+    images = example.shape[0]
+    found = [
+        LayerGeometry(
+            name=name,
+            kind=kind_of(modules[name]),
+            weights=numbers[name],
+            share=numbers[name] / total,
+            macs=macs.get(name, 0),
+            inputs=seen[name].inputs // images,
+            outputs=seen[name].outputs // images,
+            **_shape(modules[name], seen[name]),
+        )
+        for name in (*macs, *(name for name in modules if name not in macs))
+    ]
+    return (*found, LayerGeometry(OUTSIDE_LAYERS, "matmul", macs=outside)) if outside else tuple(found)
+
+
+def _watch(module: nn.Module, seen: _Seen) -> Callable[..., None]:
+    def watch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        read = args if isinstance(module, MatMul) else (first_argument(args, kwargs),)
+        seen.inputs += sum(tensor.numel() for tensor in read)
+        seen.outputs += output.numel()
+        seen.input_shape = seen.input_shape or tuple(read[0].shape)
+        seen.output_shape = seen.output_shape or tuple(output.shape)
+
+    return watch
+
+
+def _weights(modules: dict[str, nn.Module]) -> dict[str, int]:
+    """The number of weights of each layer; those that several layers store together belong to the first."""
+    numbers, owned = dict.fromkeys(modules, 0), set()
+    for name, module in modules.items():
+        if isinstance(weight := getattr(module, "weight", None), Tensor):
+            key = (place_of(weight), getattr(module, "weight_quantizer", None))
+            numbers[name] = 0 if key in owned else weight.numel()
+            owned.add(key)
+    return numbers
+
+
+def _shape(module: nn.Module, seen: _Seen) -> dict[str, Any]:
+    found: dict[str, Any] = {"input_shape": seen.input_shape[1:], "output_shape": seen.output_shape[1:]}
+    if isinstance(weight := getattr(module, "weight", None), Tensor):
+        found |= {"weight_shape": tuple(weight.shape), "bias": getattr(module, "bias", None) is not None}
+    if isinstance(module, _ConvNd):
+        found |= {"stride": module.stride, "dilation": module.dilation, "groups": module.groups}
+        found["padding"] = _padding(module, seen)
+    return found
+
+
+def _padding(module: _ConvNd, seen: _Seen) -> tuple[tuple[int, int], ...]:
+    """The zeros before and after each axis: the layer's own, or those that the size of its output asks for."""
+    fixed = () if isinstance(module.padding, str) or getattr(module, "pad", None) is not None else module.padding
+    if any(fixed) or isinstance(module, _ConvTransposeNd):
+        return tuple((zeros, zeros) for zeros in fixed)
+    axes = len(module.kernel_size)
+    before, after = seen.input_shape[-axes:], seen.output_shape[-axes:]
+    parts = zip(before, after, module.kernel_size, module.stride, module.dilation, strict=False)
+    total = [max(0, (new - 1) * step + gap * (size - 1) + 1 - old) for old, new, size, step, gap in parts]
+    return tuple((zeros // 2, zeros - zeros // 2) for zeros in total)
