@@ -17,7 +17,7 @@ FLOORS: dict[str, int] = {
     "quantizers": 1, "observers": 1, "schedules": 1,
     "nn": 2, "models": 2,
     "convert": 3, "distillation": 3, "synthesis": 3, "costs": 3, "data": 3,
-    "allocate": 4, "deployment": 4, "packed": 4, "ptq": 4,
+    "allocate": 4, "deployment": 4, "packed": 4, "ptq": 4, "sensitivity": 4,
     "pieces": 5, "tracking": 5,
     "training": 6,
     "pipeline": 7,

@@ -30,6 +30,7 @@ from qtrain.pipeline.stages import stages_of
 from qtrain.ptq.rounding.base import Rounding
 from qtrain.quantizers.base import Quantizer
 from qtrain.schedules.base import Schedule
+from qtrain.sensitivity.base import Score
 from qtrain.settings.component import Component, built
 from qtrain.settings.conf_dir import conf_dir
 from qtrain.settings.run_settings import RunSettings
@@ -63,6 +64,7 @@ PACKAGES = {
     "scheduler": "sweep.scheduler",
     "cost": "callbacks.some",  # any place that holds components takes a metric
     "technology": "callbacks.some.technology",
+    "score": "callbacks.some",
 }
 """Groups whose place in the config is not their own name."""
 
@@ -97,9 +99,9 @@ slow = pytest.mark.slow
 WHOLE = ("experiment", "hydra", "recipe")
 """Folders whose files are no options of a place, but change the whole config."""
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in WHOLE)
-ALONE = ("stages", "granularity", "cost", "technology")
+ALONE = ("stages", "granularity", "cost", "technology", "score")
 """Groups whose options are not composed with others: stages compose again, some quantizers have no blocks, and metrics
-stand in a place of others."""
+and scores stand in a place of others."""
 CASES = sorted((number, group, option) for group in GROUPS for number, option in enumerate(options(group)))
 """With an option's place in its group in front: those of one place are composed together, since composing is slow."""
 
@@ -200,6 +202,7 @@ BUILD: dict[str, Callable[[Any], None]] = {
     "knob": is_a(Knob),
     "cost": is_a(CostMetric),
     "technology": is_a(Technology),
+    "score": is_a(Score),
     "scheduler": may_be_a(Scheduler),
 }
 """Group -> what its options must become. A new option needs no line here, a new group does."""
@@ -220,7 +223,14 @@ def choosing(group: str, option: str) -> list[str]:
     place = PACKAGES.get(group, group)
     sets_its_place = group == "teacher_cache"  # its files say themselves where they belong
     choice = f"{group}={option}" if place == group or sets_its_place else f"{group}@{place}={option}"
-    if group in ("policy", "callback", "term", "knob", "cost"):  # the root config has none: one is added, not replaced
+    if group in (
+        "policy",
+        "callback",
+        "term",
+        "knob",
+        "cost",
+        "score",
+    ):  # the root config has none: one is added, not replaced
         choice = f"+{choice}"
     return [choice, *FILL.get(f"{group}/{option}", ())]
 
