@@ -9,6 +9,7 @@ import torch
 
 from qtrain.deployment.parity.runtimes import chosen
 from qtrain.deployment.parity.verdict import Verdict
+from qtrain.deployment.parity.verify import REFERENCE
 from qtrain.pipeline.evaluate import normalized
 from qtrain.pipeline.export_folder import BATCH, MODEL, Given, Shipped, check_files, write_files
 from qtrain.pipeline.load_data import load_data
@@ -59,7 +60,8 @@ def check_export(settings: RunSettings, what: Shipped) -> Verdict:
     with as_config_error(str(file)):
         verdict, found = check_files(what, given, settings.export.runtimes)
     if settings.results:
-        append_row(settings.results, provenance() | _row(settings, what, found))
+        seconds = {"reference_cpu_s": next(tier.cpu_s for tier in verdict.tiers if tier.name == REFERENCE)}
+        append_row(settings.results, provenance() | _row(settings, what, found) | seconds)
     return verdict
 
 

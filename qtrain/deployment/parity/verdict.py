@@ -24,12 +24,14 @@ class Tier:
 
     ``notes`` are what is known of the runtime beside that.
 
-    ``predicted`` are the classes that the whole network gives, one for each image.
+    ``predicted`` are the classes that the whole network gives, one for each image, and ``cpu_s`` the seconds of processor
+    time, over all threads, in which it gives them.
     """
 
     name: str
     layers: dict[str, Difference] = field(default_factory=dict)
     predicted: list[int] = field(default_factory=list)
+    cpu_s: float = 0.0
     disagreeing: list[Disagreement] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -9,6 +9,7 @@ changed a code.
 """
 
 import copy
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -134,7 +135,9 @@ class _Run:
                 for image, number in enumerate(by_image(mask, len(batch)).tolist()):
                     if number:
                         reasons[image].setdefault(call, {})[cause] = number
+        start = time.process_time()
         logits = self.whole({IMAGES: batch})[LOGITS]
+        self.tier.cpu_s += time.process_time() - start
         predicted = logits.argmax(dim=1)
         self.tier.predicted += predicted.tolist()
         for image in (predicted != simulated.logits.argmax(dim=1)).nonzero().flatten().tolist():
