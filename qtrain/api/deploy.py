@@ -18,7 +18,7 @@ from qtrain.deployment.parity.runtimes import chosen
 from qtrain.deployment.parity.verdict import Verdict
 from qtrain.packed import header
 from qtrain.packed.networks import Builder
-from qtrain.pipeline.export_folder import BATCH, Given, Shipped, check_files, compared_with, write_files
+from qtrain.pipeline.export_folder import BATCH, Given, Shipped, check_files, compared_with, weights_packed, write_files
 from qtrain.settings.run_files import STUDENT
 from qtrain.utils.atomic_write import atomic_write
 
@@ -39,6 +39,7 @@ def export(
     compared: int = 200,
     opset: int = OPSET,
     batch: int | None = None,
+    weights: str = "bytes",
     runtimes: Sequence[str] | None = ("onnxruntime",),
 ) -> Verdict:
     """Write ``student`` as ONNX to ``path``, and compare the file with it; the verdict, which prints in a few lines.
@@ -47,7 +48,8 @@ def export(
     W), or batches of images or of (images, labels), normalized as in training; the first ``compared`` are compared
     layer by layer, and with labels the accuracy is taken on all. ``builder``, ``options``, ``size``, ``mean``, ``std``
     and ``classes`` are those of :func:`qtrain.save`. The file is for ``batch`` images at a time, or any number.
-    ``runtimes`` are ``onnxruntime`` and ``openvino``; ``None`` are those that are installed.
+    ``weights="packed"`` stores those of at most 4 bits in half a byte each. ``runtimes`` are ``onnxruntime`` and
+    ``openvino``; ``None`` are those that are installed.
 
     An export that does not compute what was trained is an error in the log, and its verdict has not ``passed``. Raises
     ``ValueError`` in one line where the student has no form in ONNX, or a runtime is not installed.
@@ -60,17 +62,19 @@ def export(
     >>> verdict.passed
     True
     """
-    path, runtimes, student = Path(path), chosen(runtimes), copy.deepcopy(student).cpu().eval()
+    path, runtimes, packed = Path(path), chosen(runtimes), weights_packed(weights)
+    student = copy.deepcopy(student).cpu().eval()
     if size is None and not isinstance(vars(student).get(RECORD), Record):  # a student that was loaded
         images, size = _with_size(images)
     if path.suffix == ".onnx":
-        made = as_onnx(student, tuple(size or record_of(student).size), opset=opset, batch=batch).to_bytes()
+        sizes = tuple(size or record_of(student).size)
+        made = as_onnx(student, sizes, opset=opset, batch=batch, packed=packed).to_bytes()
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
             temporary.write_bytes(made)
     else:
         save(student, path / STUDENT, builder=builder, options=options, size=size, mean=mean, std=std, classes=classes)
-        write_files(_shipped(student, path), opset=opset, batch=batch)
+        write_files(_shipped(student, path), opset=opset, batch=batch, weights=weights)
     return verify(student, path, images, compared=compared, runtimes=runtimes)
 
 

@@ -36,11 +36,11 @@ def swap_layers(
         log.warning("left in full precision: %s: %s", name, reason)
     for name, form in found.layers.items():
         plan = plans[name]
-        bits = plan.bits
+        bits, source = plan.bits, model.get_submodule(name)
         if bits.weight == FULL_PRECISION and bits.input == FULL_PRECISION:
-            log.info("left in full precision: %s: the allocation gives it no bits", name)
+            if not isinstance(source, Operand):  # a target that quantizes a shortcut alone leaves the other operand
+                log.info("left in full precision: %s: the allocation gives it no bits", name)
             continue
-        source = model.get_submodule(name)
         layer = quantized_form(source, form)
         try:
             if bits.weight != FULL_PRECISION and not isinstance(layer, Operand):

@@ -16,7 +16,7 @@ from qtrain.deployment.parity.file import batch_of, read
 from qtrain.packed.networks import build_network
 from qtrain.pipeline.build_model import build_model, network_of
 from qtrain.pipeline.evaluate import normalized
-from qtrain.pipeline.export_folder import MODEL, Shipped
+from qtrain.pipeline.export_folder import MODEL, Shipped, write_speed
 from qtrain.pipeline.export_run import shipped
 from qtrain.pipeline.load_data import load_data
 from qtrain.pipeline.pretrain import full_precision_weights, must_train
@@ -53,7 +53,9 @@ class Benchmark:
 
 
 def benchmark(settings: RunSettings) -> dict[str, float]:
-    """Measure the ONNX file of ``settings.checkpoint`` and print what came out; the ratios for one image.
+    """Measure the ONNX file of ``settings.checkpoint``, print what came out and write it beside the file.
+
+    Returns the ratios for one image.
 
     Raises ``ConfigError`` where there is no such file, or its images are not at hand.
     """
@@ -68,9 +70,11 @@ def benchmark(settings: RunSettings) -> dict[str, float]:
     measured = _measured(settings, what)
     for line in _said(measured, settings):
         print(line)
+    rows = [_row(settings, what, measured, batch) for batch in measured.times]
+    write_speed(what, {"hardware": hardware(), "rows": rows})
     if settings.results:
-        for batch in measured.times:
-            append_row(settings.results, provenance() | _row(settings, what, measured, batch))
+        for row in rows:
+            append_row(settings.results, provenance() | row)
     one = measured.times[1]
     return {"of_full_precision": ratio(one, EXPORT, FULL_PRECISION).median,
             "of_int8": ratio(one, EXPORT, RUNTIME_INT8).median}  # fmt: skip

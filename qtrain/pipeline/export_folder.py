@@ -19,7 +19,7 @@ from qtrain.deployment.parity.verdict import Tier, Verdict
 from qtrain.deployment.parity.verify import REFERENCE, verify
 from qtrain.packed.header import Header
 from qtrain.pipeline.predict import class_names
-from qtrain.settings.run_files import STUDENT, VERDICT
+from qtrain.settings.run_files import SPEED, STUDENT, VERDICT
 from qtrain.utils.atomic_write import atomic_write
 from qtrain.utils.errors import one_line
 
@@ -59,9 +59,7 @@ def write_files(what: Shipped, *, opset: int, batch: int | None = None, weights:
 
     Raises ``ValueError`` where the student has no form in ONNX, before anything is written.
     """
-    if weights not in ("bytes", "packed"):
-        raise ValueError(f"weights: must be bytes or packed, got {weights}")
-    packed, metadata = weights == "packed", metadata_of(what.header)
+    packed, metadata = weights_packed(weights), metadata_of(what.header)
     made = export(what.student, what.header.images.size, opset=opset, batch=batch, packed=packed, metadata=metadata)
     for layer, note in made.lowering.notes.items():
         log.warning("%s: %s", layer, note)
@@ -72,9 +70,18 @@ def write_files(what: Shipped, *, opset: int, batch: int | None = None, weights:
         PROGRAM: (Path(__file__).parent.parent / "deployment" / "onnx" / "run.py").read_bytes(),
     }
     what.folder.mkdir(parents=True, exist_ok=True)
+    if not ((there := what.folder / MODEL).is_file() and there.read_bytes() == files[MODEL]):
+        (what.folder / SPEED).unlink(missing_ok=True)  # the times of another file
     for name, content in files.items():
         with atomic_write(what.folder / name) as temporary:
             temporary.write_bytes(content)
+
+
+def weights_packed(weights: str) -> bool:
+    """Whether ``weights`` asks for half a byte for each of at most 4 bits. Raises ``ValueError`` for what is no way."""
+    if weights not in ("bytes", "packed"):
+        raise ValueError(f"weights: must be bytes or packed, got {weights}")
+    return weights == "packed"
 
 
 def check_files(what: Shipped, given: Given, runtimes: Sequence[str] | None) -> tuple[Verdict, dict[str, Any]]:
@@ -95,9 +102,34 @@ def check_files(what: Shipped, given: Given, runtimes: Sequence[str] | None) -> 
     }
     with atomic_write(what.folder / VERDICT) as temporary:
         temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    with atomic_write(what.folder / README) as temporary:
-        temporary.write_text(_readme(what, found), encoding="utf-8")
+    write_readme(what)
     return verdict, found
+
+
+def write_speed(what: Shipped, measured: Mapping[str, Any]) -> None:
+    """Write what ``task=benchmark`` ``measured`` to the folder of ``what``, and name the time in its README.
+
+    ``measured`` has the ``hardware``, and ``rows`` of columns, the first of them for one image at a time.
+    """
+    with atomic_write(what.folder / SPEED) as temporary:
+        temporary.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    write_readme(what)
+
+
+def write_readme(what: Shipped) -> None:
+    """Write the page of the folder, from the files in it."""
+    found, speed = (_content(what.folder / name) for name in (VERDICT, SPEED))
+    with atomic_write(what.folder / README) as temporary:
+        temporary.write_text(_readme(what, found, speed), encoding="utf-8")
+
+
+def _content(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where there is none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def metadata_of(header: Header) -> dict[str, object]:
@@ -166,8 +198,8 @@ def _plain(tier: Tier) -> dict[str, Any]:
     return summary | {"notes": tier.notes, "layers": rows}
 
 
-def _readme(what: Shipped, found: Mapping[str, Any]) -> str:
-    """The page that goes with the folder."""
+def _readme(what: Shipped, found: Mapping[str, Any], speed: Mapping[str, Any]) -> str:
+    """The page that goes with the folder: what was ``found`` in the comparison, and the ``speed`` where it is known."""
     images, sizes = what.header.images, {n: (what.folder / n).stat().st_size for n in (MODEL, STUDENT)}
     lines = [
         f"# {what.header.network.options.get('name') or what.header.network.builder}",
@@ -186,10 +218,17 @@ def _readme(what: Shipped, found: Mapping[str, Any]) -> str:
         ways[REFERENCE] = "computed with integers only"
         parts += [f"{number:.2f} % {ways[name]}" for name, number in top1.items()]
         lines += [f"- Accuracy on {found['test_images']} {found['compared_on']}: {', '.join(parts)}."]
-    verb = "passed" if found["passed"] else "DID NOT PASS"
-    lines += [
-        f"- The comparison with the student, layer by layer on {found['images']} images ({found['compared_on']}), "
-        f"{verb}; see `{VERDICT}`.",
-        "",
-    ]
-    return "\n".join(lines)
+    if speed:
+        one, threads = speed["rows"][0], speed["rows"][0]["threads"]
+        lines.append(
+            f"- Time of one image in ONNX Runtime: {one['ms']:.2f} ms ({one['ms_low']:.2f} to {one['ms_high']:.2f}), "
+            f"{one['of_fp']:.2f} of full precision's, with {threads} thread{'s' * (threads > 1)} on "
+            f"{speed['hardware']}; see `{SPEED}`."
+        )
+    if found:
+        verb = "passed" if found["passed"] else "DID NOT PASS"
+        lines.append(
+            f"- The comparison with the student, layer by layer on {found['images']} images ({found['compared_on']}), "
+            f"{verb}; see `{VERDICT}`."
+        )
+    return "\n".join([*lines, ""])

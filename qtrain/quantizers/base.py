@@ -17,6 +17,7 @@ from qtrain.spec import Auto, Granularity, Observed, QuantSpec
 from qtrain.storage.affine import AffineTensor
 from qtrain.storage.base import FloatPart, NumberPart, QTensor
 from qtrain.storage.bits import BitStream
+from qtrain.storage.codebook import CodebookTensor
 
 Served = Literal["weight", "input"]
 CodeRange = Callable[[int, bool], tuple[int, int]]
@@ -195,6 +196,23 @@ class Quantizer(nn.Module, ABC):
             zero_point=None if zero is None else zero.to(torch.int32),
             offset=None if offset is None else offset.detach().clone(),
             granularity=self.granularity,
+        )
+
+    @final
+    def codebook_tensor(
+        self, x: Tensor, indices: Tensor, codebook: Tensor, *, huffman: bool = False, operand: int = 32
+    ) -> CodebookTensor:
+        """``x`` stored as ``indices`` into ``codebook`` (*state, K): see :class:`CodebookTensor`."""
+        return CodebookTensor(
+            codes=indices.to(torch.int32),
+            bits=int(self.bits),
+            low=int(self.code_low),
+            high=int(self.code_high),
+            dtype=x.dtype,
+            codebook=codebook.detach().clone(),
+            granularity=self.granularity,
+            huffman=huffman,
+            operand=operand,
         )
 
     def extra_repr(self) -> str:

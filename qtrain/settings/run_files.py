@@ -49,3 +49,6 @@ EXPORTED = "export"
 
 VERDICT = "verify.json"
 """In that folder: the comparison of the export with the student."""
+
+SPEED = "benchmark.json"
+"""In that folder, once ``task=benchmark`` has run: times of the export beside others, on the machine it names."""

@@ -83,6 +83,17 @@ def test_a_file_alone_is_compared_on_images_without_labels(student: nn.Module, t
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["net.onnx"]
 
 
+@pytest.mark.parametrize("name", ["net.onnx", "folder"])
+def test_packed_weights_of_four_bits_take_half_a_byte_each(name: str, tmp_path: Path) -> None:
+    four = qtrain.quantize(Net(), images(), weight_bits=4)
+    verdict = qtrain.export(four, tmp_path / name, images(), builder=Net, weights="packed")
+    assert verdict.passed
+    model = onnx.load(tmp_path / name / "model.onnx" if name == "folder" else tmp_path / name)
+    middle = next(t for t in model.graph.initializer if t.name == "middle.weight.codes")
+    assert middle.data_type == onnx.TensorProto.INT4
+    assert len(middle.raw_data) == four.get_submodule("middle").weight.numel() / 2
+
+
 def test_a_changed_file_does_not_pass_and_the_log_says_why(
     student: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -116,6 +127,9 @@ def test_what_is_wrong_is_said_in_one_line(student: nn.Module, tmp_path: Path) -
         qtrain.export(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), tmp_path / "net.onnx", [])
     with pytest.raises(ValueError, match=r"^images: must be a tensor, or batches of tensors .*, got str"):
         qtrain.export(student, tmp_path / "net.onnx", ["image"])
+    with pytest.raises(ValueError, match=r"^weights: must be bytes or packed, got half"):
+        qtrain.export(student, tmp_path / "folder", images(), builder=Net, weights="half")
+    assert not (tmp_path / "folder").exists()
     with pytest.raises(FileNotFoundError):
         qtrain.verify(student, tmp_path / "absent.onnx", images())
     wide = qtrain.quantize(Net(), torch.rand(2, 3, 8, 12))

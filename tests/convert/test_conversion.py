@@ -11,6 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+import qtrain
 from qtrain.allocate.uniform import Uniform
 from qtrain.convert.calibrate import calibrate
 from qtrain.convert.layers import Quantizable, find_layers, quant_layers, set_quantization
@@ -18,7 +19,7 @@ from qtrain.convert.plan import LayerPlan, plan_layers
 from qtrain.convert.swap import swap_layers
 from qtrain.models.factory import create_model
 from qtrain.models.layer_kinds import merge_fused_biases
-from qtrain.nn import QuantConv, QuantLayer, QuantLinear
+from qtrain.nn import Operand, QuantConv, QuantLayer, QuantLinear
 from qtrain.observers.min_max import MinMax
 from qtrain.quantizers.uniform.lsq import LSQ
 from qtrain.spec import LayerBits, PerChannel
@@ -156,6 +157,14 @@ def test_skipped_layers_are_logged_with_their_reason(caplog: pytest.LogCaptureFi
     ]
     assert isinstance(model[0], QuantConv)
     assert type(model[2]) is nn.Conv2d
+
+
+def test_an_operand_that_a_target_leaves_alone_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    model, x = tiny()
+    with caplog.at_level(logging.INFO, logger="qtrain"):
+        student = qtrain.quantize(model, x, target="openvino")
+    assert any(isinstance(module, Operand) and module.input_quantizer is None for module in student.modules())
+    assert "left in full precision" not in caplog.text
 
 
 def test_a_layer_that_never_runs_is_skipped() -> None:

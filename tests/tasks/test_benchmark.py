@@ -1,32 +1,23 @@
 """`task=benchmark` measures an export beside its rivals and writes a row for each number of images at a time."""
 
 import csv
+import json
+import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from qtrain.config.compose import compose
-from qtrain.models.cifar_resnet import cifar_resnet8
 from qtrain.run_task import run_task
 from qtrain.utils.errors import ConfigError
+from tests.helpers.calibrated_run import QUICK
 
-QUICK = ["quantize.calibration_batches=1", "data.max_train=64", "data.max_test=50", "data.batch_size=32", "logger=none"]
 
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A calibrated student and its export."""
-    folder = tmp_path_factory.mktemp("benchmark")
-    torch.manual_seed(0)
-    weights = folder / "small.safetensors"
-    save_file(cifar_resnet8(num_classes=10, in_chans=1, width=0.25).state_dict(), weights)
-    model = ["model=cifar_resnet8", "model.width=0.25", f"model.weights={weights}"]
-    run_task(compose(["task=calibrate", "name=made", f"output={folder}", *model, *QUICK]))
-    made = folder / "adhoc" / "made"
-    run_task(compose(["task=export", f"checkpoint={made}", "export.images=5", f"output={folder}"]))
-    return made
+@pytest.fixture(scope="module", autouse=True)
+def exported(run_folder: Path) -> Path:
+    """The export of the student."""
+    run_task(compose(["task=export", f"checkpoint={run_folder}", "export.images=5", f"output={run_folder.parent}"]))
+    return run_folder / "export"
 
 
 def measure(run_folder: Path, *more: str) -> dict[str, float]:
@@ -52,6 +43,26 @@ def test_times_sizes_and_what_runs_in_integers_are_printed_and_written(
             assert 0 < float(row[f"{name}_low"]) <= float(row[name]) <= float(row[f"{name}_high"])
         assert int(row["integer_layers"]) <= int(row["layers"]) and float(row["int8_integer_macs"]) == 1
         assert 0 <= float(row["agreement"]) <= 100 and 0 <= float(row["int8_top1"]) <= 100
+
+
+def test_the_folder_names_the_time_until_its_file_becomes_another_one(
+    run_folder: Path, exported: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "export"
+    shutil.copytree(exported, folder)
+    there = f"export.output={folder}"
+    measure(run_folder, there)
+    speed = json.loads((folder / "benchmark.json").read_text())
+    assert [row["batch"] for row in speed["rows"]] == [1, 4]
+    said = f"Time of one image in ONNX Runtime: {speed['rows'][0]['ms']:.2f} ms"
+    accuracy, compared = "- Accuracy on 50 test images: ", "layer by layer on 5 images (test images), passed"
+    for more in ([], ["task=verify"], ["task=export"], ["task=export", "export.batch=5"]):
+        if more:
+            run_task(compose([f"checkpoint={run_folder}", "export.images=5", f"output={tmp_path}", there, *more]))
+        page = (folder / "README.md").read_text()
+        assert accuracy in page and compared in page
+        assert (said in page) == (folder / "benchmark.json").exists() == ("export.batch=5" not in more)
+    assert (folder / "model.onnx").read_bytes() != (exported / "model.onnx").read_bytes()
 
 
 def test_without_an_export_the_task_that_writes_it_is_named(run_folder: Path, tmp_path: Path) -> None:

@@ -10,35 +10,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 import yaml
 from onnx import numpy_helper
 from PIL import Image
-from safetensors.torch import save_file
 
 from qtrain.config.compose import compose, read_run
 from qtrain.deployment.onnx.write import LOGITS
 from qtrain.deployment.parity.runtimes import RUNTIMES, Runtime
-from qtrain.models.cifar_resnet import cifar_resnet8
 from qtrain.packed.header import Images
 from qtrain.run_task import run_task
 from qtrain.settings.run_files import CONFIG
 from qtrain.utils.errors import ConfigError, IncompleteError
 from tests.packed.students import saved, student_of, timm_network
-
-QUICK = ["quantize.calibration_batches=1", "data.max_train=64", "data.max_test=50", "data.batch_size=32", "logger=none"]
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A calibrated student of random weights, on real images."""
-    folder = tmp_path_factory.mktemp("export")
-    torch.manual_seed(0)
-    weights = folder / "small.safetensors"
-    save_file(cifar_resnet8(num_classes=10, in_chans=1, width=0.25).state_dict(), weights)
-    model = ["model=cifar_resnet8", "model.width=0.25", f"model.weights={weights}"]
-    run_task(compose(["task=calibrate", "name=made", f"output={folder / 'outputs'}", *model, *QUICK]))
-    return folder / "outputs" / "adhoc" / "made"
 
 
 def export(run_folder: Path, *more: str) -> dict[str, float]:
@@ -89,6 +72,7 @@ def test_accuracy_of_the_integers_is_given_where_all_images_are_compared(run_fol
     with table.open() as file:
         (row,) = csv.DictReader(file)
     assert float(row["reference_top1"]) == verdict["top1"]["reference"]
+    assert float(row["reference_cpu_s"]) > 0
 
 
 def test_a_results_file_gets_a_row(folder: Path, run_folder: Path, tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ class Tier:
 
     ``notes`` are what is known of the runtime beside that.
 
-    ``predicted`` are the classes that the whole network gives, one for each image, and ``cpu_s`` the seconds of processor
-    time, over all threads, in which it gives them.
+    ``predicted`` are the classes that the whole network gives, one for each image, in ``cpu_s`` seconds of processor
+    time, those of all threads together.
     """
 
     name: str

@@ -12,7 +12,6 @@ from qtrain.functional.ternary import mean_above
 from qtrain.quantizers.base import Quantizer
 from qtrain.spec import Observed, PerTensor, QuantSpec
 from qtrain.storage.base import NumberPart, QTensor
-from qtrain.storage.codebook import CodebookTensor
 
 
 def three_indices(bits: int, signed: bool) -> tuple[int, int]:
@@ -62,15 +61,8 @@ class TTQ(Quantizer):
     def quantize(self, x: Tensor) -> QTensor:
         require_finite(x)
         positive, negative = self.positive.detach(), self.negative.detach()
-        return CodebookTensor(
-            codes=self.signs(x).to(torch.int32) + 1,
-            bits=2,
-            low=0,
-            high=2,
-            dtype=x.dtype,
-            codebook=torch.stack([-negative, torch.zeros_like(positive), positive]),
-            operand=2,  # two sums of inputs, each times its scale
-        )
+        values = torch.stack([-negative, torch.zeros_like(positive), positive])
+        return self.codebook_tensor(x, self.signs(x) + 1, values, operand=2)  # two sums of inputs, each times its scale
 
     @torch.no_grad()
     def calibrate_(self, observed: Observed) -> None:

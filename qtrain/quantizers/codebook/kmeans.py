@@ -12,7 +12,7 @@ from qtrain.functional.ste import gradient_also_to
 from qtrain.quantizers.base import Quantizer, index_range
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
 from qtrain.storage.base import NumberPart, QTensor
-from qtrain.storage.codebook import CodebookTensor, look_up
+from qtrain.storage.codebook import look_up
 
 MOST_LLOYD_ITERATIONS = 1000
 
@@ -99,16 +99,7 @@ class KMeans(Quantizer):
 
     def quantize(self, x: Tensor) -> QTensor:
         require_finite(x)
-        return CodebookTensor(
-            codes=self.indices(x).to(torch.int32),
-            bits=int(self.bits),
-            low=int(self.code_low),
-            high=int(self.code_high),
-            dtype=x.dtype,
-            codebook=self.codebook.detach().clone(),
-            granularity=self.granularity,
-            huffman=self.huffman,
-        )
+        return self.codebook_tensor(x, self.indices(x), self.codebook, huffman=self.huffman)
 
     @torch.no_grad()
     def calibrate_(self, observed: Observed) -> None:

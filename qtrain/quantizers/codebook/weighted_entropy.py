@@ -12,7 +12,7 @@ from qtrain.functional.ste import straight_through
 from qtrain.quantizers.base import Quantizer, index_range
 from qtrain.spec import Observed, PerTensor, QuantSpec
 from qtrain.storage.base import NumberPart, QTensor
-from qtrain.storage.codebook import CodebookTensor, look_up
+from qtrain.storage.codebook import look_up
 
 _CANDIDATES = 256
 _ROUNDS = 50
@@ -114,14 +114,7 @@ class WeightedEntropy(Quantizer):
 
     def quantize(self, x: Tensor) -> QTensor:
         require_finite(x)
-        return CodebookTensor(
-            codes=self.indices(x).to(torch.int32),
-            bits=int(self.bits),
-            low=int(self.code_low),
-            high=int(self.code_high),
-            dtype=x.dtype,
-            codebook=self.codebook.clone(),
-        )
+        return self.codebook_tensor(x, self.indices(x), self.codebook)
 
     @torch.no_grad()
     def calibrate_(self, observed: Observed) -> None:

@@ -13,7 +13,7 @@ from qtrain.quantizers.base import Quantizer
 from qtrain.quantizers.codebook.levels import mirrored_range
 from qtrain.spec import Histogram, Observed, PerTensor, QuantSpec
 from qtrain.storage.base import IntegerPart, NumberPart, QTensor
-from qtrain.storage.codebook import CodebookTensor, look_up
+from qtrain.storage.codebook import look_up
 
 PARTS = 16
 """Exponents are whole numbers of 16ths: a level is ``2^(e / 16)``."""
@@ -121,14 +121,7 @@ class WeightedLog(Quantizer):
 
     def quantize(self, x: Tensor) -> QTensor:
         require_finite(x)
-        return CodebookTensor(
-            codes=self.indices(x).to(torch.int32),
-            bits=int(self.bits),
-            low=int(self.code_low),
-            high=int(self.code_high),
-            dtype=x.dtype,
-            codebook=self.codebook(),
-        )
+        return self.codebook_tensor(x, self.indices(x), self.codebook())
 
     @torch.no_grad()
     def calibrate_(self, observed: Observed) -> None:
