@@ -56,8 +56,9 @@ def run_stage(
     teacher = _teacher(settings, teacher_model, student, objective, data)
     _freeze_(settings, student, before)
     start = {} if before is None else {"start": before.end}
-    # Of a student that is sharded each process goes on with a copy, of which it has a part.
-    apart = shards_student(settings)
+    # Several processes go on with a copy: each has a part of a sharded one, and its batch norms are others, which what
+    # comes after training does not know.
+    apart = shards_student(settings) or shares_batches(settings)
     module = QATModule(
         student=copy.deepcopy(student).to(memory_format=torch.contiguous_format) if apart else student,
         objective=objective,

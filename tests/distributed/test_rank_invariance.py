@@ -101,6 +101,7 @@ RUNS: dict[str, list[str]] = {
         "+callback@callbacks.instability=instability",
         "callbacks.instability.every_n_steps=2",
     ],
+    "target": ["target=onnxruntime", "+callback@callbacks.bits=bits"],
     "average": ["fit.weight_average=0.9"],
     "accumulated": ["trainer.accumulate_grad_batches=2", "fit.epochs=2"],
 }
@@ -111,7 +112,16 @@ SINGLE = {
 """Runs in 32 bits, of sixteen steps."""
 SHARDED = {
     f"sharded-{name}": [*RUNS[name], "fit.shard=true"]
-    for name in ("mixed-0", "around-quant_noise", "around-incremental", "hint", "stages", "accumulated", "bits-watched")
+    for name in (
+        "mixed-0",
+        "around-quant_noise",
+        "around-incremental",
+        "hint",
+        "stages",
+        "target",
+        "accumulated",
+        "bits-watched",
+    )
 }
 """Runs whose student is spread over two ranks, in all that looks at weights or moves them."""
 LONG = {"long": ["fit.epochs=8", "fit.checkpoint_every_steps=1"]}
