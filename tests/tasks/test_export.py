@@ -21,6 +21,7 @@ from qtrain.packed.header import Images
 from qtrain.run_task import run_task
 from qtrain.settings.run_files import CONFIG
 from qtrain.utils.errors import ConfigError, IncompleteError
+from tests.helpers.calibrated_run import QUICK
 from tests.packed.students import saved, student_of, timm_network
 
 
@@ -107,6 +108,21 @@ def test_openvino_is_compared_beside_it_and_a_file_may_take_batches_of_one_lengt
     assert int(row["openvino_predictions"]) == len(verdict["tiers"][-1]["disagreeing"])
     (first, *_) = onnx.load(folder / "model.onnx").graph.input[0].type.tensor_type.shape.dim
     assert first.dim_value == 16
+
+
+@pytest.mark.parametrize("course", ["stages=progressive", "+callback@callbacks.bits=bits"])
+def test_a_student_for_a_target_whose_bits_fall_while_it_trains_is_exported(
+    run_folder: Path, tmp_path: Path, course: str
+) -> None:
+    weights = f"model.weights={run_folder.parents[2] / 'small.safetensors'}"
+    model = ["model=cifar_resnet8", "model.width=0.25", weights, "target=onnxruntime"]
+    bits = ["quantize.bits.weight=2", "quantize.bits.input=2", "fit.epochs=2", "fit.health_every_steps=0"]
+    run_task(compose(["task=train", "name=made", f"output={tmp_path}", *model, *bits, *QUICK, course]))
+    export(tmp_path / "adhoc" / "made", "task=export")
+    verdict = json.loads((tmp_path / "adhoc" / "made" / "export" / "verify.json").read_text())
+    assert verdict["passed"] and verdict["top1"]["student"] == verdict["top1"]["onnxruntime"]
+    tiers = {tier["name"]: tier["layers"] for tier in verdict["tiers"]}
+    assert any(".add." in layer["layer"] for layer in tiers["onnxruntime"])
 
 
 def test_a_run_whose_config_knows_no_target_yet_is_read(run_folder: Path, tmp_path: Path) -> None:
