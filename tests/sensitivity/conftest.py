@@ -52,8 +52,17 @@ RECIPE = LayerPlan(
 MakeBank = Callable[..., tuple[QuantizerBank, list[Batch]]]
 
 
-def _bank(model: nn.Module | None = None, widths: Widths = Widths((3, 6), (3, 6)), images: int = 12, size: int = 8,
-          dtype: torch.dtype = torch.float32, recipe: LayerPlan = RECIPE) -> tuple[QuantizerBank, list[Batch]]:  # fmt: skip
+WIDTHS = Widths((3, 6), (3, 6))
+
+
+def _bank(
+    model: nn.Module | None = None,
+    widths: Widths = WIDTHS,
+    images: int = 12,
+    size: int = 8,
+    dtype: torch.dtype = torch.float32,
+    recipe: LayerPlan = RECIPE,
+) -> tuple[QuantizerBank, list[Batch]]:
     torch.manual_seed(0)
     model = (Net() if model is None else model).eval().to(dtype)
     image = torch.randn(images, 3, size, size, dtype=dtype)

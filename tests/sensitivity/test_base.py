@@ -70,7 +70,7 @@ def test_score_leaves_the_model_and_the_quantizers_as_they_were(name: str, small
 
 @pytest.mark.parametrize("name", SCORES)
 def test_no_images_are_refused(name: str, small_bank: Any) -> None:
-    with pytest.raises(ValueError, match="score: no images; set quantize.calibration_batches to 1 or more"):
+    with pytest.raises(ValueError, match=r"score: no images; set quantize\.calibration_batches to 1 or more"):
         SCORES[name](small_bank()[0], [], seed=0)
 
 
