@@ -51,6 +51,25 @@ class QuantizeSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AllocateSettings:
+    """What a search over bits chooses from, and what it must not exceed.
+
+    ``budgets`` are numbers or texts such as ``80%`` by the name of one of ``costs``. ``pinned`` maps patterns of layers
+    to [weight, input] bits, and ``tied`` a name of no meaning to patterns of layers that get the same bits.
+    """
+
+    weight: tuple[int, ...]
+    input: tuple[int, ...]
+    budgets: Mapping[str, Any]
+    pinned: Mapping[str, Any]
+    tied: Mapping[str, tuple[str, ...]]
+    batches: int
+    score: Component
+    costs: Mapping[str, Component | None]
+    folder: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class TeacherCacheSettings:
     keeps: Component | None = None
     folder: str
@@ -206,6 +225,7 @@ class RunSettings:
     teacher: TeacherSettings
     target: Component | None = None
     quantize: QuantizeSettings
+    allocate: AllocateSettings
     objective: Component
     optimizer: Component
     lr_schedule: Component

@@ -1,0 +1,278 @@
+"""A search over bits by a run's settings: what each width costs and hurts, the budgets, and the allocation found.
+
+A run whose ``quantize.bits`` is a search comes through :func:`with_found_bits` before its student is converted. Scores
+and allocations are kept on disk under a key of all that they depend on, the weights and the images included. So the
+next run with the same question has its answer at once, and all ranks of a job have the same.
+"""
+
+import copy
+import fnmatch
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qtrain.allocate.base import Search
+from qtrain.allocate.budgets import budget_of
+from qtrain.allocate.manual import Manual
+from qtrain.allocate.problem import Problem
+from qtrain.allocate.uniform import checked
+from qtrain.convert.bank import ROLES, QuantizerBank, Widths, make_bank
+from qtrain.convert.fold import fold_in_training_
+from qtrain.costs.count import count
+from qtrain.costs.geometry import layer_geometries
+from qtrain.costs.tables import bytes_outside, cost_table
+from qtrain.data.base import VisionData
+from qtrain.pipeline.allocation_cache import kept_file, kept_json, plain_scores, scores_of
+from qtrain.pipeline.conversion import as_conversion_error, layer_recipe, make_ready_, target_of
+from qtrain.pipeline.load_data import recipe_of
+from qtrain.pipeline.run_lock import only_run_in
+from qtrain.settings.component import Component, built
+from qtrain.settings.run_identity import hash_of
+from qtrain.settings.run_settings import RunSettings
+from qtrain.spec import FULL_PRECISION, Allocation, Batch, Choice, CostTable, LayerBits, LayerNames, Scores
+from qtrain.training.ranks import first_rank_first
+from qtrain.utils.atomic_write import atomic_write
+from qtrain.utils.checks import check_writable
+from qtrain.utils.errors import as_config_error
+from qtrain.utils.eval_mode import evaluating
+from qtrain.utils.suggestions import close_matches
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found: the bits, those of the uniform reference, and the problem that it solved.
+
+    ``layers`` are the names that have bits, with those at the ends.
+    """
+
+    layers: LayerNames
+    allocation: Allocation
+    reference: Allocation
+    problem: Problem
+
+    def predicted(self, allocation: Allocation) -> dict[str, float]:
+        """The costs of ``allocation`` by metric, and its ``score``, which is 0 for a search without scores."""
+        costs = {name: table.total(allocation) for name, table in self.problem.costs.items()}
+        return {**costs, "score": self.problem.scores.total(allocation)}
+
+
+def is_search(settings: RunSettings) -> bool:
+    """Whether the bits of ``settings`` have to be searched for."""
+    target = settings.quantize.bits.target
+    return isinstance(target, type) and issubclass(target, Search)
+
+
+def with_found_bits(settings: RunSettings, model: nn.Module, data: VisionData) -> RunSettings:
+    """``settings`` with the bits that their search finds for the full-precision ``model``, which is not changed.
+
+    Settings that name their bits come back as they are. Raises ``ConfigError`` for a budget that cannot be met, a
+    pattern that fits no layer, and whatever the conversion refuses.
+    """
+    if not is_search(settings) or not settings.quantize.enabled:
+        return settings
+    batches = labeled_batches(settings, data, next(model.parameters()).device)
+    file = kept_file(settings, model, batches, kind="allocation", bits=settings.quantize.bits.plain)
+    found = kept_json(file, lambda: dict(find_bits(settings, copy.deepcopy(model), batches).allocation))
+    allocation = {name: LayerBits(*bits) for name, bits in found.items()}
+    log.info("bits by %s: %s", settings.quantize.bits.kind, summary_of(allocation))
+    return with_bits(settings, allocation)
+
+
+def with_bits(settings: RunSettings, allocation: Allocation) -> RunSettings:
+    """``settings`` with the bits of ``allocation``; their identity stays that of the search."""
+    bits = settings.quantize.bits
+    options = {"layers": {name: tuple(pair) for name, pair in allocation.items()}, "weight": 8, "input": 8}
+    manual = Component(bits.key, bits.plain, Manual, options)
+    return replace(settings, quantize=replace(settings.quantize, bits=manual))
+
+
+def summary_of(allocation: Allocation) -> str:
+    """How many layers have how many bits, in few words."""
+    counted: dict[str, int] = {}
+    for weight, input in allocation.values():
+        name = f"W{weight}A{input}"
+        counted[name] = counted.get(name, 0) + 1
+    return ", ".join(f"{number} x {name}" for name, number in sorted(counted.items(), key=lambda pair: -pair[1]))
+
+
+def labeled_batches(settings: RunSettings, data: VisionData, device: torch.device) -> list[Batch]:
+    """The training images that scores and measured losses look at, on ``device``."""
+    found = data.calibration_batches(settings.allocate.batches)
+    return [Batch(*(part.to(device) for part in batch)) for batch in found]
+
+
+def find_bits(settings: RunSettings, model: nn.Module, batches: Sequence[Batch]) -> Found:
+    """Search for bits of ``model``, which is converted in place and of no use afterwards."""
+    search: Search = settings.quantize.bits.build()
+    scores_file = kept_file(
+        settings, model, batches, kind="scores", score=settings.allocate.score.plain, ends=_ends_of(search)
+    )
+    example = batches[0].image[:1]
+    with as_conversion_error():
+        found, operands, _ = make_ready_(settings, model, example)
+        layers = found.weighted
+        with as_config_error("allocate"):
+            pinned = _pinned(settings, search, layers)
+        bank = make_bank(
+            model,
+            found,
+            layer_recipe(settings),
+            _widths(settings, [*pinned.values(), *search.reference(layers).values()]),
+            [batch.image for batch in batches],
+            built(settings.quantize.policies),
+            fixed=operands,
+            share=settings.target is not None,
+            finish=(lambda model: fold_in_training_(model, example)) if settings.quantize.fold == "training" else None,
+        )
+    with as_config_error("allocate"):
+        reference = {**search.reference(layers), **pinned}
+        costs = _costs(settings, bank, example, layers)
+        scores = Scores({}, {})
+        if search.needs_scores:
+            scores = scores_of(kept_json(scores_file, lambda: plain_scores(_scores(settings, bank, batches))))
+        problem = Problem(
+            options=_options(settings, bank, layers, pinned),
+            costs=costs,
+            budgets=_budgets(settings, costs, reference),
+            scores=scores,
+            ties=_ties(settings, bank, layers),
+            loss=lambda allocation: loss_of(bank, batches, allocation),
+            seed=settings.seed,
+        )
+        start = time.perf_counter()
+        allocation = search.search(problem)
+    log.info("%s took %.1f s", type(search).__name__, time.perf_counter() - start)
+    return Found(layers, allocation, reference, problem)
+
+
+@torch.no_grad()
+def loss_of(bank: QuantizerBank, batches: Sequence[Batch], allocation: Allocation) -> float:
+    """Mean cross-entropy in nats of the bank's model at ``allocation`` on ``batches``, in eval mode."""
+    bank.use_(allocation)
+    total, images = 0.0, 0
+    with evaluating(bank.model):
+        for batch in batches:
+            total += float(F.cross_entropy(bank.model(batch.image), batch.target, reduction="sum"))
+            images += len(batch.image)
+    return total / images
+
+
+def _scores(settings: RunSettings, bank: QuantizerBank, batches: Sequence[Batch]) -> Scores:
+    start = time.perf_counter()
+    score = settings.allocate.score.build()
+    log.info("scores by %s of %d layers on %d batches", type(score).__name__, len(bank.quantizers), len(batches))
+    scores: Scores = score(bank, batches, seed=settings.seed)
+    log.info("scores by %s took %.0f s", type(score).__name__, time.perf_counter() - start)
+    return scores
+
+
+def _ends_of(search: Search) -> list[LayerBits | None]:
+    return [search.first, search.last]
+
+
+def _widths(settings: RunSettings, further: Iterable[LayerBits]) -> Widths:
+    """All widths that an allocation may need: those to choose from, the pinned ones and the reference's."""
+    pairs = list(further)
+    weight = {*settings.allocate.weight, *(bits.weight for bits in pairs)} - {FULL_PRECISION}
+    input = {*_input_widths(settings), *(bits.input for bits in pairs)} - {FULL_PRECISION}
+    return Widths(tuple(sorted(weight)), tuple(sorted(input)))
+
+
+def _input_widths(settings: RunSettings) -> tuple[int, ...]:
+    """Widths of inputs to choose from: with a target those that it computes with, since fewer bits gain nothing there.
+
+    Fewer bits of a weight make the file shorter in any case.
+    """
+    target = target_of(settings)
+    if target is None:
+        return settings.allocate.input
+    own = tuple(bits for bits in settings.allocate.input if bits in (*target.input_bits, FULL_PRECISION))
+    return own or tuple(target.input_bits)
+
+
+def _pinned(settings: RunSettings, search: Search, layers: LayerNames) -> dict[str, LayerBits]:
+    """Layers that keep their bits: those at the ends, then what ``allocate.pinned`` says, whose last pattern counts."""
+    found = {name: search.reference.last for name in layers if name in layers.last and search.last is not None}
+    found |= {name: search.reference.first for name in layers if name in layers.first and search.first is not None}
+    for pattern, pair in settings.allocate.pinned.items():
+        if not isinstance(pair, list) or len(pair) != 2 or not all(type(bits) is int for bits in pair):
+            raise ValueError(f"pinned.{pattern}: must be [weight, input] bits such as [8, 8], got {pair!r}")
+        bits = checked(f"pinned.{pattern}.", LayerBits(*pair))
+        found |= dict.fromkeys(_matching(f"pinned.{pattern}", pattern, layers), bits)
+    return found
+
+
+def _matching(key: str, pattern: str, layers: Sequence[str]) -> list[str]:
+    names = fnmatch.filter(layers, pattern)
+    if not names:
+        raise ValueError(f"{key}: fits no quantizable layer{close_matches(pattern, layers)}")
+    return names
+
+
+def _options(
+    settings: RunSettings, bank: QuantizerBank, layers: LayerNames, pinned: Mapping[str, LayerBits]
+) -> dict[str, tuple[LayerBits, ...]]:
+    """The bits that each layer may have; a policy that decides a width leaves no choice of it."""
+    found = {}
+    for name in layers:
+        offered = bank.options[name]
+        weights, inputs = ({getattr(bits, role) for bits in offered} for role in ("weight", "input"))
+        found[name] = tuple(
+            bits
+            for bits in offered
+            if (len(weights) == 1 or bits.weight in settings.allocate.weight)
+            and (len(inputs) == 1 or bits.input in _input_widths(settings))
+        )
+        if name in pinned:
+            found[name] = (pinned[name],)
+    return found
+
+
+def _ties(settings: RunSettings, bank: QuantizerBank, layers: LayerNames) -> list[Sequence[str]]:
+    """Layers that get the same bits: by ``allocate.tied``, and those that share a quantizer."""
+    asked: list[Sequence[str]] = [
+        [name for pattern in patterns for name in _matching(f"tied.{key}", pattern, layers)]
+        for key, patterns in settings.allocate.tied.items()
+    ]
+    shared = [names for role in ROLES for names in bank.tied[role].values()]
+    return [*asked, *([name for name in names if name in layers] for names in shared)]
+
+
+def _costs(
+    settings: RunSettings, bank: QuantizerBank, example: Tensor, layers: LayerNames
+) -> dict[str, CostTable]:
+    """What each layer costs at each of its options, by metric."""
+    metrics = {name: chosen.build() for name, chosen in settings.allocate.costs.items() if chosen is not None}
+    geometries = layer_geometries(bank.model, example)
+    rest = count(bank.model, example).layers
+    options = {name: bank.options[name] for name in layers}
+    outside = bytes_outside(bank.model, layers)
+    return {
+        name: cost_table(metric, geometries, options, bank.storage_bits, outside, rest=rest)
+        for name, metric in metrics.items()
+    }
+
+
+def _budgets(
+    settings: RunSettings, costs: Mapping[str, CostTable], reference: Allocation
+) -> dict[str, float]:
+    budgets = {}
+    for name, value in settings.allocate.budgets.items():
+        if value is None:
+            continue
+        if name not in costs:
+            raise ValueError(f"budgets.{name}: there is no such cost{close_matches(name, costs)}; +cost@allocate.costs.{name}=... adds one")
+        table = costs[name]
+        budgets[name] = budget_of(name, value, unit=table.unit, reference=lambda table=table: table.total(reference))
+    return budgets
