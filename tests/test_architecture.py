@@ -48,6 +48,8 @@ WALLS: dict[str, tuple[str, ...]] = {
     "onnxscript": ("deployment/",),
     "onnxruntime": ("deployment/",),
     "openvino": ("deployment/",),
+    "gymnasium": ("allocate/",),
+    "stable_baselines3": ("allocate/",),
 }
 """Third-party package -> files that may import it."""
 

@@ -7,7 +7,8 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from qtrain.spec import Allocation, CostTable, LayerBits, Scores
+from qtrain.convert.bank import QuantizerBank
+from qtrain.spec import Allocation, Batch, CostTable, LayerBits, Scores
 
 Floats = NDArray[np.float64]
 
@@ -41,9 +42,10 @@ class Problem:
 
     ``options`` maps the layers, in the order in which they run, to the bits that each may have; one option is a pinned
     layer. ``ties`` are layers that must get the same bits. ``costs`` are tables by metric, and ``budgets`` upper bounds
-    of some, in the table's unit. ``scores`` estimate what each choice adds to the loss, and ``loss`` measures an
-    allocation on the calibration images, in nats. Raises ``ValueError`` where a budget has no table, where tied layers
-    have no option in common, and where a budget is below the cheapest there is.
+    of some, in the table's unit. ``scores`` estimate what each choice adds to the loss. ``loss`` measures an allocation
+    on the calibration images, in nats; ``bank`` and ``batches`` are the model and these images themselves. Raises
+    ``ValueError`` where a budget has no table, where tied layers have no option in common, and where a budget is below
+    the cheapest there is.
     """
 
     options: Mapping[str, tuple[LayerBits, ...]]
@@ -52,6 +54,8 @@ class Problem:
     scores: Scores = field(default_factory=lambda: Scores({}, {}))
     ties: Sequence[Sequence[str]] = ()
     loss: Callable[[Allocation], float] = _no_loss
+    bank: QuantizerBank | None = None
+    batches: Sequence[Batch] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -7,14 +7,10 @@ next run with the same question has its answer at once, and all ranks of a job h
 
 import copy
 import fnmatch
-import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,15 +29,9 @@ from qtrain.costs.tables import bytes_outside, cost_table
 from qtrain.data.base import VisionData
 from qtrain.pipeline.allocation_cache import kept_file, kept_json, plain_scores, scores_of
 from qtrain.pipeline.conversion import as_conversion_error, layer_recipe, make_ready_, target_of
-from qtrain.pipeline.load_data import recipe_of
-from qtrain.pipeline.run_lock import only_run_in
 from qtrain.settings.component import Component, built
-from qtrain.settings.run_identity import hash_of
 from qtrain.settings.run_settings import RunSettings
-from qtrain.spec import FULL_PRECISION, Allocation, Batch, Choice, CostTable, LayerBits, LayerNames, Scores
-from qtrain.training.ranks import first_rank_first
-from qtrain.utils.atomic_write import atomic_write
-from qtrain.utils.checks import check_writable
+from qtrain.spec import FULL_PRECISION, Allocation, Batch, CostTable, LayerBits, LayerNames, Scores
 from qtrain.utils.errors import as_config_error
 from qtrain.utils.eval_mode import evaluating
 from qtrain.utils.suggestions import close_matches
@@ -148,6 +138,8 @@ def find_bits(settings: RunSettings, model: nn.Module, batches: Sequence[Batch])
             scores=scores,
             ties=_ties(settings, bank, layers),
             loss=lambda allocation: loss_of(bank, batches, allocation),
+            bank=bank,
+            batches=batches,
             seed=settings.seed,
         )
         start = time.perf_counter()
@@ -249,9 +241,7 @@ def _ties(settings: RunSettings, bank: QuantizerBank, layers: LayerNames) -> lis
     return [*asked, *([name for name in names if name in layers] for names in shared)]
 
 
-def _costs(
-    settings: RunSettings, bank: QuantizerBank, example: Tensor, layers: LayerNames
-) -> dict[str, CostTable]:
+def _costs(settings: RunSettings, bank: QuantizerBank, example: Tensor, layers: LayerNames) -> dict[str, CostTable]:
     """What each layer costs at each of its options, by metric."""
     metrics = {name: chosen.build() for name, chosen in settings.allocate.costs.items() if chosen is not None}
     geometries = layer_geometries(bank.model, example)
@@ -264,15 +254,14 @@ def _costs(
     }
 
 
-def _budgets(
-    settings: RunSettings, costs: Mapping[str, CostTable], reference: Allocation
-) -> dict[str, float]:
+def _budgets(settings: RunSettings, costs: Mapping[str, CostTable], reference: Allocation) -> dict[str, float]:
     budgets = {}
     for name, value in settings.allocate.budgets.items():
         if value is None:
             continue
         if name not in costs:
-            raise ValueError(f"budgets.{name}: there is no such cost{close_matches(name, costs)}; +cost@allocate.costs.{name}=... adds one")
+            close = close_matches(name, costs)
+            raise ValueError(f"budgets.{name}: there is no such cost{close}; +cost@allocate.costs.{name}=... adds one")
         table = costs[name]
-        budgets[name] = budget_of(name, value, unit=table.unit, reference=lambda table=table: table.total(reference))
+        budgets[name] = budget_of(name, value, unit=table.unit, reference=table.total(reference))
     return budgets

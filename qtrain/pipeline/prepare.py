@@ -20,6 +20,7 @@ from qtrain.data.base import VisionData
 from qtrain.deployment.lint import lint, summary
 from qtrain.deployment.onnx.biases import round_biases_
 from qtrain.observers.base import Observer
+from qtrain.pipeline.allocate import with_found_bits
 from qtrain.pipeline.build_model import build_model, example_input
 from qtrain.pipeline.build_teacher import build_objective
 from qtrain.pipeline.conversion import Converted, convert, quiet_conversion, target_of
@@ -55,6 +56,7 @@ def prepare_student(
     are fitted to the new ones.
     """
     settle_memory_format_(settings, model, data)
+    settings = with_found_bits(settings, model, data)
     if not settings.quantize.enabled:
         converted = Converted({}, {})
     else:

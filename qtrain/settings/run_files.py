@@ -15,6 +15,7 @@ CONFIG = "config.yaml"
 SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 
+ALLOCATION = "allocation.yaml"
 STUDENT = "student.safetensors"
 """A student, packed: what its cost counts, and how its network is built. :mod:`qtrain.packed` reads it."""
 

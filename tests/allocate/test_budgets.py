@@ -24,13 +24,21 @@ from qtrain.allocate.budgets import budget_of
     ],
 )
 def test_a_budget_in_its_unit(value: object, unit: str, wanted: float) -> None:
-    assert budget_of("x", value, unit=unit, reference=lambda: 10.0) == pytest.approx(wanted, rel=1e-12)
+    assert budget_of("x", value, unit=unit, reference=10.0) == pytest.approx(wanted, rel=1e-12)
 
 
 @pytest.mark.parametrize(
     ("value", "unit"),
-    [("3 s", "ms"), ("3 kms", "ms"), ("kB", "bytes"), ("-3", "bytes"), (True, "bytes"), (None, "ms"), ("3 ms", "bytes")],
+    [
+        ("3 s", "ms"),
+        ("3 kms", "ms"),
+        ("kB", "bytes"),
+        ("-3", "bytes"),
+        (True, "bytes"),
+        (None, "ms"),
+        ("3 ms", "bytes"),
+    ],
 )
 def test_what_is_no_budget_is_refused_with_an_example(value: object, unit: str) -> None:
     with pytest.raises(ValueError, match=rf"budgets\.x: must be a number of {unit} such as .*'80%', got"):
-        budget_of("x", value, unit=unit, reference=lambda: 10.0)
+        budget_of("x", value, unit=unit, reference=10.0)

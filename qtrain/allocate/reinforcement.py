@@ -1,0 +1,81 @@
+"""Bits by reinforcement learning: an agent goes through the layers and learns the loss at the end (HAQ, 1811.08886)."""
+
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import final
+
+import numpy as np
+import torch
+
+from qtrain.allocate.base import Search
+from qtrain.allocate.feasible import Feasible, Picks
+from qtrain.allocate.problem import Problem
+from qtrain.spec import Allocation, LayerBits
+from qtrain.utils.checks import check_range
+
+log = logging.getLogger(__name__)
+
+
+@final
+class Reinforcement(Search):
+    """DDPG, as in HAQ: at each layer the agent chooses widths of weight and input as two numbers between 0 and 1.
+
+    It sees which layer it is, what the layer can cost at most, and what it chose before. At the end of an episode bits
+    are lowered until all budgets are met, the loss is measured, and the reward is minus its logarithm. The first
+    ``startup`` of ``episodes`` are random. The answer is the best allocation that was measured. Needs the extra ``rl``
+    (stable-baselines3).
+    """
+
+    needs_scores = False
+
+    def __init__(
+        self,
+        *,
+        weight: int = 4,
+        input: int = 4,
+        first: LayerBits | None = None,
+        last: LayerBits | None = None,
+        episodes: int = 300,
+        startup: int = 60,
+        noise: float = 0.3,
+    ) -> None:
+        super().__init__(weight=weight, input=input, first=first, last=last)
+        check_range("Reinforcement", "[1, inf)", episodes=episodes, startup=startup)
+        check_range("Reinforcement", "[0, inf)", noise=noise)
+        self.episodes, self.startup, self.noise = episodes, startup, noise
+
+    def search(self, problem: Problem) -> Allocation:
+        """The best allocation that an episode ended with. Raises ``ValueError`` where the extra is not installed."""
+        try:
+            from qtrain.allocate.bit_episodes import learn
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("qtrain"):
+                raise
+            raise ValueError(f"Reinforcement: {error.name} is not installed; pip install 'qtrain[rl]'") from error
+        feasible = Feasible(problem, np.random.default_rng(problem.seed))
+        measured: dict[Picks, float] = {}
+
+        def loss(picks: Picks) -> float:
+            if picks not in measured:
+                measured[picks] = problem.loss(feasible.allocation(picks))
+            return measured[picks]
+
+        with _random_state_kept():
+            learn(feasible, loss, episodes=self.episodes, startup=self.startup, noise=self.noise, seed=problem.seed)
+        best = min(measured, key=measured.__getitem__)
+        log.info("least loss %.4f of %d allocations in %d episodes", measured[best], len(measured), self.episodes)
+        return feasible.allocation(best)
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Inside, global random numbers are those of the agent; afterwards they go on as before."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
