@@ -96,4 +96,5 @@ def _static(feasible: Feasible) -> Vector:
         for place, group in enumerate(feasible.groups)
     ]
     table = np.array(rows, dtype=np.float64)
-    return (table / np.maximum(np.abs(table).max(axis=0), 1e-12)).astype(np.float32)
+    scaled: Vector = (table / np.maximum(np.abs(table).max(axis=0), 1e-12)).astype(np.float32)
+    return scaled

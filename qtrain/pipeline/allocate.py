@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ from qtrain.costs.tables import bytes_outside, cost_table
 from qtrain.data.base import VisionData
 from qtrain.pipeline.allocation_cache import kept_file, kept_json, plain_scores, scores_of
 from qtrain.pipeline.conversion import as_conversion_error, layer_recipe, make_ready_, target_of
+from qtrain.sensitivity.base import DoneFile
 from qtrain.settings.component import Component, built
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import FULL_PRECISION, Allocation, Batch, CostTable, LayerBits, LayerNames, Scores
@@ -130,7 +132,9 @@ def find_bits(settings: RunSettings, model: nn.Module, batches: Sequence[Batch])
         costs = _costs(settings, bank, example, layers)
         scores = Scores({}, {})
         if search.needs_scores:
-            scores = scores_of(kept_json(scores_file, lambda: plain_scores(_scores(settings, bank, batches))))
+            scores = scores_of(
+                kept_json(scores_file, lambda: plain_scores(_scores(settings, bank, batches, scores_file)))
+            )
         problem = Problem(
             options=_options(settings, bank, layers, pinned),
             costs=costs,
@@ -160,11 +164,12 @@ def loss_of(bank: QuantizerBank, batches: Sequence[Batch], allocation: Allocatio
     return total / images
 
 
-def _scores(settings: RunSettings, bank: QuantizerBank, batches: Sequence[Batch]) -> Scores:
+def _scores(settings: RunSettings, bank: QuantizerBank, batches: Sequence[Batch], file: Path) -> Scores:
+    """The scores of all choices; their parts go beside ``file``, so that a search that was killed goes on."""
     start = time.perf_counter()
     score = settings.allocate.score.build()
     log.info("scores by %s of %d layers on %d batches", type(score).__name__, len(bank.quantizers), len(batches))
-    scores: Scores = score(bank, batches, seed=settings.seed)
+    scores: Scores = score(bank, batches, seed=settings.seed, done=DoneFile(file.with_suffix(".jsonl")))
     log.info("scores by %s took %.0f s", type(score).__name__, time.perf_counter() - start)
     return scores
 

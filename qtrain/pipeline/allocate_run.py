@@ -5,7 +5,11 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
+
+from qtrain.allocate.feasible import Feasible
 from qtrain.allocate.pareto import Pareto, Point
 from qtrain.pipeline.allocate import Found, find_bits, is_search, labeled_batches
 from qtrain.pipeline.build_model import build_model
@@ -22,16 +26,30 @@ from qtrain.utils.errors import ConfigError
 log = logging.getLogger(__name__)
 
 
+CHANCE = 6
+"""So many random allocations within the budgets are measured, to see whether the score orders allocations rightly."""
+
+
+class Measured(NamedTuple):
+    """What a score predicted for an allocation, and the loss that was measured for it."""
+
+    name: str
+    score: float
+    loss: float
+
+
 @dataclass(frozen=True)
 class AllocateRun:
     """What ``task=allocate`` found, and the file that holds it.
 
     ``losses`` are cross-entropies in nats on the calibration images, of the model in ``full precision``, of the
-    ``uniform`` bits and of those ``found``. ``front`` has the points of a search that finds a whole front.
+    ``uniform`` bits and of those ``found``. ``measured`` compares scores with losses, if there are scores. ``front``
+    has the points of a search that finds a whole front.
     """
 
     found: Found
     losses: Mapping[str, float]
+    measured: tuple[Measured, ...]
     front: tuple[Point, ...]
     file: Path
 
@@ -59,9 +77,24 @@ def allocate_bits(settings: RunSettings) -> AllocateRun:
     losses = {name: found.problem.loss(allocation) for name, allocation in asked.items()}
     search = settings.quantize.bits.build()
     front = tuple(search.front(found.problem)) if isinstance(search, Pareto) else ()
+    measured = _measured(found, losses, seed=settings.seed) if search.needs_scores else ()
     file = Path(settings.run_dir) / ALLOCATION
     _write(file, "".join(f"{line}\n" for line in allocation_lines(settings, found, losses)), settings)
-    return AllocateRun(found, losses, front, file)
+    return AllocateRun(found, losses, measured, front, file)
+
+
+def _measured(found: Found, losses: Mapping[str, float], *, seed: int) -> tuple[Measured, ...]:
+    """The allocation that was found, the uniform one and random ones within the same budgets."""
+    score = found.problem.scores.total
+    rows = [
+        Measured("found", score(found.allocation), losses["found"]),
+        Measured("uniform", score(found.reference), losses["uniform"]),
+    ]
+    feasible = Feasible(found.problem, np.random.default_rng(seed))
+    for _ in range(CHANCE):
+        allocation = feasible.allocation(feasible.draw())
+        rows.append(Measured("random", score(allocation), found.problem.loss(allocation)))
+    return tuple(rows)
 
 
 def _write(file: Path, text: str, settings: RunSettings) -> None:

@@ -14,13 +14,13 @@ POINTS = 10
 
 def allocation_table(made: AllocateRun) -> str:
     """A row for each layer with its bits, its part of the score and of the costs; then found beside uniform."""
-    parts = [plain_table(*_layers(made)), plain_table(*_totals(made))]
+    parts = [plain_table(*layer_table(made)), plain_table(*total_table(made))]
     if len(made.front) > 1:
-        parts.append(plain_table(*_front(made)))
+        parts.append(plain_table(*front_table(made)))
     return "\n".join(parts)
 
 
-def _layers(made: AllocateRun) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def layer_table(made: AllocateRun) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     found = made.found
     costs = found.problem.costs
     total = found.problem.scores.total(found.allocation) or 1.0
@@ -37,7 +37,7 @@ def _layers(made: AllocateRun) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     return columns, rows if found.problem.scores.weight else [(*row[:2], "", *row[3:]) for row in rows]
 
 
-def _totals(made: AllocateRun) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def total_table(made: AllocateRun) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     columns = ("Model", "Bits", "Score", *_headings(made), "Loss")
     return columns, [
         _total(made, "found", made.found.allocation),
@@ -62,7 +62,7 @@ def _budget(made: AllocateRun, name: str) -> str:
     return metric_text(name, budgets[name]) if name in budgets else ""
 
 
-def _front(made: AllocateRun) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def front_table(made: AllocateRun) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     names = list(made.found.problem.budgets)
     columns = ("Front", "Bits", "Score", *(_heading(made, name) for name in names))
     return columns, [

@@ -1,0 +1,71 @@
+"""Bits learned by gradient: where they matter there are more, the budget holds, and the network stays as it was."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qtrain.allocate.learned import Learned
+from qtrain.allocate.problem import Problem
+from qtrain.convert.bank import Widths, make_bank
+from qtrain.convert.layers import find_layers
+from qtrain.convert.plan import LayerPlan
+from qtrain.observers.min_max import MinMax
+from qtrain.quantizers.uniform.lsq import LSQ
+from qtrain.spec import Batch, CostTable, LayerBits, PerChannel
+from tests.allocate.problems import random_problem
+
+RECIPE = LayerPlan(
+    weight=partial(LSQ, granularity=PerChannel()), input=LSQ, weight_observer=MinMax, input_observer=MinMax
+)
+
+
+class Branches(nn.Module):
+    """Two branches of the same shape, of which one hardly counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heavy, self.light = nn.Linear(16, 10), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        return 8 * self.heavy(x) + 0.01 * self.light(x)
+
+
+def problem() -> Problem:
+    torch.manual_seed(0)
+    model, images = Branches().eval(), torch.randn(64, 1, 4, 4)
+    labels = model(images).argmax(1)
+    bank = make_bank(model, find_layers(model, images[:2]), RECIPE, Widths((2, 8), (8,)), [images])
+    options = {name: (LayerBits(2, 8), LayerBits(8, 8)) for name in ("heavy", "light")}
+    table = CostTable("bytes", 0.0, {name: {bits: float(bits.weight) for bits in of} for name, of in options.items()})
+    batches = [Batch(images[i : i + 16], labels[i : i + 16], torch.arange(16)) for i in range(0, 64, 16)]
+    return Problem(options, {"size": table}, {"size": 10.0}, bank=bank, batches=batches)
+
+
+@pytest.mark.parametrize("weight_lr", [0.0, 1e-3])
+def test_the_branch_that_counts_gets_the_bits(weight_lr: float) -> None:
+    asked = problem()
+    assert asked.bank is not None
+    before = {name: tensor.clone() for name, tensor in asked.bank.model.state_dict().items()}
+    allocation = Learned(steps=40, weight_lr=weight_lr).search(asked)
+    assert allocation == {"heavy": LayerBits(8, 8), "light": LayerBits(2, 8)}
+    after = asked.bank.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before), "the network itself is not changed"
+
+
+def test_the_price_rises_until_the_expected_cost_meets_the_budget() -> None:
+    """Without a price both branches would take eight bits, since nothing speaks against them."""
+    free, bound = problem(), problem()
+    loose = Problem(free.options, free.costs, {"size": 100.0}, bank=free.bank, batches=free.batches)
+    assert Learned(steps=40).search(loose)["heavy"] == LayerBits(8, 8)
+    tight = Problem(bound.options, bound.costs, {"size": 4.0}, bank=bound.bank, batches=bound.batches)
+    assert set(Learned(steps=10).search(tight).values()) == {LayerBits(2, 8)}
+
+
+def test_without_a_model_it_is_refused() -> None:
+    with pytest.raises(ValueError, match="Learned: needs a model and images"):
+        Learned().search(random_problem(0))
