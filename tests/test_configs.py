@@ -62,9 +62,9 @@ PACKAGES = {
     "search": "sweep.search",
     "knob": "sweep.space.some",
     "scheduler": "sweep.scheduler",
-    "cost": "callbacks.some",  # any place that holds components takes a metric
-    "technology": "callbacks.some.technology",
-    "score": "callbacks.some",
+    "score": "allocate.score",
+    "cost": "allocate.costs.some",
+    "technology": "allocate.costs.some.technology",
 }
 """Groups whose place in the config is not their own name."""
 
@@ -80,8 +80,9 @@ FILL = {
     "knob/uniform": ["sweep.space.some.low=0", "sweep.space.some.high=1"],
     "knob/log_uniform": ["sweep.space.some.low=0.1", "sweep.space.some.high=1"],
     "knob/integers": ["sweep.space.some.low=1", "sweep.space.some.high=3"],
-    "technology/45nm": ["+cost@callbacks.some=energy"],
-    "technology/7nm": ["+cost@callbacks.some=energy"],
+    "technology/45nm": ["+cost@allocate.costs.some=energy"],
+    "technology/7nm": ["+cost@allocate.costs.some=energy"],
+    "allocate/from_file": [f"quantize.bits.path={Path(__file__).parent / 'allocate' / 'bits.yaml'}"],
     "policy/policy": ["quantize.policies.some.kinds=[linear]"],
 }
 """Values that a file leaves to the user (``???``): what a user would give."""

@@ -287,7 +287,7 @@ def _run_dir(*, _root_: DictConfig | ListConfig) -> str:
         return str(_root_.report.folder)
     leaf = (
         f"{_root_.task}-{_root_.name}"
-        if _root_.task in ("evaluate", "predict", "sweep") and _root_.name
+        if _root_.task in ("allocate", "evaluate", "predict", "sweep") and _root_.name
         else _root_.task
     )
     if _root_.task in ("train", "calibrate"):

@@ -19,7 +19,7 @@ RANGES = {
     ),
     "[1, inf)": (
         "fit.log_every_steps", "fit.checkpoint_every_steps", "quantize.calibration_batches", "synthesize.images",
-        "synthesize.world_size", "trainer.accumulate_grad_batches",
+        "synthesize.world_size", "allocate.batches", "trainer.accumulate_grad_batches",
     ),
     "(0, inf)": ("fit.clip_norm", "distill.temperature"),
     "(0, 1]": ("fit.share",),
@@ -45,6 +45,12 @@ def check_values(plain: Mapping[str, Any]) -> None:
     for key, bits in _bits(_at(plain, BITS), BITS):
         if not 1 <= bits <= MOST_BITS and bits != FULL_PRECISION:
             raise ConfigError(f"{key}: must be 1..{MOST_BITS} bits, or {FULL_PRECISION} for full precision, got {bits}")
+    for key in ("allocate.weight", "allocate.input"):
+        for bits in _at(plain, key) or ():
+            if not 1 <= bits <= MOST_BITS and bits != FULL_PRECISION:
+                raise ConfigError(f"{key}: widths must be 1..{MOST_BITS} bits, or {FULL_PRECISION}, got {bits}")
+        if not _at(plain, key):
+            raise ConfigError(f"{key}: needs a width at least, for example [2, 4, 8]")
     if plain["select"] is not None and not plain["variants"]:
         raise ConfigError("select: there are no variants; choose an experiment that has some, or leave it out")
     if (name := plain["name"]) and ".." in Path(name).parts:

@@ -128,24 +128,23 @@ def find_bits(settings: RunSettings, model: nn.Module, batches: Sequence[Batch])
             finish=(lambda model: fold_in_training_(model, example)) if settings.quantize.fold == "training" else None,
         )
     with as_config_error("allocate"):
-        reference = {**search.reference(layers), **pinned}
+        pinned = _by_policies(bank, pinned)
+        reference = _by_policies(bank, {**search.reference(layers), **pinned})
         costs = _costs(settings, bank, example, layers)
-        scores = Scores({}, {})
-        if search.needs_scores:
-            scores = scores_of(
-                kept_json(scores_file, lambda: plain_scores(_scores(settings, bank, batches, scores_file)))
-            )
+        # What cannot be met is refused before the scores take their time.
         problem = Problem(
             options=_options(settings, bank, layers, pinned),
             costs=costs,
             budgets=_budgets(settings, costs, reference),
-            scores=scores,
             ties=_ties(settings, bank, layers),
             loss=lambda allocation: loss_of(bank, batches, allocation),
             bank=bank,
             batches=batches,
             seed=settings.seed,
         )
+        if search.needs_scores:
+            made = kept_json(scores_file, lambda: plain_scores(_scores(settings, bank, batches, scores_file)))
+            problem = replace(problem, scores=scores_of(made))
         start = time.perf_counter()
         allocation = search.search(problem)
     log.info("%s took %.1f s", type(search).__name__, time.perf_counter() - start)
@@ -208,6 +207,14 @@ def _pinned(settings: RunSettings, search: Search, layers: LayerNames) -> dict[s
         bits = checked(f"pinned.{pattern}.", LayerBits(*pair))
         found |= dict.fromkeys(_matching(f"pinned.{pattern}", pattern, layers), bits)
     return found
+
+
+def _by_policies(bank: QuantizerBank, allocation: Allocation) -> dict[str, LayerBits]:
+    """``allocation`` with the bits that policies decide."""
+    return {
+        name: LayerBits(*(bank.pinned.get((name, role), getattr(bits, role)) for role in ROLES))
+        for name, bits in allocation.items()
+    }
 
 
 def _matching(key: str, pattern: str, layers: Sequence[str]) -> list[str]:

@@ -101,14 +101,14 @@ def _sensitivity(made: AllocateRun) -> alt.TopLevelMixin:
         .mark_line(point=True)
         .encode(
             x=_layer_axis(),
-            y=alt.Y("value:Q", title="score", scale=alt.Scale(type="log")),
+            y=alt.Y("value:Q", title="score", scale=alt.Scale(type="log"), axis=alt.Axis(tickCount=5)),
             color=alt.Color("bits:N", sort=None, title="bits", scale=alt.Scale(range=list(chart.CSS_COLORS))),
             tooltip=["layer:N", "what:N", "bits:N", "value:Q"],
         )
         .properties(width=900, height=HEIGHT)
     )
     return alt.layer(base, data=alt.InlineData(values=rows)).facet(
-        row=alt.Row("what:N", sort=None, title=None, header=alt.Header(labelOrient="top", labelAnchor="start"))
+        row=alt.Row("what:N", sort=list(sides.values()), title=None, header=alt.Header(labelOrient="top", labelAnchor="start"))
     )
 
 

@@ -36,7 +36,7 @@ def test_patterns_and_layers_that_are_not_named_are_as_by_hand(tmp_path: Path) -
         ("", "no mapping 'layers'"),
         ("layers: {conv1: 8}", r"layers\.conv1 must be \[weight, input\] bits, got 8"),
         ("layers: {conv1: [8, 0]}", r"layers\.conv1\.input must be 1\.\.16 bits"),
-        ("layers: {layer1.0.conv: [4, 4]}", "layers\.layer1\.0\.conv fits no quantizable layer; did you mean"),
+        ("layers: {layer1.0.conv: [4, 4]}", r"layers\.layer1\.0\.conv fits no quantizable layer; did you mean"),
     ],
 )
 def test_what_is_no_allocation_of_the_model_is_refused(tmp_path: Path, text: str, message: str) -> None:

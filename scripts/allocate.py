@@ -1,0 +1,129 @@
+"""Every allocator beside uniform and random bits, at three budgets, on CIFAR-10's ResNet-20.
+
+    python scripts/allocate.py                                   # calibrated without training: a minute a row
+    python scripts/allocate.py --ways brecq probe --allocators uniform random program-fisher
+    python scripts/allocate.py --ways cpu --seeds 0 1 2 --budgets w3 --allocators uniform program-fisher
+
+A budget bounds size and bit operations at once, so that an allocation and the uniform bits beside it cost the same or
+the allocation costs less. First and last layer have 8 bits unless the row says otherwise. A row is added for each
+combination that the table lacks, so that a stopped command goes on. Needs QTRAIN_CIFAR10, QTRAIN_RESNET20 and, for
+trained rows, QTRAIN_RESNET56.
+"""
+
+import argparse
+import logging
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from qtrain.config.compose import compose
+from qtrain.pipeline.results import append_row, read_results
+from qtrain.run_task import run_task
+from qtrain.utils.errors import ConfigError
+
+RESULTS = Path("results/allocation.csv")
+
+BUDGETS: dict[str, tuple[int, int, tuple[str, ...]]] = {
+    # Uniform bits, then the budgets. ResNet-20 with its ends at 8 bits: 40.1 million products between them.
+    "w3": (3, 3, ("allocate.budgets.size_bytes=100%", "allocate.budgets.bops=100%")),
+    # Half way between the sizes of W2 and W3, and 2.5 x 2.5 bits for each product: 85.5 % and 71.7 % of W3A3.
+    "w2.5": (3, 3, ("allocate.budgets.size_bytes=85.5%", "allocate.budgets.bops=71.7%")),
+    "half": (4, 4, ("allocate.budgets.size_bytes=100%", "allocate.budgets.bops=50%")),
+}
+"""What a model may cost."""
+
+UNIFORM: dict[str, dict[str, tuple[int, int]]] = {
+    "w3": {"uniform": (3, 3)},
+    "w2.5": {"uniform": (2, 3)},
+    "half": {"uniform": (2, 4), "uniform-inputs": (4, 2), "uniform-weights": (3, 2)},
+}
+"""Uniform bits within each budget."""
+
+NO_ENDS = ("quantize.bits.first=null", "quantize.bits.last=null")
+
+SEARCHES: dict[str, tuple[str, ...]] = {
+    "random": ("allocate@quantize.bits=random",),
+    "program-fisher": ("allocate@quantize.bits=integer_program",),
+    "program-one_layer": ("allocate@quantize.bits=integer_program", "score@allocate.score=one_layer"),
+    "program-hawq_trace": ("allocate@quantize.bits=integer_program", "score@allocate.score=hawq_trace"),
+    "program-hawq_eigenvalue": ("allocate@quantize.bits=integer_program", "score@allocate.score=hawq_eigenvalue"),
+    "program-limpq": ("allocate@quantize.bits=integer_program", "score@allocate.score=limpq"),
+    "pareto-fisher": ("allocate@quantize.bits=pareto",),
+    "evolution": ("allocate@quantize.bits=evolution",),
+    "learned": ("allocate@quantize.bits=learned",),
+    "reinforcement": ("allocate@quantize.bits=reinforcement",),
+}
+"""Allocators -> what chooses them."""
+
+WAYS: dict[str, tuple[str, ...]] = {
+    "calibrated": ("task=calibrate",),
+    "brecq": ("task=calibrate", "rounding@quantize.rounding=brecq"),
+    "probe": ("task=train", "budget=probe"),
+    "cpu": ("task=train", "budget=cpu"),
+}
+"""What becomes of the bits: no training at all, learned rounding, or training with the teacher."""
+
+
+def overrides(budget: str, allocator: str, way: str, seed: int) -> list[str]:
+    """What is typed for one row."""
+    weight, input, budgets = BUDGETS[budget]
+    own: tuple[str, ...] = ()
+    name = allocator.removesuffix("-no-ends")
+    if name in UNIFORM[budget]:
+        weight, input = UNIFORM[budget][name]
+    else:
+        own = (*SEARCHES[name], *budgets)
+    bits = (f"quantize.bits.weight={weight}", f"quantize.bits.input={input}")
+    ends = NO_ENDS if allocator.endswith("-no-ends") else ()
+    return ["+experiment=cifar10/resnet20_w4a4", "logger=none", *WAYS[way], *own, *bits, *ends, f"seed={seed}"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is asked for and is not in the table yet; returns the number of combinations that failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budgets", nargs="+", default=list(BUDGETS), choices=list(BUDGETS))
+    parser.add_argument("--allocators", nargs="+", default=None, help="default: all there are for the budget")
+    parser.add_argument("--ways", nargs="+", default=["calibrated"], choices=list(WAYS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--output", type=Path, default=None, help="the folder of the runs (a temporary one)")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--more", nargs="*", default=[], help="further overrides of every run")
+    options = parser.parse_args(arguments)
+    logging.getLogger("qtrain").setLevel(logging.WARNING)
+    failed = 0
+    with tempfile.TemporaryDirectory() as temporary:
+        for seed in options.seeds:
+            for way in options.ways:
+                for budget in options.budgets:
+                    for allocator in options.allocators or [*UNIFORM[budget], "uniform-no-ends", *SEARCHES]:
+                        key = {"budget": budget, "allocator": allocator, "way": way, "seed": str(seed)}
+                        if not _is_there(options.results, key):
+                            failed += not _row(key, options.output or Path(temporary), options.results, options.more)
+    return failed
+
+
+def _is_there(results: Path, key: dict[str, str]) -> bool:
+    rows = read_results(results) if results.is_file() else []
+    return any(all(row.get(column) == value for column, value in key.items()) for row in rows)
+
+
+def _row(key: dict[str, str], output: Path, results: Path, more: Sequence[str]) -> bool:
+    """Run one combination and append its row; whether it went well."""
+    typed = overrides(key["budget"], key["allocator"], key["way"], int(key["seed"]))
+    name = "-".join(key.values())
+    start = time.perf_counter()
+    try:
+        settings = compose([*typed, f"output={output}", f"name={name}", *more])
+        run_task(settings)
+    except ConfigError as error:
+        print(f"{name}: {error}", flush=True)
+        return False
+    (row,) = read_results(Path(settings.run_dir) / "results.csv")[-1:]
+    append_row(results, {**row, **key})
+    print(f"{name}: {float(row['top1']):.2f} % in {time.perf_counter() - start:.0f} s", flush=True)
+    return True
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

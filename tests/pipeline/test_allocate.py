@@ -1,0 +1,180 @@
+"""A search over bits by a run's settings: the file that it leaves, its use, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from qtrain.config.compose import compose
+from qtrain.models.cifar_resnet import cifar_resnet8
+from qtrain.pipeline import allocate
+from qtrain.pipeline.summary import read_summary
+from qtrain.run_task import run_task
+from qtrain.spec import Batch, LayerBits
+from qtrain.utils.errors import ConfigError
+
+SMALL = ("data.max_train=64", "data.max_test=50", "data.batch_size=32", "quantize.calibration_batches=2", "logger=none")
+PROGRAM = "allocate@quantize.bits=integer_program"
+
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    torch.manual_seed(0)
+    save_file(cifar_resnet8(num_classes=10, in_chans=1, width=0.25).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def run(tmp_path: Path, weights: Path) -> Run:
+    def run(*more: str) -> dict[str, Any]:
+        own = ["model=cifar_resnet8", "model.width=0.25", f"model.weights={weights}", "allocate.batches=2"]
+        folders = [f"output={tmp_path / 'outputs'}", f"allocate.folder={tmp_path / 'cache'}"]
+        return run_task(compose([*own, *SMALL, *folders, PROGRAM, *more]))
+
+    return run
+
+
+def written(folder: Path, name: str = "allocate") -> dict[str, Any]:
+    content = yaml.safe_load((folder / "outputs" / "adhoc" / name / "allocation.yaml").read_text(encoding="utf-8"))
+    assert isinstance(content, dict)
+    return content
+
+
+def bits_of(folder: Path, run: str) -> dict[str, tuple[int, int]]:
+    layers = read_summary(folder / "outputs" / "adhoc" / run / "summary.json").layers
+    return {str(row["name"]): (row["weight_bits"], row["input_bits"]) for row in layers}
+
+
+def test_the_file_is_taken_by_a_calibration_which_costs_what_was_predicted(run: Run, tmp_path: Path) -> None:
+    found = run("task=allocate", "quantize.bits.weight=3", "quantize.bits.input=3")
+    content = written(tmp_path)
+    assert content["predicted"]["size_bytes"] == found["size_bytes"] <= content["budgets"]["size_bytes"]
+    assert content["predicted"]["score"] < content["uniform"]["score"]
+    assert {tuple(content["layers"][name]) for name in ("conv1", "linear")} == {(8, 8)}, "the ends keep their bits"
+    file = tmp_path / "outputs" / "adhoc" / "allocate" / "allocation.yaml"
+    run("task=calibrate", "name=used", "allocate@quantize.bits=from_file", f"quantize.bits.path={file}")
+    assert bits_of(tmp_path, "used") == {name: tuple(pair) for name, pair in content["layers"].items()}
+    summary = read_summary(tmp_path / "outputs" / "adhoc" / "used" / "summary.json")
+    assert (summary.size_bytes, summary.bops) == (found["size_bytes"], found["bops"])
+
+
+def test_a_run_whose_bits_are_a_search_gets_the_same_bits(run: Run, tmp_path: Path) -> None:
+    run("task=allocate", "quantize.bits.weight=3")
+    run("task=calibrate", "name=found", "quantize.bits.weight=3")
+    assert bits_of(tmp_path, "found") == {name: tuple(pair) for name, pair in written(tmp_path)["layers"].items()}
+
+
+def test_what_was_found_before_is_not_searched_again(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("task=calibrate", "name=first")
+    monkeypatch.setattr(allocate, "find_bits", None)
+    run("task=calibrate", "name=second")
+    assert bits_of(tmp_path, "first") == bits_of(tmp_path, "second")
+    with pytest.raises(TypeError, match="not callable"):
+        run("task=calibrate", "name=third", "allocate.budgets.size_bytes=90%")
+
+
+def test_scores_are_shared_by_searches_with_other_budgets(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("task=allocate", "name=a")
+    monkeypatch.setattr(allocate, "_scores", None)
+    run("task=allocate", "name=b", "allocate.budgets={size_bytes:80%}")
+    assert (
+        written(tmp_path, "allocate-b")["predicted"]["size_bytes"]
+        < written(tmp_path, "allocate-a")["predicted"]["size_bytes"]
+    )
+
+
+def test_pins_ties_and_policies_hold(run: Run, tmp_path: Path) -> None:
+    tied = "allocate.tied={stages:[layer2.*,layer3.0.conv2]}"
+    run("task=allocate", "allocate.pinned={layer1.0.conv1:[6,5]}", tied, "allocate.budgets.bops=null")
+    layers = written(tmp_path)["layers"]
+    assert layers["layer1.0.conv1"] == [6, 5]
+    assert len({tuple(layers[name]) for name in layers if name.startswith("layer2") or name == "layer3.0.conv2"}) == 1
+    assert len({tuple(pair) for pair in layers.values()}) > 2
+    run("task=allocate", "name=policy", "+policy@quantize.policies.keep=policy",
+        "quantize.policies.keep.layers=[layer2.*]", "quantize.policies.keep.weight_bits=7")  # fmt: skip
+    assert {pair[0] for name, pair in written(tmp_path, "allocate-policy")["layers"].items() if "layer2" in name} == {7}
+
+
+def test_with_a_target_inputs_have_the_widths_that_it_computes_with(run: Run, tmp_path: Path) -> None:
+    run("task=allocate", "target=onnxruntime", "quantize.bits.weight=4", "quantize.bits.input=8")
+    pairs = written(tmp_path)["layers"].values()
+    assert {pair[1] for pair in pairs} == {8}
+    assert len({pair[0] for pair in pairs}) > 1, "fewer bits of a weight make the file shorter in any case"
+
+
+def test_every_search_runs_and_stays_within_the_budgets(run: Run, tmp_path: Path) -> None:
+    shortened = {
+        "pareto": [],
+        "random": [],
+        "evolution": ["quantize.bits.generations=1", "quantize.bits.population=4", "quantize.bits.children=8"],
+        "learned": ["quantize.bits.steps=2"],
+    }
+    for search, options in shortened.items():
+        run("task=allocate", f"allocate@quantize.bits={search}", f"name={search}", *options)
+        content = written(tmp_path, f"allocate-{search}")
+        for name, budget in content["budgets"].items():
+            assert content["predicted"][name] <= budget, search
+        assert (tmp_path / "outputs" / "adhoc" / f"allocate-{search}" / "allocation.html").stat().st_size > 10**5
+
+
+def test_an_allocation_that_somebody_may_have_edited_is_not_overwritten(run: Run, tmp_path: Path) -> None:
+    run("task=allocate")
+    file = tmp_path / "outputs" / "adhoc" / "allocate" / "allocation.yaml"
+    text = file.read_text(encoding="utf-8")
+    run("task=allocate")
+    file.write_text(text + "# mine\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"holds another allocation, .* overwrite=true"):
+        run("task=allocate")
+    run("task=allocate", "overwrite=true")
+    assert file.read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ["allocate@quantize.bits=uniform"],
+            r"quantize\.bits: task=allocate needs a search over bits; choose .*program",
+        ),
+        (["allocate.budgets.size_bytes=100"], r"allocate: budgets\.size_bytes: 100 bytes cannot be reached; the cheap"),
+        (["allocate.budgets.size_bytes=soon"], r"allocate: budgets\.size_bytes: must be a number of bytes such as"),
+        (["+allocate.budgets.latency=3 ms"], r"budgets\.latency: there is no such cost; .*\+cost@allocate\.costs\.lat"),
+        (["allocate.pinned={layerX:[8,8]}"], r"allocate: pinned\.layerX: fits no quantizable layer"),
+        (["allocate.pinned={conv1:8}"], r"allocate: pinned\.conv1: must be \[weight, input\] bits"),
+        (["allocate.tied={a:[layerX]}"], r"allocate: tied\.a: fits no quantizable layer"),
+        (["allocate.weight=[0,4]"], r"allocate\.weight: widths must be 1\.\.16 bits, or 32, got 0"),
+        (["quantize.enabled=false"], r"quantize\.enabled: is false"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_in_one_line(run: Run, more: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as refused:
+        run("task=allocate", *more)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_measured_loss_is_the_mean_over_all_images_of_all_batches() -> None:
+    class Bank:
+        model = torch.nn.Flatten()
+        used: dict[str, LayerBits]
+
+        def use_(self, allocation: dict[str, LayerBits]) -> None:
+            self.used = allocation
+
+    logits = torch.randn(5, 3)
+    target = torch.tensor([0, 1, 2, 0, 1])
+    batches = [Batch(logits[:2], target[:2], target[:2]), Batch(logits[2:], target[2:], target[2:])]
+    bank = Bank()
+    wanted = -logits.log_softmax(1)[torch.arange(5), target].mean()
+    assert allocate.loss_of(bank, batches, {"a": LayerBits(2, 2)}) == pytest.approx(float(wanted))  # type: ignore[arg-type]
+    assert bank.used == {"a": LayerBits(2, 2)}
