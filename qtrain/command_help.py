@@ -11,8 +11,7 @@ from qtrain.utils.suggestions import did_you_mean
 USAGE = """\
 qtrain: a full-precision vision model in, a small low-bit student out.
   python -m qtrain +experiment=quickstart          minutes, without a network
-  python -m qtrain +experiment=NAME key=value group=option
-  python -m qtrain +experiment=NAME -m seed=0,1,2  one run for each value"""
+  python -m qtrain +experiment=NAME key=value group=option"""
 
 MORE = """\
 More: --help GROUP explains its options, --help experiment lists experiments,
@@ -37,8 +36,9 @@ complete -o nospace -o default -F _qtrain qtrain"""
 def help_text(conf: Path) -> str:
     """What ``--help`` prints: usage, tasks, the names of the groups, and how to see more. It fits a screen."""
     tasks = [f"  {name:<11} {does}" for name, does in TASKS.items()]
-    names = textwrap.fill(", ".join(_groups(conf)), WIDTH, initial_indent="  ", subsequent_indent="  ")
-    return "\n".join([USAGE, "Tasks (task=NAME):", *tasks, "Groups (group=option):", names, MORE])
+    listed = "Groups (group=option): " + ", ".join(_groups(conf))
+    groups = textwrap.fill(listed, WIDTH, subsequent_indent="  ")
+    return "\n".join([USAGE, "Tasks (task=NAME):", *tasks, groups, MORE])
 
 
 def group_help(conf: Path, group: str) -> str:

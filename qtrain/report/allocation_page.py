@@ -108,7 +108,9 @@ def _sensitivity(made: AllocateRun) -> alt.TopLevelMixin:
         .properties(width=900, height=HEIGHT)
     )
     return alt.layer(base, data=alt.InlineData(values=rows)).facet(
-        row=alt.Row("what:N", sort=list(sides.values()), title=None, header=alt.Header(labelOrient="top", labelAnchor="start"))
+        row=alt.Row(
+            "what:N", sort=list(sides.values()), title=None, header=alt.Header(labelOrient="top", labelAnchor="start")
+        )
     )
 
 

@@ -3,7 +3,7 @@
 TASKS = {
     "train": "quantize and train a student, with or without a teacher (default)",
     "lint": "what a target will compute in floating point, and why",
-    "allocate": "which layer gets how many bits, for a budget of size, operations or time",
+    "allocate": "which layer gets how many bits, for a budget of bytes or time",
     "sweep": "many trials over bits, schedules and settings, and their front",
     "calibrate": "quantize without training; learned rounding where asked",
     "synthesize": "images from nothing but a model, for data=synthetic",
