@@ -28,7 +28,7 @@ from qtrain.report.seed_groups import difference_error, order, seed_groups
 from qtrain.report.table import LEFT, ONE_SEED, SEVERAL_SEEDS, UNCERTAIN, change_text, closing_table, table_notes
 
 ROOT = Path(__file__).resolve().parent.parent
-KINDS = "variants|recipes|drops|synthetic|front|integers|speed"
+KINDS = "variants|recipes|drops|synthetic|front|integers|speed|allocations"
 BLOCK = re.compile(
     rf"(<!-- results:(?P<name>[\w-]+)(?: (?P<kind>{KINDS}))? -->\n)(?P<table>.*?)(<!-- /results -->)", re.DOTALL
 )
@@ -70,7 +70,7 @@ def render(text: str, results: Path) -> str:
     def table(match: re.Match[str]) -> str:
         path = results / f"{match['name']}.csv"
         kinds = {"variants": variants, "recipes": recipes, "drops": drops, "synthetic": synthetic, "front": front}
-        made = (kinds | {"integers": integers, "speed": speed}).get(match["kind"], markdown)
+        made = (kinds | {"integers": integers, "speed": speed, "allocations": allocations}).get(match["kind"], markdown)
         return match[1] + (made(read_results(path)) if path.is_file() else "") + match[5]
 
     return BLOCK.sub(table, text)
@@ -272,6 +272,32 @@ def synthetic(rows: list[dict[str, str]]) -> str:
         lines.append((method, row["images"], *figures[:2], shown, figures[2], row["hardware"]))
     columns = ("Method", "Images", "Distance", "Of noise", "As labeled %", "s per 1,000", "Hardware")
     return _markdown_table(columns, lines, figures=range(1, 6))
+
+
+def allocations(rows: list[dict[str, str]]) -> str:
+    """One row a budget, a way to make the student and an allocator; and what it gains over the best uniform bits."""
+    groups: dict[tuple[str, str, str], dict[str, dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault((row["budget"], row["way"], row["allocator"]), {})[row["seed"]] = row  # the last of each seed
+    found = {key: Variant(key[2], list(seeds.values()), None) for key, seeds in groups.items()}
+    uniform = [key for key in found if key[2].startswith("uniform") and not key[2].endswith("no-ends")]
+    lines = []
+    for key in sorted(found, key=lambda key: (*key[:2], -(found[key].mean("top1") or 0.0))):
+        budget, way, allocator = key
+        variant, top1 = found[key], found[key].mean("top1") or 0.0
+        others = [found[other] for other in uniform if other[:2] == (budget, way) and other != key]
+        best = max(others, key=lambda other: other.mean("top1") or 0.0, default=None)
+        gain = ""
+        if best is not None and not allocator.startswith("uniform"):
+            gain = change_text(top1 - (best.mean("top1") or 0.0), math.hypot(variant.error, best.error))
+        costs = (
+            _figure(variant.mean("size_bytes"), 1e-3, ".1f"),
+            _figure(variant.mean("effective_bits"), 1.0, ".2f"),
+            _figure(variant.mean("bops"), 1e-9, ".3g"),
+        )
+        lines.append((budget, allocator, way, variant.accuracy, gain, *costs, variant.runs[-1]["hardware"]))
+    columns = ("Budget", "Bits by", "Student", "Top-1 %", "Against uniform", "kB", "Bits/weight", "GBOPs", "Hardware")
+    return _with_notes(columns, lines, list(found.values()), figures=range(3, 8))
 
 
 def integers(rows: list[dict[str, str]]) -> str:

@@ -14,12 +14,13 @@ from qtrain.config.compose import compose
 from qtrain.convert.calibrate import calibrate
 from qtrain.convert.plan import MakeObserver, Policy
 from qtrain.deployment.lint import Finding, lint
+from qtrain.pipeline.allocate import find_bits, is_search, with_bits
 from qtrain.pipeline.conversion import convert, target_of
 from qtrain.pipeline.prepare import correct_, settle_for_target_
 from qtrain.quantizers.base import MakeQuantizer
 from qtrain.settings.component import Component
 from qtrain.settings.run_settings import QuantizeSettings, RunSettings
-from qtrain.spec import Granularity, LayerBits
+from qtrain.spec import Allocation, Batch, Granularity, LayerBits
 from qtrain.utils.eval_mode import evaluating
 
 RECORD = "qtrain_record"
@@ -66,7 +67,8 @@ def quantize(
     weight_bits: int = 4,
     input_bits: int = 4,
     ends: LayerBits | None = LayerBits(8, 8),  # noqa: B008 - immutable
-    bits: Mapping[str, LayerBits | tuple[int, int]] | None = None,
+    bits: str | Mapping[str, LayerBits | tuple[int, int]] | None = None,
+    budgets: Mapping[str, float | str] | None = None,
     weight: str | MakeQuantizer | None = None,
     input: str | MakeQuantizer | None = None,
     weight_observer: str | MakeObserver | None = None,
@@ -87,7 +89,10 @@ def quantize(
     ``model`` is any network of one input; ``images`` are a few batches of its training images, of which the first eight
     serve. All layers get ``weight_bits`` and ``input_bits``, those that read the image or give the logits ``ends``
     (``None``: as the rest); or each the bits that ``bits`` gives it by its qualified name, and the others full
-    precision.
+    precision. ``bits="integer_program"``, or another search of ``conf/allocate``, finds the bits of each layer within
+    ``budgets``: a number, ``"120 kB"`` or a percentage of what ``weight_bits`` and ``input_bits`` cost in all layers,
+    by the cost's name (``size_bytes``, ``bops``); both at most 100 % if there are none. A search that measures losses
+    takes the labels beside the images, or what the network itself predicts.
 
     The other choices are those of the config. Each is a name from ``conf/`` (``weight="lsq_plus"``,
     ``rounding="brecq"``, ``granularity="channel"``) or an object: for quantizers and observers a constructor that
@@ -118,12 +123,17 @@ def quantize(
     overrides = [f"{key}={choice}" for key, choice in named.items() if isinstance(choice, str)]
     overrides += [f"quantize.bits.weight={weight_bits}", f"quantize.bits.input={input_bits}", f"seed={seed}"]
     overrides += [f"quantize.operations.{kind}={width}" for kind, width in (operations or {}).items()]
+    overrides += _searched(bits, budgets)
     overrides += [] if target is None else [f"target={target}"]
     overrides += [] if fold is None else [f"quantize.fold={fold}"]
     settings = compose([*overrides, *_ends(ends), *options])
     given = {key.rpartition(".")[2]: choice for key, choice in named.items() if not isinstance(choice, str)}
-    chosen = _with_objects(settings.quantize, given, bits, policies)
-    return _quantized(replace(settings, quantize=chosen), copy.deepcopy(model), batches_of(images, settings))
+    chosen = _with_objects(settings.quantize, given, None if isinstance(bits, str) else bits, policies)
+    settings = replace(settings, quantize=chosen)
+    if is_search(settings):
+        images = images if isinstance(images, Tensor) else list(islice(images, settings.allocate.batches))
+        settings = with_bits(settings, _found_bits(settings, copy.deepcopy(model), images))
+    return _quantized(settings, copy.deepcopy(model), batches_of(images, settings))
 
 
 def describe(student: nn.Module, target: str | None = None) -> Report:
@@ -164,6 +174,32 @@ def batches_of(images: Images, settings: RunSettings) -> list[Tensor]:
         kinds = ", ".join(sorted({type(batch).__name__ for batch in found})) or "nothing"
         raise ValueError(f"quantize: images must be a tensor, or batches of tensors or (image, label), got {kinds}")
     return found
+
+
+def _found_bits(settings: RunSettings, model: nn.Module, images: Images) -> Allocation:
+    """What the search of ``settings`` finds for ``model``, which is of no use afterwards."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    given = [images] if isinstance(images, Tensor) else list(images)
+    batches, seen = [], 0
+    with evaluating(model), torch.no_grad():
+        for image, one in zip(batches_of(given, settings), given, strict=False):
+            image = image.to(first)
+            labels = one[1] if isinstance(one, tuple | list) and len(one) > 1 else model(image).argmax(1)
+            index = torch.arange(seen, seen + len(image), device=image.device)
+            batches.append(Batch(image, labels.to(image.device), index))
+            seen += len(image)
+        return find_bits(settings, model, batches, keep=False).allocation
+
+
+def _searched(bits: object, budgets: Mapping[str, float | str] | None) -> list[str]:
+    """The overrides that choose a search and its budgets."""
+    if not isinstance(bits, str):
+        if budgets is not None:
+            raise ValueError("quantize: budgets are for a search; give bits='integer_program', for example")
+        return []
+    none = [] if budgets is None else ["allocate.budgets.size_bytes=null", "allocate.budgets.bops=null"]
+    own = [f"++allocate.budgets.{name}={value}" for name, value in (budgets or {}).items()]
+    return [f"allocate@quantize.bits={bits}", *none, *own]
 
 
 def _quantized(settings: RunSettings, model: nn.Module, images: list[Tensor]) -> nn.Module:

@@ -104,12 +104,16 @@ def labeled_batches(settings: RunSettings, data: VisionData, device: torch.devic
     return [Batch(*(part.to(device) for part in batch)) for batch in found]
 
 
-def find_bits(settings: RunSettings, model: nn.Module, batches: Sequence[Batch]) -> Found:
-    """Search for bits of ``model``, which is converted in place and of no use afterwards."""
+def find_bits(settings: RunSettings, model: nn.Module, batches: Sequence[Batch], *, keep: bool = True) -> Found:
+    """Search for bits of ``model``, which is converted in place and of no use afterwards.
+
+    Without ``keep`` scores are neither read from disk nor written there, for choices that the config does not name.
+    """
     search: Search = settings.quantize.bits.build()
-    scores_file = kept_file(
-        settings, model, batches, kind="scores", score=settings.allocate.score.plain, ends=_ends_of(search)
-    )
+    score = settings.allocate.score
+    scores_file = None
+    if keep:
+        scores_file = kept_file(settings, model, batches, kind="scores", score=score.plain, ends=_ends_of(search))
     example = batches[0].image[:1]
     with as_conversion_error():
         found, operands, _ = make_ready_(settings, model, example)
@@ -143,8 +147,7 @@ def find_bits(settings: RunSettings, model: nn.Module, batches: Sequence[Batch])
             seed=settings.seed,
         )
         if search.needs_scores:
-            made = kept_json(scores_file, lambda: plain_scores(_scores(settings, bank, batches, scores_file)))
-            problem = replace(problem, scores=scores_of(made))
+            problem = replace(problem, scores=_scores(settings, bank, batches, scores_file))
         start = time.perf_counter()
         allocation = search.search(problem)
     log.info("%s took %.1f s", type(search).__name__, time.perf_counter() - start)
@@ -163,14 +166,19 @@ def loss_of(bank: QuantizerBank, batches: Sequence[Batch], allocation: Allocatio
     return total / images
 
 
-def _scores(settings: RunSettings, bank: QuantizerBank, batches: Sequence[Batch], file: Path) -> Scores:
-    """The scores of all choices; their parts go beside ``file``, so that a search that was killed goes on."""
-    start = time.perf_counter()
-    score = settings.allocate.score.build()
-    log.info("scores by %s of %d layers on %d batches", type(score).__name__, len(bank.quantizers), len(batches))
-    scores: Scores = score(bank, batches, seed=settings.seed, done=DoneFile(file.with_suffix(".jsonl")))
-    log.info("scores by %s took %.0f s", type(score).__name__, time.perf_counter() - start)
-    return scores
+def _scores(settings: RunSettings, bank: QuantizerBank, batches: Sequence[Batch], file: Path | None) -> Scores:
+    """The scores of all choices, kept in ``file``, and their parts beside it: a search that was killed goes on."""
+
+    def computed() -> Scores:
+        start = time.perf_counter()
+        score = settings.allocate.score.build()
+        log.info("scores by %s of %d layers on %d batches", type(score).__name__, len(bank.quantizers), len(batches))
+        done = None if file is None else DoneFile(file.with_suffix(".jsonl"))
+        scores: Scores = score(bank, batches, seed=settings.seed, done=done)
+        log.info("scores by %s took %.0f s", type(score).__name__, time.perf_counter() - start)
+        return scores
+
+    return computed() if file is None else scores_of(kept_json(file, lambda: plain_scores(computed())))
 
 
 def _ends_of(search: Search) -> list[LayerBits | None]:

@@ -128,3 +128,33 @@ def test_a_wrong_choice_is_one_line(model: nn.Module, choices: dict[str, Any], m
 def test_a_network_without_layers_is_refused() -> None:
     with pytest.raises(ValueError, match="has no layer that can be quantized"):
         qtrain.quantize(nn.Sequential(nn.ReLU()), images())
+
+
+def test_a_search_gives_bits_within_its_budgets(model: nn.Module) -> None:
+    batches = [(batch, torch.tensor([0, 1])) for batch in images().split(2)]
+    student = qtrain.quantize(model, iter(batches), weight_bits=3, ends=None, bits="integer_program")
+    uniform = qtrain.quantize(model, images(), weight_bits=3, ends=None)
+    found, same = (qtrain.cost(one, images()) for one in (student, uniform))
+    assert found.size_bytes <= same.size_bytes
+    assert found.bops <= same.bops
+    assert qtrain.describe(student).layers != qtrain.describe(uniform).layers
+    small = qtrain.quantize(model, images(), ends=None, bits="pareto", budgets={"size_bytes": "85%"})
+    cost = qtrain.cost(qtrain.quantize(model, images(), ends=None), images())
+    assert qtrain.cost(small, images()).size_bytes <= 0.85 * cost.size_bytes
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"budgets": {"size_bytes": 100}}, "budgets are for a search"),
+        ({"bits": "integer_programme"}, "integer_program"),
+        ({"bits": "integer_program", "budgets": {"size_bytes": 10}}, "size_bytes: 10 bytes cannot be reached"),
+        ({"bits": "integer_program", "budgets": {"time": "3 ms"}}, "there is no such cost"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_in_one_line(
+    model: nn.Module, choices: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as refused:
+        qtrain.quantize(model, images(), **choices)
+    assert "\n" not in str(refused.value)

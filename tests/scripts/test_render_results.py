@@ -242,3 +242,22 @@ def test_times_of_exports_have_a_row_for_each_number_of_images_and_ratios_with_q
     script.main(["--results", str(page.parent), str(page)])
     cells = ["10.00", "40.00", "10.50", "0.25 (0.24 to 0.26)", "0.95 (0.90 to 1.00)", "30", "laptop"]
     assert table(page)[2:] == [["resnet18", "W8A8", batch, *cells] for batch in ("1", "32")]
+
+
+def test_allocators_are_held_against_the_best_uniform_bits_of_their_budget(page: Path) -> None:
+    csv = page.parent / "some.csv"
+    page.write_text(page.read_text().replace("results:some", "results:some allocations"))
+    common = {"task": "calibrate", "way": "calibrated", "test_images": 10000, "epochs": 0}
+    made = [("uniform", 0, 80.0), ("uniform-inputs", 0, 70.0), ("program", 0, 80.1), ("program", 1, 90.1),
+            ("uniform-no-ends", 0, 10.0)]  # fmt: skip
+    for name, seed, top1 in made:
+        append_row(csv, row(**common, budget="w3", allocator=name, seed=seed, top1=top1, config_hash=f"{name}{seed}"))
+    append_row(csv, row(**common, budget="half", allocator="program", top1=50.0, config_hash="other"))
+    script.main(["--results", str(page.parent), str(page)])
+    assert [line[:5] for line in table(page)[2:]] == [
+        ["half", "program", "calibrated", "50.00", ""],
+        ["w3", "program", "calibrated", "85.10 ± 7.07, 2 seeds", "+5.10"],
+        ["w3", "uniform", "calibrated", "80.00", ""],
+        ["w3", "uniform-inputs", "calibrated", "70.00", ""],
+        ["w3", "uniform-no-ends", "calibrated", "10.00", ""],
+    ]
