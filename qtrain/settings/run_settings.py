@@ -152,12 +152,21 @@ class ResourceSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RewardSettings:
+    cost: str
+    target: float | None
+    below: float
+    above: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepSettings:
     """``space`` holds lists, mappings and components as the config has them; ``None`` takes a knob away."""
 
     space: Mapping[str, Any]
     start: tuple[Mapping[str, Any], ...]
     objectives: Mapping[str, str | None]
+    reward: RewardSettings
     search: Component
     scheduler: Component | None = None
     trials: int

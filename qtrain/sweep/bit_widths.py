@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Literal, cast, final
 
-from qtrain.spec import FULL_PRECISION, LayerNames
+from qtrain.spec import FULL_PRECISION, Allocation, LayerNames
 from qtrain.sweep.domains import Domain, KnobValues, Options
 from qtrain.sweep.knobs import Effect, Knob, When
 
@@ -52,6 +52,19 @@ class BitWidths(Knob):
         if self.first_last is not None:
             bits |= {layer: self._pair(self.first_last) for layer in first_last_of(layers)}
         return Effect(bits=bits)
+
+    def values_of(self, bits: Allocation, layers: Sequence[str]) -> dict[str, int]:
+        """The value of each parameter, by what its name adds to the knob's, that gives ``layers`` the ``bits``.
+
+        Of layers that share a width the most counts, and a width that is none of the choices becomes the next above.
+        """
+        roles = {"both": ("weight", "input"), "weight": ("weight",), "input": ("input",)}[self.of]
+        found = {}
+        for group, members in self._groups(layers).items():
+            wanted = max(getattr(bits[layer], role) for layer in members for role in roles)
+            choices = [choice for choice in self.choices.values if isinstance(choice, int)]
+            found[self._suffix(group)] = min((c for c in choices if c >= wanted), default=max(choices))
+        return found
 
     def _pair(self, bits: int) -> tuple[int | None, int | None]:
         return (bits if self.of != "input" else None, bits if self.of != "weight" else None)

@@ -20,10 +20,12 @@ from qtrain.sweep.halving import ParetoHalving
 from qtrain.sweep.local import LocalSearcher
 from qtrain.sweep.pareto import Direction, Objectives, losses_of
 from qtrain.sweep.population import PopulationSearcher
+from qtrain.sweep.reward import REWARD
 from qtrain.sweep.scheduler import Asha, Median, MoAsha, Scheduler
 from qtrain.sweep.search import GridSearch, LocalSearch, Nsga2, Population, RandomSearch, Search, Tpe
 from qtrain.sweep.searcher import EPOCHS, GridSearcher, PointSearcher, SpaceSearcher, complete
 from qtrain.sweep.space import Given, Point, Space
+from qtrain.sweep.trial import COST_METRICS
 from qtrain.utils.errors import ConfigError, as_config_error
 
 if TYPE_CHECKING:
@@ -65,6 +67,13 @@ def objectives_of(settings: RunSettings) -> dict[str, Direction]:
     for name, way in found.items():
         if way not in ("max", "min"):
             raise ConfigError(f"sweep.objectives.{name}: must be max or min, got {way!r}")
+    if REWARD in found and settings.sweep.reward.target is None:
+        raise ConfigError(
+            "sweep.objectives.reward: needs sweep.reward.target, the most that sweep.reward.cost should be"
+        )
+    if settings.sweep.reward.cost not in COST_METRICS:
+        known = ", ".join(COST_METRICS)
+        raise ConfigError(f"sweep.reward.cost: must be one of {known}, got {settings.sweep.reward.cost!r}")
     return cast(dict[str, Direction], found)
 
 

@@ -37,7 +37,8 @@ from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import FULL_PRECISION, Position
 from qtrain.sweep.domains import KnobValue
 from qtrain.sweep.inherit_stages import inherit_stages
-from qtrain.sweep.trial import Trial
+from qtrain.sweep.reward import with_reward
+from qtrain.sweep.trial import COST_METRICS, Trial
 from qtrain.training.student import student_of
 from qtrain.utils.atomic_write import write_text
 from qtrain.utils.json_lines import read_metrics
@@ -46,8 +47,6 @@ log = logging.getLogger(__name__)
 
 TRIAL, LOG = "trial.json", "trial.log"
 """What became of a trial, and what it said, in its run's folder."""
-
-COST_METRICS = ("size_bytes", "fp_size_bytes", "compression", "effective_bits", "macs", "bops")
 
 Reporter = Callable[[dict[str, float]], None]
 """Takes an epoch's metrics; it may raise ``SystemExit`` to end the trial."""
@@ -146,7 +145,8 @@ class EpochReport(pl.Callback):
         self._record.epochs = done
         if done < self._epochs:
             logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            self._report({"epochs": float(done), **validation_metrics([logged]), **self._record.costs})
+            metrics = {**validation_metrics([logged]), **self._record.costs}
+            self._report({"epochs": float(done), **with_reward(metrics, self._settings.sweep.reward)})
 
 
 def layer_bits_of(student: torch.nn.Module) -> dict[str, list[int]]:
@@ -203,7 +203,10 @@ def run_trial(
                 inherit_stages(folder.parent / proposal.parent, folder)
             # A later trial may go on from the last of several stages.
             train(settings, keep_last=bool(settings.stages))
-        about |= {"status": "finished", "metrics": final_metrics(folder) if leads else {}}
+        about |= {
+            "status": "finished",
+            "metrics": with_reward(final_metrics(folder), settings.sweep.reward) if leads else {},
+        }
         if leads:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # nothing resumes from what has ended
     except Exception as error:

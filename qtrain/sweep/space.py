@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import TypeAlias, final
 
+from qtrain.allocate.from_file import FromFile
 from qtrain.spec import FULL_PRECISION, Allocation, LayerBits, LayerNames
 from qtrain.sweep.bit_widths import BitWidths
 from qtrain.sweep.domains import Domain, KnobValue, KnobValues
@@ -99,7 +100,13 @@ class Space:
             if name not in self.knobs:
                 raise ValueError(f"there is no knob {name!r} in the space{did_you_mean(name, self.knobs)}")
             suffixes = self._domains[name]
-            if isinstance(value, Mapping):
+            knob = self.knobs[name]
+            if isinstance(value, str) and isinstance(knob, BitWidths):
+                with errors_of(name):
+                    bits = FromFile(path=value, weight=FULL_PRECISION, input=FULL_PRECISION)(self._layers)
+                    values = knob.values_of(bits, self._layers)
+                chosen: dict[str, KnobValue] = {**values}
+            elif isinstance(value, Mapping):
                 chosen = {f".{part}": inner for part, inner in value.items()}
             else:
                 chosen = dict.fromkeys(suffixes, value)

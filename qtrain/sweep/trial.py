@@ -16,6 +16,10 @@ Status = Literal["finished", "stopped", "failed", "duplicate"]
 """``stopped``: by the scheduler, before its last epoch. ``duplicate``: its config had been run by another trial."""
 
 
+COST_METRICS = ("size_bytes", "fp_size_bytes", "compression", "effective_bits", "macs", "bops")
+"""Metrics of a trial that are exact costs, known before it is trained."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """One trial, as it ended.

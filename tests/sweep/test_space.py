@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -167,3 +168,23 @@ def test_a_start_outside_the_space_is_refused(start: dict[str, Any], message: st
     space = Space({"widths": BitWidths(choices=[2, 3]), "lr": UniformRange(low=0, high=1)}, layers=LAYERS)
     with pytest.raises(ValueError, match=message):
         space.completed(start)
+
+
+def test_bits_to_begin_with_come_from_a_file(tmp_path: Path) -> None:
+    """Of layers that share a width the most counts; a width that is none of the choices becomes the next above."""
+    path = tmp_path / "allocation.yaml"
+    path.write_text(
+        "layers: {conv1: [8, 8], layer1.0.conv1: [3, 4], layer1.0.conv2: [2, 2], layer2.0.conv1: [5, 2], fc: [8, 8]}"
+    )
+    layers = ["conv1", "layer1.0.conv1", "layer1.0.conv2", "layer2.0.conv1", "fc"]
+    knobs = {
+        "weights": BitWidths(choices=[2, 3, 6], of="weight", per="block"),
+        "inputs": BitWidths(choices=[2, 3], of="input", per="layer"),
+    }
+    point = Space(knobs, layers=layers).completed({"weights": str(path), "inputs": str(path)})
+    assert point == {
+        "weights.layer1.0": 3, "weights.layer2.0.conv1": 6,
+        "inputs.layer1.0.conv1": 3, "inputs.layer1.0.conv2": 2, "inputs.layer2.0.conv1": 2,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"weights: cannot read nowhere\.yaml"):
+        Space(knobs, layers=layers).completed({"weights": "nowhere.yaml"})
