@@ -113,7 +113,8 @@ def find_bits(settings: RunSettings, model: nn.Module, batches: Sequence[Batch],
     score = settings.allocate.score
     scores_file = None
     if keep:
-        scores_file = kept_file(settings, model, batches, kind="scores", score=score.plain, ends=_ends_of(search))
+        bits = [search.first, search.last, search.reference.rest]
+        scores_file = kept_file(settings, model, batches, kind="scores", score=score.plain, bits=bits)
     example = batches[0].image[:1]
     with as_conversion_error():
         found, operands, _ = make_ready_(settings, model, example)
@@ -179,10 +180,6 @@ def _scores(settings: RunSettings, bank: QuantizerBank, batches: Sequence[Batch]
         return scores
 
     return computed() if file is None else scores_of(kept_json(file, lambda: plain_scores(computed())))
-
-
-def _ends_of(search: Search) -> list[LayerBits | None]:
-    return [search.first, search.last]
 
 
 def _widths(settings: RunSettings, further: Iterable[LayerBits]) -> Widths:

@@ -16,6 +16,7 @@ from qtrain.models.cifar_resnet import cifar_resnet8
 from qtrain.pipeline import allocate
 from qtrain.pipeline.summary import read_summary
 from qtrain.run_task import run_task
+from qtrain.sensitivity.fisher import Fisher
 from qtrain.spec import Batch, LayerBits
 from qtrain.utils.errors import ConfigError
 
@@ -86,7 +87,7 @@ def test_scores_are_shared_by_searches_with_other_budgets(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run("task=allocate", "name=a")
-    monkeypatch.setattr(allocate, "_scores", None)
+    monkeypatch.setattr(Fisher, "__call__", None)
     run("task=allocate", "name=b", "allocate.budgets={size_bytes:80%}")
     assert (
         written(tmp_path, "allocate-b")["predicted"]["size_bytes"]
