@@ -83,6 +83,20 @@ def scores_of(values: Mapping[Choice, float], pairs: Mapping[tuple[Choice, Choic
     return Scores(sides["weight"], sides["input"], pairs or {})
 
 
+@final
+class Given(nn.Module):
+    """Values in place of a weight's quantizer: what that gives, computed once, or a tensor to differentiate by."""
+
+    enabled = True
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.values = values
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return self.values
+
+
 @contextmanager
 def scoring(bank: QuantizerBank) -> Iterator[nn.Module]:
     """Inside, the model is in full precision, in eval mode, and no parameter of it has a gradient."""

@@ -10,15 +10,17 @@ from torch import Tensor, nn
 
 from qtrain.convert.bank import QuantizerBank
 from qtrain.functional.random import NOISE, uniform
-from qtrain.nn import Operand, QuantLayer
-from qtrain.sensitivity.base import Done, Score, chunks, members, part_of, probabilities, scores_of, scoring
-from qtrain.spec import Batch, Choice, Scores
+from qtrain.nn import Operand
+from qtrain.sensitivity.base import Done, Given, Score, chunks, members, part_of, probabilities, scores_of, scoring
+from qtrain.spec import Batch, Choice, Role, Scores
 from qtrain.utils.calls import first_argument
+
+Form = Literal["whole", "diagonal"]
 
 
 @final
 class Fisher(Score):
-    """``1/2 E (g . d)^2``, in nats: ``d`` is what a choice changes of a layer's output, ``g`` the gradient there.
+    """``1/2 E (g . d)^2``, in nats: ``d`` is what a choice changes of a tensor, ``g`` the gradient there.
 
     The expectation is over images and over labels that the model itself believes in. Then it is the second-order
     expansion of ``KL(p || p_choice)``, ``1/2 d^T F d`` with the Fisher matrix ``F``. ``labels="model"`` draws
@@ -26,27 +28,34 @@ class Fisher(Score):
     second moment and varies less than drawn labels; ``labels="data"`` takes the true labels, ``p - y`` (the empirical
     Fisher).
 
-    ``form="whole"`` multiplies as written, so that errors of one weight at all places of an image add up.
-    ``form="diagonal"`` keeps only the diagonal of ``F``, ``1/2 E sum_i g_i^2 d_i^2``, as BRECQ does (arXiv 2102.05426,
-    §3.3). ``probes`` are backwards for each image. What a layer computes for each choice is computed once more from its
-    own input, ``chunk`` images at a time; no gradient of a single image's weights is ever stored.
+    A change is that of a layer's output for its weight, and of what it reads for its input. ``weight`` and ``input``
+    say how the elements of a change come together. ``"whole"`` multiplies as written: errors of one weight at all
+    places of an image add up. ``"diagonal"`` keeps the diagonal of ``F``, ``1/2 E sum_i g_i^2 d_i^2``, as BRECQ does
+    (arXiv 2102.05426, §3.3): errors of inputs have signs of their own, so that what they have in common is mostly
+    noise of few images.
+
+    ``probes`` are backwards for each image. What a layer computes with each choice is computed from its own input in
+    the backward, ``chunk`` images at a time; no gradient of one image by a weight is ever formed.
     """
 
     def __init__(
         self,
         *,
         labels: Literal["model", "data"] = "model",
-        form: Literal["whole", "diagonal"] = "whole",
+        weight: Form = "whole",
+        input: Form = "diagonal",
         probes: int = 1,
         chunk: int = 32,
     ) -> None:
         if labels not in ("model", "data"):
             raise ValueError(f"Fisher: labels must be model or data, got {labels!r}")
-        if form not in ("whole", "diagonal"):
-            raise ValueError(f"Fisher: form must be whole or diagonal, got {form!r}")
+        for name, form in (("weight", weight), ("input", input)):
+            if form not in ("whole", "diagonal"):
+                raise ValueError(f"Fisher: {name} must be whole or diagonal, got {form!r}")
         if probes < 1 or (labels == "data" and probes > 1):
             raise ValueError(f"Fisher: probes must be 1 or more, and 1 for labels=data, got {probes}")
-        self.labels, self.form, self.probes, self.chunk = labels, form, probes, chunk
+        self.labels, self.probes, self.chunk = labels, probes, chunk
+        self.forms: dict[Role, Form] = {"weight": weight, "input": input}
 
     def __call__(self, bank: QuantizerBank, batches: Sequence[Batch], *, seed: int, done: Done | None = None) -> Scores:
         choices = list(bank.choices())
@@ -63,8 +72,8 @@ class Fisher(Score):
         self, bank: QuantizerBank, weights: Mapping[Choice, nn.Module], choices: list[Choice], batch: Batch, seed: int
     ) -> list[float]:
         """The sum over the images of ``batch`` for each of ``choices``."""
-        effects = _Effects(bank, weights, len(batch.image), whole=self.form == "whole")
-        with _watching(bank, effects.add), torch.enable_grad():
+        effects = _Effects(bank, weights, len(batch.image), self.forms)
+        with _watching(bank, effects), torch.enable_grad():
             logits = bank.model(batch.image.detach().requires_grad_())
             for probe in range(self.probes):
                 gradient = self._gradient(logits.detach(), batch, seed, probe)
@@ -83,28 +92,44 @@ class Fisher(Score):
 
 
 class _Effects:
-    """What the choices change of their layers' outputs, multiplied by the gradients there, summed up as they come."""
+    """What choices change, multiplied by the gradients there, and summed up as the gradients come."""
 
-    def __init__(self, bank: QuantizerBank, weights: Mapping[Choice, nn.Module], images: int, *, whole: bool) -> None:
-        self.bank, self.weights, self.images, self.whole = bank, weights, images, whole
+    def __init__(
+        self, bank: QuantizerBank, weights: Mapping[Choice, nn.Module], images: int, forms: Mapping[Role, Form]
+    ) -> None:
+        self.bank, self.weights, self.images, self.forms = bank, weights, images, forms
         self.squares: dict[Choice, float] = {}
         self._products: dict[Choice, Tensor] = {}
         self._choices = {name: [c for c in bank.choices() if name in members(bank, c)] for name in bank.layers}
 
     @torch.no_grad()
-    def add(self, name: str, layer: QuantLayer, x: Tensor, gradient: Tensor, shared: bool) -> None:
-        """A call of ``layer`` with ``x`` had ``gradient`` at its output; ``shared`` is one that all images share."""
-        exact = layer.forward(x)
+    def of_weight(self, name: str, x: Tensor, gradient: Tensor, shared: bool) -> None:
+        """A call of the layer ``name`` with ``x`` had ``gradient`` at its output.
+
+        ``shared``: all images share it, since it does not depend on them.
+        """
+        layer, choices = self.bank.layers[name], [c for c in self._choices[name] if c.role == "weight"]
+        exact = layer.forward(x) if choices else x
+        for choice in choices:
+            setattr(layer, "weight_quantizer", self.weights[choice])  # noqa: B010
+            self._add(choice, (layer.forward(x) - exact).mul_(gradient), shared)
+        if choices:
+            layer.weight_quantizer = None
+
+    @torch.no_grad()
+    def of_input(self, name: str, x: Tensor, gradient: Tensor, shared: bool) -> None:
+        """A call of the layer ``name`` had ``gradient`` at ``x``, which it reads."""
         for choice in self._choices[name]:
-            quantizer = self.weights.get(choice) or self.bank.quantizers[name][choice.role][choice.bits]
-            setattr(layer, f"{choice.role}_quantizer", quantizer)
-            products = (layer.forward(x) - exact).mul_(gradient).double()
-            setattr(layer, f"{choice.role}_quantizer", None)
-            if not self.whole:
-                self.squares[choice] = self.squares.get(choice, 0.0) + float(products.square().sum())
-                continue
-            by_image = self._by_image(products, shared)
-            self._products[choice] = self._products[choice] + by_image if choice in self._products else by_image
+            if choice.role == "input":
+                quantizer = self.bank.quantizers[name]["input"][choice.bits].eval()
+                self._add(choice, (quantizer(x) - x).mul_(gradient), shared)
+
+    def _add(self, choice: Choice, products: Tensor, shared: bool) -> None:
+        if self.forms[choice.role] == "diagonal":
+            self.squares[choice] = self.squares.get(choice, 0.0) + float(products.square().sum(dtype=torch.float64))
+            return
+        by_image = self._by_image(products, shared)
+        self._products[choice] = self._products[choice] + by_image if choice in self._products else by_image
 
     def square(self) -> None:
         """All calls of this backward have been added."""
@@ -119,22 +144,8 @@ class _Effects:
         A tensor of windows or patches has those of one image next to each other.
         """
         if not shared and products.ndim and products.shape[0] % self.images == 0:
-            return products.reshape(self.images, -1).sum(dim=1)
-        return nn.functional.pad(products.sum().reshape(1), (0, self.images - 1))
-
-
-@final
-class _Rounded(nn.Module):
-    """A quantized weight in place of its quantizer, so that it is not quantized anew for each batch."""
-
-    enabled = True
-
-    def __init__(self, values: Tensor) -> None:
-        super().__init__()
-        self.values = values
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return self.values
+            return products.reshape(self.images, -1).sum(dim=1, dtype=torch.float64)
+        return nn.functional.pad(products.sum(dtype=torch.float64).reshape(1), (0, self.images - 1))
 
 
 @torch.no_grad()
@@ -144,31 +155,57 @@ def _rounded_weights(bank: QuantizerBank) -> dict[Choice, nn.Module]:
         layer = bank.layers[choice.layer]
         assert not isinstance(layer, Operand)
         quantizer = bank.quantizers[choice.layer]["weight"][choice.bits].eval()
-        found[choice] = _Rounded(quantizer(layer.effective_weight()))
+        found[choice] = Given(quantizer(layer.effective_weight()))
     return found
 
 
+class _Reader(nn.Module):
+    """In place of an input's quantizer: what it is given, with a gradient that ``effects`` see."""
+
+    enabled = True
+
+    def __init__(self, name: str, effects: _Effects) -> None:
+        super().__init__()
+        self.name, self.effects = name, effects
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():  # the layer is computed once more, in the backward
+            return x
+        read = x.view_as(x) if x.requires_grad else x.detach().requires_grad_() * 1
+        see = partial(self.effects.of_input, self.name, x.detach(), shared=not x.requires_grad)
+        read.register_hook(_unchanged(self.name, x, see))
+        return read
+
+
 @contextmanager
-def _watching(bank: QuantizerBank, see: Callable[[str, QuantLayer, Tensor, Tensor, bool], None]) -> Iterator[None]:
-    """Inside, each backward calls ``see`` for each call of a layer: :meth:`_Effects.add`."""
+def _watching(bank: QuantizerBank, effects: _Effects) -> Iterator[None]:
+    """Inside, each backward tells ``effects`` of the gradients at what layers read and give."""
 
     def hook(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        x = first_argument(args, kwargs).detach()
-        version = x._version
-        shared = not output.requires_grad  # it does not depend on the image
-        if shared:
+        x = first_argument(args, kwargs)
+        if not output.requires_grad:
             output = output.detach().requires_grad_() * 1
-
-        def at(gradient: Tensor) -> None:
-            if x._version != version:
-                raise ValueError(f"score: the input of layer {name!r} is changed in place after the layer has read it")
-            assert isinstance(layer, QuantLayer)
-            see(name, layer, x, gradient, shared)
-
-        output.register_hook(at)
+        see = partial(effects.of_weight, name, x.detach(), shared=not x.requires_grad)
+        output.register_hook(_unchanged(name, x, see))
         return output
 
     with ExitStack() as hooks:
         for name, layer in bank.layers.items():
-            hooks.enter_context(layer.register_forward_hook(partial(hook, name), with_kwargs=True))
+            if "weight" in bank.quantizers[name]:
+                hooks.enter_context(layer.register_forward_hook(partial(hook, name), with_kwargs=True))
+            if "input" in bank.quantizers[name]:
+                setattr(layer, "input_quantizer", _Reader(name, effects))  # noqa: B010
+                hooks.callback(setattr, layer, "input_quantizer", None)
         yield
+
+
+def _unchanged(name: str, x: Tensor, see: Callable[..., None]) -> Callable[[Tensor], None]:
+    """``see(gradient=...)``, unless ``x`` is another by then."""
+    version = x._version
+
+    def at(gradient: Tensor) -> None:
+        if x._version != version:
+            raise ValueError(f"score: the input of layer {name!r} is changed in place after the layer has read it")
+        see(gradient=gradient)
+
+    return at

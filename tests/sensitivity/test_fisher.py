@@ -50,7 +50,7 @@ def test_whole_form_of_a_weight_is_its_gradient_times_its_change_image_by_image(
 @pytest.mark.parametrize("form", ["whole", "diagonal"])
 def test_score_of_an_input_follows_from_gradients_image_by_image(form: Any, small_bank: Any, whole: Any) -> None:
     bank, batches = small_bank()
-    scores = Fisher(labels="data", form=form)(bank, batches, seed=0)
+    scores = Fisher(labels="data", input=form)(bank, batches, seed=0)
     images, target = whole(batches)
     for choice in bank.choices("input"):
         if choice.layer == "place":
@@ -59,33 +59,44 @@ def test_score_of_an_input_follows_from_gradients_image_by_image(form: Any, smal
         squares = 0.0
         for image, label in zip(images, target, strict=True):
             read: list[Tensor] = []
-            given: list[Tensor] = []
-            hook = layer.register_forward_hook(lambda _, __, out, given=given: given.append(out))
-            with see_input(layer, lambda x, read=read: read.append(x.detach().clone())), hook:
-                loss = F.cross_entropy(bank.model(image[None]), label[None])
-            with torch.no_grad():
-                changes = [layer(quantizer(x)) - layer(x) for x in read]
-            gradients = _gradients_of_outputs(bank, choice.layer, image, label)
+            with see_input(layer, lambda x, read=read: read.append(x.detach().clone())):
+                bank.model(image[None])
+            changes = [quantizer(x).detach() - x for x in read]
+            gradients = _gradients_of_inputs(bank, choice.layer, image, label)
             products = [g * change for g, change in zip(gradients, changes, strict=True)]
             if form == "whole":
                 squares += float(sum(p.sum() for p in products) ** 2)
             else:
                 squares += float(sum(p.square().sum() for p in products))
-            assert loss.isfinite()
         assert value(scores, choice) == pytest.approx(0.5 * squares / len(images), rel=1e-3), choice
 
 
-def _gradients_of_outputs(bank: QuantizerBank, name: str, image: Tensor, label: Tensor) -> list[Tensor]:
-    """By adding a zero to each output of the layer."""
+def _gradients_of_inputs(bank: QuantizerBank, name: str, image: Tensor, label: Tensor) -> list[Tensor]:
+    """By adding a zero to each input of the layer."""
     zeros: list[Tensor] = []
 
-    def shift(_: Any, __: Any, output: Tensor) -> Tensor:
-        zeros.append(torch.zeros_like(output, requires_grad=True))
-        return output + zeros[-1]
+    def shift(_: Any, args: Any) -> Any:
+        zeros.append(torch.zeros_like(args[0], requires_grad=True))
+        return (args[0] + zeros[-1],)
 
-    with bank.layers[name].register_forward_hook(shift):
+    with bank.layers[name].register_forward_pre_hook(shift):
         loss = F.cross_entropy(bank.model(image[None]), label[None])
     return list(torch.autograd.grad(loss, zeros))
+
+
+def test_diagonal_form_of_a_weight_takes_each_output_by_itself(small_bank: Any, whole: Any) -> None:
+    bank, batches = small_bank()
+    scores = Fisher(labels="data", weight="diagonal")(bank, batches, seed=0)
+    images, target = whole(batches)
+    head, squares = bank.layers["head"], 0.0
+    for image, label in zip(images, target, strict=True):
+        read: list[Tensor] = []
+        with see_input(head, lambda x, read=read: read.append(x.detach())):
+            logits = bank.model(image[None])
+        gradient = torch.autograd.grad(F.cross_entropy(logits, label[None]), logits)[0] * 4  # the net multiplies by 4
+        change = read[0] @ change_of_weight(bank, Choice("head", "weight", 3)).T
+        squares += float((gradient * change).square().sum())
+    assert scores.weight["head"][3] == pytest.approx(0.5 * squares / len(images), rel=1e-3)
 
 
 def test_labels_of_the_model_give_the_exact_fisher_matrix_in_the_mean(small_bank: Any, whole: Any) -> None:
@@ -109,7 +120,7 @@ def test_labels_of_the_model_give_the_exact_fisher_matrix_in_the_mean(small_bank
 
 def test_score_is_the_divergence_where_it_is_small(small_bank: Any) -> None:
     bank, batches = small_bank(widths=Widths((8,), (8,)), dtype=torch.float64)
-    scores, measured = Fisher(probes=200)(bank, batches, seed=0), OneLayer()(bank, batches, seed=0)
+    scores, measured = Fisher(probes=200, input="whole")(bank, batches, seed=0), OneLayer()(bank, batches, seed=0)
     for choice in bank.choices():
         assert value(scores, choice) == pytest.approx(value(measured, choice), rel=0.2), choice
 
@@ -143,7 +154,7 @@ def test_input_that_is_changed_in_place_later_is_refused(small_bank: Any) -> Non
     ("options", "message"),
     [
         ({"labels": "true"}, "Fisher: labels must be model or data, got 'true'"),
-        ({"form": "block"}, "Fisher: form must be whole or diagonal, got 'block'"),
+        ({"weight": "block"}, "Fisher: weight must be whole or diagonal, got 'block'"),
         ({"probes": 0}, "Fisher: probes must be 1 or more"),
         ({"probes": 2, "labels": "data"}, "and 1 for labels=data, got 2"),
     ],
