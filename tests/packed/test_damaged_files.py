@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from qtrain.packed.header import KEY, VERSION, read, to_bytes
+from qtrain.packed.header import KEY, OLDEST, VERSION, read, to_bytes
 from qtrain.packed.load import load_student
 from tests.packed.hostile import HOSTILE, HUGE, Edit, setting
 from tests.packed.students import EVERYWHERE, IMAGES, saved, student_of, timm_network
@@ -191,9 +191,9 @@ def test_file_of_another_version_says_to_update(version: object, student_files: 
 
 
 def test_file_of_an_older_version_says_to_write_it_anew(student_files: dict[str, Path], traps: Path) -> None:
-    damaged = recomputed(student_files["lsq"], lambda plain, _: plain.update(format_version=VERSION - 1))
+    damaged = recomputed(student_files["lsq"], lambda plain, _: plain.update(format_version=OLDEST - 1))
     line = refused(traps / "x.safetensors", damaged, "older")
-    assert line.endswith(f"has version {VERSION - 1} of the format, this qtrain reads {VERSION}; write it anew")
+    assert line.endswith(f"has version {OLDEST - 1} of the format, this qtrain reads {OLDEST} and {VERSION}; write it anew")
 
 
 @pytest.mark.parametrize("name", HOSTILE)
