@@ -70,6 +70,14 @@ class AllocateSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ManyBitsSettings:
+    """``objective`` is that of all widths but the widest, which is their teacher; ``widths`` of ``None``: one width."""
+
+    widths: tuple[int, ...] | None = None
+    objective: Component | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TeacherCacheSettings:
     keeps: Component | None = None
     folder: str
@@ -235,6 +243,7 @@ class RunSettings:
     target: Component | None = None
     quantize: QuantizeSettings
     allocate: AllocateSettings
+    many_bits: ManyBitsSettings = ManyBitsSettings()  # noqa: RUF009 - frozen
     objective: Component
     optimizer: Component
     lr_schedule: Component
@@ -266,6 +275,7 @@ class RunSettings:
     variants: Mapping[str, tuple[str, ...]]
     select: tuple[str, ...] | None
     checkpoint: str | None
+    bits: int | None = None
     images: tuple[str, ...] | None
     allow_targets: tuple[str, ...]
     stages: Mapping[str, "RunSettings"] = field(default_factory=dict)
