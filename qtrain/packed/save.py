@@ -80,6 +80,13 @@ def save_student(
     return size
 
 
+def file_alone(header: Header, student: nn.Module, builders: Sequence[Builder] = ()) -> bytes:
+    """The file of one width of a student of many bits, as ``header`` and ``student`` say that was loaded from such."""
+    network, images = header.network, header.images
+    data, _ = to_bytes(*packed(student, network, images, builders, header.metrics, header.origin))
+    return data
+
+
 @torch.no_grad()
 def packed(
     student: nn.Module,

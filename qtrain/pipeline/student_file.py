@@ -99,6 +99,12 @@ def load_trained(settings: RunSettings, file: Path, *, key: str = "checkpoint") 
         raise ConfigError(f"{key}: {error}") from error
 
 
+def width_in_use(settings: RunSettings, file: Path) -> int | None:
+    """The width that :func:`load_trained` takes of a file of many bits; ``None`` of one of one width."""
+    widths = read(file)[0].widths
+    return (settings.bits or widths[0]) if widths else None
+
+
 def check_images(images: Images, info: DataInfo, file: Path) -> None:
     """Raise ``ConfigError`` where ``info`` has other channels or classes than the student in ``file`` takes."""
     classes = len(images.classes)
