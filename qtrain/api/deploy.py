@@ -52,8 +52,9 @@ def export(
     ``weights="packed"`` stores those of at most 4 bits in half a byte each. ``runtimes`` are ``onnxruntime`` and
     ``openvino``; ``None`` are those that are installed.
 
-    Of a student of many bits the width in use is exported. An export that does not compute what was trained is an error in the log, and its verdict has not ``passed``. Raises
-    ``ValueError`` in one line where the student has no form in ONNX, or a runtime is not installed.
+    Of a student of many bits the width in use is exported. An export that does not compute what was trained is an error
+    in the log, and its verdict has not ``passed``. Raises ``ValueError`` in one line where the student has no form in
+    ONNX, or a runtime is not installed.
 
     >>> import torch, qtrain
     >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(),

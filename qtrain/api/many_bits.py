@@ -21,9 +21,9 @@ def set_bits(
 ) -> int:
     """Let ``student``, of many bits, compute with ``bits`` bits from now on, and return them; nothing is loaded.
 
-    Or with the most bits whose costs are all within ``budget``: ``size_bytes`` (of this width alone), ``effective_bits``
-    and ``bops`` are counted on ``images`` (N, C, H, W) as :func:`cost` does; any other name is looked up in ``measured``,
-    which maps each width to what was measured of it, ``{8: {"latency_ms": 3.1}, 4: {"latency_ms": 1.9}}``.
+    Or with the most bits whose costs are all within ``budget``: ``size_bytes`` (of this width alone),
+    ``effective_bits`` and ``bops`` are counted on ``images`` (N, C, H, W) as :func:`cost` does. Any other name is
+    looked up in ``measured``, what was measured of each width: ``{8: {"latency_ms": 3.1}, 4: {"latency_ms": 1.9}}``.
 
     Raises ``ValueError``, in one line, for a student of one width, a width that there is not, a cost that is not known,
     and for a budget below the cheapest width, which it names.
@@ -51,10 +51,7 @@ def set_bits(
 
 
 def _widest_within(
-    student: ManyBits,
-    budget: Mapping[str, float],
-    images: Tensor | None,
-    measured: Mapping[int, Mapping[str, float]],
+    student: ManyBits, budget: Mapping[str, float], images: Tensor | None, measured: Mapping[int, Mapping[str, float]]
 ) -> int:
     cheapest = ""
     for width, one in student.students.items():

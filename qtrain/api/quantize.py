@@ -104,8 +104,8 @@ def quantize(
     what it computes in integers between the layers is quantized too, and each tensor once. Biases are then rounded to
     its steps, by half a step at most. ``operations`` are bits of such operations by kind (``add``, ``matmul``,
     ``softmax``, ...), with a target or without. ``widths``, as ``[8, 4, 2]``, are those of one student of many bits, in
-    the place of ``weight_bits`` and ``input_bits``; :func:`set_bits` chooses among them. ``options`` are further overrides, as on the command line:
-    ``["quantize.weight.init=range"]``.
+    the place of ``weight_bits`` and ``input_bits``; :func:`set_bits` chooses among them. ``options`` are further
+    overrides, as on the command line: ``["quantize.weight.init=range"]``.
 
     :func:`describe` says what was left in full precision. The student trains with :func:`distill` or in a loop of one's
     own. Raises ``ValueError``, in one line, for a choice that does not exist or does not fit the network.
@@ -147,7 +147,8 @@ def quantize(
 def describe(student: nn.Module, target: str | None = None) -> Report:
     """What :func:`quantize` did to ``student``, and what the runtime ``target`` will do with it, if one is named.
 
-    Of a student of many bits, what was done for the width in use. Raises ``ValueError`` for a network that did not come from :func:`quantize`, and for a target that does not exist.
+    Of a student of many bits, what was done for the width in use. Raises ``ValueError`` for a network that did not come
+    from :func:`quantize`, and for a target that does not exist.
 
     >>> import torch, qtrain
     >>> network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GELU(), torch.nn.Linear(4, 4))

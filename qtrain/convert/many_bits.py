@@ -60,7 +60,7 @@ def share_(student: nn.Module, widest: nn.Module) -> None:
                     raise ValueError(
                         f"many_bits: {f'{name}.{key}'.lstrip('.')} differs between the widths, and is to be shared"
                     )
-            own.update(shared)  # type: ignore[arg-type]
+            own.update(shared)
 
 
 def _check_kind(quantizer: Quantizer) -> None:
@@ -70,8 +70,8 @@ def _check_kind(quantizer: Quantizer) -> None:
         core = core.inner
     if isinstance(core, Wrapper) or (isinstance(core, Quantizer) and "input" not in core.serves):
         raise ValueError(
-            f"many_bits: {type(core).__name__} keeps tables or masks for one width, and a file of many bits has only the "
-            "codes of the most bits; take lsq for quantize.weight, or another that quantizes inputs too"
+            f"many_bits: {type(core).__name__} keeps tables or masks for one width, and a file of many bits has only "
+            "the codes of the most bits; take lsq for quantize.weight, or another that quantizes inputs too"
         )
 
 

@@ -68,7 +68,9 @@ def in_use(student: nn.Module) -> nn.Module:
 
 def by_width(student: nn.Module) -> dict[int | None, nn.Module]:
     """The students of all widths, the widest first; ``student`` itself under ``None`` if it has only one."""
-    return {**student.students} if isinstance(student, ManyBits) else {None: student}
+    if not isinstance(student, ManyBits):
+        return {None: student}
+    return {width: student.at(width) for width in student.widths}
 
 
 @torch.no_grad()

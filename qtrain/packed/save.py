@@ -99,10 +99,9 @@ def packed(
     """Header and payload of ``student``, which is in eval mode."""
     if isinstance(student, ManyBits):
         widest, *_ = student.students.values()
-        header, tensors = packed(widest, network, images, builders, metrics, origin)
-        narrow = {str(bits): _narrow(one, widest, tensors, prefix_of(bits)) for bits, one in student.others.items()}
-        size = _size(tensors)
-        return replace(header, bits=student.widths[0], narrow=narrow, size_bytes=size), tensors
+        header, payload = packed(widest, network, images, builders, metrics, origin)
+        narrow = {str(bits): _narrow(one, widest, payload, prefix_of(bits)) for bits, one in student.others.items()}
+        return replace(header, bits=student.widths[0], narrow=narrow, size_bytes=_size(payload)), payload
     parts = stored_parts(student)
     tensors: dict[str, Tensor] = {name: tensor.detach() for name, tensor in parts.plain.items()}
     weights: list[StoredWeight] = []

@@ -11,12 +11,12 @@ from qtrain.deployment.parity.runtimes import chosen
 from qtrain.deployment.parity.verdict import Verdict
 from qtrain.deployment.parity.verify import REFERENCE
 from qtrain.nn.many_bits import label
+from qtrain.packed.save import file_alone
 from qtrain.pipeline.evaluate import normalized
 from qtrain.pipeline.export_folder import BATCH, MODEL, Given, Shipped, check_files, write_files
 from qtrain.pipeline.load_data import load_data
 from qtrain.pipeline.results import append_row, provenance
 from qtrain.pipeline.run_folder import typical_bits
-from qtrain.packed.save import file_alone
 from qtrain.pipeline.student_file import (
     allocation_of,
     check_images,

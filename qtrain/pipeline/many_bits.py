@@ -20,7 +20,6 @@ from qtrain.settings.run_settings import ManyBitsSettings, RunSettings
 from qtrain.training.evaluation import evaluate
 from qtrain.utils.errors import ConfigError, as_config_error
 
-
 OF_ONE_WIDTH = ("BitSchedule", "Inundation", "Instability")
 """Callbacks that follow, or change, the codes of one student."""
 
@@ -98,7 +97,7 @@ def narrow_objective(settings: RunSettings, student: nn.Module, data: FitData) -
 
 
 def top1_of(name: str, model: nn.Module, data: VisionData, device: torch.device) -> Metrics:
-    """Top-1 of ``model`` on the test images in percent, as ``name``; of many bits for each width too, as ``name/w4``."""
+    """Top-1 of ``model`` on the test images in percent, as ``name``; of each of many widths too, as ``name/w4``."""
     found = {bits: evaluate(one, data.test_dataloader(), device)["top1"] for bits, one in by_width(model).items()}
     by_name: Metrics = {f"{name}/{label(bits)}": top1 for bits, top1 in found.items() if bits is not None}
     return {name: next(iter(found.values())), **by_name}

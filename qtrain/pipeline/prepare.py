@@ -55,8 +55,8 @@ def prepare_student(
 
     Then rounding is learned and biases are corrected, where the config asks for it. With the ``student_state`` of an
     earlier stage the weights are that stage's, and so are quantizers of the same kind; where bits differ, their scales
-    are fitted to the new ones. With ``settings.many_bits.widths`` that is done for each width to a copy of ``model``, and
-    the student has all of them; the allocation is that of the widest.
+    are fitted to the new ones. With ``settings.many_bits.widths`` that is done for each width to a copy of ``model``,
+    and the student has all of them; the allocation is that of the widest.
     """
     settle_memory_format_(settings, model, data)
     if alone := settings_by_width(settings):

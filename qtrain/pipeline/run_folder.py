@@ -107,7 +107,8 @@ def append_results(
 ) -> None:
     """One row to the run's own ``results.csv``, and to ``settings.results`` where that names a file.
 
-    A student of many bits has a row for each width. If only the latter fails, a warning says so: the row stands in the run's folder.
+    A student of many bits has a row for each width. If only the latter fails, a warning says so: the row stands in the
+    run's folder.
     """
     row = {
         **provenance(device),

@@ -82,7 +82,8 @@ def student_at(place: str, *, key: str = "checkpoint") -> Path:
 def load_trained(settings: RunSettings, file: Path, *, key: str = "checkpoint") -> tuple[Header, nn.Module]:
     """The student in ``file`` and what the file says of it; code of one's own runs where ``settings.model`` names it.
 
-    Of a file of many bits they are the student and the header of ``settings.bits`` bits, or of the most. Raises ``ConfigError``, with ``key`` in front, where the file cannot be loaded.
+    Of a file of many bits they are the student and the header of ``settings.bits`` bits, or of the most. Raises
+    ``ConfigError``, with ``key`` in front, where the file cannot be loaded.
     """
     try:
         header, _ = read(file)

@@ -78,7 +78,7 @@ class RunSummary:
 
     def metrics(self, names: Sequence[str]) -> dict[str, float | None]:
         """The fields ``names``, and of each width those that it has, as ``top1/w4``."""
-        own = {f"{name}/{width}": found[name] for name in names for width, found in self.widths.items() if name in found}
+        own = {f"{name}/{w}": found[name] for name in names for w, found in self.widths.items() if name in found}
         return {name: getattr(self, name) for name in names} | own
 
     @property

@@ -38,7 +38,8 @@ class Requantized(Wrapper):
         return found
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        return self.inner(self.first(x))
+        narrow: Tensor = self.inner(self.first(x))
+        return narrow
 
     def quantize(self, x: Tensor) -> QTensor:
         return self.inner.quantize(self.first.quantize(x).dequantize())

@@ -243,7 +243,7 @@ class RunSettings:
     target: Component | None = None
     quantize: QuantizeSettings
     allocate: AllocateSettings
-    many_bits: ManyBitsSettings = ManyBitsSettings()  # noqa: RUF009 - frozen
+    many_bits: ManyBitsSettings = ManyBitsSettings()
     objective: Component
     optimizer: Component
     lr_schedule: Component

@@ -145,13 +145,16 @@ class QATModule(pl.LightningModule):
         loss = hard_loss(logits, batch.target)
         self.log("val/loss", loss, on_epoch=True, batch_size=len(batch.image), sync_dist=True)
         self.top1.update(logits.float(), batch.target)
-        for name, metric in self.narrow_top1.items():
+        for name, metric in self._narrow_top1():
             metric.update(self.student.get_submodule(name)(batch.image).float(), batch.target)
 
     def on_validation_epoch_end(self) -> None:
-        for name, metric in {"val/top1": self.top1, **{f"val/{n}/top1": m for n, m in self.narrow_top1.items()}}.items():
-            self.log(name, 100 * metric.compute(), sync_dist=False)
+        for name, metric in [("", self.top1), *self._narrow_top1()]:
+            self.log(f"val/{name}/top1".replace("//", "/"), 100 * metric.compute(), sync_dist=False)
             metric.reset()
+
+    def _narrow_top1(self) -> list[tuple[str, MulticlassAccuracy]]:
+        return [(name, one) for name, one in self.narrow_top1.items() if isinstance(one, MulticlassAccuracy)]
 
     def configure_optimizers(self) -> Any:
         trained = [one for one in (self.student, self.objective, self.narrow_objective) if one is not None]
