@@ -81,7 +81,7 @@ def distill(
         if folder is not None:
             stack.enter_context(only_run_in(place))
         torch.manual_seed(seed)
-        student.train()  # Lightning leaves modes as they are, and batch norms would keep the statistics of another width
+        student.train()  # Lightning leaves modes as they are
         # A copy: a teacher is put into eval mode, on the device and in the precision of the fit.
         frozen = None if teacher is None else copy.deepcopy(teacher)
         terms = build_objective(settings, in_use(student), frozen, data)
