@@ -58,6 +58,7 @@ def train(settings: RunSettings, *, keep_last: bool = False) -> Metrics:
 def _train(settings: RunSettings, folder: Path, loggers: tuple[Logger, ...], *, keep_last: bool) -> Metrics:
     start = time.perf_counter()
     torch.manual_seed(settings.seed)
+    settings_by_width(settings)  # what does not go with many bits is said first
 
     data = load_data(settings)
     keep_picture(data, folder)
@@ -117,7 +118,6 @@ def _teachers(settings: RunSettings) -> list[Component]:
 
 def _check(settings: RunSettings) -> None:
     """Make what is cheap to make and may be refused, so that nobody waits for a teacher to be trained first."""
-    settings_by_width(settings)
     settings.objective.build()
     settings.lr_schedule.build()
     named_callbacks(settings, MetricLog(loggers=[]))
