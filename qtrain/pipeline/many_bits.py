@@ -11,6 +11,7 @@ from qtrain.data.base import VisionData
 from qtrain.data.fit_data import FitData
 from qtrain.distillation.objective import Objective
 from qtrain.nn.many_bits import ManyBits, by_width, in_use, label
+from qtrain.pipeline.allocate import is_search
 from qtrain.pipeline.build_teacher import bind
 from qtrain.pipeline.costs import costs
 from qtrain.pipeline.run_folder import Metrics
@@ -66,6 +67,7 @@ def _unfit(settings: RunSettings) -> dict[str, str]:
         "quantize.fold": (q.fold != "none", "each width has a batch norm of its own, so leave it none"),
         "quantize.rounding": (q.rounding is not None, "it moves the weights for one width, so leave it none"),
         "quantize.bias": (q.bias is not None, "it moves biases for one width, so leave it none"),
+        "quantize.bits": (is_search(settings), "the widths are the bits, so take allocate@quantize.bits=uniform"),
         "target": (settings.target is not None, "train for a target with one width"),
         "stages": (bool(settings.stages), "train in one fit"),
         "teacher.learns": (settings.teacher.learns, "the widest student is the teacher of the others"),

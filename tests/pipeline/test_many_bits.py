@@ -128,6 +128,7 @@ def test_widths_take_the_place_of_weight_and_input_and_leave_the_ends() -> None:
         (["quantize.fold=before"], "quantize.fold: does not go with many_bits.widths"),
         (["rounding@quantize.rounding=adaround"], "quantize.rounding: does not go with many_bits.widths"),
         (["bias@quantize.bias=batches"], "quantize.bias: does not go with many_bits.widths"),
+        (["allocate@quantize.bits=integer_program"], "quantize.bits: does not go with many_bits.widths"),
         (["quantize.enabled=false"], "quantize.enabled: does not go with many_bits.widths"),
     ],
 )
