@@ -14,8 +14,8 @@ from qtrain.config.compose import compose
 from qtrain.convert.calibrate import calibrate
 from qtrain.convert.plan import MakeObserver, Policy
 from qtrain.deployment.lint import Finding, lint
-from qtrain.pipeline.allocate import find_bits, is_search, with_bits
 from qtrain.nn.many_bits import in_use
+from qtrain.pipeline.allocate import find_bits, is_search, with_bits
 from qtrain.pipeline.conversion import convert, target_of
 from qtrain.pipeline.many_bits import joined, settings_by_width
 from qtrain.pipeline.prepare import correct_, settle_for_target_

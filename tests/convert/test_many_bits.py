@@ -93,9 +93,7 @@ def test_a_copy_shares_its_own_weights(student: ManyBits) -> None:
 def test_students_of_other_weights_are_refused() -> None:
     one, other = (qtrain.quantize(network(), images(), weight_bits=bits) for bits in (8, 4))
     other.get_submodule("3").bias.data.add_(1.0)  # type: ignore[union-attr, operator]
-    with pytest.raises(
-        ValueError, match=r"^many_bits: (0\.weight|3\.bias) differs between the widths"
-    ):
+    with pytest.raises(ValueError, match=r"^many_bits: (0\.weight|3\.bias) differs between the widths"):
         join({8: one, 4: other})
 
 
