@@ -83,7 +83,7 @@ def measured(settings: RunSettings) -> dict[str, object]:
         unseen += [image.numpy().tobytes() not in seen for image in images]
         for name, form in forms.items():
             start = time.process_time()
-            classes[name].append(form(images).argmax(dim=1))
+            classes[name].append(torch.cat([form(some).argmax(dim=1) for some in images.split(BATCH)]))
             seconds[name] += time.process_time() - start
         expected = classes[STUDENT][-1]
         others = torch.stack([classes[name][-1] != expected for name in (REFERENCE, *RUNTIMES)])
@@ -100,7 +100,7 @@ def measured(settings: RunSettings) -> dict[str, object]:
     )
     weight, inputs = typical_bits(allocation_of(header))
     row: dict[str, object] = {
-        "experiment": header.origin.get("experiment", ""), "name": header.origin.get("name", ""), "task": "agreement",
+        "experiment": header.origin.get("experiment", ""), "name": what.file.parent.name, "task": "agreement",
         "dataset": settings.data.plain["name"], **described(header), "w_bits": weight, "a_bits": inputs,
         "seed": header.origin.get("seed", ""), "target": header.origin.get("target", ""), "test_images": len(truth),
     }  # fmt: skip
