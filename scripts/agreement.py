@@ -91,8 +91,8 @@ def measured(settings: RunSettings) -> dict[str, object]:
     if differing:
         for tier in verify(student, torch.stack(differing).split(BATCH), header.images.size, file, runtimes=None).tiers:
             told = Counter(f"{one.cause}{'' if one.explained else ' (not explained)'}" for one in tier.disagreeing)
-            for cause, images in told.most_common():
-                print(f"{tier.name}: {images} images: {cause}")
+            for cause, number in told.most_common():
+                print(f"{tier.name}: {number} images: {cause}")
     together, truth, apart = (
         {n: torch.cat(found) for n, found in classes.items()},
         torch.cat(labels),
