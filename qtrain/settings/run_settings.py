@@ -64,6 +64,7 @@ class AllocateSettings:
     pinned: Mapping[str, Any]
     tied: Mapping[str, tuple[str, ...]]
     batches: int
+    weight_error: float | None
     score: Component
     costs: Mapping[str, Component | None]
     folder: str
