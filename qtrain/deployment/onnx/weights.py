@@ -97,7 +97,7 @@ def finer(weight: WeightCodes) -> WeightCodes:
     The values stay what they are. The bias is rounded to multiples of the product of the two scales, which for few bits
     is coarse beside the steps of the next layer's input; in 8 bits, where the file stores the codes, there is room.
     """
-    reach = int(torch.maximum(weight.codes.abs().max(), weight.zero_point.abs().max()))
+    reach = max(1, int(torch.maximum(weight.codes.abs().max(), weight.zero_point.abs().max())))
     factor = 1
     while 2 * factor * reach <= _LARGEST:
         factor *= 2

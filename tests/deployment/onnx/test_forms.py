@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from qtrain.deployment.onnx.forms import Codes, NoFormError, input_codes
-from qtrain.deployment.onnx.weights import weight_codes
+from qtrain.deployment.onnx.weights import WeightCodes, finer, weight_codes
 from qtrain.nn import QuantLayer, QuantWeighted
 from qtrain.quantizers.base import Quantizer
 from qtrain.settings.conf_dir import conf_dir
@@ -78,3 +78,8 @@ def test_weights_have_the_same_numbers_as_codes_or_are_left_to_values(name: str)
                 # DoReFa adds -1 in floating point, and APoT multiplies its levels, sums of powers of two, by a scale.
                 absolute, relative = {"dorefa": (2.0**-23, 0.0), "apot": (0.0, 2.0**-22)}.get(name, (0.0, 0.0))
                 torch.testing.assert_close(values, stored.dequantize(), rtol=relative, atol=absolute)
+
+
+def test_a_weight_whose_codes_are_all_zero_stays_as_it_is() -> None:
+    weight = WeightCodes(torch.zeros(2, 3, dtype=torch.int64), torch.ones(2), torch.zeros(2, dtype=torch.int64))
+    assert not finer(weight).codes.any()
