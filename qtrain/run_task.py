@@ -21,7 +21,14 @@ WITH_VARIANTS = ("train", "calibrate")
 COMPOSES = ("sweep",)
 """Tasks that compose further configs from the overrides that led to their own."""
 
-EXTRAS = {"sweep": "sweep", "review": "wandb", "export": "export", "verify": "export", "benchmark": "export"}
+EXTRAS = {
+    "sweep": "sweep",
+    "review": "wandb",
+    "export": "export",
+    "verify": "export",
+    "benchmark": "export",
+    "profile": "export",
+}
 """Tasks that need more than a plain installation, and the extra that brings it."""
 
 

@@ -82,6 +82,7 @@ FILL = {
     "knob/integers": ["sweep.space.some.low=1", "sweep.space.some.high=3"],
     "technology/45nm": ["+cost@allocate.costs.some=energy"],
     "technology/7nm": ["+cost@allocate.costs.some=energy"],
+    "cost/latency": [f"allocate.costs.some.table={Path(__file__).parent / 'costs' / 'latency.json'}"],
     "allocate/from_file": [f"quantize.bits.path={Path(__file__).parent / 'allocate' / 'bits.yaml'}"],
     "policy/policy": ["quantize.policies.some.kinds=[linear]"],
 }

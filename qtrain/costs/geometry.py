@@ -23,7 +23,7 @@ class LayerGeometry:
     those of all layers. ``inputs`` and ``outputs`` count elements. ``input_shape`` and ``output_shape`` have no batch
     axis. ``padding`` are the zeros (before, after) each axis, also where the layer computes them from the image. A
     layer that the forward never calls has no MACs, no elements and no shapes; products that no layer owns have nothing
-    but MACs.
+    but MACs. ``calls`` says how often the forward calls the layer.
     """
 
     name: str
@@ -41,12 +41,14 @@ class LayerGeometry:
     dilation: tuple[int, ...] = ()
     groups: int = 1
     bias: bool = False
+    calls: int = 0
 
 
 @dataclass
 class _Seen:
     """Elements that a layer read and gave, and the shapes of its first call, batch axis included."""
 
+    calls: int = 0
     inputs: int = 0
     outputs: int = 0
     input_shape: tuple[int, ...] = ()
@@ -79,6 +81,7 @@ def layer_geometries(model: nn.Module, example: Tensor) -> tuple[LayerGeometry, 
             macs=macs.get(name, 0),
             inputs=seen[name].inputs // images,
             outputs=seen[name].outputs // images,
+            calls=seen[name].calls,
             **_shape(modules[name], seen[name]),
         )
         for name in (*macs, *(name for name in modules if name not in macs))
@@ -91,6 +94,7 @@ def _watch(module: nn.Module, seen: _Seen) -> Callable[..., None]:
         read = args if isinstance(module, MatMul) else (first_argument(args, kwargs),)
         seen.inputs += sum(tensor.numel() for tensor in read)
         seen.outputs += output.numel()
+        seen.calls += 1
         seen.input_shape = seen.input_shape or tuple(read[0].shape)
         seen.output_shape = seen.output_shape or tuple(output.shape)
 

@@ -12,6 +12,7 @@ TASKS = {
     "export": "ONNX, proved to compute what was trained: checkpoint=RUN",
     "verify": "an exported folder against its student again",
     "benchmark": "the export's time beside full precision and the runtime's 8 bits",
+    "profile": "a table of how long each layer takes on this machine, by its bits",
     "report": "one HTML page and a plot of all runs below a folder",
     "review": "the workspace in W&B of accuracy against compression",
 }

@@ -21,8 +21,8 @@ from qtrain.utils.errors import ConfigError
 
 
 def chosen(name: str, *overrides: str) -> CostMetric:
-    """The metric of conf/cost/NAME.yaml; any place that holds components takes it."""
-    components = compose([f"+cost@callbacks.some={name}", *overrides]).callbacks
+    """The metric of conf/cost/NAME.yaml."""
+    components = compose([f"+cost@allocate.costs.some={name}", *overrides]).allocate.costs
     component = components["some"]
     assert isinstance(component, Component)
     metric = built(component)
@@ -104,13 +104,13 @@ def test_a_large_input_goes_outside_the_chip() -> None:
 
 
 def test_another_technology_is_another_file() -> None:
-    metric = chosen("energy", "technology@callbacks.some.technology=7nm")
+    metric = chosen("energy", "technology@allocate.costs.some.technology=7nm")
     assert isinstance(metric, Energy)
     assert metric.technology.product(8, 8, 32) == pytest.approx(0.07 + 0.03)
 
 
 def test_area_equals_a_loop_over_units_and_bits() -> None:
-    metric = chosen("area", "callbacks.some.clock_hz=100", "callbacks.some.images_per_second=1")
+    metric = chosen("area", "allocate.costs.some.clock_hz=100", "allocate.costs.some.images_per_second=1")
     multiplier = 282 * 0.5 ** (math.log(3495 / 282) / math.log(16))
     # 486 products at 100 a second take five units; the 6 of the head take one.
     units = sum(multiplier + 137 for _ in range(5 + 1))
@@ -120,7 +120,11 @@ def test_area_equals_a_loop_over_units_and_bits() -> None:
 
 
 def test_olaccel_without_outliers_is_a_machine_of_4_bit_units() -> None:
-    none = ["callbacks.some.weight_outliers=0", "callbacks.some.input_outliers=0", "callbacks.some.group_bits=0"]
+    none = [
+        "allocate.costs.some.weight_outliers=0",
+        "allocate.costs.some.input_outliers=0",
+        "allocate.costs.some.group_bits=0",
+    ]
     metric = chosen("olaccel", *none)
     assert isinstance(metric, OLAccel)
     small = metric.technology.product(4, 4, 24)
@@ -164,11 +168,11 @@ def test_fewer_bits_never_cost_more(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "override", "message"),
     [
-        ("energy", "callbacks.some.technology.integer_add=[[8,0.03]]", "integer_add: needs two or more pairs"),
-        ("energy", "callbacks.some.technology.integer_add=[[32,0.1],[8,0.03]]", "bits rising"),
-        ("energy", "callbacks.some.technology.access_bits=0", "access_bits: must be at least 1"),
-        ("olaccel", "callbacks.some.weight_outliers=3", "weight_outliers: must be a share"),
-        ("area", "callbacks.some.clock_hz=0", "clock_hz: must be above 0"),
+        ("energy", "allocate.costs.some.technology.integer_add=[[8,0.03]]", "integer_add: needs two or more pairs"),
+        ("energy", "allocate.costs.some.technology.integer_add=[[32,0.1],[8,0.03]]", "bits rising"),
+        ("energy", "allocate.costs.some.technology.access_bits=0", "access_bits: must be at least 1"),
+        ("olaccel", "allocate.costs.some.weight_outliers=3", "weight_outliers: must be a share"),
+        ("area", "allocate.costs.some.clock_hz=0", "clock_hz: must be above 0"),
     ],
 )
 def test_a_table_that_is_none_is_refused_in_one_line(name: str, override: str, message: str) -> None:

@@ -1,0 +1,1 @@
+"""How long single layers take in a runtime, by their shape and bits."""
