@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qtrain.api.distill import project_ as project_
     from qtrain.api.files import cost as cost
     from qtrain.api.files import save as save
+    from qtrain.api.many_bits import set_bits as set_bits
     from qtrain.api.quantize import describe as describe
     from qtrain.api.quantize import quantize as quantize
     from qtrain.convert.plan import Policy as Policy
@@ -37,6 +38,7 @@ _OFFERED = {
     "distill": ("qtrain.api.distill", "distill"),
     "begin_step_": ("qtrain.api.distill", "begin_step_"),
     "project_": ("qtrain.api.distill", "project_"),
+    "set_bits": ("qtrain.api.many_bits", "set_bits"),
     "save": ("qtrain.api.files", "save"),
     "export": ("qtrain.api.deploy", "export"),
     "verify": ("qtrain.api.deploy", "verify"),
@@ -59,6 +61,7 @@ __all__ = [
     "project_",
     "quantize",
     "save",
+    "set_bits",
     "verify",
 ]
 

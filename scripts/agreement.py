@@ -6,7 +6,7 @@ Each argument is the folder of a run. All its test images are predicted, in one 
 precision, the student, the integer reference of its export, and the export in ONNX Runtime and OpenVINO.
 ``results/agreement.csv`` gets a row for each run: the accuracy of each form, for each pair the images on which they
 disagree, and the seconds of processor time that each form took. Where integers or a runtime give another class than the
-student, the images are compared layer by layer, and the cause of each is printed.
+student, the images are compared layer by layer, and the causes are printed.
 
 Images that calibrated the student or taught it to round are also among the test images of
 ``scripts/efficientnet_lite0.py``; columns that begin with ``unseen_`` are of the others alone.
@@ -15,6 +15,7 @@ Images that calibrated the student or taught it to round are also among the test
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -82,15 +83,16 @@ def measured(settings: RunSettings) -> dict[str, object]:
         unseen += [image.numpy().tobytes() not in seen for image in images]
         for name, form in forms.items():
             start = time.process_time()
-            classes[name].append(form(images).argmax(dim=1))
+            classes[name].append(torch.cat([form(some).argmax(dim=1) for some in images.split(BATCH)]))
             seconds[name] += time.process_time() - start
         expected = classes[STUDENT][-1]
         others = torch.stack([classes[name][-1] != expected for name in (REFERENCE, *RUNTIMES)])
         differing += list(images[others.any(dim=0)])
     if differing:
         for tier in verify(student, torch.stack(differing).split(BATCH), header.images.size, file, runtimes=None).tiers:
-            for one in tier.disagreeing:
-                print(f"{tier.name}: {one.cause}{'' if one.explained else ' (not explained)'}")
+            told = Counter(f"{one.cause}{'' if one.explained else ' (not explained)'}" for one in tier.disagreeing)
+            for cause, number in told.most_common():
+                print(f"{tier.name}: {number} images: {cause}")
     together, truth, apart = (
         {n: torch.cat(found) for n, found in classes.items()},
         torch.cat(labels),
@@ -98,7 +100,7 @@ def measured(settings: RunSettings) -> dict[str, object]:
     )
     weight, inputs = typical_bits(allocation_of(header))
     row: dict[str, object] = {
-        "experiment": header.origin.get("experiment", ""), "name": header.origin.get("name", ""), "task": "agreement",
+        "experiment": header.origin.get("experiment", ""), "name": what.file.parent.name, "task": "agreement",
         "dataset": settings.data.plain["name"], **described(header), "w_bits": weight, "a_bits": inputs,
         "seed": header.origin.get("seed", ""), "target": header.origin.get("target", ""), "test_images": len(truth),
     }  # fmt: skip

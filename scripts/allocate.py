@@ -44,12 +44,13 @@ NO_ENDS = ("quantize.bits.first=null", "quantize.bits.last=null")
 
 SEARCHES: dict[str, tuple[str, ...]] = {
     "random": ("allocate@quantize.bits=random",),
-    "program-fisher": ("allocate@quantize.bits=integer_program",),
+    "program-fisher": ("allocate@quantize.bits=integer_program", "allocate.weight_error=1"),
+    "program-fisher-0.1": ("allocate@quantize.bits=integer_program", "allocate.weight_error=0.1"),
     "program-one_layer": ("allocate@quantize.bits=integer_program", "score@allocate.score=one_layer"),
     "program-hawq_trace": ("allocate@quantize.bits=integer_program", "score@allocate.score=hawq_trace"),
     "program-hawq_eigenvalue": ("allocate@quantize.bits=integer_program", "score@allocate.score=hawq_eigenvalue"),
     "program-limpq": ("allocate@quantize.bits=integer_program", "score@allocate.score=limpq"),
-    "pareto-fisher": ("allocate@quantize.bits=pareto",),
+    "pareto-fisher": ("allocate@quantize.bits=pareto", "allocate.weight_error=1"),
     "evolution": ("allocate@quantize.bits=evolution",),
     "learned": ("allocate@quantize.bits=learned",),
     "reinforcement": ("allocate@quantize.bits=reinforcement",),

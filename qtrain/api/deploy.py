@@ -16,6 +16,7 @@ from qtrain.deployment.onnx.write import export as as_onnx
 from qtrain.deployment.parity.file import image_size, read
 from qtrain.deployment.parity.runtimes import chosen
 from qtrain.deployment.parity.verdict import Verdict
+from qtrain.nn.many_bits import in_use
 from qtrain.packed import header
 from qtrain.packed.networks import Builder
 from qtrain.pipeline.export_folder import BATCH, Given, Shipped, check_files, compared_with, weights_packed, write_files
@@ -51,8 +52,9 @@ def export(
     ``weights="packed"`` stores those of at most 4 bits in half a byte each. ``runtimes`` are ``onnxruntime`` and
     ``openvino``; ``None`` are those that are installed.
 
-    An export that does not compute what was trained is an error in the log, and its verdict has not ``passed``. Raises
-    ``ValueError`` in one line where the student has no form in ONNX, or a runtime is not installed.
+    Of a student of many bits the width in use is exported. An export that does not compute what was trained is an error
+    in the log, and its verdict has not ``passed``. Raises ``ValueError`` in one line where the student has no form in
+    ONNX, or a runtime is not installed.
 
     >>> import torch, qtrain
     >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(),
@@ -63,7 +65,7 @@ def export(
     True
     """
     path, runtimes, packed = Path(path), chosen(runtimes), weights_packed(weights)
-    student = copy.deepcopy(student).cpu().eval()
+    student = copy.deepcopy(in_use(student)).cpu().eval()
     if size is None and not isinstance(vars(student).get(RECORD), Record):  # a student that was loaded
         images, size = _with_size(images)
     if path.suffix == ".onnx":
@@ -98,7 +100,7 @@ def verify(
     >>> qtrain.verify(student, "digits.onnx", images).passed
     True
     """
-    path, student = Path(path), copy.deepcopy(student).cpu().eval()
+    path, student = Path(path), copy.deepcopy(in_use(student)).cpu().eval()
     given = Given(_pairs(images), compared, "images")
     if path.suffix == ".onnx":
         file = path.read_bytes()

@@ -14,9 +14,11 @@ from torch import nn
 from qtrain.api.quantize import record_of
 from qtrain.config.compose import compose
 from qtrain.data.given import GivenLoaders, Pairs
+from qtrain.nn.many_bits import in_use
 from qtrain.nn.project import partition_weights_, project_weights_
 from qtrain.pipeline.build_teacher import build_objective, build_teacher
 from qtrain.pipeline.fit import fit
+from qtrain.pipeline.many_bits import narrow_objective
 from qtrain.pipeline.prepare import settle_for_target_
 from qtrain.pipeline.run_lock import only_run_in
 from qtrain.quantizers.hooks import begin_step_ as begin_quantizers_step_
@@ -51,6 +53,9 @@ def distill(
     ``callbacks`` are Lightning's. ``options`` are overrides as on the command line, for instance
     ``["optimizer=adamw", "distill.temperature=2"]``.
 
+    Of a student of many bits each step trains all widths, the narrow ones by ``many_bits.objective`` with the widest as
+    their teacher; ``top1`` is that of the width in use.
+
     With a ``folder`` metrics and resume points are kept there: the same call goes on where a former one was killed, and
     ends with the same student. Returns ``top1`` in percent and ``loss`` on ``val_loader`` after the last epoch, if
     there is one. Raises ``ValueError`` in one line for a loader that yields something else, or an option that does not
@@ -76,9 +81,10 @@ def distill(
         if folder is not None:
             stack.enter_context(only_run_in(place))
         torch.manual_seed(seed)
+        student.train()  # Lightning leaves modes as they are
         # A copy: a teacher is put into eval mode, on the device and in the precision of the fit.
         frozen = None if teacher is None else copy.deepcopy(teacher)
-        terms = build_objective(settings, student, frozen, data)
+        terms = build_objective(settings, in_use(student), frozen, data)
         module = QATModule(
             student=student,
             objective=terms,
@@ -90,6 +96,7 @@ def distill(
             scale_lr=settings.fit.scale_lr,
             norm_decay=settings.fit.norm_decay,
             compile=settings.fit.compile,
+            narrow_objective=narrow_objective(settings, student, data),
         )
         result = fit(
             settings,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from qtrain.api.quantize import RECORD, Record
 from qtrain.costs.count import CostReport, count
+from qtrain.nn.many_bits import in_use
 from qtrain.packed.header import FileSize, Images, Network
 from qtrain.packed.networks import TIMM, Builder
 from qtrain.packed.save import save_student
@@ -44,7 +45,7 @@ def save(
     >>> sizes.file_bytes - sizes.header_bytes == qtrain.cost(student, torch.rand(1, 3, 32, 32)).size_bytes
     True
     """
-    record = vars(student).get(RECORD)
+    record = vars(in_use(student)).get(RECORD)
     if size is None and isinstance(record, Record):
         size = record.size
     if size is None:
@@ -58,21 +59,22 @@ def save(
             reasons.append(str(error))
     why = f" ({reasons[-1]})" if reasons else ""
     raise ValueError(
-        f"save: how a {type(student).__name__} is built is not known{why}; give builder=... and its options"
+        f"save: how a {type(in_use(student)).__name__} is built is not known{why}; give builder=... and its options"
     )
 
 
 def cost(student: nn.Module, images: Tensor) -> CostReport:
     """Bytes, multiplications and bit operations of ``student``, quantized or not, layer by layer; printable.
 
-    ``images`` (N, C, H, W) give the size; arithmetic is that of one image.
+    ``images`` (N, C, H, W) give the size; arithmetic is that of one image. Of a student of many bits it is the cost of
+    the width in use, as if it were alone.
 
     >>> import torch, qtrain
     >>> qtrain.cost(torch.nn.Sequential(torch.nn.Linear(4, 2)), torch.rand(1, 4)).size_bytes
     40
     """
     first = next((p for p in student.parameters() if p.is_floating_point()), torch.zeros(()))
-    return count(student, images[:1].to(first))
+    return count(in_use(student), images[:1].to(first))
 
 
 def _networks(
@@ -84,6 +86,7 @@ def _networks(
         path = builder if isinstance(builder, str) else path_of(builder, importable=False)
         yield Network(path, given), [builder]
         return
+    student = in_use(student)
     architecture = getattr(student, "pretrained_cfg", {}).get("architecture")
     if architecture is not None:
         channels, height, *_ = images.size

@@ -14,8 +14,10 @@ from qtrain.config.compose import compose
 from qtrain.convert.calibrate import calibrate
 from qtrain.convert.plan import MakeObserver, Policy
 from qtrain.deployment.lint import Finding, lint
+from qtrain.nn.many_bits import in_use
 from qtrain.pipeline.allocate import find_bits, is_search, with_bits
 from qtrain.pipeline.conversion import convert, target_of
+from qtrain.pipeline.many_bits import joined, settings_by_width
 from qtrain.pipeline.prepare import correct_, settle_for_target_
 from qtrain.quantizers.base import MakeQuantizer
 from qtrain.settings.component import Component
@@ -80,6 +82,7 @@ def quantize(
     rounding: str | Callable[..., None] | None = None,
     bias: str | Callable[..., None] | None = None,
     operations: Mapping[str, int] | None = None,
+    widths: Sequence[int] | None = None,
     target: str | None = None,
     options: Sequence[str] = (),
     seed: int = 0,
@@ -100,8 +103,9 @@ def quantize(
     or ``training``. ``target`` is the runtime that the student is for, ``onnxruntime``, ``openvino`` or ``tensorrt``:
     what it computes in integers between the layers is quantized too, and each tensor once. Biases are then rounded to
     its steps, by half a step at most. ``operations`` are bits of such operations by kind (``add``, ``matmul``,
-    ``softmax``, ...), with a target or without. ``options`` are further overrides, as on the command line:
-    ``["quantize.weight.init=range"]``.
+    ``softmax``, ...), with a target or without. ``widths``, as ``[8, 4, 2]``, are those of one student of many bits, in
+    the place of ``weight_bits`` and ``input_bits``; :func:`set_bits` chooses among them. ``options`` are further
+    overrides, as on the command line: ``["quantize.weight.init=range"]``.
 
     :func:`describe` says what was left in full precision. The student trains with :func:`distill` or in a loop of one's
     own. Raises ``ValueError``, in one line, for a choice that does not exist or does not fit the network.
@@ -124,12 +128,16 @@ def quantize(
     overrides += [f"quantize.bits.weight={weight_bits}", f"quantize.bits.input={input_bits}", f"seed={seed}"]
     overrides += [f"quantize.operations.{kind}={width}" for kind, width in (operations or {}).items()]
     overrides += _searched(bits, budgets)
+    overrides += [] if widths is None else [f"many_bits.widths={list(widths)}"]
     overrides += [] if target is None else [f"target={target}"]
     overrides += [] if fold is None else [f"quantize.fold={fold}"]
     settings = compose([*overrides, *_ends(ends), *options])
     given = {key.rpartition(".")[2]: choice for key, choice in named.items() if not isinstance(choice, str)}
     chosen = _with_objects(settings.quantize, given, None if isinstance(bits, str) else bits, policies)
     settings = replace(settings, quantize=chosen)
+    if alone := settings_by_width(settings):
+        batches = batches_of(images, settings)
+        return joined({width: _quantized(own, copy.deepcopy(model), batches) for width, own in alone.items()}).eval()
     if is_search(settings):
         images = images if isinstance(images, Tensor) else list(islice(images, settings.allocate.batches))
         settings = with_bits(settings, _found_bits(settings, copy.deepcopy(model), images))
@@ -139,7 +147,8 @@ def quantize(
 def describe(student: nn.Module, target: str | None = None) -> Report:
     """What :func:`quantize` did to ``student``, and what the runtime ``target`` will do with it, if one is named.
 
-    Raises ``ValueError`` for a network that did not come from :func:`quantize`, and for a target that does not exist.
+    Of a student of many bits, what was done for the width in use. Raises ``ValueError`` for a network that did not come
+    from :func:`quantize`, and for a target that does not exist.
 
     >>> import torch, qtrain
     >>> network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GELU(), torch.nn.Linear(4, 4))
@@ -154,12 +163,12 @@ def describe(student: nn.Module, target: str | None = None) -> Report:
     """
     report = record_of(student).report
     chosen = None if target is None else target_of(compose([f"target={target}"]))
-    return report if chosen is None else replace(report, findings=lint(student, chosen, report.skipped))
+    return report if chosen is None else replace(report, findings=lint(in_use(student), chosen, report.skipped))
 
 
 def record_of(student: nn.Module) -> Record:
     """What is known of ``student``. Raises ``ValueError`` for a network that :func:`quantize` did not make."""
-    found = vars(student).get(RECORD)
+    found = vars(in_use(student)).get(RECORD)
     if not isinstance(found, Record):
         raise ValueError(f"{type(student).__name__} is no student of qtrain.quantize; quantize it first")
     return found

@@ -261,6 +261,8 @@ def _run_name(root: DictConfig) -> str:
     bits = root.quantize.bits
     if not root.quantize.enabled:
         name = "fp"
+    elif root.many_bits.widths:
+        name = "many" + "-".join(map(str, root.many_bits.widths))
     elif "weight" in bits and "input" in bits and not bits.get("layers"):
         name = f"w{bits.weight}a{bits.input}"
     else:

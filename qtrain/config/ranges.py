@@ -22,7 +22,7 @@ RANGES = {
         "synthesize.world_size", "allocate.batches", "trainer.accumulate_grad_batches",
     ),
     "(0, inf)": ("fit.clip_norm", "distill.temperature"),
-    "(0, 1]": ("fit.share",),
+    "(0, 1]": ("fit.share", "allocate.weight_error"),
     "[0, 1)": ("fit.weight_average",),
     "[0, 4294967296)": ("seed",),
 }  # fmt: skip

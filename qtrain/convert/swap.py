@@ -52,6 +52,7 @@ def swap_layers(
                 key = (place_of(layer.weight), id(plan.weight), bits.weight, isinstance(layer, QuantConvTranspose), own)
                 if key not in of_tied:
                     of_tied[key] = plan.weight(spec=QuantSpec(bits=bits.weight, shape=shape, signed=True))
+                    of_tied[key].made_by = plan.weight
                 layer.weight_quantizer = of_tied[key]
             if bits.input != FULL_PRECISION and form.kind != "embedding":
                 axis = 1 if form.kind.startswith("conv") else -1

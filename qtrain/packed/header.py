@@ -6,8 +6,8 @@ digest of the header, the index of tensors and the payload.
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from qtrain.utils.plain import from_plain
 KEY = "qtrain_student"
 """Of the metadata. It is the only one: the order of several is left to chance, and equal students have equal files."""
 
-VERSION = 2
-"""Rises with every change of the header, since an older qtrain refuses fields that it does not know."""
+OLDEST, VERSION = 2, 3
+"""Versions of the format, the newest for files of many bits only: an older qtrain does not know their fields."""
 
 _PREFIX = 8
 """Bytes in front of a safetensors header, which say how long it is."""
@@ -125,13 +125,43 @@ class StoredLayer:
 
 
 @dataclass(frozen=True)
+class NarrowLayer:
+    """One quantized layer at fewer bits: which of the width's ``quantizers`` it has, counted from 0.
+
+    A weight of ``None`` is that of the widest student, or in full precision; so is an input.
+    """
+
+    weight: int | None = None
+    input: int | None = None
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """What a width below the widest has of its own: ``layers`` by qualified name, each kind of quantizer once.
+
+    The codes of a weight are those of its quantizer for the widest student's weight. The payload has the state of the
+    quantizers and the batch norms, under the names of the widest student's with :func:`prefix_of` in front.
+    """
+
+    quantizers: tuple[StoredInput, ...]
+    layers: dict[str, NarrowLayer]
+
+    def __post_init__(self) -> None:
+        for name, layer in self.layers.items():
+            for index in (layer.weight, layer.input):
+                if index is not None and not 0 <= index < len(self.quantizers):
+                    raise ValueError(f"layer {name} is of kind {index}, of which {len(self.quantizers)} are described")
+
+
+@dataclass(frozen=True)
 class Header:
     """What a student's file says of itself; ``layers`` by qualified name, ``weights`` and ``inputs`` each kind once.
 
     The codes of a layer's weight are the entry :meth:`codes_of` of the payload, the state of its input quantizer is
     the entry :func:`state_of`, which is left out where it has no bits. ``metrics`` are accuracies in percent as they
     were recorded, ``origin`` where the file comes from: config hash, commit, versions, date. ``size_bytes`` is the
-    length of the payload, which is the cost report's size.
+    length of the payload, which is the cost report's size. A student of many bits is described at its widest,
+    ``bits``; ``narrow`` are the other widths, by their number as text.
     """
 
     network: Network
@@ -143,8 +173,15 @@ class Header:
     size_bytes: int
     metrics: dict[str, float | int | None] = field(default_factory=dict)
     origin: dict[str, str] = field(default_factory=dict)
+    bits: int | None = None
+    narrow: dict[str, Narrow] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if (self.bits is None) != (not self.narrow) or not all(width.isdecimal() for width in self.narrow):
+            raise ValueError("of a student of many bits, each width needs its number")
+        for narrow in self.narrow.values():
+            if unknown := sorted(narrow.layers.keys() - self.layers.keys()):
+                raise ValueError(f"layer {unknown[0]} has fewer bits at one width, and no bits at the widest")
         for name, layer in self.layers.items():
             for index, kinds in ((layer.weight, self.weights), (layer.input, self.inputs)):
                 if index is not None and not 0 <= index < len(kinds):
@@ -164,12 +201,60 @@ class Header:
         """The entry of the payload with the codes of the weight of ``layer``."""
         return f"{self.layers[layer].tied or layer}.weight"
 
+    def at(self, bits: int) -> "Header":
+        """This header as that of the student of ``bits`` bits alone; its weights have no description to decode them.
+
+        The accuracy is that of this width. Raises ``ValueError`` for a width that the file lacks.
+        """
+        if bits != self.bits and str(bits) not in self.narrow:
+            raise ValueError(lacking(self.widths, bits))
+        metrics = {name: value for name, value in self.metrics.items() if "/" not in name}
+        metrics |= {name: self.metrics[key] for name in metrics if (key := f"{name}/w{bits}") in self.metrics}
+        alone = replace(self, bits=None, narrow={}, metrics=metrics)
+        if bits == self.bits:
+            return alone
+        narrow, weights, layers = self.narrow[str(bits)], list(self.weights), {}
+        for name, layer in self.layers.items():
+            own, weight = narrow.layers.get(name, NarrowLayer()), layer.weight
+            if weight is not None and own.weight is not None:
+                kind = narrow.quantizers[own.weight]
+                weights.append(replace(self.weights[weight], quantizer=kind.quantizer, bits=kind.bits, stored=None))
+                weight = len(weights) - 1
+            layers[name] = replace(layer, weight=weight, input=own.input)
+        return replace(alone, weights=tuple(weights), inputs=narrow.quantizers, layers=layers)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The widths of a student of many bits, the widest first; none of a student of one."""
+        return tuple(sorted((*map(int, self.narrow), *(() if self.bits is None else (self.bits,))), reverse=True))
+
     def plain(self) -> dict[str, Plain]:
-        layers = {
-            name: {key: value for key, value in asdict(layer).items() if value is not None}
-            for name, layer in self.layers.items()
-        }
-        return {"format_version": VERSION, **asdict(self), "layers": layers}
+        whole = {"format_version": VERSION if self.narrow else OLDEST, **asdict(self)}
+        for described in (whole, *whole["narrow"].values()):
+            described["layers"] = {
+                name: {key: value for key, value in layer.items() if value is not None}
+                for name, layer in described["layers"].items()
+            }
+        if not self.narrow:
+            del whole["bits"], whole["narrow"]
+        return whole
+
+
+def lacking(widths: Sequence[int], bits: int) -> str:
+    """What is wrong with asking for ``bits`` bits of a student of these ``widths``."""
+    if not widths:
+        return f"bits: the student has one width only, so it cannot have {bits} bits; leave bits out"
+    return f"bits: the student has {', '.join(map(str, widths))} bits, not {bits}; take one of these"
+
+
+def prefix_of(bits: int | str) -> str:
+    """Before the names of what the payload has for the width of ``bits`` bits alone."""
+    return f"w{bits}/"
+
+
+def rounding_of(layer: str) -> str:
+    """The entry of the payload with the state of the weight quantizer of ``layer``, of a width below the widest."""
+    return f"{layer}.weight_quantizer"
 
 
 def state_of(layer: str) -> str:
@@ -210,9 +295,10 @@ def from_bytes(data: bytes, source: Path | str) -> tuple[Header, dict[str, Tenso
         version, found = plain.pop("format_version"), _digest(described["student"], data)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{source} is damaged: its description cannot be read; copy it anew") from error
-    if type(version) is not int or version != VERSION:
-        remedy = "write it anew" if type(version) is int and version < VERSION else "update qtrain"
-        raise ValueError(f"{source} has version {version!r} of the format, this qtrain reads {VERSION}; {remedy}")
+    if type(version) is not int or not OLDEST <= version <= VERSION:
+        remedy = "write it anew" if type(version) is int and version < OLDEST else "update qtrain"
+        known = f"{OLDEST} and {VERSION}"
+        raise ValueError(f"{source} has version {version!r} of the format, this qtrain reads {known}; {remedy}")
     if digest != found:
         raise ValueError(f"{source} is damaged or was changed: its content does not have its digest; copy it anew")
     try:

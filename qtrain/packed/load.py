@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,13 +10,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from qtrain.convert.many_bits import share_
 from qtrain.convert.replace import quantized_form, replace_module
 from qtrain.models.layer_kinds import LayerSpec, describe_layer
 from qtrain.nn import Operand, QuantConv, QuantConvTranspose, QuantLayer, QuantWeighted
 from qtrain.nn.conv_transpose import outputs_first
 from qtrain.nn.folded import FoldedWeight
+from qtrain.nn.many_bits import ManyBits
 from qtrain.nn.stored import COUNTERS
-from qtrain.packed.header import Header, StoredInput, StoredWeight, dtype_of, read, state_of
+from qtrain.packed.header import (
+    Header,
+    NarrowLayer,
+    StoredInput,
+    StoredWeight,
+    dtype_of,
+    lacking,
+    prefix_of,
+    read,
+    rounding_of,
+    state_of,
+)
 from qtrain.packed.memory_order import order_
 from qtrain.packed.networks import Builder, admitted_names, build_network
 from qtrain.packed.structure import restructure_
@@ -32,13 +46,17 @@ QUANTIZERS = (*VALUES, "qtrain.quantizers")
 """Where the classes of a file's quantizers are defined."""
 
 
-def load_student(path: Path | str, *, builders: Sequence[Builder] = ()) -> nn.Module:
+def load_student(path: Path | str, *, bits: int | None = None, builders: Sequence[Builder] = ()) -> nn.Module:
     """The student of the file at ``path``: a network in eval mode on the CPU, whose weights do not train.
 
     Its logits equal those of the student that was saved, bit for bit on the same machine. Code outside of qtrain and
     timm, of a network or quantizer of one's own, is imported only where ``builders`` names it: a class or function, its
     dotted name, or its package. Raises ``FileNotFoundError`` where there is no file, and ``ValueError`` with one line
     where the file is truncated, foreign, changed or newer, or names code that was not admitted.
+
+    A file of many bits gives a :class:`~qtrain.nn.many_bits.ManyBits` that computes with ``bits`` bits, or else with
+    the most that it has; :func:`qtrain.set_bits` changes them without loading again. Raises ``ValueError`` for
+    ``bits`` that the file lacks.
 
     >>> import qtrain, timm, torch
     >>> images = torch.rand(2, 3, 32, 32)
@@ -48,15 +66,22 @@ def load_student(path: Path | str, *, builders: Sequence[Builder] = ()) -> nn.Mo
     True
     """
     header, tensors = read(path)
+    if bits is not None and bits not in header.widths:
+        raise ValueError(f"{path}: {lacking(header.widths, bits)}")
     try:
-        return build_student(header, tensors, builders)
+        student = build_student(header, tensors, builders)
     except Exception as error:  # whatever a constructor does with the options of a file that nobody vouches for
         raise ValueError(f"{path} cannot be loaded: {one_line(error)}") from error
+    if bits is not None and isinstance(student, ManyBits):
+        student.use_(bits)
+    return student
 
 
 @torch.no_grad()
 def build_student(header: Header, tensors: Mapping[str, Tensor], builders: Sequence[Builder] = ()) -> nn.Module:
     """The student that ``header`` and ``tensors`` describe. Raises ``ValueError`` where they do not fit together."""
+    if header.narrow:
+        return _many_bits(header, tensors, builders)
     network = build_network(header.network, builders, stored_bytes=header.size_bytes)
     restructure_(network, header.structure)
     coded = {name: header.codes_of(name) for name, layer in header.layers.items() if layer.weight is not None}
@@ -78,7 +103,7 @@ def build_student(header: Header, tensors: Mapping[str, Tensor], builders: Seque
             tied = shared.get(key)
             shared[key] = layer.weight, layer.weight_quantizer = _weight(weight, key, layer, tensors, code, tied)
         if inputs is not None:
-            layer.input_quantizer = _input_quantizer(inputs, state_of(name), tensors, code)
+            layer.input_quantizer = _quantizer(inputs, state_of(name), tensors, code)
     for name, owner in header.structure.shared_inputs.items():
         layers[name].input_quantizer = layers[owner].input_quantizer
     for name, owner in header.structure.tensors.items():
@@ -92,6 +117,34 @@ def build_student(header: Header, tensors: Mapping[str, Tensor], builders: Seque
         if (weight := header.weight_of(name)) is not None:
             order_(network.get_submodule(name), channels_last=weight.channels_last)
     return network.requires_grad_(False).eval()
+
+
+def _many_bits(header: Header, tensors: Mapping[str, Tensor], builders: Sequence[Builder]) -> ManyBits:
+    """The students of all widths of the file, which share the decoded codes of the widest."""
+    prefixes = {int(bits): prefix_of(bits) for bits in header.narrow}
+    common = {name: tensor for name, tensor in tensors.items() if not name.startswith(tuple(prefixes.values()))}
+    (most, *_), code = header.widths, (*QUANTIZERS, *admitted_names(builders))
+    widest = build_student(header.at(most), common, builders)
+    students = {most: widest}
+    for bits, prefix in prefixes.items():
+        narrow = header.narrow[str(bits)]
+        own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        rounded = {name: rounding_of(name) for name in narrow.layers}
+        plain = {name: tensor for name, tensor in own.items() if name not in rounded.values()}
+        layers = {n: replace(one, input=narrow.layers.get(n, NarrowLayer()).input) for n, one in header.layers.items()}
+        like = replace(header, bits=None, narrow={}, inputs=narrow.quantizers, layers=layers)
+        student = students[bits] = build_student(like, {**common, **plain}, builders)
+        share_(student, widest)
+        made: dict[str, Quantizer] = {}
+        for name in header.layers:
+            layer, wide = student.get_submodule(name), getattr(widest.get_submodule(name), "weight_quantizer", None)
+            kind, owner = narrow.layers.get(name, NarrowLayer()).weight, header.layers[name].tied or name
+            if kind is not None and wide is not None and owner not in made:
+                stored = narrow.quantizers[kind]
+                made[owner] = _quantizer(stored, rounding_of(owner), own, code, shape=tuple(wide.spec.shape))
+            if wide is not None:
+                layer.weight_quantizer = wide if kind is None else made[owner]
+    return ManyBits(students).eval()
 
 
 def _swapped_in(network: nn.Module, name: str, *, coded: bool) -> QuantLayer:
@@ -186,11 +239,14 @@ def _weight(
     return nn.Parameter(weight), Stored(like=like, packed=packed, shape=stored.shape, method=stored.quantizer)
 
 
-def _input_quantizer(stored: StoredInput, state: str, tensors: Mapping[str, Tensor], code: Sequence[str]) -> Quantizer:
+def _quantizer(
+    stored: StoredInput, state: str, tensors: Mapping[str, Tensor], code: Sequence[str], shape: tuple[int, ...] = ()
+) -> Quantizer:
+    """The quantizer that ``stored`` describes, for a weight where there is a ``shape``, with its ``state``."""
     make = restore(stored.made_by, admitted=code)
     if not (isinstance(make, partial) and issubclass(make.func, Quantizer)):  # type: ignore[arg-type]
         raise ValueError(f"{stored.quantizer} is not made by a quantizer's constructor")
-    spec = QuantSpec(bits=stored.bits, signed=stored.signed, channel_axis=stored.channel_axis)
+    spec = QuantSpec(bits=stored.bits, shape=shape, signed=stored.signed, channel_axis=stored.channel_axis)
     quantizer: Quantizer = make(spec=spec)
     quantizer.set_range_(bits=stored.bits, signed=stored.signed)
     quantizer.to(dtype_of(stored.dtype))

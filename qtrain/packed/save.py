@@ -10,16 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qtrain.nn.many_bits import ManyBits, by_width
 from qtrain.nn.stored import stored_parts
 from qtrain.packed.header import (
     FileSize,
     Header,
     Images,
+    Narrow,
+    NarrowLayer,
     Network,
     StoredInput,
     StoredLayer,
     StoredWeight,
     from_bytes,
+    prefix_of,
+    rounding_of,
     state_of,
     to_bytes,
 )
@@ -28,6 +33,7 @@ from qtrain.packed.memory_order import has_channels_last
 from qtrain.packed.networks import Builder, build_network
 from qtrain.packed.structure import structure_of
 from qtrain.quantizers.base import MakeQuantizer, Quantizer
+from qtrain.quantizers.requantized import Requantized
 from qtrain.quantizers.stored import Stored
 from qtrain.quantizers.wrappers.wrapper import TrainingWrapper, innermost
 from qtrain.storage.base import pack
@@ -36,6 +42,7 @@ from qtrain.storage.description import describe
 from qtrain.utils.atomic_write import atomic_write
 from qtrain.utils.errors import one_line
 from qtrain.utils.eval_mode import evaluating
+from qtrain.utils.sharing import place_of
 
 T = TypeVar("T")
 
@@ -73,6 +80,13 @@ def save_student(
     return size
 
 
+def file_alone(header: Header, student: nn.Module, builders: Sequence[Builder] = ()) -> bytes:
+    """The file of one width of a student of many bits, as ``header`` and ``student`` say that was loaded from such."""
+    network, images = header.network, header.images
+    data, _ = to_bytes(*packed(student, network, images, builders, header.metrics, header.origin))
+    return data
+
+
 @torch.no_grad()
 def packed(
     student: nn.Module,
@@ -83,6 +97,11 @@ def packed(
     origin: Mapping[str, str],
 ) -> tuple[Header, dict[str, Tensor]]:
     """Header and payload of ``student``, which is in eval mode."""
+    if isinstance(student, ManyBits):
+        widest, *_ = student.students.values()
+        header, payload = packed(widest, network, images, builders, metrics, origin)
+        narrow = {str(bits): _narrow(one, widest, payload, prefix_of(bits)) for bits, one in student.others.items()}
+        return replace(header, bits=student.widths[0], narrow=narrow, size_bytes=_size(payload)), payload
     parts = stored_parts(student)
     tensors: dict[str, Tensor] = {name: tensor.detach() for name, tensor in parts.plain.items()}
     weights: list[StoredWeight] = []
@@ -113,12 +132,42 @@ def packed(
             weights=tuple(weights),
             inputs=tuple(inputs),
             layers=layers,
-            size_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
+            size_bytes=_size(tensors),
             metrics=dict(metrics),
             origin=dict(origin),
         ),
         tensors,
     )
+
+
+def _narrow(student: nn.Module, widest: nn.Module, tensors: dict[str, Tensor], prefix: str) -> Narrow:
+    """What the ``student`` of fewer bits has of its own; its part of the payload is added to ``tensors``."""
+    parts, wide = stored_parts(student), stored_parts(widest)
+    shared = {place_of(tensor) for tensor in wide.plain.values()}
+    tensors |= {f"{prefix}{name}": t.detach() for name, t in parts.plain.items() if place_of(t) not in shared}
+    quantizers: list[StoredInput] = []
+    layers: dict[str, NarrowLayer] = {}
+
+    def kept(name: str, quantizer: Quantizer, entry: str) -> int:
+        if bits := [part.write() for part in quantizer.stored_state().values()]:
+            tensors[f"{prefix}{entry}"] = _octets(bits_to_bytes(torch.cat(bits)))
+        return _place(_described(name, quantizer), quantizers)
+
+    for name, layer in parts.weights.items():
+        own = layer.weight_quantizer
+        assert own is not None
+        if own is not wide.weights[name].weight_quantizer:
+            inner = own.inner if isinstance(own, Requantized) else own  # of a student that was loaded
+            layers[name] = NarrowLayer(weight=kept(name, inner, rounding_of(name)))
+    for name, owner in parts.tied.items():
+        layers[name] = NarrowLayer(weight=layers.get(owner, NarrowLayer()).weight)
+    for name, quantizer in parts.inputs.items():
+        layers[name] = replace(layers.get(name, NarrowLayer()), input=kept(name, quantizer, state_of(name)))
+    return Narrow(tuple(quantizers), layers)
+
+
+def _size(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def _place(kind: T, kinds: list[T]) -> int:
@@ -131,7 +180,7 @@ def _place(kind: T, kinds: list[T]) -> int:
 def _described(name: str, quantizer: Quantizer) -> StoredInput:
     make = _constructor(quantizer)
     if make is None:
-        raise ValueError(f"{name}: how its input quantizer was made is not known; convert the model by qtrain")
+        raise ValueError(f"{name}: how its quantizer was made is not known; convert the model by qtrain")
     return StoredInput(
         quantizer=_method(quantizer),
         bits=int(quantizer.bits),
@@ -165,7 +214,8 @@ def _check_round_trip(student: nn.Module, data: bytes, path: Path, builders: Seq
     first = next((p for p in student.parameters() if p.is_floating_point()), torch.zeros(()))
     noise = torch.randn(2, *header.images.size, generator=torch.Generator().manual_seed(0)).to(first)
     loaded = build_student(header, tensors, builders).to(first.device)
-    if not torch.equal(loaded(noise).nan_to_num(), student(noise).nan_to_num()):
+    pairs = zip(by_width(loaded).values(), by_width(student).values(), strict=True)
+    if not all(torch.equal(one(noise).nan_to_num(), other(noise).nan_to_num()) for one, other in pairs):
         raise ValueError(
             f"{path}: the network that {header.network.builder} builds computes something else with the student's "
             "weights; give the builder and the options that the student was made with"

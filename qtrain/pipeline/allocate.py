@@ -40,6 +40,10 @@ from qtrain.utils.suggestions import close_matches
 
 log = logging.getLogger(__name__)
 
+LEFT = 0.1
+"""What training or learned rounding leaves of a weight's rounding error, roughly; ``results/allocation.csv`` has rows
+with and without."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -74,7 +78,9 @@ def with_found_bits(settings: RunSettings, model: nn.Module, data: VisionData) -
     if not is_search(settings) or not settings.quantize.enabled:
         return settings
     batches = labeled_batches(settings, data, next(model.parameters()).device)
-    file = kept_file(settings, model, batches, kind="allocation", bits=settings.quantize.bits.plain)
+    file = kept_file(
+        settings, model, batches, kind="allocation", bits=settings.quantize.bits.plain, left=weight_error(settings)
+    )
     found = kept_json(file, lambda: dict(find_bits(settings, copy.deepcopy(model), batches).allocation))
     allocation = {name: LayerBits(*bits) for name, bits in found.items()}
     log.info("bits by %s: %s", settings.quantize.bits.kind, summary_of(allocation))
@@ -148,11 +154,24 @@ def find_bits(settings: RunSettings, model: nn.Module, batches: Sequence[Batch],
             seed=settings.seed,
         )
         if search.needs_scores:
-            problem = replace(problem, scores=_scores(settings, bank, batches, scores_file))
+            scores = _scores(settings, bank, batches, scores_file)
+            problem = replace(problem, scores=scores.with_weight_error(weight_error(settings)))
         start = time.perf_counter()
         allocation = search.search(problem)
     log.info("%s took %.1f s", type(search).__name__, time.perf_counter() - start)
     return Found(layers, allocation, reference, problem)
+
+
+def weight_error(settings: RunSettings) -> float:
+    """The part of a weight's rounding error that a score counts.
+
+    By default that is all of it where a student is calibrated and nothing else, and :data:`LEFT` where it is trained
+    or its rounding is learned. An allocation that is asked for by itself is for training.
+    """
+    if settings.allocate.weight_error is not None:
+        return settings.allocate.weight_error
+    calibrated = settings.task == "calibrate" and settings.quantize.rounding is None
+    return 1.0 if calibrated else LEFT
 
 
 @torch.no_grad()

@@ -28,11 +28,11 @@ def build_objective(settings: RunSettings, student: nn.Module, teacher: nn.Modul
             "objective: a term compares with a teacher and there is none; name one, for instance "
             "teacher=cifar_resnet56, or take objective=hard"
         )
-    _bind(settings, objective, student, teacher, data)
+    bind(settings, objective, student, teacher, data)
     return objective
 
 
-def _bind(
+def bind(
     settings: RunSettings, objective: Objective, student: nn.Module, teacher: nn.Module | None, data: FitData
 ) -> None:
     """Make the parameters of ``objective`` for the layers that it compares; their start is a function of the seed."""
@@ -62,7 +62,7 @@ def build_learning_teacher(
         log.warning("teacher.cache: a teacher that learns answers otherwise at each step; nothing is kept")
     settle_memory_format_(settings, model, data)
     objective: Objective = settings.teacher.objective.build()
-    _bind(settings, objective, model, student, data)
+    bind(settings, objective, model, student, data)
     return LearningTeacher(model=model, objective=objective)
 
 

@@ -34,12 +34,16 @@ BATCH = 50
 
 @dataclass(frozen=True)
 class Shipped:
-    """What a student's file, its folder and the images to compare on are."""
+    """What a student's file, its folder and the images to compare on are.
+
+    ``alone`` is the content of the file of this width alone, where ``file`` has many bits.
+    """
 
     header: Header
     student: nn.Module
     file: Path
     folder: Path
+    alone: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def write_files(what: Shipped, *, opset: int, batch: int | None = None, weights:
         log.warning("%s: %s", layer, note)
     files = {
         MODEL: made.to_bytes(),
-        STUDENT: what.file.read_bytes(),
+        STUDENT: what.file.read_bytes() if what.alone is None else what.alone,
         LABELS: json.dumps([str(name) for name in class_names(what.header, what.student)], indent=1).encode(),
         PROGRAM: (Path(__file__).parent.parent / "deployment" / "onnx" / "run.py").read_bytes(),
     }

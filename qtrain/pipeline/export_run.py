@@ -10,12 +10,22 @@ import torch
 from qtrain.deployment.parity.runtimes import chosen
 from qtrain.deployment.parity.verdict import Verdict
 from qtrain.deployment.parity.verify import REFERENCE
+from qtrain.nn.many_bits import label
+from qtrain.packed.save import file_alone
 from qtrain.pipeline.evaluate import normalized
 from qtrain.pipeline.export_folder import BATCH, MODEL, Given, Shipped, check_files, write_files
 from qtrain.pipeline.load_data import load_data
 from qtrain.pipeline.results import append_row, provenance
 from qtrain.pipeline.run_folder import typical_bits
-from qtrain.pipeline.student_file import allocation_of, check_images, check_square, described, load_trained, student_at
+from qtrain.pipeline.student_file import (
+    allocation_of,
+    check_images,
+    check_square,
+    described,
+    load_trained,
+    student_at,
+    width_in_use,
+)
 from qtrain.settings.run_files import CONFIG, EXPORTED
 from qtrain.settings.run_settings import RunSettings
 from qtrain.utils.errors import ConfigError, as_config_error
@@ -24,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 def shipped(settings: RunSettings) -> Shipped:
-    """The student of ``settings.checkpoint`` and the folder of its export.
+    """The student of ``settings.checkpoint`` and the folder of its export; of many bits the width of ``settings.bits``.
 
     Raises ``ConfigError`` where there is no student, or none that takes square images.
     """
@@ -33,8 +43,11 @@ def shipped(settings: RunSettings) -> Shipped:
     file = student_at(settings.checkpoint)
     header, student = load_trained(settings, file)
     check_square(header.images, "checkpoint", task=settings.task)
-    folder = Path(settings.export.output).expanduser() if settings.export.output else file.parent / EXPORTED
-    return Shipped(header, student, file, folder)
+    alone, name = None, EXPORTED
+    if (width := width_in_use(settings, file)) is not None:
+        alone, name = file_alone(header, student, [header.network.builder]), f"{EXPORTED}-{label(width)}"
+    folder = Path(settings.export.output).expanduser() if settings.export.output else file.parent / name
+    return Shipped(header, student, file, folder, alone)
 
 
 def write_export(settings: RunSettings, what: Shipped) -> Verdict:

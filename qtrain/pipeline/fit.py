@@ -108,7 +108,7 @@ def fit(
         teacher=None if teacher is None else tensors_of(teacher.model),
         metrics={name: c.metrics() for name, c in named.items() if isinstance(c, FindsLayerMetrics)},
         train_s=metric_log.elapsed_s,
-        distill=tuple(objective.teacher_terms),
+        distill=(*objective.teacher_terms, *(["in_place"] if module.narrow_objective is not None else [])),
     )
     return StageResult(
         module.student, state, trainer.strategy.root_device, earlier_s=metric_log.earlier_s, resumed=point is not None

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import torch
 
-from qtrain.costs.count import count
 from qtrain.data.image_grid import keep_picture
 from qtrain.pipeline import prepare, run_folder
-from qtrain.pipeline.build_model import build_model, example_input, has_weights
+from qtrain.pipeline.build_model import build_model, has_weights
+from qtrain.pipeline.costs import costs
 from qtrain.pipeline.load_data import load_data
+from qtrain.pipeline.many_bits import figures_by_width, settings_by_width, top1_of
 from qtrain.pipeline.run_folder import Metrics, run_in_folder
 from qtrain.pipeline.student_file import write_student
 from qtrain.pipeline.summary import FINISHED
 from qtrain.settings.run_settings import RunSettings
-from qtrain.training.evaluation import evaluate
 from qtrain.utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ def _calibrate(settings: RunSettings, folder: Path) -> Metrics:
         raise ConfigError("quantize.enabled: task=calibrate quantizes; task=evaluate measures full precision")
     if not has_weights(settings.model):
         raise ConfigError("model.weights: calibration needs a trained model; give a file, or model.pretrained=true")
+    settings_by_width(settings)
     start = time.perf_counter()
     torch.manual_seed(settings.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -50,10 +51,12 @@ def _calibrate(settings: RunSettings, folder: Path) -> Metrics:
     metrics: Metrics = {"top1": None, "fp_top1": None}
     if settings.fit.final_test:
         for name, model in {"fp_top1": full_precision, "top1": prepared.student}.items():
-            metrics[name] = evaluate(model, data.test_dataloader(), device)["top1"]
-    cost = count(prepared.student.cpu(), example_input(data.info))
-    summary = run_folder.describe(settings, data.info, prepared.allocation, cost) | metrics
+            metrics |= top1_of(name, model, data, device)
+    cost = costs(settings, prepared.student.cpu(), data)
+    summary = run_folder.describe(settings, data.info, prepared.allocation, cost)
+    summary |= {name: value for name, value in metrics.items() if "/" not in name}
     summary |= {
+        "widths": figures_by_width(settings, prepared.student, data, metrics),
         "name": folder.name,
         "distill": "none",
         "epochs": 0,

@@ -4,6 +4,7 @@ The one place that says in which order a student is made: merge batch norm, equa
 swap them, calibrate, learn how to round, correct biases. Loading comes before, fitting after.
 """
 
+import copy
 import logging
 import time
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from qtrain.pipeline.build_model import build_model, example_input
 from qtrain.pipeline.build_teacher import build_objective
 from qtrain.pipeline.conversion import Converted, convert, quiet_conversion, target_of
 from qtrain.pipeline.load_data import depends_on, recipe_of
+from qtrain.pipeline.many_bits import joined, settings_by_width
 from qtrain.pipeline.memory_format import settle_memory_format_
 from qtrain.pipeline.pretrain import of_members
 from qtrain.pipeline.run_cache import cached
@@ -53,9 +55,14 @@ def prepare_student(
 
     Then rounding is learned and biases are corrected, where the config asks for it. With the ``student_state`` of an
     earlier stage the weights are that stage's, and so are quantizers of the same kind; where bits differ, their scales
-    are fitted to the new ones.
+    are fitted to the new ones. With ``settings.many_bits.widths`` that is done for each width to a copy of ``model``,
+    and the student has all of them; the allocation is that of the widest.
     """
     settle_memory_format_(settings, model, data)
+    if alone := settings_by_width(settings):
+        made = {bits: prepare_student(own, copy.deepcopy(model), data) for bits, own in alone.items()}
+        students = {bits: prepared.student for bits, prepared in made.items()}
+        return Prepared(joined(students), made[max(made)].allocation)
     settings = with_found_bits(settings, model, data)
     if not settings.quantize.enabled:
         converted = Converted({}, {})
@@ -166,6 +173,10 @@ def rehearse(settings: RunSettings, data: VisionData) -> None:
     layers and at those of an untrained teacher.
     """
     if not settings.quantize.enabled:
+        return
+    if alone := settings_by_width(settings):
+        for own in alone.values():
+            rehearse(own, data)
         return
     model = build_model(settings.model, data.info)
     example = example_input(data.info)

@@ -42,7 +42,7 @@ def run_in_folder(settings: RunSettings, work: Callable[[Path], Metrics], *, nam
             if (finished := claim_folder(settings, folder)) is None:  # else by another process, just now
                 return work(folder)
     log.info("%s is finished; overwrite=true runs it again", folder)
-    return {name: getattr(finished, name) for name in names}
+    return finished.metrics(names)
 
 
 def claim_folder(settings: RunSettings, folder: Path) -> RunSummary | None:
@@ -107,20 +107,26 @@ def append_results(
 ) -> None:
     """One row to the run's own ``results.csv``, and to ``settings.results`` where that names a file.
 
-    If only the latter fails, a warning says so: the row stands in the run's folder.
+    A student of many bits has a row for each width. If only the latter fails, a warning says so: the row stands in the
+    run's folder.
     """
     row = {
         **provenance(device),
         "config_hash": settings.identity,
         "task": settings.task,
         "notes": notes,
-        **{key: value for key, value in summary.items() if key not in ("layers", "status", "header_bytes")},
+        **{key: value for key, value in summary.items() if key not in ("layers", "status", "header_bytes", "widths")},
     }
+    widths = summary.get("widths") or {}
+    assert isinstance(widths, Mapping)
+    rows = [{**row, **figures, "widths": " ".join(widths)} for figures in widths.values()] or [row]
     own = folder / "results.csv"
-    append_row(own, row)
+    for one in rows:
+        append_row(own, one)
     if settings.results and Path(settings.results) != own:
         try:
-            append_row(settings.results, row)
+            for one in rows:
+                append_row(settings.results, one)
         except (OSError, ValueError) as error:
             log.warning("results: %s; the row of this run is in %s", one_line(error), own)
 

@@ -15,9 +15,11 @@ from qtrain.convert.freeze import freeze_, layers_to_freeze
 from qtrain.data.base import VisionData
 from qtrain.distillation.objective import Objective
 from qtrain.models.teacher import Teacher
+from qtrain.nn.many_bits import in_use
 from qtrain.pipeline import build_teacher
 from qtrain.pipeline.fit import accumulated_batches, fit, shards_student, shares_batches
 from qtrain.pipeline.load_data import depends_on
+from qtrain.pipeline.many_bits import narrow_objective
 from qtrain.pipeline.prepare import Prepared
 from qtrain.pipeline.pretrain import teacher_weights, trained_model
 from qtrain.pipeline.run_cache import cached
@@ -50,7 +52,7 @@ def run_stage(
         torch.compiler.reset()  # graphs of an earlier fit in this process would count against the limit for one
     teacher_model = _teacher_model(settings, data, before)
     tell_teacher(loggers, lambda: teacher_weights(settings, data))
-    objective = build_teacher.build_objective(settings, student, teacher_model, data)
+    objective = build_teacher.build_objective(settings, in_use(student), teacher_model, data)
     if before is not None:
         _inherit_(objective, before.objective, stage.name)
     teacher = _teacher(settings, teacher_model, student, objective, data)
@@ -73,6 +75,7 @@ def run_stage(
         compile=settings.fit.compile,
         sync_batchnorm=shares_batches(settings),
         optimizer_state=before.optimizer if before is not None and settings.fit.carry_optimizer else None,
+        narrow_objective=narrow_objective(settings, student, data),
         **start,
     )
     result = fit(

@@ -9,6 +9,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from safetensors.torch import save_file
 from torch import nn
 
+from qtrain.nn.many_bits import ManyBits, in_use
 from qtrain.packed.header import Header, Images, read
 from qtrain.packed.load import load_student
 from qtrain.packed.save import save_student
@@ -40,7 +41,10 @@ def write_student(
     save_latent(student, folder / LATENT)
     network = network_of(settings.model, info)
     made = provenance()
-    metrics = {name: value for name in METRICS if isinstance(value := summary.get(name), float)}
+    widths = summary.get("widths") or {}
+    assert isinstance(widths, Mapping)
+    accuracies = dict(summary) | {f"{name}/{w}": found.get(name) for w, found in widths.items() for name in METRICS}
+    metrics = {name: v for name, v in accuracies.items() if name.split("/")[0] in METRICS and isinstance(v, float)}
     origin = {"config_hash": settings.identity, "experiment": settings.experiment or "", "seed": str(settings.seed)}
     if settings.target is not None:
         origin["target"] = str(settings.target.get("name"))
@@ -78,11 +82,15 @@ def student_at(place: str, *, key: str = "checkpoint") -> Path:
 def load_trained(settings: RunSettings, file: Path, *, key: str = "checkpoint") -> tuple[Header, nn.Module]:
     """The student in ``file`` and what the file says of it; code of one's own runs where ``settings.model`` names it.
 
-    Raises ``ConfigError``, with ``key`` in front, where the file cannot be loaded.
+    Of a file of many bits they are the student and the header of ``settings.bits`` bits, or of the most. Raises
+    ``ConfigError``, with ``key`` in front, where the file cannot be loaded.
     """
     try:
         header, _ = read(file)
-        return header, load_student(file, builders=[builder_of(settings.model), *settings.allow_targets])
+        student = load_student(file, bits=settings.bits, builders=[builder_of(settings.model), *settings.allow_targets])
+        if isinstance(student, ManyBits):
+            return header.at(student.bits), in_use(student)
+        return header, student
     except (ValueError, OSError) as error:
         if isinstance(refused := error.__cause__, NotAdmittedError):
             raise ConfigError(
@@ -90,6 +98,12 @@ def load_trained(settings: RunSettings, file: Path, *, key: str = "checkpoint") 
                 f"command line allow_targets=[{refused.path}]"
             ) from error
         raise ConfigError(f"{key}: {error}") from error
+
+
+def width_in_use(settings: RunSettings, file: Path) -> int | None:
+    """The width that :func:`load_trained` takes of a file of many bits; ``None`` of one of one width."""
+    widths = read(file)[0].widths
+    return (settings.bits or widths[0]) if widths else None
 
 
 def check_images(images: Images, info: DataInfo, file: Path) -> None:

@@ -6,7 +6,7 @@ Each run leaves one ``summary.json`` in its folder; the closing table and the re
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +29,10 @@ NUMBERS = (
 """Fields of a summary that are a number or null."""
 
 
+Figures = dict[str, dict[str, Any]]
+"""Fields of a summary for each width of a student of many bits, by its label, as ``w4``."""
+
+
 @dataclass(frozen=True)
 class RunSummary:
     """The content of ``summary.json``. Accuracies are in percent, sizes in bytes, ``wall_s`` in seconds.
@@ -37,7 +41,8 @@ class RunSummary:
     end, all on ``test_images`` images. Runs that share ``data_hash`` have the same images; those that share
     ``recipe_hash`` differ in nothing but seeds. ``file_bytes`` is the length of ``student.safetensors``, of which
     ``header_bytes`` say how its network is built and the other ``size_bytes`` are counted. ``distill`` is false, or
-    true, or names the terms. ``layers`` are rows of :mod:`qtrain.costs.count`.
+    true, or names the terms. ``layers`` are rows of :mod:`qtrain.costs.count`. Of a student of many bits all this is of
+    the widest, as if it were alone, but for the file; ``widths`` has the figures of each width.
     """
 
     experiment: str | None = None
@@ -68,7 +73,13 @@ class RunSummary:
     status: str = FINISHED
     data_hash: str | None = None
     recipe_hash: str | None = None
+    widths: Figures = field(default_factory=dict)
     layers: list[dict[str, Any]] = field(default_factory=list)
+
+    def metrics(self, names: Sequence[str]) -> dict[str, float | None]:
+        """The fields ``names``, and of each width those that it has, as ``top1/w4``."""
+        own = {f"{name}/{w}": found[name] for name in names for w, found in self.widths.items() if name in found}
+        return {name: getattr(self, name) for name in names} | own
 
     @property
     def distilled(self) -> bool:

@@ -15,11 +15,13 @@ from torch import nn
 from qtrain.costs.count import CostReport
 from qtrain.data.base import VisionData
 from qtrain.data.image_grid import keep_picture
+from qtrain.nn.many_bits import by_width
 from qtrain.pipeline import prepare, run_folder
 from qtrain.pipeline.build_model import build_model
 from qtrain.pipeline.costs import costs
 from qtrain.pipeline.fit import accumulated_batches, named_callbacks
 from qtrain.pipeline.load_data import depends_on, load_data
+from qtrain.pipeline.many_bits import figures_by_width, settings_by_width, top1_of
 from qtrain.pipeline.prepare import Prepared
 from qtrain.pipeline.pretrain import full_precision_weights, members_of, must_train
 from qtrain.pipeline.run_cache import cached
@@ -35,7 +37,6 @@ from qtrain.spec import DataInfo
 from qtrain.tracking.metric_log import MetricLog
 from qtrain.tracking.run_tracking import open_loggers, tell_outcome, tell_source, tell_student
 from qtrain.training.callbacks.batchnorm import reestimate_batchnorm
-from qtrain.training.evaluation import evaluate
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def train(settings: RunSettings, *, keep_last: bool = False) -> Metrics:
 def _train(settings: RunSettings, folder: Path, loggers: tuple[Logger, ...], *, keep_last: bool) -> Metrics:
     start = time.perf_counter()
     torch.manual_seed(settings.seed)
+    settings_by_width(settings)  # what does not go with many bits is said first
 
     data = load_data(settings)
     keep_picture(data, folder)
@@ -95,12 +97,14 @@ def _train(settings: RunSettings, folder: Path, loggers: tuple[Logger, ...], *, 
                 calibrated = prepare.prepare_student(final, copy.deepcopy(full_precision), data).student
             models["ptq_top1"] = calibrated
         for name, model in models.items():
-            metrics[name] = evaluate(model, data.test_dataloader(), last.device)["top1"]
+            metrics |= top1_of(name, model, data, last.device)
     cost = costs(final, student.cpu(), data)
     described = run_folder.describe(final, data.info, last.allocation, cost)
     described |= {"epochs": _epochs(final, last, data), "recipe_hash": settings.recipe}
+    described |= {name: value for name, value in metrics.items() if "/" not in name}
+    described |= {"widths": figures_by_width(final, student, data, metrics)}
     wall_s = time.perf_counter() - start + last.earlier_s
-    _record(settings, folder, {**described, **metrics}, last, data.info, loggers, wall_s=wall_s)
+    _record(settings, folder, described, last, data.info, loggers, wall_s=wall_s)
     return metrics
 
 
@@ -182,10 +186,11 @@ def _reestimate_batchnorm(settings: RunSettings, student: nn.Module, data: Visio
 
     Images without augmentation have other statistics (no black edges): on CIFAR-10 that costs over two points.
     """
-    loader = data.train_dataloader()
-    loader.set_epoch(settings.fit.epochs)
-    images = (batch.image.to(device) for batch in islice(loader, settings.fit.reestimate_bn))
-    reestimate_batchnorm(student, images)
+    for one in by_width(student).values():
+        loader = data.train_dataloader()
+        loader.set_epoch(settings.fit.epochs)
+        images = (batch.image.to(device) for batch in islice(loader, settings.fit.reestimate_bn))
+        reestimate_batchnorm(one, images)
 
 
 @rank_zero_only

@@ -22,7 +22,18 @@ NOT_HASHED = (
 """Top-level keys that do not change a run's result: where it goes, and how it is shown."""
 
 
-NO_PART_OF_A_RUN = ("run_dir", "budgets", "sweep", "predict", "export", "benchmark", "profile", "images", "review")
+NO_PART_OF_A_RUN = (
+    "run_dir",
+    "budgets",
+    "sweep",
+    "predict",
+    "export",
+    "benchmark",
+    "profile",
+    "images",
+    "bits",
+    "review",
+)
 """Top-level keys that a run's ``config.yaml`` does not hold. ``budgets`` is only a source of values: those that the run
 uses stand resolved where it uses them. A run is the same alone and in a sweep, and wherever it is looked at."""
 

@@ -64,9 +64,18 @@ class AllocateSettings:
     pinned: Mapping[str, Any]
     tied: Mapping[str, tuple[str, ...]]
     batches: int
+    weight_error: float | None
     score: Component
     costs: Mapping[str, Component | None]
     folder: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManyBitsSettings:
+    """``objective`` is that of all widths but the widest, which is their teacher; ``widths`` of ``None``: one width."""
+
+    widths: tuple[int, ...] | None = None
+    objective: Component | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +253,7 @@ class RunSettings:
     target: Component | None = None
     quantize: QuantizeSettings
     allocate: AllocateSettings
+    many_bits: ManyBitsSettings = ManyBitsSettings()
     objective: Component
     optimizer: Component
     lr_schedule: Component
@@ -276,6 +286,7 @@ class RunSettings:
     variants: Mapping[str, tuple[str, ...]]
     select: tuple[str, ...] | None
     checkpoint: str | None
+    bits: int | None = None
     images: tuple[str, ...] | None
     allow_targets: tuple[str, ...]
     stages: Mapping[str, "RunSettings"] = field(default_factory=dict)

@@ -43,6 +43,18 @@ class Scores:
         """The rise for ``layer`` at ``bits``, pairs left out."""
         return self.weight.get(layer, {}).get(bits.weight, 0.0) + self.input.get(layer, {}).get(bits.input, 0.0)
 
+    def with_weight_error(self, left: float) -> "Scores":
+        """The same where only the part ``left`` of each weight's squared error stays; inputs keep theirs.
+
+        A pair is the product of two errors, so that each weight in it has the root of ``left``.
+        """
+        weight = {layer: {bits: left * rise for bits, rise in of.items()} for layer, of in self.weight.items()}
+        pairs = {
+            pair: value * left ** (sum(choice.role == "weight" for choice in pair) / 2)
+            for pair, value in self.pairs.items()
+        }
+        return Scores(weight, self.input, pairs)
+
     def total(self, allocation: Allocation) -> float:
         """The rise for all layers of ``allocation``, pairs included."""
         alone = sum(self.of(layer, bits) for layer, bits in allocation.items())

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from qtrain.convert.layers import quant_layers
 from qtrain.functional.losses import soft_target_loss
 from qtrain.nn import Operand
+from qtrain.nn.many_bits import forward_all
 from qtrain.quantizers.base import Quantizer
 from qtrain.quantizers.wrappers.oscillation import Oscillation, oscillating_share
 from qtrain.storage.affine import AffineTensor
@@ -166,7 +167,7 @@ def examine(
     with ExitStack() as hooks, evaluating(student), torch.compiler.set_stance("force_eager"):
         for name, layer in layers.items():
             hooks.enter_context(see_input(layer, partial(before, name, layer)))
-        logits = student(image)
+        logits = forward_all(student, image)
     if teacher_logits is not None:
         metrics |= agreement(logits, teacher_logits)
     values = torch.stack(list(metrics.values())).tolist() if metrics else []

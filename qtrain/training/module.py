@@ -15,6 +15,7 @@ from qtrain.functional.losses import hard_loss
 from qtrain.functional.random import seed_of
 from qtrain.models.sharding import is_sharded, whole_weights
 from qtrain.models.teacher import Teacher
+from qtrain.nn.many_bits import ManyBits, label
 from qtrain.nn.project import moves_weights, partition_weights_, project_weights_
 from qtrain.nn.sync_batchnorm import sync_batchnorm_
 from qtrain.quantizers.hooks import begin_step_
@@ -22,7 +23,7 @@ from qtrain.schedules.base import Schedule
 from qtrain.spec import Batch, Position
 from qtrain.training.callbacks.teacher_cache import TeacherCacheUpdates
 from qtrain.training.optim import MakeOptimizer, load_optimizer_state_, parameter_groups
-from qtrain.training.step import LearningTeacher, StudentStep
+from qtrain.training.step import LearningTeacher, ManyBitsStep, StudentStep
 
 
 @final
@@ -36,7 +37,8 @@ class QATModule(pl.LightningModule):
     steps. With ``sync_batchnorm`` batch norm takes its statistics over the batches of all ranks. ``start`` is the run's
     progress when the fit begins; seeds and the teacher's epochs continue from there. ``optimizer_state`` is the
     optimizer's state dict from the stage before, if its moments are to be kept. ``teacher_logits`` are the outputs of a
-    frozen teacher for the last batch, for callbacks.
+    frozen teacher for the last batch, for callbacks. A student of many bits needs a ``narrow_objective``, by which its
+    widest trains the others; ``train/w4/<term>`` and ``val/w4/top1`` are then of each width.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class QATModule(pl.LightningModule):
         sync_batchnorm: bool = False,
         start: Position = Position(),  # noqa: B008 - immutable
         optimizer_state: dict[str, Any] | None = None,
+        narrow_objective: Objective | None = None,
     ) -> None:
         super().__init__()
         if sync_batchnorm:  # before anything looks at a layer
@@ -64,6 +67,7 @@ class QATModule(pl.LightningModule):
                 sync_batchnorm_(teacher.model)
         self.student = student
         self.objective = objective
+        self.narrow_objective = narrow_objective
         # A frozen teacher is not an nn.Module, so it is neither in the state dict nor in the optimizer.
         self._teacher = None if isinstance(teacher, LearningTeacher) else teacher
         self.learning_teacher = teacher if isinstance(teacher, LearningTeacher) else None
@@ -74,11 +78,20 @@ class QATModule(pl.LightningModule):
         self._seed, self._start = seed, start
         self._optimizer_state = optimizer_state
         self._scale_lr, self._norm_decay = scale_lr, norm_decay
-        step = StudentStep(student=student, objective=objective, teacher=self.learning_teacher)
+        step: nn.Module
+        if isinstance(student, ManyBits):
+            assert narrow_objective is not None
+            step = ManyBitsStep(student=student, objective=objective, narrow=narrow_objective)
+        else:
+            step = StudentStep(student=student, objective=objective, teacher=self.learning_teacher)
         # In a tuple, so that the step's modules, registered above, are not registered twice.
         self.compiles = compile
         self._step = (torch.compile(step, fullgraph=True, dynamic=False) if compile else step,)
+        names = [label(bits) for bits in student.others] if isinstance(student, ManyBits) else []
         self.top1 = MulticlassAccuracy(num_classes=num_classes, average="micro")
+        self.narrow_top1 = nn.ModuleDict(
+            {name: MulticlassAccuracy(num_classes=num_classes, average="micro") for name in names}
+        )
 
     def configure_callbacks(self) -> list[pl.Callback]:
         return [TeacherCacheUpdates(self._teacher)] if isinstance(self._teacher, CachedTeacher) else []
@@ -96,6 +109,8 @@ class QATModule(pl.LightningModule):
         with self._weights_in_reach():
             partition_weights_(self.student)
         self.objective.set_progress_(progress)
+        if self.narrow_objective is not None:
+            self.narrow_objective.set_progress_(progress)
         if self.learning_teacher is not None:
             self.learning_teacher.objective.set_progress_(progress)
 
@@ -130,13 +145,20 @@ class QATModule(pl.LightningModule):
         loss = hard_loss(logits, batch.target)
         self.log("val/loss", loss, on_epoch=True, batch_size=len(batch.image), sync_dist=True)
         self.top1.update(logits.float(), batch.target)
+        for name, metric in self._narrow_top1():
+            metric.update(self.student.get_submodule(name)(batch.image).float(), batch.target)
 
     def on_validation_epoch_end(self) -> None:
-        self.log("val/top1", 100 * self.top1.compute(), sync_dist=False)
-        self.top1.reset()
+        for name, metric in [("", self.top1), *self._narrow_top1()]:
+            self.log(f"val/{name}/top1".replace("//", "/"), 100 * metric.compute(), sync_dist=False)
+            metric.reset()
+
+    def _narrow_top1(self) -> list[tuple[str, MulticlassAccuracy]]:
+        return [(name, one) for name, one in self.narrow_top1.items() if isinstance(one, MulticlassAccuracy)]
 
     def configure_optimizers(self) -> Any:
-        groups = parameter_groups([self.student, self.objective], scale_lr=self._scale_lr, norm_decay=self._norm_decay)
+        trained = [one for one in (self.student, self.objective, self.narrow_objective) if one is not None]
+        groups = parameter_groups(trained, scale_lr=self._scale_lr, norm_decay=self._norm_decay)
         if self.learning_teacher is not None:
             groups += _teacher_groups(self.learning_teacher, lr=self._teacher_lr, norm_decay=self._norm_decay)
         optimizer = self._make_optimizer(groups)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from qtrain.distillation.objective import Objective
 from qtrain.models.taps import FeatureTaps
+from qtrain.nn.many_bits import ManyBits, label
 from qtrain.spec import StepOutputs
 
 TEACHER = "teacher"
@@ -71,6 +72,42 @@ class StudentStep(nn.Module):
             **{f"{TEACHER}/{name}": loss for name, loss in taught.items()},
             "total": losses["total"] + taught["total"],
         }
+
+
+@final
+class ManyBitsStep(nn.Module):
+    """Forward of all widths of a student of many bits, the widest first, which then teaches the others in place.
+
+    The widest student is trained by ``objective``, and each other by ``narrow`` with the widest's detached outputs as
+    the teacher's (Yu et al. 2019, arXiv 1911.07346, §3.3). Its losses are returned as ``w4/<name>``, and ``total`` is
+    the sum over all widths. So one backward trains the shared weights for all of them.
+    """
+
+    def __init__(self, *, student: ManyBits, objective: Objective, narrow: Objective) -> None:
+        super().__init__()
+        self.student, self.objective, self.narrow = student, objective, narrow
+        widest, *others = student.students.items()
+        looked_at = dict.fromkeys([*objective.student_taps, *narrow.teacher_taps])
+        self.widest = FeatureTaps(widest[1], list(looked_at))
+        self.others = {label(bits): FeatureTaps(one, narrow.student_taps) for bits, one in others}
+
+    def forward(
+        self,
+        image: Tensor,
+        target: Tensor,
+        teacher_logits: Tensor | None = None,
+        teacher_features: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Losses by name, and ``total``, all 0-dim, for ``image`` (N, C, H, W)."""
+        answer, shown = self.widest.forward_with_features(image)
+        losses = dict(self.objective(StepOutputs(answer, target, shown, teacher_logits, teacher_features or {})))
+        answer, shown = answer.detach(), _detached(shown)
+        for name, taps in self.others.items():
+            logits, features = taps.forward_with_features(image)
+            own = self.narrow(StepOutputs(logits, target, features, answer, shown))
+            losses |= {f"{name}/{term}": loss for term, loss in own.items() if term != "total"}
+            losses["total"] = losses["total"] + own["total"]
+        return losses
 
 
 def _detached(features: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from qtrain.packed.header import KEY, VERSION, read, to_bytes
+from qtrain.packed.header import KEY, OLDEST, VERSION, read, to_bytes
 from qtrain.packed.load import load_student
 from tests.packed.hostile import HOSTILE, HUGE, Edit, setting
 from tests.packed.students import EVERYWHERE, IMAGES, saved, student_of, timm_network
@@ -187,13 +187,13 @@ def test_damaged_file_ends_in_one_line(kind: str, student_files: dict[str, Path]
 def test_file_of_another_version_says_to_update(version: object, student_files: dict[str, Path], traps: Path) -> None:
     damaged = recomputed(student_files["lsq"], lambda plain, _: plain.update(format_version=version))
     line = refused(traps / "x.safetensors", damaged, version)
-    assert re.search(r"has version .* of the format, this qtrain reads 2; update qtrain", line)
+    assert re.search(r"has version .* of the format, this qtrain reads 2 and 3; update qtrain", line)
 
 
 def test_file_of_an_older_version_says_to_write_it_anew(student_files: dict[str, Path], traps: Path) -> None:
-    damaged = recomputed(student_files["lsq"], lambda plain, _: plain.update(format_version=VERSION - 1))
+    damaged = recomputed(student_files["lsq"], lambda plain, _: plain.update(format_version=OLDEST - 1))
     line = refused(traps / "x.safetensors", damaged, "older")
-    assert line.endswith(f"has version {VERSION - 1} of the format, this qtrain reads {VERSION}; write it anew")
+    assert line.endswith(f"has version {OLDEST - 1} of the format, this qtrain reads 2 and 3; write it anew")
 
 
 @pytest.mark.parametrize("name", HOSTILE)

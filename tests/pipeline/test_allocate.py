@@ -69,8 +69,8 @@ def test_the_file_is_taken_by_a_calibration_which_costs_what_was_predicted(run: 
 
 
 def test_a_run_whose_bits_are_a_search_gets_the_same_bits(run: Run, tmp_path: Path) -> None:
-    run("task=allocate", "quantize.bits.weight=3")
-    run("task=calibrate", "name=found", "quantize.bits.weight=3")
+    run("task=allocate", "quantize.bits.weight=3", "allocate.weight_error=0.5")
+    run("task=calibrate", "name=found", "quantize.bits.weight=3", "allocate.weight_error=0.5")
     assert bits_of(tmp_path, "found") == {name: tuple(pair) for name, pair in written(tmp_path)["layers"].items()}
 
 
@@ -179,3 +179,17 @@ def test_a_measured_loss_is_the_mean_over_all_images_of_all_batches() -> None:
     wanted = -logits.log_softmax(1)[torch.arange(5), target].mean()
     assert allocate.loss_of(bank, batches, {"a": LayerBits(2, 2)}) == pytest.approx(float(wanted))  # type: ignore[arg-type]
     assert bank.used == {"a": LayerBits(2, 2)}
+
+
+@pytest.mark.parametrize(
+    ("more", "left"),
+    [
+        (["task=calibrate"], 1.0),
+        (["task=calibrate", "rounding@quantize.rounding=brecq"], 0.1),
+        (["task=train"], 0.1),
+        (["task=allocate"], 0.1),
+        (["task=calibrate", "allocate.weight_error=0.3"], 0.3),
+    ],
+)
+def test_what_makes_up_for_rounding_leaves_a_part_of_a_weights_error(more: list[str], left: float) -> None:
+    assert allocate.weight_error(compose(more)) == left
