@@ -6,8 +6,9 @@
 A table stands between ``<!-- results:NAME -->`` and ``<!-- /results -->`` and is made of ``results/NAME.csv``. With
 ``<!-- results:NAME variants -->`` it has a row for each variant of an experiment; ``recipes`` in that place holds them
 against the variant ``none``, ``drops`` against full precision; ``synthetic`` has the images of ``task=synthesize``,
-``integers`` the layers that a runtime computes in integers, ``speed`` the times of exported files. Of
-several rows of one configuration the last counts; seeds are averaged. A file that is not there yet gives no table.
+``integers`` the layers that a runtime computes in integers, ``speed`` the times of exported files, ``scores`` how
+scores of sensitivity order layers. Of several rows of one configuration the last counts; seeds are averaged. A file
+that is not there yet gives no table.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from qtrain.report.seed_groups import difference_error, order, seed_groups
 from qtrain.report.table import LEFT, ONE_SEED, SEVERAL_SEEDS, UNCERTAIN, change_text, closing_table, table_notes
 
 ROOT = Path(__file__).resolve().parent.parent
-KINDS = "variants|recipes|drops|synthetic|front|integers|speed|allocations"
+KINDS = "variants|recipes|drops|synthetic|front|integers|speed|allocations|scores"
 BLOCK = re.compile(
     rf"(<!-- results:(?P<name>[\w-]+)(?: (?P<kind>{KINDS}))? -->\n)(?P<table>.*?)(<!-- /results -->)", re.DOTALL
 )
@@ -70,7 +71,8 @@ def render(text: str, results: Path) -> str:
     def table(match: re.Match[str]) -> str:
         path = results / f"{match['name']}.csv"
         kinds = {"variants": variants, "recipes": recipes, "drops": drops, "synthetic": synthetic, "front": front}
-        made = (kinds | {"integers": integers, "speed": speed, "allocations": allocations}).get(match["kind"], markdown)
+        more = {"integers": integers, "speed": speed, "allocations": allocations, "scores": scores}
+        made = (kinds | more).get(match["kind"], markdown)
         return match[1] + (made(read_results(path)) if path.is_file() else "") + match[5]
 
     return BLOCK.sub(table, text)
@@ -298,6 +300,31 @@ def allocations(rows: list[dict[str, str]]) -> str:
         lines.append((budget, allocator, way, variant.accuracy, gain, *costs, variant.runs[-1]["hardware"]))
     columns = ("Budget", "Bits by", "Student", "Top-1 %", "Against uniform", "kB", "Bits/weight", "GBOPs", "Hardware")
     return _with_notes(columns, lines, list(found.values()), figures=range(3, 8))
+
+
+def scores(rows: list[dict[str, str]]) -> str:
+    """How each score orders layers, one row for weights and one for inputs; then what large networks took."""
+    latest = {(row["model"], row["score"], row["role"], row["bits"]): row for row in rows}
+    ordered: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    for row in latest.values():
+        if row["spearman_kl"]:
+            ordered.setdefault((row["score"], row["role"]), {})[row["bits"]] = row
+    widths = list(dict.fromkeys(bits for found in ordered.values() for bits in found if bits != "all"))
+    lines = []
+    for (score, role), found in ordered.items():
+        last = found["all"]
+        at = [f"{float(found[bits]['spearman_kl']):.2f}" for bits in (*widths, "all")]
+        more = (f"{float(last['spearman_loss']):.2f}", f"{float(last['passes']):.1f}", last["images"])
+        lines.append((score, role, *at, *more))
+    columns = ("Score", "Of", *(f"{bits} bits" for bits in widths), "All", "All, loss", "Passes", "Images")
+    made = _markdown_table(columns, lines, figures=range(2, len(columns)))
+    large = [
+        (row["model"], row["score"], f"{float(row['peak_bytes']) / 2**30:.1f}", f"{float(row['passes']):.1f}",
+         f"{float(row['cpu_s']):.0f}", row["images"], row["notes"])
+        for row in latest.values() if row["peak_bytes"]
+    ]  # fmt: skip
+    columns = ("Model", "Score", "Most memory, GiB", "Passes", "Processor, s", "Images", "How")
+    return made + ("\n" + _markdown_table(columns, large, figures=range(2, 6)) if large else "")
 
 
 def integers(rows: list[dict[str, str]]) -> str:
