@@ -194,10 +194,10 @@ def large(name: str, score: str, results: Path) -> None:
     found = made[score](bank, batches, seed=SEED)
     cpu, wall = processor_time() - cpu, time.perf_counter() - wall
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    passes = cpu / one_pass(bank=make_bank(model, find_layers(model, images[:1]), recipe, widths, parts))
-    print(f"{name} {score}: {len(found.weight)} layers, {peak / 2**30:.2f} GiB, {cpu:.0f} s, {passes:.1f} passes")
+    one = one_pass(model, [Batch(part, torch.arange(count), torch.arange(count)) for part in parts])
+    print(f"{name} {score}: {len(found.weight)} layers, {peak / 2**30:.2f} GiB, {cpu:.0f} s, {cpu / one:.1f} passes")
     row = {
-        "dataset": "random", "model": name, "quantizer": "lsq", "score": score, "images": len(images), "passes": passes,
+        "dataset": "random", "model": name, "quantizer": "lsq", "score": score, "images": len(images), "passes": cpu / one,
         "cpu_s": cpu, "wall_s": round(wall, 1), "peak_bytes": peak,
         "notes": f"random weights, {count} images at a time" + (", 2 probes" if score == "hawq_trace" else ""),
     }  # fmt: skip
