@@ -197,8 +197,8 @@ def large(name: str, score: str, results: Path) -> None:
     one = one_pass(model, [Batch(part, torch.arange(count), torch.arange(count)) for part in parts])
     print(f"{name} {score}: {len(found.weight)} layers, {peak / 2**30:.2f} GiB, {cpu:.0f} s, {cpu / one:.1f} passes")
     row = {
-        "dataset": "random", "model": name, "quantizer": "lsq", "score": score, "images": len(images), "passes": cpu / one,
-        "cpu_s": cpu, "wall_s": round(wall, 1), "peak_bytes": peak,
+        "dataset": "random", "model": name, "quantizer": "lsq", "score": score, "images": len(images),
+        "passes": cpu / one, "cpu_s": cpu, "wall_s": round(wall, 1), "peak_bytes": peak,
         "notes": f"random weights, {count} images at a time" + (", 2 probes" if score == "hawq_trace" else ""),
     }  # fmt: skip
     append_row(results, common() | row)
