@@ -35,15 +35,15 @@ def scores(script: ModuleType, factor: float) -> Scores:
 
 def test_correlations_are_of_layers_at_each_width_and_of_all_widths(script: ModuleType) -> None:
     rows = list(script.correlations(scores(script, 1.0), {"kl": scores(script, 2.0), "loss": scores(script, -1.0)}))
-    assert [(role, bits) for role, bits, _, _ in rows[:5]] == [("weight", b) for b in ("2", "3", "4", "8", "all")]
-    assert len(rows) == 10
+    assert [(role, bits) for role, bits, _, _ in rows[:6]] == [("weight", b) for b in ("2", "3", "4", "6", "8", "all")]
+    assert len(rows) == 12
     for _, bits, divergence, loss in rows:
         if bits != "all":
             assert divergence == pytest.approx(1.0)
             assert loss == pytest.approx(-1.0)
     ours, kl = (scores(script, f).weight for f in (1.0, 2.0))
     flat = [[table[name][bits] for name in table for bits in script.BITS] for table in (ours, kl)]
-    assert rows[4][2] == pytest.approx(spearmanr(*flat).statistic)
+    assert rows[5][2] == pytest.approx(spearmanr(*flat).statistic)
 
 
 def test_every_case_is_a_score_with_images(script: ModuleType) -> None:
