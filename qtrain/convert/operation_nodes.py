@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx, nn
 
-KINDS = ("add", "multiply", "matmul", "softmax", "concat", "max_pool", "average_pool", "activation")
+KINDS = ("add", "multiply", "matmul", "softmax", "concat", "max_pool", "average_pool", "activation", "norm")
 """Kinds of operations, as ``quantize.operations`` and a target name them."""
 
 PAIRS = ("add", "multiply", "matmul")
@@ -63,6 +63,8 @@ def kind_of(node: fx.Node) -> str | None:
         plain = len(operands) == 2 and not set(node.kwargs) - set(OPERANDS)
         return kind if plain and not any(is_number(operand) for operand in operands) else None
     if kind == "concat":
+        if is_given_list(node):
+            return kind
         tensors = tensors_of(node)
         return (
             kind if len(tensors) > 1 and all(isinstance(x, fx.Node) and x.op != "get_attr" for x in tensors) else None
@@ -82,6 +84,17 @@ def arguments_of(node: fx.Node) -> tuple[Any, ...]:
 def first_of(node: fx.Node) -> Any:
     """The tensor that ``node`` works on."""
     return node.args[0] if node.args else node.kwargs.get("input")
+
+
+def is_concat(node: fx.Node) -> bool:
+    """Whether ``node`` concatenates tensors, of whatever origin."""
+    return node.op == "call_function" and _NAMES.get(getattr(node.target, "__name__", "")) == "concat"
+
+
+def is_given_list(node: fx.Node) -> bool:
+    """Whether ``node`` concatenates a list that its module was given, whose length is not known there."""
+    given = node.args[0] if node.args else node.kwargs.get("tensors")
+    return is_concat(node) and isinstance(given, fx.Node)
 
 
 def tensors_of(node: fx.Node) -> list[Any]:

@@ -3,23 +3,38 @@
 A module whose forward contains such an operation is traced by ``torch.fx``, without looking into its children. The
 operation becomes a child module, and the traced module replaces the old one, with the same children, names and
 parameters. The network itself cannot be replaced, so it gets the traced forward. A pool or activation that is a module
-of torch is wrapped.
+of torch is wrapped. A norm stays what it is; the child stands before it.
 """
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from qtrain.convert.operation_nodes import APPLIED, KINDS, MODULES, PAIRS, arguments_of, first_of, kind_of, tensors_of
+from qtrain.convert.callers import Callers, callers_in
+from qtrain.convert.operation_nodes import (
+    APPLIED,
+    KINDS,
+    MODULES,
+    PAIRS,
+    arguments_of,
+    first_of,
+    is_concat,
+    kind_of,
+    tensors_of,
+)
 from qtrain.convert.replace import replace_module
-from qtrain.nn.operations import Add, Applied, Concat, MatMul, Multiply, Operation, Softmax
+from qtrain.nn.operations import Add, Applied, Concat, MatMul, Multiply, NormInput, Operation, Softmax
+from qtrain.utils.calls import first_argument
 from qtrain.utils.compat import share_hooks_
 from qtrain.utils.eval_mode import evaluating
 
 log = logging.getLogger(__name__)
+
+_OF_ONE_OPERATION = ("torch.nn", "qtrain.nn.operations")
+"""Where modules are defined that have no operation in their forward but what they are themselves."""
 
 _PAIRS: dict[str, type[Add | Multiply | MatMul]] = {"add": Add, "multiply": Multiply, "matmul": MatMul}
 
@@ -71,6 +86,7 @@ def insert_operations_(model: nn.Module, kinds: Collection[str], *, among: Colle
     """
     exposed: list[str] = []
     wrapped = {module.function for module in model.modules() if isinstance(module, Applied)}
+    callers = callers_in(model) if {"norm", "concat"} & set(kinds) else Callers()
     for name, module in list(model.named_modules()):
         if module in wrapped or (among is not None and name not in among):
             continue
@@ -78,8 +94,8 @@ def insert_operations_(model: nn.Module, kinds: Collection[str], *, among: Colle
             if kind in kinds and name:
                 replace_module(model, module, _wrapped(kind, module))
                 exposed.append(name)
-        elif not type(module).__module__.startswith(("torch.nn", "qtrain.nn.operations")):
-            traced, inserted = _traced(name, module, kinds)
+        elif ("norm" in kinds and name in callers.norms) or not type(module).__module__.startswith(_OF_ONE_OPERATION):
+            traced, inserted = _traced(name, module, kinds, callers)
             if traced is not None and name:
                 replace_module(model, module, traced)
             elif traced is not None:
@@ -103,7 +119,9 @@ def _give_forward_(model: nn.Module, traced: fx.GraphModule) -> None:
     model.__class__ = type(kind.__name__, (kind,), {"forward": type(traced).forward, "__module__": kind.__module__})
 
 
-def _traced(name: str, module: nn.Module, kinds: Collection[str]) -> tuple[fx.GraphModule | None, list[str]]:
+def _traced(
+    name: str, module: nn.Module, kinds: Collection[str], callers: Callers
+) -> tuple[fx.GraphModule | None, list[str]]:
     """``module`` with its operations as children, and their names; ``None`` where it has no operation of ``kinds``."""
     fused = bool(getattr(module, "fused_attn", False))
     if fused:
@@ -115,7 +133,14 @@ def _traced(name: str, module: nn.Module, kinds: Collection[str]) -> tuple[fx.Gr
         log.info("operations inside %s are left as they are: it cannot be traced: %s", name or "the network", reason)
         _restore(module, fused)
         return None, []
-    nodes = [(node, kind) for node in graph.nodes if (kind := kind_of(node)) is not None and kind in kinds]
+    norms = {norm[len(name) + 1 if name else 0 :] for norm in callers.norms.get(name, ())}
+    lengths = callers.lengths(name, [node for node in graph.nodes if is_concat(node)])
+    found = [(node, "norm" if _reads_plainly(module, node, norms) else kind_of(node)) for node in graph.nodes]
+    nodes = [
+        (node, kind)
+        for node, kind in found
+        if kind is not None and kind in kinds and (kind != "concat" or lengths.get(node, len(tensors_of(node))) > 1)
+    ]
     if nodes and str(graph) != str(other):
         log.warning(
             "operations inside %s stay as they are: its forward depends on the mode (training or not)",
@@ -133,11 +158,15 @@ def _traced(name: str, module: nn.Module, kinds: Collection[str]) -> tuple[fx.Gr
     inserted = []
     for number, (node, kind) in enumerate(nodes):
         child = f"{kind}_{number}"
-        made, arguments, options = _as_module(node, kind)
+        made, arguments, options = _as_module(node, kind, lengths)
         traced.add_submodule(child, made)
         with graph.inserting_before(node):
-            node.replace_all_uses_with(graph.call_module(child, arguments, options))
-        graph.erase_node(node)
+            call = graph.call_module(child, arguments, options)
+        if kind == "norm":
+            node.args, node.kwargs = (call, *node.args[1:]), node.kwargs if node.args else {}
+        else:
+            node.replace_all_uses_with(call)
+            graph.erase_node(node)
         inserted.append(child)
     graph.lint()
     traced.graph = graph
@@ -146,20 +175,33 @@ def _traced(name: str, module: nn.Module, kinds: Collection[str]) -> tuple[fx.Gr
     return traced, inserted
 
 
-def _as_module(node: fx.Node, kind: str) -> tuple[Operation, tuple[Any, ...], dict[str, Any]]:
+def _as_module(
+    node: fx.Node, kind: str, lengths: Mapping[fx.Node, int]
+) -> tuple[Operation, tuple[Any, ...], dict[str, Any]]:
     """The module that does what ``node`` does, and what it is called with."""
     arguments = arguments_of(node)
     if kind in PAIRS:
         return _PAIRS[kind](), arguments[:2], {}
+    if kind == "norm":
+        return NormInput(), (first_argument(node.args, node.kwargs),), {}
     if kind == "softmax":
         return Softmax(), arguments[:2], {key: value for key, value in node.kwargs.items() if key == "dim"}
     if kind == "concat":
         options = {("dim" if key == "axis" else key): value for key, value in node.kwargs.items()}
-        return Concat(len(tensors_of(node))), node.args, options
+        return Concat(len(tensors_of(node)) or lengths[node]), node.args, options
     assert kind in APPLIED
     options = {key: value for key, value in node.kwargs.items() if key != "input"}
     further = node.args[1:] if node.args else ()
     return Applied(kind, _function(node)), (first_of(node), *further), options
+
+
+def _reads_plainly(module: nn.Module, node: fx.Node, norms: Collection[str]) -> bool:
+    """Whether ``node`` of ``module``'s graph calls one of ``norms``, and nothing stands before that so far."""
+    if node.op != "call_module" or node.target not in norms:
+        return False
+    source = first_argument(node.args, node.kwargs)
+    known = isinstance(source, fx.Node) and source.op == "call_module"
+    return not (known and isinstance(module.get_submodule(str(source.target)), NormInput))
 
 
 def _function(node: fx.Node) -> Callable[..., Tensor]:

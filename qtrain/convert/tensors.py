@@ -53,7 +53,7 @@ class _Following(TorchDispatchMode):
         for tensor in tree_leaves(output):
             if not isinstance(tensor, Tensor):
                 continue
-            if operator in MOVES:
+            if operator in MOVES or (operator == "cat" and len(before) == 1):
                 self._numbers[_place(tensor)] = self.number(before[0])
             elif operator.endswith("_") or _place(tensor) not in self._numbers:  # computed in place, or new
                 self._numbers[_place(tensor)] = self._new(depth)

@@ -112,11 +112,9 @@ def _operations(student: nn.Module, target: Target) -> Iterator[Finding]:
     for name, operation in student.named_modules():
         if not isinstance(operation, Operation) or (reason := target.in_float.get(operation.kind)) is None:
             continue
-        function = operation.function if isinstance(operation, Applied) else None
-        named = function if isinstance(function, type) or hasattr(function, "__name__") else type(function)
-        title = str(getattr(named, "__name__", operation.kind))
-        if title.lower().replace("leakyrelu", "leaky_relu").rstrip("_") not in target.integer_functions:
-            yield Finding(name, "float", f"{title if function is not None else operation.kind}: {reason}")
+        title = operation.function_name if isinstance(operation, Applied) else operation.kind
+        if title not in target.integer_functions:
+            yield Finding(name, "float", f"{title}: {reason}")
 
 
 def _norms(student: nn.Module) -> Iterator[Finding]:

@@ -7,9 +7,11 @@ import torch
 from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNorm2d, FrozenBatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 _PLAIN = (nn.BatchNorm1d.forward, nn.SyncBatchNorm.forward, FrozenBatchNorm2d.forward)
 _WITH_ACTIVATION = (BatchNormAct2d.forward, SyncBatchNormAct.forward, FrozenBatchNormAct2d.forward)
+_OF_AN_IMAGE = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _InstanceNorm)
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,12 @@ class NormForm:
     std: Tensor
     trained: bool
     rest: nn.Module
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether ``module`` is a norm of torch or timm, over a batch or over each image by itself."""
+    own = isinstance(module, _OF_AN_IMAGE) or type(module).__module__ == "timm.layers.norm"
+    return own or describe_norm(module) is not None
 
 
 def describe_norm(module: nn.Module) -> NormForm | str | None:

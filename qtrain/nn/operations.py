@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from qtrain.nn.base import input_of, without_quantizers
 from qtrain.quantizers.base import Quantizer
 
+HARD_GATES = ("hardsigmoid", "hardswish")
+"""Functions with the gate ``clip(x + 3, 0, 6) / 6``, by :attr:`Applied.function_name`."""
+
 
 @final
 class Operand(nn.Module):
@@ -112,6 +115,21 @@ class Concat(Operation):
 
 
 @final
+class NormInput(Operation):
+    """``Q(x)`` before a norm that no layer takes in, which computes in floating point; the norm is no part of it."""
+
+    kind = "norm"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input = Operand()
+
+    def forward(self, input: Tensor) -> Tensor:
+        quantized: Tensor = self.input(input)
+        return quantized
+
+
+@final
 class Applied(Operation):
     """``f(Q(x))`` for a function or module of one tensor: a pool, an average over pixels, an activation.
 
@@ -123,6 +141,12 @@ class Applied(Operation):
         self.kind = kind
         self.input = Operand()
         self.function = function
+
+    @property
+    def function_name(self) -> str:
+        """What is applied, as torch's functions are called: ``sigmoid``, ``hardswish``, ``leaky_relu``."""
+        named = type(self.function) if isinstance(self.function, nn.Module) else self.function
+        return str(getattr(named, "__name__", self.kind)).lower().replace("leakyrelu", "leaky_relu").rstrip("_")
 
     def forward(self, input: Tensor, *further: Any, **options: Any) -> Tensor:
         return self.function(self.input(input), *further, **options)

@@ -20,6 +20,7 @@ from qtrain.convert.switch import switch_bits_
 from qtrain.data.base import VisionData
 from qtrain.deployment.lint import lint, summary
 from qtrain.deployment.onnx.biases import round_biases_
+from qtrain.deployment.onnx.scales import settle_gates_, settle_tops_
 from qtrain.observers.base import Observer
 from qtrain.pipeline.allocate import with_found_bits
 from qtrain.pipeline.build_model import build_model, example_input
@@ -159,7 +160,14 @@ def correct_(settings: RunSettings, student: nn.Module, images: list[torch.Tenso
 
 
 def settle_for_target_(student: nn.Module) -> None:
-    """Round what a target stores as whole numbers, at the end of training or calibration."""
+    """Move scales and biases to what a target computes with integers, at the end of training or calibration."""
+    if tops := settle_tops_(student):
+        log.info("the top codes of %d layers' inputs are where their activation ends: %s", len(tops), ", ".join(tops))
+    gates, others = settle_gates_(student)
+    if gates:
+        log.info("3 is a whole number of steps of what %d hard sigmoids and hard swishes read", len(gates))
+    if others:
+        log.info("hard sigmoids and hard swishes stay in floating point by their ranges: %s", ", ".join(others))
     try:
         log.info("the biases of %d layers are whole numbers of the target's steps", len(round_biases_(student)))
     except ValueError as error:  # the lint has said which layer has no form there

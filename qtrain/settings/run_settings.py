@@ -28,6 +28,7 @@ class OperationBits:
     max_pool: int | None = None
     average_pool: int | None = None
     activation: int | None = None
+    norm: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from typing import Any
 
 import pytest
 import timm
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 
 from qtrain.convert.calibrate import calibrate
 from qtrain.convert.layers import find_layers, quant_layers
-from qtrain.convert.operations import expose_operations
+from qtrain.convert.operations import expose_operations, insert_operations_
 from qtrain.convert.plan import LayerPlan, Policy, plan_layers
 from qtrain.convert.swap import swap_layers
 from qtrain.costs.count import OUTSIDE_LAYERS, count
 from qtrain.models.factory import create_model
+from qtrain.nn.operations import NormInput
 from qtrain.observers.min_max import MinMax
 from qtrain.quantizers.uniform.affine import Affine
 from qtrain.spec import LayerBits
@@ -53,6 +55,91 @@ def test_residual_sums_of_timm_become_modules_bit_for_bit(name: str) -> None:
     trained = model(x)
     torch.manual_seed(1)
     assert torch.equal(trained, original(x)), "drop path and dropout still follow the mode"
+
+
+class Norms(nn.Module):
+    """Norms that no layer takes in: of a sum, beside a layer, in a Sequential, in a layout of its own; and one that is
+    merged, and one of the image itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.stem, self.merged = nn.BatchNorm2d(3), nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.beside, self.conv = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)
+        self.tail = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.GroupNorm(2, 8))
+        self.last, self.head = nn.LayerNorm(8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.merged(self.stem(self.image(x))))
+        x = self.tail(self.beside(input=x) + self.conv(x))
+        return self.head(self.last(x.permute(0, 2, 3, 1))).mean((1, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "number"),
+    [
+        ("convnext_atto", {"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}, 8),
+        ("densenet121", {"growth_rate": 8, "block_config": (2, 2)}, 6),
+    ],
+)
+def test_what_norms_of_timm_read_becomes_a_module_bit_for_bit(name: str, options: dict[str, Any], number: int) -> None:
+    torch.manual_seed(0)
+    model, x = timm.create_model(name, num_classes=5, **options).eval(), torch.randn(2, 3, 32, 32)
+    original = copy.deepcopy(model)
+    assert len(expose_operations(model, ["norm"], x)) == number
+    with torch.no_grad():
+        assert torch.equal(model(x), original(x))
+    assert model.state_dict().keys() == original.state_dict().keys()
+    assert insert_operations_(model, ["norm"]) == [], "there is nothing left to expose"
+
+
+def test_norms_that_no_layer_takes_in_are_found_wherever_they_are_called() -> None:
+    torch.manual_seed(0)
+    model, x = Norms().eval(), torch.randn(2, 3, 8, 8)
+    expected = model(x)
+    assert expose_operations(model, ["norm"], x) == ["norm_0", "norm_1", "tail.norm_0"]
+    assert torch.equal(model(x), expected)
+    read: list[Tensor] = []
+    given: list[Tensor] = []
+    for name in ("beside", "tail.2", "last"):
+        model.get_submodule(name).register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    for module in model.modules():
+        if isinstance(module, NormInput):
+            module.register_forward_hook(lambda *arguments: given.append(arguments[-1]))
+    model(x)
+    assert len(read) == 3 and all(one is other for one, other in zip(read, given, strict=True))
+
+
+class Dense(nn.Module):
+    """Concatenates the list that it is given, as a dense layer does."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 4, 1)
+
+    def forward(self, tensors: list[Tensor]) -> Tensor:
+        return self.conv(torch.cat(tensors, 1))
+
+
+class DenseBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Dense(3), Dense(7), Dense(11)])
+        self.twice = Dense(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tensors = [x]
+        for layer in self.layers:
+            tensors.append(layer(tensors))
+        return self.twice(tensors[1:3]) + self.twice([tensors[2], tensors[3]])
+
+
+def test_a_list_that_a_module_is_given_is_concatenated_with_a_quantizer_for_each_tensor() -> None:
+    torch.manual_seed(0)
+    model, x = DenseBlock().eval(), torch.randn(2, 3, 8, 8)
+    expected = model(x)
+    assert expose_operations(model, ["concat"], x) == ["layers.1.concat_0", "layers.2.concat_0"], "one tensor is none"
+    assert [len(model.layers[place].concat_0.operands) for place in (1, 2)] == [2, 3]
+    assert torch.equal(model(x), expected)
 
 
 def test_a_resnet_has_a_sum_for_each_block() -> None:

@@ -72,6 +72,23 @@ def test_without_a_target_sums_are_computed_in_floating_point(tmp_path: Path) ->
     assert found["Add"] == 4 and found["QLinearAdd"] == 0
 
 
+def test_norms_alone_stay_in_floating_point_and_all_beside_them_runs_in_integers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images = network("norms").eval(), torch.randn(4, 3, 8, 8)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    student = qtrain.quantize(model, images, weight_bits=8, input_bits=8, target="onnxruntime", **FAST)
+    data = export(student, (3, 8, 8)).to_bytes()
+    found = kernels(data, tmp_path)
+    assert (found["BatchNormalization"], found["LayerNormalization"]) == (2, 1)
+    assert (found["QLinearConv"], found["QLinearAdd"], found["QLinearConcat"]) == (6, 2, 1)
+    assert not {"Conv", "FusedConv", "Add", "Concat", "Gemm"} & found.keys()
+    verdict = verify(student, [images], (3, 8, 8), data)
+    assert verdict.passed, [tier.faults for tier in verdict.tiers]
+    assert {layer.differing for tier in verdict.tiers for layer in tier.layers.values()} == {0}
+
+
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("body", BODIES)
 def test_a_target_changes_nothing_of_what_is_proved(body: str, target: str) -> None:

@@ -112,6 +112,19 @@ def input_codes(quantizer: Quantizer) -> Codes:
     )
 
 
+def gate_steps(codes: Codes) -> int | None:
+    """How many steps 3 is, where that is a whole number and -3 has a code; ``None`` where not.
+
+    Then the gate ``clip(x + 3, 0, 6) / 6`` of ``x = (q - z) s`` is ``(clip(q, z - n, z + n) - (z - n)) s / 6``: the
+    codes themselves, clipped, with another scale and zero point.
+    """
+    if codes.dtype != torch.uint8 or codes.axis is not None or codes.offset is not None or codes.threshold is not None:
+        return None
+    steps = 3 / float(codes.scale)
+    whole = round(steps)
+    return whole if 1 <= whole <= int(codes.zero_point) and abs(steps - whole) <= 2**-20 * whole else None
+
+
 def _signs(quantizer: Binary) -> Codes:
     probe = torch.zeros(1, device=quantizer.bits.device)
     alpha, threshold = quantizer.factor(probe), quantizer.threshold

@@ -23,7 +23,9 @@ def _as_pool(graph: ir.Graph, node: ir.Node) -> None:
     keeps = node.attributes.get("keepdims")
     made = [ir.node("GlobalAveragePool", [x])]
     if keeps is not None and not keeps.as_int():
-        made.append(ir.node("Flatten", [made[0].outputs[0]], {"axis": 1}))
+        # Behind a Flatten, ONNX Runtime would not see the codes.
+        shape = _initializer(graph, f"{node.outputs[0].name}.shape", np.array([0, -1], dtype=np.int64))
+        made.append(ir.node("Reshape", [made[0].outputs[0], shape]))
     made[0].outputs[0].shape = ir.Shape([*list(x.shape)[:2], 1, 1])
     _replace(graph, node, made)
 
@@ -109,7 +111,7 @@ def _replace(graph: ir.Graph, node: ir.Node, made: list[ir.Node]) -> None:
 
 def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     tensor = ir.tensor(np.array(array), name=name)
-    value = ir.Value(name=name, shape=ir.Shape(()), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
 

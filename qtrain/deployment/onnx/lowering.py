@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from qtrain.convert.fold import foldable
 from qtrain.convert.graph import Skipped
 from qtrain.convert.replace import replace_module
-from qtrain.deployment.onnx.forms import Codes, NoFormError, input_codes
-from qtrain.deployment.onnx.symbolic import CodedWeight, Constant, LoweredLayer, QuantizedInput
+from qtrain.deployment.onnx.forms import Codes, NoFormError, gate_steps, input_codes
+from qtrain.deployment.onnx.symbolic import CodedGate, CodedWeight, Constant, LoweredLayer, QuantizedInput
 from qtrain.deployment.onnx.weights import BiasCodes, WeightCodes, finer, scaled, weight_codes, with_room_for
 from qtrain.models.norms import NormForm, describe_norm
 from qtrain.nn import Operand, QuantConv, QuantConvTranspose, QuantLayer, QuantLinear
 from qtrain.nn.base import quantized_weight
 from qtrain.nn.conv_transpose import outputs_first
 from qtrain.nn.folded import FoldedWeight
+from qtrain.nn.operations import HARD_GATES, Applied
 from qtrain.quantizers.base import Quantizer
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,13 @@ def lower(student: nn.Module) -> Lowering:
             replace_module(model, layer, _lowered(name, layer, form, lowering))
             if norm is not None:
                 replace_module(model, model.get_submodule(norm[0]), norm[1].rest)
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, Applied) or module.function_name not in HARD_GATES:
+            continue
+        codes = lowering.inputs.get(f"{name}.input")
+        if codes is not None and (steps := gate_steps(codes)) is not None:
+            swish = module.function_name == "hardswish"
+            replace_module(model, module, CodedGate(module.input, codes, steps=steps, swish=swish))
     return lowering
 
 

@@ -66,7 +66,8 @@ class QuantizedInput(nn.Module):
             offset = offset.reshape(1, -1, 1, 1)
         self.register_buffer("offset", offset)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def codes(self, input: Tensor) -> Tensor:
+        """The codes before they are shifted."""
         x = input if self.offset is None else input - self.offset
         axis = {} if self.axis is None else {"axis": self.axis}
         if self.threshold is not None:
@@ -76,16 +77,51 @@ class QuantizedInput(nn.Module):
             codes = emit("QuantizeLinear", (x, self.scale, self.zero_point), x.shape, self.dtype, **axis)
         if self.clipped and self.threshold is None:
             codes = emit("Clip", (codes, self.low, self.high), x.shape, self.dtype, version=13)
+        return codes
+
+    def forward(self, input: Tensor) -> Tensor:
+        codes, axis = self.codes(input), {} if self.axis is None else {"axis": self.axis}
         if self.shifted:
-            codes = emit("BitShift", (codes, self.shift), x.shape, self.dtype, version=11, direction="LEFT")
+            codes = emit("BitShift", (codes, self.shift), input.shape, self.dtype, version=11, direction="LEFT")
         state = (self.step, self.shifted_zero_point)
-        values = emit("DequantizeLinear", (codes, *state), x.shape, torch.float32, **axis)
+        values = emit("DequantizeLinear", (codes, *state), input.shape, torch.float32, **axis)
         return values if self.offset is None else values + self.offset
 
     def bounded(self, values: Tensor) -> Tensor:
         """``values``, which no bound changes; a runtime that sees codes in front of a layer whose weights are in
         floating point would quantize these by itself."""
         return emit("Clip", (values, -self.reach, self.reach), values.shape, torch.float32, version=13)
+
+
+class CodedGate(nn.Module):
+    """The gate ``clip(x + 3, 0, 6) / 6`` of a quantized input, or ``x`` times it, without arithmetic for the gate.
+
+    It is the input's codes, clipped to ``steps`` on both sides of zero, that are read with another scale and zero point
+    (:func:`qtrain.deployment.onnx.forms.gate_steps`).
+    """
+
+    low: Tensor
+    high: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, input: nn.Module, codes: Codes, *, steps: int, swish: bool) -> None:
+        super().__init__()
+        self.input, self.swish, self.dtype = input, swish, codes.dtype
+        low = int(codes.zero_point) - steps
+        high = min(int(codes.zero_point) + steps, codes.high)
+        self.clipped = low > codes.low or high < codes.high
+        for name, value in (("low", low), ("high", high), ("zero_point", low)):
+            self.register_buffer(name, torch.tensor(value).to(codes.dtype))
+        self.register_buffer("scale", codes.scale / 6)
+
+    def forward(self, input: Tensor, *further: Any, **options: Any) -> Tensor:
+        assert isinstance(self.input, QuantizedInput)
+        values, codes = self.input(input), self.input.codes(input)
+        if self.clipped:
+            codes = emit("Clip", (codes, self.low, self.high), input.shape, self.dtype, version=13)
+        gate = emit("DequantizeLinear", (codes, self.scale, self.zero_point), input.shape, torch.float32)
+        return values * gate if self.swish else gate
 
 
 class CodedWeight(nn.Module):

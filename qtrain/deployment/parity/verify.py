@@ -229,17 +229,21 @@ class _IntegerParts:
         pieces = cut(model, set(made.codes.values()))
         self._reference = IntegerReference(pieces)
         self._rounds: dict[str, str] = {}
+        self._constants: dict[str, Value] = {}
         for value in pieces.graph.outputs:
             if value.name in made.codes.values():
                 node = value.producer()
                 while node is not None and node.op_type not in ("QuantizeLinear", "GreaterOrEqual"):
                     node = node.inputs[0].producer() if node.inputs[0] is not None else None
                 assert node is not None and node.inputs[0] is not None
-                self._rounds[str(value.name)] = str(node.inputs[0].name)
+                source = node.inputs[0]
+                self._rounds[str(value.name)] = str(source.name)
+                if source.const_value is not None:  # a factor of the network itself, quantized as an operand
+                    self._constants[str(source.name)] = torch.from_numpy(source.const_value.numpy().copy())
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Rounded]:
         wanted = set(self._rounds.values())
-        rounded: dict[str, Value] = {IMAGES: inputs[IMAGES]}
+        rounded = {IMAGES: inputs[IMAGES], **self._constants}
 
         def seen(name: str, value: Value) -> None:
             if name in wanted:

@@ -65,6 +65,26 @@ class Twice(nn.Module):
         return twice
 
 
+class Norms(nn.Module):
+    """Norms that no layer takes in: behind a concatenation, beside a layer, over the channels of each pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grow, self.behind, self.shrink = nn.Conv2d(8, 4, 3, padding=1), nn.BatchNorm2d(12), nn.Conv2d(12, 8, 1)
+        self.beside, self.conv = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1)
+        self.depthwise, self.norm, self.up = (
+            nn.Conv2d(8, 8, 3, padding=1, groups=8),
+            nn.LayerNorm(8),
+            nn.Conv2d(8, 8, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.shrink(torch.relu(self.behind(torch.cat((x, self.grow(x)), dim=1))))
+        x = torch.relu(self.beside(x) + self.conv(x))
+        x = x + self.up(self.norm(self.depthwise(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+        return torch.relu(x)
+
+
 class Attention(nn.Module):
     """A transformer's block over the positions of the image."""
 
@@ -100,6 +120,7 @@ BODIES = {
     ),
     "called twice": Twice,
     "attention": Attention,
+    "norms": Norms,
 }  # fmt: skip
 
 
