@@ -1,5 +1,6 @@
 """What a target will not compute with integers, layer by layer, known before anything is trained."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -12,9 +13,10 @@ from qtrain.convert.graph import Skipped
 from qtrain.convert.layers import quant_layers
 from qtrain.convert.target import Target
 from qtrain.deployment.onnx.forms import NoFormError, input_codes
+from qtrain.deployment.onnx.scales import settle_gate_
 from qtrain.deployment.onnx.weights import weight_codes
 from qtrain.nn import Operand, QuantWeighted
-from qtrain.nn.operations import Applied, Operation
+from qtrain.nn.operations import HARD_GATES, Applied, Operation
 from qtrain.utils.processor import saturates_in_16_bits
 
 WIDE = 8
@@ -115,6 +117,10 @@ def _operations(student: nn.Module, target: Target) -> Iterator[Finding]:
         title = operation.function_name if isinstance(operation, Applied) else operation.kind
         if title not in target.integer_functions:
             yield Finding(name, "float", f"{title}: {reason}")
+        elif isinstance(operation, Applied) and title in HARD_GATES:
+            quantizer = copy.deepcopy(operation.input.input_quantizer)
+            if quantizer is not None and not settle_gate_(quantizer, swish=title == "hardswish"):
+                yield Finding(name, "float", f"{title}: 3 cannot be a whole number of steps of what it reads")
 
 
 def _norms(student: nn.Module) -> Iterator[Finding]:

@@ -52,11 +52,22 @@ def found(**choices: object) -> dict[tuple[str, str], str]:
 @pytest.mark.usefixtures("exact_sums")
 def test_what_stays_in_floating_point_is_named_with_its_reason() -> None:
     reasons = found()
-    assert reasons[("act", "float")].startswith("Hardswish: it has integers for sigmoid")
     assert reasons[("late", "float")] == "BatchNorm2d: no quantized layer directly before it"
     assert ("the network's own parameters", "float") in reasons
     assert ("table", "float") in reasons  # multiplied without being a layer's
-    assert len(reasons) == 4, "the sigmoid runs in integers, and the first norm is merged"
+    assert len(reasons) == 3, "sigmoid and hard swish run in integers, and the first norm is merged"
+
+
+@pytest.mark.usefixtures("exact_sums")
+def test_activations_without_integers_are_named() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GELU(), nn.Conv2d(8, 8, 1), nn.Flatten()).eval()
+    student = qtrain.quantize(model, torch.randn(2, 3, 8, 8), target="onnxruntime")
+    (finding,) = lint(student, target())
+    assert finding.layer == "1" and finding.reason.startswith("gelu: it has integers for sigmoid, leaky ReLU, hard")
+    narrow = qtrain.quantize(Net().eval(), torch.randn(2, 3, 8, 8) / 100, target="onnxruntime")
+    reasons = {one.layer: one.reason for one in lint(narrow, target())}
+    assert reasons["act"] == "hardswish: 3 cannot be a whole number of steps of what it reads"
 
 
 @pytest.mark.usefixtures("exact_sums")
@@ -89,10 +100,10 @@ def test_one_line_counts_what_is_in_integers() -> None:
         [Finding("act", "float", "Hardswish: none"), Finding("conv", "size only", "4 in 8")], student, target()
     )
     assert line == (
-        "target onnxruntime: 5 of 6 layers and operations in integers; 1 not, the first act: float: Hardswish: none; "
+        "target onnxruntime: 6 of 7 layers and operations in integers; 1 not, the first act: float: Hardswish: none; "
         "1 with bits that only shorten the file"
     )
-    assert summary([], student, target()) == "target onnxruntime: 6 of 6 layers and operations in integers"
+    assert summary([], student, target()) == "target onnxruntime: 7 of 7 layers and operations in integers"
 
 
 def test_the_task_prints_the_findings_and_needs_a_target(capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,11 +72,12 @@ def settle_gates_(student: nn.Module) -> tuple[list[str], list[str]]:
         if isinstance(module, Applied) and module.function_name in HARD_GATES:
             quantizer = module.input.input_quantizer
             if quantizer is not None and quantizer.enabled:
-                settled[0 if _settle_gate_(quantizer, swish=module.function_name == "hardswish") else 1].append(name)
+                settled[0 if settle_gate_(quantizer, swish=module.function_name == "hardswish") else 1].append(name)
     return settled
 
 
-def _settle_gate_(quantizer: Quantizer, *, swish: bool) -> bool:
+def settle_gate_(quantizer: Quantizer, *, swish: bool) -> bool:
+    """:func:`settle_gates_` for the one input of a hard sigmoid, or of a hard swish; whether it could be done."""
     codes = _codes(quantizer)
     if codes is None or not int(codes.zero_point):
         return False
