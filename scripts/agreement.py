@@ -5,8 +5,8 @@
 Each argument is the folder of a run. All its test images are predicted, in one process, by the network in full
 precision, the student, the integer reference of its export, and the export in ONNX Runtime and OpenVINO.
 ``results/agreement.csv`` gets a row for each run: the accuracy of each form, for each pair the images on which they
-disagree, and the seconds of processor time that each form took. Where integers or a runtime give another class than the
-student, the images are compared layer by layer, and the causes are printed.
+disagree, and the seconds of processor time that each form took. ``--forms`` leaves some out. With ``--causes`` the images
+to which integers or a runtime give another class than the student are compared layer by layer, and the causes printed.
 
 Images that calibrated the student or taught it to round are also among the test images of
 ``scripts/efficientnet_lite0.py``; columns that begin with ``unseen_`` are of the others alone.
@@ -43,6 +43,9 @@ from qtrain.utils.errors import ConfigError
 
 RESULTS = Path("results/agreement.csv")
 FULL_PRECISION, STUDENT, REFERENCE = "fp", "student", "reference"
+FORMS = (FULL_PRECISION, STUDENT, REFERENCE, *RUNTIMES)
+COMPARED = 4
+"""Images that are compared layer by layer at a time: all codes of all layers are in memory."""
 
 
 def columns(classes: Mapping[str, Tensor], labels: Tensor) -> dict[str, object]:
@@ -55,8 +58,11 @@ def columns(classes: Mapping[str, Tensor], labels: Tensor) -> dict[str, object]:
 
 
 @torch.no_grad()
-def measured(settings: RunSettings) -> dict[str, object]:
-    """The row of the student of ``settings.checkpoint``."""
+def measured(settings: RunSettings, wanted: Sequence[str], *, causes: bool) -> dict[str, object]:
+    """The row of the student of ``settings.checkpoint`` in the ``wanted`` forms; its own and full precision in any case.
+
+    With ``causes`` those of other predictions than the student's are printed.
+    """
     what = shipped(settings)
     header, student = what.header, what.student.eval()
     data = load_data(normalized(settings, header.images), synthesizes=False)
@@ -72,6 +78,7 @@ def measured(settings: RunSettings) -> dict[str, object]:
     for name, runtime in RUNTIMES.items():
         run = runtime(file)
         forms[name] = lambda images, run=run: run({IMAGES: images})[LOGITS]  # type: ignore[misc]
+    forms = {name: form for name, form in forms.items() if name in {FULL_PRECISION, STUDENT, *wanted}}
     taught = data.calibration_batches(settings.quantize.calibration_batches)
     seen = {image.numpy().tobytes() for batch in taught for image in batch.image.float().cpu()}
     classes: dict[str, list[Tensor]] = {name: [] for name in forms}
@@ -86,10 +93,11 @@ def measured(settings: RunSettings) -> dict[str, object]:
             classes[name].append(torch.cat([form(some).argmax(dim=1) for some in images.split(BATCH)]))
             seconds[name] += time.process_time() - start
         expected = classes[STUDENT][-1]
-        others = torch.stack([classes[name][-1] != expected for name in (REFERENCE, *RUNTIMES)])
-        differing += list(images[others.any(dim=0)])
+        others = torch.stack([found[-1] != expected for name, found in classes.items() if name != FULL_PRECISION])
+        differing += list(images[others.any(dim=0)]) if causes else []
     if differing:
-        for tier in verify(student, torch.stack(differing).split(BATCH), header.images.size, file, runtimes=None).tiers:
+        some = torch.stack(differing).split(COMPARED)
+        for tier in verify(student, some, header.images.size, file, runtimes=None).tiers:
             told = Counter(f"{one.cause}{'' if one.explained else ' (not explained)'}" for one in tier.disagreeing)
             for cause, number in told.most_common():
                 print(f"{tier.name}: {number} images: {cause}")
@@ -115,13 +123,15 @@ def measured(settings: RunSettings) -> dict[str, object]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="folders of runs")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS), help="(%(default)s)")
+    parser.add_argument("--causes", action="store_true", help="print why predictions are others than the student's")
     parser.add_argument("--results", type=Path, default=RESULTS, help="CSV file, a row for each run (%(default)s)")
     options = parser.parse_args(arguments)
     try:
         check_results(options.results)
         for run in options.runs:
             settings = compose(["task=export", f"checkpoint={run}"])
-            found = measured(of_its_run(settings, student_at(run)))
+            found = measured(of_its_run(settings, student_at(run)), options.forms, causes=options.causes)
             append_row(options.results, provenance() | found)
             print(run, *(f"{key}={value}" for key, value in found.items() if value != ""), flush=True)
     except (ConfigError, ValueError) as error:
