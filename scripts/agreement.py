@@ -5,8 +5,8 @@
 Each argument is the folder of a run. All its test images are predicted, in one process, by the network in full
 precision, the student, the integer reference of its export, and the export in ONNX Runtime and OpenVINO.
 ``results/agreement.csv`` gets a row for each run: the accuracy of each form, for each pair the images on which they
-disagree, and the seconds of processor time that each form took. ``--forms`` leaves some out. With ``--causes`` the images
-to which integers or a runtime give another class than the student are compared layer by layer, and the causes printed.
+disagree, and the seconds of processor time that each form took. ``--forms`` leaves some out. With ``--causes`` images to
+which integers or a runtime give another class than the student are compared layer by layer, and the causes printed.
 
 Images that calibrated the student or taught it to round are also among the test images of
 ``scripts/efficientnet_lite0.py``; columns that begin with ``unseen_`` are of the others alone.
@@ -59,7 +59,7 @@ def columns(classes: Mapping[str, Tensor], labels: Tensor) -> dict[str, object]:
 
 @torch.no_grad()
 def measured(settings: RunSettings, wanted: Sequence[str], *, causes: bool) -> dict[str, object]:
-    """The row of the student of ``settings.checkpoint`` in the ``wanted`` forms; its own and full precision in any case.
+    """The row of the student of ``settings.checkpoint`` in the ``wanted`` forms, its own, and full precision.
 
     With ``causes`` those of other predictions than the student's are printed.
     """

@@ -33,7 +33,7 @@ def test_two_forms_disagree_on_the_images_to_which_they_give_other_classes(agree
 
 def test_a_run_gets_a_row_with_every_form_and_pair(agreement: ModuleType, run_folder: Path, tmp_path: Path) -> None:
     table = tmp_path / "agreement.csv"
-    assert agreement.main([str(run_folder), "--results", str(table)]) == 0
+    assert agreement.main([str(run_folder), "--results", str(table), "--causes"]) == 0
     (row,) = read_results(table)
     assert (row["task"], row["w_bits"], row["a_bits"], row["test_images"]) == ("agreement", "4", "4", "50")
     assert row["top1"] == row["student_top1"]
