@@ -5,7 +5,7 @@
 Each argument is the folder of a run. All its test images are predicted, in one process, by the network in full
 precision, the student, the integer reference of its export, and the export in ONNX Runtime and OpenVINO.
 ``results/agreement.csv`` gets a row for each run: the accuracy of each form, for each pair the images on which they
-disagree, and the seconds of processor time that each form took. ``--forms`` leaves some out. With ``--causes`` images to
+disagree, and the seconds of processor time that each form took. ``--forms`` leaves some out. With ``--causes`` those to
 which integers or a runtime give another class than the student are compared layer by layer, and the causes printed.
 
 Images that calibrated the student or taught it to round are also among the test images of
