@@ -55,7 +55,7 @@ def recorded(plain: Mapping[str, Any]) -> dict[str, Any]:
 def restored(config: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
     """A whole config again from one that :func:`recorded` has made: what was left out is as in ``like``."""
     whole: dict[str, Any] = copy.deepcopy(dict(config))
-    for section in NO_PART_OF_A_RUN:
+    for section in (*NO_PART_OF_A_RUN, "allocate"):  # runs of earlier versions have no search over bits
         whole.setdefault(section, copy.deepcopy(like[section]))
     for key in ("folder", "workers", "rank", "world_size"):
         whole["synthesize"].setdefault(key, like["synthesize"][key])

@@ -125,12 +125,12 @@ def test_a_student_for_a_target_whose_bits_fall_while_it_trains_is_exported(
     assert any(".add." in layer["layer"] for layer in tiers["onnxruntime"])
 
 
-def test_a_run_whose_config_knows_no_target_yet_is_read(run_folder: Path, tmp_path: Path) -> None:
+def test_a_run_whose_config_knows_neither_target_nor_search_yet_is_read(run_folder: Path, tmp_path: Path) -> None:
     """Runs of earlier versions lack the keys that came since."""
     older = tmp_path / "made"
     shutil.copytree(run_folder, older, ignore=shutil.ignore_patterns("export"))
     config = yaml.safe_load((older / CONFIG).read_text())
-    del config["target"]
+    del config["target"], config["allocate"]
     config["quantize"]["operations"] = {"add": None, "matmul": None, "softmax": None}
     (older / CONFIG).write_text(yaml.safe_dump(config))
     settings = read_run(older, compose(["task=export"]))
