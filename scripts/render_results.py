@@ -7,8 +7,8 @@ A table stands between ``<!-- results:NAME -->`` and ``<!-- /results -->`` and i
 ``<!-- results:NAME variants -->`` it has a row for each variant of an experiment; ``recipes`` in that place holds them
 against the variant ``none``, ``drops`` against full precision; ``synthetic`` has the images of ``task=synthesize``,
 ``integers`` the layers that a runtime computes in integers, ``speed`` the times of exported files, ``scores`` how
-scores of sensitivity order layers. Of several rows of one configuration the last counts; seeds are averaged. A file
-that is not there yet gives no table.
+scores of sensitivity order layers, ``widths`` one model of many bits against students of one width. Of several rows of
+one configuration the last counts; seeds are averaged. A file that is not there yet gives no table.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from qtrain.report.seed_groups import difference_error, order, seed_groups
 from qtrain.report.table import LEFT, ONE_SEED, SEVERAL_SEEDS, UNCERTAIN, change_text, closing_table, table_notes
 
 ROOT = Path(__file__).resolve().parent.parent
-KINDS = "variants|recipes|drops|synthetic|front|integers|speed|allocations|scores"
+KINDS = "variants|recipes|drops|synthetic|front|integers|speed|allocations|scores|widths"
 BLOCK = re.compile(
     rf"(<!-- results:(?P<name>[\w-]+)(?: (?P<kind>{KINDS}))? -->\n)(?P<table>.*?)(<!-- /results -->)", re.DOTALL
 )
@@ -71,7 +71,7 @@ def render(text: str, results: Path) -> str:
     def table(match: re.Match[str]) -> str:
         path = results / f"{match['name']}.csv"
         kinds = {"variants": variants, "recipes": recipes, "drops": drops, "synthetic": synthetic, "front": front}
-        more = {"integers": integers, "speed": speed, "allocations": allocations, "scores": scores}
+        more = {"integers": integers, "speed": speed, "allocations": allocations, "scores": scores, "widths": widths}
         made = (kinds | more).get(match["kind"], markdown)
         return match[1] + (made(read_results(path)) if path.is_file() else "") + match[5]
 
@@ -325,6 +325,30 @@ def scores(rows: list[dict[str, str]]) -> str:
     ]  # fmt: skip
     columns = ("Model", "Score", "Most memory, GiB", "Passes", "Processor, s", "Images", "How")
     return made + ("\n" + _markdown_table(columns, large, figures=range(2, 6)) if large else "")
+
+
+def widths(rows: list[dict[str, str]]) -> str:
+    """The accuracy of one model of many bits at each width, against a student of that width alone; seeds averaged.
+
+    Rows belong together by data, model, epochs and test images. Of several rows of one run and width the last counts.
+    """
+    latest = {(row["config_hash"], row["w_bits"], row["a_bits"]): row for row in rows if row["task"] == "train"}
+    groups: dict[tuple[str, ...], dict[bool, list[dict[str, str]]]] = {}
+    for row in latest.values():
+        key = tuple(row[name] for name in ("dataset", "model", "epochs", "test_images", "w_bits", "a_bits"))
+        groups.setdefault(key, {True: [], False: []})[bool(row.get("widths"))].append(row)
+    lines, several = [], False
+    for (dataset, model, epochs, images, w_bits, a_bits), sides in groups.items():
+        one, alone = (Variant("", sides[many], None) for many in (True, False))
+        if (ours := one.mean("top1")) is None or (theirs := alone.mean("top1")) is None:
+            continue
+        several = several or len(one.runs) > 1
+        change = change_text(ours - theirs, math.hypot(one.error, alone.error))
+        lines.append((dataset, model, f"W{w_bits}A{a_bits}", one.accuracy, alone.accuracy, change, images, epochs))
+    columns = ("Data", "Model", "Bits", "One model %", "Alone %", "Difference", "Images", "Epochs")
+    return _markdown_table(columns, lines, figures=range(3, len(columns))) + _notes(
+        [SEVERAL_SEEDS if several else ONE_SEED, UNCERTAIN]
+    )
 
 
 def integers(rows: list[dict[str, str]]) -> str:

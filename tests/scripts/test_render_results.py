@@ -261,3 +261,17 @@ def test_allocators_are_held_against_the_best_uniform_bits_of_their_budget(page:
         ["w3", "uniform-inputs", "calibrated", "70.00", ""],
         ["w3", "uniform-no-ends", "calibrated", "10.00", ""],
     ]
+
+
+def test_one_model_of_many_bits_is_held_against_students_of_one_width(page: Path) -> None:
+    csv = page.parent / "some.csv"
+    page.write_text(page.read_text().replace("results:some", "results:some widths"))
+    common = {"task": "train", "epochs": 15, "test_images": 10000}
+    for bits, many, alone in ((8, 91.0, 90.5), (2, 80.0, 88.0)):
+        own = {"w_bits": bits, "a_bits": bits, **common}
+        append_row(csv, row(config_hash="many", name="many", widths="w8 w2", top1=many, **own))
+        append_row(csv, row(config_hash=f"w{bits}", name=f"w{bits}a{bits}", top1=alone, **own))
+    append_row(csv, row(config_hash="w4", name="w4a4", top1=90.0, **common | {"w_bits": 4, "a_bits": 4}))
+    script.main(["--results", str(page.parent), str(page)])
+    found = [(cells[2], cells[3], cells[4], cells[5]) for cells in table(page)[2:]]
+    assert found == [("W8A8", "91.00", "90.50", "+0.50"), ("W2A2", "80.00", "88.00", "-8.00")]
