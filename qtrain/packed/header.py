@@ -6,7 +6,7 @@ digest of the header, the index of tensors and the payload.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from qtrain.storage.description import Plain
 from qtrain.utils.errors import one_line
@@ -139,8 +140,9 @@ class NarrowLayer:
 class Narrow:
     """What a width below the widest has of its own: ``layers`` by qualified name, each kind of quantizer once.
 
-    The codes of a weight are those of its quantizer for the widest student's weight. The payload has the state of the
-    quantizers and the batch norms, under the names of the widest student's with :func:`prefix_of` in front.
+    The codes of a weight are those of its quantizer for the widest student's weight. Batch norms and the state of the
+    quantizers are one entry of the payload, :func:`entry_of`, since an index of them would be longer than many of them:
+    the tensors of :func:`norm_entries`, then of each layer by name :func:`rounding_of` and :func:`state_of`.
     """
 
     quantizers: tuple[StoredInput, ...]
@@ -247,9 +249,14 @@ def lacking(widths: Sequence[int], bits: int) -> str:
     return f"bits: the student has {', '.join(map(str, widths))} bits, not {bits}; take one of these"
 
 
-def prefix_of(bits: int | str) -> str:
-    """Before the names of what the payload has for the width of ``bits`` bits alone."""
-    return f"w{bits}/"
+def entry_of(bits: int | str) -> str:
+    """The entry of the payload with what the width of ``bits`` bits has of its own, as bytes."""
+    return f"width/{bits}"
+
+
+def norm_entries(names: Iterable[str], network: nn.Module) -> list[str]:
+    """Those of the entries ``names`` that belong to batch norms of ``network``, of which each width has its own."""
+    return [name for name in sorted(names) if isinstance(network.get_submodule(name.rpartition(".")[0]), _BatchNorm)]
 
 
 def rounding_of(layer: str) -> str:

@@ -20,12 +20,14 @@ from qtrain.nn.many_bits import ManyBits
 from qtrain.nn.stored import COUNTERS
 from qtrain.packed.header import (
     Header,
+    Narrow,
     NarrowLayer,
     StoredInput,
     StoredWeight,
     dtype_of,
+    entry_of,
     lacking,
-    prefix_of,
+    norm_entries,
     read,
     rounding_of,
     state_of,
@@ -121,14 +123,15 @@ def build_student(header: Header, tensors: Mapping[str, Tensor], builders: Seque
 
 def _many_bits(header: Header, tensors: Mapping[str, Tensor], builders: Sequence[Builder]) -> ManyBits:
     """The students of all widths of the file, which share the decoded codes of the widest."""
-    prefixes = {int(bits): prefix_of(bits) for bits in header.narrow}
-    common = {name: tensor for name, tensor in tensors.items() if not name.startswith(tuple(prefixes.values()))}
+    entries = {entry_of(bits): int(bits) for bits in header.narrow}
+    common = {name: tensor for name, tensor in tensors.items() if name not in entries}
     (most, *_), code = header.widths, (*QUANTIZERS, *admitted_names(builders))
     widest = build_student(header.at(most), common, builders)
     students = {most: widest}
-    for bits, prefix in prefixes.items():
+    norms = {name: common[name] for name in norm_entries(common, widest)}
+    for entry, bits in entries.items():
         narrow = header.narrow[str(bits)]
-        own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        own = _parted(_octets(entry, tensors), norms, header, narrow, code)
         rounded = {name: rounding_of(name) for name in narrow.layers}
         plain = {name: tensor for name, tensor in own.items() if name not in rounded.values()}
         layers = {n: replace(one, input=narrow.layers.get(n, NarrowLayer()).input) for n, one in header.layers.items()}
@@ -145,6 +148,34 @@ def _many_bits(header: Header, tensors: Mapping[str, Tensor], builders: Sequence
             if wide is not None:
                 layer.weight_quantizer = wide if kind is None else made[owner]
     return ManyBits(students).eval()
+
+
+def _parted(
+    octets: Tensor, norms: Mapping[str, Tensor], header: Header, narrow: Narrow, code: Sequence[str]
+) -> dict[str, Tensor]:
+    """What a width has of its own, by name, from the bytes ``octets``: batch norms like ``norms``, and states."""
+    own: dict[str, Tensor] = {}
+    at = 0
+
+    def take(name: str, count: int) -> None:
+        nonlocal at
+        own[name] = octets[at : at + count].clone()
+        at += count
+
+    for name, like in norms.items():
+        take(name, like.numel() * like.element_size())
+    for name in sorted(narrow.layers):
+        weight, layer = header.weight_of(name), narrow.layers[name]
+        shape = () if weight is None or header.layers[name].tied else weight.shape
+        for kind, state, of in (
+            (layer.weight if shape else None, rounding_of(name), shape),
+            (layer.input, state_of(name), ()),
+        ):
+            if kind is not None and (bits := _made(narrow.quantizers[kind], code, of).storage_bits()):
+                take(state, -(-bits // 8))
+    if at != len(octets):
+        raise ValueError(f"a width has {len(octets)} bytes of its own, its description says {at}")
+    return own | {n: own[n].view(like.dtype).reshape(like.shape) for n, like in norms.items()}
 
 
 def _swapped_in(network: nn.Module, name: str, *, coded: bool) -> QuantLayer:
@@ -243,6 +274,16 @@ def _quantizer(
     stored: StoredInput, state: str, tensors: Mapping[str, Tensor], code: Sequence[str], shape: tuple[int, ...] = ()
 ) -> Quantizer:
     """The quantizer that ``stored`` describes, for a weight where there is a ``shape``, with its ``state``."""
+    quantizer = _made(stored, code, shape)
+    packed = _octets(state, tensors).numpy() if quantizer.storage_bits() else b""
+    if len(packed) != -(-quantizer.storage_bits() // 8):
+        raise ValueError(f"{state} has {len(packed)} bytes, not the {quantizer.storage_bits()} bits of its state")
+    quantizer.load_state_(bytes_to_bits(packed))
+    return quantizer.eval()
+
+
+def _made(stored: StoredInput, code: Sequence[str], shape: tuple[int, ...] = ()) -> Quantizer:
+    """The quantizer that ``stored`` describes, without its state."""
     make = restore(stored.made_by, admitted=code)
     if not (isinstance(make, partial) and issubclass(make.func, Quantizer)):  # type: ignore[arg-type]
         raise ValueError(f"{stored.quantizer} is not made by a quantizer's constructor")
@@ -250,12 +291,8 @@ def _quantizer(
     quantizer: Quantizer = make(spec=spec)
     quantizer.set_range_(bits=stored.bits, signed=stored.signed)
     quantizer.to(dtype_of(stored.dtype))
-    packed = _octets(state, tensors).numpy() if quantizer.storage_bits() else b""
-    if len(packed) != -(-quantizer.storage_bits() // 8):
-        raise ValueError(f"{state} has {len(packed)} bytes, not the {quantizer.storage_bits()} bits of its state")
-    quantizer.load_state_(bytes_to_bits(packed))
     quantizer.made_by = make
-    return quantizer.eval()
+    return quantizer
 
 
 def _octets(name: str, tensors: Mapping[str, Tensor]) -> Tensor:

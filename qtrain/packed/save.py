@@ -22,8 +22,9 @@ from qtrain.packed.header import (
     StoredInput,
     StoredLayer,
     StoredWeight,
+    entry_of,
     from_bytes,
-    prefix_of,
+    norm_entries,
     rounding_of,
     state_of,
     to_bytes,
@@ -100,7 +101,7 @@ def packed(
     if isinstance(student, ManyBits):
         widest, *_ = student.students.values()
         header, payload = packed(widest, network, images, builders, metrics, origin)
-        narrow = {str(bits): _narrow(one, widest, payload, prefix_of(bits)) for bits, one in student.others.items()}
+        narrow = {str(bits): _narrow(one, widest, payload, entry_of(bits)) for bits, one in student.others.items()}
         return replace(header, bits=student.widths[0], narrow=narrow, size_bytes=_size(payload)), payload
     parts = stored_parts(student)
     tensors: dict[str, Tensor] = {name: tensor.detach() for name, tensor in parts.plain.items()}
@@ -140,29 +141,38 @@ def packed(
     )
 
 
-def _narrow(student: nn.Module, widest: nn.Module, tensors: dict[str, Tensor], prefix: str) -> Narrow:
-    """What the ``student`` of fewer bits has of its own; its part of the payload is added to ``tensors``."""
+def _narrow(student: nn.Module, widest: nn.Module, payload: dict[str, Tensor], entry: str) -> Narrow:
+    """What the ``student`` of fewer bits has of its own; its part of the ``payload`` is added there as ``entry``."""
     parts, wide = stored_parts(student), stored_parts(widest)
     shared = {place_of(tensor) for tensor in wide.plain.values()}
-    tensors |= {f"{prefix}{name}": t.detach() for name, t in parts.plain.items() if place_of(t) not in shared}
+    own = {name: tensor.detach() for name, tensor in parts.plain.items() if place_of(tensor) not in shared}
+    norms = norm_entries(wide.plain, widest)
+    if own.keys() != set(norms):
+        odd = sorted(own.keys() ^ set(norms))[0]
+        raise ValueError(
+            f"{odd} is not as in other students of many bits: their batch norms differ, and no other tensor"
+        )
     quantizers: list[StoredInput] = []
     layers: dict[str, NarrowLayer] = {}
 
-    def kept(name: str, quantizer: Quantizer, entry: str) -> int:
+    def kept(name: str, quantizer: Quantizer, state: str) -> int:
         if bits := [part.write() for part in quantizer.stored_state().values()]:
-            tensors[f"{prefix}{entry}"] = _octets(bits_to_bytes(torch.cat(bits)))
+            own[state] = _octets(bits_to_bytes(torch.cat(bits)))
         return _place(_described(name, quantizer), quantizers)
 
     for name, layer in parts.weights.items():
-        own = layer.weight_quantizer
-        assert own is not None
-        if own is not wide.weights[name].weight_quantizer:
-            inner = own.inner if isinstance(own, Requantized) else own  # of a student that was loaded
+        rounds = layer.weight_quantizer
+        assert rounds is not None
+        if rounds is not wide.weights[name].weight_quantizer:
+            inner = rounds.inner if isinstance(rounds, Requantized) else rounds  # of a student that was loaded
             layers[name] = NarrowLayer(weight=kept(name, inner, rounding_of(name)))
     for name, owner in parts.tied.items():
         layers[name] = NarrowLayer(weight=layers.get(owner, NarrowLayer()).weight)
     for name, quantizer in parts.inputs.items():
         layers[name] = replace(layers.get(name, NarrowLayer()), input=kept(name, quantizer, state_of(name)))
+    states = [state for name in sorted(layers) for state in (rounding_of(name), state_of(name)) if state in own]
+    octets = [own[name].cpu().contiguous().reshape(-1).view(torch.uint8) for name in (*norms, *states)]
+    payload[entry] = torch.cat(octets) if octets else torch.zeros(0, dtype=torch.uint8)
     return Narrow(tuple(quantizers), layers)
 
 

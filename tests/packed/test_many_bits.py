@@ -9,7 +9,8 @@ import torch
 
 import qtrain
 from qtrain.nn.many_bits import ManyBits
-from qtrain.packed.header import OLDEST, VERSION, FileSize, read
+from qtrain.packed.header import OLDEST, VERSION, FileSize, entry_of, read
+from qtrain.packed.load import build_student
 from qtrain.packed.save import file_alone
 from qtrain.pipeline.student_file import allocation_of
 from qtrain.spec import LayerBits
@@ -53,10 +54,9 @@ def test_each_width_gives_the_logits_of_its_student(student: ManyBits, file: Pat
 def test_the_width_changes_without_loading_again(student: ManyBits, file: Path) -> None:
     loaded = load(file)
     assert loaded.bits == max(WIDTHS)
-    file_gone = loaded  # nothing below looks at the file
     for bits in (2, 8, 4, 2):
-        assert qtrain.set_bits(file_gone, bits) == bits
-        assert torch.equal(file_gone(images()), student.at(bits)(images()))
+        assert qtrain.set_bits(loaded, bits) == bits
+        assert torch.equal(loaded(images()), student.at(bits)(images()))
 
 
 def test_loaded_widths_have_one_weight_in_memory(file: Path) -> None:
@@ -70,6 +70,13 @@ def test_payload_is_the_widest_and_what_the_others_have_of_their_own(student: Ma
     norms = 4 * 4 * (4 + 6)  # four vectors of 32 bits of both norms
     steps = 4 * 6 + 3 * 4  # of the weights of one layer, which has 6 channels, and of three inputs
     assert size.file_bytes - size.header_bytes == alone + (len(WIDTHS) - 1) * (norms + steps)
+
+
+def test_an_entry_of_another_length_is_refused(file: Path) -> None:
+    header, tensors = read(file)
+    short = {**tensors, entry_of(2): tensors[entry_of(2)][:-1]}
+    with pytest.raises(ValueError, match=r"^a width has \d+ bytes of its own, its description says \d+$"):
+        build_student(header, short, [BUILDER])
 
 
 def test_a_loaded_student_is_saved_as_the_same_file(file: Path, tmp_path: Path) -> None:
