@@ -62,9 +62,11 @@ def test_the_pages_lines_run(shop: Any, place: Path) -> None:
     from qtrain.pieces import Affine, MinMax
 
     space |= {"Affine": Affine, "MinMax": MinMax}
-    lines, choices, loop = blocks("docs/api.md")
+    lines, choices, many, loop = blocks("docs/api.md")
     exec(lines, space)
     exec(choices.replace('rounding="brecq", ', ""), space)  # learning the rounding takes minutes
+    exec(many, space)
+    assert space["many"].bits == 4
     exec(loop, space)
     for block in blocks("docs/pieces.md"):
         exec(block, {})
