@@ -321,7 +321,7 @@ def scores(rows: list[dict[str, str]]) -> str:
     large = [
         (row["model"], row["score"], f"{float(row['peak_bytes']) / 2**30:.1f}", f"{float(row['passes']):.1f}",
          f"{float(row['cpu_s']):.0f}", row["images"], row["notes"])
-        for row in latest.values() if row["peak_bytes"]
+        for row in latest.values() if row.get("peak_bytes")
     ]  # fmt: skip
     columns = ("Model", "Score", "Most memory, GiB", "Passes", "Processor, s", "Images", "How")
     return made + ("\n" + _markdown_table(columns, large, figures=range(2, 6)) if large else "")
