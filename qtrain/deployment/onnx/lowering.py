@@ -53,6 +53,7 @@ def lower(student: nn.Module) -> Lowering:
     """
     model = copy.deepcopy(student).eval().requires_grad_(False).cpu().float()
     lowering, norms = Lowering(model), dict(norms_of(model))
+    gates = {n: m for n, m in model.named_modules() if isinstance(m, Applied) and m.function_name in HARD_GATES}
     for name, layer in list(model.named_modules()):
         if isinstance(layer, QuantLayer):
             norm = norms.get(name)
@@ -60,9 +61,7 @@ def lower(student: nn.Module) -> Lowering:
             replace_module(model, layer, _lowered(name, layer, form, lowering))
             if norm is not None:
                 replace_module(model, model.get_submodule(norm[0]), norm[1].rest)
-    for name, module in list(model.named_modules()):
-        if not isinstance(module, Applied) or module.function_name not in HARD_GATES:
-            continue
+    for name, module in gates.items():  # by the names from before, since an activation may take its norm's place
         codes = lowering.inputs.get(f"{name}.input")
         if codes is not None and (steps := gate_steps(codes)) is not None:
             swish = module.function_name == "hardswish"

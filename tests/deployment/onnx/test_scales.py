@@ -51,7 +51,7 @@ def images() -> Tensor:
 
 
 def scale(student: nn.Module, name: str) -> float:
-    return float(student.get_submodule(name).input_quantizer.step())
+    return float(student.get_submodule(name).input_quantizer.step().detach())
 
 
 def operators(student: nn.Module) -> Counter[str]:
@@ -163,6 +163,13 @@ def test_gates_are_clipped_codes_and_all_runs_in_integers(bits: int) -> None:
     assert verdict.passed, [tier.faults for tier in verdict.tiers]
     exact = {tier.name: sum(layer.differing for layer in tier.layers.values()) for tier in verdict.tiers}
     assert (exact["reference"], exact["onnxruntime, unoptimized"]) == (0, 0)
+
+
+def test_a_hard_swish_inside_a_merged_norm_is_clipped_codes_too() -> None:
+    act = BatchNormAct2d(8, act_layer=nn.Hardswish)
+    student = qtrain.quantize(Net(act).eval(), images(), **FAST, target="onnxruntime")
+    found = operators(student)
+    assert (found["HardSwish"], found["HardSigmoid"], found["BatchNormalization"], found["Mul"]) == (0, 0, 0, 1)
 
 
 def test_off_a_student_with_gates_computes_what_it_was_made_from() -> None:
