@@ -88,8 +88,8 @@ def main() -> int:
         model, name = options.one
         large(model, name, options.results)
     elif options.large:
-        for model in options.large:
-            for name in ("fisher", "hawq_trace"):
+        for name in ("fisher", "hawq_trace"):
+            for model in options.large:
                 command = [sys.executable, __file__, "--one", model, name, "--results", str(options.results)]
                 subprocess.run(command, check=True)
     else:
@@ -181,9 +181,9 @@ def large(name: str, score: str, results: Path) -> None:
     """A network with random weights: time and memory of one score, at five widths of weights and of inputs."""
     torch.manual_seed(SEED)
     model = create_model(name=name, num_classes=1000, image_size=224).eval()
-    images, count = torch.randn(8, 3, 224, 224), 4
+    images, count = torch.randn(4, 3, 224, 224), 4
     parts = list(images.split(count))
-    batches = [Batch(images, torch.arange(8) * 100, torch.arange(8))]
+    batches = [Batch(images, torch.arange(count) * 100, torch.arange(count))]
     recipe = LayerPlan(
         weight=partial(LSQ, granularity=PerChannel()), input=LSQ, weight_observer=MinMax, input_observer=MinMax
     )
