@@ -318,6 +318,8 @@ def scores(rows: list[dict[str, str]]) -> str:
         lines.append((score, role, *at, *more))
     columns = ("Score", "Of", *(f"{bits} bits" for bits in widths), "All", "All, loss", "Passes", "Images")
     made = _markdown_table(columns, lines, figures=range(2, len(columns)))
+    seen = sorted({row["measured_images"] for found in ordered.values() for row in found.values()}, key=int)
+    made += _notes([f"Measured on {' or '.join(seen)} images."] if seen else [])
     large = [
         (row["model"], row["score"], f"{float(row['peak_bytes']) / 2**30:.1f}", f"{float(row['passes']):.1f}",
          f"{float(row['cpu_s']):.0f}", row["images"], row["notes"])

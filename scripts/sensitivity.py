@@ -57,20 +57,20 @@ MEASURED, CALIBRATING = 8, 4
 
 
 class Case(NamedTuple):
-    """A score and the batches that it is given."""
+    """A score and the images that it is given."""
 
     score: Score
-    batches: int
+    images: int
 
 
 CASES = {
-    "fisher": Case(Fisher(), CALIBRATING),
-    "fisher, inputs whole": Case(Fisher(input="whole"), CALIBRATING),
-    "fisher, weights diagonal": Case(Fisher(weight="diagonal"), CALIBRATING),
-    "fisher, true labels": Case(Fisher(labels="data"), CALIBRATING),
-    "limpq": Case(Limpq(), CALIBRATING),
-    "hawq_trace": Case(HawqTrace(probes=16), 1),
-    "hawq_eigenvalue": Case(HawqEigenvalue(iterations=10, images=16), 1),
+    "fisher": Case(Fisher(), 128 * CALIBRATING),
+    "fisher, inputs whole": Case(Fisher(input="whole"), 128 * CALIBRATING),
+    "fisher, weights diagonal": Case(Fisher(weight="diagonal"), 128 * CALIBRATING),
+    "fisher, true labels": Case(Fisher(labels="data"), 128 * CALIBRATING),
+    "limpq": Case(Limpq(), 128 * CALIBRATING),
+    "hawq_trace": Case(HawqTrace(probes=16), 128),
+    "hawq_eigenvalue": Case(HawqEigenvalue(iterations=10, images=16), 16),
 }
 """The scores of the table; those with second derivatives see fewer images."""
 
@@ -106,7 +106,7 @@ def small(work: Path, only: list[str], count: int, results: Path) -> None:
     for name, (score, seen) in CASES.items():
         if name not in only:
             continue
-        given = batches[:seen]
+        given = first(batches, seen)
         cpu = processor_time()
         scores = score(bank, given, seed=SEED)
         cpu = processor_time() - cpu
@@ -115,7 +115,7 @@ def small(work: Path, only: list[str], count: int, results: Path) -> None:
             print(f"{name} {role} {bits}: {kl:.3f} with the divergence, {loss:.3f} with the loss; {passes:.1f} passes")
             row = {
                 "dataset": "cifar10", "model": "cifar_resnet20", "quantizer": "lsq", "score": name, "role": role,
-                "bits": bits, "images": seen * 128, "measured_images": count * 128, "spearman_kl": kl,
+                "bits": bits, "images": seen, "measured_images": count * 128, "spearman_kl": kl,
                 "spearman_loss": loss, "passes": passes, "cpu_s": cpu,
             }  # fmt: skip
             append_row(results, common() | row)
@@ -163,6 +163,12 @@ def correlations(scores: Scores, measured: dict[str, Scores]) -> Iterator[tuple[
                 for m in ("kl", "loss")
             ]
             yield role, str(widths[0]) if len(widths) == 1 else "all", found[0], found[1]
+
+
+def first(batches: list[Batch], count: int) -> list[Batch]:
+    """The first ``count`` images of ``batches`` of 128."""
+    whole, rest = divmod(count, 128)
+    return batches[:whole] + ([Batch(*(part[:rest] for part in batches[whole]))] if rest else [])
 
 
 def one_pass(model: nn.Module, batches: list[Batch]) -> float:

@@ -48,17 +48,18 @@ def test_correlations_are_of_layers_at_each_width_and_of_all_widths(script: Modu
 
 def test_every_case_is_a_score_with_images(script: ModuleType) -> None:
     assert all(
-        isinstance(case.score, Score) and 1 <= case.batches <= script.CALIBRATING for case in script.CASES.values()
+        isinstance(case.score, Score) and 1 <= case.images <= 128 * script.CALIBRATING for case in script.CASES.values()
     )
 
 
 def test_table_has_a_row_for_each_score_and_role_and_one_for_each_large_network() -> None:
     small = {"model": "net", "score": "fisher", "role": "weight", "spearman_kl": "0.876", "spearman_loss": "0.5",
-             "passes": "4.04", "images": "512", "peak_bytes": ""}  # fmt: skip
+             "passes": "4.04", "images": "512", "measured_images": "1024", "peak_bytes": ""}  # fmt: skip
     large = {"model": "big", "score": "fisher", "role": "", "bits": "", "spearman_kl": "", "passes": "3.3",
              "images": "8", "peak_bytes": str(3 * 2**30), "cpu_s": "12.3", "notes": "n"}  # fmt: skip
     old = {**small, "bits": "2", "spearman_kl": "0.1"}
     table = loaded("render_results").scores([old, {**small, "bits": "2"}, {**small, "bits": "all"}, large])
     assert "| Score | Of | 2 bits | All | All, loss | Passes | Images |" in table
     assert "| fisher | weight | 0.88 | 0.88 | 0.50 | 4.0 | 512 |" in table
+    assert "Measured on 1024 images." in table
     assert "| big | fisher | 3.0 | 3.3 | 12 | 8 | n |" in table

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qtrain.convert.bank import QuantizerBank, Widths
+from qtrain.nn import QuantConv
 from qtrain.sensitivity.base import members
 from qtrain.sensitivity.fisher import Fisher
 from qtrain.sensitivity.one_layer import OneLayer
@@ -133,6 +134,21 @@ def test_same_seed_same_score_whatever_the_chunk(small_bank: Any) -> None:
     for choice in bank.choices():
         if choice.layer != "place":  # its sum over a chunk's images is one sample
             assert value(small, choice) == pytest.approx(value(first, choice), rel=1e-4)
+
+
+def test_all_layers_and_widths_take_one_forward_of_the_model_and_one_product_for_each_weight_width(
+    small_bank: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank, batches = small_bank()
+    products: list[QuantConv] = []
+    product = QuantConv.product
+    monkeypatch.setattr(QuantConv, "product", lambda layer, *args: products.append(layer) or product(layer, *args))
+    forwards: list[Tensor] = []
+    with see_input(bank.model, forwards.append):
+        Fisher()(bank, batches, seed=0)
+    assert len(forwards) == len(batches)
+    stem, widths = bank.layers["stem"], len(bank.quantizers["stem"]["weight"])
+    assert products.count(stem) == len(batches) * (1 + 1 + widths)  # the forward, once more, and each width
 
 
 def test_input_that_is_changed_in_place_later_is_refused(small_bank: Any) -> None:
