@@ -7,8 +7,9 @@ A table stands between ``<!-- results:NAME -->`` and ``<!-- /results -->`` and i
 ``<!-- results:NAME variants -->`` it has a row for each variant of an experiment; ``recipes`` in that place holds them
 against the variant ``none``, ``drops`` against full precision; ``synthetic`` has the images of ``task=synthesize``,
 ``integers`` the layers that a runtime computes in integers, ``speed`` the times of exported files, ``scores`` how
-scores of sensitivity order layers, ``widths`` one model of many bits against students of one width. Of several rows of
-one configuration the last counts; seeds are averaged. A file that is not there yet gives no table.
+scores of sensitivity order layers, ``widths`` one model of many bits against students of one width, ``published`` costs
+beside those of a paper, ``latency`` a table's times beside measured ones. Of several rows of one configuration the last
+counts; seeds are averaged. A file that is not there yet gives no table.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from qtrain.report.seed_groups import difference_error, order, seed_groups
 from qtrain.report.table import LEFT, ONE_SEED, SEVERAL_SEEDS, UNCERTAIN, change_text, closing_table, table_notes
 
 ROOT = Path(__file__).resolve().parent.parent
-KINDS = "variants|recipes|drops|synthetic|front|integers|speed|allocations|scores|widths"
+KINDS = "variants|recipes|drops|synthetic|front|integers|speed|allocations|scores|widths|published|latency"
 BLOCK = re.compile(
     rf"(<!-- results:(?P<name>[\w-]+)(?: (?P<kind>{KINDS}))? -->\n)(?P<table>.*?)(<!-- /results -->)", re.DOTALL
 )
@@ -72,6 +73,7 @@ def render(text: str, results: Path) -> str:
         path = results / f"{match['name']}.csv"
         kinds = {"variants": variants, "recipes": recipes, "drops": drops, "synthetic": synthetic, "front": front}
         more = {"integers": integers, "speed": speed, "allocations": allocations, "scores": scores, "widths": widths}
+        more |= {"published": published, "latency": latency}
         made = (kinds | more).get(match["kind"], markdown)
         return match[1] + (made(read_results(path)) if path.is_file() else "") + match[5]
 
@@ -381,6 +383,30 @@ def speed(rows: list[dict[str, str]]) -> str:
     columns = ("Model", "Bits", "Batch", "Export ms", "Float ms", "Runtime's INT8 ms", "Of float", "Of INT8", "Rounds",
                "Hardware")  # fmt: skip
     return _markdown_table(columns, lines, figures=range(2, 9))
+
+
+def published(rows: list[dict[str, str]]) -> str:
+    """One row a point: what the cost model says, and what is published."""
+    lines = []
+    for row in {(row["model"], row["point"]): row for row in rows}.values():
+        size = (f"{float(row['mb']):.2f}", row["published_mb"], f"{float(row['mb_error_percent']):+.1f}")
+        bops = (f"{float(row['gbops']):.1f}", row["published_gbops"], f"{float(row['gbops_error_percent']):+.1f}")
+        lines.append((row["model"], row["point"], *size, *bops))
+    columns = ("Model", "Bits", "MB", "Published", "%", "G bit operations", "Published", "%")
+    return _markdown_table(columns, lines, figures=range(2, 8))
+
+
+def latency(rows: list[dict[str, str]]) -> str:
+    """One row a network, runtime and number of bits; the last of each."""
+    lines = []
+    for row in {(row["model"], row["runtime"], row["w_bits"]): row for row in rows}.values():
+        spread = f"{float(row['measured_us']):.0f} ({float(row['measured_us_low']):.0f} to "
+        spread += f"{float(row['measured_us_high']):.0f})"
+        predicted = (f"{float(row['predicted_us']):.0f}", f"{float(row['error_percent']):+.1f}")
+        bits = f"W{row['w_bits']}A{row['a_bits']}"
+        lines.append((row["model"], row["runtime"], bits, spread, *predicted, row["notes"], row["hardware"]))
+    columns = ("Model", "Runtime", "Bits", "Measured us", "Table us", "%", "Notes", "Hardware")
+    return _markdown_table(columns, lines, figures=range(3, 6))
 
 
 def _float_or_none(text: str) -> float | None:
