@@ -29,14 +29,15 @@ BUDGETS: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "w3": (3, 3, ("allocate.budgets.size_bytes=100%", "allocate.budgets.bops=100%")),
     # Half way between the sizes of W2 and W3, and 2.5 x 2.5 bits for each product: 85.5 % and 71.7 % of W3A3.
     "w2.5": (3, 3, ("allocate.budgets.size_bytes=85.5%", "allocate.budgets.bops=71.7%")),
-    "half": (4, 4, ("allocate.budgets.size_bytes=100%", "allocate.budgets.bops=50%")),
+    # W4A2: the size of W4, and half the bit operations of W4A4 between the ends.
+    "half": (4, 2, ("allocate.budgets.size_bytes=100%", "allocate.budgets.bops=100%")),
 }
 """What a model may cost."""
 
 UNIFORM: dict[str, dict[str, tuple[int, int]]] = {
     "w3": {"uniform": (3, 3)},
     "w2.5": {"uniform": (2, 3)},
-    "half": {"uniform": (2, 4), "uniform-inputs": (4, 2), "uniform-weights": (3, 2)},
+    "half": {"uniform": (4, 2), "uniform-w2a4": (2, 4), "uniform-w3a2": (3, 2)},
 }
 """Uniform bits within each budget."""
 

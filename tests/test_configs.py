@@ -225,14 +225,7 @@ def choosing(group: str, option: str) -> list[str]:
     place = PACKAGES.get(group, group)
     sets_its_place = group == "teacher_cache"  # its files say themselves where they belong
     choice = f"{group}={option}" if place == group or sets_its_place else f"{group}@{place}={option}"
-    if group in (
-        "policy",
-        "callback",
-        "term",
-        "knob",
-        "cost",
-        "score",
-    ):  # the root config has none: one is added, not replaced
+    if group in ("policy", "callback", "term", "knob", "cost"):  # the root config has none: one is added, not replaced
         choice = f"+{choice}"
     return [choice, *FILL.get(f"{group}/{option}", ())]
 
