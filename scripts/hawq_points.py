@@ -10,8 +10,7 @@ biases and batch norm; a bit operation is one bit of a weight times one bit of a
 ResNet-50 has its stride in the first convolution of a block, as in the paper of 2015.
 
 Weights and multiplications of each layer are those in the notebook of their integer program, to the last one. Uniform
-bits so come out as published. The mixed ones differ by 1 to 3 %: the bits that they released give, by their notebook's
-own formula, what is printed here, and not the numbers of their table.
+bits so come out as published. The mixed ones differ by 1 to 3 %; what is counted otherwise there is not known.
 """
 
 import argparse
