@@ -8,6 +8,7 @@ from sklearn.linear_model import BayesianRidge
 
 from qtrain.allocate.base import Search
 from qtrain.allocate.feasible import Feasible, Picks
+from qtrain.allocate.integer_program import IntegerProgram
 from qtrain.allocate.problem import Floats, Problem
 from qtrain.spec import Allocation, LayerBits
 from qtrain.utils.checks import check_range
@@ -19,13 +20,11 @@ log = logging.getLogger(__name__)
 class Evolution(Search):
     """The loss of whole allocations is measured, ``population`` of them in each of ``generations``.
 
-    The first population has the uniform reference, the allocation of the least score where there are scores, and random
-    ones. Each later one has children of the best half, made by crossing and by mutation (each option is drawn anew with
-    probability ``change``). Of ``children`` the predictor lets those be measured that it expects to be best: a linear
-    regression of the logarithm of the loss on which option each layer has. The answer is the best that was measured.
+    The first population has the uniform reference, the allocation of the least score, and random ones. Each later one
+    has children of the best half, made by crossing and by mutation (each option is drawn anew with probability
+    ``change``). Of ``children`` the predictor lets those be measured that it expects to be best: a linear regression of
+    the logarithm of the loss on which option each layer has. The answer is the best that was measured.
     """
-
-    needs_scores = False
 
     def __init__(
         self,
@@ -50,7 +49,10 @@ class Evolution(Search):
         source = np.random.default_rng(problem.seed)
         feasible = Feasible(problem, source)
         measured: dict[Picks, float] = {}
-        wanted = [self._reference(feasible), *(feasible.draw() for _ in range(self.population - 1))]
+        given = [self._nearest(feasible, self.reference(list(problem.options)))]
+        if problem.scores.weight or problem.scores.input:
+            given.append(self._nearest(feasible, IntegerProgram().search(problem)))
+        wanted = [*given, *(feasible.draw() for _ in range(self.population - len(given)))]
         for generation in range(self.generations):
             for picks in dict.fromkeys(wanted):
                 if picks not in measured:
@@ -63,12 +65,11 @@ class Evolution(Search):
             wanted = self._promising(feasible, best[: self.population // 2], measured)
         return feasible.allocation(best[0])
 
-    def _reference(self, feasible: Feasible) -> Picks:
-        """The uniform bits, as near to them as the options have them, made to fit."""
-        uniform = self.reference(list(feasible.problem.options))
+    def _nearest(self, feasible: Feasible, allocation: Allocation) -> Picks:
+        """``allocation``, as near to it as the options have it, made to fit."""
 
         def near(layer: str, options: tuple[LayerBits, ...]) -> int:
-            wanted = uniform[layer]
+            wanted = allocation[layer]
             return min(
                 range(len(options)),
                 key=lambda o: abs(options[o].weight - wanted.weight) + abs(options[o].input - wanted.input),

@@ -1,9 +1,12 @@
 """The other searches: the whole front, chance, and evolution, each within the budgets."""
 
+from dataclasses import replace
+
 import pytest
 
 from qtrain.allocate.base import Search
 from qtrain.allocate.evolution import Evolution
+from qtrain.allocate.integer_program import IntegerProgram
 from qtrain.allocate.pareto import Pareto
 from qtrain.allocate.problem import Problem
 from qtrain.allocate.random_draw import RandomDraw
@@ -85,6 +88,13 @@ def test_evolution_comes_near_the_best_with_few_measurements() -> None:
     place = sum(loss < problem.loss(found) - 1e-9 for loss in every)
     assert len({tuple(a.items()) for a in measured}) <= 8 * 12 + 1
     assert place / len(every) < 0.005, f"{place} of {len(every)} are better"
+
+
+def test_evolution_begins_with_the_allocation_of_the_least_score() -> None:
+    problem, measured = with_loss(random_problem(7, layers=6, budgets=1))
+    scored = replace(problem, scores=random_problem(7, layers=6).scores)
+    Evolution(**ENDS, generations=1, population=4).search(scored)
+    assert measured[1] == IntegerProgram().search(scored)
 
 
 def test_evolution_measures_the_reference_first() -> None:
