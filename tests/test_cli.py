@@ -195,7 +195,8 @@ def test_model_is_a_group_unless_images_are_predicted() -> None:
 def test_cfg_shows_what_prediction_is_given(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--cfg", "job", "task=predict", "model=a b.safetensors", "images=photos") == 0
     shown = capsys.readouterr().out
-    assert "checkpoint: a b.safetensors\nimages:\n- photos\n" in shown
+    assert "\ncheckpoint: a b.safetensors\n" in shown
+    assert "\nimages:\n- photos\n" in shown
 
 
 def test_multirun_runs_each_value_in_a_folder_of_its_own(task: Any) -> None:

@@ -38,8 +38,8 @@ WRONG = {
     "missing value": (["model=timm"], "missing: give model.name=..."),
     "unknown task": (
         ["task=tain"],
-        "task: must be one of train, lint, sweep, calibrate, synthesize, evaluate, predict, export, verify, "
-        "benchmark, report, review, got 'tain'; "
+        "task: must be one of train, lint, allocate, sweep, calibrate, synthesize, evaluate, predict, export, verify, "
+        "benchmark, profile, report, review, got 'tain'; "
         "did you mean 'train'?",
     ),
     "unknown budget": (["budget=gpu"], "budget: must be one of full, cpu, probe, got 'gpu'"),

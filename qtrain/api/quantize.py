@@ -159,7 +159,7 @@ def describe(student: nn.Module, target: str | None = None) -> Report:
     ...     print(finding)
     0: size only: weights of 7 bits are computed in 8, inputs of 4 bits are computed in 8
     2: size only: weights of 7 bits are computed in 8, inputs of 4 bits are computed in 8
-    1: float: GELU: it has integers for sigmoid and leaky ReLU only
+    1: float: gelu: it has integers for sigmoid, leaky ReLU, hard sigmoid and hard swish only
     """
     report = record_of(student).report
     chosen = None if target is None else target_of(compose([f"target={target}"]))

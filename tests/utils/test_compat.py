@@ -23,6 +23,7 @@ BASE_CLASSES = {
     "torch.nn.modules.conv": ("_ConvNd", "_ConvTransposeNd"),
     "torch.nn.modules.batchnorm": ("_BatchNorm",),
     "torch.nn.modules.dropout": ("_DropoutNd",),
+    "torch.nn.modules.instancenorm": ("_InstanceNorm",),
     "torch.nn.modules.padding": ("_ReflectionPadNd", "_ReplicationPadNd"),
     "torch.nn.modules.pooling": ("_AdaptiveAvgPoolNd", "_AdaptiveMaxPoolNd", "_AvgPoolNd", "_MaxPoolNd"),
     "torch.distributed": ("_functional_collectives",),
@@ -38,7 +39,7 @@ ATTRIBUTES = {
 }
 """Private attributes that are read outside of compat.py. Tried with torch 2.15.0 and omegaconf 2.3.1."""
 
-STANDARD = {"_exit", "_replace", "_fields"}
+STANDARD = {"_exit", "_asdict", "_replace", "_fields"}
 """Of Python itself, and public in spite of the underscore: ``os._exit``, and those of named tuples."""
 
 SPECIMENS: dict[str, Any] = {
