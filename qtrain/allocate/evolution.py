@@ -1,6 +1,7 @@
 """Bits by evolution, with a predictor that chooses which children are worth measuring (after APQ, arXiv 2006.08509)."""
 
 import logging
+from dataclasses import dataclass
 from typing import final
 
 import numpy as np
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 
 
 @final
+@dataclass(frozen=True, kw_only=True)
 class Evolution(Search):
     """The loss of whole allocations is measured, ``population`` of them in each of ``generations``.
 
@@ -26,23 +28,16 @@ class Evolution(Search):
     the logarithm of the loss on which option each layer has. The answer is the best that was measured.
     """
 
-    def __init__(
-        self,
-        *,
-        weight: int = 4,
-        input: int = 4,
-        first: LayerBits | None = None,
-        last: LayerBits | None = None,
-        generations: int = 10,
-        population: int = 24,
-        children: int = 400,
-        change: float = 0.1,
-    ) -> None:
-        super().__init__(weight=weight, input=input, first=first, last=last)
-        check_range("Evolution", "[1, inf)", generations=generations, children=children)
-        check_range("Evolution", "[4, inf)", population=population)
-        check_range("Evolution", "(0, 1]", change=change)
-        self.generations, self.population, self.children, self.change = generations, population, children, change
+    generations: int = 10
+    population: int = 24
+    children: int = 400
+    change: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("Evolution", "[1, inf)", generations=self.generations, children=self.children)
+        check_range("Evolution", "[4, inf)", population=self.population)
+        check_range("Evolution", "(0, 1]", change=self.change)
 
     def search(self, problem: Problem) -> Allocation:
         """The best allocation that was measured, all of them within the budgets."""

@@ -1,6 +1,7 @@
 """The best allocation under budgets by integer programming, for scores that add up (HAWQ-v3, arXiv 2011.10680)."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, final
 
 import numpy as np
@@ -9,7 +10,7 @@ from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
 
 from qtrain.allocate.base import Search
 from qtrain.allocate.problem import Floats, Group, Problem, chosen
-from qtrain.spec import Allocation, Choice, LayerBits
+from qtrain.spec import Allocation, Choice
 from qtrain.utils.checks import check_range
 
 TIGHTER = (0.0, 1e-7, 1e-6, 1e-5, 1e-4)
@@ -17,6 +18,7 @@ TIGHTER = (0.0, 1e-7, 1e-6, 1e-5, 1e-4)
 
 
 @final
+@dataclass(frozen=True, kw_only=True)
 class IntegerProgram(Search):
     """``min sum_i score[i, o_i]`` with ``sum_i cost[m, i, o_i] <= budget[m]`` for all budgets, one option each layer.
 
@@ -25,20 +27,13 @@ class IntegerProgram(Search):
     out first. Pairs of choices (CLADO) become variables of their own.
     """
 
-    def __init__(
-        self,
-        *,
-        weight: int = 4,
-        input: int = 4,
-        first: LayerBits | None = None,
-        last: LayerBits | None = None,
-        gap: float = 1e-4,
-        time_limit_s: float = 30.0,
-    ) -> None:
-        super().__init__(weight=weight, input=input, first=first, last=last)
-        check_range("IntegerProgram", "[0, inf)", gap=gap)
-        check_range("IntegerProgram", "(0, inf)", time_limit_s=time_limit_s)
-        self.gap, self.time_limit_s = gap, time_limit_s
+    gap: float = 1e-4
+    time_limit_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("IntegerProgram", "[0, inf)", gap=self.gap)
+        check_range("IntegerProgram", "(0, inf)", time_limit_s=self.time_limit_s)
 
     def search(self, problem: Problem) -> Allocation:
         """The allocation of the least score. Raises ``ValueError`` where no allocation meets all budgets at once."""

@@ -2,7 +2,8 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import final
+from dataclasses import dataclass
+from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from qtrain.utils.eval_mode import evaluating
 
 
 @final
+@dataclass(frozen=True, kw_only=True)
 class Learned(Search):
     """Weights and inputs are ``sum_b p_b Q_b(x)`` with ``p = softmax(strength)``, and the strengths are trained.
 
@@ -30,24 +32,17 @@ class Learned(Search):
     itself is not changed.
     """
 
-    needs_scores = False
+    needs_scores: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        *,
-        weight: int = 4,
-        input: int = 4,
-        first: LayerBits | None = None,
-        last: LayerBits | None = None,
-        steps: int = 200,
-        lr: float = 0.05,
-        weight_lr: float = 1e-4,
-        price_lr: float = 0.5,
-    ) -> None:
-        super().__init__(weight=weight, input=input, first=first, last=last)
-        check_range("Learned", "[1, inf)", steps=steps)
-        check_range("Learned", "[0, inf)", lr=lr, weight_lr=weight_lr, price_lr=price_lr)
-        self.steps, self.lr, self.weight_lr, self.price_lr = steps, lr, weight_lr, price_lr
+    steps: int = 200
+    lr: float = 0.05
+    weight_lr: float = 1e-4
+    price_lr: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("Learned", "[1, inf)", steps=self.steps)
+        check_range("Learned", "[0, inf)", lr=self.lr, weight_lr=self.weight_lr, price_lr=self.price_lr)
 
     def search(self, problem: Problem) -> Allocation:
         """The likeliest bits after training. Raises ``ValueError`` for a problem without a model and images."""

@@ -1,5 +1,6 @@
 """All best allocations between the cheapest and the best, by dynamic programming (ZeroQ, arXiv 2001.00281)."""
 
+from dataclasses import dataclass
 from typing import NamedTuple, final
 
 import numpy as np
@@ -7,7 +8,7 @@ from numpy.typing import NDArray
 
 from qtrain.allocate.base import Search
 from qtrain.allocate.problem import ROUNDING, Floats, Problem, chosen
-from qtrain.spec import Allocation, LayerBits
+from qtrain.spec import Allocation
 from qtrain.utils.checks import check_range
 
 
@@ -20,6 +21,7 @@ class Point(NamedTuple):
 
 
 @final
+@dataclass(frozen=True, kw_only=True)
 class Pareto(Search):
     """The front of score against cost, layer by layer: of partial allocations only those stay that none beats.
 
@@ -28,18 +30,11 @@ class Pareto(Search):
     the point of the least score within all budgets. Pairs of layers are not considered.
     """
 
-    def __init__(
-        self,
-        *,
-        weight: int = 4,
-        input: int = 4,
-        first: LayerBits | None = None,
-        last: LayerBits | None = None,
-        points: int = 20_000,
-    ) -> None:
-        super().__init__(weight=weight, input=input, first=first, last=last)
-        check_range("Pareto", "[2, inf)", points=points)
-        self.points = points
+    points: int = 20_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("Pareto", "[2, inf)", points=self.points)
 
     def search(self, problem: Problem) -> Allocation:
         """The point of the front with the least score. Raises ``ValueError`` where no point meets all budgets."""

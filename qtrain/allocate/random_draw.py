@@ -1,6 +1,7 @@
 """Bits by chance within the budgets: what every search has to beat."""
 
-from typing import final
+from dataclasses import dataclass
+from typing import ClassVar, final
 
 import numpy as np
 
@@ -11,10 +12,11 @@ from qtrain.spec import Allocation
 
 
 @final
+@dataclass(frozen=True, kw_only=True)
 class RandomDraw(Search):
     """One allocation drawn at random, lowered until it fits the budgets and raised while it does; by the run's seed."""
 
-    needs_scores = False
+    needs_scores: ClassVar[bool] = False
 
     def search(self, problem: Problem) -> Allocation:
         """A random allocation within the budgets of ``problem``."""

@@ -4,7 +4,8 @@ import logging
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import final
+from dataclasses import dataclass
+from typing import ClassVar, final
 
 import numpy as np
 import torch
@@ -12,13 +13,14 @@ import torch
 from qtrain.allocate.base import Search
 from qtrain.allocate.feasible import Feasible, Picks
 from qtrain.allocate.problem import Problem
-from qtrain.spec import Allocation, LayerBits
+from qtrain.spec import Allocation
 from qtrain.utils.checks import check_range
 
 log = logging.getLogger(__name__)
 
 
 @final
+@dataclass(frozen=True, kw_only=True)
 class Reinforcement(Search):
     """DDPG, as in HAQ: at each layer the agent chooses widths of weight and input as two numbers between 0 and 1.
 
@@ -28,23 +30,16 @@ class Reinforcement(Search):
     (stable-baselines3).
     """
 
-    needs_scores = False
+    needs_scores: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        *,
-        weight: int = 4,
-        input: int = 4,
-        first: LayerBits | None = None,
-        last: LayerBits | None = None,
-        episodes: int = 300,
-        startup: int = 60,
-        noise: float = 0.3,
-    ) -> None:
-        super().__init__(weight=weight, input=input, first=first, last=last)
-        check_range("Reinforcement", "[1, inf)", episodes=episodes, startup=startup)
-        check_range("Reinforcement", "[0, inf)", noise=noise)
-        self.episodes, self.startup, self.noise = episodes, startup, noise
+    episodes: int = 300
+    startup: int = 60
+    noise: float = 0.3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("Reinforcement", "[1, inf)", episodes=self.episodes, startup=self.startup)
+        check_range("Reinforcement", "[0, inf)", noise=self.noise)
 
     def search(self, problem: Problem) -> Allocation:
         """The best allocation that an episode ended with. Raises ``ValueError`` where the extra is not installed."""

@@ -47,11 +47,12 @@ with and without."""
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found: the bits, those of the uniform reference, and the problem that it solved.
+    """What ``search`` found: the bits, those of the uniform reference, and the problem that it solved.
 
     ``layers`` are the names that have bits, with those at the ends.
     """
 
+    search: Search
     layers: LayerNames
     allocation: Allocation
     reference: Allocation
@@ -159,7 +160,7 @@ def find_bits(settings: RunSettings, model: nn.Module, batches: Sequence[Batch],
         start = time.perf_counter()
         allocation = search.search(problem)
     log.info("%s took %.1f s", type(search).__name__, time.perf_counter() - start)
-    return Found(layers, allocation, reference, problem)
+    return Found(search, layers, allocation, reference, problem)
 
 
 def weight_error(settings: RunSettings) -> float:

@@ -75,9 +75,8 @@ def allocate_bits(settings: RunSettings) -> AllocateRun:
     in_float = dict.fromkeys(found.layers, LayerBits(FULL_PRECISION, FULL_PRECISION))
     asked = {"full precision": in_float, "uniform": found.reference, "found": found.allocation}
     losses = {name: found.problem.loss(allocation) for name, allocation in asked.items()}
-    search = settings.quantize.bits.build()
-    front = tuple(search.front(found.problem)) if isinstance(search, Pareto) else ()
-    measured = _measured(found, losses, seed=settings.seed) if search.needs_scores else ()
+    front = tuple(found.search.front(found.problem)) if isinstance(found.search, Pareto) else ()
+    measured = _measured(found, losses, seed=settings.seed) if found.search.needs_scores else ()
     file = Path(settings.run_dir) / ALLOCATION
     _write(file, "".join(f"{line}\n" for line in allocation_lines(settings, found, losses)), settings)
     return AllocateRun(found, losses, measured, front, file)
@@ -113,7 +112,7 @@ def allocation_lines(settings: RunSettings, found: Found, losses: Mapping[str, f
     yield f"# Bits of {settings.model.name} by {settings.quantize.bits.kind}, within {names or 'no budget'}."
     yield "# Edit the layers as you like. Use them: allocate@quantize.bits=from_file quantize.bits.path=THIS_FILE"
     yield f"method: {settings.quantize.bits.kind}"
-    yield f"score: {settings.allocate.score.kind if settings.quantize.bits.build().needs_scores else 'null'}"
+    yield f"score: {settings.allocate.score.kind if found.search.needs_scores else 'null'}"
     yield f"model: {json.dumps(settings.model.name)}"
     yield f"seed: {settings.seed}"
     yield f"budgets: {_flow(found.problem.budgets)}"
