@@ -15,7 +15,6 @@ counts; seeds are averaged. A file that is not there yet gives no table.
 from __future__ import annotations
 
 import argparse
-import math
 import re
 import statistics
 import sys
@@ -26,8 +25,9 @@ from typing import NamedTuple
 
 from qtrain.pipeline.results import read_results
 from qtrain.pipeline.summary import CALIBRATED, FLOAT, NUMBERS, RunSummary
-from qtrain.report.seed_groups import difference_error, order, seed_groups
-from qtrain.report.table import LEFT, ONE_SEED, SEVERAL_SEEDS, UNCERTAIN, change_text, closing_table, table_notes
+from qtrain.report.difference import UNCERTAIN, Difference, difference
+from qtrain.report.seed_groups import order, seed_groups
+from qtrain.report.table import LEFT, ONE_SEED, SEVERAL_SEEDS, closing_table, table_notes
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = "variants|recipes|drops|synthetic|front|integers|speed|allocations|scores|widths|published|latency"
@@ -35,6 +35,8 @@ BLOCK = re.compile(
     rf"(<!-- results:(?P<name>[\w-]+)(?: (?P<kind>{KINDS}))? -->\n)(?P<table>.*?)(<!-- /results -->)", re.DOTALL
 )
 SEED = re.compile(r"-seed\d+$")
+CHANGE = re.compile(r"[+-][\d.]+ \([\d.]+\)( ~)?")
+"""A difference with its standard error, as tables show it."""
 MADE = ("train", "calibrate")
 """Tasks that leave a student."""
 
@@ -130,14 +132,19 @@ class Variant(NamedTuple):
         """Sample standard deviation of top-1 over seeds, in points; ``None`` for a single one."""
         return statistics.stdev(float(run["top1"]) for run in self.runs) if len(self.runs) > 1 else None
 
+    def by_seed(self, column: str) -> dict[str, float]:
+        """The figure of each seed; without the runs that do not have it."""
+        return {run["seed"]: float(run[column]) for run in self.runs if run.get(column)}
+
     @property
-    def error(self) -> float:
-        """Standard error of the mean of top-1, in points, by the spread over seeds and the number of test images."""
-        top1, images = self.mean("top1"), self.mean("test_images")
-        variance = 0.0 if self.std is None else self.std**2 / len(self.runs)
-        if top1 is not None and images:
-            variance += top1 * (100 - top1) / images
-        return math.sqrt(variance)
+    def images(self) -> int | None:
+        """The number of test images; ``None`` where it is not known."""
+        mean = self.mean("test_images")
+        return None if mean is None else round(mean)
+
+    def against(self, other: Variant) -> Difference:
+        """How much more accurate this is than ``other``, which has the same test images."""
+        return difference(self.by_seed("top1"), other.by_seed("top1"), images=self.images)
 
     @property
     def accuracy(self) -> str:
@@ -204,11 +211,8 @@ def recipes(rows: list[dict[str, str]]) -> str:
     plain = {variant.bits: variant for variant in found if variant.name.partition("-")[0] == "none"}
     lines = []
     for variant in found:
-        top1, other, run = variant.mean("top1"), plain.get(variant.bits), variant.runs[-1]
-        without = None if other is None else other.mean("top1")
-        gain = ""
-        if top1 is not None and other is not None and without is not None and top1 != without:
-            gain = change_text(top1 - without, math.hypot(variant.error, other.error))
+        other, run = plain.get(variant.bits), variant.runs[-1]
+        gain = "" if other is None or other is variant else str(variant.against(other))
         last = run["epochs"], run["hardware"]
         lines.append((variant.name, variant.bits, run["distill"], variant.accuracy, gain, *last))
     columns = ("Run", "Bits", "Teacher's terms", "Top-1 %", "Against none", "Epochs", "Hardware")
@@ -252,13 +256,8 @@ def drops(rows: list[dict[str, str]]) -> str:
     lines = []
     found = gather_variants(rows)
     for variant in found:
-        top1, full, run = variant.mean("top1"), variant.mean("fp_top1"), variant.runs[-1]
-        change = ""
-        if top1 is not None and full is not None:
-            changes = [float(one["top1"]) - float(one["fp_top1"]) for one in variant.runs]
-            images = variant.mean("test_images")
-            error = difference_error(changes, top1=top1, reference=full, images=None if images is None else int(images))
-            change = change_text(top1 - full, error)
+        run = variant.runs[-1]
+        change = str(difference(variant.by_seed("top1"), variant.by_seed("fp_top1"), images=variant.images))
         made = "calibrated" if run["task"] == "calibrate" else f"trained, {run['epochs']} epochs"
         size, minutes = _figure(variant.mean("size_bytes"), 1e-3, ".1f"), _figure(variant.mean("wall_s"), 1 / 60, ".1f")
         lines.append((variant.name, variant.bits, made, variant.accuracy, change, size, minutes, run["hardware"]))
@@ -288,12 +287,12 @@ def allocations(rows: list[dict[str, str]]) -> str:
     lines = []
     for key in sorted(found, key=lambda key: (*key[:2], -(found[key].mean("top1") or 0.0))):
         budget, way, allocator = key
-        variant, top1 = found[key], found[key].mean("top1") or 0.0
+        variant = found[key]
         others = [found[other] for other in uniform if other[:2] == (budget, way) and other != key]
         best = max(others, key=lambda other: other.mean("top1") or 0.0, default=None)
         gain = ""
         if best is not None and not allocator.startswith("uniform"):
-            gain = change_text(top1 - (best.mean("top1") or 0.0), math.hypot(variant.error, best.error))
+            gain = str(variant.against(best))
         costs = (
             _figure(variant.mean("size_bytes"), 1e-3, ".1f"),
             _figure(variant.mean("effective_bits"), 1.0, ".2f"),
@@ -344,10 +343,10 @@ def widths(rows: list[dict[str, str]]) -> str:
     lines, several = [], False
     for (dataset, model, epochs, images, w_bits, a_bits), sides in groups.items():
         one, alone = (Variant("", sides[many], None) for many in (True, False))
-        if (ours := one.mean("top1")) is None or (theirs := alone.mean("top1")) is None:
+        if not one.by_seed("top1") or not alone.by_seed("top1"):
             continue
         several = several or len(one.runs) > 1
-        change = change_text(ours - theirs, math.hypot(one.error, alone.error))
+        change = str(one.against(alone))
         lines.append((dataset, model, f"W{w_bits}A{a_bits}", one.accuracy, alone.accuracy, change, images, epochs))
     columns = ("Data", "Model", "Bits", "One model %", "Alone %", "Difference", "Images", "Epochs")
     return _markdown_table(columns, lines, figures=range(3, len(columns))) + _notes(
@@ -462,7 +461,7 @@ def _with_notes(
     images = {text for variant in found for run in variant.runs if (text := run.get("test_images"))}
     notes = [f"On {' or '.join(sorted(images, key=int))} test images."] if images else []
     notes += [SEVERAL_SEEDS if any(variant.std is not None for variant in found) else ONE_SEED]
-    notes += [UNCERTAIN] if any(" ~" in cell for line in lines for cell in line) else []
+    notes += [UNCERTAIN] if any(CHANGE.fullmatch(cell) for line in lines for cell in line) else []
     return _markdown_table(columns, lines, figures=figures) + _notes(notes)
 
 

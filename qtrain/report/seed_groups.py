@@ -6,12 +6,13 @@ student, and each of them measures both again.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import NamedTuple
 
 from qtrain.pipeline.summary import CALIBRATED, DISTILLED, FLOAT, WAYS, RunSummary
+from qtrain.report.difference import Difference, difference
 from qtrain.spec import FULL_PRECISION
 
 SAME = 1e-4
@@ -36,24 +37,20 @@ class GroupKey(NamedTuple):
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """One row: means over the seeds of ``key``. ``top1`` in percent, ``change`` and ``std`` (sample standard deviation
-    over seeds) in points, sizes in bytes; a metric that no run knows is NaN. ``product`` is weight bits times input
-    bits. ``images`` is the number of test images, ``None`` where it is not known.
-
-    ``change_error`` is the standard error of ``change`` in points: ``sqrt(s^2 / n + p (1 - p) / N + q (1 - q) / N)``
-    with ``s`` the standard deviation of the change over ``n`` seeds, and ``p`` and ``q`` the two accuracies on ``N``
-    test images. The two are taken as independent, so it is rather too large, since they share their images. The part
-    that is not known is left out.
+    """One row: means over the seeds of ``key``. ``top1`` in percent, ``std`` (sample standard deviation over seeds) in
+    points, sizes in bytes; a metric that no run knows is NaN. ``product`` is weight bits times input bits. ``images``
+    is the number of test images, ``None`` where it is not known. ``by_seed`` has the accuracy of each seed, and
+    ``change`` is the difference to the full-precision network that the same seed started from.
     """
 
     key: GroupKey
     product: float
     seeds: int
     images: int | None
+    by_seed: Mapping[int | None, float]
     top1: float
     std: float
-    change: float
-    change_error: float
+    change: Difference
     size_bytes: float
     file_bytes: float
     compression: float
@@ -65,11 +62,6 @@ class SeedGroup:
     def bops_saved(self) -> float:
         """How many times fewer bit operations than in full precision; NaN where that is not known."""
         return self.fp_bops / self.bops if self.bops else math.nan
-
-    @property
-    def uncertain(self) -> bool:
-        """Whether ``change`` is smaller than its standard error."""
-        return abs(self.change) < self.change_error
 
 
 class _Measured(NamedTuple):
@@ -100,14 +92,6 @@ def order(group: SeedGroup) -> tuple[str, str, float, str, str, int, str, str]:
     """What rows are sorted by."""
     key = group.key
     return key.dataset, key.model, -group.product, key.quantizer, key.bits, WAYS.index(key.way), key.terms, key.name
-
-
-def difference_error(changes: Sequence[float], *, top1: float, reference: float, images: int | None) -> float:
-    """The standard error of the mean of ``changes`` over seeds: see :class:`SeedGroup`. Accuracies are in percent."""
-    variance = stdev(changes) ** 2 / len(changes) if len(changes) > 1 else 0.0
-    if images:
-        variance += sum(share * (100 - share) / images for share in (top1, reference))
-    return math.sqrt(variance)
 
 
 def _are_repeats(key: GroupKey, members: Sequence[_Measured]) -> bool:
@@ -161,28 +145,28 @@ def _accuracies(summary: RunSummary) -> Iterator[tuple[GroupKey, float]]:
 
 
 def _group(key: GroupKey, members: list[_Measured]) -> SeedGroup:
-    accuracies = [fmean(same) for same in _by_seed(members).values()]
+    by_seed = {seed: fmean(same) for seed, same in _by_seed(members).items()}
+    accuracies = list(by_seed.values())
     summaries = [member.run for member in members]
     full = key.way == FLOAT
-    changes = _by_seed(
-        _Measured(top1 - run.fp_top1, run) for top1, run in members if not full and run.fp_top1 is not None
-    )
-    change = [fmean(same) for same in changes.values()]
+    known = [member for member in members if not full and member.run.fp_top1 is not None]
+    start = _by_seed(_Measured(run.fp_top1, run) for _, run in known if run.fp_top1 is not None)
     images = {run.test_images for run in summaries}
     tested = images.pop() if len(images) == 1 else None
-    top1 = fmean(accuracies)
     return SeedGroup(
         key=key,
         product=float(FULL_PRECISION**2) if full else _product(summaries[0]),
         # One network that several seeds start from is one measurement.
         seeds=1 if full and max(accuracies) - min(accuracies) < SAME else len(accuracies),
         images=tested,
-        top1=top1,
+        by_seed=by_seed,
+        top1=fmean(accuracies),
         std=stdev(accuracies) if len(accuracies) > 1 else 0.0,
-        change=_mean(change),
-        change_error=difference_error(change, top1=top1, reference=top1 - fmean(change), images=tested)
-        if change
-        else math.nan,
+        change=difference(
+            {seed: fmean(same) for seed, same in _by_seed(known).items()},
+            {seed: fmean(same) for seed, same in start.items()},
+            images=tested,
+        ),
         size_bytes=_mean(s.fp_size_bytes if full else s.size_bytes for s in summaries),
         file_bytes=_mean(s.file_bytes for s in summaries if s.full_precision or not full),
         compression=1.0 if full else _mean(s.compression for s in summaries),

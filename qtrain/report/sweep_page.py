@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from qtrain.report.chart import spec, write_png
+from qtrain.report.difference import CLAIMED, difference
 from qtrain.report.formatting import (
     bits_text,
     knob_label,
@@ -21,7 +22,6 @@ from qtrain.report.formatting import (
 )
 from qtrain.report.html import Cell, number, render, word
 from qtrain.report.pareto_export import PARETO, AsExperiment, front_points, write_front
-from qtrain.report.seed_groups import difference_error
 from qtrain.report.sweep_plots import Plot, plots
 from qtrain.sweep.domains import KnobValue, is_number
 from qtrain.sweep.sweep_results import SweepResults, read_sweep
@@ -81,7 +81,7 @@ def metrics_of(sweep: SweepResults) -> list[str]:
 def rests_on(sweep: SweepResults) -> str:
     """How many images and seeds the accuracies rest on, and which difference says nothing; empty where all is unknown.
 
-    The difference is the standard error of that between two models as good as the best, on the validation images.
+    The difference is two standard errors of that between two models as good as the best, on the validation images.
     """
     said = []
     images = {split: {t.images[split] for t in sweep.trials if t.images.get(split)} for split in ("val", "test")}
@@ -95,8 +95,8 @@ def rests_on(sweep: SweepResults) -> str:
     best = max((trial.metrics["top1"] for trial in sweep.trials if "top1" in trial.metrics), default=None)
     text = "; ".join(said)
     if images["val"] and best is not None:
-        error = difference_error([0.0], top1=best, reference=best, images=min(images["val"]))
-        text += f". Near the best, differences below {error:.2f} points are within their standard error"
+        error = difference({0: best}, {0: best}, images=min(images["val"])).error
+        text += f". Near the best, differences below {CLAIMED * error:.2f} points are less than two standard errors"
     return text[:1].upper() + text[1:] + ("." if text else "")
 
 

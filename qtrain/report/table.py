@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qtrain.pipeline.summary import FLOAT, gather
+from qtrain.report.difference import UNCERTAIN
 from qtrain.report.seed_groups import SeedGroup, seed_groups
 
 COLUMNS = (
@@ -27,7 +28,6 @@ WHERE_KNOWN = ("Images", "File")
 """Columns that are left out where no row knows them."""
 SEVERAL_SEEDS = "±: standard deviation over seeds; a row without it is of one seed."
 ONE_SEED = "Each row is of one seed."
-UNCERTAIN = "~: a difference smaller than its standard error, from the number of test images and of seeds."
 LEFT = 3
 """So many columns are words, aligned to the left; the others are metrics."""
 
@@ -76,7 +76,7 @@ def table_rows(groups: Sequence[SeedGroup]) -> list[tuple[str, ...]]:
                 " ".join([key.way, *(f"({words})" for words in (key.terms, key.name) if words)]),
                 f"{group.top1:.2f}" + (f" ± {group.std:.2f}, {group.seeds} seeds" if group.seeds > 1 else ""),
                 "" if group.images is None else str(group.images),
-                change_text(group.change, group.change_error),
+                str(group.change),
                 size_text(group.size_bytes),
                 size_text(group.file_bytes),
                 _known(group.compression, ".1f", "x"),
@@ -87,15 +87,6 @@ def table_rows(groups: Sequence[SeedGroup]) -> list[tuple[str, ...]]:
     return rows
 
 
-def change_text(change: float, error: float) -> str:
-    """A difference of accuracies in points, marked where it is smaller than its standard error; empty for NaN.
-
-    >>> change_text(-0.28, 0.64), change_text(1.5, 0.64), change_text(math.nan, math.nan)
-    ('-0.28 ~', '+1.50', '')
-    """
-    return _known(change, "+.2f", " ~" if abs(change) < error else "")
-
-
 def table_notes(groups: Sequence[SeedGroup]) -> list[str]:
     """What a reader needs to know of the figures of :func:`table_rows`, a sentence each."""
     notes = []
@@ -103,7 +94,7 @@ def table_notes(groups: Sequence[SeedGroup]) -> list[str]:
         notes.append(SEVERAL_SEEDS)
     elif groups:
         notes.append(ONE_SEED)
-    if any(group.uncertain for group in groups):
+    if any(str(group.change) for group in groups):
         notes.append(UNCERTAIN)
     return notes
 

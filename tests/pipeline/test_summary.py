@@ -103,7 +103,7 @@ def test_rows_go_from_full_precision_to_few_bits_and_from_calibrated_to_distille
     ]
     full, calibrated = rows[:2]
     assert (full.size_bytes, full.compression, full.effective_bits, full.bops) == (315_000, 1.0, 32.0, 716_800_000)
-    assert (calibrated.size_bytes, calibrated.change) == (43_000, pytest.approx(-37.5))
+    assert (calibrated.size_bytes, calibrated.change.points) == (43_000, pytest.approx(-37.5))
 
 
 def test_seeds_share_a_row_and_other_differences_do_not() -> None:

@@ -63,10 +63,10 @@ def test_tiles_summarize_the_sweep(sweep_folder: Path) -> None:
 
 
 def test_page_says_how_many_images_and_seeds_it_rests_on(page: Path, sweep_folder: Path) -> None:
-    """The difference of two accuracies of 96.5 % on 360 images: sqrt(2 96.5 3.5 / 360) = 1.37 points."""
+    """Two accuracies of 96.5 % on 360 images differ by sqrt(2 96.5 3.5 / 360) = 1.37 points, twice that 2.74."""
     said = (
         "Val top-1 is of 360 images that no trial trained on; each model was trained once, with seed 0. Near the best, "
-        "differences below 1.37 points are within their standard error."
+        "differences below 2.74 points are less than two standard errors."
     )
     sweep = read_sweep(sweep_folder)
     assert rests_on(sweep) == said and said in page.read_text()

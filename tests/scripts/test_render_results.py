@@ -161,9 +161,9 @@ def test_recipes_are_held_against_none_at_the_same_bits(page: Path) -> None:
         append_row(csv, row(name=name, seed=seed, distill=distill, config_hash=name, **metrics))
     script.main(["--results", str(page.parent), str(page)])
     assert [r[:6] for r in table(page)[2:]] == [
-        ["soft", "W2A2", "soft", "87.00", "+0.75", "2"],
+        ["soft", "W2A2", "soft", "87.00", "+0.75 (0.43) ~", "2"],
         ["none", "W2A2", "none", "86.25 ± 0.35, 2 seeds", "", "2"],
-        ["qkd", "W2A2", "soft", "85.00", "-1.25", "2"],
+        ["qkd", "W2A2", "soft", "85.00", "-1.25 (0.43)", "2"],
     ]
 
 
@@ -180,8 +180,8 @@ def test_drops_are_held_against_full_precision(page: Path) -> None:
     append_row(csv, row(name="", task="synthesize", top1=None, w_bits=None, a_bits=None))
     script.main(["--results", str(page.parent), str(page)])
     assert table(page)[2:] == [
-        ["dfq", "W8A8", "calibrated", "91.50", "-0.23", "150.0", "1.5", "laptop"],
-        ["w4a4", "W4A4", "trained, 150 epochs", "90.50 ± 0.71, 2 seeds", "-1.23", "150.0", "1.5", "laptop"],
+        ["dfq", "W8A8", "calibrated", "91.50", "-0.23 (?)", "150.0", "1.5", "laptop"],
+        ["w4a4", "W4A4", "trained, 150 epochs", "90.50 ± 0.71, 2 seeds", "-1.23 (0.50)", "150.0", "1.5", "laptop"],
     ]
 
 
@@ -256,7 +256,7 @@ def test_allocators_are_held_against_the_best_uniform_bits_of_their_budget(page:
     script.main(["--results", str(page.parent), str(page)])
     assert [line[:5] for line in table(page)[2:]] == [
         ["half", "program", "calibrated", "50.00", ""],
-        ["w3", "program", "calibrated", "85.10 ± 7.07, 2 seeds", "+5.10"],
+        ["w3", "program", "calibrated", "85.10 ± 7.07, 2 seeds", "+5.10 (8.68) ~"],
         ["w3", "uniform", "calibrated", "80.00", ""],
         ["w3", "uniform-inputs", "calibrated", "70.00", ""],
         ["w3", "uniform-no-ends", "calibrated", "10.00", ""],
@@ -274,4 +274,4 @@ def test_one_model_of_many_bits_is_held_against_students_of_one_width(page: Path
     append_row(csv, row(config_hash="w4", name="w4a4", top1=90.0, **common | {"w_bits": 4, "a_bits": 4}))
     script.main(["--results", str(page.parent), str(page)])
     found = [(cells[2], cells[3], cells[4], cells[5]) for cells in table(page)[2:]]
-    assert found == [("W8A8", "91.00", "90.50", "+0.50"), ("W2A2", "80.00", "88.00", "-8.00")]
+    assert found == [("W8A8", "91.00", "90.50", "+0.50 (0.41) ~"), ("W2A2", "80.00", "88.00", "-8.00 (0.52)")]
