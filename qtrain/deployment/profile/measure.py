@@ -164,7 +164,7 @@ def _watching(runs: Runs) -> float:
     empty = empty_file(_PROBE, opset=runs.opset)
     whole, call = (Spread.of(one).low for one in _in_order([(runs.session(f), images) for f in (file, empty)], runs))
     kernels = _kernels(file, images, runs)
-    return max(0.0, sum(one.us for one in kernels.values()) - MICRO * (whole - call)) / len(kernels)
+    return max(0.0, sum(one.us for one in kernels.values()) - MICRO * (whole - call)) / max(1, len(kernels))
 
 
 def _noise(shape: LayerShape) -> np.ndarray:

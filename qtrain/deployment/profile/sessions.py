@@ -6,6 +6,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, final
 
@@ -68,7 +69,7 @@ class OnnxRuntimeSession(Session):
             if event.get("cat") == "Node" and event["name"].endswith(suffix):
                 place = (event["name"].removesuffix(suffix), event["args"]["op_name"])
                 seen.setdefault(place, []).append(event["dur"])
-        return _typical(seen)
+        return _typical({place: times[WARM_UP:] for place, times in seen.items()})
 
 
 @final
@@ -87,17 +88,19 @@ class OpenVinoSession(Session):
         }
         self._request = core.compile_model(core.read_model(file), "CPU", options).create_infer_request()
         self._profiled = profiled
-        self._seen: dict[tuple[str, str], list[float]] = {}
+        self._runs: list[dict[tuple[str, str], float]] = []
 
     def run(self, images: np.ndarray) -> None:
         self._request.infer({IMAGES: images}, share_inputs=True)
-        for kernel in self._request.profiling_info if self._profiled else ():
-            if str(kernel.status).endswith(".EXECUTED"):
-                place = (kernel.node_name, kernel.node_type)
-                self._seen.setdefault(place, []).append(1e6 * kernel.real_time.total_seconds())
+        if self._profiled:
+            self._runs.append({
+                (kernel.node_name, kernel.node_type): 1e6 * kernel.real_time.total_seconds()
+                for kernel in self._request.profiling_info
+                if str(kernel.status).endswith(".EXECUTED")
+            })  # fmt: skip
 
     def kernels(self) -> Mapping[str, Kernel]:
-        return _typical(self._seen)
+        return _typical(times_of_each(self._runs[WARM_UP:]))
 
 
 SESSIONS: Mapping[str, Callable[..., Session]] = {"onnxruntime": OnnxRuntimeSession, "openvino": OpenVinoSession}
@@ -109,8 +112,16 @@ def version_of(runtime: str) -> str:
     return version(runtime)
 
 
+def times_of_each(runs: Sequence[Mapping[tuple[str, str], float]]) -> dict[tuple[str, str], list[float]]:
+    """The microseconds of each kernel in each of the ``runs``.
+
+    A kernel that takes less than what OpenVINO's clock resolves counts as not executed: it takes no time in that run.
+    """
+    return {place: [run.get(place, 0.0) for run in runs] for place in dict.fromkeys(chain.from_iterable(runs))}
+
+
 def _typical(seen: Mapping[tuple[str, str], Sequence[float]]) -> dict[str, Kernel]:
-    return {name: Kernel(operator, _middle(times[WARM_UP:])) for (name, operator), times in seen.items()}
+    return {name: Kernel(operator, _middle(times)) for (name, operator), times in seen.items()}
 
 
 def _middle(times: Sequence[float]) -> float:

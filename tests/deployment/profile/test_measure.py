@@ -12,6 +12,7 @@ from qtrain.deployment.benchmark.integers import in_integers
 from qtrain.deployment.parity.runtimes import OnnxRuntime
 from qtrain.deployment.profile.layer_file import can_stand_alone, layer_file
 from qtrain.deployment.profile.measure import Runs, layer_times, multiplies, time_of_rest, whole_time
+from qtrain.deployment.profile.sessions import times_of_each
 from qtrain.spec import LayerBits
 
 KINDS = {
@@ -54,6 +55,15 @@ def test_times_of_a_network_are_those_of_its_shapes(runtime: str) -> None:
     for time in found.times.values():
         assert 0 <= time.low <= time.us <= time.high
     assert not can_stand_alone(LayerShape.of(geometries[2]))
+
+
+def test_a_kernel_that_is_too_fast_for_the_clock_in_some_runs_took_no_time_there() -> None:
+    fast, slow = ("add", "Eltwise"), ("conv", "Convolution")
+    assert times_of_each([{slow: 8.0}, {fast: 1.0, slow: 9.0}, {slow: 7.0}]) == {
+        slow: [8.0, 9.0, 7.0],
+        fast: [0.0, 1.0, 0.0],
+    }
+    assert times_of_each([]) == {}
 
 
 def test_a_layer_that_the_runtime_refuses_is_said_with_the_reason() -> None:
