@@ -1,7 +1,7 @@
 """The best allocation under budgets by integer programming, for scores that add up (HAWQ-v3, arXiv 2011.10680)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, final
 
 import numpy as np
@@ -10,7 +10,8 @@ from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
 
 from qtrain.allocate.base import Search
 from qtrain.allocate.problem import Floats, Group, Problem, chosen
-from qtrain.spec import Allocation, Choice
+from qtrain.convert.bank import ROLES
+from qtrain.spec import Allocation, Choice, Scores
 from qtrain.utils.checks import check_range
 
 TIGHTER = (0.0, 1e-7, 1e-6, 1e-5, 1e-4)
@@ -24,7 +25,8 @@ class IntegerProgram(Search):
 
     HiGHS by branch and bound (``scipy.optimize.milp``) stops at a relative ``gap`` to the best possible, or after
     ``time_limit_s`` seconds with the best so far. Options that are no better than another one in any respect are left
-    out first. Pairs of choices (CLADO) become variables of their own.
+    out first. Pairs of choices (CLADO) become variables of their own. Layers whose options have the very same score
+    then get the most bits that the budgets leave room for, by a second program over these options alone.
     """
 
     gap: float = 1e-4
@@ -37,16 +39,26 @@ class IntegerProgram(Search):
 
     def search(self, problem: Problem) -> Allocation:
         """The allocation of the least score. Raises ``ValueError`` where no allocation meets all budgets at once."""
-        groups = [_without_dominated(group, keep_all=bool(problem.scores.pairs)) for group in problem.groups()]
-        program = _Program.of(groups, problem)
+        groups = problem.groups()
+        kept = [_without_dominated(group, keep_all=bool(problem.scores.pairs)) for group in groups]
+        program = _Program.of(kept, problem)
+        if (found := self._best(program, problem)) is None:
+            raise ValueError(_why_not(problem, program, self))
+        equal = list(_equal(groups, found, problem))
+        if any(len(group.options) > 1 for group in equal):
+            found = self._best(_Program.of(equal, replace(problem, scores=Scores({}, {}))), problem) or found
+        return found
+
+    def _best(self, program: "_Program", problem: Problem) -> Allocation | None:
+        """The allocation of the least score of ``program`` that fits, ``None`` where there is none."""
         for kept_back in TIGHTER:
             found = self._solve(program, problem.room() - kept_back)
             if found.x is None:
-                break
-            allocation = problem.ordered(chosen(groups, program.picks(found.x)))
+                return None
+            allocation = problem.ordered(chosen(program.groups, program.picks(found.x)))
             if problem.fits(allocation):
                 return allocation
-        raise ValueError(_why_not(problem, program, self))
+        return None
 
     def _solve(self, program: "_Program", room: Floats) -> OptimizeResult:
         constraints = [LinearConstraint(program.one_each, 1, 1)]
@@ -137,6 +149,26 @@ def _without_dominated(group: Group, *, keep_all: bool) -> Group:
             kept.append(int(option))
     kept.sort()
     return Group(group.layers, tuple(group.options[i] for i in kept), group.scores[kept], group.costs[:, kept])
+
+
+def _equal(groups: Sequence[Group], found: Allocation, problem: Problem) -> Iterator[Group]:
+    """Options that equal those of ``found`` in the score and are in no pair; their scores are bits to be had."""
+    paired = {choice for pair, value in problem.scores.pairs.items() if value for choice in pair}
+
+    def matters(group: Group, option: int) -> tuple[float, list[Choice]]:
+        own = [
+            choice
+            for layer in group.layers
+            for choice in (Choice(layer, role, getattr(group.options[option], role)) for role in ROLES)
+            if choice in paired
+        ]
+        return float(group.scores[option]), own
+
+    for group in groups:
+        mine = matters(group, group.options.index(found[group.layers[0]]))
+        same = [option for option in range(len(group.options)) if matters(group, option) == mine]
+        options = tuple(group.options[option] for option in same)
+        yield Group(group.layers, options, -group.bits[same], group.costs[:, same])
 
 
 def _why_not(problem: Problem, program: _Program, solver: IntegerProgram) -> str:

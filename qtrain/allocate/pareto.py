@@ -27,7 +27,8 @@ class Pareto(Search):
 
     With one budget the front is exact as long as it has at most ``points`` partial allocations; above that, the costs
     are divided into as many equal steps and the best of each stays, which loses at most one step a layer. The answer is
-    the point of the least score within all budgets. Pairs of layers are not considered.
+    the point of the least score within all budgets, and of equal scores the most bits. Pairs of layers are not
+    considered.
     """
 
     points: int = 20_000
@@ -43,6 +44,8 @@ class Pareto(Search):
     def front(self, problem: Problem) -> list[Point]:
         """All points within the budgets that none beats in score and every cost; the least score comes last.
 
+        Of two points with the same score the one with more bits is the better one, even where it costs more.
+
         Raises ``ValueError`` for pairs of layers, and where no point meets all budgets.
         """
         if problem.scores.pairs:
@@ -50,29 +53,31 @@ class Pareto(Search):
         groups = problem.groups()
         room = problem.room()
         cheapest_rest = np.cumsum([g.costs.min(axis=1) for g in groups][::-1], axis=0)[::-1]
-        scores, costs = np.zeros(1), np.zeros((len(problem.budgets), 1))
+        scores, bits, costs = np.zeros(1), np.zeros(1), np.zeros((len(problem.budgets), 1))
         history: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
         for number, group in enumerate(groups):
             parents, options = np.divmod(np.arange(len(scores) * len(group.options)), len(group.options))
             new_scores = scores[parents] + group.scores[options]
+            new_bits = bits[parents] + group.bits[options]
             new_costs = costs[:, parents] + group.costs[:, options]
             rest = cheapest_rest[number + 1] if number + 1 < len(groups) else np.zeros(len(room))
             kept = np.flatnonzero((new_costs + rest[:, None] <= room[:, None] + ROUNDING).all(axis=0))
-            kept = kept[_undominated(new_scores[kept], new_costs[:, kept])]
-            kept = kept[_thinned(new_scores[kept], new_costs[:, kept], self.points)]
-            scores, costs = new_scores[kept], new_costs[:, kept]
+            kept = kept[_undominated(new_scores[kept], new_bits[kept], new_costs[:, kept])]
+            kept = kept[_thinned(new_scores[kept], new_bits[kept], new_costs[:, kept], self.points)]
+            scores, bits, costs = new_scores[kept], new_bits[kept], new_costs[:, kept]
             history.append((parents[kept], options[kept]))
-        found = [_point(problem, chosen(groups, _trace(history, end)), scores[end]) for end in range(len(scores))]
+        ends = np.lexsort((bits, -scores)).tolist()
+        found = [_point(problem, chosen(groups, _trace(history, end)), scores[end]) for end in ends]
         fitting = [point for point in found if problem.fits(point.allocation)]
         if not fitting:
             names = " and ".join(f"budgets.{name}" for name in problem.budgets)
             raise ValueError(f"{names}: cannot be met together; relax one")
-        return sorted(fitting, key=lambda point: -point.score)
+        return fitting
 
 
-def _undominated(scores: Floats, costs: Floats) -> NDArray[np.int64]:
-    """The points that none beats or equals in the score and in every cost, in rising score."""
-    order = np.lexsort((*costs[::-1], scores))
+def _undominated(scores: Floats, bits: Floats, costs: Floats) -> NDArray[np.int64]:
+    """The points that none beats or equals in the score, then the bits, and in every cost, in rising score."""
+    order = np.lexsort((*costs[::-1], -bits, scores))
     if len(costs) <= 1:
         column = costs[0, order] if len(costs) else np.arange(len(order), dtype=float)
         best_before = np.concatenate([[np.inf], np.minimum.accumulate(column)[:-1]])
@@ -86,13 +91,13 @@ def _undominated(scores: Floats, costs: Floats) -> NDArray[np.int64]:
     return np.array(kept, dtype=np.int64)
 
 
-def _thinned(scores: Floats, costs: Floats, points: int) -> NDArray[np.int64]:
+def _thinned(scores: Floats, bits: Floats, costs: Floats, points: int) -> NDArray[np.int64]:
     """At most ``points`` of the points: the best score in each of as many equal steps of the first cost."""
     if len(scores) <= points:
         return np.arange(len(scores))
     low, high = costs[0].min(), costs[0].max()
     step = np.minimum(((costs[0] - low) / (high - low) * points).astype(int), points - 1)
-    order = np.lexsort((scores, step))
+    order = np.lexsort((-bits, scores, step))
     return np.sort(order[np.unique(step[order], return_index=True)[1]])
 
 

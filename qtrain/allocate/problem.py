@@ -34,11 +34,19 @@ class Group:
     scores: Floats
     costs: Floats
 
+    @property
+    def bits(self) -> Floats:
+        """The bits of weights and inputs of all layers, for each option (O,): of equal scores the most bits count."""
+        return np.array([float(len(self.layers) * sum(bits)) for bits in self.options])
+
 
 @final
 @dataclass(frozen=True)
 class Problem:
     """Choose one of ``options`` for each layer so that no budget is exceeded and the loss rises least.
+
+    Where several allocations have the least score, as with a layer whose output does not count, searches that read
+    scores alone choose the one with the most bits, summed over weights and inputs: they are free.
 
     ``options`` maps the layers, in the order in which they run, to the bits that each may have; one option is a pinned
     layer. ``ties`` are layers that must get the same bits. ``costs`` are tables by metric, and ``budgets`` upper bounds

@@ -1,5 +1,6 @@
 """Small problems of a search over bits, with random scores and costs, and the answer by trying everything."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -37,6 +38,15 @@ def random_problem(
     return Problem(dict.fromkeys(names, options), costs, limits, scores, ties, seed=seed)
 
 
+def with_equal_scores(problem: Problem) -> Problem:
+    """``problem`` where the first layer's bits, and the inputs' bits of the third, change no score."""
+    weight, input = dict(problem.scores.weight), dict(problem.scores.input)
+    weight["layer0"] = input["layer0"] = dict.fromkeys(WIDTHS, 0.25)
+    input["layer2"] = dict.fromkeys(WIDTHS, 0.0)
+    pairs = {pair: value for pair, value in problem.scores.pairs.items() if pair[0].layer != "layer0"}
+    return replace(problem, scores=Scores(weight, input, pairs))
+
+
 def _pairs(names: list[str], source: np.random.Generator) -> dict[tuple[Choice, Choice], float]:
     sides = [Choice(name, "weight", bits) for name in names for bits in WIDTHS[:3]]
     return {(a, b): source.normal() for a in sides for b in sides if a.layer < b.layer}
@@ -47,6 +57,17 @@ def everything(problem: Problem) -> list[Allocation]:
     names = list(problem.options)
     found = (dict(zip(names, bits, strict=True)) for bits in product(*problem.options.values()))
     return [a for a in found if problem.fits(a) and all(len({a[name] for name in tie}) == 1 for tie in problem.ties)]
+
+
+def most_bits(problem: Problem) -> int:
+    """The most bits of all allocations within the budgets that have the least score."""
+    best = best_score(problem)
+    return max(bits_of(a) for a in everything(problem) if problem.scores.total(a) <= best + 1e-12)
+
+
+def bits_of(allocation: Allocation) -> int:
+    """The bits of all weights and inputs."""
+    return sum(sum(bits) for bits in allocation.values())
 
 
 def best_score(problem: Problem) -> float:

@@ -8,7 +8,7 @@ import pytest
 from qtrain.allocate.integer_program import IntegerProgram, _without_dominated
 from qtrain.allocate.problem import Problem
 from qtrain.spec import CostTable, LayerBits, Scores
-from tests.allocate.problems import best_score, everything, random_problem
+from tests.allocate.problems import best_score, bits_of, everything, most_bits, random_problem, with_equal_scores
 
 EXACT = IntegerProgram(gap=0.0)
 
@@ -36,6 +36,26 @@ def test_with_pairs_it_finds_the_least_score_that_trying_everything_finds(seed: 
     assert any(
         problem.scores.total(a) < problem.scores.total(EXACT.search(alone)) - 1e-6 for a in everything(problem)
     ), "the pairs of this problem matter"
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("budgets", "tied", "pairs"), [(0, False, False), (2, False, False), (2, True, False), (1, False, True)]
+)
+def test_of_equal_scores_it_takes_the_most_bits_that_fit(seed: int, budgets: int, tied: bool, pairs: bool) -> None:
+    problem = with_equal_scores(random_problem(seed, layers=3, budgets=budgets, tied=tied, pairs=pairs))
+    allocation = EXACT.search(problem)
+    assert problem.fits(allocation)
+    assert problem.scores.total(allocation) == pytest.approx(best_score(problem), abs=1e-9)
+    assert bits_of(allocation) == most_bits(problem)
+
+
+def test_a_difference_of_scores_counts_more_than_any_bits() -> None:
+    """One step of the last place of a double: far below what a sum of scores and bits would keep apart."""
+    few, many = LayerBits(2, 8), LayerBits(8, 8)
+    scores = Scores({"a": {2: 1.0, 8: math.nextafter(1.0, 2.0)}, "b": {2: 3.0, 8: 3.0}}, {})
+    allocation = EXACT.search(Problem({"a": (few, many), "b": (few, many)}, scores=scores))
+    assert allocation == {"a": few, "b": many}
 
 
 def test_a_budget_of_exactly_an_allocation_admits_it() -> None:

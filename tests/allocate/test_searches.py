@@ -11,7 +11,7 @@ from qtrain.allocate.pareto import Pareto
 from qtrain.allocate.problem import Problem
 from qtrain.allocate.random_draw import RandomDraw
 from qtrain.spec import Allocation, LayerBits, Scores
-from tests.allocate.problems import best_score, everything, random_problem
+from tests.allocate.problems import best_score, bits_of, everything, most_bits, random_problem, with_equal_scores
 
 ENDS = {"weight": 3, "input": 4, "first": None, "last": None}
 
@@ -32,6 +32,15 @@ def test_the_front_has_every_allocation_that_none_beats(seed: int) -> None:
     found = {(round(point.score, 9), round(point.costs["size"], 9)) for point in Pareto().front(problem)}
     assert found == best
     assert all(point.costs["size"] == size.total(point.allocation) for point in Pareto().front(problem))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("budgets", "tied"), [(1, False), (2, False), (1, True)])
+def test_the_front_ends_with_the_most_bits_of_equal_scores(seed: int, budgets: int, tied: bool) -> None:
+    problem = with_equal_scores(random_problem(seed, layers=3, budgets=budgets, tied=tied))
+    allocation = Pareto().search(problem)
+    assert problem.scores.total(allocation) == pytest.approx(best_score(problem), rel=1e-9)
+    assert bits_of(allocation) == most_bits(problem)
 
 
 def test_a_thinned_front_stays_near_the_best() -> None:
