@@ -21,7 +21,7 @@ from qtrain.nn import Operand, QuantLayer
 from qtrain.nn.folded import FoldedWeight
 from qtrain.observers.base import Observer
 from qtrain.quantizers.base import MakeQuantizer, Quantizer
-from qtrain.spec import FULL_PRECISION, Allocation, Choice, LayerBits, Role
+from qtrain.spec import FULL_PRECISION, Allocation, Choice, LayerBits, LayerNames, Role
 from qtrain.utils.errors import errors_of
 from qtrain.utils.sharing import place_of
 from qtrain.utils.suggestions import close_matches
@@ -47,10 +47,10 @@ class Widths(NamedTuple):
 class QuantizerBank:
     """``model``, converted, and ``quantizers[layer][role][bits]``, calibrated; made by :func:`make_bank`.
 
-    ``options`` are the bits that each layer may have. ``pinned`` are what policies decide, whatever an allocation says;
-    ``fixed`` the bits of layers that an allocation does not name. ``tied`` are layers with one weight, and layers that
-    share the quantizer of a tensor. Such a group has one quantizer, which is stored and scored with its first layer. So
-    all layers of a group should get the same bits.
+    ``options`` are the bits that each layer may have, and ``names`` the layers with weights. ``pinned`` are what
+    policies decide, whatever an allocation says; ``fixed`` the bits of layers that it does not name. ``tied``
+    are layers with one weight, and layers that share the quantizer of a tensor. Such a group has one quantizer, which
+    is stored and scored with its first layer. So all layers of a group should get the same bits.
     """
 
     model: nn.Module
@@ -61,6 +61,7 @@ class QuantizerBank:
     tied: Mapping[Role, Groups]
     plans: Mapping[str, LayerPlan]
     tensors: Sequence[list[str]] = ()
+    names: LayerNames = field(default_factory=LayerNames)
     _folded: Mapping[str, FoldedWeight] = field(default_factory=dict)
     _bits: dict[Choice, int] = field(default_factory=dict)
 
@@ -220,7 +221,7 @@ def make_bank(
         "weight": _tied_weights(model, found, quantizers),
         "input": _shared_inputs(plans, quantizers, tensors),
     }
-    bank = QuantizerBank(model, quantizers, options, pinned, fixed, tied, plans, tensors, folded)
+    bank = QuantizerBank(model, quantizers, options, pinned, fixed, tied, plans, tensors, found.weighted, folded)
     bank.use_({})
     return bank
 

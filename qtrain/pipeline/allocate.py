@@ -128,11 +128,12 @@ def find_bits(settings: RunSettings, model: nn.Module, batches: Sequence[Batch],
         layers = found.weighted
         with as_config_error("allocate"):
             pinned = _pinned(settings, search, layers)
+            around = built(settings.allocate.score.get("reference")) or search.reference
         bank = make_bank(
             model,
             found,
             layer_recipe(settings),
-            _widths(settings, [*pinned.values(), *search.reference(layers).values()]),
+            _widths(settings, [*pinned.values(), *search.reference(layers).values(), *around(layers).values()]),
             [batch.image for batch in batches],
             built(settings.quantize.policies),
             fixed=operands,

@@ -44,6 +44,9 @@ def kept_file(
         **({"widths": [allocate["weight"], allocate["input"], allocate["pinned"]]} if kind == "scores" else {}),
         **further,
     }
+    reference = settings.allocate.score.get("reference")
+    if reference is not None and (path := Path(reference.get("path", ""))).is_file():
+        what["reference"] = sha256(path.read_bytes()).hexdigest()  # the name of a file says nothing of its bits
     return Path(settings.allocate.folder).expanduser() / hash_of(what, ignore=()) / f"{kind}.json"
 
 

@@ -1,4 +1,4 @@
-"""The rise of the loss measured with one weight or one input quantized at a time."""
+"""The rise of the loss measured with one weight or one input changed at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,9 +10,12 @@ from torch import Tensor
 from qtrain.convert.bank import QuantizerBank
 from qtrain.functional.losses import hard_loss, soft_target_loss
 from qtrain.sensitivity.base import Done, Score, chunks, label_of, part_of, scores_of, scoring
-from qtrain.spec import Batch, Choice, Scores
+from qtrain.spec import FULL_PRECISION, Allocation, Batch, Choice, Role, Scores
 
 Measure = Literal["kl", "loss"]
+
+Reference = Callable[[Sequence[str]], Allocation]
+"""Bits of the other layers, from the names of all: an allocator that does not search."""
 
 
 @final
@@ -23,14 +26,47 @@ class OneLayer(Score):
     ZeroQ (Cai et al. 2020, arXiv 2001.00281); it needs no labels and is never negative. ``measure="loss"`` is the
     cross-entropy with the choice less that in full precision; for many bits it is noise around 0. It takes one forward
     of all images for each choice, and one in full precision, of ``chunk`` images at a time.
+
+    With few bits the errors of layers do not add up: what a layer loses at 2 bits depends on what the others have
+    lost. ``reference`` gives the other layers bits, such as those of the uniform model, and the score is then
+    ``D(reference with the choice) - D(reference with this tensor in full precision)``, where ``D`` is the measure. It
+    may be below 0. Raises ``ValueError`` where the bank has no quantizer for bits of ``reference``.
     """
 
-    def __init__(self, *, measure: Measure = "kl", chunk: int = 128) -> None:
-        self.measure, self.chunk = checked_measure("OneLayer", measure), chunk
+    def __init__(self, *, measure: Measure = "kl", chunk: int = 128, reference: Reference | None = None) -> None:
+        self.measure, self.chunk, self.reference = checked_measure("OneLayer", measure), chunk, reference
 
     def __call__(self, bank: QuantizerBank, batches: Sequence[Batch], *, seed: int, done: Done | None = None) -> Scores:
+        others = self._others(bank)
         with measuring(bank, batches, self.measure, self.chunk) as rise:
-            return scores_of({c: part_of(done, label_of(c), lambda c=c: [rise([c])])[0] for c in bank.choices()})  # type: ignore[misc]
+
+            def of(choice: Choice) -> float:
+                if others.get(choice[:2]) == choice:  # the same model for all layers
+                    return part_of(done, "reference", lambda: [rise([*others.values()])])[0]
+                changed = [c for slot, c in others.items() if slot != choice[:2]]
+                return part_of(done, label_of(choice), lambda: [rise([*changed, choice])])[0]
+
+            without = dict.fromkeys(((c.layer, c.role) for c in bank.choices()), 0.0)
+            if others:
+                without = {slot: of(Choice(*slot, FULL_PRECISION)) for slot in without}
+            return scores_of({c: of(c) - without[c.layer, c.role] for c in bank.choices()})
+
+    def _others(self, bank: QuantizerBank) -> dict[tuple[str, Role], Choice]:
+        """The choices of the reference, by layer and role; those in full precision are not listed."""
+        if self.reference is None:
+            return {}
+        allocation, known, found = {**bank.fixed, **self.reference(bank.names)}, [*bank.choices()], {}
+        for layer, role in dict.fromkeys((c.layer, c.role) for c in known):
+            bits = bank.pinned.get((layer, role), getattr(allocation[layer], role))
+            if bits != FULL_PRECISION:
+                found[layer, role] = Choice(layer, role, bits)
+        if missing := [choice for choice in found.values() if choice not in known]:
+            layer, role, bits = missing[0]
+            raise ValueError(
+                f"OneLayer: reference has {bits} bits for the {role} of layer {layer!r}, which is none of the widths "
+                f"here; add {bits} to allocate.{role}"
+            )
+        return found
 
 
 @contextmanager

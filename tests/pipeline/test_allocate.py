@@ -17,6 +17,7 @@ from qtrain.pipeline import allocate
 from qtrain.pipeline.summary import read_summary
 from qtrain.run_task import run_task
 from qtrain.sensitivity.fisher import Fisher
+from qtrain.sensitivity.one_layer import OneLayer
 from qtrain.spec import Batch, LayerBits
 from qtrain.utils.errors import ConfigError
 
@@ -93,6 +94,21 @@ def test_scores_are_shared_by_searches_with_other_budgets(
         written(tmp_path, "allocate-b")["predicted"]["size_bytes"]
         < written(tmp_path, "allocate-a")["predicted"]["size_bytes"]
     )
+
+
+def test_a_score_around_the_bits_of_a_file_is_measured_again_once_the_file_is_edited(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "reference.yaml"
+    file.write_text('layers: {"layer*": [7, 3], conv1: [8, 8], linear: [8, 8]}', encoding="utf-8")
+    around = ("score@allocate.score=one_layer", "+allocate@allocate.score.reference=from_file")
+    options = ("task=allocate", *around, f"allocate.score.reference.path={file}")
+    run("name=first", *options)
+    monkeypatch.setattr(OneLayer, "__call__", None)
+    run("name=second", "allocate.budgets={size_bytes:80%}", *options)
+    file.write_text('layers: {"layer*": [3, 7], conv1: [8, 8], linear: [8, 8]}', encoding="utf-8")
+    with pytest.raises(TypeError, match="not callable"):
+        run("name=third", *options)
 
 
 def test_pins_ties_and_policies_hold(run: Run, tmp_path: Path) -> None:
