@@ -1,6 +1,7 @@
 """Students and files: saving, loading, and counting what they cost."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.api.quantize import RECORD, Record
+from qtrain.config.compose import compose
 from qtrain.costs.count import CostReport, count
+from qtrain.costs.geometry import layer_geometries
+from qtrain.costs.tables import further_cost
 from qtrain.nn.many_bits import in_use
 from qtrain.packed.header import FileSize, Images, Network
 from qtrain.packed.networks import TIMM, Builder
 from qtrain.packed.save import save_student
 from qtrain.utils.importing import path_of
+
+THERE = ("size_bytes", "bops")
+"""Costs that every config has."""
 
 
 def save(
@@ -63,18 +70,33 @@ def save(
     )
 
 
-def cost(student: nn.Module, images: Tensor) -> CostReport:
+def cost(student: nn.Module, images: Tensor, *, metrics: Sequence[str] = (), options: Sequence[str] = ()) -> CostReport:
     """Bytes, multiplications and bit operations of ``student``, quantized or not, layer by layer; printable.
 
     ``images`` (N, C, H, W) give the size; arithmetic is that of one image. Of a student of many bits it is the cost of
-    the width in use, as if it were alone.
+    the width in use, as if it were alone. ``metrics`` adds others, by their names in ``conf/cost``: ``energy``,
+    ``area``, ``olaccel``, ``latency`` and so on; ``report.metrics["energy"]`` has the total and each layer's part.
+    ``options`` are what a command would add, such as ``allocate.costs.latency.table=FILE``. Raises
+    :class:`~qtrain.utils.errors.ConfigError`, a ``ValueError``, for a metric that there is not, and for whatever one
+    refuses.
 
     >>> import torch, qtrain
-    >>> qtrain.cost(torch.nn.Sequential(torch.nn.Linear(4, 2)), torch.rand(1, 4)).size_bytes
+    >>> network, images = torch.nn.Sequential(torch.nn.Linear(4, 2)), torch.rand(1, 4)
+    >>> qtrain.cost(network, images).size_bytes
     40
+    >>> energy = qtrain.cost(network, images, metrics=["energy"]).metrics["energy"]
+    >>> f"{1000 * energy.total:.1f} nJ"
+    '6.9 nJ'
     """
     first = next((p for p in student.parameters() if p.is_floating_point()), torch.zeros(()))
-    return count(in_use(student), images[:1].to(first))
+    model, example = in_use(student), images[:1].to(first)
+    report = count(model, example)
+    if not metrics:
+        return report
+    named = [f"{'' if name in THERE else '+'}cost@allocate.costs.{name}={name}" for name in dict.fromkeys(metrics)]
+    costs, geometries = compose([*named, *options]).allocate.costs, layer_geometries(model, example)
+    built = {name: one.build() for name in metrics if (one := costs[name]) is not None}
+    return replace(report, metrics={n: further_cost(one, model, report, geometries) for n, one in built.items()})
 
 
 def _networks(

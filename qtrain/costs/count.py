@@ -15,7 +15,7 @@ for the closing table, the report and every search over bit widths.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -63,15 +63,31 @@ class LayerCost:
 
 
 @dataclass(frozen=True)
+class FurtherCost:
+    """What a model costs by one more metric, in ``unit``: the ``total``, and each of the ``layers`` alone.
+
+    The total is more than the sum of the layers where no layer owns a part, such as the biases. ``estimated`` are
+    layers whose numbers were not measured, of a metric that is measured.
+    """
+
+    unit: str
+    total: float
+    layers: Mapping[str, float]
+    estimated: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class CostReport:
     """Totals of a model and the rows they are made of, in the order in which the layers run.
 
-    Sizes are in bytes, of the whole model; ``fp_`` metrics are those of the same model before conversion.
+    Sizes are in bytes, of the whole model; ``fp_`` metrics are those of the same model before conversion. ``metrics``
+    are those that were asked for beyond these.
     """
 
     layers: tuple[LayerCost, ...]
     size_bytes: int
     fp_size_bytes: int
+    metrics: Mapping[str, FurtherCost] = field(default_factory=dict)
 
     @property
     def compression(self) -> float:
@@ -98,13 +114,16 @@ class CostReport:
 
     def __str__(self) -> str:
         """A row for each layer, and the totals."""
-        rows: list[tuple[str, ...]] = [("layer", "kind", "weights", "bits", "bytes", "MACs", "bit operations")]
+        heads = tuple(f"{name}, {one.unit}" for name, one in self.metrics.items())
+        rows: list[tuple[str, ...]] = [("layer", "kind", "weights", "bits", "bytes", "MACs", "bit operations", *heads)]
         for layer in self.layers:
             size = whole_bytes(layer.weight_storage_bits) + whole_bytes(layer.input_storage_bits)
             bits = f"W{layer.weight_bits}A{layer.input_bits}"
             numbers = (layer.weights, bits, size, layer.macs, layer.bops)
-            rows.append((layer.name, layer.kind, *(n if isinstance(n, str) else f"{n:,}" for n in numbers)))
-        total = ("", f"{self.size_bytes:,}", f"{self.macs:,}", f"{self.bops:,}")
+            further = (f"{one.layers.get(layer.name, 0.0):,.6g}" for one in self.metrics.values())
+            rows.append((layer.name, layer.kind, *(n if isinstance(n, str) else f"{n:,}" for n in numbers), *further))
+        totals = (f"{one.total:,.6g}" for one in self.metrics.values())
+        total = ("", f"{self.size_bytes:,}", f"{self.macs:,}", f"{self.bops:,}", *totals)
         rows.append(("total", f"{self.compression:.1f}x smaller than {self.fp_size_bytes:,}", "", *total))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = (
@@ -114,13 +133,17 @@ class CostReport:
         return "\n".join("  ".join(cells).rstrip() for cells in lines)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values under the names that ``summary.json`` uses, the rows as a list of dicts under ``layers``."""
+        """Plain values under the names that ``summary.json`` uses, the rows as a list of dicts under ``layers``.
+
+        Further metrics stand beside them, by their totals.
+        """
         totals = ("size_bytes", "fp_size_bytes", "compression", "effective_bits", "macs", "bops", "fp_bops")
         rows = [
             asdict(layer) | {"shape": list(layer.shape), "effective_bits": layer.effective_bits, "bops": layer.bops}
             for layer in self.layers
         ]
-        return {name: getattr(self, name) for name in totals} | {"layers": rows}
+        further = {name: one.total for name, one in self.metrics.items()}
+        return {name: getattr(self, name) for name in totals} | further | {"layers": rows}
 
 
 def count(model: nn.Module, example: Tensor, products: Products | None = None) -> CostReport:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from qtrain.costs.count import LayerCost, plain_bytes, whole_bytes
+from qtrain.costs.count import CostReport, FurtherCost, LayerCost, plain_bytes, whole_bytes
 from qtrain.costs.geometry import LayerGeometry
 from qtrain.costs.metrics.base import CostMetric, MeasuredMetric
 from qtrain.nn.stored import stored_parts
@@ -56,6 +56,22 @@ def cost_table(
         if isinstance(metric, MeasuredMetric) and not all(metric.measured(known[name], bits) for bits in choices)
     }
     return CostTable(metric.unit, metric.fixed(fixed_bytes) + others, table, frozenset(estimated))
+
+
+def further_cost(
+    metric: CostMetric, model: nn.Module, report: CostReport, geometries: Sequence[LayerGeometry]
+) -> FurtherCost:
+    """What ``model`` costs by ``metric`` at the bits it has, which ``report`` counts and ``geometries`` describe."""
+    rows = {row.name: row for row in report.layers}
+    bits = {name: LayerBits(row.weight_bits, row.input_bits) for name, row in rows.items()}
+
+    def storage(layer: str, role: Role, _: int) -> int:
+        return rows[layer].weight_storage_bits if role == "weight" else rows[layer].input_storage_bits
+
+    options = {name: [both] for name, both in bits.items()}
+    table = cost_table(metric, geometries, options, storage, bytes_outside(model, rows))
+    layers = {name: of[bits[name]] for name, of in table.layers.items()}
+    return FurtherCost(table.unit, table.total(bits), layers, table.estimated)
 
 
 def bytes_outside(model: nn.Module, layers: Collection[str]) -> int:

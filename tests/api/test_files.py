@@ -61,3 +61,48 @@ def test_the_size_of_images_must_be_known_for_an_unquantized_network(tmp_path: P
 def test_a_printed_cost_has_a_row_a_layer_and_the_totals() -> None:
     text = str(qtrain.cost(qtrain.quantize(Net(), images()), images()))
     assert [line.split()[0] for line in text.splitlines()] == ["layer", "conv", "middle", "head", "(outside", "total"]
+
+
+def test_further_metrics_are_those_of_a_search() -> None:
+    """Bytes and bit operations, asked for as metrics, are counted in another way, and agree with the report's own."""
+    student = qtrain.quantize(Net(), images(), weight_bits=3, input_bits=5)
+    report = qtrain.cost(student, images(), metrics=["size_bytes", "bops", "energy", "area"])
+    assert report.metrics["size_bytes"].total == report.size_bytes
+    assert report.metrics["bops"].total == report.bops
+    assert report.metrics["bops"].layers == {row.name: row.bops for row in report.layers}
+    assert report.as_dict()["energy"] == report.metrics["energy"].total
+    assert [one.unit for one in report.metrics.values()] == ["bytes", "bit operations", "uJ", "mm2"]
+    assert "energy, uJ" in str(report).splitlines()[0]
+    assert f"{report.metrics['area'].total:,.6g}" == str(report).splitlines()[-1].split()[-1]
+
+
+def test_more_bits_take_more_energy_in_each_layer_that_has_them() -> None:
+    few, many = (
+        qtrain.cost(qtrain.quantize(Net(), images(), weight_bits=bits), images(), metrics=["energy"]).metrics["energy"]
+        for bits in (3, 7)
+    )
+    assert few.total < many.total
+    assert few.layers["middle"] < many.layers["middle"]
+    assert few.layers["conv"] == many.layers["conv"], "the ends have 8 bits in both"
+
+
+def test_options_choose_another_process() -> None:
+    technology = "technology@allocate.costs.energy.technology=7nm"
+    found = [
+        qtrain.cost(Net(), images(), metrics=["energy"], options=options).metrics["energy"].total
+        for options in ([], [technology])
+    ]
+    assert found[1] < found[0]
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("enrgy", r"there is no such cost; did you mean 'energy'\? \(available: area, bops, .*olaccel, size_bytes\)"),
+        ("latency", r"missing: give allocate\.costs\.latency\.table="),
+    ],
+)
+def test_a_metric_that_cannot_be_had_is_refused_in_one_line(metric: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as refused:
+        qtrain.cost(Net(), images(), metrics=[metric])
+    assert "\n" not in str(refused.value)
