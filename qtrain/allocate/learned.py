@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qtrain.allocate.base import Search
 from qtrain.allocate.integer_program import IntegerProgram
 from qtrain.allocate.problem import Group, Problem
 from qtrain.convert.bank import ROLES, QuantizerBank
+from qtrain.functional.losses import hard_loss
 from qtrain.quantizers.base import Quantizer
 from qtrain.spec import FULL_PRECISION, Allocation, Batch, LayerBits, Role, Scores
 from qtrain.utils.checks import check_range
@@ -76,7 +76,7 @@ class Learned(Search):
             batch: Batch = problem.batches[step % len(problem.batches)]
             optimizer.zero_grad(set_to_none=True)
             with evaluating(mixed.bank.model):  # statistics of batch norm belong to the trained network
-                loss = F.cross_entropy(mixed.bank.model(batch.image), batch.target)
+                loss = hard_loss(mixed.bank.model(batch.image), batch.target)
             excess = mixed.expected_costs() / room - 1
             (loss + (price * excess).sum()).backward()
             optimizer.step()

@@ -8,6 +8,7 @@ constructor's signature, which is the schema of its YAML. (Annotations are real 
 they can be resolved from a subclass in another file.)
 """
 
+import copy
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -19,14 +20,14 @@ from torch import Tensor
 
 from qtrain.data.fit_data import FitData
 from qtrain.data.loader import EpochLoader
-from qtrain.data.order import BatchOrder, choose, first_samples, split_train_val
+from qtrain.data.order import BatchOrder, choose, first_samples, labeled_samples, split_train_val
 from qtrain.spec import Batch, DataInfo
 from qtrain.utils.checks import check_range
 
 log = logging.getLogger(__name__)
 
 NOT_IN_IMAGES = (
-    "batch_size", "eval_batch_size", "val_fraction", "max_train", "max_test", "mean", "std",
+    "batch_size", "eval_batch_size", "val_fraction", "max_train", "max_test", "labeled", "mean", "std",
     "device", "channels_last", "workers", "cache_dir", "test", "check", "on_error",
 )  # fmt: skip
 """Options that change which images are seen, when or where, but no image itself; ``info`` has mean and std."""
@@ -40,7 +41,9 @@ class VisionData(FitData, ABC):
     validation; the test images are never used for it. ``mean`` and ``std`` are per channel, in units of pixel / 255;
     None leaves them to the dataset. ``mixup`` and ``cutmix`` are alphas, 0 for off. ``max_train`` and ``max_test``
     keep so many images, for quick runs: always the same ones, chosen at random, since folders are sorted by class.
-    ``channels_last`` is the memory format of batches that loaders give which are made from now on.
+    ``labeled`` of the training images keep their labels, likewise; only a teacher teaches on the others. Images for
+    validation and for the test keep theirs. ``channels_last`` is the memory format of batches that loaders give which
+    are made from now on.
     """
 
     name: str
@@ -54,6 +57,7 @@ class VisionData(FitData, ABC):
     cutmix: float = 0.0
     max_train: int | None = None
     max_test: int | None = None
+    labeled: int | None = None
     channels_last: bool = True
 
     def __post_init__(self) -> None:
@@ -61,11 +65,17 @@ class VisionData(FitData, ABC):
         self._info: DataInfo | None = None
         self._first_epoch = 0
         self._test_only = False
+        self._labels_only = False
         owner = type(self).__name__
         check_range(owner, "[1, inf)", batch_size=self.batch_size, eval_batch_size=self.eval_batch_size)
-        check_range(owner, "[1, inf)", max_train=self.max_train, max_test=self.max_test)
+        check_range(owner, "[1, inf)", max_train=self.max_train, max_test=self.max_test, labeled=self.labeled)
         check_range(owner, "[0, 1)", val_fraction=self.val_fraction, hint="0 is no validation")
         check_range(owner, "[0, inf)", mixup=self.mixup, cutmix=self.cutmix, hint="0 turns it off")
+        if self.labeled is not None and (self.mixup or self.cutmix):
+            raise ValueError(
+                f"{owner}: labeled={self.labeled} leaves images without labels, which cannot be mixed; "
+                "set mixup and cutmix to 0"
+            )
         if (self.mean is None) != (self.std is None):
             raise ValueError(f"{owner}: mean and std belong together, got mean={self.mean} and std={self.std}")
         if self.std is not None and min(self.std) <= 0:
@@ -118,6 +128,10 @@ class VisionData(FitData, ABC):
         assert self._info is None, "test_only() comes before setup()"
         self._test_only = True
 
+    def train_on_labels_only(self, yes: bool) -> None:
+        """Whether training loaders made from now on leave out images without a label, where nobody teaches on them."""
+        self._labels_only = yes
+
     def start_at(self, epoch: int) -> None:
         """Let the next fit's first epoch be ``epoch`` of the run, with its order and augmentation."""
         self._first_epoch = epoch
@@ -134,6 +148,9 @@ class VisionData(FitData, ABC):
         train_size, test_size = self._sizes()
         self._test_samples = choose(test_size, self.max_test)
         self._train_samples, self._val_samples = split_train_val(choose(train_size, self.max_train), self.val_fraction)
+        self._labeled = None
+        if self.labeled is not None:
+            self._labeled = labeled_samples(self._train_samples, self.labeled, train_size)
         self._info = info = self._describe(len(self._train_samples), len(self._val_samples), len(self._test_samples))
         self._check(info)
         log.info(
@@ -141,11 +158,22 @@ class VisionData(FitData, ABC):
             info.name, info.kind, info.train_size, info.val_size, info.test_size,
             info.image_size, info.image_size, info.num_classes,
         )  # fmt: skip
+        if self._labeled is not None:
+            log.info("%s: %d training images keep their labels", info.name, int(self._labeled.sum()))
+
+    def with_all_labels(self) -> "VisionData":
+        """The same images, of which all have their labels; after ``setup``."""
+        other = copy.copy(self)
+        other._labeled = None
+        return other
 
     def train_dataloader(self) -> EpochLoader:
         """Shuffled, augmented, complete batches of this rank's slices."""
         self._require_train("training")
-        order = self._order(self._train_samples, train=True)
+        samples = self._train_samples
+        if self._labels_only and self._labeled is not None:
+            samples = samples[self._labeled[samples]]
+        order = self._order(samples, train=True)
         if (self.mixup or self.cutmix) and (self.batch_size // order.world_size) % 2:
             raise ValueError(
                 f"{type(self).__name__}: mixup and cutmix need an even batch on each rank, got batch_size "
@@ -182,7 +210,7 @@ class VisionData(FitData, ABC):
         samples = first_samples(self._train_samples, seed=self.seed, count=wanted)
         if len(samples) < wanted:
             log.info("calibration uses all %d training images; %d were asked for", len(samples), wanted)
-        order = BatchOrder(samples, seed=self.seed, batch_size=self.batch_size, train=False)
+        order = BatchOrder(samples, seed=self.seed, batch_size=self.batch_size, train=False, labeled=self._labeled)
         batches = list(self._loader(order, test_images=False))
         if self.trainer is None:
             return batches
@@ -199,6 +227,7 @@ class VisionData(FitData, ABC):
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
             first_epoch=self._first_epoch if train else 0,
+            labeled=self._labeled if train else None,
         )
 
     def _require_train(self, purpose: str) -> None:

@@ -11,16 +11,22 @@ from sklearn.datasets import load_digits
 
 from qtrain.data.resident import Arrays, ResidentData, no_images
 from qtrain.functional.random import SPLIT, permutation
+from qtrain.utils.checks import check_range
 
-TEST_IMAGES = 360
+IMAGES = 1797
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Digits(ResidentData):
-    """1,437 training and 360 test images (1, 8, 8), divided at random once and for all."""
+    """The images (1, 8, 8), divided at random once and for all into ``test_images`` and the others to train on."""
 
     name: str = "digits"
     batch_size: int = 64
+    test_images: int = 360
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("Digits", f"[1, {IMAGES})", test_images=self.test_images)
 
     def _arrays(self) -> Arrays:
         digits = load_digits()
@@ -28,7 +34,7 @@ class Digits(ResidentData):
         images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
         targets = digits.target.astype(np.int64)
         order = permutation(seed=0, epoch=0, n=len(images), stream=SPLIT).numpy()
-        test, train = order[:TEST_IMAGES], order[TEST_IMAGES:]
+        test, train = order[: self.test_images], order[self.test_images :]
         train_images, train_targets = no_images(images) if self._test_only else (images[train], targets[train])
         return Arrays(
             train_images, train_targets, images[test], targets[test], num_classes=10, classes=tuple("0123456789")

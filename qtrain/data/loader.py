@@ -13,8 +13,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
+from torch import Tensor
+
 from qtrain.data.order import BatchOrder
-from qtrain.spec import Batch
+from qtrain.spec import NO_LABEL, Batch
 
 
 class EpochLoader(ABC):
@@ -25,6 +27,7 @@ class EpochLoader(ABC):
 
     def __init__(self, order: BatchOrder) -> None:
         self._order = order
+        self._labeled = order.labeled
         self._epoch = 0
         self._handed_out = 0
         self._resuming = False
@@ -53,7 +56,13 @@ class EpochLoader(ABC):
         self._epoch, self._handed_out = epoch, start
         for batch in self._batches(epoch, start):
             self._handed_out += 1
-            yield batch
+            yield batch if self._labeled is None else self._as_labeled(batch, self._labeled)
+
+    def _as_labeled(self, batch: Batch, labeled: Tensor) -> Batch:
+        """``batch`` without the labels that the order hides."""
+        if labeled.device != batch.index.device:
+            self._labeled = labeled = labeled.to(batch.index.device)  # once
+        return batch._replace(target=batch.target.masked_fill(~labeled[batch.index], NO_LABEL))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader is, and what that depends on; plain numbers only."""

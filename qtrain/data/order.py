@@ -17,6 +17,7 @@ class BatchOrder:
     Training shuffles by (seed, epoch) and drops the last incomplete batch. Evaluation keeps the given order and
     every sample, in batches whose sizes differ by at most one: a small rest would leave some ranks with nothing.
     ``first_epoch`` is added to every epoch that is set: a later stage of a run goes on with fresh orders.
+    ``labeled`` (D,) bool says which of all D samples keep their labels in these batches; ``None`` is all.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class BatchOrder:
         rank: int = 0,
         world_size: int = 1,
         first_epoch: int = 0,
+        labeled: Tensor | None = None,
     ) -> None:
         if train and batch_size % world_size:
             raise ValueError(
@@ -38,7 +40,7 @@ class BatchOrder:
         if train and len(samples) < batch_size:
             raise ValueError(
                 f"BatchOrder: batch_size must be at most the number of training images, got {batch_size} for "
-                f"{len(samples)}; lower data.batch_size or raise data.max_train"
+                f"{len(samples)}; lower data.batch_size, or raise data.max_train or data.labeled"
             )
         if not train and len(samples) < world_size:
             raise ValueError(
@@ -53,6 +55,7 @@ class BatchOrder:
         self.world_size = world_size
         self.first_epoch = first_epoch
         self.epoch = first_epoch
+        self.labeled = labeled
 
     def over(self, samples: Tensor) -> "BatchOrder":
         """The same batches of ``samples`` (n,) int64, which this order counts from 0."""
@@ -96,6 +99,16 @@ def choose(n: int, limit: int | None) -> Tensor:
     if limit is None or limit >= n:
         return torch.arange(n)
     return random.permutation(seed=0, epoch=1, n=n, stream=random.SPLIT)[:limit].sort().values
+
+
+def labeled_samples(samples: Tensor, count: int, total: int) -> Tensor:
+    """Which of ``total`` samples have labels, (total,) bool: ``count`` of ``samples`` (n,), chosen at random.
+
+    The choice depends on ``n`` and ``count`` alone and not on a run's seed, as that of validation images.
+    """
+    labeled = torch.zeros(total, dtype=torch.bool)
+    labeled[samples[choose(len(samples), count)]] = True
+    return labeled
 
 
 def split_train_val(samples: Tensor, fraction: float) -> tuple[Tensor, Tensor]:

@@ -8,16 +8,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qtrain.functional.ranks import mean_of_ranks
+from qtrain.spec import NO_LABEL
 
 
 def hard_loss(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy, mean over the batch, in nats.
 
     ``logits`` (N, K); ``target`` (N,) class indices or (N, K) probabilities p. Smoothing makes them ``(1 - eps) p +
-    eps / K``. A class with p = 0 adds nothing, also where its logit is -inf.
+    eps / K``. A class with p = 0 adds nothing, also where its logit is -inf. An image of class :data:`NO_LABEL` has the
+    loss 0 and counts in the mean, so that the mean over ranks is that of one process.
     """
     if not target.is_floating_point():
-        return F.cross_entropy(_wide(logits), target, label_smoothing=label_smoothing)
+        losses = F.cross_entropy(
+            _wide(logits), target, ignore_index=NO_LABEL, reduction="sum", label_smoothing=label_smoothing
+        )
+        return losses / len(target)
     log_q, p = F.log_softmax(_wide(logits), dim=1), target.to(_wide(logits))
     if label_smoothing > 0:
         p = (1 - label_smoothing) * p + label_smoothing / p.shape[1]

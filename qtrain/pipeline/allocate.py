@@ -33,7 +33,7 @@ from qtrain.pipeline.conversion import as_conversion_error, layer_recipe, make_r
 from qtrain.sensitivity.base import DoneFile
 from qtrain.settings.component import Component, built
 from qtrain.settings.run_settings import RunSettings
-from qtrain.spec import FULL_PRECISION, Allocation, Batch, CostTable, LayerBits, LayerNames, Scores
+from qtrain.spec import FULL_PRECISION, NO_LABEL, Allocation, Batch, CostTable, LayerBits, LayerNames, Scores
 from qtrain.utils.errors import as_config_error
 from qtrain.utils.eval_mode import evaluating
 from qtrain.utils.suggestions import close_matches
@@ -183,7 +183,8 @@ def loss_of(bank: QuantizerBank, batches: Sequence[Batch], allocation: Allocatio
     total, images = 0.0, 0
     with evaluating(bank.model):
         for batch in batches:
-            total += float(F.cross_entropy(bank.model(batch.image), batch.target, reduction="sum"))
+            logits = bank.model(batch.image)
+            total += float(F.cross_entropy(logits, batch.target, ignore_index=NO_LABEL, reduction="sum"))
             images += len(batch.image)
     return total / images
 

@@ -4,6 +4,7 @@ They are kept under a key of all that they depend on (data, model, recipe, seed)
 experiment with the same teacher, find them.
 """
 
+import copy
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -25,7 +26,7 @@ from qtrain.pipeline.memory_format import settle_memory_format_
 from qtrain.pipeline.run_lock import only_run_in
 from qtrain.pipeline.student_file import save_weights
 from qtrain.settings.component import Component
-from qtrain.settings.run_identity import hash_of
+from qtrain.settings.run_identity import comparable, hash_of
 from qtrain.settings.run_settings import RunSettings
 from qtrain.training.module import QATModule
 from qtrain.training.ranks import wait_for_all
@@ -102,9 +103,10 @@ def must_train(chosen: Component, settings: RunSettings, data: VisionData) -> bo
 def _kept(chosen: Component, settings: RunSettings, data: VisionData) -> tuple[str, Path]:
     """The key of weights for the model ``chosen``, and the file where they are or will be."""
     recipe = settings.full_precision
+    data_plain = {key: v for key, v in settings.data.plain.items() if not (key == "labeled" and recipe.all_labels)}
     depends_on = {
         "model": {key: value for key, value in chosen.plain.items() if key not in OF_THE_FILE},
-        "data": settings.data.plain,
+        "data": comparable({"data": data_plain})["data"],
         "recipe": {key: settings.plain["full_precision"][key] for key in ("epochs", "optimizer", "lr_schedule")},
         "seed": settings.seed,
     }
@@ -146,6 +148,8 @@ def _train(
     title = f"full-precision {chosen.name}"
     # Callbacks and accumulated gradients are about the student.
     alone = replace(settings, callbacks={}, trainer=settings.trainer.with_options(accumulate_grad_batches=1))
-    fit(alone, module=module, data=data, folder=folder, identity=identity, epochs=recipe.epochs, title=title)
+    seen = data.with_all_labels() if recipe.all_labels else copy.copy(data)
+    seen.train_on_labels_only(True)
+    fit(alone, module=module, data=seen, folder=folder, identity=identity, epochs=recipe.epochs, title=title)
     save_weights(model, kept, metadata=metadata_of(Normalization(data.info.mean, data.info.std)))
     wait_for_all()

@@ -53,6 +53,8 @@ def run_stage(
     teacher_model = _teacher_model(settings, data, before)
     tell_teacher(loggers, lambda: teacher_weights(settings, data))
     objective = build_teacher.build_objective(settings, in_use(student), teacher_model, data)
+    nobody_teaches = not (objective.needs_teacher or settings.teacher.learns or settings.many_bits.widths)
+    data.train_on_labels_only(nobody_teaches)
     if before is not None:
         _inherit_(objective, before.objective, stage.name)
     teacher = _teacher(settings, teacher_model, student, objective, data)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.convert.bank import ROLES, QuantizerBank
-from qtrain.spec import Batch, Choice, Role, Scores
+from qtrain.spec import NO_LABEL, Batch, Choice, Role, Scores
 from qtrain.utils.eval_mode import evaluating
 from qtrain.utils.json_lines import append_line, read_lines
 
@@ -133,10 +133,15 @@ def label_of(choice: Choice) -> str:
 
 
 def probabilities(target: Tensor, logits: Tensor) -> Tensor:
-    """``target``, class indices (N,) or probabilities (N, K), as probabilities like ``logits`` (N, K)."""
-    return (
-        target.to(logits) if target.is_floating_point() else nn.functional.one_hot(target, logits.shape[1]).to(logits)
-    )
+    """``target``, class indices (N,) or probabilities (N, K), as probabilities like ``logits`` (N, K).
+
+    Raises ``ValueError`` for an image without a label.
+    """
+    if target.is_floating_point():
+        return target.to(logits)
+    if bool((target == NO_LABEL).any()):
+        raise ValueError("this score needs the label of each image, and data.labeled hides some; take another score")
+    return nn.functional.one_hot(target, logits.shape[1]).to(logits)
 
 
 def _part(row: dict[str, Any]) -> tuple[str, list[float]]:

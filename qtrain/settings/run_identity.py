@@ -37,6 +37,9 @@ NO_PART_OF_A_RUN = (
 """Top-level keys that a run's ``config.yaml`` does not hold. ``budgets`` is only a source of values: those that the run
 uses stand resolved where it uses them. A run is the same alone and in a sweep, and wherever it is looked at."""
 
+LATER = (("data", "labeled", None), ("data", "test_images", 360), ("full_precision", "all_labels", False))
+"""Keys that came later, with the value that earlier runs had without them: it is no difference."""
+
 
 def recorded(plain: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a resolved config that a run's ``config.yaml`` holds: what describes the run, not its place."""
@@ -68,13 +71,18 @@ def restored(config: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, An
 
 
 def comparable(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """A :func:`recorded` config without the processes that share the work: with others it is the same run."""
+    """A :func:`recorded` config without the processes that share the work, and without :data:`LATER` keys that change
+    nothing: with others it is the same run.
+    """
     own: dict[str, Any] = copy.deepcopy(dict(plain))
     for config in _with_stages(own):
         for key in ("devices", "num_nodes", "strategy"):
             config.get("trainer", {}).pop(key, None)
         for section in ("fit", "teacher"):
             config.get(section, {}).pop("shard", None)
+        for section, key, value in LATER:
+            if config.get(section, {}).get(key, value) == value:
+                config.get(section, {}).pop(key, None)
     return own
 
 

@@ -139,8 +139,11 @@ class FitSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class FullPrecisionSettings:
+    """``all_labels``: the training also uses the labels that ``data.labeled`` hides."""
+
     folder: str
     epochs: int
+    all_labels: bool = False
     optimizer: Component
     lr_schedule: Component
 

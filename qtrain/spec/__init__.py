@@ -15,6 +15,7 @@ from qtrain.spec.layers import LayerNames
 
 __all__ = [
     "FULL_PRECISION",
+    "NO_LABEL",
     "Allocation",
     "Auto",
     "Batch",
@@ -42,13 +43,17 @@ __all__ = [
 FULL_PRECISION = 32
 """Bit width that means "leave in floating point"."""
 
+NO_LABEL = -1
+"""The class index of an image without a label, which losses on labels leave out."""
+
 
 class Batch(NamedTuple):
     """What a loader yields.
 
     ``image`` (N, C, H, W) float, normalized with the data module's mean and std; ``target`` (N,) int64 class
-    indices, or (N, K) float probabilities after mixup or cutmix; ``index`` (N,) int64, the samples' numbers in
-    the dataset, which with (seed, epoch) determine every random choice that was made for them.
+    indices, :data:`NO_LABEL` for an image without a label, or (N, K) float probabilities after mixup or cutmix;
+    ``index`` (N,) int64, the samples' numbers in the dataset, which with (seed, epoch) determine every random choice
+    that was made for them.
     """
 
     image: Tensor

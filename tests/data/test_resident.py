@@ -9,7 +9,7 @@ import torch
 
 from qtrain.data.augment import mix, plan_mix
 from qtrain.data.digits import Digits
-from qtrain.spec import Batch
+from qtrain.spec import NO_LABEL, Batch
 
 
 def digits(**options: object) -> Digits:
@@ -173,3 +173,59 @@ def test_wrong_options_give_a_one_line_error(options: dict[str, object], message
 def test_info_before_setup_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"known after setup\(\)"):
         _ = Digits().info
+
+
+def test_only_so_many_training_images_keep_their_labels() -> None:
+    """The chosen ones are the same for each seed; calibration does not see the hidden labels either."""
+    whole = torch.cat([b.target for b in digits(batch_size=1437).train_dataloader()])
+    assert (whole >= 0).all()
+    known: list[set[int]] = []
+    for seed in (0, 1):
+        data = digits(labeled=100, seed=seed)
+        for batches in (data.train_dataloader(), data.calibration_batches(30)):
+            target, index = (torch.cat([getattr(b, part) for b in batches]) for part in ("target", "index"))
+            known.append(set(index[target != NO_LABEL].tolist()))
+    assert all(len(found) <= 100 for found in known) and len(known[1]) == len(set.union(*known)) == 100
+
+
+def test_hidden_labels_are_the_only_change() -> None:
+    for few, all_labels in zip(digits(labeled=100).train_dataloader(), digits().train_dataloader(), strict=True):
+        assert torch.equal(few.image, all_labels.image) and torch.equal(few.index, all_labels.index)
+        assert torch.equal(few.target[few.target >= 0], all_labels.target[few.target >= 0])
+
+
+def test_images_for_validation_and_test_keep_their_labels() -> None:
+    data = digits(labeled=10, val_fraction=0.2, batch_size=8)
+    val = torch.cat([b.target for b in data.val_dataloader()])  # type: ignore[union-attr]
+    test = torch.cat([b.target for b in data.test_dataloader()])
+    assert len(val) == 287 and len(test) == 360 and val.min() == test.min() == 0
+
+
+def test_training_on_labels_only_leaves_out_the_other_images() -> None:
+    data = digits(labeled=100, batch_size=50)
+    data.train_on_labels_only(True)
+    batches = list(data.train_dataloader())
+    assert [len(b.target) for b in batches] == [50, 50] and min(int(b.target.min()) for b in batches) == 0
+    data.train_on_labels_only(False)
+    assert len(data.train_dataloader()) == 1437 // 50
+    whole = data.with_all_labels()
+    assert all((b.target >= 0).all() for b in whole.train_dataloader()) and len(whole.train_dataloader()) == 1437 // 50
+
+
+def test_more_labels_than_images_hide_nothing() -> None:
+    assert all((b.target >= 0).all() for b in digits(labeled=5000).train_dataloader())
+
+
+def test_images_without_labels_are_not_mixed() -> None:
+    with pytest.raises(ValueError, match=r"^Digits: labeled=10 leaves images without labels, which cannot be mixed"):
+        Digits(labeled=10, mixup=0.2)
+
+
+def test_as_many_images_as_asked_for_are_for_the_test() -> None:
+    small, half = digits(), digits(test_images=898)
+    assert (half.info.train_size, half.info.test_size) == (899, 898)
+    image = torch.cat([b.image for b in small.test_dataloader()]) * small.info.std[0] + small.info.mean[0]
+    longer = torch.cat([b.image for b in half.test_dataloader()]) * half.info.std[0] + half.info.mean[0]
+    torch.testing.assert_close(longer[:360], image)
+    with pytest.raises(ValueError, match=r"^Digits: test_images must be in \[1, 1797\), got 1797"):
+        Digits(test_images=1797)

@@ -24,6 +24,7 @@ from qtrain.functional.losses import (
     similarity_matrix,
     soft_target_loss,
 )
+from qtrain.spec import NO_LABEL
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -104,6 +105,17 @@ def test_label_smoothing_mixes_probabilities_with_the_uniform_ones(epsilon: floa
     for target, p in ((indices, torch.eye(4)[indices]), (torch.eye(4)[indices], torch.eye(4)[indices]), (mixed, mixed)):
         expected = -(((1 - epsilon) * p.double() + epsilon / 4) * q.log()).sum(1).mean()
         torch.testing.assert_close(hard_loss(logits, target, epsilon).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_image_without_a_label_has_no_loss_and_counts_in_the_mean() -> None:
+    """-log softmax of (ln 3, 0) is ln 4 - ln 3 for the first class; the other two of three images have no label."""
+    logits = torch.tensor([[math.log(3.0), 0.0], [5.0, 1.0], [-1.0, 2.0]], requires_grad=True)
+    loss = hard_loss(logits, torch.tensor([0, NO_LABEL, NO_LABEL]))
+    assert float(loss.detach()) == pytest.approx(math.log(4 / 3) / 3, rel=1e-6)
+    loss.backward()
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad, torch.tensor([[-0.25 / 3, 0.25 / 3], [0.0, 0.0], [0.0, 0.0]]))
+    assert hard_loss(logits, torch.full((3,), NO_LABEL), 0.1) == 0.0
 
 
 def test_excluded_classes_add_nothing_to_losses() -> None:

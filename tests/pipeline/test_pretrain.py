@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from qtrain.config.compose import compose
+from qtrain.data.base import VisionData
 from qtrain.pipeline import pretrain
 from qtrain.pipeline.fit import accumulated_batches
 from qtrain.pipeline.load_data import load_data
@@ -14,6 +15,39 @@ from qtrain.settings.run_settings import RunSettings
 
 class BeganError(Exception):
     """The fit was about to begin."""
+
+
+FEW = ["model=cifar_resnet8", "data.max_train=64", "data.max_test=16", "data.batch_size=16", "data.labeled=32"]
+
+
+@pytest.mark.parametrize("all_labels, batches", [(False, 2), (True, 4)])
+def test_pretraining_has_the_labels_that_it_is_given(
+    all_labels: bool, batches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody teaches on the images without a label, so they are left out; or it sees the labels that are hidden."""
+    seen: list[VisionData] = []
+
+    def begin(settings: RunSettings, *, data: VisionData, **given: Any) -> None:
+        seen.append(data)
+        raise BeganError
+
+    monkeypatch.setattr(pretrain, "fit", begin)
+    own = [f"full_precision.folder={tmp_path}", f"full_precision.all_labels={all_labels}"]
+    settings = compose([*FEW, *own])
+    data = load_data(settings)
+    with pytest.raises(BeganError):
+        pretrain.full_precision_weights(settings.model, settings, data)
+    targets = [batch.target for batch in seen[0].train_dataloader()]
+    assert len(targets) == batches and min(int(target.min()) for target in targets) >= 0
+    assert len(data.train_dataloader()) == 4, "the run's own data are as they were"
+
+
+def test_weights_that_see_all_labels_are_kept_for_any_number_of_them(tmp_path: Path) -> None:
+    def kept(*own: str) -> str:
+        settings = compose([*FEW, f"full_precision.folder={tmp_path}", *own])
+        return pretrain._kept(settings.model, settings, load_data(settings))[0]
+
+    assert kept("full_precision.all_labels=true") == kept("data.labeled=null") != kept()
 
 
 def test_pretraining_does_not_accumulate_the_gradients_of_the_student(

@@ -33,6 +33,15 @@ def test_a_run_is_the_same_whole_or_in_shards() -> None:
     }
 
 
+def test_options_that_came_later_are_no_difference_where_they_change_nothing() -> None:
+    """A run that began without them goes on."""
+    later = compose(["seed=1"])
+    before = comparable(recorded(later.plain))
+    assert {"labeled", "test_images"} & before["data"].keys() == set() and "all_labels" not in before["full_precision"]
+    assert later.identity != compose(["seed=1", "data.labeled=100"]).identity
+    assert later.identity != compose(["seed=1", "data.test_images=100"]).identity
+
+
 def test_recipe_is_common_to_runs_that_differ_in_seeds_alone() -> None:
     """The data have a seed of their own, which follows the run's."""
     one, two = compose(["seed=1"]), compose(["seed=2"])
