@@ -7,9 +7,10 @@ A table stands between ``<!-- results:NAME -->`` and ``<!-- /results -->`` and i
 ``<!-- results:NAME variants -->`` it has a row for each variant of an experiment; ``recipes`` in that place holds them
 against the variant ``none``, ``drops`` against full precision; ``synthetic`` has the images of ``task=synthesize``,
 ``integers`` the layers that a runtime computes in integers, ``speed`` the times of exported files, ``scores`` how
-scores of sensitivity order layers, ``widths`` one model of many bits against students of one width, ``published`` costs
-beside those of a paper, ``latency`` a table's times beside measured ones. Of several rows of one configuration the last
-counts; seeds are averaged. A file that is not there yet gives no table.
+scores of sensitivity order layers, ``orders`` how they order whole allocations, ``widths`` one model of many bits
+against students of one width, ``published`` costs beside those of a paper, ``latency`` a table's times beside measured
+ones. Of several rows of one configuration the last counts; seeds are averaged. A file that is not there yet gives no
+table.
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ from qtrain.report.seed_groups import order, seed_groups
 from qtrain.report.table import LEFT, ONE_SEED, SEVERAL_SEEDS, closing_table, table_notes
 
 ROOT = Path(__file__).resolve().parent.parent
-KINDS = "variants|recipes|drops|synthetic|front|integers|speed|allocations|scores|widths|published|latency"
+KINDS = "variants|recipes|drops|synthetic|front|integers|speed|allocations|scores|orders|widths|published|latency"
 BLOCK = re.compile(
     rf"(<!-- results:(?P<name>[\w-]+)(?: (?P<kind>{KINDS}))? -->\n)(?P<table>.*?)(<!-- /results -->)", re.DOTALL
 )
 SEED = re.compile(r"-seed\d+$")
 CHANGE = re.compile(r"[+-][\d.]+ \([\d.]+\)( ~)?")
 """A difference with its standard error, as tables show it."""
+ORDERS = ("spearman_kl", "spearman_errors")
 MADE = ("train", "calibrate")
 """Tasks that leave a student."""
 
@@ -75,7 +77,7 @@ def render(text: str, results: Path) -> str:
         path = results / f"{match['name']}.csv"
         kinds = {"variants": variants, "recipes": recipes, "drops": drops, "synthetic": synthetic, "front": front}
         more = {"integers": integers, "speed": speed, "allocations": allocations, "scores": scores, "widths": widths}
-        more |= {"published": published, "latency": latency}
+        more |= {"published": published, "latency": latency, "orders": orders}
         made = (kinds | more).get(match["kind"], markdown)
         return match[1] + (made(read_results(path)) if path.is_file() else "") + match[5]
 
@@ -328,6 +330,28 @@ def scores(rows: list[dict[str, str]]) -> str:
     ]  # fmt: skip
     columns = ("Model", "Score", "Most memory, GiB", "Passes", "Processor, s", "Images", "How")
     return made + ("\n" + _markdown_table(columns, large, figures=range(2, 6)) if large else "")
+
+
+def orders(rows: list[dict[str, str]]) -> str:
+    """How each score orders allocations of one cost, and what its best one gives beside uniform bits."""
+    latest = {tuple(row[name] for name in ("budget", "way", "score", "weight_error")): row for row in rows}
+
+    def of(row: dict[str, str], whose: str) -> str:
+        return f"{float(row[f'{whose}_kl']):.2f}, {100 * float(row[f'{whose}_errors']):.1f}"
+
+    lines = [
+        (
+            *key,
+            *(f"{float(row[name]):.2f}" if row[name] else "" for name in ORDERS),
+            of(row, "best"),
+            of(row, "uniform"),
+        )
+        for key, row in latest.items()
+    ]
+    columns = ("Cost of", "Measured", "Score", "Weights' part", "Order, nats", "Order, errors", "Its best", "Uniform")
+    made = _markdown_table(columns, lines, figures=range(3, len(columns)))
+    several = sorted({(row["allocations"], row["measured_images"]) for row in latest.values()})
+    return made + _notes([f"{count} allocations, {images} images." for count, images in several])
 
 
 def widths(rows: list[dict[str, str]]) -> str:

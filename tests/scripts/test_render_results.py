@@ -263,6 +263,23 @@ def test_allocators_are_held_against_the_best_uniform_bits_of_their_budget(page:
     ]
 
 
+def test_orders_of_allocations_have_a_row_for_each_score_and_stand_beside_uniform(page: Path) -> None:
+    csv = page.parent / "some.csv"
+    page.write_text(page.read_text().replace("results:some", "results:some orders"))
+    common = {
+        "task": "score", "budget": "w3", "way": "calibrated", "weight_error": 1, "allocations": 21,
+        "measured_images": 512, "uniform_kl": 0.9, "uniform_errors": 0.25,
+    }  # fmt: skip
+    for score, kl in (("fisher", 0.1), ("one_layer", 0.256), ("fisher", 0.5)):
+        more = {"spearman_kl": kl, "spearman_errors": 0.75, "best_kl": 0.5, "best_errors": 0.125}
+        append_row(csv, {**common, **more, "score": score})
+    script.main(["--results", str(page.parent), str(page)])
+    assert table(page)[2:] == [
+        ["w3", "calibrated", "fisher", "1", "0.50", "0.75", "0.50, 12.5", "0.90, 25.0"],
+        ["w3", "calibrated", "one_layer", "1", "0.26", "0.75", "0.50, 12.5", "0.90, 25.0"],
+    ]
+
+
 def test_one_model_of_many_bits_is_held_against_students_of_one_width(page: Path) -> None:
     csv = page.parent / "some.csv"
     page.write_text(page.read_text().replace("results:some", "results:some widths"))
