@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m qtrain +experiment=quickstart
-	$(BIN)/python -m qtrain task=export checkpoint=outputs/quickstart/w4a4-distill
+	$(BIN)/python -m qtrain task=export checkpoint=outputs/quickstart/w2a2-distill
 
 test: lint types tests
 

@@ -1,6 +1,6 @@
 """Writes the tables of README and docs from the rows in ``results/``, so that no number is ever typed.
 
-    python scripts/render_results.py             # README.md and docs/*.md, in place
+    python scripts/render_results.py             # README.md, docs/*.md and qtrain/report/recorded.csv, in place
     python scripts/render_results.py --check     # exit code 1 where a table is not what its rows say
 
 A table stands between ``<!-- results:NAME -->`` and ``<!-- /results -->`` and is made of ``results/NAME.csv``. With
@@ -29,6 +29,7 @@ from qtrain.pipeline.summary import CALIBRATED, FLOAT, NUMBERS, RunSummary
 from qtrain.report.difference import UNCERTAIN, Difference, difference
 from qtrain.report.seed_groups import order, seed_groups
 from qtrain.report.table import LEFT, ONE_SEED, SEVERAL_SEEDS, closing_table, table_notes
+from qtrain.report.teacher_gain import RECORDED, recorded_of, recorded_text
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = "variants|recipes|drops|synthetic|front|integers|speed|allocations|scores|orders|widths|published|latency"
@@ -39,6 +40,8 @@ SEED = re.compile(r"-seed\d+$")
 CHANGE = re.compile(r"[+-][\d.]+ \([\d.]+\)( ~)?")
 """A difference with its standard error, as tables show it."""
 ORDERS = ("spearman_kl", "spearman_errors")
+WITH_GAINS = ("quickstart",)
+"""Experiments whose gain by a teacher the package shows; their rows are in the file of that name."""
 MADE = ("train", "calibrate")
 """Tasks that leave a student."""
 
@@ -50,6 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("files", nargs="*", type=Path, help="Markdown files; default: README.md and docs/*.md")
     options = parser.parse_args(arguments)
     stale = []
+    if not options.files and (text := recorded(options.results)) != RECORDED.read_text(encoding="utf-8"):
+        stale.append(RECORDED)
+        if not options.check:
+            RECORDED.write_text(text, encoding="utf-8")
+            print(f"rendered {RECORDED}")
     for path in options.files or [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         before = path.read_text(encoding="utf-8")
         after = render(before, options.results)
@@ -62,6 +70,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = ", ".join(str(path) for path in stale)
         print(f"{names}: tables differ from results/; run python scripts/render_results.py", file=sys.stderr)
     return int(options.check and bool(stale))
+
+
+def recorded(results: Path) -> str:
+    """The content of the file with the gains that the package shows: of each experiment with rows of several seeds."""
+    found = []
+    for name in WITH_GAINS:
+        rows = read_results(file) if (file := results / f"{name}.csv").is_file() else []
+        runs = [summary for row in rows if (summary := summary_of(row)) is not None]
+        found += recorded_of(name, runs, (row["commit"] for row in rows)) if runs else []
+    return recorded_text(found)
 
 
 def render(text: str, results: Path) -> str:

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
+from qtrain.data.base import VisionData
 from qtrain.deployment.parity.runtimes import chosen
 from qtrain.deployment.parity.verdict import Verdict
 from qtrain.deployment.parity.verify import REFERENCE
 from qtrain.nn.many_bits import label
 from qtrain.packed.save import file_alone
 from qtrain.pipeline.evaluate import normalized
+from qtrain.pipeline.examples import write_pictures
 from qtrain.pipeline.export_folder import BATCH, MODEL, Given, Shipped, check_files, write_files
 from qtrain.pipeline.load_data import load_data
 from qtrain.pipeline.results import append_row, provenance
@@ -31,6 +33,9 @@ from qtrain.settings.run_settings import RunSettings
 from qtrain.utils.errors import ConfigError, as_config_error
 
 log = logging.getLogger(__name__)
+
+PICTURES = "images"
+"""Folder of a few test images in that of the export."""
 
 
 def shipped(settings: RunSettings) -> Shipped:
@@ -67,7 +72,7 @@ def check_export(settings: RunSettings, what: Shipped) -> Verdict:
     file = what.folder / MODEL
     if not file.is_file():
         raise ConfigError(f"export.output: there is no file {file}; task=export writes it")
-    given = _given(settings, what)
+    given = _given(settings, what, _test_data(settings, what))
     with as_config_error("export"):
         chosen(settings.export.runtimes)
     with as_config_error(str(file)):
@@ -78,16 +83,31 @@ def check_export(settings: RunSettings, what: Shipped) -> Verdict:
     return verdict
 
 
-def _given(settings: RunSettings, what: Shipped) -> Given:
-    """The test images, or noise where the student's images are not known."""
-    wanted = settings.export.images
+def write_test_pictures(settings: RunSettings, what: Shipped) -> list[Path]:
+    """A few test images as PNG files in the folder of ``what``, to try the export on; none where they are not known."""
+    data = _test_data(settings, what)
+    if isinstance(data, ConfigError) or data.info.in_channels not in (1, 3):
+        return []
+    return write_pictures(data, what.folder / PICTURES)
+
+
+def _test_data(settings: RunSettings, what: Shipped) -> VisionData | ConfigError:
+    """The data of the run that the student is from, or why they are not known for a file alone."""
     try:
         data = load_data(normalized(settings, what.header.images), synthesizes=False)
         check_images(what.header.images, data.info, what.file)
     except ConfigError as error:
         if (what.file.parent / CONFIG).is_file():
             raise
-        log.warning("noise is compared, since the student's images are not known (%s)", error)
+        return error
+    return data
+
+
+def _given(settings: RunSettings, what: Shipped, data: VisionData | ConfigError) -> Given:
+    """The test images, or noise where the student's images are not known."""
+    wanted = settings.export.images
+    if isinstance(data, ConfigError):
+        log.warning("noise is compared, since the student's images are not known (%s)", data)
         seed = torch.Generator().manual_seed(0)
         noise = torch.randn(wanted, *what.header.images.size, generator=seed)
         return Given([(images, None) for images in noise.split(BATCH)], wanted, "noise")

@@ -11,11 +11,12 @@ from qtrain.data.image_grid import keep_picture
 from qtrain.pipeline import prepare, run_folder
 from qtrain.pipeline.build_model import build_model, has_weights
 from qtrain.pipeline.costs import costs
+from qtrain.pipeline.examples import keep_examples
 from qtrain.pipeline.load_data import load_data
 from qtrain.pipeline.many_bits import figures_by_width, settings_by_width, top1_of
 from qtrain.pipeline.run_folder import Metrics, run_in_folder
 from qtrain.pipeline.student_file import write_student
-from qtrain.pipeline.summary import FINISHED
+from qtrain.pipeline.summary import CALIBRATED, FINISHED, FLOAT
 from qtrain.settings.run_settings import RunSettings
 from qtrain.utils.errors import ConfigError
 
@@ -52,6 +53,7 @@ def _calibrate(settings: RunSettings, folder: Path) -> Metrics:
     if settings.fit.final_test:
         for name, model in {"fp_top1": full_precision, "top1": prepared.student}.items():
             metrics |= top1_of(name, model, data, device)
+        keep_examples(folder, data, {FLOAT: full_precision, CALIBRATED: prepared.student}, device)
     cost = costs(settings, prepared.student.cpu(), data)
     summary = run_folder.describe(settings, data.info, prepared.allocation, cost)
     summary |= {name: value for name, value in metrics.items() if "/" not in name}

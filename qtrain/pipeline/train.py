@@ -19,6 +19,7 @@ from qtrain.nn.many_bits import by_width
 from qtrain.pipeline import prepare, run_folder
 from qtrain.pipeline.build_model import build_model
 from qtrain.pipeline.costs import costs
+from qtrain.pipeline.examples import keep_examples
 from qtrain.pipeline.fit import accumulated_batches, named_callbacks
 from qtrain.pipeline.load_data import depends_on, load_data
 from qtrain.pipeline.many_bits import figures_by_width, settings_by_width, top1_of
@@ -29,7 +30,7 @@ from qtrain.pipeline.run_folder import Metrics, run_in_folder
 from qtrain.pipeline.run_stage import run_stage
 from qtrain.pipeline.stages import Stage, StageResult, StageState, stages_of
 from qtrain.pipeline.student_file import write_student
-from qtrain.pipeline.summary import FINISHED
+from qtrain.pipeline.summary import CALIBRATED, DISTILLED, FINISHED, FLOAT, TRAINED
 from qtrain.settings.component import Component
 from qtrain.settings.run_files import STUDENT
 from qtrain.settings.run_settings import RunSettings
@@ -98,6 +99,7 @@ def _train(settings: RunSettings, folder: Path, loggers: tuple[Logger, ...], *, 
             models["ptq_top1"] = calibrated
         for name, model in models.items():
             metrics |= top1_of(name, model, data, last.device)
+        _keep_examples(folder, data, models, last)
     cost = costs(final, student.cpu(), data)
     described = run_folder.describe(final, data.info, last.allocation, cost)
     described |= {"epochs": _epochs(final, last, data), "recipe_hash": settings.recipe}
@@ -165,6 +167,13 @@ def _prepared(stage: Stage, full_precision: nn.Module, images: VisionData, befor
 @rank_zero_only
 def _keep(stage: Stage, state: StageState, *, finished: bool = True) -> None:
     stage.save(state, finished=finished)
+
+
+@rank_zero_only
+def _keep_examples(folder: Path, data: VisionData, models: dict[str, nn.Module], last: StageResult) -> None:
+    trained = (DISTILLED if last.state.distill else TRAINED) if last.allocation else FLOAT
+    ways = {"fp_top1": FLOAT, "ptq_top1": CALIBRATED, "top1": trained}
+    keep_examples(folder, data, {ways[name]: model for name, model in models.items()}, last.device)
 
 
 def _epochs(settings: RunSettings, last: StageResult, data: VisionData) -> float:

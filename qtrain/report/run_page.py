@@ -1,8 +1,8 @@
 """All runs below a folder on one page.
 
 ``report.html`` needs nothing beside it: charts, style and scripts are inside, so that it can be sent around. It is made
-from ``summary.json``, ``metrics.jsonl`` and ``export/verify.json`` alone. A run that did not finish, or whose files are
-damaged, is listed with the reason.
+from ``summary.json``, ``metrics.jsonl``, ``examples.json`` and ``export/verify.json`` alone. A run that did not finish,
+or whose files are damaged, is listed with the reason.
 """
 
 import base64
@@ -16,12 +16,14 @@ from qtrain.costs.count import OUTSIDE_LAYERS
 from qtrain.data.image_grid import PICTURE
 from qtrain.pipeline.summary import Run, RunSummary, gather
 from qtrain.report.chart import spec, write_png
+from qtrain.report.examples import read_examples
 from qtrain.report.export_section import COMPARISONS, Export, read_export
 from qtrain.report.html import Cell, number, render, word
 from qtrain.report.run_plots import BIT_OPERATIONS, COMPRESSION, Curve, accuracy_scatter, curves, curves_chart
 from qtrain.report.scatter import draw_scatter
 from qtrain.report.seed_groups import seed_groups
 from qtrain.report.table import closing_table, size_text, table_notes
+from qtrain.report.teacher_gain import gain_lines
 from qtrain.settings.run_files import METRICS
 from qtrain.spec import FULL_PRECISION
 from qtrain.utils.atomic_write import write_text
@@ -91,6 +93,8 @@ def write_report(folder: Path) -> tuple[Path, int, int]:
         columns=columns,
         closing=closing,
         notes=table_notes(rows),
+        gains=gain_lines(run.summary for run in runs),
+        examples=read_examples(runs),
         run_columns=list(RUN_COLUMNS),
         runs=list(zip(sections, [_run_cells(run.summary) for run in runs], strict=True)),
         comparison_columns=COMPARISONS,

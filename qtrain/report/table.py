@@ -18,6 +18,7 @@ from rich.table import Table
 from qtrain.pipeline.summary import FLOAT, gather
 from qtrain.report.difference import UNCERTAIN
 from qtrain.report.seed_groups import SeedGroup, seed_groups
+from qtrain.report.teacher_gain import gain_lines
 
 COLUMNS = (
     "Model", "Bits", "Training", "Top-1 %", "Images", "Change", "Size", "File", "Smaller", "Bits/weight", "GBOPs",
@@ -49,7 +50,8 @@ def print_summary(folder: Path | str, *, file: TextIO | None = None) -> None:
         console.print(table)
     else:
         file.write(plain_table(columns, rows))
-    file.write("".join(f"{note}\n" for note in table_notes(groups)))
+    notes = [*table_notes(groups), *gain_lines(run.summary for run in runs)]
+    file.write("".join(f"{note}\n" for note in notes))
     for problem in problems:
         file.write(f"not in the table: {problem.folder}: {problem.reason}\n")
     file.flush()

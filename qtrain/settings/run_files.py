@@ -22,6 +22,9 @@ STUDENT = "student.safetensors"
 LATENT = "student.ckpt"
 """The student's state dict with the weights that training moves, in floating point, for further training."""
 
+EXAMPLES = "examples.json"
+"""Some test images and what the run's models say of them."""
+
 STAGES = "stages"
 """Folder of what each stage of a run keeps."""
 

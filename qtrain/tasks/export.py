@@ -1,8 +1,8 @@
 """The task that makes of a student a folder that runs elsewhere, and proves that it computes what was trained."""
 
 from qtrain.deployment.parity.verdict import Verdict
-from qtrain.pipeline.export_folder import Shipped
-from qtrain.pipeline.export_run import shipped, write_export
+from qtrain.pipeline.export_folder import PROGRAM, Shipped
+from qtrain.pipeline.export_run import shipped, write_export, write_test_pictures
 from qtrain.pipeline.student_file import student_at
 from qtrain.settings.run_settings import RunSettings
 from qtrain.tasks.evaluate import of_its_run
@@ -16,7 +16,10 @@ def run(settings: RunSettings) -> dict[str, float]:
     """
     settings = settings if settings.checkpoint is None else of_its_run(settings, student_at(settings.checkpoint))
     what = shipped(settings)
-    return judged(write_export(settings, what), what)
+    result = judged(write_export(settings, what), what)
+    for picture in write_test_pictures(settings, what)[:1]:
+        print(f"predict a picture: python {what.folder / PROGRAM} {picture}")
+    return result
 
 
 def judged(verdict: Verdict, what: Shipped) -> dict[str, float]:

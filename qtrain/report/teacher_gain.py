@@ -1,0 +1,116 @@
+"""What a teacher adds: distilled students against those that are alike but trained without one.
+
+``recorded.csv`` beside this file has what the experiments of ``results/`` reached over many seeds.
+``scripts/render_results.py`` writes it, so that an installed package can show it, and no figure is typed.
+"""
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from statistics import fmean, stdev
+
+from qtrain.pipeline.summary import DISTILLED, TRAINED, RunSummary
+from qtrain.report.difference import Difference, difference
+from qtrain.report.seed_groups import SeedGroup, seed_groups
+
+RECORDED = Path(__file__).with_name("recorded.csv")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A gain over several seeds, as text: ``error`` is its standard error, and ``seed_error`` the part by seeds.
+
+    Means and standard deviations (``_std``) over seeds are of the students without and with teacher.
+    """
+
+    experiment: str
+    dataset: str
+    model: str
+    bits: str
+    test_images: str
+    seeds: str
+    trained: str
+    trained_std: str
+    distilled: str
+    distilled_std: str
+    gain: str
+    error: str
+    seed_error: str
+    commit: str
+
+
+@dataclass(frozen=True)
+class TeacherGain:
+    """``difference`` of the accuracies of ``distilled`` and ``trained``, which are alike in data, model and bits."""
+
+    trained: SeedGroup
+    distilled: SeedGroup
+
+    @property
+    def difference(self) -> Difference:
+        return difference(self.distilled.by_seed, self.trained.by_seed, images=self.distilled.images)
+
+
+def teacher_gains(groups: Sequence[SeedGroup]) -> list[TeacherGain]:
+    """The pairs of rows that differ in the teacher; none where several rows could be meant."""
+    found: dict[tuple[str, ...], dict[str, list[SeedGroup]]] = {}
+    for group in groups:
+        key, way = group.key, group.key.way
+        if way in (TRAINED, DISTILLED):
+            place = found.setdefault((key.dataset, key.model, key.quantizer, key.bits), {TRAINED: [], DISTILLED: []})
+            place[way].append(group)
+    pairs = [(ways[TRAINED], ways[DISTILLED]) for ways in found.values()]
+    return [
+        TeacherGain(trained[0], distilled[0])
+        for trained, distilled in pairs
+        if len(trained) == len(distilled) == 1 and trained[0].images == distilled[0].images
+    ]
+
+
+def gain_lines(summaries: Iterable[RunSummary]) -> list[str]:
+    """A sentence for each pair: the gain, its standard error, and beside it the recorded one of the same experiment."""
+    summaries = list(summaries)
+    experiments = {summary.experiment for summary in summaries}
+    recorded = [row for row in read_recorded() if experiments == {row.experiment}]
+    lines = []
+    for gain in teacher_gains(seed_groups(summaries)):
+        found, key, images = gain.difference, gain.distilled.key, gain.distilled.images
+        seeds = f"{gain.distilled.seeds} seeds" if gain.distilled.seeds > 1 else "one seed"
+        line = f"{key.bits}, distilled against trained: {found} points, {seeds}"
+        line += "" if images is None else f", {images} test images"
+        for row in recorded:
+            if (row.dataset, row.model, row.bits, row.test_images) == (key.dataset, key.model, key.bits, str(images)):
+                line += f"; recorded over {row.seeds} seeds: {row.gain} ({row.error}; by seeds alone {row.seed_error})"
+        lines.append(line + ".")
+    return lines
+
+
+def recorded_of(experiment: str, summaries: Sequence[RunSummary], commits: Iterable[str]) -> list[Recorded]:
+    """The gains of ``summaries``, all of ``experiment``, to be kept in :data:`RECORDED`."""
+    rows = []
+    for gain in teacher_gains(seed_groups(summaries)):
+        found, key = gain.difference, gain.distilled.key
+        sides = [list(side.by_seed.values()) for side in (gain.trained, gain.distilled)]
+        figures = [f"{value:.2f}" for side in sides for value in (fmean(side), stdev(side))]
+        counts = (str(gain.distilled.images), str(found.paired))
+        sure = (f"{found.points:+.2f}", f"{found.error:.2f}", f"{found.seed_error:.2f}")
+        rows.append(
+            Recorded(
+                experiment, key.dataset, key.model, key.bits, *counts, *figures, *sure, " ".join(sorted(set(commits)))
+            )
+        )
+    return rows
+
+
+def read_recorded() -> list[Recorded]:
+    """The rows of :data:`RECORDED`."""
+    with RECORDED.open(encoding="utf-8", newline="") as file:
+        return [Recorded(**row) for row in csv.DictReader(file)]
+
+
+def recorded_text(rows: Iterable[Recorded]) -> str:
+    """The content of :data:`RECORDED` with ``rows``."""
+    lines = [",".join(field.name for field in fields(Recorded))]
+    lines += [",".join(asdict(row).values()) for row in rows]
+    return "\n".join(lines) + "\n"
