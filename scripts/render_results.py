@@ -5,7 +5,8 @@
 
 A table stands between ``<!-- results:NAME -->`` and ``<!-- /results -->`` and is made of ``results/NAME.csv``. With
 ``<!-- results:NAME variants -->`` it has a row for each variant of an experiment; ``recipes`` in that place holds them
-against the variant ``none``, ``drops`` against full precision; ``synthetic`` has the images of ``task=synthesize``,
+against the variant ``none``, ``drops`` against full precision, ``gains`` distilled students against others;
+``synthetic`` has the images of ``task=synthesize``,
 ``integers`` the layers that a runtime computes in integers, ``speed`` the times of exported files, ``scores`` how
 scores of sensitivity order layers, ``orders`` how they order whole allocations, ``widths`` one model of many bits
 against students of one width, ``published`` costs beside those of a paper, ``latency`` a table's times beside measured
@@ -16,6 +17,7 @@ table.
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import statistics
 import sys
@@ -29,10 +31,10 @@ from qtrain.pipeline.summary import CALIBRATED, FLOAT, NUMBERS, RunSummary
 from qtrain.report.difference import UNCERTAIN, Difference, difference
 from qtrain.report.seed_groups import order, seed_groups
 from qtrain.report.table import LEFT, ONE_SEED, SEVERAL_SEEDS, closing_table, table_notes
-from qtrain.report.teacher_gain import RECORDED, recorded_of, recorded_text
+from qtrain.report.teacher_gain import RECORDED, recorded_of, recorded_text, teacher_gains
 
 ROOT = Path(__file__).resolve().parent.parent
-KINDS = "variants|recipes|drops|synthetic|front|integers|speed|allocations|scores|orders|widths|published|latency"
+KINDS = "variants|gains|recipes|drops|synthetic|front|integers|speed|allocations|scores|orders|widths|published|latency"
 BLOCK = re.compile(
     rf"(<!-- results:(?P<name>[\w-]+)(?: (?P<kind>{KINDS}))? -->\n)(?P<table>.*?)(<!-- /results -->)", re.DOTALL
 )
@@ -95,7 +97,7 @@ def render(text: str, results: Path) -> str:
         path = results / f"{match['name']}.csv"
         kinds = {"variants": variants, "recipes": recipes, "drops": drops, "synthetic": synthetic, "front": front}
         more = {"integers": integers, "speed": speed, "allocations": allocations, "scores": scores, "widths": widths}
-        more |= {"published": published, "latency": latency, "orders": orders}
+        more |= {"published": published, "latency": latency, "orders": orders, "gains": gains}
         made = (kinds | more).get(match["kind"], markdown)
         return match[1] + (made(read_results(path)) if path.is_file() else "") + match[5]
 
@@ -223,6 +225,19 @@ def variants(rows: list[dict[str, str]]) -> str:
         )
     columns = ("Quantizer", "Bits", "Trained %", "Calibrated only %", "kB", "Bits/weight", "GBOPs", "Step", "Rate")
     return _with_notes(columns, lines, found, figures=range(2, len(columns)))
+
+
+def gains(rows: list[dict[str, str]]) -> str:
+    """One row for each number of bits: students with and without teacher over the same seeds, and the gain."""
+    lines = []
+    for gain in teacher_gains(seed_groups(summary for row in rows if (summary := summary_of(row)) is not None)):
+        found, sides = gain.difference, (gain.trained, gain.distilled)
+        accuracies = [f"{side.top1:.2f} ± {side.std:.2f}" if side.seeds > 1 else f"{side.top1:.2f}" for side in sides]
+        counts = (str(found.paired or ""), str(gain.distilled.images or ""))
+        alone = "" if math.isnan(found.seed_error) else f"{found.seed_error:.2f}"
+        lines.append((gain.distilled.key.bits, *accuracies, str(found), alone, *counts))
+    columns = ("Bits", "Trained %", "Distilled %", "Gain", "Its error by seeds alone", "Seeds", "Test images")
+    return _markdown_table(columns, lines, figures=range(1, len(columns))) + _notes([SEVERAL_SEEDS, UNCERTAIN])
 
 
 def recipes(rows: list[dict[str, str]]) -> str:

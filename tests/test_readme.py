@@ -68,7 +68,7 @@ def test_the_readme_gives_the_two_commands_and_the_pip_lines() -> None:
     assert {"quickstart", "test"} <= set(TARGETS)
     assert "pip install -e . -c constraints.txt" in text
     assert "python -m qtrain +experiment=quickstart" in text
-    export = "python -m qtrain task=export checkpoint=outputs/quickstart/w4a4-distill"
+    export = "python -m qtrain task=export checkpoint=outputs/quickstart/w2a2-distill"
     assert export in text
     recipe = (ROOT / "Makefile").read_text().partition("\nquickstart:")[2].partition("\n\n")[0]
     assert [line.partition("python ")[2] for line in recipe.splitlines()[1:]] == [

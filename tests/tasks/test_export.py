@@ -37,8 +37,9 @@ def folder(run_folder: Path) -> Path:
 
 def test_the_folder_holds_what_the_page_says(folder: Path, run_folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {
-        "README.md", "labels.json", "model.onnx", "run.py", "student.safetensors", "verify.json",
+        "README.md", "images", "labels.json", "model.onnx", "run.py", "student.safetensors", "verify.json",
     }  # fmt: skip
+    assert len(list((folder / "images").glob("*-label-*.png"))) == 3
     verdict = json.loads((folder / "verify.json").read_text())
     assert verdict["passed"] is True
     assert (verdict["images"], verdict["test_images"], verdict["compared_on"]) == (20, 50, "test images")
