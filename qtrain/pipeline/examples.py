@@ -55,9 +55,9 @@ def class_name(info: DataInfo, number: int) -> str:
 def keep_examples(folder: Path, data: VisionData, models: Mapping[str, nn.Module], device: torch.device) -> None:
     """Write the first test images, and what each of ``models`` says of them, to a run's ``folder``.
 
-    Nothing is written for images that are neither gray nor in color.
+    Nothing is written where there are no test images, or images that are neither gray nor in color.
     """
-    if data.info.in_channels not in (1, 3):
+    if not data.info.test_size or data.info.in_channels not in (1, 3):
         return
     images: list[str] = []
     labels: list[int] = []

@@ -91,13 +91,23 @@ def recorded_of(experiment: str, summaries: Sequence[RunSummary], commits: Itera
     rows = []
     for gain in teacher_gains(seed_groups(summaries)):
         found, key = gain.difference, gain.distilled.key
-        sides = [list(side.by_seed.values()) for side in (gain.trained, gain.distilled)]
-        figures = [f"{value:.2f}" for side in sides for value in (fmean(side), stdev(side))]
-        counts = (str(gain.distilled.images), str(found.paired))
-        sure = (f"{found.points:+.2f}", f"{found.error:.2f}", f"{found.seed_error:.2f}")
+        trained, distilled = (list(side.by_seed.values()) for side in (gain.trained, gain.distilled))
         rows.append(
             Recorded(
-                experiment, key.dataset, key.model, key.bits, *counts, *figures, *sure, " ".join(sorted(set(commits)))
+                experiment=experiment,
+                dataset=key.dataset,
+                model=key.model,
+                bits=key.bits,
+                test_images=str(gain.distilled.images),
+                seeds=str(found.paired),
+                trained=f"{fmean(trained):.2f}",
+                trained_std=f"{stdev(trained):.2f}",
+                distilled=f"{fmean(distilled):.2f}",
+                distilled_std=f"{stdev(distilled):.2f}",
+                gain=f"{found.points:+.2f}",
+                error=f"{found.error:.2f}",
+                seed_error=f"{found.seed_error:.2f}",
+                commit=" ".join(sorted(set(commits))),
             )
         )
     return rows
