@@ -12,15 +12,16 @@ import numpy as np
 from qtrain.allocate.feasible import Feasible
 from qtrain.allocate.pareto import Pareto, Point
 from qtrain.pipeline.allocate import Found, find_bits, is_search, labeled_batches
+from qtrain.pipeline.allocation_cache import plain_scores
 from qtrain.pipeline.build_model import build_model
 from qtrain.pipeline.load_data import load_data
 from qtrain.pipeline.memory_format import settle_memory_format_
 from qtrain.pipeline.pretrain import full_precision_weights
 from qtrain.pipeline.run_folder import typical_bits
-from qtrain.settings.run_files import ALLOCATION
+from qtrain.settings.run_files import ALLOCATION, SCORES
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import FULL_PRECISION, Allocation, LayerBits
-from qtrain.utils.atomic_write import atomic_write
+from qtrain.utils.atomic_write import atomic_write, write_text
 from qtrain.utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ class AllocateRun:
 def allocate_bits(settings: RunSettings) -> AllocateRun:
     """Search for bits by ``settings``, measure what was found, and write ``allocation.yaml`` in the run's folder.
 
+    Beside it are the scores, ``scores.json``, if the search read some: a sweep may begin with them.
+
     Raises ``ConfigError`` where the bits are not a search, where the folder has an allocation that differs and
     ``overwrite`` is false, and for whatever the search refuses.
     """
@@ -79,6 +82,8 @@ def allocate_bits(settings: RunSettings) -> AllocateRun:
     measured = _measured(found, losses, seed=settings.seed) if found.search.needs_scores else ()
     file = Path(settings.run_dir) / ALLOCATION
     _write(file, "".join(f"{line}\n" for line in allocation_lines(settings, found, losses)), settings)
+    if found.search.needs_scores:
+        write_text(file.with_name(SCORES), json.dumps(plain_scores(found.problem.scores)))
     return AllocateRun(found, losses, measured, front, file)
 
 

@@ -16,6 +16,9 @@ SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 
 ALLOCATION = "allocation.yaml"
+SCORES = "scores.json"
+"""How much the loss is expected to rise with each layer's bits, beside an allocation that was found by it."""
+
 STUDENT = "student.safetensors"
 """A student, packed: what its cost counts, and how its network is built. :mod:`qtrain.packed` reads it."""
 

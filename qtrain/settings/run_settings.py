@@ -173,11 +173,19 @@ class RewardSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PriorSettings:
+    scores: str | None
+    trials: int
+    spread: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepSettings:
     """``space`` holds lists, mappings and components as the config has them; ``None`` takes a knob away."""
 
     space: Mapping[str, Any]
     start: tuple[Mapping[str, Any], ...]
+    prior: PriorSettings
     objectives: Mapping[str, str | None]
     reward: RewardSettings
     search: Component

@@ -1,16 +1,19 @@
 """The knob that turns bits: of all layers together, of each stage, of each block, or of each layer."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Literal, cast, final
 
-from qtrain.spec import FULL_PRECISION, Allocation, LayerNames
+from qtrain.spec import FULL_PRECISION, Allocation, LayerNames, Role
 from qtrain.sweep.domains import Domain, KnobValues, Options
 from qtrain.sweep.knobs import Effect, Knob, When
 
 Of = Literal["both", "weight", "input"]
 Per = Literal["model", "stage", "block", "layer"]
+
+ROLES: Mapping[Of, tuple[Role, ...]] = {"both": ("weight", "input"), "weight": ("weight",), "input": ("input",)}
+"""What of a layer a knob turns."""
 
 
 @final
@@ -41,12 +44,12 @@ class BitWidths(Knob):
             raise ValueError(
                 f"BitWidths: the model has {len(layers)} quantizable layers, first and last; give first_last=null"
             )
-        return {self._suffix(group): self.choices for group in self._groups(layers)}
+        return {self._suffix(group): self.choices for group in self.groups(layers)}
 
     def effect(self, name: str, values: KnobValues, layers: Sequence[str]) -> Effect:
         bits = {
             layer: self._pair(cast(int, values[self._suffix(group)]))
-            for group, members in self._groups(layers).items()
+            for group, members in self.groups(layers).items()
             for layer in members
         }
         if self.first_last is not None:
@@ -58,10 +61,9 @@ class BitWidths(Knob):
 
         Of layers that share a width the most counts, and a width that is none of the choices becomes the next above.
         """
-        roles = {"both": ("weight", "input"), "weight": ("weight",), "input": ("input",)}[self.of]
         found = {}
-        for group, members in self._groups(layers).items():
-            wanted = max(getattr(bits[layer], role) for layer in members for role in roles)
+        for group, members in self.groups(layers).items():
+            wanted = max(getattr(bits[layer], role) for layer in members for role in ROLES[self.of])
             choices = [choice for choice in self.choices.values if isinstance(choice, int)]
             found[self._suffix(group)] = min((c for c in choices if c >= wanted), default=max(choices))
         return found
@@ -76,7 +78,7 @@ class BitWidths(Knob):
         fixed = first_last_of(layers) if self.first_last is not None else ()
         return [layer for layer in layers if layer not in fixed]
 
-    def _groups(self, layers: Sequence[str]) -> dict[str, list[str]]:
+    def groups(self, layers: Sequence[str]) -> dict[str, list[str]]:
         """Layers that share a width, by the name of what they form; "" is the model."""
         stages, blocks = model_stages(layers), model_blocks(layers)
         groups: dict[str, list[str]] = {}

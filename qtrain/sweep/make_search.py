@@ -77,14 +77,14 @@ def objectives_of(settings: RunSettings) -> dict[str, Direction]:
     return cast(dict[str, Direction], found)
 
 
-def make_searcher(settings: RunSettings, space: Space) -> SpaceSearcher:
+def make_searcher(settings: RunSettings, space: Space, prior: Sequence[Given] = ()) -> SpaceSearcher:
     """What proposes trials of ``space``, by ``settings.sweep.search``; all of its randomness comes from
-    ``settings.seed``.
+    ``settings.seed``. It begins with ``settings.sweep.start``, then with the points of ``prior``.
     """
     check_sweep(settings)
     search: Search = settings.sweep.search.build()
     objectives = objectives_of(settings)
-    start = settings.sweep.start
+    start = [*settings.sweep.start, *prior]
     with as_config_error("sweep.start"):
         for point in start:
             space.completed(point)

@@ -24,8 +24,9 @@ from qtrain.sweep.make_space import make_space, rehearse_space
 from qtrain.sweep.proposals import Proposals
 from qtrain.sweep.ray_cluster import check_folder, check_machines, check_seen_from_all, room, start_ray
 from qtrain.sweep.running import Display
+from qtrain.sweep.score_prior import prior_points
 from qtrain.sweep.search_log import SearchLog
-from qtrain.sweep.space import Space
+from qtrain.sweep.space import Given, Space
 from qtrain.sweep.trial_configs import TrialConfigs
 from qtrain.sweep.trial_store import TrialStore
 from qtrain.sweep.trial_workers import WorkerSettings
@@ -53,7 +54,9 @@ def run_sweep(
     check_folder(folder, "run_dir")
     check_folder(storage, "sweep.storage")
     with TrialStore.of(settings, overrides, folder) as trial_store:
-        space = make_space(settings, load_data(settings))
+        data = load_data(settings)
+        space = make_space(settings, data)
+        prior = prior_points(settings, space, data)
         configs = TrialConfigs(settings, overrides, folder=trial_store.runs, compose=compose)
         if not trial_store.begun:
             rehearse_space(settings, space, configs.config)
@@ -61,7 +64,7 @@ def run_sweep(
             os.environ.setdefault(name, value)
         started = start_ray(settings)
         try:
-            interrupted = _run_trials(settings, space, configs, trial_store, storage, read=read, table=table)
+            interrupted = _run_trials(settings, space, prior, configs, trial_store, storage, read=read, table=table)
         finally:
             if started:
                 ray.shutdown()
@@ -76,6 +79,7 @@ def run_sweep(
 def _run_trials(
     settings: RunSettings,
     space: Space,
+    prior: Sequence[Given],
     configs: TrialConfigs,
     trial_store: TrialStore,
     storage: Path,
@@ -88,7 +92,7 @@ def _run_trials(
     check_seen_from_all(trial_store.folder)
     threads = max(1, int(settings.sweep.resources.cpu))
     epochs = settings.epochs
-    search = make_searcher(settings, space)
+    search = make_searcher(settings, space, prior)
     scheduler, first = make_scheduler(settings), next(iter(trial_store.objectives))
     search_log = SearchLog(trial_store.folder)
     spent_s = search_log.spent_s

@@ -40,12 +40,12 @@ class Space:
                 "+sweep.space.objective=[soft,hard], or +knob@sweep.space.widths=bit_widths"
             )
         self.knobs = _in_order(knobs)
-        self._layers = LayerNames.of(layers)
+        self.layers = LayerNames.of(layers)
         self._base = {name: LayerBits(FULL_PRECISION, FULL_PRECISION) for name in layers} | dict(base or {})
         self._domains: dict[str, dict[str, Domain]] = {}
         for name, knob in self.knobs.items():
             with errors_of(name):
-                self._domains[name] = knob.domains(self._layers)
+                self._domains[name] = knob.domains(self.layers)
         self.parameters: dict[str, Domain] = {}
         for name, domains in self._domains.items():
             for suffix, domain in domains.items():
@@ -80,13 +80,13 @@ class Space:
         for name, knob in sorted(self.knobs.items(), key=lambda named: isinstance(named[1], FirstLastBits)):
             if not self._counts(name, point):
                 continue
-            effect = knob.effect(name, {suffix: point[name + suffix] for suffix in self._domains[name]}, self._layers)
+            effect = knob.effect(name, {suffix: point[name + suffix] for suffix in self._domains[name]}, self.layers)
             changed += effect.overrides
             for layer, (weight, input) in effect.bits.items():
                 before = bits.get(layer, self._base[layer])
                 bits[layer] = LayerBits(weight or before.weight, input or before.input)
         if bits:
-            pairs = {layer: list(bits.get(layer, self._base[layer])) for layer in self._layers}
+            pairs = {layer: list(bits.get(layer, self._base[layer])) for layer in self.layers}
             changed += [MANUAL, f"++quantize.bits.layers={spelled(pairs)}"]
         return changed
 
@@ -103,8 +103,8 @@ class Space:
             knob = self.knobs[name]
             if isinstance(value, str) and isinstance(knob, BitWidths):
                 with errors_of(name):
-                    bits = FromFile(path=value, weight=FULL_PRECISION, input=FULL_PRECISION)(self._layers)
-                    values = knob.values_of(bits, self._layers)
+                    bits = FromFile(path=value, weight=FULL_PRECISION, input=FULL_PRECISION)(self.layers)
+                    values = knob.values_of(bits, self.layers)
                 chosen: dict[str, KnobValue] = {**values}
             elif isinstance(value, Mapping):
                 chosen = {f".{part}": inner for part, inner in value.items()}
