@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qtrain.deployment.openvino_core import openvino_core
+
 Runtime = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 """Inputs by name -> outputs by name; codes are int64 on both sides."""
 
@@ -43,9 +45,7 @@ class OpenVino:
     """OpenVINO on the CPU. What it does not run with integers has 32 bits: by itself it takes bfloat16 where it can."""
 
     def __init__(self, model: bytes, *, threads: int = 0) -> None:
-        import openvino as ov
-
-        core = ov.Core()
+        core = openvino_core()
         options = {
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),

@@ -13,6 +13,7 @@ from typing import NamedTuple, final
 import numpy as np
 
 from qtrain.deployment.onnx.write import IMAGES
+from qtrain.deployment.openvino_core import openvino_core
 
 WARM_UP = 3
 """First runs whose kernels do not count."""
@@ -77,9 +78,7 @@ class OpenVinoSession(Session):
     """OpenVINO on the CPU, with 32 bits for what it does not compute with integers."""
 
     def __init__(self, file: bytes, *, threads: int, profiled: bool = False) -> None:
-        import openvino as ov
-
-        core = ov.Core()
+        core = openvino_core()
         options = {
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": threads,

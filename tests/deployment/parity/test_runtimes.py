@@ -1,6 +1,8 @@
 """Runtimes are called alike, and one that is not there is named with its remedy."""
 
 import importlib.util
+import subprocess
+import sys
 from collections.abc import Mapping
 
 import pytest
@@ -98,3 +100,25 @@ def test_a_quantizer_that_openvino_leaves_out_before_a_sum_is_named(target: str,
     for note in tier.notes:
         assert "leaves out the quantizers between (1), the first body.add_0.left.QuantizeLinear" in note
         assert note.endswith("target=openvino quantizes the shortcut alone")
+
+
+TWO_MODELS_THEN_A_SIGNAL = """
+import signal, subprocess, sys
+from qtrain.deployment.parity.runtimes import OpenVino
+from qtrain.deployment.profile.sessions import OpenVinoSession
+
+model = sys.stdin.buffer.read()
+signal.signal(signal.SIGCHLD, lambda *_: None)  # as torch does for the workers of a data loader
+first, second = OpenVino(model), OpenVinoSession(model, threads=1)
+del first
+del second
+subprocess.run([sys.executable, "-c", ""], check=True)
+print("alive")
+"""
+
+
+def test_a_process_outlives_the_models_that_openvino_compiled_for_it() -> None:
+    model = export(student("residual", bits=8), SIZE).to_bytes()
+    command = [sys.executable, "-c", TWO_MODELS_THEN_A_SIGNAL]
+    done = subprocess.run(command, input=model, capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (0, b"alive\n"), done.stderr.decode()
