@@ -5,9 +5,9 @@
     python scripts/allocate.py --ways cpu --seeds 0 1 2 --budgets w3 --allocators uniform program-fisher
 
 A budget bounds size and bit operations at once, so that an allocation and the uniform bits beside it cost the same or
-the allocation costs less. First and last layer have 8 bits unless the row says otherwise. A row is added for each
-combination that the table lacks, so that a stopped command goes on. Needs QTRAIN_CIFAR10, QTRAIN_RESNET20 and, for
-trained rows, QTRAIN_RESNET56.
+the allocation costs less. One named ``-size`` bounds the file alone, and inputs have the same bits in both. First and
+last layer have 8 bits unless the row says otherwise. A row is added for each combination that the table lacks, so a
+stopped command goes on. Needs QTRAIN_CIFAR10, QTRAIN_RESNET20 and, for trained rows, QTRAIN_RESNET56.
 """
 
 import argparse
@@ -31,6 +31,9 @@ BUDGETS: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "w2.5": (3, 3, ("allocate.budgets.size_bytes=85.5%", "allocate.budgets.bops=71.7%")),
     # W4A2: the size of W4, and half the bit operations of W4A4 between the ends.
     "half": (4, 2, ("allocate.budgets.size_bytes=100%", "allocate.budgets.bops=100%")),
+    # The file alone counts: weights of other widths, every input at 3 bits.
+    "w3-size": (3, 3, ("allocate.budgets.size_bytes=100%", "allocate.input=[3]")),
+    "w2.5-size": (3, 3, ("allocate.budgets.size_bytes=85.5%", "allocate.input=[3]")),
 }
 """What a model may cost."""
 
@@ -38,6 +41,8 @@ UNIFORM: dict[str, dict[str, tuple[int, int]]] = {
     "w3": {"uniform": (3, 3)},
     "w2.5": {"uniform": (2, 3)},
     "half": {"uniform": (4, 2), "uniform-w2a4": (2, 4), "uniform-w3a2": (3, 2)},
+    "w3-size": {"uniform": (3, 3)},
+    "w2.5-size": {"uniform": (2, 3)},
 }
 """Uniform bits within each budget."""
 
