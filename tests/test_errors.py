@@ -33,7 +33,14 @@ WRONG = {
     "unknown option": (["data=cifr10"], "data=cifr10: there is no such data; did you mean 'cifar10'? (available: "),
     "unknown optimizer": (["optimizer=sgdd"], "optimizer=sgdd: there is no such optimizer; did you mean 'sgd'?"),
     "unknown quantizer": (["quantizer@quantize.weight=lsqq"], "quantizer=lsqq: there is no such quantizer"),
-    "unknown experiment": (["+experiment=cifar10/resnet20_w4a"], "experiment=cifar10/resnet20_w4a: there is no such"),
+    "unknown experiment": (
+        ["+experiment=cifar10/resnet20_w4a"],
+        "experiment=cifar10/resnet20_w4a: there is no such experiment; did you mean 'cifar10/resnet20_w4a4' or ",
+    ),
+    "experiment without its folder": (
+        ["+experiment=resnet20_w4a4"],
+        "experiment=resnet20_w4a4: there is no such experiment; did you mean 'cifar10/resnet20_w4a4' or ",
+    ),
     "group at two places": (["quantizer=lsq"], "Did you mean to override one of quantizer@quantize.input"),
     "missing value": (["model=timm"], "missing: give model.name=..."),
     "unknown task": (

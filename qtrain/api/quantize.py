@@ -161,9 +161,12 @@ def describe(student: nn.Module, target: str | None = None) -> Report:
     2: size only: weights of 7 bits are computed in 8, inputs of 4 bits are computed in 8
     1: float: gelu: it has integers for sigmoid, leaky ReLU, hard sigmoid and hard swish only
     """
-    report = record_of(student).report
-    chosen = None if target is None else target_of(compose([f"target={target}"]))
-    return report if chosen is None else replace(report, findings=lint(in_use(student), chosen, report.skipped))
+    record = record_of(student)
+    report, chosen = record.report, None if target is None else target_of(compose([f"target={target}"]))
+    if chosen is None:
+        return report
+    first = next((p for p in student.parameters() if p.is_floating_point()), torch.zeros(()))
+    return replace(report, findings=lint(in_use(student), chosen, first.new_zeros(1, *record.size), report.skipped))
 
 
 def record_of(student: nn.Module) -> Record:

@@ -18,10 +18,13 @@ from yaml import MarkedYAMLError
 
 from qtrain.settings.conf_dir import conf_dir
 from qtrain.utils.errors import ConfigError
-from qtrain.utils.suggestions import did_you_mean
+from qtrain.utils.suggestions import did_you_mean, did_you_mean_path
 
 OPTIONS = "options"
 """Last part of the keys of a builder's arguments."""
+
+OPTIONS_LISTED = 12
+"""Of a group with more options, a message names the nearest alone."""
 
 SEARCHPATH = "hydra.searchpath"
 LOCAL = "file://"
@@ -67,9 +70,11 @@ def _explain_missing_file(error: MissingConfigException) -> str:
     options = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
     if not option or not options:
         return " ".join(str(error).split())
-    return (
-        f"{group}={option}: there is no such {group}{did_you_mean(option, options)} (available: {', '.join(options)})"
-    )
+    if len(options) <= OPTIONS_LISTED:
+        near, known = did_you_mean(option, options), f"available: {', '.join(options)}"
+    else:
+        near, known = did_you_mean_path(option, options), f"python -m qtrain --help {group} lists all {len(options)}"
+    return f"{group}={option}: there is no such {group}{near} ({known})"
 
 
 def check_searchpath(overrides: Sequence[str]) -> None:

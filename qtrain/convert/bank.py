@@ -16,7 +16,7 @@ from qtrain.convert.calibrate import observe_inputs, observe_weights
 from qtrain.convert.layers import Quantizable
 from qtrain.convert.plan import IN_FLOAT, LayerPlan, Policy, plan_layers
 from qtrain.convert.swap import swap_layers
-from qtrain.convert.tensors import alike, readings, share_quantizers_
+from qtrain.convert.tensors import readings, share_quantizers_, sharing
 from qtrain.nn import Operand, QuantLayer
 from qtrain.nn.folded import FoldedWeight
 from qtrain.observers.base import Observer
@@ -217,9 +217,10 @@ def make_bank(
         for name in quantizers
         if isinstance(transform := getattr(model.get_submodule(name), "weight_transform", None), FoldedWeight)
     }
+    inputs_at_one = {name: next(iter(roles.get("input", {}).values()), None) for name, roles in quantizers.items()}
     tied: dict[Role, Groups] = {
         "weight": _tied_weights(model, found, quantizers),
-        "input": _shared_inputs(plans, quantizers, tensors),
+        "input": sharing(plans, inputs_at_one, tensors),
     }
     bank = QuantizerBank(model, quantizers, options, pinned, fixed, tied, plans, tensors, found.weighted, folded)
     bank.use_({})
@@ -288,20 +289,6 @@ def _tied_weights(model: nn.Module, found: Quantizable, quantizers: Quantizers) 
             own = tuple(quantizers.get(name, {}).get("weight", {}).values())
             groups.setdefault((place_of(weight), own), []).append(name)
     return {names[0]: tuple(names) for names in groups.values() if len(names) > 1}
-
-
-def _shared_inputs(plans: Mapping[str, LayerPlan], quantizers: Quantizers, tensors: Iterable[Sequence[str]]) -> Groups:
-    """Layers that share the quantizer of the tensor that they read once they have the same bits."""
-    found = {}
-    for names in tensors:
-        at = {name: quantizers.get(name, {}).get("input") for name in names}
-        left = [name for name, widths in at.items() if widths and not next(iter(widths.values())).state_shape]
-        while left:
-            same = [name for name in left if alike(plans[name], plans[left[0]])]
-            left = [name for name in left if name not in same]
-            if len(same) > 1:
-                found[same[0]] = tuple(same)
-    return found
 
 
 def _most(roles: Mapping[Role, Sequence[int]]) -> LayerBits:

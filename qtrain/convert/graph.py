@@ -20,19 +20,19 @@ log = logging.getLogger(__name__)
 
 
 class _LayerTracer(fx.Tracer):
-    """Traces into modules, but not into those of torch, quantized layers, convolutions and norms of any kind.
+    """Traces into modules, but not into those of torch, quantized layers, convolutions and, if wanted, norms.
 
     A module whose forward cannot be traced (because it branches on a shape, for instance) becomes one opaque call.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, norms: bool) -> None:
         super().__init__()
         self.opaque: dict[str, str] = {}
         # Found beforehand: while the tracer is at work, a module's own parameters are proxies.
         self.leaves = {
             module
             for module in model.modules()
-            if isinstance(module, _ConvNd | nn.Linear | Operand) or describe_norm(module) is not None
+            if isinstance(module, _ConvNd | nn.Linear | Operand) or (norms and describe_norm(module) is not None)
         }
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -53,13 +53,16 @@ class _LayerTracer(fx.Tracer):
             return self.create_proxy("call_module", name, args, kwargs)
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
+def trace(model: nn.Module, *, norms: bool = True) -> fx.GraphModule:
     """The graph of ``model`` in eval mode, with the model's own modules under their own names.
+
+    Batch norms are calls as other modules are, with the activation that timm merges into some; without ``norms`` such a
+    module is looked into.
 
     The modes of the modules are restored. Raises ``ValueError`` where the model's own forward cannot be traced. An
     inner module that cannot be traced is one call in the graph, which is logged.
     """
-    tracer, before = _LayerTracer(model), set(vars(model))
+    tracer, before = _LayerTracer(model, norms=norms), set(vars(model))
     try:
         with evaluating(model):
             graph = tracer.trace(model)

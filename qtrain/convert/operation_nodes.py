@@ -51,13 +51,7 @@ def kind_of(node: fx.Node) -> str | None:
 
     The operands must be computed tensors: no parameters, no numbers, and nothing computed from a tensor's shape.
     """
-    if node.op == "call_function":
-        module = getattr(node.target, "__module__", "") or ""
-        if not module.startswith(("torch", "_operator", "operator")):
-            return None
-        kind = _NAMES.get(getattr(node.target, "__name__", ""))
-    else:
-        kind = _NAMES.get(str(node.target)) if node.op == "call_method" else None
+    kind = named_kind(node)
     if kind in PAIRS:
         operands = [a for a in arguments_of(node)[:2] if isinstance(a, fx.Node) and a.op != "get_attr"]
         plain = len(operands) == 2 and not set(node.kwargs) - set(OPERANDS)
@@ -76,6 +70,20 @@ def kind_of(node: fx.Node) -> str | None:
     return kind
 
 
+def named_kind(node: fx.Node) -> str | None:
+    """The kind of operation that the function or method has which ``node`` calls, whatever it is called with."""
+    if node.op == "call_function":
+        module = getattr(node.target, "__module__", "") or ""
+        return _NAMES.get(_raw_name(node)) if module.startswith(("torch", "_operator", "operator")) else None
+    return _NAMES.get(_raw_name(node)) if node.op == "call_method" else None
+
+
+def name_of(node: fx.Node) -> str:
+    """The name of the function or method that ``node`` calls, without what says that it computes in place."""
+    name = _raw_name(node).strip("_")
+    return {"iadd": "add", "imul": "mul", "isub": "sub", "itruediv": "truediv"}.get(name, name)
+
+
 def arguments_of(node: fx.Node) -> tuple[Any, ...]:
     """What ``node`` works on, by its place or by its name."""
     return (*node.args, *(node.kwargs[name] for name in OPERANDS if name in node.kwargs))
@@ -88,7 +96,7 @@ def first_of(node: fx.Node) -> Any:
 
 def is_concat(node: fx.Node) -> bool:
     """Whether ``node`` concatenates tensors, of whatever origin."""
-    return node.op == "call_function" and _NAMES.get(getattr(node.target, "__name__", "")) == "concat"
+    return node.op == "call_function" and _NAMES.get(_raw_name(node)) == "concat"
 
 
 def is_given_list(node: fx.Node) -> bool:
@@ -118,10 +126,13 @@ def is_number(value: Any) -> bool:
     return False
 
 
+def _raw_name(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_method" else str(getattr(node.target, "__name__", ""))
+
+
 def _averages_pixels(node: fx.Node) -> bool:
     """Whether ``node`` is a pool over windows, or the mean over all pixels."""
-    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-    if name != "mean":
+    if _raw_name(node) != "mean":
         return True
     axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis"))
     return isinstance(axes, list | tuple) and list(axes) in PIXELS

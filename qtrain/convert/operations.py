@@ -205,9 +205,9 @@ def _reads_plainly(module: nn.Module, node: fx.Node, norms: Collection[str]) -> 
 
 
 def _function(node: fx.Node) -> Callable[..., Tensor]:
-    """The function that ``node`` calls; of a method, that of the tensor's class."""
+    """The function that ``node`` calls; of a method, torch's own of that name, which a later trace can follow."""
     function: Callable[..., Tensor] = (
-        getattr(Tensor, str(node.target)) if node.op == "call_method" else node.target  # type: ignore[assignment]
+        getattr(torch, str(node.target)) if node.op == "call_method" else node.target  # type: ignore[assignment]
     )
     return function
 

@@ -5,7 +5,7 @@ between. So all readers of a tensor share one quantizer. A reader with fewer bit
 gives, and quantizes it again.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +20,7 @@ from qtrain.convert.layers import quant_layers, quantizers_of, switched_off
 from qtrain.convert.plan import LayerPlan
 from qtrain.nn import Operand
 from qtrain.nn.operations import Add
+from qtrain.quantizers.base import Quantizer
 from qtrain.utils.calls import see_input
 from qtrain.utils.eval_mode import evaluating
 
@@ -147,6 +148,25 @@ def share_quantizers_(model: nn.Module, plans: Mapping[str, LayerPlan], tensors:
                 layers[name].tensor_quantizer = shared
             elif plans[name].bits.input == most and alike(plans[name], plans[owner]):
                 layers[name].input_quantizer = shared
+
+
+def sharing(
+    plans: Mapping[str, LayerPlan], inputs: Mapping[str, Quantizer | None], tensors: Iterable[Sequence[str]]
+) -> dict[str, tuple[str, ...]]:
+    """The layers that :func:`share_quantizers_` gives one quantizer once they have the same bits, by the first of them.
+
+    ``inputs`` are their input quantizers, at any bits.
+    """
+    found = {}
+    for names in tensors:
+        at = {name: inputs.get(name) for name in names}
+        left = [name for name, quantizer in at.items() if quantizer is not None and not quantizer.state_shape]
+        while left:
+            same = [name for name in left if alike(plans[name], plans[left[0]])]
+            left = [name for name in left if name not in same]
+            if len(same) > 1:
+                found[same[0]] = tuple(same)
+    return found
 
 
 def alike(plan: LayerPlan, other: LayerPlan) -> bool:

@@ -6,7 +6,7 @@ digest of the header, the index of tensors and the payload.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
+from qtrain.packed.narrow import Narrow, NarrowLayer, lacking
+from qtrain.packed.stored import StoredInput, StoredLayer, StoredWeight
 from qtrain.storage.description import Plain
 from qtrain.utils.errors import one_line
 from qtrain.utils.plain import from_plain
@@ -83,87 +84,14 @@ class Structure:
 
 
 @dataclass(frozen=True)
-class StoredWeight:
-    """A kind of weight that is stored as codes: ``quantizer`` is the name of its method.
-
-    ``shape`` is that of the weight as it is multiplied, (O, I, ...); ``stored`` describes the codes and what decodes
-    them (:mod:`qtrain.storage.description`). ``channels_last`` is the order in memory of the weight that is multiplied,
-    by which torch chooses a kernel; it is told by the strides, also of shapes for which both orders are one.
-    """
-
-    quantizer: str
-    bits: int
-    shape: tuple[int, ...]
-    stored: Plain
-    channels_last: bool = False
-
-
-@dataclass(frozen=True)
-class StoredInput:
-    """A kind of input quantizer: ``made_by`` describes its constructor.
-
-    ``signed`` is ``None`` where the constructor knows no sign but its own.
-    """
-
-    quantizer: str
-    bits: int
-    signed: bool
-    channel_axis: int
-    made_by: Plain
-    dtype: str
-
-
-@dataclass(frozen=True)
-class StoredLayer:
-    """One quantized layer: which of the header's ``weights`` and ``inputs`` it has, counted from 0.
-
-    A side that stays in full precision is ``None``. ``tied`` names the layer whose weight it shares.
-    """
-
-    weight: int | None = None
-    input: int | None = None
-    tied: str | None = None
-
-
-@dataclass(frozen=True)
-class NarrowLayer:
-    """One quantized layer at fewer bits: which of the width's ``quantizers`` it has, counted from 0.
-
-    A weight of ``None`` is that of the widest student, or in full precision; so is an input.
-    """
-
-    weight: int | None = None
-    input: int | None = None
-
-
-@dataclass(frozen=True)
-class Narrow:
-    """What a width below the widest has of its own: ``layers`` by qualified name, each kind of quantizer once.
-
-    The codes of a weight are those of its quantizer for the widest student's weight. Batch norms and the state of the
-    quantizers are one entry of the payload, :func:`entry_of`, since an index of them would be longer than many of them:
-    the tensors of :func:`norm_entries`, then of each layer by name :func:`rounding_of` and :func:`state_of`.
-    """
-
-    quantizers: tuple[StoredInput, ...]
-    layers: dict[str, NarrowLayer]
-
-    def __post_init__(self) -> None:
-        for name, layer in self.layers.items():
-            for index in (layer.weight, layer.input):
-                if index is not None and not 0 <= index < len(self.quantizers):
-                    raise ValueError(f"layer {name} is of kind {index}, of which {len(self.quantizers)} are described")
-
-
-@dataclass(frozen=True)
 class Header:
     """What a student's file says of itself; ``layers`` by qualified name, ``weights`` and ``inputs`` each kind once.
 
     The codes of a layer's weight are the entry :meth:`codes_of` of the payload, the state of its input quantizer is
-    the entry :func:`state_of`, which is left out where it has no bits. ``metrics`` are accuracies in percent as they
-    were recorded, ``origin`` where the file comes from: config hash, commit, versions, date. ``size_bytes`` is the
-    length of the payload, which is the cost report's size. A student of many bits is described at its widest,
-    ``bits``; ``narrow`` are the other widths, by their number as text.
+    the entry :func:`qtrain.packed.stored.state_of`, which is left out where it has no bits. ``metrics`` are accuracies
+    in percent as they were recorded, ``origin`` where the file comes from: config hash, commit, versions, date.
+    ``size_bytes`` is the length of the payload, which is the cost report's size. A student of many bits is described at
+    its widest, ``bits``; ``narrow`` are the other widths, by their number as text.
     """
 
     network: Network
@@ -240,33 +168,6 @@ class Header:
         if not self.narrow:
             del whole["bits"], whole["narrow"]
         return whole
-
-
-def lacking(widths: Sequence[int], bits: int) -> str:
-    """What is wrong with asking for ``bits`` bits of a student of these ``widths``."""
-    if not widths:
-        return f"bits: the student has one width only, so it cannot have {bits} bits; leave bits out"
-    return f"bits: the student has {', '.join(map(str, widths))} bits, not {bits}; take one of these"
-
-
-def entry_of(bits: int | str) -> str:
-    """The entry of the payload with what the width of ``bits`` bits has of its own, as bytes."""
-    return f"width/{bits}"
-
-
-def norm_entries(names: Iterable[str], network: nn.Module) -> list[str]:
-    """Those of the entries ``names`` that belong to batch norms of ``network``, of which each width has its own."""
-    return [name for name in sorted(names) if isinstance(network.get_submodule(name.rpartition(".")[0]), _BatchNorm)]
-
-
-def rounding_of(layer: str) -> str:
-    """The entry of the payload with the state of the weight quantizer of ``layer``, of a width below the widest."""
-    return f"{layer}.weight_quantizer"
-
-
-def state_of(layer: str) -> str:
-    """The entry of the payload with the state of the input quantizer of ``layer``."""
-    return f"{layer}.input_quantizer"
 
 
 @dataclass(frozen=True)

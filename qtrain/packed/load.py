@@ -18,22 +18,11 @@ from qtrain.nn.conv_transpose import outputs_first
 from qtrain.nn.folded import FoldedWeight
 from qtrain.nn.many_bits import ManyBits
 from qtrain.nn.stored import COUNTERS
-from qtrain.packed.header import (
-    Header,
-    Narrow,
-    NarrowLayer,
-    StoredInput,
-    StoredWeight,
-    dtype_of,
-    entry_of,
-    lacking,
-    norm_entries,
-    read,
-    rounding_of,
-    state_of,
-)
+from qtrain.packed.header import Header, dtype_of, read
 from qtrain.packed.memory_order import order_
+from qtrain.packed.narrow import Narrow, NarrowLayer, entry_of, lacking, norm_entries, rounding_of
 from qtrain.packed.networks import Builder, admitted_names, build_network
+from qtrain.packed.stored import StoredInput, StoredWeight, state_of
 from qtrain.packed.structure import restructure_
 from qtrain.quantizers.base import Quantizer
 from qtrain.quantizers.stored import Stored, values_of

@@ -12,26 +12,12 @@ from torch import Tensor, nn
 
 from qtrain.nn.many_bits import ManyBits, by_width
 from qtrain.nn.stored import stored_parts
-from qtrain.packed.header import (
-    FileSize,
-    Header,
-    Images,
-    Narrow,
-    NarrowLayer,
-    Network,
-    StoredInput,
-    StoredLayer,
-    StoredWeight,
-    entry_of,
-    from_bytes,
-    norm_entries,
-    rounding_of,
-    state_of,
-    to_bytes,
-)
+from qtrain.packed.header import FileSize, Header, Images, Network, from_bytes, to_bytes
 from qtrain.packed.load import build_student
 from qtrain.packed.memory_order import has_channels_last
+from qtrain.packed.narrow import Narrow, NarrowLayer, entry_of, norm_entries, rounding_of
 from qtrain.packed.networks import Builder, build_network
+from qtrain.packed.stored import StoredInput, StoredLayer, StoredWeight, state_of
 from qtrain.packed.structure import structure_of
 from qtrain.quantizers.base import MakeQuantizer, Quantizer
 from qtrain.quantizers.requantized import Requantized

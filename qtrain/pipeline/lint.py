@@ -25,5 +25,5 @@ def lint_student(settings: RunSettings) -> tuple[list[Finding], str]:
     with quiet_conversion():  # the findings say it
         converted = convert(settings, model, example_input(data.info))
         calibrate(model, [batch.image for batch in data.calibration_batches(1)], converted.plans)
-        found = lint(model, target, converted.skipped)
+        found = lint(model, target, example_input(data.info), converted.skipped)
     return found, summary(found, model, target)

@@ -80,7 +80,9 @@ def prepare_student(
             log.info("new bits for %d layers", len(wanted))
             switch_bits_(model, wanted, images=images[0])
         if (target := target_of(settings)) is not None:
-            log.info("%s; task=lint lists all", summary(lint(model, target, converted.skipped), model, target))
+            example = example_input(data.info).to(next(model.parameters()).device)
+            found = lint(model, target, example, converted.skipped)
+            log.info("%s; task=lint lists all", summary(found, model, target))
     return Prepared(model, converted.allocation)
 
 

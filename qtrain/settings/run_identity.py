@@ -72,9 +72,11 @@ def restored(config: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, An
 
 def comparable(plain: Mapping[str, Any]) -> dict[str, Any]:
     """A :func:`recorded` config without the processes that share the work, and without :data:`LATER` keys that change
-    nothing: with others it is the same run.
+    nothing: with others it is the same run. Nor does it hold what only ``task=lint`` says of a target.
     """
     own: dict[str, Any] = copy.deepcopy(dict(plain))
+    for key in ("layers_in_float", "between_codes"):
+        (own.get("target") or {}).pop(key, None)
     for config in _with_stages(own):
         for key in ("devices", "num_nodes", "strategy"):
             config.get("trainer", {}).pop(key, None)

@@ -11,6 +11,7 @@ from typing import Any
 
 from qtrain.settings.component import Component
 from qtrain.settings.run_identity import comparable, hash_of, recorded, without_seeds
+from qtrain.settings.sweep_settings import SweepSettings
 
 NOT_A_KEY = {"config": False}
 """Metadata of a field that no config sets."""
@@ -156,50 +157,6 @@ class SynthesizeSettings:
     workers: int | None
     rank: int
     world_size: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResourceSettings:
-    cpu: float
-    gpu: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewardSettings:
-    cost: str
-    target: float | None
-    below: float
-    above: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class PriorSettings:
-    scores: str | None
-    trials: int
-    spread: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepSettings:
-    """``space`` holds lists, mappings and components as the config has them; ``None`` takes a knob away."""
-
-    space: Mapping[str, Any]
-    start: tuple[Mapping[str, Any], ...]
-    prior: PriorSettings
-    objectives: Mapping[str, str | None]
-    reward: RewardSettings
-    search: Component
-    scheduler: Component | None = None
-    trials: int
-    time_budget_s: float | None
-    parallel: int | None
-    resources: ResourceSettings
-    workers: int
-    max_failures: int
-    address: str | None
-    storage: str | None
-    val_fraction: float
-    test_front: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 
 from qtrain.convert.layers import find_layers
 from qtrain.data.base import VisionData
+from qtrain.pipeline.allocate import is_search
 from qtrain.pipeline.build_model import build_model, example_input
+from qtrain.pipeline.conversion import target_of
 from qtrain.settings.component import Component
 from qtrain.settings.run_settings import Compose, RunSettings
-from qtrain.spec import Allocation, LayerNames
+from qtrain.spec import FULL_PRECISION, Allocation, LayerNames
 from qtrain.sweep.bit_widths import BitWidths
 from qtrain.sweep.knobs import Bundle, Choice, Knob
 from qtrain.sweep.space import Space
@@ -58,17 +60,38 @@ def rehearse_space(settings: RunSettings, space: Space, compose: Compose) -> Non
     """Compose a few trials in which every value of ``space`` occurs that is listed, and both ends of every range.
 
     ``compose`` makes a trial's config of what it changes. Raises :class:`ConfigError` for what would fail trial after
-    trial: a key that is not there, a value of the wrong type, a setting that all trials have from the sweep.
+    trial: a key that is not there, a value of the wrong type, a setting that all trials have from the sweep, bits that
+    the runtime they are made for does not compute with.
     """
     model = settings.plain["model"]
     for point in space.covering():
         changes = space.overrides(point)
         for change in changes:
             _check_key(change)
-        if compose(changes).plain["model"] != model and space.turns_bits:
+        trial = compose(changes)
+        _check_widths(trial, space.layers)
+        if trial.plain["model"] != model and space.turns_bits:
             raise ConfigError(
                 "sweep.space: changes the model, to whose layers it gives bits by name; sweep over one model at a time"
             )
+
+
+def _check_widths(settings: RunSettings, layers: LayerNames) -> None:
+    target = target_of(settings)
+    if target is None or not settings.quantize.enabled or is_search(settings):
+        return
+    with as_config_error("quantize.bits"):
+        found = settings.quantize.bits.build()(layers or LayerNames(("first", "between", "last")))
+    for bits in found.values():
+        for role, width, known in (
+            ("weights", bits.weight, target.weight_bits),
+            ("inputs", bits.input, target.input_bits),
+        ):
+            if max(known) < width < FULL_PRECISION:
+                raise ConfigError(
+                    f"sweep.space: gives {role} {width} bits, and {target.name} computes with {max(known)} at most, so "
+                    f"that they would stay in floating point there; leave {width} out, or take {FULL_PRECISION}"
+                )
 
 
 def _check_key(override: str) -> None:

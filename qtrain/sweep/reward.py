@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from qtrain.settings.run_settings import RewardSettings
+from qtrain.settings.sweep_settings import RewardSettings
 
 REWARD = "reward"
 """The metric's name, for ``sweep.objectives``."""

@@ -9,6 +9,7 @@ import onnx
 import pytest
 import timm
 import torch
+from timm.layers import ConvNormAct
 from torch import nn
 
 import qtrain
@@ -63,6 +64,26 @@ def test_every_tensor_of_codes_is_compared() -> None:
     read = {str(value).removesuffix(".Clip").removesuffix(".QuantizeLinear") for value in made.codes.values()}
     assert {str(name).removesuffix(".QuantizeLinear") for name in quantized} == read
     assert any(call.endswith(".tensor") for call in made.codes)
+
+
+@pytest.mark.parametrize("activation", ["hard_swish", "hard_sigmoid", "sigmoid"])
+def test_codes_read_by_an_activation_inside_a_norm_are_compared_under_its_name(activation: str) -> None:
+    """timm's norms hold the activation behind them; a layer that takes in such a norm leaves the activation."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        ConvNormAct(3, 8, 3, act_layer=activation), ConvNormAct(8, 8, 3, act_layer=activation, drop_layer=nn.Dropout),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+    ).eval()  # fmt: skip
+    images = torch.randn(4, 3, 8, 8)
+    student = qtrain.quantize(model, images, weight_bits=7, input_bits=8, target="onnxruntime", **FAST)
+    made = export(student, (3, 8, 8))
+    quantized = {str(node.name) for node in made.exact.graph if node.op_type == "QuantizeLinear"}
+    assert quantized <= {str(value).replace(".Clip", ".QuantizeLinear") for value in made.codes.values()}
+    inside = {call for call in made.codes if ".bn.act" in call}
+    assert len(inside) == 2, made.codes
+    verdict = verify(student, [images], (3, 8, 8), made.to_bytes())
+    assert verdict.passed, [tier.faults for tier in verdict.tiers]
+    assert all(inside <= tier.layers.keys() for tier in verdict.tiers[1:])
 
 
 def test_without_a_target_sums_are_computed_in_floating_point(tmp_path: Path) -> None:

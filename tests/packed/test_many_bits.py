@@ -9,8 +9,9 @@ import torch
 
 import qtrain
 from qtrain.nn.many_bits import ManyBits
-from qtrain.packed.header import OLDEST, VERSION, FileSize, entry_of, read
+from qtrain.packed.header import OLDEST, VERSION, FileSize, read
 from qtrain.packed.load import build_student
+from qtrain.packed.narrow import entry_of
 from qtrain.packed.save import file_alone
 from qtrain.pipeline.student_file import allocation_of
 from qtrain.spec import LayerBits

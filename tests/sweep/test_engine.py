@@ -132,6 +132,23 @@ def test_an_identical_config_is_run_once(swept: tuple[Path, list[Trial]]) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_the_best_trial_of_a_sweep_for_a_target_is_exported_and_verified(tmp_path: Path, cache: Path) -> None:
+    space = ["+knob@sweep.space.widths=bit_widths", "sweep.space.widths.choices=[4,8]", "sweep.space.widths.per=model"]
+    found = ["search@sweep.search=grid", "sweep.trials=2", "sweep.objectives={top1: max, size_bytes: min}"]
+    metrics, trials = sweep(tmp_path, cache, "target=onnxruntime", *space, *found, "fit.epochs=1")
+    assert metrics["finished"] == 2, [trial.reason for trial in trials]
+    assert {trial.layer_bits["layer1.0.conv1"][0] for trial in trials} == {4, 8}
+    best = max(trials, key=lambda trial: trial.metrics["top1"])
+    folder = tmp_path / "adhoc" / "sweep" / "trials" / best.key
+    run_task(compose(["task=export", f"checkpoint={folder}", "export.images=20", f"output={tmp_path}"]))
+    verdict = json.loads((folder / "export" / "verify.json").read_text())
+    assert verdict["passed"] and verdict["top1"]["student"] == verdict["top1"]["onnxruntime"]
+    layers = [layer["layer"] for tier in verdict["tiers"] if tier["name"] == "onnxruntime" for layer in tier["layers"]]
+    assert any(".add" in layer for layer in layers), "sums are quantized, as the target wants it"
+
+
+@pytest.mark.slow
 def test_the_best_trial_rerun_alone_is_the_same_bit_for_bit(swept: tuple[Path, list[Trial]], tmp_path: Path) -> None:
     folder, trials = swept
     best = max((t for t in trials if t.status == "finished"), key=lambda trial: trial.metrics["top1"])

@@ -142,3 +142,24 @@ def test_bits_by_name_and_another_model_do_not_go_together(data: VisionData) -> 
     own = [override for override in BASE if not override.startswith("model=")]
     with pytest.raises(ConfigError, match=r"sweep\.space: changes the model"):
         rehearse_space(cfg, make_space(cfg, data), lambda changes: compose([*own, *changes]))
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        (["+knob@sweep.space.widths=bit_widths", "sweep.space.widths.choices=[4,8,16]"], "weights 16 bits"),
+        (["+sweep.space.wide={key: quantize.bits.input, options: [8, 12], _target_: qtrain.sweep.knobs.Choice}"],
+         "inputs 12 bits"),
+    ],
+)  # fmt: skip
+def test_bits_that_the_target_does_not_compute_with_are_refused(data: VisionData, space: list[str], said: str) -> None:
+    cfg = composed(*space, "target=onnxruntime")
+    with pytest.raises(ConfigError, match=f"sweep.space: gives {said}, and onnxruntime computes with 8 at most"):
+        rehearse_space(cfg, make_space(cfg, data), lambda changes: compose([*BASE, "target=onnxruntime", *changes]))
+    free = composed(*space)
+    rehearse_space(free, make_space(free, data), lambda changes: compose([*BASE, *changes]))
+
+
+def test_full_precision_and_few_bits_are_for_any_target(data: VisionData) -> None:
+    cfg = composed("+knob@sweep.space.widths=bit_widths", "sweep.space.widths.choices=[2,8,32]", "target=openvino")
+    rehearse_space(cfg, make_space(cfg, data), lambda changes: compose([*BASE, "target=openvino", *changes]))

@@ -3,7 +3,7 @@
 import pytest
 
 from qtrain.config.compose import compose
-from qtrain.settings.run_settings import RewardSettings
+from qtrain.settings.sweep_settings import RewardSettings
 from qtrain.sweep.make_search import objectives_of
 from qtrain.sweep.reward import with_reward
 from qtrain.utils.errors import ConfigError

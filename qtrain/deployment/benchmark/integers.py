@@ -85,7 +85,9 @@ def in_integers(model: bytes, size: Sequence[int]) -> InIntegers:
 
 def _in_integers(node: onnx.NodeProto, given: bool) -> bool:
     name = node.op_type
-    if name.startswith("QLinear") or name.endswith("Integer") or name in ("QGemm", "DynamicQuantizeMatMul"):
+    if name.startswith(("QLinear", "MatMulInteger")) or name.endswith("Integer"):
+        return True
+    if name in ("QGemm", "DynamicQuantizeMatMul"):
         return True
     return given and name in _KEEPS_CODES
 

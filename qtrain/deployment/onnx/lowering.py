@@ -7,6 +7,7 @@ output channel and the bias, but no code.
 
 import copy
 import logging
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +26,7 @@ from qtrain.nn import Operand, QuantConv, QuantConvTranspose, QuantLayer, QuantL
 from qtrain.nn.base import quantized_weight
 from qtrain.nn.conv_transpose import outputs_first
 from qtrain.nn.folded import FoldedWeight
-from qtrain.nn.operations import HARD_GATES, Applied
+from qtrain.nn.operations import HARD_GATES, Applied, Operation
 from qtrain.quantizers.base import Quantizer
 
 log = logging.getLogger(__name__)
@@ -60,8 +61,9 @@ def lower(student: nn.Module) -> Lowering:
             form = None if norm is None else norm[1]
             replace_module(model, layer, _lowered(name, layer, form, lowering))
             if norm is not None:
-                replace_module(model, model.get_submodule(norm[0]), norm[1].rest)
-    for name, module in gates.items():  # by the names from before, since an activation may take its norm's place
+                old = model.get_submodule(norm[0])
+                replace_module(model, old, rest_in_place(old, norm[1]))
+    for name, module in gates.items():
         codes = lowering.inputs.get(f"{name}.input")
         if codes is not None and (steps := gate_steps(codes)) is not None:
             swish = module.function_name == "hardswish"
@@ -69,8 +71,18 @@ def lower(student: nn.Module) -> Lowering:
     return lowering
 
 
-def norms_of(model: nn.Module) -> Iterator[tuple[str, tuple[str, NormForm]]]:
-    """(layer, (norm's name, norm's form)) for each batch norm that only a quantized layer feeds."""
+def rest_in_place(norm: nn.Module, form: NormForm) -> nn.Module:
+    """What is left of ``norm``, to stand in its place, with quantizers of its activation under the names they had."""
+    if not any(isinstance(module, Operation) for module in form.rest.modules()):
+        return form.rest
+    return nn.Sequential(OrderedDict((name, part) for name, part in norm.named_children() if name in ("drop", "act")))
+
+
+def norms_of(model: nn.Module, *, quiet: bool = False) -> Iterator[tuple[str, tuple[str, NormForm]]]:
+    """(layer, (norm's name, norm's form)) for each batch norm that only a quantized layer feeds.
+
+    Why there are others is logged unless ``quiet``.
+    """
     if all(describe_norm(module) is None for module in model.modules()):
         return
     skipped = Skipped("batch norm stays a layer of its own in the file")
@@ -79,8 +91,10 @@ def norms_of(model: nn.Module) -> Iterator[tuple[str, tuple[str, NormForm]]]:
             if isinstance(layer, QuantConv | QuantConvTranspose | QuantLinear):
                 yield layer_name, (norm_name, form)
     except ValueError as error:  # a network that cannot be traced
-        log.warning("batch norms stay layers of their own in the file: %s", error)
-    skipped.log()
+        if not quiet:
+            log.warning("batch norms stay layers of their own in the file: %s", error)
+    if not quiet:
+        skipped.log()
 
 
 def _lowered(name: str, layer: QuantLayer, norm: NormForm | None, lowering: Lowering) -> nn.Module:
@@ -98,7 +112,7 @@ def _lowered(name: str, layer: QuantLayer, norm: NormForm | None, lowering: Lowe
     if isinstance(layer, Operand):
         return nn.Identity() if inputs is None else inputs
     bias = bias_with(layer, norm)
-    weight = _weight(layer, norm)
+    weight = weight_of(layer, norm)
     if isinstance(weight, str):
         lowering.notes[name] = weight
         return LoweredLayer(layer, inputs, Constant(_layout(layer, _values(layer, norm))), bias, tensor)
@@ -130,7 +144,7 @@ def bias_with(layer: Any, norm: NormForm | None) -> Tensor | None:
     return norm.shift if bias is None else bias * norm.scale + norm.shift
 
 
-def _weight(layer: Any, norm: NormForm | None) -> WeightCodes | str:
+def weight_of(layer: Any, norm: NormForm | None) -> WeightCodes | str:
     """The weight's codes with ``norm`` merged in, or why it has none."""
     if layer.weight_quantizer is None or not layer.weight_quantizer.enabled:
         return "its weight is in full precision"

@@ -126,6 +126,34 @@ def test_an_operator_that_the_file_defines_itself_is_named(file: bytes) -> None:
     assert changed(read(file), read(model.SerializeToString())) == ["Odd: the file defines this operator itself"]
 
 
+def test_each_constant_of_a_network_with_depthwise_layers_norms_and_sums_is_named_when_it_changes_least() -> None:
+    """One code of a weight, one zero point, one bias, and the last bit of one scale or parameter of a norm."""
+    torch.manual_seed(0)
+    model = network("norms").eval()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+    student = qtrain.quantize(model, images(), weight_bits=4, input_bits=4, target="onnxruntime", options=FAST)
+    data = export(student, SIZE).to_bytes()
+    ours, described = read(data), onnx.load_from_string(data)
+    names = [tensor.name for tensor in described.graph.initializer]
+    for part in (
+        "depthwise.weight.codes", "depthwise.weight.scale", "depthwise.weight.DequantizeLinear.zero_point",
+        "depthwise.bias.codes", "concat_0.operands.0.scale", "behind.weight", "norm.weight",
+    ):  # fmt: skip
+        assert f"body.{part}" in names, names
+    for place, name in enumerate(names):
+        mutated = onnx.ModelProto()
+        mutated.CopyFrom(described)
+        values = numpy_helper.to_array(described.graph.initializer[place]).copy()
+        first = values.reshape(-1)[:1]
+        whole = np.issubdtype(values.dtype, np.integer)
+        first[:] = first ^ 1 if whole else np.nextafter(first, np.float32(np.inf))
+        mutated.graph.initializer[place].CopyFrom(numpy_helper.from_array(values, name))
+        (fault,) = changed(ours, read(mutated.SerializeToString()))
+        assert fault.startswith(f"{name}: ") and fault.endswith(" of its bytes are not the student's")
+
+
 @pytest.mark.parametrize("data", [b"", b"no model", b"\x08\x0a\x12", bytes(500)])
 def test_a_file_that_is_no_model_ends_in_one_line(data: bytes) -> None:
     with pytest.raises(ValueError, match="the file is damaged or no ONNX model") as caught:

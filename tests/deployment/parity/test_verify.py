@@ -105,6 +105,48 @@ def test_another_rounding_is_found_and_the_layer_named(made: nn.Module, monkeypa
     assert verdict.tiers[1].faults[0].startswith("body.conv1: ")
 
 
+@pytest.mark.parametrize(
+    ("layer", "far"), [("body.depthwise", "body.up"), ("body.grow", "body.concat_0.operands.1"), ("body.conv", None)]
+)
+def test_codes_that_another_weight_changes_are_found_where_they_arise(
+    with_norms: tuple[nn.Module, bytes], layer: str, far: str | None
+) -> None:
+    """Without looking at the constants: the codes behind the layer differ, and no others."""
+    student, data = with_norms
+    verdict = verify(student, [images(4)], SIZE, changed(data, f"{layer}.weight.codes", lambda codes: -codes))
+    for name in ("reference of the file", "onnxruntime"):
+        tier = by_name(verdict)[name]
+        differing = [layer for layer, found in tier.layers.items() if found.differing > 20]
+        assert len(differing) == 1 and differing[0] == (far or differing[0]), differing
+        assert name != "onnxruntime" or tier.faults[0].startswith(f"{differing[0]}: ")
+
+
+def test_another_rounding_is_found_beside_norms_and_depthwise_layers(
+    with_norms: tuple[nn.Module, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = operators.multiplied
+
+    def up(numbers: Tensor, factor: Tensor, bound: int) -> Tensor:
+        return exact(numbers, factor, bound) + 1
+
+    monkeypatch.setattr(operators, "multiplied", up)
+    tier = by_name(verify(with_norms[0], [images(2)], SIZE, with_norms[1]))["reference"]
+    named = {fault.split(":")[0] for fault in tier.faults}
+    assert {"body.depthwise", "body.up", "body.shrink"} & named
+
+
+@pytest.fixture(scope="module")
+def with_norms() -> tuple[nn.Module, bytes]:
+    """A student with a depthwise layer, norms that no layer takes in, a concatenation and sums, and its file."""
+    torch.manual_seed(0)
+    model = network("norms").eval()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+    student = qtrain.quantize(model, images(), weight_bits=4, input_bits=4, target="onnxruntime", options=FAST)
+    return student, export(student, SIZE).to_bytes()
+
+
 def test_a_file_that_does_not_run_fails_with_the_constant_and_the_runtimes_words(made: nn.Module, file: bytes) -> None:
     def too_wide(values: np.ndarray) -> np.ndarray:
         return np.concatenate([values, values], axis=1)
