@@ -153,7 +153,7 @@ def test_what_stays_in_floating_point_is_named_with_its_reason() -> None:
     assert reasons[("the network", "float")] == "matmul: not all that it works on is quantized"
     assert ("table", "float") in reasons  # multiplied without being a layer's
     said = "mean: what it gives is not quantized at once, but read by matmul"
-    assert [layer for (layer, _), reason in reasons.items() if reason == said] == ["average_pool_1"]
+    assert [layer for (layer, _), reason in reasons.items() if reason == said] == ["average_pool_2"]
     assert len(reasons) == 4, "sigmoid and hard swish run in integers, and the first norm is merged"
 
 
