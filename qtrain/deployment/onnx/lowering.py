@@ -37,13 +37,15 @@ class Lowering:
     """What became of a student: ``model`` emits ONNX, ``notes`` say by layer what stays in floating point and why.
 
     ``inputs`` are the quantized inputs, and ``biases`` those that can be stored as codes, by the layer's name. What a
-    layer reads after another one's quantizer is there as ``NAME.tensor`` too.
+    layer reads after another one's quantizer is there as ``NAME.tensor`` too. ``gates`` are hard sigmoids, and whether
+    the codes that they read are clipped behind their quantizer.
     """
 
     model: nn.Module
     inputs: dict[str, Codes] = field(default_factory=dict)
     biases: dict[str, BiasCodes] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    gates: dict[str, bool] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -67,7 +69,10 @@ def lower(student: nn.Module) -> Lowering:
         codes = lowering.inputs.get(f"{name}.input")
         if codes is not None and (steps := gate_steps(codes)) is not None:
             swish = module.function_name == "hardswish"
-            replace_module(model, module, CodedGate(module.input, codes, steps=steps, swish=swish))
+            gate = CodedGate(module.input, codes, steps=steps, swish=swish)
+            replace_module(model, module, gate)
+            if not swish:
+                lowering.gates[name] = gate.clipped
     return lowering
 
 

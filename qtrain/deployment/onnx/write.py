@@ -101,7 +101,8 @@ def export(
     named: dict[str, str] = {}
     for node, layer in codes.items():
         if layer is not None:
-            named[call_of(layer, named)] = str(_codes(shared.get(node, node)).name)
+            clipped = lowering.gates.get(layer.removesuffix(".input"), False)
+            named[call_of(layer, named)] = str(_codes(shared.get(node, node), clipped=clipped).name)
     layers = {str(node.name): module_of(node) for node in exact.graph}
     _forget(exact)
     for key, value in {FORMAT_KEY: FORMAT, **(metadata or {})}.items():
@@ -153,16 +154,18 @@ def _layer_of(node: ir.Node, lowering: Lowering) -> str | None:
     """The layer whose input ``node`` dequantizes, or ``None`` where it is a weight or a bias."""
     scope = module_of(node)
     layer = scope if scope in lowering.inputs else scope.removesuffix(".input")
+    if scope in lowering.gates:
+        layer = f"{scope}.input"
     coded = node.inputs[0] is not None and not node.inputs[0].is_initializer()
     return layer if coded and layer in lowering.inputs else None
 
 
-def _codes(node: ir.Node) -> ir.Value:
-    """The codes that ``node`` dequantizes, before they are shifted."""
+def _codes(node: ir.Node, *, clipped: bool = False) -> ir.Value:
+    """The codes that ``node`` dequantizes, before they are shifted; if ``clipped``, before a gate clips them."""
     (value, *_) = node.inputs
     assert value is not None
     shift = value.producer()
-    if shift is not None and shift.op_type == "BitShift":
+    if shift is not None and shift.op_type == ("Clip" if clipped else "BitShift"):
         (value, *_) = shift.inputs
         assert value is not None
     return value
