@@ -106,7 +106,8 @@ def test_another_rounding_is_found_and_the_layer_named(made: nn.Module, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("layer", "far"), [("body.depthwise", "body.up"), ("body.grow", "body.concat_0.operands.1"), ("body.conv", None)]
+    ("layer", "far"),
+    [("body.depthwise", "body.norm_4.input"), ("body.grow", "body.concat_0.operands.1"), ("body.conv", None)],
 )
 def test_codes_that_another_weight_changes_are_found_where_they_arise(
     with_norms: tuple[nn.Module, bytes], layer: str, far: str | None
