@@ -19,9 +19,9 @@ from qtrain.spec import Batch, DataInfo
 from qtrain.utils.atomic_write import atomic_write, write_text
 from qtrain.utils.eval_mode import evaluating
 
-COUNT = 60
+COUNT = 200
 """So many test images, the first ones, are kept with the answers."""
-LARGEST = 64
+LARGEST = 48
 """Pixels of the longer side of a kept picture; larger images are reduced."""
 
 
