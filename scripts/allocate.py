@@ -97,7 +97,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--more", nargs="*", default=[], help="further overrides of every run")
     options = parser.parse_args(arguments)
-    logging.getLogger("qtrain").setLevel(logging.WARNING)
     failed = 0
     with tempfile.TemporaryDirectory() as temporary:
         for seed in options.seeds:
@@ -133,4 +132,5 @@ def _row(key: dict[str, str], output: Path, results: Path, more: Sequence[str]) 
 
 
 if __name__ == "__main__":
+    logging.getLogger("qtrain").setLevel(logging.WARNING)
     raise SystemExit(main())

@@ -69,7 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--every", type=int, default=1, help="judge by every so many batches of 50 pictures")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
-    logging.getLogger("qtrain").setLevel(logging.INFO)
     before = read_results(options.results) if options.results.is_file() else []
     there = {(row["allocator"], row["bias"]) for row in before}
     wanted = [(name, bias) for bias in options.bias for name in options.rows if (name, bias) not in there]
@@ -130,4 +129,5 @@ def measured(student: nn.Module, exact: Sequence[tuple[Tensor, Tensor, Tensor]])
 
 
 if __name__ == "__main__":
+    logging.getLogger("qtrain").setLevel(logging.INFO)
     sys.exit(main())

@@ -107,7 +107,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="*", help="pattern of the recipes' names")
     parser.add_argument("--write", action="store_true", help="work out figures and floors from the rows; run nothing")
     options = parser.parse_args(arguments)
-    logging.getLogger("qtrain").setLevel(logging.WARNING)
     try:
         if options.write:
             write_gates(options.gates)
@@ -129,4 +128,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    logging.getLogger("qtrain").setLevel(logging.WARNING)
     sys.exit(main())
