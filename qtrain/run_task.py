@@ -42,6 +42,7 @@ def run_task(settings: RunSettings, overrides: Sequence[str] = ()) -> dict[str, 
     """
     if settings.task not in WITH_VARIANTS or not settings.variants:
         return _run(settings, overrides)
+    assert overrides, "each variant is composed of them anew"
     together: dict[str, Any] = {}
     chosen = selected(settings)
     for number, name in enumerate(chosen, start=1):

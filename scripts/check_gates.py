@@ -82,8 +82,8 @@ def figure_and_floor(top1: Mapping[str, Sequence[float]], images: int) -> tuple[
 
 def run_gate(gate: Gate, folder: Path) -> float:
     """Run the command; the mean accuracy of its rows in percent."""
-    settings = compose([*gate.command.split(), f"output={folder}", "logger=none"])
-    run_task(settings)
+    overrides = [*gate.command.split(), f"output={folder}", "logger=none"]
+    run_task(compose(overrides), overrides)
     rows = [row for table in folder.glob("**/results.csv") for row in read_results(table)]
     return figure_and_floor(reached(gate, rows), gate.images)[0]
 

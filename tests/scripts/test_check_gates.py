@@ -54,7 +54,8 @@ def listed(gates: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     path = tmp_path / "gates.yaml"
     command = (
         "data=digits model=cifar_resnet8 model.width=0.25 data.max_train=32 data.max_test=40 data.batch_size=16 "
-        "full_precision.epochs=1 fit.epochs=1 quantize.calibration_batches=1 name=tiny trainer=cpu"
+        "full_precision.epochs=1 fit.epochs=1 quantize.calibration_batches=1 trainer=cpu "
+        "variants={tiny:[],other:[]} select=[tiny]"
     )
     monkeypatch.setenv("QTRAIN_CACHE", str(tmp_path / "cache"))
     entry = {"recipe": "tiny", "command": command, "file": "rows.csv", "rows": {"name": "tiny"}, "minutes": 0.1}
