@@ -4,8 +4,8 @@
 
 ``scripts/sensitivity.py`` asks whether a score orders single layers. A search needs the order of allocations that cost
 the same. So for each budget there are random allocations, changes of the uniform one, and the best by each score, all
-within the budget. Each is measured on 512 training images that the scores have not seen: as calibrated, with batch
-norm statistics estimated anew, and after a few steps of training. Spearman's rank correlations, of the sum of scores
+within the budget. Each is measured on 512 training images that the scores have not seen: as calibrated, and with batch
+norm statistics estimated anew. Spearman's rank correlations, of the sum of scores
 with the divergence from full precision and with the number of errors, are over the allocations that no score has
 chosen. DIR keeps what is measured, so a second run goes on where the first one stopped.
 """
@@ -22,7 +22,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy.stats import spearmanr
-from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from allocate import BUDGETS, UNIFORM, overrides
@@ -37,7 +36,6 @@ from qtrain.pipeline.allocate import find_bits
 from qtrain.pipeline.build_model import build_model
 from qtrain.pipeline.load_data import load_data
 from qtrain.pipeline.results import append_row, provenance
-from qtrain.quantizers.base import Quantizer
 from qtrain.sensitivity.base import DoneFile, Score, part_of
 from qtrain.sensitivity.fisher import Fisher
 from qtrain.sensitivity.one_layer import OneLayer
@@ -67,7 +65,7 @@ SCORES: dict[str, Score] = {
 LEFT = (1.0, 0.1)
 """Parts of a weight's error that a score counts."""
 
-WAYS = ("calibrated", "batch norm", "trained")
+WAYS = ("calibrated", "batch norm")
 
 
 class Measured(NamedTuple):
@@ -84,11 +82,10 @@ def main() -> int:
     parser.add_argument("--scores", nargs="+", default=list(SCORES), choices=list(SCORES))
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--allocations", type=int, default=10, help="random ones, and as many near the uniform one")
-    parser.add_argument("--steps", type=int, default=20, help="of training")
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "score_order.csv")
     options = parser.parse_args()
     for budget in options.budgets:
-        problem, batches, training = problem_of(budget, options.steps)
+        problem, batches = problem_of(budget)
         held_out = batches[CALIBRATING:]
         scores = {name: scores_by(name, problem, batches[:SCORED], options.work) for name in options.scores}
         drawn = dict(allocations(problem, budget, options.allocations))
@@ -99,17 +96,16 @@ def main() -> int:
         }
         for way in options.ways:
             done = DoneFile(options.work / f"{budget}-{way.replace(' ', '-')}.jsonl")
-            steps = options.steps if way == "trained" else 0
 
             def measured(allocation: Allocation, way: str = way, done: DoneFile = done) -> Measured:
                 name = str(sorted(allocation.items()))
-                numbers = part_of(done, name, lambda: [*measure(way, problem, allocation, batches, training)])  # noqa: B023
+                numbers = part_of(done, name, lambda: [*measure(way, problem, allocation, batches)])  # noqa: B023
                 return Measured(*numbers)
 
             common = {
                 "experiment": "cifar10/resnet20_w4a4", "task": "score", "dataset": "cifar10", "model": "cifar_resnet20",
                 "quantizer": "lsq", "seed": SEED, "budget": budget, "way": way, "images": 128 * SCORED,
-                "measured_images": 128 * len(held_out), "steps": steps, **provenance(),
+                "measured_images": 128 * len(held_out), **provenance(),
             }  # fmt: skip
             rows = {name: measured(allocation) for name, allocation in drawn.items()}
             for name, of in scores.items():
@@ -137,15 +133,15 @@ def main() -> int:
     return 0
 
 
-def problem_of(budget: str, steps: int) -> tuple[Problem, list[Batch], list[Batch]]:
-    """The problem with its bank; batches to calibrate with and to measure on; batches to train with."""
+def problem_of(budget: str) -> tuple[Problem, list[Batch]]:
+    """The problem with its bank, and batches to calibrate with and to measure on."""
     settings = compose([*overrides(budget, "random", "calibrated", SEED), f"allocate.batches={CALIBRATING}"])
     data = load_data(settings)
     data.setup()
-    images = data.calibration_batches(CALIBRATING + HELD_OUT + steps)
+    images = data.calibration_batches(CALIBRATING + HELD_OUT)
     model = build_model(settings.model, data.info).eval()
     found = find_bits(settings, model, images[:CALIBRATING], keep=False)
-    return found.problem, images[: CALIBRATING + HELD_OUT], images[CALIBRATING + HELD_OUT :]
+    return found.problem, images
 
 
 def scores_by(name: str, problem: Problem, batches: Sequence[Batch], work: Path) -> Scores:
@@ -167,9 +163,7 @@ def allocations(problem: Problem, budget: str, count: int) -> Iterator[tuple[str
         yield f"near uniform {number}", feasible.allocation(feasible.mutated(uniform, change=0.3))
 
 
-def measure(
-    way: str, problem: Problem, allocation: Allocation, batches: Sequence[Batch], training: Sequence[Batch]
-) -> Measured:
+def measure(way: str, problem: Problem, allocation: Allocation, batches: Sequence[Batch]) -> Measured:
     """What ``allocation`` does on the batches that are held out."""
     bank = problem.bank
     assert bank is not None
@@ -177,8 +171,6 @@ def measure(
     exact = copy.deepcopy(bank.model).eval()
     bank.use_(allocation)
     model = copy.deepcopy(bank.model)
-    if way == "trained":
-        train(model, exact, training)
     if way != "calibrated":
         reestimate_batchnorm(model, [batch.image for batch in batches[:CALIBRATING]])
     rows = []
@@ -188,20 +180,6 @@ def measure(
             wrong = (logits.argmax(1) != batch.target).double().mean()
             rows.append([float(soft_target_loss(logits.double(), exact(batch.image).double(), 1.0)), float(wrong)])
     return Measured(*np.mean(rows, axis=0).tolist())
-
-
-def train(model: nn.Module, exact: nn.Module, batches: Sequence[Batch]) -> None:
-    """One step of Adam on each batch, towards the outputs in full precision."""
-    steps = {p for m in model.modules() if isinstance(m, Quantizer) for p in m.parameters()}
-    weights = [p for p in model.parameters() if p not in steps]
-    adam = torch.optim.Adam([{"params": weights, "lr": 5e-4}, {"params": [*steps], "lr": 1e-3}])
-    model.train()
-    for batch in batches:
-        with torch.no_grad():
-            target: Tensor = exact(batch.image)
-        adam.zero_grad()
-        soft_target_loss(model(batch.image), target, 1.0).backward()
-        adam.step()
 
 
 if __name__ == "__main__":

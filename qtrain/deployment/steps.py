@@ -97,19 +97,17 @@ class _Reading:
     def __init__(self, model: nn.Module, graph: fx.GraphModule) -> None:
         self._model, self._graph = model, graph
         self._codes: dict[fx.Node, bool] = {}
-        self._live: set[fx.Node] = set()
+        self._live: set[fx.Node] = set()  # what follows from the images
+        for node in graph.graph.nodes:
+            if node.op == "placeholder" or (self._inputs(node) and not is_number(node) and node.op != "output"):
+                self._live.add(node)
 
     def steps(self) -> Steps:
         found, unknown = [], {}
         for node in self._graph.graph.nodes:
-            inputs = [one for one in node.all_input_nodes if one in self._live]
-            if node.op == "placeholder" or (inputs and not is_number(node) and node.op != "output"):
-                self._live.add(node)
-        for node in self._graph.graph.nodes:
             if node not in self._live or node.op == "placeholder":
                 continue
-            inputs = [one for one in node.all_input_nodes if one in self._live]
-            reads = self._reads_codes(node, inputs)
+            reads = self._reads_codes(node)
             module, title = called(self._graph, node), self._title(node)
             self._codes[node] = reads and (isinstance(module, Operand) or title in MOVES | NOTHING)
             if module is not None and _opaque(module):
@@ -119,8 +117,11 @@ class _Reading:
                 found.append(self._step(node, title, reads))
         return Steps(found, unknown)
 
-    def _reads_codes(self, node: fx.Node, inputs: list[fx.Node]) -> bool:
-        module = called(self._graph, node)
+    def _inputs(self, node: fx.Node) -> list[fx.Node]:
+        return [one for one in node.all_input_nodes if one in self._live]
+
+    def _reads_codes(self, node: fx.Node) -> bool:
+        module, inputs = called(self._graph, node), self._inputs(node)
         if isinstance(module, QuantLayer):
             return _quantizes(module) or self._codes.get(inputs[0], False)
         constants = [one for one in node.all_input_nodes if one not in self._live and one.op == "get_attr"]
@@ -234,7 +235,7 @@ def _modules(model: nn.Module, place: str) -> Iterator[Step]:
         own = any(True for _ in module.parameters(recurse=False))
         if isinstance(module, Operation):
             operands = [one for one in module.modules() if isinstance(one, Operand)]
-            reads = all(one.input_quantizer is not None and one.input_quantizer.enabled for one in operands)
+            reads = all(map(_quantizes, operands))
             title = module.function_name if isinstance(module, Applied) else module.kind
             if module.kind != "norm":
                 yield Step(name, title, module.kind, reads)

@@ -87,7 +87,7 @@ def write_pictures(data: VisionData, folder: Path, count: int = 3) -> list[Path]
 
 def _first(data: VisionData, count: int) -> Iterator[Batch]:
     samples = torch.arange(min(count, data.info.test_size))
-    order = BatchOrder(samples, seed=0, batch_size=max(1, len(samples)), train=False)
+    order = BatchOrder(samples, seed=0, batch_size=data.eval_batch_size, train=False)
     yield from data.test_loader(order) if len(samples) else ()
 
 

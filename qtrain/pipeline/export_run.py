@@ -58,13 +58,18 @@ def shipped(settings: RunSettings) -> Shipped:
 def write_export(settings: RunSettings, what: Shipped) -> Verdict:
     """Write the export of ``what`` to its folder, compare it with the student, and write what came out.
 
+    A few test images lie beside it as PNG files, to try it on, where the images are known and gray or in color.
     Raises ``ConfigError`` where the student has no form in ONNX, or a runtime is not installed, before anything is
     written.
     """
     with as_config_error("export"):
         chosen(settings.export.runtimes)
         write_files(what, opset=settings.export.opset, batch=settings.export.batch, weights=settings.export.weights)
-    return check_export(settings, what)
+    data = _test_data(settings, what)
+    verdict = _compared(settings, what, data)
+    if not isinstance(data, ConfigError) and data.info.in_channels in (1, 3):
+        write_pictures(data, what.folder / PICTURES)
+    return verdict
 
 
 def check_export(settings: RunSettings, what: Shipped) -> Verdict:
@@ -72,23 +77,18 @@ def check_export(settings: RunSettings, what: Shipped) -> Verdict:
     file = what.folder / MODEL
     if not file.is_file():
         raise ConfigError(f"export.output: there is no file {file}; task=export writes it")
-    given = _given(settings, what, _test_data(settings, what))
     with as_config_error("export"):
         chosen(settings.export.runtimes)
-    with as_config_error(str(file)):
-        verdict, found = check_files(what, given, settings.export.runtimes)
+    return _compared(settings, what, _test_data(settings, what))
+
+
+def _compared(settings: RunSettings, what: Shipped, data: VisionData | ConfigError) -> Verdict:
+    with as_config_error(str(what.folder / MODEL)):
+        verdict, found = check_files(what, _given(settings, what, data), settings.export.runtimes)
     if settings.results:
         seconds = {"reference_cpu_s": next(tier.cpu_s for tier in verdict.tiers if tier.name == REFERENCE)}
         append_row(settings.results, provenance() | _row(settings, what, found) | seconds)
     return verdict
-
-
-def write_test_pictures(settings: RunSettings, what: Shipped) -> list[Path]:
-    """A few test images as PNG files in the folder of ``what``, to try the export on; none where they are not known."""
-    data = _test_data(settings, what)
-    if isinstance(data, ConfigError) or data.info.in_channels not in (1, 3):
-        return []
-    return write_pictures(data, what.folder / PICTURES)
 
 
 def _test_data(settings: RunSettings, what: Shipped) -> VisionData | ConfigError:

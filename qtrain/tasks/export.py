@@ -2,7 +2,7 @@
 
 from qtrain.deployment.parity.verdict import Verdict
 from qtrain.pipeline.export_folder import PROGRAM, Shipped
-from qtrain.pipeline.export_run import shipped, write_export, write_test_pictures
+from qtrain.pipeline.export_run import PICTURES, shipped, write_export
 from qtrain.pipeline.student_file import student_at
 from qtrain.settings.run_settings import RunSettings
 from qtrain.tasks.evaluate import of_its_run
@@ -17,7 +17,7 @@ def run(settings: RunSettings) -> dict[str, float]:
     settings = settings if settings.checkpoint is None else of_its_run(settings, student_at(settings.checkpoint))
     what = shipped(settings)
     result = judged(write_export(settings, what), what)
-    for picture in write_test_pictures(settings, what)[:1]:
+    for picture in sorted((what.folder / PICTURES).glob("*.png"))[:1]:
         print(f"predict a picture: python {what.folder / PROGRAM} {picture}")
     return result
 

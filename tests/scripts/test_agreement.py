@@ -1,7 +1,5 @@
 """The forms of one student beside each other: a row of accuracies and of images on which two disagree."""
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -9,19 +7,14 @@ import pytest
 import torch
 
 from qtrain.pipeline.results import read_results
+from tests.helpers.script import load_script
 
 FORMS = ("fp", "student", "reference", "onnxruntime", "openvino")
 
 
 @pytest.fixture(scope="module")
 def agreement() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "scripts" / "agreement.py"
-    spec = importlib.util.spec_from_file_location("agreement", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["agreement"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("agreement")
 
 
 def test_two_forms_disagree_on_the_images_to_which_they_give_other_classes(agreement: ModuleType) -> None:

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from qtrain.pipeline.results import read_results
+from tests.helpers.script import load_script
 
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "scripts" / "bench_ranks.py"
-    spec = importlib.util.spec_from_file_location("bench_ranks", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bench_ranks"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("bench_ranks")
 
 
 def test_ratios_are_to_one_rank_and_rows_are_kept(

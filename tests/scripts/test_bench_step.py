@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +9,7 @@ import pytest
 import torch
 
 from qtrain.pipeline.results import read_results
+from tests.helpers.script import load_script
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TINY = ["--batch", "4", "--rounds", "1", "--steps", "1", "--warmup", "0", "--device", "cpu", "--no-compile"]
@@ -20,12 +19,7 @@ RANDOM = ("model.weights=null", "distill.teacher_weights=null")
 
 
 def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_step", ROOT / "scripts" / "bench_step.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_script("bench_step")
 
 
 script = _load()

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from qtrain.sweep.trial import Trial
+from tests.helpers.script import load_script
 
 
 @pytest.fixture(scope="module")
 def bench(repo: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_sweep", repo / "scripts" / "bench_sweep.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bench_sweep"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("bench_sweep")
 
 
 def trial(id: str, started: float, ended: float, train_s: float) -> Trial:

@@ -1,22 +1,16 @@
 """What the script tries: every quantizer, and options that compose at bits that it has."""
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from qtrain.settings.conf_dir import conf_dir
+from tests.helpers.script import load_script
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "scripts" / "calibrate_quantizers.py"
-    spec = importlib.util.spec_from_file_location("calibrate_quantizers", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("calibrate_quantizers")
 
 
 def test_every_quantizer_is_tried_for_weights_and_inputs(script: ModuleType) -> None:

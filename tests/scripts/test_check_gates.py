@@ -1,7 +1,5 @@
 """What a recipe reached may not fall: floors come from rows, and a recipe below its own is said with exit code 1."""
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -10,18 +8,14 @@ import yaml
 
 from qtrain.config.compose import compose
 from qtrain.pipeline.results import read_results
+from tests.helpers.script import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def gates() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("check_gates", ROOT / "scripts" / "check_gates.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["check_gates"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("check_gates")
 
 
 def test_the_floor_is_two_deviations_of_three_seeds_or_of_the_images_of_one(gates: ModuleType) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -14,16 +12,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.helpers.script import load_script
+
 
 @pytest.fixture(scope="module")
 def golden() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "scripts" / "golden.py"
-    spec = importlib.util.spec_from_file_location("golden", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["golden"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("golden")
 
 
 def leave(

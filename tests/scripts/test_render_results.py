@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,16 +9,13 @@ from typing import Any
 import pytest
 
 from qtrain.pipeline.results import append_row
+from tests.helpers.script import load_script
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("render_results", ROOT / "scripts" / "render_results.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("render_results")
 
 
 script = _load()

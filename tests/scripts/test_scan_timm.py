@@ -1,7 +1,5 @@
 """The scan of timm: its counter against counts by hand, its choice of models, rows with reasons, and going on."""
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -14,17 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qtrain.pipeline.results import read_results
+from tests.helpers.script import load_script
 
 
 @pytest.fixture(scope="module")
 def scan() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "scripts" / "scan_timm.py"
-    spec = importlib.util.spec_from_file_location("scan_timm", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["scan_timm"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("scan_timm")
 
 
 X = torch.ones(2, 3, 8, 8)

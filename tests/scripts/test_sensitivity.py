@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -11,21 +10,14 @@ from scipy.stats import spearmanr
 
 from qtrain.sensitivity.base import Score
 from qtrain.spec import Scores
+from tests.helpers.script import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def loaded(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    return loaded("sensitivity")
+    return load_script("sensitivity")
 
 
 def scores(script: ModuleType, factor: float) -> Scores:
@@ -58,7 +50,7 @@ def test_table_has_a_row_for_each_score_and_role_and_one_for_each_large_network(
     large = {"model": "big", "score": "fisher", "role": "", "bits": "", "spearman_kl": "", "passes": "3.3",
              "images": "8", "peak_bytes": str(3 * 2**30), "cpu_s": "12.3", "notes": "n"}  # fmt: skip
     old = {**small, "bits": "2", "spearman_kl": "0.1"}
-    table = loaded("render_results").scores([old, {**small, "bits": "2"}, {**small, "bits": "all"}, large])
+    table = load_script("render_results").scores([old, {**small, "bits": "2"}, {**small, "bits": "all"}, large])
     assert "| Score | Of | 2 bits | All | All, loss | Passes | Images |" in table
     assert "| fisher | weight | 0.88 | 0.88 | 0.50 | 4.0 | 512 |" in table
     assert "Measured on 1024 images." in table

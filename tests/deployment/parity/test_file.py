@@ -126,15 +126,11 @@ def test_an_operator_that_the_file_defines_itself_is_named(file: bytes) -> None:
     assert changed(read(file), read(model.SerializeToString())) == ["Odd: the file defines this operator itself"]
 
 
-def test_each_constant_of_a_network_with_depthwise_layers_norms_and_sums_is_named_when_it_changes_least() -> None:
+def test_each_constant_of_a_network_with_depthwise_layers_norms_and_sums_is_named_when_it_changes_least(
+    with_norms: tuple[nn.Module, bytes],
+) -> None:
     """One code of a weight, one zero point, one bias, and the last bit of one scale or parameter of a norm."""
-    torch.manual_seed(0)
-    model = network("norms").eval()
-    for norm in model.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            nn.init.uniform_(norm.weight, 0.5, 1.5)
-    student = qtrain.quantize(model, images(), weight_bits=4, input_bits=4, target="onnxruntime", options=FAST)
-    data = export(student, SIZE).to_bytes()
+    data = with_norms[1]
     ours, described = read(data), onnx.load_from_string(data)
     names = [tensor.name for tensor in described.graph.initializer]
     for part in (

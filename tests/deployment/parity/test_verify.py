@@ -136,18 +136,6 @@ def test_another_rounding_is_found_beside_norms_and_depthwise_layers(
     assert {"body.depthwise", "body.up", "body.shrink"} & named
 
 
-@pytest.fixture(scope="module")
-def with_norms() -> tuple[nn.Module, bytes]:
-    """A student with a depthwise layer, norms that no layer takes in, a concatenation and sums, and its file."""
-    torch.manual_seed(0)
-    model = network("norms").eval()
-    for norm in model.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            nn.init.uniform_(norm.weight, 0.5, 1.5)
-    student = qtrain.quantize(model, images(), weight_bits=4, input_bits=4, target="onnxruntime", options=FAST)
-    return student, export(student, SIZE).to_bytes()
-
-
 def test_a_file_that_does_not_run_fails_with_the_constant_and_the_runtimes_words(made: nn.Module, file: bytes) -> None:
     def too_wide(values: np.ndarray) -> np.ndarray:
         return np.concatenate([values, values], axis=1)
