@@ -13,13 +13,13 @@ from typing import final
 from hydra.core.utils import configure_log
 from omegaconf import DictConfig, open_dict, read_write
 
-from qtrain.settings.run_files import CONFIG
+from qtrain.settings.run_files import CONFIG, HOLDER, LOCK
 from qtrain.utils.errors import ConfigError
 
 RUN_LOG = f"{__name__}.RunLog"
 """The class of the handler in ``conf/hydra/job_logging``."""
 
-OF_NO_RUN = (CONFIG, ".lock", ".holder")
+OF_NO_RUN = (CONFIG, LOCK, HOLDER)
 """Files beside the log in the folder of a run that was refused before it began."""
 
 
@@ -68,7 +68,7 @@ def logged_in(folder: Path) -> Iterator[None]:
     If the block is refused by a ``ValueError`` before a run began there, the folder is not left behind. Raises
     ``ConfigError`` where no such folder can be made.
     """
-    made = _to_make(folder)
+    made = _make(folder)
     handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, RunLog)]
     before = [handler.baseFilename for handler in handlers]
     for handler in handlers:
@@ -86,8 +86,12 @@ def logged_in(folder: Path) -> Iterator[None]:
             _remove(folder, made, [*OF_NO_RUN, *(handler.name_in_folder for handler in handlers)])
 
 
-def _to_make(folder: Path) -> list[Path]:
-    """``folder`` and those above it that do not exist, from below. Raises ``ConfigError`` where they cannot be made."""
+def _make(folder: Path) -> list[Path]:
+    """``folder`` and those above it that do not exist, from below; the topmost is made, and stays.
+
+    Other ranks may write there from now on, so nothing is taken back just to see whether it could be made. Raises
+    ``ConfigError`` where it cannot.
+    """
     absent = []
     for place in (folder.absolute(), *folder.absolute().parents):
         if place.is_dir():
@@ -99,10 +103,7 @@ def _to_make(folder: Path) -> list[Path]:
         absent.append(place)
     try:
         if absent:
-            absent[-1].mkdir()
-            absent[-1].rmdir()
-    except FileExistsError:  # made by another process just now
-        pass
+            absent[-1].mkdir(exist_ok=True)  # another rank may be a moment ahead
     except OSError as error:
         raise ConfigError(
             f"output: cannot make {absent[-1]} ({error.strerror}); give output=FOLDER, another place for runs"
@@ -111,10 +112,18 @@ def _to_make(folder: Path) -> list[Path]:
 
 
 def _remove(folder: Path, made: list[Path], trivial: list[str]) -> None:
-    """Remove ``folder``, and those of ``made`` above it, if nothing but files named ``trivial`` is in it."""
+    """Remove ``folder``, and those of ``made`` above it, if nothing but files named ``trivial`` is in it.
+
+    Not while another process, which came first, holds it: the file that says so is empty where none does.
+    """
     with suppress(OSError):
-        if made and all(path.name in trivial for path in folder.iterdir()):
+        if made and not _is_held(folder) and all(path.name in trivial for path in folder.iterdir()):
             shutil.rmtree(folder)
     for place in made:
         with suppress(OSError):  # it is gone, or something else is in it
             place.rmdir()
+
+
+def _is_held(folder: Path) -> bool:
+    holder = folder / HOLDER
+    return holder.is_file() and holder.stat().st_size > 0

@@ -25,14 +25,12 @@ from typing import final
 from filelock import BaseFileLock, FileLock, Timeout
 from pytorch_lightning.utilities import rank_zero_only
 
+from qtrain.settings.run_files import HOLDER, LOCK
 from qtrain.training.ranks import first_rank_first
 from qtrain.training.slurm import SlurmJob
 from qtrain.utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
-
-LOCK, HOLDER = ".lock", ".holder"
-"""The file that is locked, in which ``filelock`` may write, and the one in which its holder says that it lives."""
 
 BEAT_S = 15.0
 """Seconds between two beats of a holder."""

@@ -28,6 +28,10 @@ LATENT = "student.ckpt"
 EXAMPLES = "examples.json"
 """Some test images and what the run's models say of them."""
 
+LOCK, HOLDER = ".lock", ".holder"
+"""The file that is locked while a run goes on, in which ``filelock`` may write, and the one in which its holder says
+that it lives; empty when it has ended."""
+
 STAGES = "stages"
 """Folder of what each stage of a run keeps."""
 

@@ -18,7 +18,8 @@ import pytest
 from pytorch_lightning.utilities import rank_zero_only
 
 from qtrain.pipeline import run_lock
-from qtrain.pipeline.run_lock import HOLDER, Holder, only_run_in
+from qtrain.pipeline.run_lock import Holder, only_run_in
+from qtrain.settings.run_files import HOLDER
 from qtrain.utils.errors import ConfigError
 
 HOLD = """
