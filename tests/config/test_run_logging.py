@@ -37,9 +37,9 @@ def test_a_folder_that_was_made_stays_for_the_ranks_that_have_seen_it(tmp_path: 
 
 
 def test_a_refused_run_leaves_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no such layer"), logged_in(tmp_path / "deep" / "run"):
-        with only_run_in(tmp_path / "deep" / "run"):
-            raise ConfigError("no such layer")
+    folder = tmp_path / "deep" / "run"
+    with pytest.raises(ConfigError, match="no such layer"), logged_in(folder), only_run_in(folder):
+        raise ConfigError("no such layer")
     assert not (tmp_path / "deep").exists()
 
 
