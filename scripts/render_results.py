@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qtrain.pipeline.results import read_results
-from qtrain.pipeline.summary import CALIBRATED, FLOAT, NUMBERS, RunSummary
-from qtrain.report.difference import UNCERTAIN, Difference, difference
+from qtrain.pipeline.summary import CALIBRATED, FLOAT, NUMBERS, RIGHT, RunSummary
+from qtrain.report.difference import UNCERTAIN, Accuracy, Difference, difference
 from qtrain.report.seed_groups import order, seed_groups
 from qtrain.report.table import LEFT, ONE_SEED, SEVERAL_SEEDS, closing_table, table_notes
 from qtrain.report.teacher_gain import RECORDED, recorded_of, recorded_text, teacher_gains
@@ -154,9 +154,10 @@ class Variant(NamedTuple):
         """Sample standard deviation of top-1 over seeds, in points; ``None`` for a single one."""
         return statistics.stdev(float(run["top1"]) for run in self.runs) if len(self.runs) > 1 else None
 
-    def by_seed(self, column: str) -> dict[str, float]:
-        """The figure of each seed; without the runs that do not have it."""
-        return {run["seed"]: float(run[column]) for run in self.runs if run.get(column)}
+    def by_seed(self, column: str) -> dict[str, Accuracy]:
+        """The accuracy of each seed; without the runs that do not have it."""
+        right = RIGHT[column]
+        return {run["seed"]: Accuracy(float(run[column]), run.get(right, "")) for run in self.runs if run.get(column)}
 
     @property
     def images(self) -> int | None:

@@ -113,7 +113,7 @@ def distill(
     if record_of(student).for_target:
         settle_for_target_(student)
     validation = data.val_dataloader()
-    return {} if isinstance(validation, list) else evaluate(student, validation, result.device)
+    return {} if isinstance(validation, list) else evaluate(student, validation, result.device).metrics
 
 
 @torch.no_grad()

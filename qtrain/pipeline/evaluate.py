@@ -21,6 +21,7 @@ from qtrain.pipeline.summary import read_summary
 from qtrain.settings.run_files import SUMMARY
 from qtrain.settings.run_settings import RunSettings
 from qtrain.training.evaluation import evaluate
+from qtrain.utils.bit_text import to_text
 from qtrain.utils.errors import ConfigError
 
 
@@ -78,9 +79,11 @@ def _measured(
 ) -> float:
     """Top-1 of ``model`` on the test images, printed and written as a row with what is known of its training."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    top1 = evaluate(model.student, data.test_dataloader(), device)["top1"]
+    found = evaluate(model.student, data.test_dataloader(), device)
+    top1 = found.top1
     cost = count(model.student.cpu(), example_input(data.info))
-    summary = run_folder.describe(settings, data.info, model.allocation, cost) | training | {"top1": top1}
+    summary = run_folder.describe(settings, data.info, model.allocation, cost) | training
+    summary |= {"top1": top1, "right": to_text(found.right)}
     summary.setdefault("fp_top1", top1)
     summary["wall_s"] = time.perf_counter() - start
     folder = Path(settings.run_dir)

@@ -3,22 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
 from torch import nn
 
 from qtrain.convert.many_bits import join
 from qtrain.data.base import VisionData
 from qtrain.data.fit_data import FitData
 from qtrain.distillation.objective import Objective
-from qtrain.nn.many_bits import ManyBits, by_width, in_use, label
+from qtrain.nn.many_bits import ManyBits, in_use, label
 from qtrain.pipeline.allocate import is_search
 from qtrain.pipeline.build_teacher import bind
 from qtrain.pipeline.costs import costs
-from qtrain.pipeline.run_folder import Metrics
-from qtrain.pipeline.student_file import METRICS
 from qtrain.pipeline.summary import Figures
+from qtrain.pipeline.tested import Tested
 from qtrain.settings.run_settings import ManyBitsSettings, RunSettings
-from qtrain.training.evaluation import evaluate
 from qtrain.utils.errors import ConfigError, as_config_error
 
 OF_ONE_WIDTH = ("BitSchedule", "Inundation", "Instability")
@@ -98,17 +95,10 @@ def narrow_objective(settings: RunSettings, student: nn.Module, data: FitData) -
     return objective
 
 
-def top1_of(name: str, model: nn.Module, data: VisionData, device: torch.device) -> Metrics:
-    """Top-1 of ``model`` on the test images in percent, as ``name``; of each of many widths too, as ``name/w4``."""
-    found = {bits: evaluate(one, data.test_dataloader(), device)["top1"] for bits, one in by_width(model).items()}
-    by_name: Metrics = {f"{name}/{label(bits)}": top1 for bits, top1 in found.items() if bits is not None}
-    return {name: next(iter(found.values())), **by_name}
-
-
-def figures_by_width(settings: RunSettings, student: nn.Module, data: VisionData, metrics: Metrics) -> Figures:
+def figures_by_width(settings: RunSettings, student: nn.Module, data: VisionData, tested: Tested) -> Figures:
     """What each width of a student of many bits costs alone, and its accuracies; empty for a student of one width.
 
-    By :func:`~qtrain.nn.many_bits.label`, as ``w4``: fields of a summary. ``metrics`` have ``top1/w4``.
+    By :func:`~qtrain.nn.many_bits.label`, as ``w4``: fields of a summary.
     """
     if not isinstance(student, ManyBits):
         return {}
@@ -116,6 +106,5 @@ def figures_by_width(settings: RunSettings, student: nn.Module, data: VisionData
     for bits, one in student.students.items():
         cost = costs(settings, one, data).as_dict()
         del cost["layers"]
-        accuracies = {name: metrics[key] for name in METRICS if (key := f"{name}/{label(bits)}") in metrics}
-        figures[label(bits)] = {"w_bits": bits, "a_bits": bits, **cost, **accuracies}
+        figures[label(bits)] = {"w_bits": bits, "a_bits": bits, **cost, **tested.of_width(bits)}
     return figures

@@ -13,10 +13,11 @@ from qtrain.pipeline.build_model import build_model, has_weights
 from qtrain.pipeline.costs import costs
 from qtrain.pipeline.examples import keep_examples
 from qtrain.pipeline.load_data import load_data
-from qtrain.pipeline.many_bits import figures_by_width, settings_by_width, top1_of
+from qtrain.pipeline.many_bits import figures_by_width, settings_by_width
 from qtrain.pipeline.run_folder import Metrics, run_in_folder
 from qtrain.pipeline.student_file import write_student
 from qtrain.pipeline.summary import CALIBRATED, FINISHED, FLOAT
+from qtrain.pipeline.tested import Tested, on_test_images
 from qtrain.settings.run_settings import RunSettings
 from qtrain.utils.errors import ConfigError
 
@@ -49,16 +50,15 @@ def _calibrate(settings: RunSettings, folder: Path) -> Metrics:
         prepare.settle_for_target_(prepared.student)
     seconds = time.perf_counter() - start
     log.info("calibrated in %.0f s", seconds)
-    metrics: Metrics = {"top1": None, "fp_top1": None}
+    tested = Tested({"top1": None, "fp_top1": None}, {})
     if settings.fit.final_test:
-        for name, model in {"fp_top1": full_precision, "top1": prepared.student}.items():
-            metrics |= top1_of(name, model, data, device)
+        tested = on_test_images({"fp_top1": full_precision, "top1": prepared.student}, data, device)
         keep_examples(folder, data, {FLOAT: full_precision, CALIBRATED: prepared.student}, device)
     cost = costs(settings, prepared.student.cpu(), data)
     summary = run_folder.describe(settings, data.info, prepared.allocation, cost)
-    summary |= {name: value for name, value in metrics.items() if "/" not in name}
+    summary |= tested.fields
     summary |= {
-        "widths": figures_by_width(settings, prepared.student, data, metrics),
+        "widths": figures_by_width(settings, prepared.student, data, tested),
         "name": folder.name,
         "distill": "none",
         "epochs": 0,
@@ -68,4 +68,4 @@ def _calibrate(settings: RunSettings, folder: Path) -> Metrics:
     summary |= write_student(settings, folder, prepared.student, data.info, summary)
     run_folder.append_results(settings, folder, summary, device=device, notes="calibrated only")
     run_folder.finish(folder, summary)
-    return metrics
+    return tested.metrics

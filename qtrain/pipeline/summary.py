@@ -14,6 +14,7 @@ from typing import Any, cast
 from qtrain.settings.run_files import METRICS, SUMMARY, TRIALS
 from qtrain.spec import FULL_PRECISION
 from qtrain.utils.atomic_write import write_text
+from qtrain.utils.bit_text import from_text
 
 FINISHED = "finished"
 """The ``status`` of a run that came to its end; any other is shown as the reason why it did not."""
@@ -28,6 +29,9 @@ NUMBERS = (
 ).split()
 """Fields of a summary that are a number or null."""
 
+RIGHT = {"top1": "right", "fp_top1": "fp_right"}
+"""Accuracy -> the field that says which test images it counts, so that models are compared image by image."""
+
 
 Figures = dict[str, dict[str, Any]]
 """Fields of a summary for each width of a student of many bits, by its label, as ``w4``."""
@@ -38,7 +42,8 @@ class RunSummary:
     """The content of ``summary.json``. Accuracies are in percent, sizes in bytes, ``wall_s`` in seconds.
 
     ``fp_top1`` is the accuracy before quantization, ``ptq_top1`` after calibration and before training, ``top1`` at the
-    end, all on ``test_images`` images. Runs that share ``data_hash`` have the same images; those that share
+    end, all on ``test_images`` images; ``right`` and ``fp_right`` say which of them ``top1`` and ``fp_top1`` count, as
+    the text of :mod:`qtrain.utils.bit_text`. Runs that share ``data_hash`` have the same images; those that share
     ``recipe_hash`` differ in nothing but seeds. ``file_bytes`` is the length of ``student.safetensors``, of which
     ``header_bytes`` say how its network is built and the other ``size_bytes`` are counted. ``distill`` is false, or
     true, or names the terms. ``layers`` are rows of :mod:`qtrain.costs.count`. Of a student of many bits all this is of
@@ -58,6 +63,8 @@ class RunSummary:
     top1: float | None = None
     fp_top1: float | None = None
     ptq_top1: float | None = None
+    right: str | None = None
+    fp_right: str | None = None
     test_images: int | None = None
     size_bytes: int | None = None
     file_bytes: int | None = None
@@ -152,6 +159,12 @@ def read_summary(path: Path) -> RunSummary:
         value = getattr(summary, name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise ValueError(f"{path.name}: {name} is not a number: {value!r}")
+    for name in RIGHT.values():
+        try:
+            if (text := getattr(summary, name)) is not None:
+                from_text(text)
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{path.name}: {name} does not say which images are right: {error}") from error
     if not isinstance(summary.layers, list):
         raise ValueError(f"{path.name}: layers is not a list")
     return summary

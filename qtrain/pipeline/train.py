@@ -22,7 +22,7 @@ from qtrain.pipeline.costs import costs
 from qtrain.pipeline.examples import keep_examples
 from qtrain.pipeline.fit import accumulated_batches, named_callbacks
 from qtrain.pipeline.load_data import depends_on, load_data
-from qtrain.pipeline.many_bits import figures_by_width, settings_by_width, top1_of
+from qtrain.pipeline.many_bits import figures_by_width, settings_by_width
 from qtrain.pipeline.prepare import Prepared
 from qtrain.pipeline.pretrain import full_precision_weights, members_of, must_train
 from qtrain.pipeline.run_cache import cached
@@ -31,6 +31,7 @@ from qtrain.pipeline.run_stage import run_stage
 from qtrain.pipeline.stages import Stage, StageResult, StageState, stages_of
 from qtrain.pipeline.student_file import write_student
 from qtrain.pipeline.summary import CALIBRATED, DISTILLED, FINISHED, FLOAT, TRAINED
+from qtrain.pipeline.tested import Tested, on_test_images
 from qtrain.settings.component import Component
 from qtrain.settings.run_files import STUDENT
 from qtrain.settings.run_settings import RunSettings
@@ -89,7 +90,7 @@ def _train(settings: RunSettings, folder: Path, loggers: tuple[Logger, ...], *, 
         _reestimate_batchnorm(final, student.to(last.device), data, last.device)
     if final.target is not None:
         prepare.settle_for_target_(student)
-    metrics: Metrics = {"top1": None, "fp_top1": None, "ptq_top1": None}
+    tested = Tested({"top1": None, "fp_top1": None, "ptq_top1": None}, {})
     if settings.fit.final_test:
         models = {"fp_top1": full_precision, "top1": student}
         if last.allocation:
@@ -97,17 +98,17 @@ def _train(settings: RunSettings, folder: Path, loggers: tuple[Logger, ...], *, 
             if calibrated is None:
                 calibrated = prepare.prepare_student(final, copy.deepcopy(full_precision), data).student
             models["ptq_top1"] = calibrated
-        for name, model in models.items():
-            metrics |= top1_of(name, model, data, last.device)
+        found = on_test_images(models, data, last.device)
+        tested = replace(found, metrics=tested.metrics | found.metrics)
         _keep_examples(folder, data, models, last)
     cost = costs(final, student.cpu(), data)
     described = run_folder.describe(final, data.info, last.allocation, cost)
     described |= {"epochs": _epochs(final, last, data), "recipe_hash": settings.recipe}
-    described |= {name: value for name, value in metrics.items() if "/" not in name}
-    described |= {"widths": figures_by_width(final, student, data, metrics)}
+    described |= tested.fields
+    described |= {"widths": figures_by_width(final, student, data, tested)}
     wall_s = time.perf_counter() - start + last.earlier_s
     _record(settings, folder, described, last, data.info, loggers, wall_s=wall_s)
-    return metrics
+    return tested.metrics
 
 
 def _teachers(settings: RunSettings) -> list[Component]:

@@ -5,10 +5,15 @@ is less.
 """
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import TypeVar, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qtrain.utils.bit_text import from_text
 
 Seed = TypeVar("Seed", bound=Hashable)
 
@@ -16,9 +21,19 @@ CLAIMED = 2.0
 """So many standard errors make a difference a claim."""
 
 UNCERTAIN = (
-    "In brackets: the standard error of a difference, from the number of test images and from the spread over seeds, "
-    "which are paired where both sides have the same. ~: less than two standard errors, so it may be chance."
+    "In brackets: the standard error of a difference, from the test images and from the spread over seeds, which are "
+    "paired where both sides have the same. ~: less than two standard errors, so it may be chance."
 )
+
+
+@final
+@dataclass(frozen=True)
+class Accuracy:
+    """``top1`` in percent, and ``right``: which test images it counts, as the text of :mod:`qtrain.utils.bit_text`;
+    empty where the run has not kept it."""
+
+    top1: float
+    right: str = ""
 
 
 @final
@@ -56,22 +71,76 @@ UNKNOWN = Difference(math.nan, math.nan, math.nan, 0)
 """Where a side is missing."""
 
 
-def difference(ours: Mapping[Seed, float], theirs: Mapping[Seed, float], *, images: int | None) -> Difference:
-    """The mean accuracy of ``ours`` less that of ``theirs``, each in percent by seed, on the same ``images``.
+def difference(ours: Mapping[Seed, Accuracy], theirs: Mapping[Seed, Accuracy], *, images: int | None) -> Difference:
+    """The mean accuracy of ``ours`` less that of ``theirs``, by seed, on the same ``images``.
 
     With the same seeds on both sides, the differences d are taken seed by seed, and the seeds' part of the error is
     ``s(d) / sqrt(n)``. Otherwise it is ``sqrt(s1^2 / n1 + s2^2 / n2)``, where a single seed has the spread of the other
-    side. Test images add ``p (1 - p) / N + q (1 - q) / N`` to the variance, for the two accuracies p and q on N images.
-    That takes the two as independent and is rather too large, since they share their images. What is not known is left
-    out: the spread where both have a single seed, and images that are ``None``.
+    side. Where both sides have a single seed, the spread is not known and left out.
+
+    Where both sides say which images are right, the error is that of pairs: images and seeds are two random effects
+    that cross (:func:`_crossed_error`). Otherwise test images add ``p (1 - p) / N + q (1 - q) / N`` to the variance,
+    for the two accuracies p and q on N images. That takes the two as independent, and is too large, since they share
+    their images. Without the number of images the error is not known: seeds alone would make a difference look far too
+    certain.
     """
     if not ours or not theirs:
         return UNKNOWN
-    one, other = fmean(ours.values()), fmean(theirs.values())
+    one, other = (fmean(found.top1 for found in side.values()) for side in (ours, theirs))
     paired = ours.keys() == theirs.keys()
-    sides = [[ours[seed] - theirs[seed] for seed in ours]] if paired else [list(ours.values()), list(theirs.values())]
-    known = [stdev(values) ** 2 for values in sides if len(values) > 1]
-    spreads = [(stdev(v) ** 2 if len(v) > 1 else known[0]) / len(v) for v in sides if known]
-    shares = [share * (100 - share) / images for share in (one, other)] if images else []
-    seed_error, error = (math.sqrt(sum(parts)) if parts else math.nan for parts in (spreads, spreads + shares))
-    return Difference(one - other, error, seed_error, len(ours) if paired else 0)
+    if paired:
+        sides = [[ours[seed].top1 - theirs[seed].top1 for seed in ours]]
+    else:
+        sides = [[found.top1 for found in side.values()] for side in (ours, theirs)]
+    of_seeds = _over_seeds([stdev(s) ** 2 if len(s) > 1 else None for s in sides], [len(s) for s in sides])
+    right = _right(ours, theirs, paired=paired)
+    if right is not None:
+        error = _crossed_error(right)
+    elif images:
+        error = math.sqrt(of_seeds + sum(share * (100 - share) / images for share in (one, other)))
+    else:
+        error = math.nan
+    return Difference(one - other, error, math.sqrt(of_seeds) or math.nan, len(ours) if paired else 0)
+
+
+def _over_seeds(variances: Sequence[float | None], seeds: Sequence[int]) -> float:
+    """The sum over the sides of variance / seeds; one of ``None`` counts as the other's. 0 where none is known."""
+    known = [variance for variance in variances if variance is not None]
+    return sum((known[0] if v is None else v) / n for v, n in zip(variances, seeds, strict=True)) if known else 0.0
+
+
+def _right(
+    ours: Mapping[Seed, Accuracy], theirs: Mapping[Seed, Accuracy], *, paired: bool
+) -> list[NDArray[np.float64]] | None:
+    """By seed and image (S, N), in percent: our 100 or 0 less theirs, or where seeds are not paired, ours, and theirs
+    negative. ``None`` where a run has not kept it, or they are not of the same number of images."""
+    texts = [[side[seed].right for seed in (ours if paired else side)] for side in (ours, theirs)]
+    if not all(text for side in texts for text in side):
+        return None
+    kept = [[100.0 * from_text(text) for text in side] for side in texts]
+    if len({len(one) for side in kept for one in side}) > 1:
+        return None
+    first, second = (np.stack(side) for side in kept)
+    return [first - second] if paired else [first, -second]
+
+
+def _crossed_error(sides: Sequence[NDArray[np.float64]]) -> float:
+    """The standard error of the sum of the means of ``sides`` (S, N), where S seeds and N images are random and cross.
+
+    The images' part of the variance is that of the sum over the sides of the mean over seeds, over N: for a single
+    seed that is McNemar's. It holds the part of chance that is each seed's and each image's own. The seeds' part is a
+    variance component, ``max(0, (MS_seeds - MS_residual) / N)`` over S, of each side. (Cornfield and Tukey 1956,
+    "Average values of mean squares in factorials", the two-way layout without repetition.)
+    """
+    by_image = sum(side.mean(axis=0) for side in sides)
+    components: list[float | None] = []
+    for side in sides:
+        seeds, images = side.shape
+        residual = side - side.mean(axis=1, keepdims=True) - side.mean(axis=0) + side.mean()
+        if seeds > 1:
+            ms_residual = (residual**2).sum() / ((seeds - 1) * (images - 1))
+            components.append(max(0.0, float(side.mean(axis=1).var(ddof=1) - ms_residual / images)))
+        else:
+            components.append(None)
+    of_images = float(np.var(by_image, ddof=1)) / sides[0].shape[1]
+    return math.sqrt(of_images + _over_seeds(components, [len(side) for side in sides]))

@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 from typing import NamedTuple
 
 from qtrain.pipeline.summary import CALIBRATED, DISTILLED, FLOAT, WAYS, RunSummary
-from qtrain.report.difference import Difference, difference
+from qtrain.report.difference import Accuracy, Difference, difference
 from qtrain.spec import FULL_PRECISION
 
 SAME = 1e-4
@@ -47,7 +47,7 @@ class SeedGroup:
     product: float
     seeds: int
     images: int | None
-    by_seed: Mapping[int | None, float]
+    by_seed: Mapping[int | None, Accuracy]
     top1: float
     std: float
     change: Difference
@@ -67,14 +67,15 @@ class SeedGroup:
 class _Measured(NamedTuple):
     top1: float
     run: RunSummary
+    right: str = ""
 
 
 def seed_groups(summaries: Iterable[RunSummary]) -> list[SeedGroup]:
     """The rows: by data set and model, most bits first, each in the order of :data:`WAYS`."""
     groups: dict[GroupKey, list[_Measured]] = {}
     for summary in summaries:
-        for key, top1 in _accuracies(summary):
-            groups.setdefault(key, []).append(_Measured(top1, summary))
+        for key, found in _accuracies(summary):
+            groups.setdefault(key, []).append(_Measured(found.top1, summary, found.right))
     for key, members in list(groups.items()):
         if not _are_repeats(key, members):  # they differ in something that the key does not hold
             del groups[key]
@@ -113,12 +114,18 @@ def _named(key: GroupKey, members: Sequence[_Measured]) -> Iterator[tuple[str, _
 
 def _by_seed(members: Iterable[_Measured]) -> dict[int | None, list[float]]:
     found: dict[int | None, list[float]] = {}
-    for top1, run in members:
-        found.setdefault(run.seed, []).append(top1)
+    for member in members:
+        found.setdefault(member.run.seed, []).append(member.top1)
     return found
 
 
-def _accuracies(summary: RunSummary) -> Iterator[tuple[GroupKey, float]]:
+def _mean_by_seed(members: Iterable[_Measured]) -> dict[int | None, Accuracy]:
+    members = list(members)
+    right = {member.run.seed: member.right for member in members}
+    return {seed: Accuracy(fmean(same), right[seed]) for seed, same in _by_seed(members).items()}
+
+
+def _accuracies(summary: RunSummary) -> Iterator[tuple[GroupKey, Accuracy]]:
     """The rows that one run adds to: its own, and those of the model that it started from."""
     terms = summary.distill if summary.way == DISTILLED and isinstance(summary.distill, str) else ""
     own = GroupKey(
@@ -136,21 +143,24 @@ def _accuracies(summary: RunSummary) -> Iterator[tuple[GroupKey, float]]:
     if summary.full_precision:
         own = before
     elif summary.fp_top1 is not None:
-        yield before, summary.fp_top1
+        yield before, Accuracy(summary.fp_top1, summary.fp_right or "")
     if summary.ptq_top1 is not None and not summary.full_precision:
-        yield start._replace(way=CALIBRATED), summary.ptq_top1
+        yield start._replace(way=CALIBRATED), Accuracy(summary.ptq_top1)
     if summary.top1 is not None:
         # What task=calibrate left is one of several ways to calibrate; what training began from is not.
-        yield own._replace(name=summary.name or "") if own.way == CALIBRATED else own, summary.top1
+        found = Accuracy(summary.top1, summary.right or "")
+        yield own._replace(name=summary.name or "") if own.way == CALIBRATED else own, found
 
 
 def _group(key: GroupKey, members: list[_Measured]) -> SeedGroup:
-    by_seed = {seed: fmean(same) for seed, same in _by_seed(members).items()}
-    accuracies = list(by_seed.values())
+    by_seed = _mean_by_seed(members)
+    accuracies = [found.top1 for found in by_seed.values()]
     summaries = [member.run for member in members]
     full = key.way == FLOAT
     known = [member for member in members if not full and member.run.fp_top1 is not None]
-    start = _by_seed(_Measured(run.fp_top1, run) for _, run in known if run.fp_top1 is not None)
+    start = _mean_by_seed(
+        _Measured(run.fp_top1, run, run.fp_right or "") for _, run, _ in known if run.fp_top1 is not None
+    )
     images = {run.test_images for run in summaries}
     tested = images.pop() if len(images) == 1 else None
     return SeedGroup(
@@ -162,11 +172,7 @@ def _group(key: GroupKey, members: list[_Measured]) -> SeedGroup:
         by_seed=by_seed,
         top1=fmean(accuracies),
         std=stdev(accuracies) if len(accuracies) > 1 else 0.0,
-        change=difference(
-            {seed: fmean(same) for seed, same in _by_seed(known).items()},
-            {seed: fmean(same) for seed, same in start.items()},
-            images=tested,
-        ),
+        change=difference(_mean_by_seed(known), start, images=tested),
         size_bytes=_mean(s.fp_size_bytes if full else s.size_bytes for s in summaries),
         file_bytes=_mean(s.file_bytes for s in summaries if s.full_precision or not full),
         compression=1.0 if full else _mean(s.compression for s in summaries),

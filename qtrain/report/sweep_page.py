@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from qtrain.report.chart import spec, write_png
-from qtrain.report.difference import CLAIMED, difference
+from qtrain.report.difference import CLAIMED, Accuracy, difference
 from qtrain.report.formatting import (
     bits_text,
     knob_label,
@@ -95,7 +95,8 @@ def rests_on(sweep: SweepResults) -> str:
     best = max((trial.metrics["top1"] for trial in sweep.trials if "top1" in trial.metrics), default=None)
     text = "; ".join(said)
     if images["val"] and best is not None:
-        error = difference({0: best}, {0: best}, images=min(images["val"])).error
+        of_best = {0: Accuracy(best)}
+        error = difference(of_best, of_best, images=min(images["val"])).error
         text += f". Near the best, differences below {CLAIMED * error:.2f} points are less than two standard errors"
     return text[:1].upper() + text[1:] + ("." if text else "")
 

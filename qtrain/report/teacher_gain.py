@@ -91,7 +91,7 @@ def recorded_of(experiment: str, summaries: Sequence[RunSummary], commits: Itera
     rows = []
     for gain in teacher_gains(seed_groups(summaries)):
         found, key = gain.difference, gain.distilled.key
-        trained, distilled = (list(side.by_seed.values()) for side in (gain.trained, gain.distilled))
+        trained, distilled = ([one.top1 for one in side.by_seed.values()] for side in (gain.trained, gain.distilled))
         rows.append(
             Recorded(
                 experiment=experiment,

@@ -40,6 +40,9 @@ uses stand resolved where it uses them. A run is the same alone and in a sweep, 
 LATER = (("data", "labeled", None), ("data", "test_images", 360), ("full_precision", "all_labels", False))
 """Keys that came later, with the value that earlier runs had without them: it is no difference."""
 
+OF_LINT_ALONE = ("layers_in_float", "between_codes")
+"""Keys of a target from which ``task=lint`` tells what stays in floating point; a student is the same with others."""
+
 
 def recorded(plain: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a resolved config that a run's ``config.yaml`` holds: what describes the run, not its place."""
@@ -71,11 +74,11 @@ def restored(config: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, An
 
 
 def comparable(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """A :func:`recorded` config without the processes that share the work, and without :data:`LATER` keys that change
-    nothing: with others it is the same run. Nor does it hold what only ``task=lint`` says of a target.
+    """A :func:`recorded` config with neither the processes that share the work, nor :data:`OF_LINT_ALONE`, nor those of
+    :data:`LATER` that change nothing: with others it is the same run.
     """
     own: dict[str, Any] = copy.deepcopy(dict(plain))
-    for key in ("layers_in_float", "between_codes"):
+    for key in OF_LINT_ALONE:
         (own.get("target") or {}).pop(key, None)
     for config in _with_stages(own):
         for key in ("devices", "num_nodes", "strategy"):

@@ -39,7 +39,7 @@ def evaluate_front(settings: RunSettings, trial_store: TrialStore, *, read: Read
         data = load_data(run)
         _, student = load_trained(run, folder / STUDENT)
         settle_memory_format_(run, student, data)
-        top1 = evaluate(student, data.test_dataloader(), device)["top1"]
+        top1 = evaluate(student, data.test_dataloader(), device).top1
         trial_store.write(replace(trial, metrics={**trial.metrics, TEST: top1}))
 
 

@@ -19,6 +19,9 @@ from qtrain.tracking.wandb_run import WandbRun
 MODEL = "model"
 """The type of W&B artifacts that hold weights."""
 
+LONG = ("layers", "right", "fp_right")
+"""Fields of a summary that are no figures to look at."""
+
 
 @contextmanager
 def open_loggers(settings: RunSettings, folder: Path) -> Iterator[tuple[Logger, ...]]:
@@ -60,7 +63,7 @@ def tell_teacher(loggers: Sequence[Logger], weights: Callable[[], Sequence[str |
 
 def tell_outcome(loggers: Sequence[Logger], student: Path, summary: Mapping[str, Any]) -> None:
     """Log the run's ``summary`` at its end, and the file ``student`` as an artifact with the summary's metrics."""
-    metrics = {name: value for name, value in summary.items() if name != "layers"}
+    metrics = {name: value for name, value in summary.items() if name not in LONG}
     for run in _wandb_runs(loggers):
         run.summarize(metrics)
         name = student_name(summary.get("experiment"), student.parent)

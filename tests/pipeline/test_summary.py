@@ -57,6 +57,14 @@ def test_a_metric_that_is_no_number_is_damage(value: str, tmp_path: Path) -> Non
         read_summary(path)
 
 
+@pytest.mark.parametrize("value", ['"12"', '"8:?"', "12"])
+def test_right_images_that_cannot_be_read_are_damage(value: str, tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    path.write_text(f'{{"right": {value}}}')
+    with pytest.raises(ValueError, match=r"summary\.json: right does not say which images are right"):
+        read_summary(path)
+
+
 def test_gather_tells_finished_from_unfinished_and_damaged(tmp_path: Path) -> None:
     write_summary(tmp_path / "a" / "good", fields())
     write_summary(tmp_path / "b", fields(status="interrupted at step 40"))

@@ -15,6 +15,7 @@ from qtrain.config.compose import AD_HOC, compose
 from qtrain.pipeline.summary import FINISHED, read_summary
 from qtrain.run_task import run_task, selected
 from qtrain.settings.run_files import STUDENT
+from qtrain.utils.bit_text import from_text
 from qtrain.utils.errors import ConfigError
 from tests.helpers.latent import latent_state
 
@@ -66,6 +67,9 @@ def test_the_summary_agrees_with_what_the_task_returned(first: tuple[Path, dict[
     for name in ("top1", "fp_top1", "ptq_top1"):
         assert summary[name] == pytest.approx(first[1][name])
         assert 0 <= summary[name] <= 100
+    for name, accuracy in (("right", "top1"), ("fp_right", "fp_top1")):
+        right = from_text(summary[name])
+        assert (len(right), 100 * right.mean()) == (summary["test_images"], pytest.approx(summary[accuracy]))
     assert summary["status"] == FINISHED
     assert summary["distill"] == "soft+hint"
     assert (summary["w_bits"], summary["a_bits"], summary["epochs"], summary["seed"]) == (8, 8, 1, 0)

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from qtrain.pipeline.summary import CALIBRATED, DISTILLED, FLOAT, TRAINED, RunSummary
 from qtrain.report.difference import UNCERTAIN
 from qtrain.report.seed_groups import SeedGroup, seed_groups
 from qtrain.report.table import closing_table, table_notes, table_rows
+from qtrain.utils.bit_text import to_text
 
 
 def run(**changes: Any) -> RunSummary:
@@ -89,9 +91,17 @@ def test_change_is_paired_with_the_network_that_each_seed_started_from() -> None
         [run(seed=s, fp_top1=fp, top1=fp - 2 - s, test_images=None) for s, fp in enumerate((90.0, 94.0, 96.0))]
     )
     (trained,) = of(TRAINED, groups)
-    assert (trained.change.points, trained.change.error) == (pytest.approx(-3.0), pytest.approx(0.57735, abs=1e-5))
-    assert trained.by_seed == {0: 88.0, 1: 91.0, 2: 92.0}
-    assert table_rows([trained])[0][3:6] == ("90.33 ± 2.08, 3 seeds", "", "-3.00 (0.58)")
+    change = trained.change
+    assert (change.points, change.seed_error) == (pytest.approx(-3.0), pytest.approx(0.57735, abs=1e-5))
+    assert {seed: found.top1 for seed, found in trained.by_seed.items()} == {0: 88.0, 1: 91.0, 2: 92.0}
+    assert table_rows([trained])[0][3:6] == ("90.33 ± 2.08, 3 seeds", "", "-3.00 (?)")
+
+
+def test_runs_that_kept_which_images_are_right_are_compared_image_by_image() -> None:
+    """Of 4 images the student has one wrong that full precision has right: sqrt((1 - 1 / 4) / (4 x 3)) is 25 %."""
+    right, all = to_text(np.array([True, True, True, False])), to_text(np.ones(4, dtype=bool))
+    (trained,) = of(TRAINED, seed_groups([run(top1=75.0, fp_top1=100.0, right=right, fp_right=all, test_images=4)]))
+    assert (trained.change.points, trained.change.error) == (-25.0, pytest.approx(25.0))
 
 
 def test_table_says_how_many_test_images_and_seeds_it_rests_on() -> None:

@@ -243,8 +243,8 @@ def test_validation_metrics_are_those_of_evaluate(tmp_path: Path) -> None:
     run = trainer(tmp_path)
     (metrics,) = run.validate(made, loader(items), verbose=False)
     expected = evaluate(made.student, items, torch.device("cpu"))
-    assert metrics["val/top1"] == pytest.approx(expected["top1"], abs=1e-4)
-    assert metrics["val/loss"] == pytest.approx(expected["loss"], abs=1e-5)
+    assert metrics["val/top1"] == pytest.approx(expected.top1, abs=1e-4)
+    assert metrics["val/loss"] == pytest.approx(expected.loss, abs=1e-5)
 
 
 def test_evaluate_counts_every_image_and_restores_modes() -> None:
@@ -259,7 +259,8 @@ def test_evaluate_counts_every_image_and_restores_modes() -> None:
     image[0, 0, 0] = image[0, 0, 0].roll(1)  # one of eight wrong
     items = [Batch(image[:5], batch.target[:5], batch.index[:5]), Batch(image[5:], batch.target[5:], batch.index[5:])]
     metrics = evaluate(model, items, torch.device("cpu"))
-    assert metrics["top1"] == pytest.approx(87.5)
+    assert metrics.top1 == pytest.approx(87.5)
+    assert metrics.right.tolist() == [False] + 7 * [True]
     assert model.training
 
 
