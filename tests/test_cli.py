@@ -73,6 +73,42 @@ def test_help_is_answered_at_once() -> None:
     assert done.stdout.splitlines()[-1] in ("0 []", "None []")
 
 
+def loaded_by(arguments: list[str], packages: set[str], folder: Path) -> tuple[int, list[str], str]:
+    """Exit code, those of ``packages`` that a process with this command line has loaded at its end, and its output."""
+    script = f"""if True:
+        import sys
+        from qtrain import cli
+        code = 0
+        try:
+            cli.main({arguments!r})
+        except SystemExit as done:
+            code = done.code
+        print("AT THE END", code, *sorted({packages!r} & sys.modules.keys()))
+    """
+    environment = {**os.environ, "QTRAIN_CACHE": str(folder), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    code, *found = done.stdout.partition("AT THE END")[2].split()
+    return int(code), found, done.stdout + done.stderr
+
+
+def test_a_mistyped_key_is_refused_before_a_heavy_package_is_loaded(tmp_path: Path) -> None:
+    heavy = {"torch", "numpy", "scipy", "pytorch_lightning", "timm", "sklearn", "qtrain.pipeline"}
+    code, found, output = loaded_by(["quantise.x=3"], heavy, tmp_path)
+    assert (code, found) == (2, [])
+    assert "unknown key 'quantise'; did you mean 'quantize'?" in output
+
+
+def test_training_on_the_digits_loads_no_package_that_it_does_not_use(tmp_path: Path) -> None:
+    """Lightning's torchmetrics and timm look for scipy.signal and wandb; the digits are read without scikit-learn."""
+    unused = {"wandb", "sklearn", "pandas", "datasets", "pyarrow", "ray", "optuna", "onnx", "onnxruntime", "openvino"}
+    unused |= {"scipy.signal", "scipy.stats", "scipy.optimize", "scipy.special", "altair"}
+    short = ["data=digits", "data.max_train=64", "fit.epochs=1", "full_precision.epochs=1", "model.width=0.25"]
+    arguments = [f"output={tmp_path}", "model=cifar_resnet8", "objective=hard", "trainer=cpu", *short]
+    code, found, output = loaded_by(arguments, unused, tmp_path)
+    assert (code, found) == (0, []), output
+    assert "trained" in output
+
+
 def test_help_fits_a_screen_and_names_tasks_and_groups() -> None:
     text = help_text(conf_dir())
     lines = text.splitlines()

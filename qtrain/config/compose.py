@@ -26,7 +26,7 @@ from qtrain.config.instantiate import settings_of
 from qtrain.config.ranges import check_deletions, check_values
 from qtrain.config.run_logging import RUN_LOG
 from qtrain.config.schema import schema_of
-from qtrain.config.targets import check_targets
+from qtrain.config.targets import check_targets, import_libraries
 from qtrain.settings.component import called_after
 from qtrain.settings.conf_dir import conf_dir
 from qtrain.settings.run_files import CONFIG, read_config
@@ -187,6 +187,7 @@ def _checked(cfg: DictConfig) -> RunSettings:
     for name, variant in (full["variants"] or {}).items():
         _check_admitted(f"variants.{name}", variant)
     allow = full["allow_targets"]
+    import_libraries()
     check_targets(full, allow=allow)
     return settings_of(
         {str(key): value for key, value in full.items()},

@@ -15,7 +15,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from qtrain.utils.compat import import_torchmetrics
 from qtrain.utils.errors import ConfigError
+from qtrain.utils.importing import import_without
 from qtrain.utils.suggestions import did_you_mean
 from qtrain.utils.user_code import BuilderPath, import_builder, parameters_of, takes_any
 
@@ -74,6 +76,15 @@ def check_targets(node: Any, *, where: str = "", allow: Sequence[str] = (), give
         _check_call(node, where or "the config", target, given, allow)
     elif "_partial_" in node:
         raise ConfigError(f"{where}: _partial_ stands without _target_; give _target_ as well, or remove it")
+
+
+def import_libraries() -> None:
+    """Import the libraries behind the targets of every config, without what they look for and qtrain does not use.
+
+    That is scipy.signal for an audio metric of torchmetrics, which Lightning imports, and wandb for timm's summaries.
+    """
+    import_torchmetrics()
+    import_without("timm", "wandb")
 
 
 def resolve_target(

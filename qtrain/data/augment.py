@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from scipy.special import betaincinv
 from torch import Tensor
 
 from qtrain.functional import random
@@ -85,6 +84,8 @@ def plan_mix(pair: Tensor, *, seed: int, epoch: int, mixup: float, cutmix: float
     Depends on (seed, epoch, pair) and not on the batch around it: ranks that slice a batch between pairs see what
     one rank would.
     """
+    from scipy.special import betaincinv  # here, since few runs mix images and scipy is slow to import
+
     coin, quantile, *center = random.uniform(seed=seed, epoch=epoch, index=pair, stream=random.MIX, count=4).unbind(1)
     cuts = torch.full_like(coin, cutmix > 0, dtype=torch.bool) if not (mixup and cutmix) else coin < 0.5
     alpha = torch.where(cuts, float(cutmix), float(mixup))

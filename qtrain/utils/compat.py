@@ -9,6 +9,8 @@ more). Code that is compiled and type-checked needs them where they are used; th
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -80,6 +82,24 @@ def hydra_argument_parser() -> argparse.ArgumentParser:
 
     parser: argparse.ArgumentParser = get_args_parser()
     return parser
+
+
+def import_torchmetrics() -> None:
+    """Import torchmetrics without scipy.signal, which takes about a second and can be imported later as usual.
+
+    torchmetrics imports it only to give it an old name, ``hamming``, that a package for an audio metric looks for. So
+    a stand-in that has the name is enough. Tried with torchmetrics 1.9.0.
+    """
+    name = "scipy.signal"
+    if name in sys.modules:
+        return
+    stand_in = ModuleType(name)
+    vars(stand_in)["hamming"] = None
+    sys.modules[name] = stand_in
+    try:
+        import torchmetrics as torchmetrics
+    finally:
+        del sys.modules[name]
 
 
 HOOKS = (

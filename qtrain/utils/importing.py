@@ -1,5 +1,7 @@
 """Classes and functions by their dotted path, from admitted packages only: a file must not choose what code runs."""
 
+import importlib
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -40,6 +42,21 @@ def import_object(path: str, *, admitted: Iterable[str]) -> Any:
     if path not in places and not _lies_in(home, places):
         raise ValueError(f"{path} is defined elsewhere, as {home}, and is not run unasked; if you trust it, admit that")
     return found
+
+
+def import_without(module: str, *packages: str) -> None:
+    """Import ``module`` as if ``packages`` were not installed; afterwards they can be imported as usual.
+
+    For a library that imports a slow package only to offer more where it is installed. Nothing is hidden where the
+    module or the package was imported before.
+    """
+    hidden = [name for name in packages if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    try:
+        importlib.import_module(module)
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 def _lies_in(path: str, places: Sequence[str]) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -188,6 +190,19 @@ def test_hydra_argument_parser_knows_hydras_flags() -> None:
     assert (parsed.multirun, parsed.overrides) == (True, ["seed=0,1"])
     flags = ("config_path", "config_name", "config_dir", "experimental_rerun", "hydra_help", "info", "shell_completion")
     assert not any(getattr(parsed, flag) for flag in flags)
+
+
+def test_import_torchmetrics_leaves_scipy_signal_to_be_imported_later() -> None:
+    script = """if True:
+        import sys
+        from qtrain.utils.compat import import_torchmetrics
+        import_torchmetrics()
+        print("torchmetrics" in sys.modules, "scipy.signal" in sys.modules)
+        import scipy.signal
+        print(callable(scipy.signal.convolve))
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["True False", "True"]
 
 
 def _count_iterations(self: Any) -> Iterator[object]:

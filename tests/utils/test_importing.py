@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import sys
+from pathlib import Path
 
 import pytest
 
 from qtrain.quantizers.uniform.lsq import LSQ
 from qtrain.spec import PerTensor
-from qtrain.utils.importing import import_object, path_of
+from qtrain.utils.importing import import_object, import_without, path_of
 
 
 @pytest.mark.parametrize("admitted", ["qtrain", "qtrain.quantizers", "qtrain.quantizers.uniform.lsq.LSQ"])
@@ -57,3 +60,25 @@ def test_what_is_not_at_the_top_of_a_module_has_no_path(target: object) -> None:
     with pytest.raises(ValueError, match=r"cannot be imported elsewhere; define it at the top of a module of its own"):
         path_of(target)
     assert path_of(target, importable=False).endswith(getattr(target, "__name__", ""))
+
+
+EAGER = """\
+try:
+    import slow_package
+except ImportError:
+    slow_package = None
+"""
+
+
+def test_a_module_imported_without_a_package_takes_it_as_missing_and_others_find_it_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_package.py").write_text("")
+    (tmp_path / "eager_module.py").write_text(EAGER)
+    monkeypatch.syspath_prepend(tmp_path)
+    import_without("eager_module", "slow_package")
+    assert sys.modules["eager_module"].slow_package is None and "slow_package" not in sys.modules
+    assert importlib.import_module("slow_package").__name__ == "slow_package"
+    del sys.modules["eager_module"]
+    import_without("eager_module", "slow_package")  # which is there already
+    assert sys.modules["eager_module"].slow_package is sys.modules["slow_package"]
