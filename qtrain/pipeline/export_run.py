@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from qtrain.data.base import VisionData
-from qtrain.deployment.parity.runtimes import chosen
+from qtrain.deployment.parity.runtimes import RUNTIME_NAMES, chosen
 from qtrain.deployment.parity.verdict import Verdict
 from qtrain.deployment.parity.verify import REFERENCE
 from qtrain.nn.many_bits import label
@@ -63,7 +63,7 @@ def write_export(settings: RunSettings, what: Shipped) -> Verdict:
     written.
     """
     with as_config_error("export"):
-        chosen(settings.export.runtimes)
+        _check_runtimes(settings, what)
         write_files(what, opset=settings.export.opset, batch=settings.export.batch, weights=settings.export.weights)
     data = _test_data(settings, what)
     verdict = _compared(settings, what, data)
@@ -78,8 +78,19 @@ def check_export(settings: RunSettings, what: Shipped) -> Verdict:
     if not file.is_file():
         raise ConfigError(f"export.output: there is no file {file}; task=export writes it")
     with as_config_error("export"):
-        chosen(settings.export.runtimes)
+        _check_runtimes(settings, what)
     return _compared(settings, what, _test_data(settings, what))
+
+
+def _check_runtimes(settings: RunSettings, what: Shipped) -> None:
+    """Raise ``ValueError`` where a runtime is not installed; warn where the student's own is not compared."""
+    compared, target = chosen(settings.export.runtimes), str(what.header.origin.get("target", ""))
+    if target in RUNTIME_NAMES and target not in compared:
+        log.warning(
+            "the student is for %s, which is not compared; export.runtimes=[%s] compares it too",
+            RUNTIME_NAMES[target],
+            ",".join([*compared, target]),
+        )
 
 
 def _compared(settings: RunSettings, what: Shipped, data: VisionData | ConfigError) -> Verdict:

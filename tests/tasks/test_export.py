@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ from qtrain.config.compose import compose, read_run
 from qtrain.deployment.onnx.write import LOGITS
 from qtrain.deployment.parity.runtimes import RUNTIMES, Runtime
 from qtrain.packed.header import Images
+from qtrain.pipeline.export_run import check_export, shipped
 from qtrain.run_task import run_task
 from qtrain.settings.run_files import CONFIG
+from qtrain.tasks.evaluate import of_its_run
 from qtrain.utils.errors import ConfigError, IncompleteError
 from tests.helpers.calibrated_run import QUICK
 from tests.packed.students import saved, student_of, timm_network
@@ -211,3 +214,29 @@ def test_images_with_another_class_are_listed_with_their_cause(
     assert [one["image"] for one in tier["disagreeing"]] == list(range(20))
     assert {type(one["cause"]) for one in tier["disagreeing"]} == {str}
     assert tier["faults"][-1].startswith("images ")
+
+
+@pytest.mark.parametrize(
+    ("target", "runtimes", "said"),
+    [
+        ("openvino", ["onnxruntime"], ["the student is for OpenVINO, which is not compared; "
+                                       "export.runtimes=[onnxruntime,openvino] compares it too"]),
+        ("openvino", ["onnxruntime", "openvino"], []),
+        ("tensorrt", ["onnxruntime"], []),  # which is not among the runtimes
+    ],
+)  # fmt: skip
+def test_a_student_that_is_not_compared_in_its_own_runtime_is_named(
+    folder: Path, run_folder: Path, caplog: pytest.LogCaptureFixture, target: str, runtimes: list[str], said: list[str]
+) -> None:
+    typed = [f"checkpoint={run_folder}", "task=verify", f"export.runtimes=[{','.join(runtimes)}]"]
+    settings = of_its_run(compose(typed), run_folder / "student.safetensors")
+    what = shipped(settings)
+    origin = what.header.origin | {"target": target}
+    (folder / "model.onnx").rename(folder / "kept.onnx")  # what follows is not looked at
+    (folder / "model.onnx").touch()
+    try:
+        with pytest.raises(ConfigError):
+            check_export(settings, replace(what, header=replace(what.header, origin=origin)))
+    finally:
+        (folder / "kept.onnx").replace(folder / "model.onnx")
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == said
