@@ -46,6 +46,12 @@ UNIFORM: dict[str, dict[str, tuple[int, int]]] = {
 }
 """Uniform bits within each budget."""
 
+BEYOND: dict[str, dict[str, tuple[int, int]]] = {
+    "w3-size": {"beyond-w8a3": (8, 3)},
+    "w2.5-size": {"beyond-w8a3": (8, 3)},
+}
+"""Uniform bits that no budget allows: what an allocation of the weights' bits could reach at most."""
+
 NO_ENDS = ("quantize.bits.first=null", "quantize.bits.last=null")
 
 SEARCHES: dict[str, tuple[str, ...]] = {
@@ -77,8 +83,9 @@ def overrides(budget: str, allocator: str, way: str, seed: int) -> list[str]:
     weight, input, budgets = BUDGETS[budget]
     own: tuple[str, ...] = ()
     name = allocator.removesuffix("-no-ends")
-    if name in UNIFORM[budget]:
-        weight, input = UNIFORM[budget][name]
+    given = UNIFORM[budget] | BEYOND.get(budget, {})
+    if name in given:
+        weight, input = given[name]
     else:
         own = (*SEARCHES[name], *budgets)
     bits = (f"quantize.bits.weight={weight}", f"quantize.bits.input={input}")
