@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 USER_ERROR = 2
 INTERRUPTED = 130
+UNREAD = 128 + 13
+"""Exit code where who reads the output stops early, as head does: that of SIGPIPE."""
 LEFT_OUT = 1
 """Exit code of a task that did what it could, and says what it left out."""
 
@@ -37,13 +40,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line ``argv`` (default: the process's own) and exit the process."""
     with _command_line(spelled_out(sys.argv[1:] if argv is None else argv)) as arguments:
         try:
-            if _answered(arguments):
+            answered = _answered(arguments)
+            if not answered:
+                _run_hydra(arguments)
+            sys.stdout.flush()
+            if answered:
                 sys.exit(0)
-            _run_hydra(arguments)
         except KeyboardInterrupt:
             _say("interrupted; the same command again goes on from the last resume point")
             sys.exit(INTERRUPTED)
         except Exception as error:
+            if isinstance(error, BrokenPipeError) and _is_unread():
+                sys.exit(UNREAD)
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
             if not _is_users(error):
@@ -269,6 +277,16 @@ def _one_line(error: BaseException) -> str:
     if getattr(error, "errno", None) == errno.ENOSPC and "make room" not in line:
         return f"no space left on the disk ({line}); make room, and the same command goes on from the last resume point"
     return line
+
+
+def _is_unread() -> bool:
+    """Whether nobody reads the output any more; what is left of it is then dropped."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # errors alone
+    unread = bool(poll.poll(0))
+    if unread:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at the end fails once more
+    return unread
 
 
 def _tell_batch_script(code: int) -> None:

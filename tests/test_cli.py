@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -169,6 +170,20 @@ def test_bash_completes_groups_with_a_place_and_keys() -> None:
     """
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["observer@quantize.input_observer=min_max", "fit.epochs="]
+
+
+@pytest.mark.parametrize("asked", ["--version", "--help quantizer"])
+def test_output_that_nobody_reads_is_no_error(asked: str) -> None:
+    """As of ``| head``: the reader is gone before anything is written, whether or not the output fills a buffer."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        command = [sys.executable, "-m", "qtrain", *asked.split()]
+        buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+        done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True, env=buffered)
+    finally:
+        os.close(writes)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_version() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from qtrain.functional.ste import round_ste
 from qtrain.nn import QuantConv
-from qtrain.nn.folded import LEAST, FoldedWeight, holding_factors
+from qtrain.nn.folded import LEAST, FoldedWeight, fixed_factors, holding_factors
 from qtrain.quantizers.uniform.affine import Affine
 from qtrain.spec import Observed, PerChannel, QuantSpec
 
@@ -133,3 +133,17 @@ def test_epsilon_is_part_of_the_factor() -> None:
     transform, weight = FoldedWeight(norm=norm), torch.ones(2, 1, 1, 1)
     torch.testing.assert_close(transform(weight).flatten(), torch.tensor([4.0, 2.0]))
     torch.testing.assert_close(transform.restore(weight).flatten(), torch.tensor([0.25, 0.5]))
+
+
+def test_channels_near_zero_get_the_mean_factor_of_the_others() -> None:
+    """By hand, with an eps that counts: 2 / sqrt(0.3 + 0.1) and 1.5 / sqrt(0.8 + 0.1) are the others'."""
+    norm = nn.BatchNorm2d(4, eps=0.1)
+    with torch.no_grad():
+        norm.running_var.copy_(torch.tensor([0.0, 0.3, 0.8, 0.15]))
+        norm.weight.copy_(torch.tensor([1e-3, 2.0, -1.5, 0.0]))
+        mean = (2 / 0.4**0.5 + 1.5 / 0.9**0.5) / 2
+        torch.testing.assert_close(fixed_factors(norm), torch.tensor([mean, 0.0, 0.0, mean]))
+        norm.weight.clamp_(max=1e-3, min=-1e-3)
+        assert fixed_factors(norm).tolist() == [1.0] * 4  # type: ignore[union-attr]
+        norm.weight.fill_(0.01)
+        assert fixed_factors(norm) is None
