@@ -167,6 +167,15 @@ def test_an_empty_range_has_a_scale_of_one() -> None:
     assert zero_point.tolist() == [0.0, 0.0]
 
 
+def test_a_range_too_small_for_a_normal_step_counts_as_empty() -> None:
+    """Processors that take subnormal numbers for 0 would divide by 0: 2^-130 is one, 2^-120 / 15 is not."""
+    small, normal, codes = torch.tensor(2.0**-130), torch.tensor(2.0**-120), tensors(0, 15)
+    zero = torch.zeros(())
+    assert symmetric_scale(zero, small, *codes).item() == 1.0
+    assert [part.item() for part in asymmetric_scale(zero, small, *codes)] == [1.0, 0.0]
+    assert symmetric_scale(zero, normal, *codes).item() == pytest.approx(2.0**-120 / 15)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_nan_and_infinity_are_refused(bad: float) -> None:
     with pytest.raises(ValueError, match="quantize: the tensor holds NaN or infinity"):
