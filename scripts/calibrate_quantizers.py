@@ -3,8 +3,8 @@
     QTRAIN_CIFAR10=DIR QTRAIN_RESNET20=FILE python scripts/calibrate_quantizers.py
     python scripts/calibrate_quantizers.py --only 'apot*' --images 1000 --results results/quantizer_options.csv
 
-ResNet-20 on CIFAR-10 without training: one batch of 128 training images, at the first of 4, 2 and 1 bits that the
-quantizer has (an option may say others), once for weights with inputs in full precision, and once for inputs with
+ResNet-20 on CIFAR-10 without training: one batch of 128 training images, at the first of 4, 2, 1, 6 and 8 bits that
+the quantizer has (an option may say others), once for weights with inputs in full precision, and once for inputs with
 weights in full precision. The first and the last layer have 8 bits for both, or stay in full precision where the
 quantizer has no 8 bits.
 ``top1`` is of the first test images, whose number is in ``test_images``. Nothing is asserted.
@@ -54,7 +54,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 OF_INPUTS = ("affine", "dynamic", "lsq", "ocp_mx", "power_of_two", "vsq")
 """Those whose options say something of inputs too."""
 
-BITS = (4, 2, 1)
+BITS = (4, 2, 1, 6, 8)
+"""Elements of ocp_mx have 6 or 8 bits alone."""
 
 
 def cases() -> Iterator[tuple[str, str, str]]:

@@ -107,6 +107,24 @@ def test_layers_that_read_one_tensor_are_found() -> None:
     assert found.main == {"3.add_0.left", "4.add_0.left"}
 
 
+class Twice(nn.Module):
+    """``b`` reads the image, which ``a`` reads too, and what ``a`` gives, which ``c`` reads too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Conv2d(3, 3, 1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.d(self.b(x) + self.b(y) + self.c(y))
+
+
+def test_a_layer_that_is_called_twice_joins_the_readers_of_both_tensors() -> None:
+    x = torch.randn(2, 3, 4, 4)
+    student = qtrain.quantize(Twice(), x, weight_observer="min_max", input_observer="min_max")
+    assert readings(student, x[:1]).tensors == [["a", "b", "c"], ["d"]]
+
+
 def test_each_tensor_has_one_quantizer_of_the_most_bits() -> None:
     model, x = residual()
     student = qtrain.quantize(model, x, weight_bits=4, input_bits=4, target="onnxruntime")

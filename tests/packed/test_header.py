@@ -30,6 +30,14 @@ def test_exchanged_names_of_tensors_are_refused() -> None:
     refused(file().replace(b'"gain":', b'"....":').replace(b'"bias":', b'"gain":').replace(b'"....":', b'"bias":'))
 
 
+@pytest.mark.parametrize("place", range(16))
+def test_each_byte_of_the_payload_is_in_the_digest(place: int) -> None:
+    """The payload, 16 bytes, is the end of the file."""
+    data = bytearray(file())
+    data[len(data) - 16 + place] ^= 1
+    refused(bytes(data))
+
+
 def refused(data: bytes) -> None:
     assert data != file()
     with pytest.raises(ValueError, match=r"^x is damaged"):

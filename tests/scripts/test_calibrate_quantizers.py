@@ -46,3 +46,10 @@ def test_an_option_may_be_an_override_of_another_key(script: ModuleType) -> None
     settings = script.settings_of("weight", "product", options, ["+experiment=cifar10/calibrated", "variants=null"])
     assert settings.quantize.rounding.kind == "ProductOutput"
     assert settings.quantize.bits.build()(["a", "b", "c"])["b"].weight == 8
+
+
+@pytest.mark.parametrize(("element", "bits"), [("e3m2", 6), ("e5m2", 8), ("int8", 8)])
+def test_elements_of_ocp_mx_are_tried_at_their_own_bits(element: str, bits: int, script: ModuleType) -> None:
+    common = ["+experiment=cifar10/calibrated", "variants=null"]
+    settings = script.settings_of("weight", "ocp_mx", f"element={element}", common)
+    assert settings.quantize.bits.build()(["a", "b", "c"])["b"].weight == bits

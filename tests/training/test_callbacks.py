@@ -119,6 +119,29 @@ def test_average_counts_optimizer_steps_and_not_batches() -> None:
     torch.testing.assert_close(module.student.state_dict()["0.weight"], expected)
 
 
+def test_restored_average_waits_for_the_next_step() -> None:
+    """Of a run that was saved after a step, further batches only add to the next gradient."""
+    module, average, restored = Module(student()), WeightAverage(), WeightAverage()
+    trainer = fit(module, [average])
+    restored.load_state_dict(average.state_dict())
+    before = {name: tensor.clone() for name, tensor in restored.average.items()}
+    with torch.no_grad():
+        module.student[0].weight.add_(1)  # type: ignore[index]
+    restored.on_train_batch_end(trainer, module, None, None, 0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in restored.average.items())
+
+
+def test_validation_outside_of_a_fit_sees_the_weights_themselves() -> None:
+    module, average = Module(student()), WeightAverage()
+    trainer = fit(module, [average])
+    with torch.no_grad():
+        module.student[0].weight.fill_(7)  # type: ignore[index]
+    loader = DataLoader([Batch(IMAGE, torch.arange(12) % 3, torch.arange(12))], batch_size=None)  # type: ignore[arg-type]
+    trainer.validate(module, loader, verbose=False)
+    assert bool((module.validated["0.weight"] == 7).all())
+    assert not bool((average.average["0.weight"] == 7).any())
+
+
 def test_integers_and_flags_are_copied_exactly() -> None:
     model = student()
     model.register_buffer("bits", torch.tensor(4))
