@@ -92,6 +92,10 @@ PRODUCTS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "gru": (lambda: Products(lambda m, x: m.parts["r"](x)[0], r=nn.GRU(4, 5, batch_first=True)), (1, 7, 4), 945),
     # 5 - 3 + 1 places of 3 taps, 2 inputs and 4 outputs
     "conv_tbc": (lambda: Products(lambda _, x: torch.conv_tbc(x.movedim(1, 0), TAPS, torch.ones(4))), (1, 5, 2), 72),
+    # with a zero at either end 5 places
+    "conv_tbc, padded": (
+        lambda: Products(lambda _, x: torch.conv_tbc(x.movedim(1, 0), TAPS, torch.ones(4), pad=1)), (1, 5, 2), 120,
+    ),
     "einsum": (lambda: Products(lambda _, x: torch.einsum("nij,jk->nik", x, torch.ones(4, 6))), (1, 3, 4), 72),
     "linear on one vector": (lambda: Products(lambda m, x: m.parts["l"](x[0]), l=nn.Linear(4, 6)), (1, 4), 24),
     "batched": (lambda: Products(lambda _, x: torch.baddbmm(torch.ones(1), x, x.mT)), (1, 3, 4), 36),

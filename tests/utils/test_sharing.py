@@ -39,11 +39,7 @@ def test_parts_at_both_ends_of_a_memory_are_shared_with_the_whole() -> None:
     """Sorted by where they begin, the part in the middle ends before the whole does."""
     flat = torch.randn(24)
     model = nn.ParameterDict({"whole": flat, "middle": flat[4:8], "end": flat[20:]})
-    assert shared_tensors(model) == {
-        "whole": ("middle", "end"),
-        "middle": ("whole", "end"),
-        "end": ("whole", "middle"),
-    }
+    assert shared_tensors(model) == {"whole": ("middle", "end"), "middle": ("whole", "end"), "end": ("whole", "middle")}
 
 
 def test_tensors_without_memory_are_not_shared() -> None:
