@@ -24,7 +24,7 @@ from qtrain.training.callbacks.batchnorm import reestimate_batchnorm
 from qtrain.training.callbacks.finite import NonFiniteLossError, StopOnNonFinite, first_non_finite
 from qtrain.training.callbacks.progress import Progress, progress_line
 from qtrain.training.callbacks.signals import StopOnSignal
-from qtrain.training.checkpoint import AtomicCheckpointIO
+from qtrain.training.checkpoint import AtomicCheckpointIO, resume_point_name
 from qtrain.training.resume import ResumePoints
 from qtrain.utils.errors import RunInterruptedError
 from qtrain.utils.progress import duration
@@ -313,6 +313,16 @@ def test_signal_handlers_are_restored_after_a_run(tmp_path: Path) -> None:
     points = ResumePoints(folder=tmp_path)
     fit(Module(student()), [StopOnSignal(resume_points=points), points])
     assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_files_of_later_steps_go_when_a_run_saves_that_resumed_before_them(tmp_path: Path) -> None:
+    """The files of steps 20 and 30 were damaged, so the run went on from step 10; at step 15 it has its own."""
+    for step in (5, 10, 20, 30):
+        (tmp_path / resume_point_name(step)).touch()
+    trainer = Mock(global_step=15, is_global_zero=True)
+    trainer.save_checkpoint.side_effect = lambda path, weights_only: path.touch()
+    ResumePoints(folder=tmp_path, keep=2).on_train_epoch_end(trainer, Module(student()))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [resume_point_name(10), resume_point_name(15)]
 
 
 def test_ranks_that_resume_at_different_steps_are_stopped(tmp_path: Path) -> None:
