@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from qtrain.costs.geometry import layer_geometries
-from qtrain.costs.latency_table import LatencyTable, LayerShape, Time, read_table, write_table
+from qtrain.costs.latency_table import LatencyTable, LayerShape, Time, narrowest, read_table, write_table
 from qtrain.costs.metrics.latency import Latency, roofline
 from qtrain.costs.tables import codes_alone, cost_table
 from qtrain.spec import LayerBits
@@ -103,3 +103,11 @@ def test_a_wrong_file_or_speed_is_refused_in_one_line(file: str, tmp_path: Path)
         Latency(table=str(other))
     with pytest.raises(ValueError, match="must be above 0, got 0"):
         Latency(table=file, macs_per_second=[(4, 0.0)])
+
+
+def test_the_narrowest_kernel_has_the_least_product_of_both_widths() -> None:
+    """For 4 and 4 bits: 8 x 8 is less than 4 x 32, and 16 x 2 has no room for the input."""
+    kernels = {LayerBits(16, 2): "narrow", LayerBits(4, 32): "lopsided", W8: "square", W32: "float"}
+    assert narrowest(kernels, LayerBits(4, 4)) == "square"
+    assert narrowest(kernels, LayerBits(4, 16)) == "lopsided"
+    assert narrowest({LayerBits(2, 2): "small"}, LayerBits(4, 2)) is None
