@@ -145,6 +145,17 @@ def test_olaccel_counts_outliers_by_their_share() -> None:
     assert metric.layer(one, LayerBits(4, 4), 4000, 32) == pytest.approx(1e-6 * (made + moved))
 
 
+def test_olaccel_has_no_outliers_in_wider_weights() -> None:
+    """Weights of 8 bits take two passes, and no group of them stores bits for an outlier."""
+    metric = chosen("olaccel")
+    assert isinstance(metric, OLAccel)
+    one = LayerGeometry("one", "linear", weight_shape=(10, 100), weights=1000, macs=1000, inputs=100, outputs=10)
+    product = metric.technology.product
+    made = 1000 * (0.97 * 2 * product(4, 4, 24) + 0.03 * product(8, 16, 24))
+    moved = 1000 * 8 * 1300 / 64 + 100 * (4 + 0.03 * 32) * 2 * 100 / 64
+    assert metric.layer(one, LayerBits(8, 4), 8000, 32) == pytest.approx(1e-6 * (made + moved))
+
+
 def test_olaccel_narrows_floating_point_to_its_widest_units() -> None:
     metric = chosen("olaccel")
     one = LayerGeometry("one", "linear", weight_shape=(10, 100), weights=1000, macs=1000, inputs=100, outputs=10)
