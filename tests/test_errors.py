@@ -68,6 +68,10 @@ WRONG = {
         ["fit.shard=true", "fit.compile=true"],
         "fit.shard: fit.compile=true is for a student that is whole on each process",
     ),
+    "a way to compile that does not exist": (
+        ["fit.compile=perhaps"],
+        "fit.compile: must be true, false or auto, got 'perhaps'",
+    ),
     "a clipped student in shards": (["fit.shard=true", "fit.clip_norm=1.0"], "fit.shard: fit.clip_norm is for"),
     "shards by a strategy of one's own": (["fit.shard=true", "trainer.strategy=fsdp"], "trainer.strategy=fsdp is for"),
     "unknown way to fold": (

@@ -29,6 +29,7 @@ from qtrain.settings.conf_dir import conf_dir
 from qtrain.spec import Granularity, PerBlock, PerChannel, PerGroup, PerTensor, QuantSpec
 from qtrain.storage.base import QTensor, pack, unpack
 from qtrain.storage.description import describe, restore
+from tests.helpers.no_wait import NoWait
 
 REFUSALS = (
     "bits must be",
@@ -313,6 +314,19 @@ def a_step_is_a_function_of_its_number(quantizer: Quantizer, x: Tensor, case: Ca
     assert torch.equal(first, twins[1](x))
 
 
+def a_step_does_not_wait_for_a_number(quantizer: Quantizer, x: Tensor, case: Case) -> None:
+    """Principle 4: no ``.item()``, no branch on a value, no shape that depends on one, in forward and backward."""
+    if not case.shape:  # torch reads an index without dimensions, and no layer has such a tensor
+        return
+    quantizer.train()
+    leaf = x.clone().requires_grad_()
+    with NoWait():  # type: ignore[no-untyped-call]
+        begin_step_(quantizer, seed=0, step=3, progress=0.5)
+        result = quantizer(leaf)
+        if result.requires_grad:
+            result.float().sum().backward()
+
+
 LAWS = [
     forward_is_dequantized_codes,
     codes_lie_in_range,
@@ -326,6 +340,7 @@ LAWS = [
     gradients_are_finite,
     bits_change_in_place,
     a_step_is_a_function_of_its_number,
+    a_step_does_not_wait_for_a_number,
 ]
 
 

@@ -95,7 +95,7 @@ def distill(
             seed=seed,
             scale_lr=settings.fit.scale_lr,
             norm_decay=settings.fit.norm_decay,
-            compile=settings.fit.compile,
+            compile=settings.fit.compile is True,
             narrow_objective=narrow_objective(settings, student, data),
         )
         result = fit(

@@ -201,7 +201,7 @@ def _check_sharded(plain: dict[Any, Any]) -> None:
     fit, alone = plain["fit"], "whole on each process; leave one of the two as it was"
     strategy = plain["trainer"]["strategy"]
     refused = {
-        "fit.compile=true": fit["compile"],
+        "fit.compile=true": fit["compile"] is True,
         "fit.clip_norm": fit["clip_norm"] is not None,
         "fit.weight_average": fit["weight_average"] is not None,
         "teacher.learns=true": plain["teacher"]["learns"],

@@ -51,6 +51,9 @@ def check_values(plain: Mapping[str, Any]) -> None:
                 raise ConfigError(f"{key}: widths must be 1..{MOST_BITS} bits, or {FULL_PRECISION}, got {bits}")
         if not _at(plain, key):
             raise ConfigError(f"{key}: needs a width at least, for example [2, 4, 8]")
+    for key in ("fit.compile", "teacher.compile"):
+        if not isinstance(value := _at(plain, key), bool) and value != "auto":
+            raise ConfigError(f"{key}: must be true, false or auto, got {value!r}")
     if plain["select"] is not None and not plain["variants"]:
         raise ConfigError("select: there are no variants; choose an experiment that has some, or leave it out")
     if (name := plain["name"]) and ".." in Path(name).parts:

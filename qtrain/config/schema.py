@@ -30,8 +30,8 @@ def optional(hint: Any) -> tuple[Any, bool]:
     """The type besides ``None``, and whether ``None`` is admitted."""
     if typing.get_origin(hint) not in (types.UnionType, typing.Union):
         return hint, False
-    (inner,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
-    return inner, True
+    inner = [part for part in typing.get_args(hint) if part is not types.NoneType]
+    return (inner[0], True) if len(inner) == 1 else (hint, False)
 
 
 def _key(hint: Any, key: Field[Any]) -> tuple[Any, Field[Any]]:

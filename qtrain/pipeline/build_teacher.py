@@ -80,7 +80,7 @@ def build_teacher(settings: RunSettings, model: nn.Module, objective: Objective,
         data_mean=data.info.mean,
         data_std=data.info.std,
         bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
-        compile=settings.teacher.compile and not settings.teacher.shard,
+        compile=settings.teacher.compile is True and not settings.teacher.shard,
         shard=settings.teacher.shard,
     )
     cache = settings.teacher.cache

@@ -142,7 +142,7 @@ def _train(
         lr_schedule=recipe.lr_schedule.build(),
         num_classes=data.info.num_classes,
         seed=settings.seed,
-        compile=settings.fit.compile,
+        compile=settings.fit.compile is True,  # auto: a step in full precision gains nothing
         sync_batchnorm=shares_batches(settings),
     )
     title = f"full-precision {chosen.name}"

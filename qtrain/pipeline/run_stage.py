@@ -17,6 +17,7 @@ from qtrain.distillation.objective import Objective
 from qtrain.models.teacher import Teacher
 from qtrain.nn.many_bits import in_use
 from qtrain.pipeline import build_teacher
+from qtrain.pipeline.compilation import AUTO, compiles
 from qtrain.pipeline.fit import accumulated_batches, fit, shards_student, shares_batches
 from qtrain.pipeline.load_data import depends_on
 from qtrain.pipeline.many_bits import narrow_objective
@@ -48,13 +49,13 @@ def run_stage(
 ) -> StageResult:
     """Fit the student of ``prepared`` by the config of ``stage``; rows and curves go on in the run's ``folder``."""
     settings, student = stage.settings, prepared.student
-    if settings.fit.compile:
-        torch.compiler.reset()  # graphs of an earlier fit in this process would count against the limit for one
     teacher_model = _teacher_model(settings, data, before)
     tell_teacher(loggers, lambda: teacher_weights(settings, data))
     objective = build_teacher.build_objective(settings, in_use(student), teacher_model, data)
     nobody_teaches = not (objective.needs_teacher or settings.teacher.learns or settings.many_bits.widths)
     data.train_on_labels_only(nobody_teaches)
+    if compiled := compiles(settings, student, data):
+        torch.compiler.reset()  # graphs of an earlier fit in this process would count against the limit for one
     if before is not None:
         _inherit_(objective, before.objective, stage.name)
     teacher = _teacher(settings, teacher_model, student, objective, data)
@@ -74,7 +75,8 @@ def run_stage(
         scale_lr=settings.fit.scale_lr,
         teacher_lr=settings.teacher.lr,
         norm_decay=settings.fit.norm_decay,
-        compile=settings.fit.compile,
+        compile=compiled,
+        or_eager=settings.fit.compile == AUTO,
         sync_batchnorm=shares_batches(settings),
         optimizer_state=before.optimizer if before is not None and settings.fit.carry_optimizer else None,
         narrow_objective=narrow_objective(settings, student, data),

@@ -91,7 +91,7 @@ class TeacherSettings:
     model: Component | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    compile: bool = False
+    compile: bool | str = False
     shard: bool = False
     learns: bool = False
     objective: Component | None = None
@@ -127,7 +127,7 @@ class FitSettings:
     clip_norm: float | None
     weight_average: float | None
     reestimate_bn: int
-    compile: bool
+    compile: bool | str
     sync_batchnorm: bool
     checkpoint_every_steps: int
     shard: bool

@@ -24,6 +24,10 @@ from qtrain.spec import Batch, Position
 from qtrain.training.callbacks.teacher_cache import TeacherCacheUpdates
 from qtrain.training.optim import MakeOptimizer, load_optimizer_state_, parameter_groups
 from qtrain.training.step import LearningTeacher, ManyBitsStep, StudentStep
+from qtrain.utils.compiled import Compiled
+
+GAVE_UP = "qtrain_gave_up_compiling"
+"""Key of a checkpoint: the step could not be compiled."""
 
 
 @final
@@ -34,11 +38,13 @@ class QATModule(pl.LightningModule):
 
     Metrics: ``train/<term>`` and ``train/total`` per step, in nats; ``val/top1`` in percent and ``val/loss`` in nats.
     The learning rate is that of the optimizer times ``lr_schedule`` at the progress, the finished share of this fit's
-    steps. With ``sync_batchnorm`` batch norm takes its statistics over the batches of all ranks. ``start`` is the run's
-    progress when the fit begins; seeds and the teacher's epochs continue from there. ``optimizer_state`` is the
-    optimizer's state dict from the stage before, if its moments are to be kept. ``teacher_logits`` are the outputs of a
-    frozen teacher for the last batch, for callbacks. A student of many bits needs a ``narrow_objective``, by which its
-    widest trains the others; ``train/w4/<term>`` and ``val/w4/top1`` are then of each width.
+    steps. With ``compile`` the step is one compiled graph; with ``or_eager`` too, a step that cannot be compiled is
+    trained all the same, and so it is when the fit goes on from a checkpoint. With ``sync_batchnorm`` batch norm takes
+    its statistics over the batches of all ranks. ``start`` is the run's progress when the fit begins; seeds and the
+    teacher's epochs continue from there. ``optimizer_state`` is the optimizer's state dict from the stage before, if
+    its moments are to be kept. ``teacher_logits`` are the outputs of a frozen teacher for the last batch, for
+    callbacks. A student of many bits needs a ``narrow_objective``, by which its widest trains the others;
+    ``train/w4/<term>`` and ``val/w4/top1`` are then of each width.
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class QATModule(pl.LightningModule):
         teacher_lr: float | None = None,
         norm_decay: bool = False,
         compile: bool = False,
+        or_eager: bool = False,
         sync_batchnorm: bool = False,
         start: Position = Position(),  # noqa: B008 - immutable
         optimizer_state: dict[str, Any] | None = None,
@@ -78,6 +85,7 @@ class QATModule(pl.LightningModule):
         self._seed, self._start = seed, start
         self._optimizer_state = optimizer_state
         self._scale_lr, self._norm_decay = scale_lr, norm_decay
+        self._or_eager = or_eager
         step: nn.Module
         if isinstance(student, ManyBits):
             assert narrow_objective is not None
@@ -86,7 +94,7 @@ class QATModule(pl.LightningModule):
             step = StudentStep(student=student, objective=objective, teacher=self.learning_teacher)
         # In a tuple, so that the step's modules, registered above, are not registered twice.
         self.compiles = compile
-        self._step = (torch.compile(step, fullgraph=True, dynamic=False) if compile else step,)
+        self._step = (Compiled(step, or_eager=or_eager) if compile else step,)
         names = [label(bits) for bits in student.others] if isinstance(student, ManyBits) else []
         self.top1 = MulticlassAccuracy(num_classes=num_classes, average="micro")
         self.narrow_top1 = nn.ModuleDict(
@@ -95,6 +103,16 @@ class QATModule(pl.LightningModule):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         return [TeacherCacheUpdates(self._teacher)] if isinstance(self._teacher, CachedTeacher) else []
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if isinstance(step := self._step[0], Compiled):
+            checkpoint[GAVE_UP] = step.gave_up
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # A compiled step rounds otherwise, so a run does not change over in the middle.
+        if isinstance(step := self._step[0], Compiled) and self._or_eager:
+            step.gave_up = bool(checkpoint.get(GAVE_UP, False))
+            self.compiles = not step.gave_up
 
     def on_fit_start(self) -> None:
         if self._teacher is not None:

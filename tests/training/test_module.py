@@ -62,7 +62,7 @@ def student() -> nn.Module:
     return model
 
 
-def module(*, lr: float = 0.05, teacher: bool = True, compile: bool = False) -> QATModule:
+def module(*, lr: float = 0.05, teacher: bool = True, compile: bool = False, or_eager: bool = False) -> QATModule:
     model, guide = student(), network(0.5, 1)
     terms = {"hard": Hard(weight=0.5), "soft": Soft(weight=0.5) if teacher else None}
     hint = Hint(student_layers=["layer2"], teacher_layers=["layer2"]) if teacher else None
@@ -82,6 +82,7 @@ def module(*, lr: float = 0.05, teacher: bool = True, compile: bool = False) -> 
         seed=3,
         scale_lr=0.001,
         compile=compile,
+        or_eager=or_eager,
     )
 
 
@@ -279,3 +280,26 @@ def test_a_compiled_step_trains_as_an_eager_one(tmp_path: Path) -> None:
         trainer(tmp_path, callbacks=[seen]).fit(made, loader(batches(3)))
         totals[compile] = seen.totals
     assert totals[True] == pytest.approx(totals[False], rel=1e-3)
+
+
+def test_a_fit_that_gave_up_compiling_goes_on_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also where the compiler works again, since a compiled step rounds otherwise."""
+
+    def fails(*arguments: Any, **options: Any) -> Any:
+        raise RuntimeError("no compiler")
+
+    options = {"compile": True, "or_eager": True, "teacher": False}
+    monkeypatch.setattr(torch, "compile", lambda step, **how: fails)
+    first, eager = module(**options), module(teacher=False)
+    for made, folder in ((first, "first"), (eager, "eager")):
+        trainer(tmp_path / folder).fit(made, loader(batches()))
+    assert all(torch.equal(tensor, eager.state_dict()[name]) for name, tensor in first.state_dict().items())
+    checkpoint: dict[str, Any] = {}
+    first.on_save_checkpoint(checkpoint)
+    monkeypatch.setattr(torch, "compile", lambda step, **how: step)
+    again, resumed = module(**options), module(**options)
+    resumed.on_load_checkpoint(checkpoint)
+    assert (again.compiles, resumed.compiles) == (True, False)
+    again.on_save_checkpoint(checkpoint)
+    resumed.on_load_checkpoint(checkpoint)
+    assert resumed.compiles
