@@ -26,7 +26,8 @@ SAVED_S = (0.516612 - 0.343450) / (128 * 187_456)
 of ResNet-20, W4A4, eager and compiled, with 128 images on two cores; its layers round 187,456 numbers of an image."""
 
 COMPILE_S = 4.4
-"""Seconds that compiling takes for each quantized layer, of two cores; results/bench.csv has the measurement."""
+"""Seconds that compiling takes for each quantized layer: 88 s were seen for the 20 layers of ResNet-20 on two slow
+cores. There is no row of it in results yet; ``scripts/bench_startup.py --cases step compiled`` measures it."""
 
 
 def compiles(settings: RunSettings, student: nn.Module, data: VisionData) -> bool:
