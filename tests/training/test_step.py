@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.distillation.hard import Hard
+from qtrain.distillation.layers import LayerTerm
 from qtrain.distillation.objective import Objective
 from qtrain.distillation.soft import Soft
+from qtrain.spec import StepOutputs
 from qtrain.training.step import LearningTeacher, StudentStep
 
 
@@ -61,6 +63,38 @@ def test_no_gradient_passes_between_student_and_learning_teacher(batch: tuple[Te
     for mine, reference in ((both.student, alone.student), (both.teacher.model, swapped.student)):
         for got, expected in zip(gradients(mine), gradients(reference), strict=True):
             torch.testing.assert_close(got, expected)
+
+
+class Undetached(LayerTerm):
+    """A term of somebody's own that does not stop the other's gradient itself."""
+
+    rule = "any"
+
+    def comparable(self, student: object, teacher: object) -> bool:
+        return True
+
+    def compare(self, pair: int, student: Tensor, teacher: Tensor) -> Tensor:
+        return nn.functional.mse_loss(student, teacher)
+
+    def forward(self, outputs: StepOutputs) -> Tensor:
+        return self.compare(0, outputs.features["1"], outputs.teacher_features["1"])
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_no_gradient_passes_through_features(who: str, batch: tuple[Tensor, Tensor]) -> None:
+    """Whose objective is of labels alone has their gradient, however the other's term looks at its features."""
+    hard = Objective(terms={"hard": Hard(weight=0.5)})
+    looks = Objective(terms={"own": Undetached(student_layers=["1"], weight=1.0)})
+    own, taught = (looks, hard) if who == "teacher" else (hard, looks)
+    both = StudentStep(student=network(0), objective=own, teacher=LearningTeacher(model=network(1), objective=taught))
+    both(*batch)["total"].backward()
+    assert both.teacher is not None
+    model = network(1 if who == "teacher" else 0)
+    (0.5 * nn.functional.cross_entropy(model(batch[0]), batch[1])).backward()
+    for got, expected in zip(
+        gradients(both.teacher.model if who == "teacher" else both.student), gradients(model), strict=True
+    ):
+        torch.testing.assert_close(got, expected)
 
 
 def test_teacher_with_labels_alone_is_trained_as_without_a_student(batch: tuple[Tensor, Tensor]) -> None:
