@@ -106,8 +106,8 @@ def render(text: str, results: Path) -> str:
 
 def markdown(rows: list[dict[str, str]]) -> str:
     """The closing table of all ``rows``, with how long and on what the models were trained; of a benchmark, its own."""
-    if rows and all(row["task"] == "bench" for row in rows):
-        return bench(rows)
+    if rows and all(row["task"] in ("bench", "bench_startup") for row in rows):
+        return bench([row for row in rows if row["task"] == "bench"])
     latest = {(row["config_hash"], row["task"]) if row["config_hash"] else id(row): row for row in rows}
     runs = [(summary, row) for row in latest.values() if (summary := summary_of(row)) is not None]
     # Full precision and calibration are of no training: one row, whatever run they were measured in.
