@@ -389,6 +389,24 @@ def test_progress_of_a_compiled_fit_says_that_it_compiles(caplog: pytest.LogCapt
     assert [line.split("  ")[1] for line in told if "images/s" in line] == ["step 2/3", "step 3/3"]
 
 
+def test_speed_and_time_left_are_of_all_ranks_and_without_the_batch_that_compiled(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A second passes at each look: the second of ten steps, 4 x 12 images, took two, so 24 a second and 16 s left."""
+    now = iter(range(100))
+    monkeypatch.setattr("qtrain.training.callbacks.progress.time.perf_counter", lambda: float(next(now)))
+    trainer = Mock(is_global_zero=True, world_size=4, estimated_stepping_batches=10, max_epochs=1, current_epoch=0)
+    progress, module = Progress(bar=False, every_s=1e-9), Mock(compiles=True)
+    with caplog.at_level(logging.INFO, logger="qtrain"):
+        for step in (0, 1, 2):
+            trainer.global_step = step
+            if step == 0:
+                progress.on_train_start(trainer, module)
+            else:
+                progress.on_train_batch_end(trainer, module, torch.tensor(1.0), (IMAGE,), step)
+    assert caplog.messages[-1].endswith(f"24 images/s  {duration(16)} left")
+
+
 def test_plain_lines_come_at_their_interval(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="qtrain"):
         fit(Module(student()), [Progress(title="w4a4", bar=False, every_s=1e-9)])
