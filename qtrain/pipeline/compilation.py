@@ -25,9 +25,9 @@ SAVED_S = (0.516612 - 0.343450) / (128 * 187_456)
 """Seconds that compiling saves for each number of an input that is rounded in training. From results/bench.csv: a step
 of ResNet-20, W4A4, eager and compiled, with 128 images on two cores; its layers round 187,456 numbers of an image."""
 
-COMPILE_S = 4.4
-"""Seconds that compiling takes for each quantized layer: 88 s were seen for the 20 layers of ResNet-20 on two slow
-cores. There is no row of it in results yet; ``scripts/bench_startup.py --cases step compiled`` measures it."""
+COMPILE_S = (57.4547 - 7.91465) / 8
+"""Processor seconds that compiling takes for each quantized layer. From results/bench.csv: one step of ResNet-8, which
+has eight, compiled and eager, each a process of its own (``scripts/bench_startup.py --cases step compiled``)."""
 
 
 def compiles(settings: RunSettings, student: nn.Module, data: VisionData) -> bool:
