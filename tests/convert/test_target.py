@@ -207,6 +207,16 @@ def test_shared_quantizers_are_counted_once() -> None:
     assert difference == 4 * (len(quantizers) - len(own)), "a scale for each"
 
 
+def test_rows_of_layers_have_a_shared_quantizer_once() -> None:
+    model, x = residual()
+    student = qtrain.quantize(model, x, weight_bits=4, input_bits=4, target="onnxruntime")
+    readers = [layer.input_quantizer for layer in quant_layers(student).values() if layer.input_quantizer is not None]
+    weighted = {m.input_quantizer for m in quant_layers(student).values() if hasattr(m, "weight")} - {None}
+    assert len(set(readers)) < len(readers)
+    found = sum(row.input_storage_bits for row in count(student, x[:1]).layers)
+    assert found == sum(quantizer.storage_bits() for quantizer in weighted)
+
+
 def test_a_shared_quantizer_learns_from_every_reader() -> None:
     model, x = residual()
     student = qtrain.quantize(model, x, weight_bits=4, input_bits=4, target="onnxruntime").train()
