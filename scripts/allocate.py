@@ -58,6 +58,12 @@ SEARCHES: dict[str, tuple[str, ...]] = {
     "random": ("allocate@quantize.bits=random",),
     "program-fisher": ("allocate@quantize.bits=integer_program", "allocate.weight_error=1"),
     "program-fisher-0.1": ("allocate@quantize.bits=integer_program", "allocate.weight_error=0.1"),
+    # Training wins back what weights lose at 2 bits, and not what inputs lose there.
+    "program-fisher-0.1-inputs3": (
+        "allocate@quantize.bits=integer_program",
+        "allocate.weight_error=0.1",
+        "allocate.input=[3,4,5,6,8]",
+    ),
     "program-one_layer": ("allocate@quantize.bits=integer_program", "score@allocate.score=one_layer"),
     "program-hawq_trace": ("allocate@quantize.bits=integer_program", "score@allocate.score=hawq_trace"),
     "program-hawq_eigenvalue": ("allocate@quantize.bits=integer_program", "score@allocate.score=hawq_eigenvalue"),
