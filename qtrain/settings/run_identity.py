@@ -85,6 +85,7 @@ def comparable(plain: Mapping[str, Any]) -> dict[str, Any]:
             config.get("trainer", {}).pop(key, None)
         for section in ("fit", "teacher"):
             config.get(section, {}).pop("shard", None)
+        config.get("allocate", {}).pop("folder", None)  # where scores and bits are kept
         for section, key, value in LATER:
             if config.get(section, {}).get(key, value) == value:
                 config.get(section, {}).pop(key, None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from qtrain.config.compose import compose
 from qtrain.settings.run_identity import comparable, recorded, restored, without_seeds
 
@@ -17,6 +19,17 @@ def test_a_run_is_the_same_whatever_is_predicted() -> None:
     assert other.identity == compose(["seed=1"]).identity
     assert {"images", "predict"} & recorded(other.plain).keys() == set()
     assert restored(recorded(other.plain), other.plain) == other.plain
+
+
+def test_a_run_is_the_same_wherever_things_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights, answers, images, scores: on another machine, or after a move of the cache, a run goes on."""
+    found = []
+    for place in ("/one", "/other"):
+        monkeypatch.setenv("QTRAIN_CACHE", place)
+        settings = compose(["seed=1"])
+        assert str(settings.plain).count(f"{place}/") == 4
+        found.append((settings.identity, settings.recipe))
+    assert found[0] == found[1]
 
 
 def test_a_stage_of_a_run_is_the_same_on_more_processes() -> None:
