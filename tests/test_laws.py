@@ -29,6 +29,7 @@ from qtrain.settings.conf_dir import conf_dir
 from qtrain.spec import Granularity, PerBlock, PerChannel, PerGroup, PerTensor, QuantSpec
 from qtrain.storage.base import QTensor, pack, unpack
 from qtrain.storage.description import describe, restore
+from tests.helpers.graphs import CountingBackend
 from tests.helpers.no_wait import NoWait
 
 REFUSALS = (
@@ -376,17 +377,10 @@ def test_one_graph_for_all_bits_and_steps(name: str, options: dict[str, Any], we
     case = next((case for case in tried if case.shape == Case.shape), None)
     if case is None:
         pytest.skip(f"{name} is not made for {'weights' if weight else 'inputs'}")
-    graphs = 0
-
-    def counting(graph: Any, inputs: Any) -> Any:
-        nonlocal graphs
-        graphs += 1
-        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
-
-    torch._dynamo.reset()
+    backend = CountingBackend()
     quantizer = build(name, options, case)
     assert quantizer is not None
-    compiled = torch.compile(quantizer.train(), backend=counting, fullgraph=True)
+    compiled = torch.compile(quantizer.train(), backend=backend, fullgraph=True)
     for step, bits in enumerate((case.bits, case.bits + 1, case.bits + 2)):
         if bits in quantizer.widths and quantizer.switchable:
             quantizer.set_range_(bits=bits, signed=bool(quantizer.signed))
@@ -397,7 +391,7 @@ def test_one_graph_for_all_bits_and_steps(name: str, options: dict[str, Any], we
         torch.testing.assert_close(result, uncompiled, rtol=1e-6, atol=1e-7)
         (grad,) = torch.autograd.grad(result.sum(), [leaf])
         torch.testing.assert_close(grad, torch.autograd.grad(uncompiled.sum(), [expected])[0], rtol=1e-5, atol=1e-7)
-    assert graphs == 1
+    assert backend.graphs == 1
 
 
 def test_every_yaml_is_among_the_quantizers() -> None:

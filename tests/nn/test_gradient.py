@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from qtrain.functional.random import keyed_uniform
 from qtrain.nn.gradient import DoReFaGradient, GradientQuantizer, IntegerGradient
 from qtrain.quantizers.hooks import StepAware, begin_step_
 from qtrain.spec import Granularity, PerChannel, PerSample, PerTensor
+from tests.helpers.graphs import CountingBackend
 
 KINDS: dict[str, GradientQuantizer] = {
     "dorefa": DoReFaGradient(bits=4),
@@ -110,16 +110,9 @@ def test_eval_mode_leaves_gradients_exact(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_graph_for_all_steps_and_bits(kind: str) -> None:
-    graphs = 0
-
-    def counting(graph: Any, inputs: Any) -> Any:
-        nonlocal graphs
-        graphs += 1
-        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
-
-    torch._dynamo.reset()
+    backend = CountingBackend()
     model = nn.Sequential(nn.Linear(4, 5), KINDS[kind], nn.Linear(5, 2)).train()
-    compiled = torch.compile(model, backend=counting, fullgraph=True)
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
     x = noise(6, 4)
     try:
         for step, bits in enumerate((4, 8, 3)):
@@ -129,7 +122,7 @@ def test_one_graph_for_all_steps_and_bits(kind: str) -> None:
             plain = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
             for a, b in zip(ours, plain, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-        assert graphs == 1
+        assert backend.graphs == 1
     finally:
         KINDS[kind].bits.fill_(4)
 

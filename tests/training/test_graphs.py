@@ -18,6 +18,7 @@ from qtrain.quantizers.base import Quantizer
 from qtrain.quantizers.hooks import begin_step_
 from qtrain.schedules.linear import Linear
 from qtrain.training.step import StudentStep
+from tests.helpers.graphs import CountingBackend
 
 METHODS: dict[str, dict[str, Any]] = {
     "lsq per channel": {"weight": "lsq", "input": "lsq", "granularity": "channel"},
@@ -52,19 +53,12 @@ def quantizers_of(student: nn.Module) -> list[Quantizer]:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_is_one_graph_for_all_bits_rates_and_temperatures(method: str) -> None:
     """And computes what the step computes without a compiler, gradients included."""
-    graphs = 0
-
-    def counting(graph: Any, inputs: Any) -> Any:
-        nonlocal graphs
-        graphs += 1
-        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
-
-    torch._dynamo.reset()
+    backend = CountingBackend()
     image, target, answer = torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 2, 0]), torch.randn(4, 3)
     student = qtrain.quantize(network(), image, ends=None, **METHODS[method]).train()
     terms = {"hard": Hard(), "soft": Soft(weight=Linear(start=1.0, end=0.5), temperature=Linear(start=4.0, end=2.0))}
     step = StudentStep(student=student, objective=Objective(terms=terms))
-    compiled = torch.compile(step, backend=counting, fullgraph=True, dynamic=False)
+    compiled = torch.compile(step, backend=backend, fullgraph=True, dynamic=False)
     changed = 0
     for number, bits in enumerate((4, 5, 3)):
         for quantizer in quantizers_of(student):
@@ -81,5 +75,5 @@ def test_a_step_is_one_graph_for_all_bits_rates_and_temperatures(method: str) ->
         for (name, one), other in zip(step.named_parameters(), eager.parameters(), strict=True):
             torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6, msg=name)
         step.zero_grad()
-    assert graphs == 1
+    assert backend.graphs == 1
     assert changed or method in ("lq_nets", "ocp_mx"), "of these two no such bits can change in place"

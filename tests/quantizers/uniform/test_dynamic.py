@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +11,7 @@ from qtrain.quantizers.uniform.affine import Affine
 from qtrain.quantizers.uniform.dynamic import Dynamic
 from qtrain.spec import Granularity, Observed, PerChannel, PerGroup, PerSample, PerTensor, PerToken, QuantSpec
 from qtrain.storage.base import pack, unpack
+from tests.helpers.graphs import CountingBackend
 
 SHARING: list[Granularity] = [PerTensor(), PerSample(), PerToken()]
 
@@ -121,21 +120,14 @@ def test_calibration_chooses_the_sign_of_symmetric_codes_alone() -> None:
 
 @pytest.mark.parametrize("sharing", SHARING, ids=str)
 def test_one_graph_for_every_sharing_and_all_bits(sharing: Granularity) -> None:
-    graphs = 0
-
-    def counting(graph: Any, inputs: Any) -> Any:
-        nonlocal graphs
-        graphs += 1
-        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
-
-    torch._dynamo.reset()
+    backend = CountingBackend()
     quantizer = dynamic(sharing)
-    compiled = torch.compile(quantizer, backend=counting, fullgraph=True)
+    compiled = torch.compile(quantizer, backend=backend, fullgraph=True)
     for bits in (4, 8):
         quantizer.set_range_(bits=bits, signed=True)
         x = noise(2, 4, 3, 3, seed=bits)
         torch.testing.assert_close(compiled(x), quantizer(x), rtol=1e-6, atol=1e-7)
-    assert graphs == 1
+    assert backend.graphs == 1
 
 
 @pytest.mark.parametrize("wrong", [PerChannel(0), PerGroup(2)])
