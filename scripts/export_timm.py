@@ -81,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     done = {row["model"] for row in read_results(options.results)} if options.results.is_file() else set()
     for name in options.models:
         if name in done:
+            print(f"{name}: {options.results} has it")
             continue
         try:
             found = measured(name, options.size, options.rounds)
