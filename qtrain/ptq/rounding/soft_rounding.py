@@ -124,7 +124,15 @@ def dropping(part: nn.Module, drop: float) -> Iterator[list[Dropped]]:
 
 
 def input_parameters(part: nn.Module, *, besides: Collection[nn.Module] = ()) -> list[nn.Parameter]:
-    """The learned parameters of the input quantizers of ``part``, but not of the layers ``besides``."""
+    """The learned parameters of the input quantizers of ``part``, each once, but not of the modules ``besides``.
+
+    Layers and sums that read one tensor may share its quantizer.
+    """
     layers = quant_layers(part).values()
-    quantizers = [layer.input_quantizer for layer in layers if not any(layer is other for other in besides)]
-    return [p for quantizer in quantizers if quantizer is not None for p in quantizer.parameters() if p.requires_grad]
+    quantizers = [layer.input_quantizer for layer in layers if not _is_one_of(layer, besides)]
+    kept = (quantizer for quantizer in quantizers if quantizer is not None and not _is_one_of(quantizer, besides))
+    return list(dict.fromkeys(p for quantizer in kept for p in quantizer.parameters() if p.requires_grad))
+
+
+def _is_one_of(module: nn.Module, modules: Collection[nn.Module]) -> bool:
+    return any(module is other for other in modules)

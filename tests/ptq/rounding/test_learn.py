@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import qtrain
 from qtrain.allocate.uniform import Uniform
 from qtrain.convert.calibrate import calibrate
 from qtrain.convert.layers import find_layers, quant_layers, set_quantization
@@ -201,6 +202,21 @@ def test_only_block_reconstruction_learns_input_quantizers() -> None:
         assert all(isinstance(q.input_quantizer, LSQ) for q in quant_layers(model).values()), "nothing stands in"
     fixed, images = resnet(input=Affine)
     BRECQ(iterations=2)(fixed, images, seed=0)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_sum_that_shares_its_inputs_quantizer_is_learned_with_its_block(way: str) -> None:
+    _, images = made_resnet()
+    network = create_model(name="cifar_resnet8", num_classes=10, image_size=images[0].shape[-1]).eval()
+    rounding = f"rounding@quantize.rounding={way}"
+    model = qtrain.quantize(
+        network, torch.cat(images), weight_bits=3, input_bits=8, target="onnxruntime",
+        options=[rounding, "quantize.rounding.iterations=4", "quantize.rounding.batch_size=4"],
+    )  # fmt: skip
+    readers = quant_layers(model.get_submodule("layer1.0"))
+    quantizers = [reader.input_quantizer for reader in readers.values()]
+    assert len({id(quantizer) for quantizer in quantizers}) < len(quantizers), "a convolution and the sum read one tensor"
+    assert torch.isfinite(model(images[0])).all()
 
 
 def test_squared_gradients_are_those_of_the_models_own_classes() -> None:
