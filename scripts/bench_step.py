@@ -8,7 +8,8 @@
 A step is what the training module does: forward, objective, backward, optimizer step, with the experiment's own
 quantizers, teacher, optimizer and parameter groups; weights and images are random, since time does not depend on
 them. All cases run in one process, in rounds of a few steps each, so that whatever else slows the machine slows all
-alike. Times are medians over the rounds; a ratio is the median of the rounds' own ratios. Nothing is asserted.
+alike. Times are medians over the rounds; a ratio is the median of the rounds' own ratios. What a forward saves for its
+backward is counted exactly: activations, without parameters and the batch. Nothing is asserted.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import Batch
 from qtrain.training.optim import parameter_groups
 from qtrain.training.step import StudentStep
+from qtrain.utils.saved_tensors import SavedTensors
 
 EXPERIMENT = "cifar10/resnet20_w4a4"
 CLASSES, CHANNELS, SIZE = 10, 3, 32
@@ -81,12 +83,24 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a case does once, and the tensors that it has in memory anyway: parameters, buffers, the batch."""
+
+    run: Callable[[], None]
+    known: Sequence[Tensor]
+
+
+@dataclass
 class Measured:
-    """Milliseconds of one step, round by round; rounds of different cases with one number belong together."""
+    """Milliseconds of one step, round by round; rounds of different cases with one number belong together.
+
+    ``saved`` are the bytes that one forward keeps for its backward.
+    """
 
     case: str
     compiled: bool
     ms: list[float]
+    saved: int = 0
 
     @property
     def mode(self) -> str:
@@ -133,9 +147,7 @@ def cached_teacher(setting: Setting, folder: str) -> CachedTeacher:
     return teacher
 
 
-def training_step(
-    setting: Setting, student: nn.Module, objective: Objective, teacher: Teacher | None
-) -> Callable[[], None]:
+def training_step(setting: Setting, student: nn.Module, objective: Objective, teacher: Teacher | None) -> Work:
     """One step, as :class:`qtrain.training.module.QATModule` and Lightning make it."""
     module = StudentStep(student=student.train(), objective=objective).to(setting.device)
     step = torch.compile(module, fullgraph=True, dynamic=False) if setting.compiled else module
@@ -152,11 +164,11 @@ def training_step(
         losses["total"].backward()
         optimizer.step()
 
-    return run
+    return Work(run, [*module.parameters(), *module.buffers(), batch.image, batch.target])
 
 
-def make_cases(setting: Setting) -> dict[str, Callable[[], None]]:
-    """Case -> a function that does it once. Each has a model, an objective and an optimizer of its own."""
+def make_cases(setting: Setting) -> dict[str, Work]:
+    """Case -> what does it once. Each has a model, an objective and an optimizer of its own."""
     cfg = setting.cfg
     objective: Objective = cfg.objective.build()
     teacher = frozen_teacher(setting, objective.teacher_taps)
@@ -170,7 +182,7 @@ def make_cases(setting: Setting) -> dict[str, Callable[[], None]]:
     cases = {
         FULL: training_step(setting, build(cfg.model), labels[FULL], None),
         STUDENT: training_step(setting, quantized(cfg), labels[STUDENT], None),
-        TEACHER: lambda: void(teacher(setting.image)),
+        TEACHER: Work(lambda: void(teacher(setting.image)), ()),
         DISTILLED: training_step(setting, student, objective, teacher),
     }
     if not teacher.names:  # features are not cached
@@ -180,7 +192,7 @@ def make_cases(setting: Setting) -> dict[str, Callable[[], None]]:
     return cases
 
 
-def variant_cases(setting: Setting, overrides: Sequence[str]) -> dict[str, Callable[[], None]]:
+def variant_cases(setting: Setting, overrides: Sequence[str]) -> dict[str, Work]:
     """The step of each variant of ``setting.cfg``, by name, and that of full precision; not the repeats of seeds."""
     labels = Objective(terms={"hard": Hard()})
     cases = {FULL: training_step(setting, build(setting.cfg.model), labels, None)}
@@ -196,15 +208,20 @@ def void(_: object) -> None:
 
 
 def measure(
-    cases: Sequence[tuple[Measured, Callable[[], None]]], *, device: torch.device, rounds: int, steps: int, warmup: int
+    cases: Sequence[tuple[Measured, Work]], *, device: torch.device, rounds: int, steps: int, warmup: int
 ) -> None:
-    """Add ``rounds`` times of each case, in milliseconds a step, each the mean over ``steps`` steps in a row."""
-    for _, run in cases:
+    """Add ``rounds`` times of each case, in milliseconds a step, each the mean over ``steps`` steps in a row.
+
+    Before, one step more tells what it saves.
+    """
+    for measured, work in cases:
         for _ in range(warmup):
-            run()
+            work.run()
+        measured.saved = saved_bytes(work)
     for number in range(rounds):
         # To and fro, so that a machine that grows warmer favors no case.
-        for measured, run in cases if number % 2 == 0 else reversed(cases):
+        for measured, work in cases if number % 2 == 0 else reversed(cases):
+            run = work.run
             run()  # brings the case's own memory into the caches
             synchronize(device)
             start = time.perf_counter()
@@ -212,6 +229,13 @@ def measure(
                 run()
             synchronize(device)
             measured.ms.append(1e3 * (time.perf_counter() - start) / steps)
+
+
+def saved_bytes(work: Work) -> int:
+    """What one step saves between its forward and its backward."""
+    with SavedTensors(work.known) as saved:
+        work.run()
+    return saved.bytes
 
 
 def synchronize(device: torch.device) -> None:
@@ -230,6 +254,12 @@ def ratio(measured: Measured, others: Sequence[Measured]) -> float | None:
     return middle
 
 
+def saved_ratio(measured: Measured, others: Sequence[Measured]) -> float | None:
+    """The bytes that this case saves in units of what full precision saves in the same mode."""
+    full = [one.saved for one in others if one.compiled == measured.compiled and one.case == FULL]
+    return measured.saved / full[0] if full and measured.saved and measured.case != FULL else None
+
+
 def bases_of(case: str) -> tuple[str, ...]:
     """The cases whose summed time is the 1 of ``case``'s ratio; a variant's is full precision."""
     return () if case in (FULL, TEACHER) else BASES.get(case, (FULL,))
@@ -237,11 +267,14 @@ def bases_of(case: str) -> tuple[str, ...]:
 
 def table(results: Sequence[Measured]) -> str:
     """One line for each case and mode: median, least and greatest time, and the ratio with what it refers to."""
-    lines = [f"{'case':<34}{'mode':<10}{'ms/step':>9}{'least':>9}{'most':>9}{'ratio':>8}"]
+    lines = [f"{'case':<34}{'mode':<10}{'ms/step':>9}{'least':>9}{'most':>9}{'saved MB':>10}{'ratio':>8}"]
     for one in results:
         line = f"{one.case:<34}{one.mode:<10}{statistics.median(one.ms):9.2f}{min(one.ms):9.2f}{max(one.ms):9.2f}"
+        line += f"{one.saved / 1e6:10.1f}"
         if (share := ratio(one, results)) is not None:
             line += f"{share:8.3f} of {' + '.join(bases_of(one.case))}"
+        if (memory := saved_ratio(one, results)) is not None:
+            line += f", saves {memory:.3f} of {FULL}"
         lines.append(line)
     return "\n".join(lines)
 
@@ -271,6 +304,8 @@ def append_results(path: Path, results: Sequence[Measured], cfg: RunSettings, de
                 "case": STUDENT if variant else one.case,
                 "mode": one.mode,
                 "ratio": ratio(one, results),
+                "saved_bytes": one.saved or None,
+                "saved_ratio": saved_ratio(one, results),
             },
         )
 
@@ -319,7 +354,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.manual_seed(cfg.seed)
     image = torch.randn(options.batch, CHANNELS, SIZE, SIZE).to(device, memory_format=torch.channels_last)
     target = torch.randint(CLASSES, (options.batch,)).to(device)
-    cases: list[tuple[Measured, Callable[[], None]]] = []
+    cases: list[tuple[Measured, Work]] = []
     for compiled in [mode for mode, wanted in ((False, options.eager), (True, options.compile)) if wanted]:
         setting = Setting(cfg, image, target, bf16, compiled)
         made = variant_cases(setting, overrides) if options.variants else make_cases(setting)

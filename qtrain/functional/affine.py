@@ -8,7 +8,7 @@ operators multiply by the reciprocal instead; the result differs in the last pla
 import torch
 from torch import Tensor
 
-from qtrain.functional.ste import clamp_to, round_ste
+from qtrain.functional.ste import fake_quantize_ste
 
 
 def code_range(bits: int, *, signed: bool, narrow: bool = False) -> tuple[int, int]:
@@ -33,10 +33,9 @@ def fake_quantize(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, zero_poin
     high``, else 0; for ``scale`` ``round(t) - t`` inside and the clipped code outside, which is LSQ's equation 3 (arXiv
     1902.08153).
     """
-    steps = x.float() / scale
     if zero_point is not None:
         low, high = low - zero_point, high - zero_point
-    return (round_ste(clamp_to(steps, low, high)) * scale).to(x.dtype)
+    return fake_quantize_ste(x, scale, low, high)
 
 
 def quantize(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, zero_point: Tensor | None = None) -> Tensor:

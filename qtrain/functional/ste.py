@@ -36,6 +36,38 @@ class _Clamp(torch.autograd.Function):
         return grads[0] * ((x >= low) & (x <= high)), None, None
 
 
+class _FakeQuantize(torch.autograd.Function):
+    """Keeps ``x``, which what comes before mostly keeps too; all else is computed again in the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: Tensor, high: Tensor, offset: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, scale, low, high, offset)
+        values = _steps(x, scale, offset).clamp_(low, high).round_().mul_(scale)
+        return (values if offset is None else values.add_(offset)).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, low, high, offset = ctx.saved_tensors
+        (given,) = grads
+        for_x = for_scale = for_offset = None
+        steps = _steps(x, scale, offset)
+        clipped = torch.minimum(torch.maximum(steps, low), high)
+        # As numbers, 0 or 1: a product with booleans takes three times as long.
+        inside = torch.eq(clipped, steps, out=torch.empty_like(steps))
+        if ctx.needs_input_grad[0]:
+            for_x = (given * inside).to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            for_scale = clipped.round_().sub_(steps.mul_(inside)).mul_(given).sum_to_size(scale.shape)
+        if offset is not None and ctx.needs_input_grad[4]:
+            for_offset = inside.neg_().add_(1).mul_(given).sum_to_size(offset.shape)
+        return for_x, for_scale, None, None, for_offset
+
+
+def _steps(x: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
+    """``(x - b) / s`` in float32, a tensor of its own."""
+    return (x.float() if offset is None else x.float() - offset) / scale
+
+
 class _ScaleGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: Tensor) -> Tensor:
@@ -60,6 +92,18 @@ def clamp_to(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     torch's own clamp halves the gradient where ``x`` equals a bound that is a tensor.
     """
     result: Tensor = _Clamp.apply(x, low, high)
+    return result
+
+
+def fake_quantize_ste(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, offset: Tensor | None = None) -> Tensor:
+    """``round(clamp((x - b) / s, low, high)) s + b`` with the gradients of LSQ and LSQ+; shape and dtype of ``x``.
+
+    ``scale`` s and ``offset`` b, 0 without one, broadcast against ``x``, ``low`` and ``high``, which get no gradient,
+    against both; all are float32, in which the result is computed. With ``t = (x - b) / s``, inside where ``low <= t <=
+    high``, both ends included: for ``x`` 1 inside and 0 outside; for ``scale`` ``round(t) - t`` inside and the clipped
+    code outside (arXiv 1902.08153, eq. 3); for ``offset`` 0 inside and 1 outside (arXiv 2004.09576, eq. 5).
+    """
+    result: Tensor = _FakeQuantize.apply(x, scale, low, high, offset)
     return result
 
 

@@ -41,7 +41,10 @@ def test_the_five_cases_become_rows(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [bool(r["ratio"]) for r in rows] == [False, True, False, True, True]
     printed = capsys.readouterr().out
     assert "of full precision" in printed and "of student + teacher forward" in printed
-    assert printed.splitlines()[-1].endswith(" of student")
+    assert " of student, saves " in printed.splitlines()[-1]
+    assert [bool(r["saved_bytes"]) for r in rows] == [True, True, False, True, True], "a teacher saves nothing"
+    full, student = (int(float(row["saved_bytes"])) for row in rows[:2])
+    assert float(rows[1]["saved_ratio"]) == pytest.approx(student / full, rel=1e-4) and 1.2 < student / full < 1.7
 
 
 def test_a_step_trains_the_student_and_not_the_teacher() -> None:
@@ -61,7 +64,7 @@ def test_a_step_trains_the_student_and_not_the_teacher() -> None:
     objective = cfg.objective.build()
     objective.bind_({"layer3": (1, 64, 8, 8)}, {"layer3": (1, 64, 8, 8)})
     before = [[p.detach().clone() for p in model.parameters()] for model in (student, teacher.model, objective)]
-    script.training_step(setting, student, objective, teacher)()
+    script.training_step(setting, student, objective, teacher).run()
     after = [list(model.parameters()) for model in (student, teacher.model, objective)]
     same = [all(torch.equal(b, a) for b, a in zip(*pair, strict=True)) for pair in zip(before, after, strict=True)]
     assert same == [False, True, False]
@@ -75,7 +78,7 @@ def test_a_step_with_a_cached_teacher_never_asks_it(tmp_path: Path, monkeypatch:
     live = script.FrozenTeacher
     assert torch.equal(expected, live.answer(teacher._live, setting.batch, 0)[0])
     monkeypatch.delattr(live, "answer")
-    script.training_step(setting, script.quantized(cfg), cfg.objective.build(), teacher)()
+    script.training_step(setting, script.quantized(cfg), cfg.objective.build(), teacher).run()
     assert torch.equal(teacher.answer(setting.batch, 0)[0], expected)
 
 

@@ -8,21 +8,10 @@ from torch import Tensor, nn
 
 from qtrain.functional.affine import fake_quantize, symmetric_scale
 from qtrain.functional.learned_step import SMALLEST_SCALE, step_gradient_factor
-from qtrain.functional.ste import clamp_to, round_ste, scale_gradient
+from qtrain.functional.ste import fake_quantize_ste, scale_gradient
 from qtrain.quantizers.base import Quantizer, float_parts, full_range, index_range
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
 from qtrain.storage.base import NumberPart, QTensor
-
-
-def fake_quantize_with_offset(x: Tensor, scale: Tensor, offset: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """``round(clamp((x - b) / s, Qn, Qp)) s + b``, shape and dtype of ``x``, computed in float32 (eq. 3).
-
-    ``scale`` s and ``offset`` b broadcast against ``x``; ``low`` and ``high`` are 0-dim. Gradients (eq. 4, 5): for
-    ``x`` 1 inside and 0 outside; for ``scale`` ``round(t) - t`` inside, with ``t = (x - b) / s``, and the clipped code
-    outside; for ``offset`` 0 inside and 1 outside.
-    """
-    codes = round_ste(clamp_to((x.float() - offset) / scale, low, high))
-    return (codes * scale + offset).to(x.dtype)
 
 
 @final
@@ -30,10 +19,11 @@ class LSQPlus(Quantizer):
     """LSQ with an offset for inputs and a start that outliers do not move (Bhalgat et al. 2020, arXiv 2004.09576).
 
     Weights are symmetric, without offset, and start at ``s = max(|mu - 3 sigma|, |mu + 3 sigma|) / 2^(b-1)`` (eq. 6),
-    mean and deviation of each granularity group. Inputs have unsigned codes and the learned offset of
-    :func:`fake_quantize_with_offset`; both start from the observed range, ``s = (high - low) / (2^b - 1)``, ``b = low``
-    (eq. 7, 8). From there the paper minimizes the squared error, which here the observer does. Gradients of step and
-    offset are scaled as in LSQ. Weights can be zero; inputs in general cannot.
+    mean and deviation of each granularity group. Inputs have unsigned codes and a learned offset,
+    ``x^ = round(clamp((x - b) / s, Qn, Qp)) s + b`` (eq. 3). Both start from the observed range,
+    ``s = (high - low) / (2^b - 1)``, ``b = low`` (eq. 7, 8); from there the paper minimizes the squared error, which
+    here the observer does. Gradients of step and offset are scaled as in LSQ. Weights can be zero; inputs in general
+    cannot.
     """
 
     scale: nn.Parameter
@@ -57,7 +47,7 @@ class LSQPlus(Quantizer):
         if self.offset is None:
             return fake_quantize(x, step, self.code_low, self.code_high)
         offset = self.spread(scale_gradient(self.offset, factor), x)
-        return fake_quantize_with_offset(x, step, offset, self.code_low, self.code_high)
+        return fake_quantize_ste(x, step, self.code_low, self.code_high, offset)
 
     def quantize(self, x: Tensor) -> QTensor:
         return self.affine_tensor(x, self.step(), offset=self.offset)

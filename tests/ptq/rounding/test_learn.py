@@ -215,7 +215,9 @@ def test_a_sum_that_shares_its_inputs_quantizer_is_learned_with_its_block(way: s
     )  # fmt: skip
     readers = quant_layers(model.get_submodule("layer1.0"))
     quantizers = [reader.input_quantizer for reader in readers.values()]
-    assert len({id(quantizer) for quantizer in quantizers}) < len(quantizers), "a convolution and the sum read one tensor"
+    assert len({id(quantizer) for quantizer in quantizers}) < len(quantizers), (
+        "a convolution and the sum read one tensor"
+    )
     assert torch.isfinite(model(images[0])).all()
 
 

@@ -122,7 +122,7 @@ def test_input_parameters_are_those_of_input_quantizers() -> None:
 
 def test_input_parameters_are_listed_once_and_without_those_of_other_parts() -> None:
     part = nn.Sequential(layer(), layer(), layer())
-    first, second, third = (one.input_quantizer for one in part)
+    first, _, third = (one.input_quantizer for one in part)
     part[1].input_quantizer = first  # two readers of one tensor
     assert [id(p) for p in input_parameters(part)] == [id(first.scale), id(third.scale)]
     assert [id(p) for p in input_parameters(part, besides=[first])] == [id(third.scale)], "read by another part too"
