@@ -8,6 +8,9 @@ from torch import Tensor
 
 from qtrain.functional.ste import clamp_to, straight_through
 
+FEW = 32
+"""The most levels that compiled code compares with one by one."""
+
 
 def powers_of_two(bits: int) -> list[float]:
     """The ``2^bits`` magnitudes ``0, 2^-(2^bits-2), ..., 1/2, 1`` (eq. 3, as many as ``bits`` bits can name).
@@ -54,6 +57,20 @@ def nearest_level(t: Tensor, levels: Tensor) -> Tensor:
     return bucket(t, (levels[:-1] + levels[1:]) / 2)
 
 
+def nearest_value(t: Tensor, levels: Tensor) -> Tensor:
+    """The one of ``levels`` (K,) nearest to ``t``, whose index :func:`nearest_level` gives; shape of ``t``.
+
+    Compiled code chooses among few levels by a comparison with each boundary, which a processor does for many values
+    at once; to look up a level by its index it takes one value after the other.
+    """
+    if not torch.compiler.is_compiling() or len(levels) > FEW:
+        return levels[nearest_level(t, levels)]
+    value = levels[0].expand_as(t)
+    for boundary, level in zip((levels[:-1] + levels[1:]) / 2, levels[1:], strict=True):
+        value = torch.where(t <= boundary, value, level)
+    return value
+
+
 def fake_quantize_to_levels(x: Tensor, scale: Tensor, levels: Tensor) -> Tensor:
     """``x^ = s nearest(clamp(x / s, l_1, l_K))``, float32, for levels ``l`` (K,) and ``scale`` that broadcasts.
 
@@ -62,4 +79,4 @@ def fake_quantize_to_levels(x: Tensor, scale: Tensor, levels: Tensor) -> Tensor:
     is taken as 1.
     """
     t = clamp_to(x / scale, levels[0], levels[-1])
-    return straight_through(levels[nearest_level(t, levels)], t) * scale
+    return straight_through(nearest_value(t, levels), t) * scale
