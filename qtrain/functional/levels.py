@@ -3,6 +3,8 @@
 Source: Li, Dong, Wang 2020, "Additive Powers-of-Two Quantization" (APoT, arXiv 1909.13144).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -58,16 +60,28 @@ def nearest_level(t: Tensor, levels: Tensor) -> Tensor:
 
 
 def nearest_value(t: Tensor, levels: Tensor) -> Tensor:
-    """The one of ``levels`` (K,) nearest to ``t``, whose index :func:`nearest_level` gives; shape of ``t``.
+    """The one of ``levels`` (K,) nearest to ``t``, whose index :func:`nearest_level` gives; shape of ``t``."""
+    if compares(len(levels)):
+        return chosen(t, (levels[:-1] + levels[1:]) / 2, levels)
+    return levels[nearest_level(t, levels)]
 
-    Compiled code chooses among few levels by a comparison with each boundary, which a processor does for many values
-    at once; to look up a level by its index it takes one value after the other.
+
+def compares(values: int) -> bool:
+    """Whether one of so many ``values`` is best found by :func:`chosen`: in compiled code, where they are few.
+
+    A processor compares many elements with a boundary at once; a look-up by an index takes one element after the other.
     """
-    if not torch.compiler.is_compiling() or len(levels) > FEW:
-        return levels[nearest_level(t, levels)]
-    value = levels[0].expand_as(t)
-    for boundary, level in zip((levels[:-1] + levels[1:]) / 2, levels[1:], strict=True):
-        value = torch.where(t <= boundary, value, level)
+    return torch.compiler.is_compiling() and values <= FEW
+
+
+def chosen(t: Tensor, boundaries: Sequence[Tensor] | Tensor, values: Sequence[Tensor] | Tensor) -> Tensor:
+    """``values[k]`` for each of ``t`` that is above k of the ascending ``boundaries``, one fewer; shape of ``t``.
+
+    Each boundary and each value broadcasts against ``t``.
+    """
+    value = torch.as_tensor(values[0]).expand_as(t)
+    for boundary, above in zip(boundaries, values[1:], strict=True):
+        value = torch.where(t <= boundary, value, above)
     return value
 
 
