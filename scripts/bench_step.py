@@ -3,6 +3,7 @@
     python scripts/bench_step.py                                       # ResNet-20, W4A4, batch 128, eager and compiled
     python scripts/bench_step.py --no-eager --threads 2 --results results/bench.csv
     python scripts/bench_step.py quantize.bits.weight=2 model=cifar_resnet56      # any overrides of the experiment
+    python scripts/bench_step.py --size 64 --batch 32 model=timm model.name=resnet18 teacher=none objective=hard
     python scripts/bench_step.py --variants cifar10/shootout --rounds 3 --steps 2 --no-compile   # each of its students
 
 A step is what the training module does: forward, objective, backward, optimizer step, with the experiment's own
@@ -49,7 +50,7 @@ from qtrain.training.step import StudentStep
 from qtrain.utils.saved_tensors import SavedTensors
 
 EXPERIMENT = "cifar10/resnet20_w4a4"
-CLASSES, CHANNELS, SIZE = 10, 3, 32
+CLASSES, CHANNELS = 10, 3
 
 SAMPLES = 50_000
 """Samples of the data set that a batch is taken from."""
@@ -74,6 +75,11 @@ class Setting:
     @property
     def device(self) -> torch.device:
         return self.image.device
+
+    @property
+    def size(self) -> int:
+        """Height and width of the images in pixels."""
+        return self.image.shape[-1]
 
     @property
     def batch(self) -> Batch:
@@ -107,29 +113,29 @@ class Measured:
         return "compiled" if self.compiled else "eager"
 
 
-def build(chosen: Component | None) -> nn.Module:
-    """The network ``chosen``, with random weights."""
+def build(chosen: Component | None, size: int) -> nn.Module:
+    """The network ``chosen`` for images of ``size`` pixels, with random weights."""
     assert chosen is not None
-    model: nn.Module = chosen.build()(num_classes=CLASSES, in_channels=CHANNELS, image_size=SIZE)
+    model: nn.Module = chosen.build()(num_classes=CLASSES, in_channels=CHANNELS, image_size=size)
     return model.to(memory_format=torch.channels_last)
 
 
-def quantized(cfg: RunSettings) -> nn.Module:
+def quantized(cfg: RunSettings, size: int) -> nn.Module:
     """The experiment's student, calibrated on random images."""
-    model = build(cfg.model)
-    images = torch.randn(8, CHANNELS, SIZE, SIZE)
+    model = build(cfg.model, size)
+    images = torch.randn(8, CHANNELS, size, size)
     calibrate(model, [images], convert(cfg, model, images[:1]).plans)
     return model
 
 
-def student_bits(cfg: RunSettings) -> tuple[int, int]:
+def student_bits(cfg: RunSettings, size: int) -> tuple[int, int]:
     """The weight and input bits that most of the student's layers have."""
-    found = find_layers(build(cfg.model), torch.zeros(1, CHANNELS, SIZE, SIZE))
+    found = find_layers(build(cfg.model, size), torch.zeros(1, CHANNELS, size, size))
     return typical_bits(cfg.quantize.bits.build()(found.weighted))
 
 
 def frozen_teacher(setting: Setting, names: Sequence[str]) -> FrozenTeacher:
-    model = build(setting.cfg.teacher.model)
+    model = build(setting.cfg.teacher.model, setting.size)
     teacher = FrozenTeacher(model, names=names, bf16=setting.bf16, compile=setting.compiled)
     return teacher.to(setting.device, torch.channels_last)
 
@@ -168,38 +174,43 @@ def training_step(setting: Setting, student: nn.Module, objective: Objective, te
 
 
 def make_cases(setting: Setting) -> dict[str, Work]:
-    """Case -> what does it once. Each has a model, an objective and an optimizer of its own."""
-    cfg = setting.cfg
+    """Case -> what does it once. Each has a model, an objective and an optimizer of its own.
+
+    Without a teacher there are two: full precision and the student.
+    """
+    cfg, size = setting.cfg, setting.size
+    labels = {name: Objective(terms={"hard": Hard()}) for name in (FULL, STUDENT)}
+    cases = {
+        FULL: training_step(setting, build(cfg.model, size), labels[FULL], None),
+        STUDENT: training_step(setting, quantized(cfg, size), labels[STUDENT], None),
+    }
+    if cfg.teacher.model is None:
+        return cases
     objective: Objective = cfg.objective.build()
     teacher = frozen_teacher(setting, objective.teacher_taps)
-    student = quantized(cfg)
-    example = (1, CHANNELS, SIZE, SIZE)
+    student = quantized(cfg, size)
+    example = (1, CHANNELS, size, size)
     objective.bind_(  # hints have regressors of their own
         feature_shapes(student, objective.student_taps, example),
         feature_shapes(teacher.model, objective.teacher_taps, example),
     )
-    labels = {name: Objective(terms={"hard": Hard()}) for name in (FULL, STUDENT)}
-    cases = {
-        FULL: training_step(setting, build(cfg.model), labels[FULL], None),
-        STUDENT: training_step(setting, quantized(cfg), labels[STUDENT], None),
-        TEACHER: Work(lambda: void(teacher(setting.image)), ()),
-        DISTILLED: training_step(setting, student, objective, teacher),
-    }
+    cases[TEACHER] = Work(lambda: void(teacher(setting.image)), ())
+    cases[DISTILLED] = training_step(setting, student, objective, teacher)
     if not teacher.names:  # features are not cached
         with tempfile.TemporaryDirectory() as folder:
             cached = cached_teacher(setting, folder)
-        cases[CACHED] = training_step(setting, quantized(cfg), cfg.objective.build(), cached)
+        cases[CACHED] = training_step(setting, quantized(cfg, size), cfg.objective.build(), cached)
     return cases
 
 
 def variant_cases(setting: Setting, overrides: Sequence[str]) -> dict[str, Work]:
     """The step of each variant of ``setting.cfg``, by name, and that of full precision; not the repeats of seeds."""
     labels = Objective(terms={"hard": Hard()})
-    cases = {FULL: training_step(setting, build(setting.cfg.model), labels, None)}
+    cases = {FULL: training_step(setting, build(setting.cfg.model, setting.size), labels, None)}
     for name in selected(setting.cfg):
         cfg = compose([*overrides, *setting.cfg.variants[name], f"name={name}", "variants=null", "select=null"])
         if cfg.quantize.enabled and cfg.seed == setting.cfg.seed:
-            cases[name] = training_step(replace(setting, cfg=cfg), quantized(cfg), labels, None)
+            cases[name] = training_step(replace(setting, cfg=cfg), quantized(cfg, setting.size), labels, None)
     return cases
 
 
@@ -279,9 +290,10 @@ def table(results: Sequence[Measured]) -> str:
     return "\n".join(lines)
 
 
-def append_results(path: Path, results: Sequence[Measured], cfg: RunSettings, device: torch.device, notes: str) -> None:
+def append_results(path: Path, results: Sequence[Measured], setting: Setting, notes: str) -> None:
     """A row for each case and mode, with the columns ``case``, ``mode`` and ``ratio`` after the common ones."""
-    bits, terms = student_bits(cfg), "+".join(cfg.objective.build().teacher_terms)
+    cfg, device = setting.cfg, setting.device
+    bits, terms = student_bits(cfg, setting.size), "+".join(cfg.objective.build().teacher_terms)
     known = provenance(device) | {"config_hash": cfg.identity, "experiment": cfg.experiment, "task": "bench"}
     for one in results:
         variant = one.case if one.case in cfg.variants else None
@@ -313,6 +325,7 @@ def append_results(path: Path, results: Sequence[Measured], cfg: RunSettings, de
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--batch", type=int, default=128, help="images in a step (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=32, help="height and width of the images in pixels (%(default)s)")
     parser.add_argument("--rounds", type=int, default=9, help="times that each case has its turn (%(default)s)")
     parser.add_argument("--steps", type=int, default=10, help="steps in a turn (%(default)s)")
     parser.add_argument("--warmup", type=int, default=3, help="steps of each case before the first round (%(default)s)")
@@ -324,7 +337,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--variants", metavar="EXPERIMENT", help="measure each variant of an experiment instead")
     parser.add_argument("overrides", nargs="*", help=f"key=value, laid over +experiment={EXPERIMENT}")
     options = parser.parse_args(arguments)
-    for name in ("batch", "rounds", "steps"):
+    for name in ("batch", "size", "rounds", "steps"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
     if not (options.eager or options.compile):
@@ -346,13 +359,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cfg = compose(overrides)
         if options.variants and not cfg.variants:
             raise ValueError(f"--variants: {experiment} names no variants; give an experiment that does")
-        if not options.variants and (cfg.teacher.model is None or not cfg.objective.build().needs_teacher):
-            raise ValueError("teacher and objective: a step with a teacher is measured too; keep both")
+        if not options.variants and (cfg.teacher.model is None) == cfg.objective.build().needs_teacher:
+            raise ValueError("teacher and objective: one without the other; give both, or teacher=none objective=hard")
     except ValueError as error:
         print(f"bench_step: error: {error}", file=sys.stderr)
         return 2
     torch.manual_seed(cfg.seed)
-    image = torch.randn(options.batch, CHANNELS, SIZE, SIZE).to(device, memory_format=torch.channels_last)
+    image = torch.randn(options.batch, CHANNELS, options.size, options.size).to(
+        device, memory_format=torch.channels_last
+    )
     target = torch.randint(CLASSES, (options.batch,)).to(device)
     cases: list[tuple[Measured, Work]] = []
     for compiled in [mode for mode, wanted in ((False, options.eager), (True, options.compile)) if wanted]:
@@ -362,13 +377,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     measure(cases, device=device, rounds=options.rounds, steps=options.steps, warmup=options.warmup)
     results = [measured for measured, _ in cases]
     notes = (
-        f"batch={options.batch} {'bf16' if bf16 else 'float32'} channels_last rounds={options.rounds} "
-        f"steps={options.steps} threads={torch.get_num_threads()}"
+        f"batch={options.batch} size={options.size} {'bf16' if bf16 else 'float32'} channels_last "
+        f"rounds={options.rounds} steps={options.steps} threads={torch.get_num_threads()}"
     )
     teacher = "" if options.variants or cfg.teacher.model is None else f", teacher {cfg.teacher.model.name}"
     print(f"{cfg.model.name}{teacher}, {device}: {notes}\n{table(results)}")
     if options.results:
-        append_results(options.results, results, cfg, device, notes)
+        append_results(options.results, results, setting, notes)
     return 0
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from qtrain.config.compose import compose
@@ -29,7 +30,7 @@ from qtrain.settings.conf_dir import conf_dir
 from qtrain.spec import Granularity, PerBlock, PerChannel, PerGroup, PerTensor, QuantSpec
 from qtrain.storage.base import QTensor, pack, unpack
 from qtrain.storage.description import describe, restore
-from tests.helpers.graphs import CountingBackend
+from tests.helpers.graphs import CountingBackend, kept_by_compiled
 from tests.helpers.no_wait import NoWait
 
 REFUSALS = (
@@ -42,6 +43,9 @@ REFUSALS = (
     "needs a weight of",
 )
 """What a constructor may refuse: a width, a role, or a shape that the method does not have; tested elsewhere."""
+
+KEEPS_BOOLEANS = {"outlier"}
+"""Which values are outliers is kept; to find them again in the backward would take a sort."""
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "affine": [{}, {"symmetric": False}, {"narrow": True}],
@@ -392,6 +396,22 @@ def test_one_graph_for_all_bits_and_steps(name: str, options: dict[str, Any], we
         (grad,) = torch.autograd.grad(result.sum(), [leaf])
         torch.testing.assert_close(grad, torch.autograd.grad(uncompiled.sum(), [expected])[0], rtol=1e-5, atol=1e-7)
     assert backend.graphs == 1
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in QUANTIZERS} - KEEPS_BOOLEANS))
+def test_compiled_code_keeps_no_booleans_of_an_input(name: str) -> None:
+    """Inductor stores booleans one by one on a CPU: one mask of an activation takes as long as a convolution."""
+    case = next((case for case in applicable(name, ()) if not case.weight and case.shape == Case.shape), None)
+    if case is None:
+        pytest.skip(f"{name} is not made for inputs")
+    quantizer = build(name, {}, case)
+    assert quantizer is not None
+    begin_step_(quantizer.train(), seed=0, step=0, progress=0.0)
+    x = case.tensor()
+    unit = torch.eye(x.shape[-1])  # a product, so that the input is not simply computed again
+    kept = kept_by_compiled(lambda leaf: quantizer(F.linear(leaf, unit)), x)
+    assert any(one.shape == x.shape for one in kept), "the result at least"
+    assert not [one.shape for one in kept if one.dtype == torch.bool and one.numel() >= x.numel()]
 
 
 def test_every_yaml_is_among_the_quantizers() -> None:

@@ -1,8 +1,12 @@
-"""How often torch.compile makes a graph, without the time that a compiler of kernels takes."""
+"""What torch.compile makes of a function, without the time that a compiler of kernels takes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from functorch.compile import min_cut_rematerialization_partition, nop
+from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 
 
 class CountingBackend:
@@ -15,3 +19,23 @@ class CountingBackend:
     def __call__(self, graph: Any, inputs: Any) -> Any:
         self.graphs += 1
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+
+def kept_by_compiled(function: Callable[[Tensor], Tensor], x: Tensor) -> list[Tensor]:
+    """What the forward of compiled ``function`` returns, its result first: the rest is kept for the backward.
+
+    Tensors without values, as the graph's compiler sees them. The result must need a gradient.
+    """
+    kept: list[Tensor] = []
+
+    def note(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        (output,) = (node for node in graph.graph.nodes if node.op == "output")
+        kept.extend(
+            node.meta["val"] for node in output.args[0] if isinstance(getattr(node, "meta", {}).get("val"), Tensor)
+        )
+        return graph
+
+    torch._dynamo.reset()
+    backend = aot_autograd(fw_compiler=note, bw_compiler=nop, partition_fn=min_cut_rematerialization_partition)
+    torch.compile(function, backend=backend, fullgraph=True)(x.requires_grad_()).sum().backward()
+    return kept

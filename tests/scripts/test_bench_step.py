@@ -59,7 +59,7 @@ def test_a_step_trains_the_student_and_not_the_teacher() -> None:
     )
     image, target = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
     setting = script.Setting(cfg, image, target, bf16=False, compiled=False)
-    student = script.quantized(cfg)
+    student = script.quantized(cfg, 32)
     teacher = script.frozen_teacher(setting, ["layer3"])
     objective = cfg.objective.build()
     objective.bind_({"layer3": (1, 64, 8, 8)}, {"layer3": (1, 64, 8, 8)})
@@ -78,7 +78,7 @@ def test_a_step_with_a_cached_teacher_never_asks_it(tmp_path: Path, monkeypatch:
     live = script.FrozenTeacher
     assert torch.equal(expected, live.answer(teacher._live, setting.batch, 0)[0])
     monkeypatch.delattr(live, "answer")
-    script.training_step(setting, script.quantized(cfg), cfg.objective.build(), teacher).run()
+    script.training_step(setting, script.quantized(cfg, 32), cfg.objective.build(), teacher).run()
     assert torch.equal(teacher.answer(setting.batch, 0)[0], expected)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from qtrain.functional.affine import require_finite
 from qtrain.functional.ranks import largest_of_ranks
-from qtrain.functional.ste import straight_through
+from qtrain.functional.ste import expressible, straight_through
 from qtrain.quantizers.base import Quantizer, narrow_range
 from qtrain.spec import Observed, PerTensor, QuantSpec
 from qtrain.spec.blocks import Blocks
@@ -69,8 +69,7 @@ class VSQ(Quantizer):
     def fake_quantize(self, x: Tensor) -> Tensor:
         codes, fine, coarse = self.codes_of(x, of_all_ranks=self.training)
         values = codes * self.blocks.spread(fine * coarse, tuple(x.shape))
-        passed = torch.where((self.code_low < 0) | (x >= 0), x, 0.0)
-        return straight_through(values.to(x.dtype), passed)
+        return straight_through(values.to(x.dtype), expressible(x, self.code_low))
 
     def quantize(self, x: Tensor) -> QTensor:
         require_finite(x)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from qtrain.functional.affine import require_finite
 from qtrain.functional.levels import bucket
-from qtrain.functional.ste import straight_through
+from qtrain.functional.ste import expressible, straight_through
 from qtrain.quantizers.base import Quantizer
 from qtrain.quantizers.codebook.levels import mirrored_range
 from qtrain.spec import Histogram, Observed, PerTensor, QuantSpec
@@ -117,7 +117,7 @@ class WeightedLog(Quantizer):
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         result = look_up(self.indices(x), self.codebook(), self.granularity)
-        return straight_through(result.to(x.dtype), torch.where(self.signed | (x > 0), x, 0.0))
+        return straight_through(result.to(x.dtype), expressible(x, torch.where(self.signed, -1.0, 0.0)))
 
     def quantize(self, x: Tensor) -> QTensor:
         require_finite(x)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qtrain.functional.affine import asymmetric_scale, fake_quantize, symmetric_scale
 from qtrain.functional.ranks import largest_of_ranks
-from qtrain.functional.ste import straight_through
+from qtrain.functional.ste import expressible, straight_through
 from qtrain.quantizers.base import Quantizer, Served, full_range, index_range
 from qtrain.spec import Granularity, Observed, PerSample, PerTensor, PerToken, QuantSpec
 from qtrain.storage.base import NumberPart, QTensor
@@ -70,8 +70,7 @@ class Dynamic(Quantizer):
         scale, zero_point = self.scale_and_zero_point(x, of_all_ranks=self.training)
         value = fake_quantize(x.detach(), scale, self.code_low, self.code_high, zero_point)
         # The extremes lie on the range's very ends, where a clamp would halve their gradient.
-        inside = (x >= 0) | (self.code_low < 0) if self.symmetric else torch.ones_like(x, dtype=torch.bool)
-        return straight_through(value, torch.where(inside, x, 0.0))
+        return straight_through(value, expressible(x, self.code_low) if self.symmetric else x)
 
     def quantize(self, x: Tensor) -> QTensor:
         return replace(self.affine_tensor(x, *self.scale_and_zero_point(x)), granularity=self.sharing)

@@ -8,20 +8,10 @@ from torch import Tensor, nn
 
 from qtrain.functional.affine import fake_quantize, symmetric_scale
 from qtrain.functional.learned_step import SMALLEST_SCALE
-from qtrain.functional.ste import straight_through, with_penalty
+from qtrain.functional.ste import clip_ste, straight_through, with_penalty
 from qtrain.quantizers.base import Quantizer, Served, float_parts, narrow_range
 from qtrain.spec import Observed, PerTensor, QuantSpec
 from qtrain.storage.base import NumberPart, QTensor
-
-
-def parametric_clip(x: Tensor, level: Tensor, floor: Tensor) -> Tensor:
-    """``x`` clipped to ``[floor level, level]``, in float32; ``level`` > 0 and ``floor``, 0 or -1, are 0-dim.
-
-    With ``floor = 0`` that is ``(|x| - |x - a| + a) / 2`` (eq. 1), whose derivative in the level ``a`` is 1 where
-    ``x >= a`` and 0 elsewhere (eq. 3): unlike LSQ's, it does not see how values are rounded.
-    """
-    lowest = floor * level
-    return torch.where(x >= level, level, torch.where(x < lowest, lowest, x.float()))
 
 
 @final
@@ -56,7 +46,7 @@ class PACT(Quantizer):
     def fake_quantize(self, x: Tensor) -> Tensor:
         level = self.clip_level()
         value = fake_quantize(x.detach(), (level / self.code_high).detach(), self.code_low, self.code_high)
-        clipped = parametric_clip(x, level, self.code_low / self.code_high)
+        clipped = clip_ste(x, level, self.code_low / self.code_high)
         result = straight_through(value, clipped.to(x.dtype))
         return with_penalty(result, self.decay / 2 * level.square()) if self.training else result
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from qtrain.quantizers.uniform.pact import PACT, parametric_clip
+from qtrain.functional.ste import clip_ste
+from qtrain.quantizers.uniform.pact import PACT
 from qtrain.spec import Observed, QuantSpec
 
 
@@ -25,7 +26,7 @@ def test_the_clip_is_the_papers_formula_of_absolute_values(level: float) -> None
     x = torch.cat([noise(1000) * 2, torch.tensor([0.0, level])])
     exact = x.double()
     expected = 0.5 * (exact.abs() - (exact - level).abs() + level)
-    ours = parametric_clip(x, torch.tensor(level), torch.tensor(0.0))
+    ours = clip_ste(x, torch.tensor(level), torch.tensor(0.0))
     torch.testing.assert_close(ours.double(), expected, rtol=1e-6, atol=1e-6)
 
 
@@ -74,10 +75,10 @@ def test_the_levels_gradient_is_the_difference_quotient_of_the_clip(floor: float
     upstream = upstream[: len(x)]
 
     def total(level: float) -> Tensor:
-        return (parametric_clip(x, torch.tensor(level), torch.tensor(floor)).double() * upstream).sum()
+        return (clip_ste(x, torch.tensor(level), torch.tensor(floor)).double() * upstream).sum()
 
     level = torch.tensor(1.25, requires_grad=True)
-    (grad,) = torch.autograd.grad(parametric_clip(x, level, torch.tensor(floor)), level, upstream)
+    (grad,) = torch.autograd.grad(clip_ste(x, level, torch.tensor(floor)), level, upstream)
     h = 2.0**-8
     torch.testing.assert_close(grad.double(), (total(1.25 + h) - total(1.25 - h)) / (2 * h), rtol=1e-4, atol=1e-4)
 
