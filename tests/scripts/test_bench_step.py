@@ -47,6 +47,15 @@ def test_the_five_cases_become_rows(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert float(rows[1]["saved_ratio"]) == pytest.approx(student / full, rel=1e-4) and 1.2 < student / full < 1.7
 
 
+def test_without_a_teacher_the_student_stands_beside_full_precision(tmp_path: Path) -> None:
+    csv = tmp_path / "bench.csv"
+    alone = ["teacher=none", "objective=hard", "model=timm", "model.name=test_resnet", "--size", "24"]
+    assert script.main([*TINY, "--results", str(csv), *alone]) == 0
+    rows = read_results(csv)
+    assert [row["case"] for row in rows] == ["full precision", "student"]
+    assert float(rows[1]["ratio"]) > 0 and "size=24" in rows[1]["notes"]
+
+
 def test_a_step_trains_the_student_and_not_the_teacher() -> None:
     cfg = script.compose(
         [
@@ -114,8 +123,8 @@ def test_wrong_options_end_in_one_line(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err.splitlines() == [
         "bench_step: error: unknown key 'fit.epoch'; did you mean 'fit.epochs'?"
     ]
-    assert script.main([*TINY, "teacher=none", "objective=hard"]) == 2
-    assert "keep both" in capsys.readouterr().err
+    assert script.main([*TINY, "objective=hard"]) == 2
+    assert "one without the other" in capsys.readouterr().err
     for wrong, line in (
         (["--rounds", "0"], "--rounds must be"),
         (["--no-eager", "--no-compile"], "nothing to measure"),
