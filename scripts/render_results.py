@@ -125,16 +125,17 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 def bench(rows: list[dict[str, str]]) -> str:
     """The times of ``scripts/bench_step.py``; of several measurements of one thing on one machine the last."""
-    what = ("model", "w_bits", "a_bits", "case", "mode", "hardware", "notes")
-    latest = {tuple(row[name] for name in what): row for row in rows}
+    what = ("model", "w_bits", "a_bits", "case", "name", "mode", "hardware", "notes")
+    latest = {tuple(row.get(name, "") for name in what): row for row in rows}
     lines = []
     for row in latest.values():
-        bits = "32" if row["w_bits"] == "32" else f"W{row['w_bits']}A{row['a_bits']}"
-        ratio = f"{float(row['ratio']):.2f}" if row["ratio"] else ""
-        times = (f"{float(row['step_ms']):.1f}", ratio)
-        lines.append((row["model"], bits, row["case"], row["mode"], *times, row["notes"], row["hardware"]))
-    columns = ("Model", "Bits", "Step", "Mode", "ms", "Ratio", "Setting", "Hardware")
-    return _markdown_table(columns, lines, figures=range(4, 6))
+        bits = {"32": "32", "": ""}.get(row["w_bits"], f"W{row['w_bits']}A{row['a_bits']}")
+        ratios = [f"{float(row[name]):.2f}" if row.get(name) else "" for name in ("ratio", "saved_ratio")]
+        times = (f"{float(row['step_ms']):.1f}", *ratios)
+        step = row.get("name") or row["case"]
+        lines.append((row["model"], bits, step, row["mode"], *times, row["notes"], row["hardware"]))
+    columns = ("Model", "Bits", "Step", "Mode", "ms", "Ratio", "Memory", "Setting", "Hardware")
+    return _markdown_table(columns, lines, figures=range(4, 7))
 
 
 class Variant(NamedTuple):
