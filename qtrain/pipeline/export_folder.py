@@ -29,7 +29,7 @@ MODEL, LABELS, PROGRAM, README = "model.onnx", "labels.json", "run.py", "README.
 """Files of the folder, beside the student's own."""
 
 BATCH = 50
-"""Images that are compared at a time."""
+"""Images that are predicted at a time."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,8 @@ def compared_with(
         if labels is not None:
             total += len(labels)
             for name, network in networks.items():
-                right[name] += int((network({IMAGES: images})[LOGITS].argmax(dim=1) == labels.cpu()).sum())
+                for some, truth in zip(images.split(BATCH), labels.cpu().split(BATCH), strict=True):
+                    right[name] += int((network({IMAGES: some})[LOGITS].argmax(dim=1) == truth).sum())
     verdict = verify(student, kept, size, file, runtimes=runtimes)
     verdict.test_images = total
     verdict.top1 = {name: 100 * number / total for name, number in right.items()} if total else {}

@@ -37,6 +37,9 @@ REFERENCE, FILE, PLAIN = "reference", "reference of the file", "onnxruntime, uno
 SATURATED = "onnxruntime, sums in 16 bits"
 """Names of the comparisons beside those with the runtimes as they are deployed, which have the runtimes' names."""
 
+PIXELS = 100_000
+"""Pixels that are compared at a time, two images of 224 x 224: all codes of all layers are in memory, several times."""
+
 DEPLOYED_STEPS = 1
 """Steps that a layer of an optimized runtime may be away."""
 
@@ -67,7 +70,7 @@ def verify(
     model = made.model if given is None else given
     verdict = Verdict([Tier("constants", faults=changed(made.model, model))])
     runs = list(_runs(made, model, runtimes, verdict))
-    for some in images if batch is None else _of_length(images, batch):
+    for some in _in_parts(images) if batch is None else _of_length(images, batch):
         some = some.cpu().float()
         simulated = simulate(student, some, made.lowering.inputs)
         found: dict[str, dict[str, Rounded]] = {}
@@ -84,6 +87,12 @@ def verify(
     for run in runs:
         run.tier.faults += run.judged()
     return verdict
+
+
+def _in_parts(images: Iterable[Tensor]) -> Iterator[Tensor]:
+    """``images`` in batches of at most :data:`PIXELS`, and of one image at least."""
+    for some in images:
+        yield from some.split(max(1, PIXELS // max(some[0, 0].numel(), 1)) if len(some) else 1)
 
 
 def _of_length(images: Iterable[Tensor], batch: int) -> Iterator[Tensor]:

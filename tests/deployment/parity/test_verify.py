@@ -1,6 +1,7 @@
 """The gate notices every fault that is planted in a file, and names the layer."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -64,6 +65,27 @@ def test_an_untouched_file_passes(made: nn.Module, file: bytes) -> None:
     assert [tier.name for tier in verdict.tiers] == [
         "constants", "reference", "reference of the file", "onnxruntime, unoptimized", "onnxruntime",
     ]  # fmt: skip
+
+
+def test_large_images_are_compared_a_few_at_a_time(
+    made: nn.Module, file: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths, simulate = [], gate.simulate
+
+    def counted(student: nn.Module, some: Tensor, inputs: Any) -> Any:
+        lengths.append(len(some))
+        return simulate(student, some, inputs)
+
+    seven = images(7)
+    whole = verify(made, [seven], SIZE, file)
+    monkeypatch.setattr(gate, "simulate", counted)
+    monkeypatch.setattr(gate, "PIXELS", 3 * SIZE[1] * SIZE[2] + 1)
+    parts = verify(made, [seven], SIZE, file)
+    assert lengths == [3, 3, 1] and parts.images == whole.images == 7
+    assert [tier.predicted for tier in parts.tiers] == [tier.predicted for tier in whole.tiers]
+    monkeypatch.setattr(gate, "PIXELS", 1)
+    lengths.clear()
+    assert verify(made, [seven[:2]], SIZE, file).images == 2 and lengths == [1, 1]
 
 
 @pytest.mark.parametrize(
