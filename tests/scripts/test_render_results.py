@@ -104,12 +104,15 @@ def test_a_benchmark_has_a_table_of_its_own(page: Path) -> None:
     common = {"config_hash": "a", "task": "bench", "notes": "batch=128", "mode": "compiled", "top1": None}
     for step_ms, ratio in ((90.0, 1.5), (55.04, 1.104)):
         append_row(csv, row(**common, w_bits=32, a_bits=32, step_ms=50.0, case="full precision", ratio=None))
-        append_row(csv, row(**common, step_ms=step_ms, case="student", ratio=ratio))
+        append_row(csv, row(**common, step_ms=step_ms, case="student", ratio=ratio, saved_ratio=1.25))
+    variant = {"w_bits": None, "a_bits": None, "name": "pact-w4a4", "case": "student"}
+    append_row(csv, row(**common, **variant, step_ms=60.0, ratio=1.2))
     script.main(["--results", str(page.parent), str(page)])
-    assert table(page)[1] == ["---", "---", "---", "---", "---:", "---:", "---", "---"]
+    assert table(page)[1] == ["---", "---", "---", "---", "---:", "---:", "---:", "---", "---"]
     assert table(page)[2:] == [
-        ["cifar_resnet20", "32", "full precision", "compiled", "50.0", "", "batch=128", "laptop"],
-        ["cifar_resnet20", "W4A4", "student", "compiled", "55.0", "1.10", "batch=128", "laptop"],
+        ["cifar_resnet20", "32", "full precision", "compiled", "50.0", "", "", "batch=128", "laptop"],
+        ["cifar_resnet20", "W4A4", "student", "compiled", "55.0", "1.10", "1.25", "batch=128", "laptop"],
+        ["cifar_resnet20", "", "pact-w4a4", "compiled", "60.0", "1.20", "", "batch=128", "laptop"],
     ]
 
 

@@ -61,7 +61,7 @@ def least_squares(rows: Tensor, digits: Sequence[Tensor], basis: Tensor, *, shar
     determine none, so that the squared error never grows and equal digits do not lead to a division by zero. With
     ``shared`` the fit is over the rows of all ranks.
     """
-    count = max(rows[0].numel(), 1)
+    count = max(rows.shape[1:].numel(), 1)
     present = basis.reshape(*basis.shape, *(1 for _ in rows.shape[1:]))
     errors = rows - sum(d * value for d, value in zip(digits, present, strict=True))
     if torch.compiler.is_compiling():  # all sums in one loop over the elements, whatever their order in memory
@@ -139,7 +139,7 @@ class LQNets(Quantizer):
 
     def _grouped(self, values: Tensor) -> Tensor:
         """(G, ...): the values of each group, in the memory's own order where there is one group."""
-        return self.granularity.flatten(values) if self.state_shape else values[None]
+        return self.granularity.flatten(values) if self.state_shape else values.reshape(1, *(values.shape or (1,)))
 
     def quantize(self, x: Tensor) -> QTensor:
         require_finite(x)

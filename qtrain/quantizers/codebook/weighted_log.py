@@ -8,7 +8,7 @@ from torch import Tensor
 
 from qtrain.functional.affine import require_finite
 from qtrain.functional.levels import bucket
-from qtrain.functional.ste import expressible, straight_through
+from qtrain.functional.ste import straight_through
 from qtrain.quantizers.base import Quantizer
 from qtrain.quantizers.codebook.levels import mirrored_range
 from qtrain.spec import Histogram, Observed, PerTensor, QuantSpec
@@ -117,7 +117,9 @@ class WeightedLog(Quantizer):
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         result = look_up(self.indices(x), self.codebook(), self.granularity)
-        return straight_through(result.to(x.dtype), expressible(x, torch.where(self.signed, -1.0, 0.0)))
+        # 0 for what is not above zero where codes are unsigned, else 1; a number, as in functional/ste.py.
+        passes = torch.maximum(x.detach().sign(), self.signed.to(x.dtype))
+        return straight_through(result.to(x.dtype), x * passes)
 
     def quantize(self, x: Tensor) -> QTensor:
         require_finite(x)
