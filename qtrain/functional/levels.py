@@ -59,13 +59,6 @@ def nearest_level(t: Tensor, levels: Tensor) -> Tensor:
     return bucket(t, (levels[:-1] + levels[1:]) / 2)
 
 
-def nearest_value(t: Tensor, levels: Tensor) -> Tensor:
-    """The one of ``levels`` (K,) nearest to ``t``, whose index :func:`nearest_level` gives; shape of ``t``."""
-    if compares(len(levels)):
-        return chosen(t, (levels[:-1] + levels[1:]) / 2, levels)
-    return levels[nearest_level(t, levels)]
-
-
 def compares(values: int) -> bool:
     """Whether one of so many ``values`` is best found by :func:`chosen`: in compiled code, where they are few.
 
@@ -93,4 +86,4 @@ def fake_quantize_to_levels(x: Tensor, scale: Tensor, levels: Tensor) -> Tensor:
     is taken as 1.
     """
     t = clamp_to(x / scale, levels[0], levels[-1])
-    return straight_through(nearest_value(t, levels), t) * scale
+    return straight_through(levels[nearest_level(t, levels)], t) * scale
