@@ -400,7 +400,7 @@ def test_one_graph_for_all_bits_and_steps(name: str, options: dict[str, Any], we
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in QUANTIZERS} - KEEPS_BOOLEANS))
 def test_compiled_code_keeps_no_booleans_of_an_input(name: str) -> None:
-    """Inductor stores booleans one by one on a CPU: one mask of an activation takes as long as a convolution."""
+    """Inductor stores booleans one by one on a CPU, however wide the rest of a loop is."""
     case = next((case for case in applicable(name, ()) if not case.weight and case.shape == Case.shape), None)
     if case is None:
         pytest.skip(f"{name} is not made for inputs")

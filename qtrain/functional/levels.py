@@ -10,9 +10,6 @@ from torch import Tensor
 
 from qtrain.functional.ste import clamp_to, straight_through
 
-FEW = 32
-"""The most levels that compiled code compares with one by one."""
-
 
 def powers_of_two(bits: int) -> list[float]:
     """The ``2^bits`` magnitudes ``0, 2^-(2^bits-2), ..., 1/2, 1`` (eq. 3, as many as ``bits`` bits can name).
@@ -59,18 +56,11 @@ def nearest_level(t: Tensor, levels: Tensor) -> Tensor:
     return bucket(t, (levels[:-1] + levels[1:]) / 2)
 
 
-def compares(values: int) -> bool:
-    """Whether one of so many ``values`` is best found by :func:`chosen`: in compiled code, where they are few.
-
-    A processor compares many elements with a boundary at once; a look-up by an index takes one element after the other.
-    """
-    return torch.compiler.is_compiling() and values <= FEW
-
-
 def chosen(t: Tensor, boundaries: Sequence[Tensor] | Tensor, values: Sequence[Tensor] | Tensor) -> Tensor:
     """``values[k]`` for each of ``t`` that is above k of the ascending ``boundaries``, one fewer; shape of ``t``.
 
-    Each boundary and each value broadcasts against ``t``.
+    Each boundary and each value broadcasts against ``t``. In compiled code, where values are few: a processor compares
+    many elements with a boundary at once, while a look-up by an index takes one element after the other.
     """
     value = torch.as_tensor(values[0]).expand_as(t)
     for boundary, above in zip(boundaries, values[1:], strict=True):

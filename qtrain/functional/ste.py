@@ -63,15 +63,15 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 def _clamped(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """What ``x.clamp(low, high)`` gives, in half the time."""
+    """What ``x.clamp(low, high)`` gives; torch is slow to clamp to tensors."""
     return torch.minimum(torch.maximum(x, low), high)
 
 
 def _inside(x: Tensor, clamped: Tensor) -> Tensor:
     """1 where ``x`` is as it was before it was ``clamped``, else 0; shape and dtype of ``x``.
 
-    Numbers, since a product with booleans takes three times as long. In compiled code by arithmetic alone: it would
-    keep the booleans of a comparison for the backward, and to store booleans takes it as long as a convolution.
+    Numbers, since torch is slow to multiply by booleans. In compiled code by arithmetic alone: it would keep the
+    booleans of a comparison for the backward, and on a CPU it stores booleans one by one.
     """
     if torch.compiler.is_compiling():
         return 1 - (x - clamped).abs().sign()

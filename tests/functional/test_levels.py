@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qtrain.functional.levels import FEW, bucket, chosen, compares, mirrored, nearest_level, sums_of_powers
+from qtrain.functional.levels import bucket, chosen, mirrored, nearest_level, sums_of_powers
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3])
@@ -16,17 +16,6 @@ def test_comparisons_choose_what_an_index_looks_up(bits: int) -> None:
     t = torch.cat([*around, torch.tensor([-3.0, 3.0, float("inf"), float("-inf"), float("nan")])])
     assert torch.equal(chosen(t, ties, levels), levels[bucket(t, ties)])
     assert torch.equal(chosen(t, [*ties], [*levels]), levels[nearest_level(t, levels)])
-
-
-def test_compiled_code_compares_where_values_are_few() -> None:
-    seen = []
-
-    def noted(t: torch.Tensor) -> torch.Tensor:
-        seen.extend([compares(FEW), compares(FEW + 1)])
-        return t + 1
-
-    torch.compile(noted, backend="eager")(torch.ones(1))
-    assert seen == [True, False] and not compares(2), "uncompiled code looks up"
 
 
 def test_no_level_is_nearer() -> None:

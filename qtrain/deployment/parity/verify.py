@@ -92,7 +92,7 @@ def verify(
 def _in_parts(images: Iterable[Tensor]) -> Iterator[Tensor]:
     """``images`` in batches of at most :data:`PIXELS`, and of one image at least."""
     for some in images:
-        yield from some.split(max(1, PIXELS // max(some[0, 0].numel(), 1)) if len(some) else 1)
+        yield from some.split(max(1, PIXELS // some.shape[-2:].numel()))
 
 
 def _of_length(images: Iterable[Tensor], batch: int) -> Iterator[Tensor]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qtrain.functional.affine import require_finite
-from qtrain.functional.levels import bucket, chosen, compares
+from qtrain.functional.levels import bucket, chosen
 from qtrain.functional.ranks import mean_of_ranks
 from qtrain.functional.ste import clamp_to, straight_through
 from qtrain.quantizers.base import Quantizer, float_parts
@@ -44,7 +44,7 @@ def encode_in_basis(
     thresholds = (levels[:-1] + levels[1:]) / 2
     grouped = thresholds.ndim > 1
     bounds = [granularity.expand(one, tuple(x.shape)) for one in thresholds] if grouped else thresholds
-    if compares(len(words)):
+    if torch.compiler.is_compiling():
         word = chosen(x, bounds, [granularity.expand(one, tuple(x.shape)) for one in order] if grouped else order)
     else:
         rank = torch.zeros_like(x, dtype=torch.int64) if grouped else bucket(x, thresholds)
