@@ -3,8 +3,6 @@
 Source: Li, Dong, Wang 2020, "Additive Powers-of-Two Quantization" (APoT, arXiv 1909.13144).
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -54,18 +52,6 @@ def nearest_level(t: Tensor, levels: Tensor) -> Tensor:
     ``levels`` (K,) ascend; the last may be repeated, which changes nothing for ``t`` not above it.
     """
     return bucket(t, (levels[:-1] + levels[1:]) / 2)
-
-
-def chosen(t: Tensor, boundaries: Sequence[Tensor] | Tensor, values: Sequence[Tensor] | Tensor) -> Tensor:
-    """``values[k]`` for each of ``t`` that is above k of the ascending ``boundaries``, one fewer; shape of ``t``.
-
-    Each boundary and each value broadcasts against ``t``. In compiled code, where values are few: a processor compares
-    many elements with a boundary at once, while a look-up by an index takes one element after the other.
-    """
-    value = torch.as_tensor(values[0]).expand_as(t)
-    for boundary, above in zip(boundaries, values[1:], strict=True):
-        value = torch.where(t <= boundary, value, above)
-    return value
 
 
 def fake_quantize_to_levels(x: Tensor, scale: Tensor, levels: Tensor) -> Tensor:

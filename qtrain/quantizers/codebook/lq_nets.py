@@ -1,13 +1,13 @@
 """Learned levels (LQ-Nets): a few basis values, whose sums with binary digits are the levels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import final
 
 import torch
 from torch import Tensor
 
 from qtrain.functional.affine import require_finite
-from qtrain.functional.levels import bucket, chosen
+from qtrain.functional.levels import bucket
 from qtrain.functional.ranks import mean_of_ranks
 from qtrain.functional.ste import clamp_to, straight_through
 from qtrain.quantizers.base import Quantizer, float_parts
@@ -42,36 +42,26 @@ def encode_in_basis(
     levels, order = (digits @ basis.reshape(planes, basis[0].numel())).sort(dim=0, stable=True)
     levels, order = (found.reshape(len(words), *basis.shape[1:]) for found in (levels, order))
     thresholds = (levels[:-1] + levels[1:]) / 2
-    grouped = thresholds.ndim > 1
-    bounds = [granularity.expand(one, tuple(x.shape)) for one in thresholds] if grouped else thresholds
-    if torch.compiler.is_compiling():
-        word = chosen(x, bounds, [granularity.expand(one, tuple(x.shape)) for one in order] if grouped else order)
+    if thresholds.ndim == 1:
+        rank = bucket(x, thresholds)
     else:
-        rank = torch.zeros_like(x, dtype=torch.int64) if grouped else bucket(x, thresholds)
-        for bound in bounds if grouped else ():
-            rank = rank + (x > bound)
-        word = look_up(rank, order.movedim(0, -1).contiguous(), granularity)
+        rank = torch.zeros_like(x, dtype=torch.int64)
+        for threshold in thresholds:
+            rank = rank + (x > granularity.expand(threshold, tuple(x.shape)))
+    word = look_up(rank, order.movedim(0, -1).contiguous(), granularity)
     return [(word >> (planes - 1 - m)) & 1 for m in range(planes)], levels[0], levels[-1]
 
 
-def least_squares(rows: Tensor, digits: Sequence[Tensor], basis: Tensor, *, shared: bool = False) -> Tensor:
-    """The basis (M, G) that fits ``rows`` (G, ...) best for M given ``digits`` (G, ...): ``(B B^T)^-1 B x`` (eq. 8).
+def least_squares(rows: Tensor, digits: Tensor, basis: Tensor, *, shared: bool = False) -> Tensor:
+    """The basis (M, G) that fits ``rows`` (G, n) best for given ``digits`` (M, G, n): ``(B B^T)^-1 B x`` (eq. 8).
 
     It is computed as a correction of the present ``basis``. A ridge of 1e-5 keeps the present value where the data
     determine none, so that the squared error never grows and equal digits do not lead to a division by zero. With
     ``shared`` the fit is over the rows of all ranks.
     """
-    count = max(rows.shape[1:].numel(), 1)
-    present = basis.reshape(*basis.shape, *(1 for _ in rows.shape[1:]))
-    errors = rows - sum(d * value for d, value in zip(digits, present, strict=True))
-    if torch.compiler.is_compiling():  # all sums in one loop over the elements, whatever their order in memory
-        over = tuple(range(1, rows.ndim))
-        gram = torch.stack([torch.stack([(d * e).sum(over) for e in digits], dim=1) for d in digits], dim=1) / count
-        missing = torch.stack([(d * errors).sum(over) for d in digits], dim=1) / count
-    else:
-        planes = torch.stack([d.flatten(1) for d in digits])
-        gram = torch.einsum("mgn,kgn->gmk", planes, planes) / count
-        missing = torch.einsum("mgn,gn->gm", planes, errors.flatten(1)) / count
+    count = max(rows.shape[1], 1)
+    gram = torch.einsum("mgn,kgn->gmk", digits, digits) / count
+    missing = torch.einsum("mgn,gn->gm", digits, rows - (digits * basis[:, :, None]).sum(dim=0)) / count
     if shared:
         gram, missing = mean_of_ranks(gram), mean_of_ranks(missing)
     ridge = BASIS_RIDGE * torch.eye(len(digits), device=rows.device)
@@ -131,15 +121,12 @@ class LQNets(Quantizer):
     @torch.no_grad()
     def update_(self, values: Tensor, digits: list[Tensor], decay: float) -> None:
         """Move the basis toward the least-squares one for ``values`` and the digits that they have."""
-        rows, planes = self._grouped(values), [self._grouped(plane).to(values.dtype) for plane in digits]
+        rows = self.granularity.flatten(values)
+        planes = torch.stack([self.granularity.flatten(plane) for plane in digits]).to(values.dtype)
         basis = self.basis.reshape(len(digits), len(rows))
         shared = self.training and not self.spec.is_weight
         best = least_squares(rows, planes, basis, shared=shared).reshape(self.basis.shape)
         self.basis.copy_(decay * self.basis + (1 - decay) * best)
-
-    def _grouped(self, values: Tensor) -> Tensor:
-        """(G, ...): the values of each group, in the memory's own order where there is one group."""
-        return self.granularity.flatten(values) if self.state_shape else values.reshape(1, *(values.shape or (1,)))
 
     def quantize(self, x: Tensor) -> QTensor:
         require_finite(x)
