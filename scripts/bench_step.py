@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from qtrain.config.compose import compose
 from qtrain.convert.calibrate import calibrate
-from qtrain.convert.layers import find_layers
+from qtrain.convert.layers import find_layers, quantizers_of
 from qtrain.distillation.cached_teacher import CachedTeacher
 from qtrain.distillation.hard import Hard
 from qtrain.distillation.logit_format import Full
@@ -47,6 +47,7 @@ from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import Batch
 from qtrain.training.optim import parameter_groups
 from qtrain.training.step import StudentStep
+from qtrain.utils.compiled import Compiled
 from qtrain.utils.saved_tensors import SavedTensors
 
 EXPERIMENT = "cifar10/resnet20_w4a4"
@@ -156,7 +157,9 @@ def cached_teacher(setting: Setting, folder: str) -> CachedTeacher:
 def training_step(setting: Setting, student: nn.Module, objective: Objective, teacher: Teacher | None) -> Work:
     """One step, as :class:`qtrain.training.module.QATModule` and Lightning make it."""
     module = StudentStep(student=student.train(), objective=objective).to(setting.device)
-    step = torch.compile(module, fullgraph=True, dynamic=False) if setting.compiled else module
+    step: Callable[..., dict[str, Tensor]] = module
+    if setting.compiled:  # full precision as torch compiles it by itself, which is faster for it
+        step = Compiled(module) if quantizers_of(student) else torch.compile(module, fullgraph=True, dynamic=False)
     groups = parameter_groups([student, objective], scale_lr=setting.cfg.fit.scale_lr)
     optimizer = setting.cfg.optimizer.build()(groups)
     batch = setting.batch

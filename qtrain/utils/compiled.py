@@ -2,9 +2,11 @@
 
 import logging
 from collections.abc import Callable
-from typing import Generic, ParamSpec, TypeVar, final
+from contextlib import AbstractContextManager
+from typing import Any, Generic, ParamSpec, TypeVar, final
 
 import torch
+from torch._functorch import config as partitioner
 
 from qtrain.utils.errors import one_line
 
@@ -15,18 +17,39 @@ R = TypeVar("R")
 
 NOT_COMPILED = "the step is not compiled, since compiling it failed (%s: %s); training goes on without"
 
+RECOMPUTES = {"ban_recompute_materialized_backward": False, "ban_recompute_used_far_apart": False}
+"""What the compiler may compute twice, although by itself it does not.
+
+A convolution of the backward reads codes, and a gradient's mask comes from what was rounded. Both follow from what is
+kept anyway, by cheap operations in the same pass over the memory.
+"""
+
+KERNELS = {"realize_reads_threshold": 8}
+"""Values that an expression of two readers may read without being written to memory first.
+
+By itself the compiler allows four. A quantizer's gradient reads five: step and both bounds beside input and gradient.
+"""
+
+
+def recomputing() -> AbstractContextManager[Any]:
+    """Inside, what is compiled keeps less between forward and backward: cheap operations are computed once more."""
+    known = {name: value for name, value in RECOMPUTES.items() if hasattr(partitioner, name)}
+    patched: AbstractContextManager[Any] = partitioner.patch(known)
+    return patched
+
 
 @final
 class Compiled(Generic[P, R]):
     """``function`` by ``torch.compile`` in one graph; with ``or_eager`` it stays as it was where the first call fails.
 
-    A compiler may be missing, or not know an operation. It fails before it has computed anything, so the same call is
-    repeated without it, and the reason is logged in one line. ``gave_up`` says that this happened, and may be set.
+    Its backward computes cheap operations again instead of keeping their results (:func:`recomputing`). A compiler may
+    be missing, or not know an operation. It fails before it has computed anything, so the same call is repeated without
+    it, and the reason is logged in one line. ``gave_up`` says that this happened, and may be set.
     """
 
     def __init__(self, function: Callable[P, R], *, or_eager: bool = False) -> None:
         self._function = function
-        self._compiled: Callable[P, R] = torch.compile(function, fullgraph=True, dynamic=False)
+        self._compiled: Callable[P, R] = torch.compile(function, fullgraph=True, dynamic=False, options=dict(KERNELS))
         self._tried = not or_eager
         self.gave_up = False
 
@@ -34,12 +57,16 @@ class Compiled(Generic[P, R]):
         if self.gave_up:
             return self._function(*arguments, **options)
         if self._tried:
-            return self._compiled(*arguments, **options)
+            return self._call(*arguments, **options)
         try:
-            result = self._compiled(*arguments, **options)
+            result = self._call(*arguments, **options)
         except Exception as error:
             log.warning(NOT_COMPILED, type(error).__name__, one_line(error)[:200])
             self.gave_up = True
             return self._function(*arguments, **options)
         self._tried = True
         return result
+
+    def _call(self, *arguments: P.args, **options: P.kwargs) -> R:
+        with recomputing():  # at each call, since each may compile once more
+            return self._compiled(*arguments, **options)

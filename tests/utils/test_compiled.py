@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from qtrain.utils.compiled import Compiled
+from qtrain.quantizers.uniform.lsq import LSQ
+from qtrain.spec import Observed, QuantSpec
+from qtrain.utils.compiled import KERNELS, Compiled, recomputing
+from tests.helpers.graphs import kept_by_compiled
 
 
 def doubled(x: Tensor) -> Tensor:
@@ -25,7 +29,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception | None], li
         calls: list[int] = []
 
         def compile(function: Any, **options: Any) -> Any:
-            assert options == {"fullgraph": True, "dynamic": False}
+            assert options == {"fullgraph": True, "dynamic": False, "options": KERNELS}
 
             def compiled(x: Tensor) -> Tensor:
                 calls.append(len(calls))
@@ -91,3 +95,45 @@ def test_a_graph_that_torch_cannot_make_is_a_failure_too() -> None:
     step = Compiled(breaks, or_eager=True)
     assert step(torch.ones(1)).item() == 2.0
     assert step.gave_up
+
+
+class Residual(nn.Module):
+    """Two residual blocks; with ``bits`` what a convolution reads is quantized."""
+
+    def __init__(self, bits: int | None) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1, bias=False) for _ in range(5))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(5))
+        self.quantize = nn.ModuleList(nn.Identity() if bits is None else lsq(bits) for _ in range(5))
+
+    def branch(self, x: Tensor, i: int) -> Tensor:
+        y: Tensor = self.norms[i](self.convs[i](self.quantize[i](x)))
+        return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.branch(x, 0).relu()
+        for i in (1, 3):
+            x = (x + self.branch(self.branch(x, i).relu(), i + 1)).relu()
+        return x
+
+
+def lsq(bits: int) -> nn.Module:
+    quantizer = LSQ(spec=QuantSpec(bits=bits, signed=False))
+    quantizer.calibrate_(Observed(torch.tensor(0.0), torch.tensor(2.0), torch.tensor(1.0)))
+    return quantizer.train()
+
+
+def features_kept(bits: int | None, way: AbstractContextManager[Any]) -> int:
+    """Bytes of the features that the compiled network keeps for its backward, without its result and its input."""
+    torch.manual_seed(0)
+    images = torch.randn(2, 4, 16, 16)
+    with way:
+        _, *kept = kept_by_compiled(Residual(bits), images)
+    return sum(one.nbytes for one in kept if one.shape == images.shape) - images.nbytes
+
+
+def test_a_quantized_network_keeps_no_more_features_than_full_precision() -> None:
+    """Values before a quantizer and its codes are both read by the backward, and one of them is enough."""
+    full_precision = features_kept(None, nullcontext())
+    assert features_kept(4, recomputing()) <= full_precision
+    assert features_kept(4, nullcontext()) > full_precision, "or the test sees nothing"
