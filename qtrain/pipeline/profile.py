@@ -15,11 +15,12 @@ from qtrain.costs.latency_table import LatencyTable, LayerShape, Time, write_tab
 from qtrain.deployment.benchmark.timing import Spread
 from qtrain.deployment.onnx.write import export
 from qtrain.deployment.parity.runtimes import chosen
-from qtrain.deployment.profile.measure import Runs, layer_times, memory_speed, time_of_rest, whole_time
+from qtrain.deployment.profile.measure import Runs, layer_times, memory_speed, time_of_rest
 from qtrain.deployment.profile.sessions import version_of
 from qtrain.pipeline.build_model import build_model, example_input
 from qtrain.pipeline.conversion import convert, quiet_conversion
 from qtrain.pipeline.load_data import load_data
+from qtrain.pipeline.prepare import settle_for_target_
 from qtrain.pipeline.results import append_row, check_results, provenance
 from qtrain.settings.component import Component
 from qtrain.settings.run_settings import RunSettings
@@ -89,18 +90,15 @@ def _measured(settings: RunSettings) -> Profile:
     for width in wanted.widths:
         bits = LayerBits(width, width)
         log.info("measuring %d layers at %d bits", len(geometries), width)
-        measured = layer_times(geometries, bits, runs)
+        with as_config_error("profile"):
+            file, size = _file(settings, data.info, images, width), _size(data.info)
+            measured = layer_times(geometries, bits, runs, network=file, size=size)
+            whole[bits], rest[bits] = measured.whole, time_of_rest(file, size, runs)
         for shape, time in measured.times.items():
             layers.setdefault(shape, {})[bits] = time
         for shape, reason in measured.failed.items():
             log.warning("%s %s at %d bits is not in the table: %s", shape.kind, shape.weight_shape, width, reason)
         peaks[bits] = _peak(measured.times, geometries)
-        with as_config_error("profile"):
-            file = _file(settings, data.info, images, width)
-            whole[bits], rest[bits] = (
-                whole_time(file, _size(data.info), runs),
-                time_of_rest(file, _size(data.info), runs),
-            )
     names: dict[LayerShape, list[str]] = {}
     for one in geometries:
         names.setdefault(LayerShape.of(one), []).append(one.name)
@@ -132,6 +130,8 @@ def _file(settings: RunSettings, info: DataInfo, images: Sequence[Tensor], width
         uniform = replace(settings, quantize=replace(settings.quantize, bits=bits))
         with quiet_conversion():
             calibrate(model, images, convert(uniform, model, example_input(info)).plans)
+            if settings.target is not None:
+                settle_for_target_(model)
     packed = settings.export.weights == "packed"
     return export(model.eval(), _size(info), opset=settings.export.opset, batch=1, packed=packed).to_bytes()
 

@@ -17,7 +17,10 @@ LAYER, OUTPUT = "layer", "output"
 
 @final
 class _Alone(nn.Module):
-    """A layer with the ReLU that follows a convolution, and the codes that the next layer reads."""
+    """A layer with the ReLU that follows a convolution, and the codes that the next layer reads; a column of them.
+
+    All of them would be written once more as the file's output, which for a large image takes longer than the layer.
+    """
 
     def __init__(self, layer: nn.Module, output: nn.Module, *, relu: bool) -> None:
         super().__init__()
@@ -26,7 +29,7 @@ class _Alone(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         made = self.layer(x)
         found: Tensor = self.output(made.relu() if self.relu else made)
-        return found
+        return found[..., :1]
 
 
 def can_stand_alone(shape: LayerShape) -> bool:

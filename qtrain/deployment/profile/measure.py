@@ -11,17 +11,21 @@ import numpy as np
 from qtrain.costs.geometry import LayerGeometry
 from qtrain.costs.latency_table import LayerShape, Time
 from qtrain.deployment.benchmark.timing import Spread
+from qtrain.deployment.onnx.write import LOGITS
 from qtrain.deployment.profile.layer_file import LAYER, OUTPUT, can_stand_alone, empty_file, layer_file
 from qtrain.deployment.profile.sessions import SESSIONS, WARM_UP, Kernel, Session
 from qtrain.spec import LayerBits
 from qtrain.utils.errors import one_line
 
-CHANGES_LAYOUT = ("Reorder", "ReorderInput", "ReorderOutput", "Transpose")
-"""Operators between a runtime's own layout and that of the file, which a network has at its ends alone."""
+NOT_OF_A_LAYER = ("Reorder", "ReorderInput", "ReorderOutput", "Transpose", "Slice", "StridedSlice")
+"""Operators between a runtime's own layout and that of the file, which a network has at its ends alone, and the one
+that takes a column of a layer's outputs."""
 
-OF_THE_ENDS = (f"{LAYER}.input.QuantizeLinear", f"{OUTPUT}.Clip", f"{OUTPUT}.BitShift", f"{OUTPUT}.DequantizeLinear")
-"""What names of kernels begin with that make codes of the images, or numbers of the last codes: in a network, the
-layer before and the layer behind do it."""
+OF_THE_ENDS = (
+    f"{LAYER}.input.QuantizeLinear", f"{OUTPUT}.Clip", f"{OUTPUT}.BitShift", f"{OUTPUT}.DequantizeLinear", LOGITS
+)  # fmt: skip
+"""What names of kernels begin with that make codes of the images, or numbers of the last codes, of which a column is
+taken: in a network, the layer before and the layer behind do it."""
 
 OF_A_LAYER = re.compile(r"\.input\.(Clip|BitShift)")
 """In names of kernels: what narrows a layer's input to few bits, which is part of the time of this layer."""
@@ -58,18 +62,23 @@ class Runs:
 
 @dataclass(frozen=True)
 class Measured:
-    """Times of shapes at one width, and why others have none."""
+    """Times of shapes at one width, why others have none, and the microseconds of the whole network beside them."""
 
     times: dict[LayerShape, Time]
     failed: dict[LayerShape, str]
+    whole: Spread
 
 
-def layer_times(geometries: Sequence[LayerGeometry], bits: LayerBits, runs: Runs) -> Measured:
-    """Microseconds of each layer of a network at ``bits``, each in a file of its own.
+def layer_times(
+    geometries: Sequence[LayerGeometry], bits: LayerBits, runs: Runs, *, network: bytes, size: Sequence[int]
+) -> Measured:
+    """Microseconds of each layer of a network at ``bits``, each in a file of its own, and of the file ``network``.
 
-    In a round all layers run in turn, each twice, and the second run counts, as in
-    :func:`qtrain.deployment.benchmark.timing.in_turns`. What the call of an empty file takes is subtracted, and so are
-    conversions at the ends of a file that a layer does not have inside of a network.
+    ``size`` is that of an image (C, H, W). In a round the network and all layers run in turn, each twice, and the
+    second run counts, as in :func:`qtrain.deployment.benchmark.timing.in_turns`: what else the machine does slows all
+    of them. What the call of an empty file takes is subtracted. Of the rest a layer has the share of its own kernels:
+    inside of a network it does not have the conversions at the ends of its file. The share comes from the runtime's own
+    times of kernels, all taken together, so that it does not depend on how fast the machine was then.
     """
     files: dict[LayerShape, bytes] = {}
     failed: dict[LayerShape, str] = {}
@@ -81,37 +90,33 @@ def layer_times(geometries: Sequence[LayerGeometry], bits: LayerBits, runs: Runs
             runs.session(files[shape])
         except ValueError as error:
             failed[shape] = str(error)
+    whole = (runs.session(network), _images(size))
     if not files:
-        return Measured({}, failed)
+        return Measured({}, failed, Spread.of(_in_order([whole], runs)[0]) * MICRO)
     empty = empty_file(next(iter(files)), opset=runs.opset)
-    work = [(runs.session(file), _noise(shape)) for shape, file in (*files.items(), (next(iter(files)), empty))]
-    seconds = _in_order(work, runs)
-    call = Spread.of(seconds.pop()).median
+    alone = [(runs.session(file), _noise(shape)) for shape, file in (*files.items(), (next(iter(files)), empty))]
+    of_whole, *seconds = _in_order([whole, *alone], runs)
     watching = _watching(runs)
-    ends = {shape: _ends(_kernels(files[shape], _noise(shape), runs), watching) for shape in files}
-    spreads = {
-        shape: Spread.of([max(0.0, MICRO * (one - call) - ends[shape]) for one in found])
-        for shape, found in zip(files, seconds, strict=True)
-    }
-    return Measured({shape: Time(one.median, one.low, one.high) for shape, one in spreads.items()}, failed)
-
-
-def whole_time(file: bytes, size: Sequence[int], runs: Runs) -> Spread:
-    """Microseconds of the network ``file`` for one image of ``size`` (C, H, W)."""
-    images = np.random.default_rng(0).random((1, *size), dtype=np.float32)
-    (seconds,) = _in_order([(runs.session(file), images)], runs)
-    return Spread.of(seconds) * MICRO
+    column = sum(one.us for one in _kernels(empty, _noise(next(iter(files))), runs).values())
+    call = max(0.0, Spread.of(seconds.pop()).median - max(0.0, column - watching) / MICRO)
+    spreads: dict[LayerShape, Spread] = {}
+    for (shape, file), found in zip(files.items(), seconds, strict=True):
+        own = _own_share(_kernels(file, _noise(shape), runs), watching)
+        spreads[shape] = Spread.of([MICRO * own * max(0.0, one - call) for one in found])
+    times = {shape: Time(one.median, one.low, one.high) for shape, one in spreads.items()}
+    return Measured(times, failed, Spread.of(of_whole) * MICRO)
 
 
 def time_of_rest(file: bytes, size: Sequence[int], runs: Runs) -> float:
     """Microseconds of what multiplies nothing in the network ``file``, and of the call of the runtime itself."""
-    images = np.random.default_rng(0).random((1, *size), dtype=np.float32)
+    images = _images(size)
     watching = _watching(runs)
     found = _kernels(file, images, runs).items()
     kernels = [one for name, one in found if not multiplies(one.operator) and not OF_A_LAYER.search(name)]
     others = sum(max(0.0, one.us - watching) for one in kernels)
     empty = empty_file(LayerShape("", (), tuple(size), (), (), (), (), 1), opset=runs.opset)
-    return others + whole_time(empty, size, runs).median
+    (call,) = _in_order([(runs.session(empty), images)], runs)
+    return others + MICRO * Spread.of(call).median
 
 
 def multiplies(operator: str) -> bool:
@@ -144,10 +149,16 @@ def _in_order(work: Sequence[tuple[Session, np.ndarray]], runs: Runs) -> list[li
     return seconds
 
 
-def _ends(kernels: Mapping[str, Kernel], watching: float) -> float:
-    """Microseconds of conversions that the file of one layer has at its ends."""
-    ends = [one for name, one in kernels.items() if one.operator in CHANGES_LAYOUT or name.startswith(OF_THE_ENDS)]
-    return sum(max(0.0, one.us - watching) for one in ends)
+def _own_share(kernels: Mapping[str, Kernel], watching: float) -> float:
+    """What part of the time of one layer's file is the layer's own."""
+    times = {name: max(0.0, one.us - watching) for name, one in kernels.items()}
+    own = sum(us for name, us in times.items() if not is_end(name, kernels[name].operator))
+    return own / total if (total := sum(times.values())) else 1.0
+
+
+def is_end(name: str, operator: str) -> bool:
+    """Whether a kernel in the file of one layer is none of the layer's own, by its name and operator."""
+    return operator in NOT_OF_A_LAYER or (name.startswith(OF_THE_ENDS) and not multiplies(operator))
 
 
 def _kernels(file: bytes, images: np.ndarray, runs: Runs) -> Mapping[str, Kernel]:
@@ -168,4 +179,9 @@ def _watching(runs: Runs) -> float:
 
 
 def _noise(shape: LayerShape) -> np.ndarray:
-    return np.random.default_rng(0).random((1, *shape.input_shape), dtype=np.float32)
+    return _images(shape.input_shape)
+
+
+def _images(size: Sequence[int]) -> np.ndarray:
+    """One image of ``size`` (C, H, W) of random numbers from 0 to 1."""
+    return np.random.default_rng(0).random((1, *size), dtype=np.float32)
