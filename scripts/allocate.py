@@ -3,6 +3,8 @@
     python scripts/allocate.py                                   # calibrated without training: a minute a row
     python scripts/allocate.py --ways brecq probe --allocators uniform random program-fisher
     python scripts/allocate.py --ways cpu --seeds 0 1 2 --budgets w3 --allocators uniform program-fisher
+    python scripts/allocate.py --experiment quickstart --allocators uniform program-fisher program-clado \
+        --results results/allocation_digits.csv                  # pairs of layers need a small network
 
 A budget bounds size and bit operations at once, so that an allocation and the uniform bits beside it cost the same or
 the allocation costs less. One named ``-size`` bounds the file alone, and inputs have the same bits in both. First and
@@ -22,6 +24,7 @@ from qtrain.pipeline.results import append_row, read_results
 from qtrain.run_task import run_task
 from qtrain.utils.errors import ConfigError
 
+EXPERIMENT = "cifar10/resnet20_w4a4"
 RESULTS = Path("results/allocation.csv")
 
 BUDGETS: dict[str, tuple[int, int, tuple[str, ...]]] = {
@@ -75,16 +78,24 @@ SEARCHES: dict[str, tuple[str, ...]] = {
 }
 """Allocators -> what chooses them."""
 
+OF_SMALL_NETWORKS: dict[str, tuple[str, ...]] = {
+    "program-clado": (
+        "allocate@quantize.bits=integer_program", "score@allocate.score=clado", "allocate.score.pairs=10000"
+    ),
+}  # fmt: skip
+"""Allocators that look at all pairs of choices, and so are left out where none are named."""
+
 WAYS: dict[str, tuple[str, ...]] = {
     "calibrated": ("task=calibrate",),
     "brecq": ("task=calibrate", "rounding@quantize.rounding=brecq"),
     "probe": ("task=train", "budget=probe"),
     "cpu": ("task=train", "budget=cpu"),
+    "full": ("task=train", "budget=full"),
 }
 """What becomes of the bits: no training at all, learned rounding, or training with the teacher."""
 
 
-def overrides(budget: str, allocator: str, way: str, seed: int) -> list[str]:
+def overrides(budget: str, allocator: str, way: str, seed: int, experiment: str = EXPERIMENT) -> list[str]:
     """What is typed for one row."""
     weight, input, budgets = BUDGETS[budget]
     own: tuple[str, ...] = ()
@@ -93,10 +104,10 @@ def overrides(budget: str, allocator: str, way: str, seed: int) -> list[str]:
     if name in given:
         weight, input = given[name]
     else:
-        own = (*SEARCHES[name], *budgets)
+        own = (*(SEARCHES | OF_SMALL_NETWORKS)[name], *budgets)
     bits = (f"quantize.bits.weight={weight}", f"quantize.bits.input={input}")
     ends = NO_ENDS if allocator.endswith("-no-ends") else ()
-    return ["+experiment=cifar10/resnet20_w4a4", "logger=none", *WAYS[way], *own, *bits, *ends, f"seed={seed}"]
+    return [f"+experiment={experiment}", "logger=none", *WAYS[way], *own, *bits, *ends, f"seed={seed}"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--allocators", nargs="+", default=None, help="default: all there are for the budget")
     parser.add_argument("--ways", nargs="+", default=["calibrated"], choices=list(WAYS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--experiment", default=EXPERIMENT, help="whose network and data (%(default)s)")
     parser.add_argument("--output", type=Path, default=None, help="the folder of the runs (a temporary one)")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--more", nargs="*", default=[], help="further overrides of every run")
@@ -118,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     for allocator in options.allocators or [*UNIFORM[budget], "uniform-no-ends", *SEARCHES]:
                         key = {"budget": budget, "allocator": allocator, "way": way, "seed": str(seed)}
                         if not _is_there(options.results, key):
-                            failed += not _row(key, options.output or Path(temporary), options.results, options.more)
+                            failed += not _row(key, options.output or Path(temporary), options)
     return failed
 
 
@@ -127,19 +139,19 @@ def _is_there(results: Path, key: dict[str, str]) -> bool:
     return any(all(row.get(column) == value for column, value in key.items()) for row in rows)
 
 
-def _row(key: dict[str, str], output: Path, results: Path, more: Sequence[str]) -> bool:
+def _row(key: dict[str, str], output: Path, options: argparse.Namespace) -> bool:
     """Run one combination and append its row; whether it went well."""
-    typed = overrides(key["budget"], key["allocator"], key["way"], int(key["seed"]))
+    typed = overrides(key["budget"], key["allocator"], key["way"], int(key["seed"]), options.experiment)
     name = "-".join(key.values())
     start = time.perf_counter()
     try:
-        settings = compose([*typed, f"output={output}", f"name={name}", *more])
+        settings = compose([*typed, f"output={output}", f"name={name}", *options.more])
         run_task(settings)
     except ConfigError as error:
         print(f"{name}: {error}", flush=True)
         return False
     (row,) = read_results(Path(settings.run_dir) / "results.csv")[-1:]
-    append_row(results, {**row, **key})
+    append_row(options.results, {**row, **key})
     print(f"{name}: {float(row['top1']):.2f} % in {time.perf_counter() - start:.0f} s", flush=True)
     return True
 

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Generic, ParamSpec, TypeVar, final
 
 import torch
-from torch._functorch import config as partitioner
+from torch._functorch import config as functorch
 
 from qtrain.utils.errors import one_line
 
@@ -17,11 +17,16 @@ R = TypeVar("R")
 
 NOT_COMPILED = "the step is not compiled, since compiling it failed (%s: %s); training goes on without"
 
-RECOMPUTES = {"ban_recompute_materialized_backward": False, "ban_recompute_used_far_apart": False}
-"""What the compiler may compute twice, although by itself it does not.
+OPTIONS = {
+    "ban_recompute_materialized_backward": False,
+    "ban_recompute_used_far_apart": False,
+    "autograd_cache_allow_custom_autograd_functions": True,
+}
+"""What the compiler may do, although by itself it does not.
 
-A convolution of the backward reads codes, and a gradient's mask comes from what was rounded. Both follow from what is
-kept anyway, by cheap operations in the same pass over the memory.
+It may compute cheap things twice. A convolution of the backward reads codes, and a gradient's mask comes from what was
+rounded. Both follow from what is kept anyway, by cheap operations in the same pass over the memory. And it may find a
+step with gradients written by hand on disk, whose key has their operations too.
 """
 
 KERNELS = {"realize_reads_threshold": 8}
@@ -31,10 +36,10 @@ By itself the compiler allows four. A quantizer's gradient reads five: step and 
 """
 
 
-def recomputing() -> AbstractContextManager[Any]:
-    """Inside, what is compiled keeps less between forward and backward: cheap operations are computed once more."""
-    known = {name: value for name, value in RECOMPUTES.items() if hasattr(partitioner, name)}
-    patched: AbstractContextManager[Any] = partitioner.patch(known)
+def compiling() -> AbstractContextManager[Any]:
+    """Inside, the compiler has :data:`OPTIONS`: it keeps less between forward and backward, and finds more on disk."""
+    known = {name: value for name, value in OPTIONS.items() if hasattr(functorch, name)}
+    patched: AbstractContextManager[Any] = functorch.patch(known)
     return patched
 
 
@@ -42,7 +47,7 @@ def recomputing() -> AbstractContextManager[Any]:
 class Compiled(Generic[P, R]):
     """``function`` by ``torch.compile`` in one graph; with ``or_eager`` it stays as it was where the first call fails.
 
-    Its backward computes cheap operations again instead of keeping their results (:func:`recomputing`). A compiler may
+    Its backward computes cheap operations again instead of keeping their results (:func:`compiling`). A compiler may
     be missing, or not know an operation. It fails before it has computed anything, so the same call is repeated without
     it, and the reason is logged in one line. ``gave_up`` says that this happened, and may be set.
     """
@@ -68,5 +73,5 @@ class Compiled(Generic[P, R]):
         return result
 
     def _call(self, *arguments: P.args, **options: P.kwargs) -> R:
-        with recomputing():  # at each call, since each may compile once more
+        with compiling():  # at each call, since each may compile once more
             return self._compiled(*arguments, **options)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from qtrain.quantizers.uniform.lsq import LSQ
 from qtrain.spec import Observed, QuantSpec
-from qtrain.utils.compiled import KERNELS, Compiled, recomputing
+from qtrain.utils.compiled import KERNELS, Compiled, compiling
 from tests.helpers.graphs import kept_by_compiled
 
 
@@ -135,5 +135,5 @@ def features_kept(bits: int | None, way: AbstractContextManager[Any]) -> int:
 def test_a_quantized_network_keeps_no_more_features_than_full_precision() -> None:
     """Values before a quantizer and its codes are both read by the backward, and one of them is enough."""
     full_precision = features_kept(None, nullcontext())
-    assert features_kept(4, recomputing()) <= full_precision
+    assert features_kept(4, compiling()) <= full_precision
     assert features_kept(4, nullcontext()) > full_precision, "or the test sees nothing"
