@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from qtrain.quantizers.uniform.lsq import LSQ
 from qtrain.spec import Observed, QuantSpec
@@ -137,3 +139,19 @@ def test_a_quantized_network_keeps_no_more_features_than_full_precision() -> Non
     full_precision = features_kept(None, nullcontext())
     assert features_kept(4, compiling()) <= full_precision
     assert features_kept(4, nullcontext()) > full_precision, "or the test sees nothing"
+
+
+@pytest.mark.slow  # two compilations, of which the second finds the first on disk
+def test_a_step_with_gradients_by_hand_is_found_on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    counters.clear()
+    gradients = []
+    for _ in range(2):
+        torch._dynamo.reset()
+        x = torch.linspace(-1.0, 3.0, 64, requires_grad=True)
+        Compiled(lsq(4))(x).sum().backward()
+        assert x.grad is not None
+        gradients.append(x.grad)
+    found = counters["aot_autograd"]
+    assert (found["autograd_cache_miss"], found["autograd_cache_hit"], found["autograd_cache_bypass"]) == (1, 1, 0)
+    assert torch.equal(*gradients)
