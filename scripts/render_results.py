@@ -8,9 +8,10 @@ A table stands between ``<!-- results:NAME -->`` and ``<!-- /results -->`` and i
 against the variant ``none``, ``drops`` against full precision, ``gains`` distilled students against others;
 ``synthetic`` has the images of ``task=synthesize``,
 ``integers`` the layers that a runtime computes in integers, ``speed`` the times of exported files, ``scores`` how
-scores of sensitivity order layers, ``orders`` how they order whole allocations, ``widths`` one model of many bits
-against students of one width, ``published`` costs beside those of a paper, ``latency`` a table's times beside measured
-ones. Of several rows of one configuration the last counts; seeds are averaged. A file that is not there yet gives no
+scores of sensitivity order layers, ``orders`` how they order whole allocations, ``agreement`` on how many pictures
+their students predict what full precision does, ``widths`` one model of many bits against students of one width,
+``published`` costs beside those of a paper, ``latency`` a table's times beside measured ones. Of several rows of one
+configuration the last counts; seeds are averaged. A file that is not there yet gives no
 table.
 """
 
@@ -34,7 +35,10 @@ from qtrain.report.table import LEFT, ONE_SEED, SEVERAL_SEEDS, closing_table, ta
 from qtrain.report.teacher_gain import RECORDED, recorded_of, recorded_text, teacher_gains
 
 ROOT = Path(__file__).resolve().parent.parent
-KINDS = "variants|gains|recipes|drops|synthetic|front|integers|speed|allocations|scores|orders|widths|published|latency"
+KINDS = (
+    "variants|gains|recipes|drops|synthetic|front|integers|speed|allocations|agreement|scores|orders|widths|published|"
+    "latency"
+)
 BLOCK = re.compile(
     rf"(<!-- results:(?P<name>[\w-]+)(?: (?P<kind>{KINDS}))? -->\n)(?P<table>.*?)(<!-- /results -->)", re.DOTALL
 )
@@ -97,7 +101,7 @@ def render(text: str, results: Path) -> str:
         path = results / f"{match['name']}.csv"
         kinds = {"variants": variants, "recipes": recipes, "drops": drops, "synthetic": synthetic, "front": front}
         more = {"integers": integers, "speed": speed, "allocations": allocations, "scores": scores, "widths": widths}
-        more |= {"published": published, "latency": latency, "orders": orders, "gains": gains}
+        more |= {"published": published, "latency": latency, "orders": orders, "gains": gains, "agreement": agreement}
         made = (kinds | more).get(match["kind"], markdown)
         return match[1] + (made(read_results(path)) if path.is_file() else "") + match[5]
 
@@ -338,6 +342,22 @@ def allocations(rows: list[dict[str, str]]) -> str:
         lines.append((budget, allocator, way, variant.accuracy, gain, *costs, variant.runs[-1]["hardware"]))
     columns = ("Budget", "Bits by", "Student", "Top-1 %", "Against uniform", "kB", "Bits/weight", "GBOPs", "Hardware")
     return _with_notes(columns, lines, list(found.values()), figures=range(3, 8))
+
+
+def agreement(rows: list[dict[str, str]]) -> str:
+    """One row an allocation: on how many pictures its student predicts what full precision does, best first."""
+    latest = {(row["allocator"], row["bias"]): row for row in rows}
+    lines = []
+    for row in sorted(latest.values(), key=lambda row: -float(row["agreement"])):
+        share, images = float(row["agreement"]) / 100, int(row["judged_images"])
+        error = 100 * math.sqrt(share * (1 - share) / images)
+        lines.append((
+            row["allocator"], row["bias"], f"{100 * share:.1f} ({error:.1f})", f"{float(row['divergence']):.2f}",
+            str(images), _figure(float(row["size_bytes"]), 1e-3, ".1f"), f"{float(row['effective_bits']):.2f}",
+            row["hardware"],
+        ))  # fmt: skip
+    columns = ("Bits by", "Biases", "Agreement %", "Divergence", "Pictures", "kB", "Bits/weight", "Hardware")
+    return _markdown_table(columns, lines, figures=range(2, 7))
 
 
 def scores(rows: list[dict[str, str]]) -> str:

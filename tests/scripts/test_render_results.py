@@ -263,6 +263,20 @@ def test_allocators_are_held_against_the_best_uniform_bits_of_their_budget(page:
     ]
 
 
+def test_allocations_of_a_network_without_test_accuracy_are_held_against_full_precision(page: Path) -> None:
+    csv = page.parent / "some.csv"
+    page.write_text(page.read_text().replace("results:some", "results:some agreement"))
+    common = {"bias": "corrected", "judged_images": 100, "size_bytes": 2480800, "effective_bits": 4.15}
+    for name, agreement in (("uniform", 5.0), ("program", 60.0), ("program", 90.0)):
+        append_row(csv, row(**common, allocator=name, agreement=agreement, divergence=1.229))
+    script.main(["--results", str(page.parent), str(page)])
+    common_cells = ["1.23", "100", "2480.8", "4.15"]
+    assert [line[:7] for line in table(page)[2:]] == [
+        ["program", "corrected", "90.0 (3.0)", *common_cells],  # sqrt(0.9 * 0.1 / 100)
+        ["uniform", "corrected", "5.0 (2.2)", *common_cells],
+    ]
+
+
 def test_orders_of_allocations_have_a_row_for_each_score_and_stand_beside_uniform(page: Path) -> None:
     csv = page.parent / "some.csv"
     page.write_text(page.read_text().replace("results:some", "results:some orders"))
