@@ -41,7 +41,7 @@ TRAINED = ("step", "compiled", "again")
 """Cases that train a step."""
 
 
-def processor_s(case: str, model: str) -> float:
+def processor_s(case: str, model: str = "cifar_resnet8") -> float:
     """Processor seconds of a process that runs ``case``, and of those that it starts. Raises where it fails."""
     with tempfile.TemporaryDirectory() as folder:
         kept = {"QTRAIN_CACHE": f"{folder}/cache", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/graphs"}
