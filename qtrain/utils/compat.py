@@ -10,6 +10,7 @@ more). Code that is compiled and type-checked needs them where they are used; th
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,6 +20,18 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
     import wandb
     from torch import nn
+
+COMPILER = {
+    "ban_recompute_materialized_backward": False,
+    "ban_recompute_used_far_apart": False,
+    "autograd_cache_allow_custom_autograd_functions": True,
+}
+"""What torch's compiler may do, although by itself it does not.
+
+It may compute cheap things twice. A convolution of the backward reads codes, and a gradient's mask comes from what was
+rounded. Both follow from what is kept anyway, by cheap operations in the same pass over the memory. And it may find a
+step with gradients written by hand on disk, whose key has their operations too.
+"""
 
 
 class Workspace(Protocol):
@@ -131,3 +144,14 @@ def has_hooks(module: nn.Module) -> bool:
 def has_state_hooks(module: nn.Module) -> bool:
     """Whether ``module`` has a hook of its state dict. Tried with torch 2.15.0."""
     return any(getattr(module, name) for name in STATE_HOOKS)
+
+
+def compiling() -> AbstractContextManager[Any]:
+    """Inside, torch's compiler has the options :data:`COMPILER`; those that a version of torch lacks are left out.
+
+    It keeps less between forward and backward, and finds more on disk. Tried with torch 2.15.0.
+    """
+    from torch._functorch import config
+
+    patched: AbstractContextManager[Any] = config.patch({k: v for k, v in COMPILER.items() if hasattr(config, k)})
+    return patched

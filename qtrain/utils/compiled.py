@@ -2,12 +2,11 @@
 
 import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any, Generic, ParamSpec, TypeVar, final
+from typing import Generic, ParamSpec, TypeVar, final
 
 import torch
-from torch._functorch import config as functorch
 
+from qtrain.utils.compat import compiling
 from qtrain.utils.errors import one_line
 
 log = logging.getLogger(__name__)
@@ -17,18 +16,6 @@ R = TypeVar("R")
 
 NOT_COMPILED = "the step is not compiled, since compiling it failed (%s: %s); training goes on without"
 
-OPTIONS = {
-    "ban_recompute_materialized_backward": False,
-    "ban_recompute_used_far_apart": False,
-    "autograd_cache_allow_custom_autograd_functions": True,
-}
-"""What the compiler may do, although by itself it does not.
-
-It may compute cheap things twice. A convolution of the backward reads codes, and a gradient's mask comes from what was
-rounded. Both follow from what is kept anyway, by cheap operations in the same pass over the memory. And it may find a
-step with gradients written by hand on disk, whose key has their operations too.
-"""
-
 KERNELS = {"realize_reads_threshold": 8}
 """Values that an expression of two readers may read without being written to memory first.
 
@@ -36,20 +23,14 @@ By itself the compiler allows four. A quantizer's gradient reads five: step and 
 """
 
 
-def compiling() -> AbstractContextManager[Any]:
-    """Inside, the compiler has :data:`OPTIONS`: it keeps less between forward and backward, and finds more on disk."""
-    known = {name: value for name, value in OPTIONS.items() if hasattr(functorch, name)}
-    patched: AbstractContextManager[Any] = functorch.patch(known)
-    return patched
-
-
 @final
 class Compiled(Generic[P, R]):
     """``function`` by ``torch.compile`` in one graph; with ``or_eager`` it stays as it was where the first call fails.
 
-    Its backward computes cheap operations again instead of keeping their results (:func:`compiling`). A compiler may
-    be missing, or not know an operation. It fails before it has computed anything, so the same call is repeated without
-    it, and the reason is logged in one line. ``gave_up`` says that this happened, and may be set.
+    Its backward computes cheap operations again instead of keeping their results, by
+    :func:`qtrain.utils.compat.compiling`. A compiler may be missing, or not know an operation. It fails before it has
+    computed anything, so the same call is repeated without it, and the reason is logged in one line. ``gave_up`` says
+    that this happened, and may be set.
     """
 
     def __init__(self, function: Callable[P, R], *, or_eager: bool = False) -> None:

@@ -208,3 +208,12 @@ def test_import_torchmetrics_leaves_scipy_signal_to_be_imported_later() -> None:
 def _count_iterations(self: Any) -> Iterator[object]:
     self.iterated += 1
     return iter(())
+
+
+@pytest.mark.parametrize("name", compat.COMPILER)
+def test_the_compiler_has_the_option_and_gets_it_inside_only(name: str) -> None:
+    config = importlib.import_module("torch._functorch.config")
+    before = getattr(config, name)
+    with compat.compiling():
+        assert getattr(config, name) is compat.COMPILER[name]
+    assert getattr(config, name) is before is not compat.COMPILER[name], "or the option is not needed any more"

@@ -15,7 +15,8 @@ from torch._dynamo.utils import counters
 
 from qtrain.quantizers.uniform.lsq import LSQ
 from qtrain.spec import Observed, QuantSpec
-from qtrain.utils.compiled import KERNELS, Compiled, compiling
+from qtrain.utils.compat import compiling
+from qtrain.utils.compiled import KERNELS, Compiled
 from tests.helpers.graphs import kept_by_compiled
 
 
