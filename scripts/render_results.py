@@ -11,8 +11,7 @@ against the variant ``none``, ``drops`` against full precision, ``gains`` distil
 scores of sensitivity order layers, ``orders`` how they order whole allocations, ``agreement`` on how many pictures
 their students predict what full precision does, ``widths`` one model of many bits against students of one width,
 ``published`` costs beside those of a paper, ``latency`` a table's times beside measured ones. Of several rows of one
-configuration the last counts; seeds are averaged. A file that is not there yet gives no
-table.
+configuration the last counts; seeds are averaged. A file that is not there yet gives no table.
 """
 
 from __future__ import annotations
@@ -128,8 +127,11 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 
 def bench(rows: list[dict[str, str]]) -> str:
-    """The times of ``scripts/bench_step.py``; of several measurements of one thing on one machine the last."""
-    what = ("model", "w_bits", "a_bits", "case", "name", "mode", "hardware", "notes")
+    """The times of ``scripts/bench_step.py``; of several measurements of one thing on one machine the last.
+
+    Each experiment has its own full precision, since a ratio is to that of the same process.
+    """
+    what = ("experiment", "model", "w_bits", "a_bits", "case", "name", "mode", "hardware", "notes")
     latest = {tuple(row.get(name, "") for name in what): row for row in rows}
     lines = []
     for row in latest.values():
