@@ -3,33 +3,43 @@
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import ClassVar, final
 
+import numpy as np
 import torch
+from scipy.special import softmax
 from torch import Tensor, nn
 
 from qtrain.allocate.base import Search
+from qtrain.allocate.expected_budget import prices_of_budgets
 from qtrain.allocate.integer_program import IntegerProgram
-from qtrain.allocate.problem import Group, Problem
+from qtrain.allocate.problem import Floats, Group, Problem
 from qtrain.convert.bank import ROLES, QuantizerBank
 from qtrain.functional.losses import hard_loss
 from qtrain.quantizers.base import Quantizer
-from qtrain.spec import FULL_PRECISION, Allocation, Batch, LayerBits, Role, Scores
+from qtrain.spec import FULL_PRECISION, Allocation, Batch, Role, Scores
 from qtrain.utils.checks import check_range
 from qtrain.utils.eval_mode import evaluating
+
+MEMORY = 0.9
+"""How much of the gradients' mean square stays from one step to the next."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Learned(Search):
-    """Weights and inputs are ``sum_b p_b Q_b(x)`` with ``p = softmax(strength)``, and the strengths are trained.
+    """Weights and inputs are ``sum_b p_b Q_b(x)``, and the strengths that the shares ``p`` follow from are trained.
 
-    The loss is the cross-entropy plus ``sum_m price_m (E[cost_m] / budget_m - 1)``; the expected cost follows from the
-    probabilities. EdMIPS has one fixed price. Here each budget's price rises while the expected cost is above it and
-    falls while it is below (dual ascent with rate ``price_lr``), so that no price has to be tuned. ``steps`` steps of
-    Adam run over the calibration batches in turn: strengths learn at ``lr``, the network's weights and the quantizers'
-    scales at ``weight_lr``; 0 leaves them. The answer is the likeliest allocation within the budgets. The network
-    itself is not changed.
+    The options of a layer share ``p_o ~ exp(strength_w(o) + strength_a(o) - sum_m price_m cost_mo)``. EdMIPS adds the
+    cost to the loss, at one price for all the training. Here each step finds the least prices at which the expected
+    costs meet the budgets. So none has to be tuned, and each layer trains beside others of as few bits as they will
+    have. Strengths move against the gradient by the shares (exponentiated gradient). Its unit is the root mean square
+    over all layers, so that a layer that matters more gains more.
+
+    ``steps`` steps run over the calibration batches in turn: strengths learn at ``lr``, the network's weights and the
+    quantizers' scales by Adam at ``weight_lr``; 0 leaves them. The answer is the strongest allocation within the
+    budgets. The network itself is not changed.
     """
 
     needs_scores: ClassVar[bool] = False
@@ -37,63 +47,86 @@ class Learned(Search):
     steps: int = 200
     lr: float = 0.05
     weight_lr: float = 1e-4
-    price_lr: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("Learned", "[1, inf)", steps=self.steps)
-        check_range("Learned", "[0, inf)", lr=self.lr, weight_lr=self.weight_lr, price_lr=self.price_lr)
+        check_range("Learned", "[0, inf)", lr=self.lr, weight_lr=self.weight_lr)
 
     def search(self, problem: Problem) -> Allocation:
-        """The likeliest bits after training. Raises ``ValueError`` for a problem without a model and images."""
+        """The strongest bits after training. Raises ``ValueError`` for a problem without a model and images."""
         if problem.bank is None or not problem.batches:
             raise ValueError("Learned: needs a model and images; this problem has none")
-        groups = problem.groups()
+        mixed = _Mixed(copy.deepcopy(problem.bank), problem.groups())
         with torch.enable_grad():
-            mixed = _Mixed(copy.deepcopy(problem.bank), groups)
             self._train(mixed, problem)
-        likely = [group.options for group in groups]
-        scores: dict[Role, dict[str, dict[int, float]]] = {"weight": {}, "input": {}}
-        for group, options in zip(groups, likely, strict=True):
-            for role in ROLES:
-                # A group of several layers counts once.
-                scores[role][group.layers[0]] = mixed.surprise(group, role, options)
         asked = Problem(
             options=problem.options, costs=problem.costs, budgets=problem.budgets,
-            scores=Scores(scores["weight"], scores["input"]), ties=problem.ties,
+            scores=mixed.scores(), ties=problem.ties,
         )  # fmt: skip
         return IntegerProgram().search(asked)
 
     def _train(self, mixed: "_Mixed", problem: Problem) -> None:
-        parameters = [{"params": list(mixed.strengths.parameters()), "lr": self.lr}]
-        if self.weight_lr:
-            parameters.append({"params": list(mixed.own_parameters()), "lr": self.weight_lr})
-        optimizer = torch.optim.Adam(parameters)
-        device = problem.batches[0].image.device
-        room = torch.tensor(problem.room(), dtype=torch.float32, device=device)
-        price = torch.zeros_like(room)
+        optimizer = torch.optim.Adam(mixed.own_parameters(), lr=self.weight_lr)
+        room, square = problem.room(), 0.0
         for step in range(self.steps):
             batch: Batch = problem.batches[step % len(problem.batches)]
+            mixed.mix_(room)
             optimizer.zero_grad(set_to_none=True)
             with evaluating(mixed.bank.model):  # statistics of batch norm belong to the trained network
                 loss = hard_loss(mixed.bank.model(batch.image), batch.target)
-            excess = mixed.expected_costs() / room - 1
-            (loss + (price * excess).sum()).backward()
+            loss.backward()
             optimizer.step()
-            price = (price + self.price_lr * excess.detach()).clamp(min=0.0)
+            slopes = [part.slope() for part in mixed.parts]
+            square = MEMORY * square + (1 - MEMORY) * float(np.mean(np.concatenate(slopes) ** 2))
+            unit = (square / (1 - MEMORY ** (step + 1))) ** 0.5
+            for part, slope in zip(mixed.parts, slopes, strict=True):
+                part.strengths -= self.lr * slope / max(unit, np.finfo(float).tiny)
 
 
 class _Mixture(nn.Module):
     """``sum_b p_b Q_b(x)``: a tensor at all its widths at once; full precision is the tensor itself."""
 
-    def __init__(self, quantizers: Sequence[Quantizer | None], strengths: nn.Parameter) -> None:
+    def __init__(self, quantizers: Sequence[Quantizer | None]) -> None:
         super().__init__()
         self.quantizers = nn.ModuleList([nn.Identity() if one is None else one for one in quantizers])
-        self.strengths = strengths
+        self.shares = torch.zeros(len(quantizers))
+        """(B,); their gradient is asked for."""
 
     def forward(self, x: Tensor) -> Tensor:
-        shares = self.strengths.softmax(0)
-        return torch.stack([share * one(x) for share, one in zip(shares, self.quantizers, strict=True)]).sum(0)
+        return torch.stack([share * one(x) for share, one in zip(self.shares, self.quantizers, strict=True)]).sum(0)
+
+
+@dataclass
+class _Part:
+    """The weights or the inputs of a group of layers: B widths, which of them each option has, and how strong they are.
+
+    ``widths`` (B,) rise, ``of_option`` (O,) are places in it, ``strengths`` (B,) are learned. Where there is one width
+    alone there are no ``mixtures``.
+    """
+
+    layer: str
+    role: Role
+    widths: list[int]
+    of_option: list[int]
+    strengths: Floats
+    mixtures: list[_Mixture]
+
+    def mix_(self, shares: Floats) -> None:
+        """Let the mixtures follow the options' ``shares`` (O,)."""
+        own = np.bincount(self.of_option, shares, len(self.widths))
+        for mixture in self.mixtures:
+            device = mixture.shares.device
+            mixture.shares = torch.tensor(own, dtype=torch.float32, device=device, requires_grad=True)
+
+    def slope(self) -> Floats:
+        """How the loss rises with each width's share, (B,), beside the mean over the widths."""
+        total: Floats = np.zeros(len(self.widths))
+        for mixture in self.mixtures:
+            if mixture.shares.grad is not None:  # a layer that did not run has none
+                total += mixture.shares.grad.double().cpu().numpy()
+        total -= total.mean()
+        return total
 
 
 class _Mixed:
@@ -101,47 +134,46 @@ class _Mixed:
 
     def __init__(self, bank: QuantizerBank, groups: Sequence[Group]) -> None:
         self.bank, self.groups = bank, groups
-        self.device = next(bank.model.parameters()).device
         bank.use_({layer: group.options[0] for group in groups for layer in group.layers})
-        self.strengths = nn.ParameterDict()
-        self._widths: dict[tuple[str, Role], list[int]] = {}
-        layers = bank.layers
-        for number, group in enumerate(groups):
-            for role in ROLES:
-                widths = sorted({int(getattr(bits, role)) for bits in group.options})
-                self._widths[group.layers[0], role] = widths
-                own = nn.Parameter(torch.zeros(len(widths), device=self.device))
-                self.strengths[f"{number}_{role}"] = own
-                if len(widths) > 1:
-                    for name in group.layers:
-                        made = bank.quantizers[name][role]
-                        quantizers = [None if bits == FULL_PRECISION else made[bits] for bits in widths]
-                        setattr(layers[name], f"{role}_quantizer", _Mixture(quantizers, own))
+        self._parts = [[self._part(group, role) for role in ROLES] for group in groups]
+
+    @property
+    def parts(self) -> list[_Part]:
+        """Of all groups in a row."""
+        return list(chain.from_iterable(self._parts))
 
     def own_parameters(self) -> Iterator[nn.Parameter]:
         """Weights of the network and scales of the quantizers."""
-        chosen = {id(one) for one in self.strengths.parameters()}
-        return (one for one in self.bank.model.parameters() if id(one) not in chosen and one.requires_grad)
+        return (one for one in self.bank.model.parameters() if one.requires_grad)
 
-    def expected_costs(self) -> Tensor:
-        """The layers' part of each budget, (M,), that the probabilities lead one to expect."""
-        total = torch.zeros(len(self.groups[0].costs), device=self.device)
-        for number, group in enumerate(self.groups):
-            weight, input = (self._shares(number, group, role) for role in ROLES)
-            joint = weight * input
-            costs = torch.tensor(group.costs, dtype=torch.float32, device=self.device)
-            total = total + (costs * (joint / joint.sum())).sum(1)
-        return total
+    def mix_(self, room: Floats) -> None:
+        """Let all mixtures follow the strengths, as far as ``room`` (M,) allows."""
+        strengths = [sum((part.strengths[part.of_option] for part in own), np.zeros(1)) for own in self._parts]
+        costs = [group.costs for group in self.groups]
+        prices = prices_of_budgets(strengths, costs, room)
+        for own, strength, cost in zip(self._parts, strengths, costs, strict=True):
+            shares = softmax(strength - prices @ cost)
+            for part in own:
+                part.mix_(shares)
 
-    def surprise(self, group: Group, role: Role, options: Sequence[LayerBits]) -> dict[int, float]:
-        """``-log p`` of each width of ``role``."""
-        number = self.groups.index(group)
-        with torch.no_grad():
-            shares = (-self.strengths[f"{number}_{role}"].log_softmax(0)).tolist()
-        return dict(zip(self._widths[group.layers[0], role], shares, strict=True))
+    def scores(self) -> Scores:
+        """What each width lacks in strength; a group of several layers counts once."""
+        lacks: dict[Role, dict[str, dict[int, float]]] = {role: {} for role in ROLES}
+        for part in self.parts:
+            lacks[part.role][part.layer] = dict(zip(part.widths, (-part.strengths).tolist(), strict=True))
+        return Scores(lacks["weight"], lacks["input"])
 
-    def _shares(self, number: int, group: Group, role: Role) -> Tensor:
-        """The probability of each option's width, (O,)."""
-        widths = self._widths[group.layers[0], role]
-        shares: Tensor = self.strengths[f"{number}_{role}"].softmax(0)
-        return shares[torch.tensor([widths.index(getattr(bits, role)) for bits in group.options], device=self.device)]
+    def _part(self, group: Group, role: Role) -> _Part:
+        asked = [int(getattr(bits, role)) for bits in group.options]
+        widths = sorted(set(asked))
+        mixtures = []
+        if len(widths) > 1:
+            device = next(self.bank.model.parameters()).device
+            for name in group.layers:
+                made = self.bank.quantizers[name][role]
+                mixture = _Mixture([None if bits == FULL_PRECISION else made[bits] for bits in widths])
+                mixture.shares = mixture.shares.to(device)
+                setattr(self.bank.layers[name], f"{role}_quantizer", mixture)
+                mixtures.append(mixture)
+        strengths = np.zeros(len(widths))
+        return _Part(group.layers[0], role, widths, [widths.index(bits) for bits in asked], strengths, mixtures)

@@ -57,13 +57,29 @@ def test_the_branch_that_counts_gets_the_bits(weight_lr: float) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before), "the network itself is not changed"
 
 
-def test_the_price_rises_until_the_expected_cost_meets_the_budget() -> None:
-    """Without a price both branches would take eight bits, since nothing speaks against them."""
-    free, bound = problem(), problem()
-    loose = Problem(free.options, free.costs, {"size": 100.0}, bank=free.bank, batches=free.batches)
+def test_of_a_tight_budget_nothing_is_left_and_of_a_wide_one_everything() -> None:
+    """Nothing speaks against eight bits but the budget."""
+    asked = problem()
+    loose = Problem(asked.options, asked.costs, {"size": 100.0}, bank=asked.bank, batches=asked.batches)
     assert Learned(steps=40).search(loose)["heavy"] == LayerBits(8, 8)
-    tight = Problem(bound.options, bound.costs, {"size": 4.0}, bank=bound.bank, batches=bound.batches)
+    tight = Problem(asked.options, asked.costs, {"size": 4.0}, bank=asked.bank, batches=asked.batches)
     assert set(Learned(steps=10).search(tight).values()) == {LayerBits(2, 8)}
+
+
+def test_the_budget_is_spent_although_the_mixtures_lose_next_to_nothing() -> None:
+    """The network adapts to its mixtures; yet an allocation below the budget gains nothing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 10)).eval()
+    model[3].weight.data *= 30  # sure of its answers
+    images = torch.randn(64, 1, 4, 4)
+    labels = model(images).argmax(1)
+    bank = make_bank(model, find_layers(model, images[:2]), RECIPE, Widths((2, 3, 8), (8,)), [images])
+    options = {name: tuple(LayerBits(bits, 8) for bits in (2, 3, 8)) for name in ("1", "3")}
+    table = CostTable("bytes", 0.0, {name: {bits: float(bits.weight) for bits in of} for name, of in options.items()})
+    batches = [Batch(images, labels, torch.arange(64))]
+    asked = Problem(options, {"size": table}, {"size": 6.0}, bank=bank, batches=batches)
+    found = Learned(steps=200, weight_lr=1e-3).search(asked)
+    assert set(found.values()) == {LayerBits(3, 8)}
 
 
 def test_without_a_model_it_is_refused() -> None:
