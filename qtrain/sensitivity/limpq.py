@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from statistics import fmean
 from typing import final
 
 import torch
@@ -26,13 +27,16 @@ class Limpq(Score):
     for ``steps`` steps of Adam on ``chunk`` images each, by the cross-entropy; the network is frozen. So this is the
     cheap part of the method, and its steps are those that suit the weights as they are. ``rate`` is relative to the
     step that calibration found. ``input_factor`` multiplies the steps of inputs, whose unit is another than that of
-    weights (``alpha`` of the paper's eq. 8). The score has no unit of loss. The quantizers are restored afterwards.
+    weights (``alpha`` of the paper's eq. 8, chosen by hand there); ``None`` makes the mean step of all inputs as large
+    as that of all weights. The score has no unit of loss. The quantizers are restored afterwards.
 
     Raises ``ValueError`` where a quantizer learns no step.
     """
 
-    def __init__(self, *, steps: int = 100, rate: float = 0.01, input_factor: float = 1.0, chunk: int = 64) -> None:
-        if steps < 0 or not rate > 0 or not input_factor > 0:
+    def __init__(
+        self, *, steps: int = 100, rate: float = 0.01, input_factor: float | None = None, chunk: int = 64
+    ) -> None:
+        if steps < 0 or not rate > 0 or not (input_factor is None or input_factor > 0):
             raise ValueError(
                 f"Limpq: steps must be 0 or more, rate and input_factor above 0, got {steps}, {rate}, {input_factor}"
             )
@@ -54,7 +58,11 @@ class Limpq(Score):
                 return [_step(quantizer) for quantizer in quantizers.values()]
 
         steps = part_of(done, "steps", learned)
-        factor: dict[Role, float] = {"weight": 1.0, "input": self.input_factor}
+        of_role: dict[Role, list[float]] = {"weight": [], "input": []}
+        for choice, step in zip(quantizers, steps, strict=True):
+            of_role[choice.role].append(step)
+        alike = fmean(of_role["weight"] or [1.0]) / fmean(of_role["input"] or [1.0])
+        factor: dict[Role, float] = {"weight": 1.0, "input": self.input_factor or alike}
         return scores_of({c: step * factor[c.role] for c, step in zip(quantizers, steps, strict=True)})
 
     def _learn_(

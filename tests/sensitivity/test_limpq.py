@@ -26,6 +26,19 @@ def test_without_training_the_score_is_the_calibrated_step(small_bank: Any) -> N
         assert found == pytest.approx(step * (2.0 if choice.role == "input" else 1.0))
 
 
+def test_without_a_factor_inputs_weigh_as_much_as_weights_on_average(small_bank: Any) -> None:
+    bank, batches = small_bank()
+    plain, even = (Limpq(steps=0, input_factor=factor)(bank, batches, seed=0) for factor in (1.0, None))
+    of_weights, of_inputs, before = (
+        torch.tensor([rise for widths in of.values() for rise in widths.values()], dtype=torch.float64)
+        for of in (even.weight, even.input, plain.input)
+    )
+    assert even.weight == plain.weight
+    assert float(of_inputs.mean()) == pytest.approx(float(of_weights.mean()))
+    assert float(before.mean()) != pytest.approx(float(of_weights.mean()), rel=0.1)
+    torch.testing.assert_close(of_inputs / of_inputs[0], before / before[0])
+
+
 def test_steps_of_every_width_learn_and_stay_positive(small_bank: Any) -> None:
     bank, batches = small_bank(widths=Widths((2,), (2,)))
     start = Limpq(steps=0)(bank, batches, seed=0)
