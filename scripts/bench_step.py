@@ -8,24 +8,21 @@
 
 A step is what the training module does: forward, objective, backward, optimizer step, with the experiment's own
 quantizers, teacher, optimizer and parameter groups; weights and images are random, since time does not depend on
-them. All cases run in one process, in rounds of a few steps each, so that whatever else slows the machine slows all
-alike. Times are medians over the rounds; a ratio is the median of the rounds' own ratios. What a forward saves for its
-backward is counted exactly: activations, without parameters and the batch. Nothing is asserted.
+them. How it is measured: ``bench_harness.py``.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from bench_harness import FULL, Measured, Work, columns, conditions, measure, table
 from torch import Tensor, nn
 
 from qtrain.config.compose import compose
@@ -48,7 +45,6 @@ from qtrain.spec import Batch
 from qtrain.training.optim import parameter_groups
 from qtrain.training.step import StudentStep
 from qtrain.utils.compiled import Compiled
-from qtrain.utils.saved_tensors import SavedTensors
 
 EXPERIMENT = "cifar10/resnet20_w4a4"
 CLASSES, CHANNELS = 10, 3
@@ -56,7 +52,7 @@ CLASSES, CHANNELS = 10, 3
 SAMPLES = 50_000
 """Samples of the data set that a batch is taken from."""
 
-FULL, STUDENT, TEACHER, DISTILLED = "full precision", "student", "teacher forward", "student with teacher"
+STUDENT, TEACHER, DISTILLED = "student", "teacher forward", "student with teacher"
 CACHED = "student with cached teacher"
 BASES = {STUDENT: (FULL,), DISTILLED: (STUDENT, TEACHER), CACHED: (STUDENT,)}
 """Case -> the cases whose summed time is the 1 of its ratio."""
@@ -87,31 +83,6 @@ class Setting:
         """The step's batch; its samples' numbers are spread over the data set."""
         numbers = random.permutation(seed=0, epoch=0, n=SAMPLES)[: len(self.image)]
         return Batch(self.image, self.target, numbers.to(self.device))
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a case does once, and the tensors that it has in memory anyway: parameters, buffers, the batch."""
-
-    run: Callable[[], None]
-    known: Sequence[Tensor]
-
-
-@dataclass
-class Measured:
-    """Milliseconds of one step, round by round; rounds of different cases with one number belong together.
-
-    ``saved`` are the bytes that one forward keeps for its backward.
-    """
-
-    case: str
-    compiled: bool
-    ms: list[float]
-    saved: int = 0
-
-    @property
-    def mode(self) -> str:
-        return "compiled" if self.compiled else "eager"
 
 
 def build(chosen: Component | None, size: int) -> nn.Module:
@@ -221,76 +192,9 @@ def void(_: object) -> None:
     """Nothing, of whatever it is given."""
 
 
-def measure(
-    cases: Sequence[tuple[Measured, Work]], *, device: torch.device, rounds: int, steps: int, warmup: int
-) -> None:
-    """Add ``rounds`` times of each case, in milliseconds a step, each the mean over ``steps`` steps in a row.
-
-    Before, one step more tells what it saves.
-    """
-    for measured, work in cases:
-        for _ in range(warmup):
-            work.run()
-        measured.saved = saved_bytes(work)
-    for number in range(rounds):
-        # To and fro, so that a machine that grows warmer favors no case.
-        for measured, work in cases if number % 2 == 0 else reversed(cases):
-            run = work.run
-            run()  # brings the case's own memory into the caches
-            synchronize(device)
-            start = time.perf_counter()
-            for _ in range(steps):
-                run()
-            synchronize(device)
-            measured.ms.append(1e3 * (time.perf_counter() - start) / steps)
-
-
-def saved_bytes(work: Work) -> int:
-    """What one step saves between its forward and its backward."""
-    with SavedTensors(work.known) as saved:
-        work.run()
-    return saved.bytes
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until ``device`` has done what was asked of it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def ratio(measured: Measured, others: Sequence[Measured]) -> float | None:
-    """Median over rounds of this case's time in units of its bases' in the same mode; ``None`` where it has none."""
-    bases = [o for o in others if o.compiled == measured.compiled and o.case in bases_of(measured.case)]
-    if not bases:
-        return None
-    sums = [sum(times) for times in zip(*(base.ms for base in bases), strict=True)]
-    middle: float = statistics.median(own / base for own, base in zip(measured.ms, sums, strict=True))
-    return middle
-
-
-def saved_ratio(measured: Measured, others: Sequence[Measured]) -> float | None:
-    """The bytes that this case saves in units of what full precision saves in the same mode."""
-    full = [one.saved for one in others if one.compiled == measured.compiled and one.case == FULL]
-    return measured.saved / full[0] if full and measured.saved and measured.case != FULL else None
-
-
 def bases_of(case: str) -> tuple[str, ...]:
     """The cases whose summed time is the 1 of ``case``'s ratio; a variant's is full precision."""
     return () if case in (FULL, TEACHER) else BASES.get(case, (FULL,))
-
-
-def table(results: Sequence[Measured]) -> str:
-    """One line for each case and mode: median, least and greatest time, and the ratio with what it refers to."""
-    lines = [f"{'case':<34}{'mode':<10}{'ms/step':>9}{'least':>9}{'most':>9}{'saved MB':>10}{'ratio':>8}"]
-    for one in results:
-        line = f"{one.case:<34}{one.mode:<10}{statistics.median(one.ms):9.2f}{min(one.ms):9.2f}{max(one.ms):9.2f}"
-        line += f"{one.saved / 1e6:10.1f}"
-        if (share := ratio(one, results)) is not None:
-            line += f"{share:8.3f} of {' + '.join(bases_of(one.case))}"
-        if (memory := saved_ratio(one, results)) is not None:
-            line += f", saves {memory:.3f} of {FULL}"
-        lines.append(line)
-    return "\n".join(lines)
 
 
 def append_results(path: Path, results: Sequence[Measured], setting: Setting, notes: str) -> None:
@@ -313,14 +217,10 @@ def append_results(path: Path, results: Sequence[Measured], setting: Setting, no
                 "w_bits": w_bits,
                 "a_bits": a_bits,
                 "distill": terms if one.case in (DISTILLED, CACHED) else "none",
-                "step_ms": statistics.median(one.ms),
                 "notes": notes,
                 "name": variant,
-                "case": STUDENT if variant else one.case,
-                "mode": one.mode,
-                "ratio": ratio(one, results),
-                "saved_bytes": one.saved or None,
-                "saved_ratio": saved_ratio(one, results),
+                **columns(one, results),
+                **({"case": STUDENT} if variant else {}),
             },
         )
 
@@ -376,13 +276,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for compiled in [mode for mode, wanted in ((False, options.eager), (True, options.compile)) if wanted]:
         setting = Setting(cfg, image, target, bf16, compiled)
         made = variant_cases(setting, overrides) if options.variants else make_cases(setting)
-        cases += [(Measured(case, compiled, []), run) for case, run in made.items()]
+        cases += [(Measured(case, compiled, bases_of(case)), work) for case, work in made.items()]
     measure(cases, device=device, rounds=options.rounds, steps=options.steps, warmup=options.warmup)
     results = [measured for measured, _ in cases]
-    notes = (
-        f"batch={options.batch} size={options.size} {'bf16' if bf16 else 'float32'} channels_last "
-        f"rounds={options.rounds} steps={options.steps} threads={torch.get_num_threads()}"
-    )
+    notes = conditions(batch=options.batch, size=options.size, bf16=bf16, rounds=options.rounds, steps=options.steps)
     teacher = "" if options.variants or cfg.teacher.model is None else f", teacher {cfg.teacher.model.name}"
     print(f"{cfg.model.name}{teacher}, {device}: {notes}\n{table(results)}")
     if options.results:

@@ -105,19 +105,6 @@ def test_hints_have_no_cached_case() -> None:
     assert script.CACHED not in script.make_cases(setting)
 
 
-def test_ratios_are_medians_of_rounds_in_one_mode() -> None:
-    full, slow = script.Measured("full precision", True, [10.0, 10.0, 20.0]), script.Measured("student", False, [99.0])
-    student = script.Measured("student", True, [11.0, 12.0, 22.0])
-    teacher = script.Measured("teacher forward", True, [1.0, 8.0, 3.0])
-    both = script.Measured("student with teacher", True, [24.0, 20.0, 25.0])
-    cached = script.Measured("student with cached teacher", True, [11.0, 13.2, 22.0])
-    results = [full, slow, student, teacher, both, cached]
-    assert script.ratio(student, results) == pytest.approx(1.1)
-    assert script.ratio(both, results) == pytest.approx(1.0)
-    assert script.ratio(cached, results) == pytest.approx(1.0)
-    assert script.ratio(full, results) is None and script.ratio(teacher, results) is None
-
-
 def test_wrong_options_end_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert script.main([*TINY, "fit.epoch=3"]) == 2
     assert capsys.readouterr().err.splitlines() == [
