@@ -4,11 +4,11 @@
     python scripts/bench_peers.py --peers brevitas torchao --threads 2 --results results/bench.csv
     python scripts/bench_peers.py --size 64 --batch 32 model=timm model.name=resnet18
 
-Every peer gets the network, the loss and the optimizer of the experiment, and is prepared as its documentation says. All
-ratios are to compiled full precision. A peer is measured eager, and compiled by ``torch.compile`` where it compiles; why
-it does not is printed. A peer that is not installed is left out, with what to install; none is a dependency of qtrain.
-What they do differs, and the table says it: steps are learned (qtrain, Brevitas, NNCF), or ranges are observed (torchao)
-or come from a calibration before (Model-Optimizer, torch's operator).
+Every peer gets the network, the loss and the optimizer of the experiment, and is prepared as its documentation says.
+All ratios are to compiled full precision, to eager with ``--no-compile``. A peer is measured eager, and compiled
+by ``torch.compile`` where it compiles; why it does not is printed. A peer that is not installed is left out, with what
+to install; none is a dependency of qtrain. What they do differs, and the table says it: steps are learned (qtrain,
+Brevitas, NNCF), or ranges are observed (torchao) or come from a calibration before (Model-Optimizer, torch's operator).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import importlib
 import importlib.metadata
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -179,35 +179,37 @@ def peer_step(setting: Setting, model: nn.Module) -> Work:
     return Work(run, [*model.parameters(), *model.buffers(), setting.image, setting.target])
 
 
-def peer_cases(name: str, setting: Setting, bits: int) -> list[tuple[Measured, Work]]:
-    """The step of one peer, eager and compiled; without those that fail, whose reason is printed."""
+def peer_cases(name: str, setting: Setting, bits: int, modes: Sequence[bool]) -> list[tuple[Measured, Work]]:
+    """The step of one peer, in each mode (compiled or not); without those that fail, whose reason is printed."""
     peer, found = PEERS[name], []
     own = bits if peer.bits is None or bits in peer.bits else peer.bits[0]
     case = f"{name} {version_of(peer)} W{own}A{own}, learns {peer.learns}"
-    for compiled in (False, True):
+    for compiled in modes:
         try:
-            model = peer.prepare(build(setting.cfg.model, setting.size), setting.image[:8], own)
+            model = peer.prepare(build(setting.cfg.model, setting.size), setting.image, own)
             model(setting.image)  # what a first batch settles, such as ranges, before it is compiled
             work = peer_step(setting, torch.compile(model) if compiled else model)  # type: ignore[arg-type]
             work.run()
         except Exception as error:
             print(f"{case}, {mode_name(compiled)}: left out: {type(error).__name__}: {str(error).splitlines()[0]}")
             continue
-        found.append((Measured(case, compiled, (FULL,), base_compiled=True), work))
+        found.append((Measured(case, compiled, (FULL,), base_compiled=modes[-1]), work))
     return found
 
 
-def own_cases(cfg: RunSettings, image: Tensor, target: Tensor, bits: int) -> list[tuple[Measured, Work]]:
-    """Full precision and qtrain's student, eager and compiled."""
-    cases = []
-    for compiled in (False, True):
-        setting = Setting(cfg, image, target, bf16=False, compiled=compiled)
+def own_cases(setting: Setting, bits: int, modes: Sequence[bool]) -> list[tuple[Measured, Work]]:
+    """Full precision and qtrain's student, in each mode."""
+    cases, cfg = [], setting.cfg
+    for compiled in modes:
+        setting = replace(setting, compiled=compiled)
         labels = Objective(terms={"hard": Hard()})
         full = training_step(setting, build(cfg.model, setting.size), labels, None)
-        cases.append((Measured(FULL, compiled, () if compiled else (FULL,), base_compiled=True), full))
+        cases.append(
+            (Measured(FULL, compiled, () if compiled == modes[-1] else (FULL,), base_compiled=modes[-1]), full)
+        )
         student = training_step(setting, quantized(cfg, setting.size), labels, None)
         case = f"{OWN} W{bits}A{bits}, learns steps"
-        cases.append((Measured(case, compiled, (FULL,), base_compiled=True), student))
+        cases.append((Measured(case, compiled, (FULL,), base_compiled=modes[-1]), student))
     return cases
 
 
@@ -232,6 +234,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9, help="times that each case has its turn (%(default)s)")
     parser.add_argument("--steps", type=int, default=5, help="steps in a turn (%(default)s)")
     parser.add_argument("--threads", type=int, help="threads of torch; default: as torch chooses")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--results", type=Path, help="CSV file that gets a row for each case and mode")
     parser.add_argument("overrides", nargs="*", help=f"key=value, laid over +experiment={EXPERIMENT}")
     return parser.parse_args(arguments)
@@ -255,12 +258,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.manual_seed(cfg.seed)
     image = torch.randn(options.batch, CHANNELS, options.size, options.size).to(memory_format=torch.channels_last)
     target = torch.randint(CLASSES, (options.batch,))
-    cases = own_cases(cfg, image, target, bits)
+    setting = Setting(cfg, image, target, bf16=False, compiled=False)
+    modes = [False, True] if options.compile else [False]
+    cases = own_cases(setting, bits, modes)
     for name in options.peers:
         if version_of(PEERS[name]) is None:
             print(f"{name}: not installed; pip install {PEERS[name].package}")
         else:
-            cases += peer_cases(name, Setting(cfg, image, target, bf16=False, compiled=False), bits)
+            cases += peer_cases(name, setting, bits, modes)
     measure(cases, device=torch.device("cpu"), rounds=options.rounds, steps=options.steps, warmup=3)
     results = [measured for measured, _ in cases]
     notes = conditions(batch=options.batch, size=options.size, bf16=False, rounds=options.rounds, steps=options.steps)
