@@ -17,7 +17,7 @@ from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
-from render_results import Variant, gather_variants
+from result_tables.variant import Variant, gather_variants
 
 from qtrain.pipeline.results import read_results
 from qtrain.report.chart import light_colors

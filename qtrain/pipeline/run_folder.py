@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 
 from qtrain.costs.count import CostReport
-from qtrain.pipeline.results import append_row, check_results, provenance
+from qtrain.pipeline.results import append_row, check_results, provenance, read_results
 from qtrain.pipeline.run_lock import only_run_in
 from qtrain.pipeline.summary import FINISHED, RunSummary, read_summary, write_summary
 from qtrain.settings.run_files import CONFIG, STAGES, SUMMARY, read_config, write_config
@@ -21,6 +21,9 @@ from qtrain.utils.errors import ConfigError, one_line
 
 log = logging.getLogger(__name__)
 
+RESULTS = "results.csv"
+"""The rows of a run, in its own folder."""
+
 WHICH_IMAGES = ("name", "root", "hub", "folder", "builder", "options", "test")
 """Options of data modules that say where images come from."""
 
@@ -31,17 +34,19 @@ Metrics = dict[str, float | None]
 def run_in_folder(settings: RunSettings, work: Callable[[Path], Metrics], *, names: Sequence[str]) -> Metrics:
     """What ``work`` returns for the run's folder, which no other process may use meanwhile.
 
-    A finished run of the same config is not repeated: the metrics ``names`` of its summary are returned. Raises
-    ``ConfigError`` where the folder holds a run of another config.
+    A finished run of the same config is not repeated: the metrics ``names`` of its summary are returned, and
+    ``settings.results`` gets those of its rows that it lacks. Raises ``ConfigError`` where the folder holds a run of
+    another config.
     """
     folder = Path(settings.run_dir)
+    if settings.results:
+        check_results(settings.results)
     if (finished := finished_run(settings, folder)) is None:
-        if settings.results:
-            check_results(settings.results)
         with only_run_in(folder):
             if (finished := claim_folder(settings, folder)) is None:  # else by another process, just now
                 return work(folder)
     log.info("%s is finished; overwrite=true runs it again", folder)
+    _copy_last_rows(settings, folder)
     return finished.metrics(names)
 
 
@@ -120,13 +125,33 @@ def append_results(
     widths = summary.get("widths") or {}
     assert isinstance(widths, Mapping)
     rows = [{**row, **figures, "widths": " ".join(widths)} for figures in widths.values()] or [row]
-    own = folder / "results.csv"
     for one in rows:
-        append_row(own, one)
+        append_row(folder / RESULTS, one)
+    _copy_rows(settings, folder, rows)
+
+
+@rank_zero_only
+def _copy_last_rows(settings: RunSettings, folder: Path) -> None:
+    """Give ``settings.results`` the rows that the finished run in ``folder`` ended with, unless it has them."""
+    if not settings.results or not (folder / RESULTS).is_file():
+        return
+
+    def of_run(path: Path | str) -> list[dict[str, str]]:
+        rows = read_results(path) if Path(path).is_file() else []
+        return [row for row in rows if (row["config_hash"], row["task"]) == (settings.identity, settings.task)]
+
+    own = of_run(folder / RESULTS)
+    last = [row for row in own if row["date"] == own[-1]["date"]]
+    if last and not any(row["date"] == last[0]["date"] for row in of_run(settings.results)):
+        _copy_rows(settings, folder, last)
+
+
+def _copy_rows(settings: RunSettings, folder: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    own = folder / RESULTS
     if settings.results and Path(settings.results) != own:
         try:
-            for one in rows:
-                append_row(settings.results, one)
+            for row in rows:
+                append_row(settings.results, row)
         except (OSError, ValueError) as error:
             log.warning("results: %s; the row of this run is in %s", one_line(error), own)
 

@@ -107,6 +107,7 @@ def test_a_benchmark_has_a_table_of_its_own(page: Path) -> None:
         append_row(csv, row(**common, step_ms=step_ms, case="student", ratio=ratio, saved_ratio=1.25))
     variant = {"w_bits": None, "a_bits": None, "name": "pact-w4a4", "case": "student"}
     append_row(csv, row(**common, **variant, step_ms=60.0, ratio=1.2))
+    page.write_text(page.read_text().replace("results:some", "results:some steps"))
     script.main(["--results", str(page.parent), str(page)])
     assert table(page)[1] == ["---", "---", "---", "---", "---:", "---:", "---:", "---", "---"]
     assert table(page)[2:] == [
@@ -114,6 +115,33 @@ def test_a_benchmark_has_a_table_of_its_own(page: Path) -> None:
         ["cifar_resnet20", "W4A4", "student", "compiled", "55.0", "1.10", "1.25", "batch=128", "laptop"],
         ["cifar_resnet20", "", "pact-w4a4", "compiled", "60.0", "1.20", "", "batch=128", "laptop"],
     ]
+
+
+def test_peers_stand_by_their_ratio_to_compiled_full_precision(page: Path) -> None:
+    page.write_text(page.read_text().replace("results:some", "results:some peers"))
+    one = {"experiment": "peers", "task": "bench", "model": "net", "notes": "batch=8", "hardware": "laptop"}
+    for name, mode, ms, ratio in (
+        ("slow 1.0", "eager", 30.0, 3.0),
+        ("", "compiled", 10.0, ""),
+        ("qtrain", "compiled", 11.0, 1.1),
+        ("slow 1.0", "eager", 25.0, 2.5),
+    ):
+        row = {**one, "name": name, "case": "student" if name else "full precision", "mode": mode, "step_ms": ms}
+        append_row(page.parent / "some.csv", row | {"ratio": ratio, "saved_ratio": "0.5" if name else ""})
+    append_row(page.parent / "some.csv", {**one, "experiment": "cifar10", "case": "student", "step_ms": 1.0})
+    script.main(["--results", str(page.parent), str(page)])
+    _, _, *rows = table(page)
+    assert [r[1:6] for r in rows] == [
+        ["full precision", "compiled", "10.0", "", ""],
+        ["qtrain", "compiled", "11.0", "1.10", "0.50"],
+        ["slow 1.0", "eager", "25.0", "2.50", "0.50"],
+    ]
+
+
+def test_a_kind_that_is_not_there_is_refused_with_those_that_are(page: Path) -> None:
+    append_row(page.parent / "some.csv", row())
+    with pytest.raises(ValueError, match=r"there is no table 'varients'; there are agreement, allocations, .*variants"):
+        script.render("<!-- results:some varients -->\n<!-- /results -->\n", page.parent)
 
 
 def test_results_that_are_not_there_give_no_table(page: Path) -> None:

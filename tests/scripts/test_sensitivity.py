@@ -50,7 +50,8 @@ def test_table_has_a_row_for_each_score_and_role_and_one_for_each_large_network(
     large = {"model": "big", "score": "fisher", "role": "", "bits": "", "spearman_kl": "", "passes": "3.3",
              "images": "8", "peak_bytes": str(3 * 2**30), "cpu_s": "12.3", "notes": "n"}  # fmt: skip
     old = {**small, "bits": "2", "spearman_kl": "0.1"}
-    table = load_script("render_results").scores([old, {**small, "bits": "2"}, {**small, "bits": "all"}, large])
+    rows = [old, {**small, "bits": "2"}, {**small, "bits": "all"}, large]
+    table = load_script("render_results").KINDS["scores"](rows)
     assert "| Score | Of | 2 bits | All | All, loss | Passes | Images |" in table
     assert "| fisher | weight | 0.88 | 0.88 | 0.50 | 4.0 | 512 |" in table
     assert "Measured on 1024 images." in table

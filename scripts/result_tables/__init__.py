@@ -1,0 +1,31 @@
+"""The kinds of tables that ``scripts/render_results.py`` makes of rows: a function each, and its name in a document."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from result_tables.costs import integers, latency, peers, published, speed, steps, synthetic
+from result_tables.runs import drops, gains, recipes, students, variants, widths
+from result_tables.searches import agreement, allocations, front, orders, scores
+
+KINDS: dict[str | None, Callable[[list[dict[str, str]]], str]] = {
+    None: students,
+    "variants": variants,
+    "recipes": recipes,
+    "drops": drops,
+    "gains": gains,
+    "widths": widths,
+    "front": front,
+    "allocations": allocations,
+    "agreement": agreement,
+    "scores": scores,
+    "orders": orders,
+    "steps": steps,
+    "peers": peers,
+    "synthetic": synthetic,
+    "integers": integers,
+    "speed": speed,
+    "published": published,
+    "latency": latency,
+}
+"""Name of a kind -> rows to Markdown; ``None`` is a table without a kind."""
