@@ -9,7 +9,7 @@ from torch import Tensor
 from qtrain.functional.ste import clamp_to, straight_through
 
 CELLS = 4096
-"""Cells to a unit in :func:`cells_of`."""
+"""Cells to a unit in :func:`value_of_nearest_level`."""
 
 FEW_BOUNDARIES = 32
 """Up to so many are compared with one by one in compiled code."""
@@ -82,39 +82,40 @@ def midpoints_of(levels: Tensor) -> Tensor:
     return (levels[:-1] + levels[1:]) / 2
 
 
-def cells_of(levels: Tensor) -> Tensor | None:
-    """How many midpoints of ``levels`` (K,) in [-1, 1], K <= 256, lie below each cell: (2 CELLS + 1,), uint8.
+def cells_suffice(levels: Tensor) -> bool:
+    """Whether no cell of :func:`value_of_nearest_level` has two midpoints of ``levels`` (K,), in [-1, 1]."""
+    gaps = midpoints_of(levels).diff()
+    return bool((gaps[gaps > 0] > 1 / CELLS).all())
 
-    The cells are ``[c / CELLS, (c + 1) / CELLS)``, c from -CELLS to CELLS. ``None`` where one has two midpoints.
+
+def value_of_nearest_level(t: Tensor, levels: Tensor) -> Tensor:
+    """``levels[nearest_level(t, levels)]`` for ``t`` and ``levels`` (K,) in [-1, 1], by a table: float32.
+
+    The table has a row for each cell ``[c / CELLS, (c + 1) / CELLS)``: the first midpoint from there on, and the levels
+    below and above it. :func:`cells_suffice` says for which levels that is enough. Scaling by a power of two is exact,
+    so each value is looked up in its own cell.
     """
-    middle = midpoints_of(levels)
-    gaps = middle.diff()
-    if bool((gaps[gaps > 0] <= 1 / CELLS).any()):
-        return None
-    edges = torch.arange(-CELLS, CELLS + 1) / CELLS
-    return torch.bucketize(edges, middle).to(torch.uint8)
-
-
-def value_of_nearest_level(t: Tensor, levels: Tensor, cells: Tensor) -> Tensor:
-    """``levels[nearest_level(t, levels)]`` for ``t`` and ``levels`` (K,) in [-1, 1], with their :func:`cells_of`.
-
-    Scaling by a power of two is exact, so each value is looked for in its own cell. There its level is the one below
-    the cell's first midpoint or the one above it.
-    """
-    below = cells.to(torch.int32)
-    low, high = levels[below], levels[(below + 1).clamp(max=len(levels) - 1)]
+    middle, last = midpoints_of(levels), len(levels) - 1
+    counts = torch.zeros(2 * CELLS + 1, dtype=torch.int32, device=t.device)
+    counts = counts.index_add(0, _cell(middle), torch.ones_like(middle, dtype=torch.int32))
+    below = counts.cumsum(0) - counts  # midpoints below each cell
+    low, high = levels[below], levels[(below + 1).clamp(max=last)]
     table = torch.stack([(low + high) / 2, low, high], dim=1)  # which compiled code computes once, not for each value
-    cell = ((t.detach() * CELLS).floor().to(torch.int32) + CELLS).clamp(0, 2 * CELLS)
+    cell = _cell(t.detach())
     return torch.where(t > table[cell, 0], table[cell, 2], table[cell, 1])
 
 
-def fake_quantize_to_levels(x: Tensor, scale: Tensor, levels: Tensor, cells: Tensor | None = None) -> Tensor:
+def _cell(t: Tensor) -> Tensor:
+    return ((t * CELLS).floor().to(torch.int32) + CELLS).clamp(0, 2 * CELLS)
+
+
+def fake_quantize_to_levels(x: Tensor, scale: Tensor, levels: Tensor, *, by_table: bool = False) -> Tensor:
     """``x^ = s nearest(clamp(x / s, l_1, l_K))``, float32, for levels ``l`` (K,) and ``scale`` that broadcasts.
 
     The gradient is that of APoT's reparameterized clipping (eq. 8): for ``x`` 1 between the outer levels and 0 beyond;
     for ``scale`` ``nearest(x / s) - x / s`` between them, the outer level beyond, since the projection's own derivative
-    is taken as 1. With :func:`cells_of` the levels it is faster, and gives the same.
+    is taken as 1. ``by_table`` is faster where :func:`cells_suffice`, and gives the same.
     """
     t = clamp_to(x / scale, levels[0], levels[-1])
-    nearest = levels[nearest_level(t, levels)] if cells is None else value_of_nearest_level(t, levels, cells)
+    nearest = value_of_nearest_level(t, levels) if by_table else levels[nearest_level(t, levels)]
     return straight_through(nearest, t) * scale

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from qtrain.functional.levels import (
     bucket,
-    cells_of,
+    cells_suffice,
     midpoints_of,
     mirrored,
     nearest_level,
@@ -34,20 +34,19 @@ def test_the_table_gives_the_level_that_the_search_finds(bits: int, signed: bool
     levels = sums_of_powers(bits - 1 if signed and bits > 1 else bits)
     levels = mirrored(levels) if signed else levels
     table = padded(levels, 256)
-    cells = cells_of(table)
-    assert cells is not None
+    assert cells_suffice(table)
     middle = midpoints_of(torch.tensor(levels))
     t = around(middle).clamp(levels[0], levels[-1])
-    assert torch.equal(value_of_nearest_level(t, table, cells), table[nearest_level(t, table)])
+    assert torch.equal(value_of_nearest_level(t, table), table[nearest_level(t, table)])
     t = t[(t[:, None] - middle).abs().amin(dim=1) > 1e-6]  # of the others rounding decides
     expected = [min(levels, key=lambda level, v=float(v): abs(level - v)) for v in t]
     assert len(t) > 2000
-    torch.testing.assert_close(value_of_nearest_level(t, table, cells), torch.tensor(expected), atol=0, rtol=0)
+    torch.testing.assert_close(value_of_nearest_level(t, table), torch.tensor(expected), atol=0, rtol=0)
 
 
 def test_levels_that_are_too_dense_for_the_table_are_told() -> None:
-    assert cells_of(torch.tensor(powers_of_two(3))) is not None
-    assert cells_of(torch.tensor(powers_of_two(4))) is None, "2^-14 and its half are in one cell"
+    assert cells_suffice(torch.tensor(powers_of_two(3)))
+    assert not cells_suffice(torch.tensor(powers_of_two(4))), "2^-14 and its half are in one cell"
 
 
 @pytest.mark.parametrize("count", [1, 2, 15, 32, 33, 127, 128, 254])
@@ -64,6 +63,4 @@ def test_compiled_code_counts_boundaries_as_eager_code_does(count: int, monkeypa
 def test_of_two_levels_as_near_the_lower_one_is_taken() -> None:
     levels, t = torch.tensor([0.0, 0.25, 0.5, 1.0]), torch.tensor([0.125, 0.375, 0.75])
     assert nearest_level(t, levels).tolist() == [0, 1, 2]
-    cells = cells_of(levels)
-    assert cells is not None
-    assert value_of_nearest_level(t, levels, cells).tolist() == [0.0, 0.25, 0.5]
+    assert value_of_nearest_level(t, levels).tolist() == [0.0, 0.25, 0.5]

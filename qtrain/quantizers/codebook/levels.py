@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qtrain.functional.affine import require_finite
 from qtrain.functional.learned_step import SMALLEST_SCALE
-from qtrain.functional.levels import cells_of, fake_quantize_to_levels, mirrored, nearest_level
+from qtrain.functional.levels import cells_suffice, fake_quantize_to_levels, mirrored, nearest_level
 from qtrain.quantizers.base import Quantizer, float_parts
 from qtrain.spec import Granularity, Observed, QuantSpec
 from qtrain.storage.base import NumberPart, QTensor
@@ -32,7 +32,6 @@ class LevelQuantizer(Quantizer, ABC):
 
     scale: Tensor
     tables: Tensor
-    cells: Tensor | None
 
     def __init__(
         self,
@@ -52,9 +51,7 @@ class LevelQuantizer(Quantizer, ABC):
         longest = max(len(row) for row in rows)
         tables = torch.tensor([row + row[-1:] * (longest - len(row)) for row in rows])
         self.register_buffer("tables", tables)
-        cells = [cells_of(table) for table in tables]
-        kept = [table for table in cells if table is not None]
-        self.register_buffer("cells", torch.stack(kept) if len(kept) == len(cells) else None, persistent=False)
+        self._by_table = all(map(cells_suffice, tables))
 
     @abstractmethod
     def operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,21 +60,14 @@ class LevelQuantizer(Quantizer, ABC):
     @final
     def levels(self) -> Tensor:
         """The levels in use, (K,), the last repeated up to the longest table."""
-        return self._in_use(self.tables)
-
-    def _cells(self) -> Tensor | None:
-        return None if self.cells is None else self._in_use(self.cells)
-
-    def _in_use(self, tables: Tensor) -> Tensor:
-        """The row of ``tables`` for the bits and the sign in use."""
         row = self.signed.to(torch.int64) * len(self.widths) + self.bits - self.widths.start
-        return tables.index_select(0, row.reshape(1))[0]
+        return self.tables.index_select(0, row.reshape(1))[0]
 
     @final
     def fake_quantize(self, x: Tensor) -> Tensor:
         values, scale = self.operands(x)
         spread = self.spread(scale, x)
-        return fake_quantize_to_levels(values, spread, self.levels(), self._cells()).to(x.dtype)
+        return fake_quantize_to_levels(values, spread, self.levels(), by_table=self._by_table).to(x.dtype)
 
     @final
     def quantize(self, x: Tensor) -> QTensor:
@@ -112,10 +102,14 @@ class LevelQuantizer(Quantizer, ABC):
         rows = self.granularity.flatten(values)
         largest = rows.abs().amax(dim=1, keepdim=True)
         largest = torch.where(largest > SMALLEST_SCALE, largest, 1.0)
-        levels, cells = self.levels(), self._cells()
+        levels = self.levels()
         best, least = largest, torch.full_like(largest, torch.inf)
         for step in range(_CANDIDATES, 0, -1):
             scale = largest * (step / _CANDIDATES)
-            error = (fake_quantize_to_levels(rows, scale, levels, cells) - rows).square().sum(dim=1, keepdim=True)
+            error = (
+                (fake_quantize_to_levels(rows, scale, levels, by_table=self._by_table) - rows)
+                .square()
+                .sum(dim=1, keepdim=True)
+            )
             best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
         return best.reshape(self.state_shape)
