@@ -38,7 +38,9 @@ class Measured:
     """Milliseconds of one step, round by round; rounds of different cases with one number belong together.
 
     ``bases`` are the cases whose summed time is the 1 of its ratio, in its own mode or as ``base_compiled`` says.
-    ``saved`` are the bytes that one forward keeps for its backward.
+    ``saved`` are the bytes that one forward keeps for its backward. ``first_s`` are the seconds of the first step, in
+    which compiled code is made; it is found on disk if it was made before, unless caches are off
+    (``TORCHINDUCTOR_FORCE_DISABLE_CACHES=1``).
     """
 
     case: str
@@ -47,6 +49,7 @@ class Measured:
     base_compiled: bool | None = None
     ms: list[float] = field(default_factory=list)
     saved: int = 0
+    first_s: float = 0.0
 
     @property
     def mode(self) -> str:
@@ -62,9 +65,10 @@ def measure(
 ) -> None:
     """Add ``rounds`` times of each case, in milliseconds a step, each the mean over ``steps`` steps in a row.
 
-    Before, one step more tells what it saves.
+    Before, the first step is timed by itself, ``warmup`` steps follow, and one more tells what it saves.
     """
     for measured, work in cases:
+        measured.first_s = _seconds(work.run, device)
         for _ in range(warmup):
             work.run()
         measured.saved = saved_bytes(work)
@@ -73,12 +77,16 @@ def measure(
         for measured, work in cases if number % 2 == 0 else reversed(cases):
             run = work.run
             run()  # brings the case's own memory into the caches
-            synchronize(device)
-            start = time.perf_counter()
-            for _ in range(steps):
-                run()
-            synchronize(device)
-            measured.ms.append(1e3 * (time.perf_counter() - start) / steps)
+            measured.ms.append(1e3 * _seconds(run, device, steps) / steps)
+
+
+def _seconds(run: Callable[[], None], device: torch.device, steps: int = 1) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(steps):
+        run()
+    synchronize(device)
+    return time.perf_counter() - start
 
 
 def saved_bytes(work: Work) -> int:
@@ -116,6 +124,12 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
     return first, third
 
 
+def first_ratio(measured: Measured, others: Sequence[Measured]) -> float | None:
+    """The first step in units of full precision's in the same mode: what compiling costs, if nothing was cached."""
+    full = [one.first_s for one in others if one.compiled == measured.compiled and one.case == FULL]
+    return measured.first_s / full[0] if full and full[0] and measured.case != FULL else None
+
+
 def saved_ratio(measured: Measured, others: Sequence[Measured]) -> float | None:
     """The bytes that this case saves in units of what full precision saves in the same mode."""
     full = [one.saved for one in others if one.compiled == measured.compiled and one.case == FULL]
@@ -125,11 +139,13 @@ def saved_ratio(measured: Measured, others: Sequence[Measured]) -> float | None:
 def table(results: Sequence[Measured]) -> str:
     """One line for each case and mode: median and quartiles of the time, and the ratio with what it refers to."""
     width = max(len(one.case) for one in results) + 2
-    lines = [f"{'case':<{width}}{'mode':<10}{'ms/step':>9}{'1st qu.':>9}{'3rd qu.':>9}{'saved MB':>10}{'ratio':>8}"]
+    lines = [
+        f"{'case':<{width}}{'mode':<10}{'ms/step':>9}{'1st qu.':>9}{'3rd qu.':>9}{'saved MB':>10}{'first s':>9}{'ratio':>8}"
+    ]
     for one in results:
         first, third = quartiles(one.ms)
         line = f"{one.case:<{width}}{one.mode:<10}{statistics.median(one.ms):9.2f}{first:9.2f}{third:9.2f}"
-        line += f"{one.saved / 1e6:10.1f}"
+        line += f"{one.saved / 1e6:10.1f}{one.first_s:9.2f}"
         if (share := ratio(one, results)) is not None:
             other = "" if one.base_compiled in (None, one.compiled) else f", {mode_name(bool(one.base_compiled))}"
             line += f"{share:8.3f} of {' + '.join(one.bases)}{other}"
@@ -152,6 +168,8 @@ def columns(measured: Measured, others: Sequence[Measured]) -> dict[str, object]
         "ratio_quartiles": "{:.4f} {:.4f}".format(*quartiles(found)) if found else None,
         "saved_bytes": measured.saved or None,
         "saved_ratio": saved_ratio(measured, others),
+        "first_s": measured.first_s,
+        "first_ratio": first_ratio(measured, others),
     }
 
 

@@ -46,9 +46,18 @@ def test_cases_take_turns_to_and_fro(harness: ModuleType) -> None:
         (harness.Measured(name, False), harness.Work(lambda name=name: seen.append(name), ())) for name in ("a", "b")
     ]
     harness.measure(cases, device=torch.device("cpu"), rounds=2, steps=2, warmup=1)
-    # Warm-up and the count of bytes, then in each round one step before the two that are timed.
-    assert "".join(seen) == "aabb" + "aaabbb" + "bbbaaa"
+    # The first step, warm-up and the count of bytes, then in each round one step before the two that are timed.
+    assert "".join(seen) == "aaabbb" + "aaabbb" + "bbbaaa"
+    assert all(measured.first_s > 0 for measured, _ in cases)
     assert all(len(measured.ms) == 2 for measured, _ in cases)
+
+
+def test_first_steps_are_compared_in_one_mode(harness: ModuleType) -> None:
+    full = [harness.Measured("full precision", compiled, ms=[1.0], first_s=s) for compiled, s in ((0, 1.0), (1, 20.0))]
+    student = harness.Measured("student", True, ms=[1.0], first_s=30.0)
+    assert harness.first_ratio(student, [*full, student]) == 1.5
+    assert harness.first_ratio(full[1], full) is None
+    assert harness.columns(student, [*full, student])["first_ratio"] == 1.5
 
 
 def test_saved_bytes_leave_out_what_is_in_memory_anyway(harness: ModuleType) -> None:
