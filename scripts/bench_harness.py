@@ -68,7 +68,7 @@ def measure(
     Before, the first step is timed by itself, ``warmup`` steps follow, and one more tells what it saves.
     """
     for measured, work in cases:
-        measured.first_s = _seconds(work.run, device)
+        measured.first_s = measured.first_s or seconds(work.run, device)
         for _ in range(warmup):
             work.run()
         measured.saved = saved_bytes(work)
@@ -77,10 +77,11 @@ def measure(
         for measured, work in cases if number % 2 == 0 else reversed(cases):
             run = work.run
             run()  # brings the case's own memory into the caches
-            measured.ms.append(1e3 * _seconds(run, device, steps) / steps)
+            measured.ms.append(1e3 * seconds(run, device, steps) / steps)
 
 
-def _seconds(run: Callable[[], None], device: torch.device, steps: int = 1) -> float:
+def seconds(run: Callable[[], None], device: torch.device, steps: int = 1) -> float:
+    """How long ``steps`` runs in a row take."""
     synchronize(device)
     start = time.perf_counter()
     for _ in range(steps):
@@ -139,9 +140,8 @@ def saved_ratio(measured: Measured, others: Sequence[Measured]) -> float | None:
 def table(results: Sequence[Measured]) -> str:
     """One line for each case and mode: median and quartiles of the time, and the ratio with what it refers to."""
     width = max(len(one.case) for one in results) + 2
-    lines = [
-        f"{'case':<{width}}{'mode':<10}{'ms/step':>9}{'1st qu.':>9}{'3rd qu.':>9}{'saved MB':>10}{'first s':>9}{'ratio':>8}"
-    ]
+    head = f"{'case':<{width}}{'mode':<10}{'ms/step':>9}{'1st qu.':>9}{'3rd qu.':>9}"
+    lines = [f"{head}{'saved MB':>10}{'first s':>9}{'ratio':>8}"]
     for one in results:
         first, third = quartiles(one.ms)
         line = f"{one.case:<{width}}{one.mode:<10}{statistics.median(one.ms):9.2f}{first:9.2f}{third:9.2f}"

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_harness import FULL, Measured, Work, columns, conditions, measure, mode_name, table
+from bench_harness import FULL, Measured, Work, columns, conditions, measure, mode_name, seconds, table
 from bench_step import CHANNELS, CLASSES, EXPERIMENT, Setting, build, quantized, training_step
 from torch import Tensor, nn
 
@@ -189,11 +189,11 @@ def peer_cases(name: str, setting: Setting, bits: int, modes: Sequence[bool]) ->
             model = peer.prepare(build(setting.cfg.model, setting.size), setting.image, own)
             model(setting.image)  # what a first batch settles, such as ranges, before it is compiled
             work = peer_step(setting, torch.compile(model) if compiled else model)  # type: ignore[arg-type]
-            work.run()
+            first = seconds(work.run, setting.device)
         except Exception as error:
             print(f"{case}, {mode_name(compiled)}: left out: {type(error).__name__}: {str(error).splitlines()[0]}")
             continue
-        found.append((Measured(case, compiled, (FULL,), base_compiled=modes[-1]), work))
+        found.append((Measured(case, compiled, (FULL,), base_compiled=modes[-1], first_s=first), work))
     return found
 
 
