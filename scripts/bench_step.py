@@ -197,8 +197,11 @@ def bases_of(case: str) -> tuple[str, ...]:
     return () if case in (FULL, TEACHER) else BASES.get(case, (FULL,))
 
 
-def append_results(path: Path, results: Sequence[Measured], setting: Setting, notes: str) -> None:
-    """A row for each case and mode, with the columns ``case``, ``mode`` and ``ratio`` after the common ones."""
+def append_results(path: Path, results: Sequence[Measured], setting: Setting, notes: str, name: str | None) -> None:
+    """A row for each case and mode, with the columns ``case``, ``mode`` and ``ratio`` after the common ones.
+
+    The rows of students are called ``name``, or what their variant is called.
+    """
     cfg, device = setting.cfg, setting.device
     bits, terms = student_bits(cfg, setting.size), "+".join(cfg.objective.build().teacher_terms)
     known = provenance(device) | {"config_hash": cfg.identity, "experiment": cfg.experiment, "task": "bench"}
@@ -218,7 +221,7 @@ def append_results(path: Path, results: Sequence[Measured], setting: Setting, no
                 "a_bits": a_bits,
                 "distill": terms if one.case in (DISTILLED, CACHED) else "none",
                 "notes": notes,
-                "name": variant,
+                "name": variant or (name if one.case in QUANTIZED else None),
                 **columns(one, results),
                 **({"case": STUDENT} if variant else {}),
             },
@@ -237,6 +240,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--eager", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--results", type=Path, help="CSV file that gets a row for each case and mode")
+    parser.add_argument("--name", help="what the students of the rows are called, if overrides make them others")
     parser.add_argument("--variants", metavar="EXPERIMENT", help="measure each variant of an experiment instead")
     parser.add_argument("overrides", nargs="*", help=f"key=value, laid over +experiment={EXPERIMENT}")
     options = parser.parse_intermixed_args(arguments)
@@ -283,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     teacher = "" if options.variants or cfg.teacher.model is None else f", teacher {cfg.teacher.model.name}"
     print(f"{cfg.model.name}{teacher}, {device}: {notes}\n{table(results)}")
     if options.results:
-        append_results(options.results, results, setting, notes)
+        append_results(options.results, results, setting, notes, options.name)
     return 0
 
 

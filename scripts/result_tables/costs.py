@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from result_tables.markdown import figure, float_or_none, markdown_table
 
+FULL = "full precision"
+
 PEERS = "peers"
 """The experiment of the rows of ``scripts/bench_peers.py``."""
 
@@ -13,14 +15,18 @@ PEERS = "peers"
 def steps(rows: list[dict[str, str]]) -> str:
     """The times of ``scripts/bench_step.py``; of several measurements of one thing on one machine the last.
 
-    Each experiment has its own full precision, since a ratio is to that of the same process.
+    Each process stands with the full precision that it measured, since its ratios are to that.
     """
+    measured = [row for row in rows if row["task"] == "bench" and row["experiment"] != PEERS]
     what = ("experiment", "model", "w_bits", "a_bits", "case", "name", "mode", "hardware")
+    kept = _latest((row for row in measured if row["case"] != FULL), what)
+    processes = {(row["date"], row["mode"]) for row in kept}
     lines = []
-    for row in _latest((row for row in rows if row["task"] == "bench" and row["experiment"] != PEERS), what):
-        bits = {"32": "32", "": ""}.get(row["w_bits"], f"W{row['w_bits']}A{row['a_bits']}")
-        step = row.get("name") or row["case"]
-        lines.append((row["model"], bits, step, row["mode"], *_times(row), _setting(row), row["hardware"]))
+    for row in measured:
+        if row in kept or (row["case"] == FULL and (row["date"], row["mode"]) in processes):
+            bits = {"32": "32", "": ""}.get(row["w_bits"], f"W{row['w_bits']}A{row['a_bits']}")
+            step = row.get("name") or row["case"]
+            lines.append((row["model"], bits, step, row["mode"], *_times(row), _setting(row), row["hardware"]))
     columns = ("Model", "Bits", "Step", "Mode", "ms", "Ratio", "Memory", "Setting", "Hardware")
     return markdown_table(columns, lines, figures=range(4, 7))
 

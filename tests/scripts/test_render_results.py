@@ -99,21 +99,23 @@ def test_check_finds_a_typed_number_and_changes_nothing(page: Path, capsys: pyte
     assert "99.50" in page.read_text() and "render_results.py" in capsys.readouterr().err
 
 
-def test_a_benchmark_has_a_table_of_its_own(page: Path) -> None:
+def test_steps_stand_with_the_full_precision_of_their_process_and_the_last_counts(page: Path) -> None:
     csv = page.parent / "some.csv"
-    common = {"config_hash": "a", "task": "bench", "notes": "batch=128", "mode": "compiled", "top1": None}
-    for step_ms, ratio in ((90.0, 1.5), (55.04, 1.104)):
-        append_row(csv, row(**common, w_bits=32, a_bits=32, step_ms=50.0, case="full precision", ratio=None))
-        append_row(csv, row(**common, step_ms=step_ms, case="student", ratio=ratio, saved_ratio=1.25))
+    common = {"config_hash": "a", "task": "bench", "notes": "batch=128 float32 rounds=9", "mode": "compiled", "top1": None}
+    for date, full_ms, step_ms, ratio in (("2026-11-29", 50.0, 90.0, 1.5), ("2026-11-30", 40.0, 44.16, 1.104)):
+        append_row(csv, row(**common, date=date, w_bits=32, a_bits=32, step_ms=full_ms, case="full precision"))
+        append_row(csv, row(**common, date=date, step_ms=step_ms, case="student", ratio=ratio, saved_ratio=1.25))
     variant = {"w_bits": None, "a_bits": None, "name": "pact-w4a4", "case": "student"}
-    append_row(csv, row(**common, **variant, step_ms=60.0, ratio=1.2))
+    append_row(csv, row(**common, date="2026-11-29", **variant, step_ms=60.0, ratio=1.2))
     page.write_text(page.read_text().replace("results:some", "results:some steps"))
     script.main(["--results", str(page.parent), str(page)])
     assert table(page)[1] == ["---", "---", "---", "---", "---:", "---:", "---:", "---", "---"]
+    setting = ["batch=128 size=32", "laptop"]
     assert table(page)[2:] == [
-        ["cifar_resnet20", "32", "full precision", "compiled", "50.0", "", "", "batch=128", "laptop"],
-        ["cifar_resnet20", "W4A4", "student", "compiled", "55.0", "1.10", "1.25", "batch=128", "laptop"],
-        ["cifar_resnet20", "", "pact-w4a4", "compiled", "60.0", "1.20", "", "batch=128", "laptop"],
+        ["cifar_resnet20", "32", "full precision", "compiled", "50.0", "", "", *setting],
+        ["cifar_resnet20", "32", "full precision", "compiled", "40.0", "", "", *setting],
+        ["cifar_resnet20", "W4A4", "student", "compiled", "44.2", "1.10", "1.25", *setting],
+        ["cifar_resnet20", "", "pact-w4a4", "compiled", "60.0", "1.20", "", *setting],
     ]
 
 
