@@ -101,7 +101,7 @@ def test_check_finds_a_typed_number_and_changes_nothing(page: Path, capsys: pyte
 
 def test_steps_stand_with_the_full_precision_of_their_process_and_the_last_counts(page: Path) -> None:
     csv = page.parent / "some.csv"
-    common = {"config_hash": "a", "task": "bench", "notes": "batch=128 float32 rounds=9", "mode": "compiled", "top1": None}
+    common = {"config_hash": "a", "task": "bench", "notes": "batch=128 rounds=9", "mode": "compiled", "top1": None}
     for date, full_ms, step_ms, ratio in (("2026-11-29", 50.0, 90.0, 1.5), ("2026-11-30", 40.0, 44.16, 1.104)):
         append_row(csv, row(**common, date=date, w_bits=32, a_bits=32, step_ms=full_ms, case="full precision"))
         append_row(csv, row(**common, date=date, step_ms=step_ms, case="student", ratio=ratio, saved_ratio=1.25))
