@@ -22,6 +22,7 @@ from pathlib import Path
 from qtrain.config.compose import compose
 from qtrain.pipeline.results import append_row, read_results
 from qtrain.run_task import run_task
+from qtrain.settings.run_files import RESULTS as ROWS_OF_RUN
 from qtrain.utils.errors import ConfigError
 
 EXPERIMENT = "cifar10/resnet20_w4a4"
@@ -150,7 +151,7 @@ def _row(key: dict[str, str], output: Path, options: argparse.Namespace) -> bool
     except ConfigError as error:
         print(f"{name}: {error}", flush=True)
         return False
-    (row,) = read_results(Path(settings.run_dir) / "results.csv")[-1:]
+    (row,) = read_results(Path(settings.run_dir, ROWS_OF_RUN))[-1:]
     append_row(options.results, {**row, **key})
     print(f"{name}: {float(row['top1']):.2f} % in {time.perf_counter() - start:.0f} s", flush=True)
     return True

@@ -7,10 +7,12 @@ without parameters and the batch. Nothing is asserted.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -171,6 +173,24 @@ def columns(measured: Measured, others: Sequence[Measured]) -> dict[str, object]
         "first_s": measured.first_s,
         "first_ratio": first_ratio(measured, others),
     }
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that all benchmarks of steps have."""
+    parser.add_argument("--batch", type=_count, default=128, help="images in a step (%(default)s)")
+    parser.add_argument(
+        "--size", type=_count, default=32, help="height and width of the images in pixels (%(default)s)"
+    )
+    parser.add_argument("--rounds", type=_count, default=9, help="times that each case has its turn (%(default)s)")
+    parser.add_argument("--steps", type=_count, default=10, help="steps in a turn (%(default)s)")
+    parser.add_argument("--threads", type=_count, help="threads of torch; default: as torch chooses")
+    parser.add_argument("--results", type=Path, help="CSV file that gets a row for each case and mode")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)
 
 
 def conditions(*, batch: int, size: int, bf16: bool, rounds: int, steps: int) -> str:

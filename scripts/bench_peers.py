@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_harness import FULL, Measured, Work, columns, conditions, measure, mode_name, seconds, table
+from bench_harness import FULL, Measured, Work, add_options, columns, conditions, measure, mode_name, seconds, table
 from bench_step import CHANNELS, CLASSES, EXPERIMENT, Setting, build, quantized, training_step
 from torch import Tensor, nn
 
@@ -34,8 +34,7 @@ from qtrain.distillation.objective import Objective
 from qtrain.pipeline.results import append_row, provenance
 from qtrain.settings.run_settings import RunSettings
 
-OWN = "qtrain"
-QUANTIZED = (nn.Conv2d, nn.Linear)
+LAYERS = (nn.Conv2d, nn.Linear)
 """The layers whose weights and inputs are quantized, in all cases."""
 
 Prepare = Callable[[nn.Module, Tensor, int], nn.Module]
@@ -132,7 +131,7 @@ class FakeQuantized(nn.Module):
 def torch_operator(model: nn.Module, images: Tensor, bits: int) -> nn.Module:
     """``torch.fake_quantize_per_tensor_affine`` before each layer and on its weight; nothing learns but the weights."""
     seen: dict[nn.Module, Tensor] = {}
-    layers = [layer for layer in model.modules() if isinstance(layer, QUANTIZED)]
+    layers = [layer for layer in model.modules() if isinstance(layer, LAYERS)]
     hooks = [
         layer.register_forward_pre_hook(lambda layer, inputs: seen.update({layer: inputs[0].detach()}))
         for layer in layers
@@ -208,7 +207,7 @@ def own_cases(setting: Setting, bits: int, modes: Sequence[bool]) -> list[tuple[
             (Measured(FULL, compiled, () if compiled == modes[-1] else (FULL,), base_compiled=modes[-1]), full)
         )
         student = training_step(setting, quantized(cfg, setting.size), labels, None)
-        case = f"{OWN} W{bits}A{bits}, learns steps"
+        case = f"qtrain W{bits}A{bits}, learns steps"
         cases.append((Measured(case, compiled, (FULL,), base_compiled=modes[-1]), student))
     return cases
 
@@ -229,13 +228,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--bits", type=int, default=4, help="of weights and inputs, where the peer has them (%(default)s)"
     )
-    parser.add_argument("--batch", type=int, default=128, help="images in a step (%(default)s)")
-    parser.add_argument("--size", type=int, default=32, help="height and width of the images in pixels (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=9, help="times that each case has its turn (%(default)s)")
-    parser.add_argument("--steps", type=int, default=5, help="steps in a turn (%(default)s)")
-    parser.add_argument("--threads", type=int, help="threads of torch; default: as torch chooses")
+    add_options(parser)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--results", type=Path, help="CSV file that gets a row for each case and mode")
     parser.add_argument("overrides", nargs="*", help=f"key=value, laid over +experiment={EXPERIMENT}")
     return parser.parse_intermixed_args(arguments)
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from bench_harness import FULL, Measured, Work, columns, conditions, measure, table
+from bench_harness import FULL, Measured, Work, add_options, columns, conditions, measure, table
 from torch import Tensor, nn
 
 from qtrain.config.compose import compose
@@ -230,23 +230,15 @@ def append_results(path: Path, results: Sequence[Measured], setting: Setting, no
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--batch", type=int, default=128, help="images in a step (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=32, help="height and width of the images in pixels (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=9, help="times that each case has its turn (%(default)s)")
-    parser.add_argument("--steps", type=int, default=10, help="steps in a turn (%(default)s)")
+    add_options(parser)
     parser.add_argument("--warmup", type=int, default=3, help="steps of each case before the first round (%(default)s)")
-    parser.add_argument("--threads", type=int, help="threads of torch; default: as torch chooses")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
     parser.add_argument("--eager", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--results", type=Path, help="CSV file that gets a row for each case and mode")
     parser.add_argument("--name", help="what the students of the rows are called, if overrides make them others")
     parser.add_argument("--variants", metavar="EXPERIMENT", help="measure each variant of an experiment instead")
     parser.add_argument("overrides", nargs="*", help=f"key=value, laid over +experiment={EXPERIMENT}")
     options = parser.parse_intermixed_args(arguments)
-    for name in ("batch", "size", "rounds", "steps"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
     if not (options.eager or options.compile):
         parser.error("--no-eager and --no-compile together leave nothing to measure; drop one")
     return options

@@ -80,7 +80,10 @@ def render(text: str, results: Path) -> str:
         if (made := KINDS.get(match["kind"])) is None:
             known = ", ".join(sorted(filter(None, KINDS)))
             raise ValueError(f"render_results: there is no table {match['kind']!r}; there are {known}")
-        return match[1] + (made(read_results(path)) if path.is_file() else "") + match[5]
+        try:
+            return match[1] + (made(read_results(path)) if path.is_file() else "") + match[5]
+        except ValueError as error:
+            raise ValueError(f"render_results: {path.name}: {error}") from error
 
     return BLOCK.sub(table, text)
 

@@ -12,7 +12,7 @@ from qtrain.costs.count import CostReport
 from qtrain.pipeline.results import append_row, check_results, provenance, read_results
 from qtrain.pipeline.run_lock import only_run_in
 from qtrain.pipeline.summary import FINISHED, RunSummary, read_summary, write_summary
-from qtrain.settings.run_files import CONFIG, STAGES, SUMMARY, read_config, write_config
+from qtrain.settings.run_files import CONFIG, RESULTS, STAGES, SUMMARY, read_config, write_config
 from qtrain.settings.run_identity import comparable, hash_of, recorded
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import FULL_PRECISION, Allocation, DataInfo
@@ -20,9 +20,6 @@ from qtrain.tracking.wandb_client import RUN_ID
 from qtrain.utils.errors import ConfigError, one_line
 
 log = logging.getLogger(__name__)
-
-RESULTS = "results.csv"
-"""The rows of a run, in its own folder."""
 
 WHICH_IMAGES = ("name", "root", "hub", "folder", "builder", "options", "test")
 """Options of data modules that say where images come from."""
@@ -35,8 +32,8 @@ def run_in_folder(settings: RunSettings, work: Callable[[Path], Metrics], *, nam
     """What ``work`` returns for the run's folder, which no other process may use meanwhile.
 
     A finished run of the same config is not repeated: the metrics ``names`` of its summary are returned, and
-    ``settings.results`` gets those of its rows that it lacks. Raises ``ConfigError`` where the folder holds a run of
-    another config.
+    ``settings.results`` gets the rows that the run ended with, unless it has them. Raises ``ConfigError`` where the
+    folder holds a run of another config.
     """
     folder = Path(settings.run_dir)
     if settings.results:

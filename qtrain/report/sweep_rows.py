@@ -5,6 +5,7 @@ from pathlib import Path
 
 from qtrain.pipeline.results import append_row, provenance, read_results
 from qtrain.report.formatting import bits_text, knobs_text
+from qtrain.settings.run_files import RESULTS
 from qtrain.sweep.sweep_results import RUNS, TEST, SweepResults
 from qtrain.sweep.trial import Trial
 
@@ -32,7 +33,7 @@ def _models(sweep: SweepResults, starts: Collection[str]) -> Iterator[dict[str, 
     for trial in sweep.trials:
         if TEST in trial.metrics and (trial.id in sweep.points or trial.id in starts):
             own = {"sweep": sweep.folder.name, "point": sweep.points.get(trial.id), "start": trial.id in starts}
-            yield {**read_results(sweep.folder / RUNS / trial.key / "results.csv")[-1], **own, **_model(sweep, trial)}
+            yield {**read_results(sweep.folder / RUNS / trial.key / RESULTS)[-1], **own, **_model(sweep, trial)}
 
 
 def _model(sweep: SweepResults, trial: Trial) -> dict[str, object]:

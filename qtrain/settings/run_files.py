@@ -15,6 +15,9 @@ CONFIG = "config.yaml"
 SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 
+RESULTS = "results.csv"
+"""The rows of a run."""
+
 ALLOCATION = "allocation.yaml"
 SCORES = "scores.json"
 """How much the loss is expected to rise with each layer's bits, beside an allocation that was found by it."""

@@ -11,13 +11,18 @@ from qtrain.report.seed_groups import order, seed_groups
 from qtrain.report.table import LEFT, ONE_SEED, SEVERAL_SEEDS, closing_table, table_notes
 from qtrain.report.teacher_gain import teacher_gains
 from result_tables.markdown import figure, markdown_table, notes_below
-from result_tables.variant import Variant, gather_variants, summary_of, with_notes
+from result_tables.variant import MADE, Variant, gather_variants, summary_of, with_notes
 
 
 def students(rows: list[dict[str, str]]) -> str:
-    """The closing table of all ``rows``, with how long and on what the models were trained."""
+    """The closing table of all ``rows``, with how long and on what the models were trained.
+
+    Raises ``ValueError`` where none of them is of a student: such rows have a table of another kind.
+    """
     latest = {(row["config_hash"], row["task"]) if row["config_hash"] else id(row): row for row in rows}
     runs = [(summary, row) for row in latest.values() if (summary := summary_of(row)) is not None]
+    if rows and not any(row["task"] in (*MADE, "evaluate") for row in rows):
+        raise ValueError("none of the rows is of a student; say of which kind the table is")
     # Full precision and calibration are of no training: one row, whatever run they were measured in.
     found = [(o, "", "") for o in seed_groups(s for s, _ in runs) if o.key.way in (FLOAT, CALIBRATED)]
     for epochs, hardware in dict.fromkeys((row["epochs"], row["hardware"]) for _, row in runs):

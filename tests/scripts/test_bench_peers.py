@@ -66,5 +66,8 @@ def test_torch_operator_quantizes_every_layer_to_the_range_it_saw(script: Module
 
 
 def test_wrong_overrides_end_in_one_line(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        script.main([*TINY, "--steps", "0"])
+    assert capsys.readouterr().err.splitlines()[-1].endswith("argument --steps: must be at least 1, got 0")
     assert script.main([*TINY, "fit.epoch=3"]) == 2
     assert capsys.readouterr().err == "bench_peers: error: unknown key 'fit.epoch'; did you mean 'fit.epochs'?\n"

@@ -113,7 +113,7 @@ def test_wrong_options_end_in_one_line(capsys: pytest.CaptureFixture[str]) -> No
     assert script.main([*TINY, "objective=hard"]) == 2
     assert "one without the other" in capsys.readouterr().err
     for wrong, line in (
-        (["--rounds", "0"], "--rounds must be"),
+        (["--rounds", "0"], "argument --rounds: must be at least 1"),
         (["--no-eager", "--no-compile"], "nothing to measure"),
     ):
         with pytest.raises(SystemExit, match="2"):

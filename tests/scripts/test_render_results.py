@@ -146,6 +146,12 @@ def test_a_kind_that_is_not_there_is_refused_with_those_that_are(page: Path) -> 
         script.render("<!-- results:some varients -->\n<!-- /results -->\n", page.parent)
 
 
+def test_rows_that_are_of_no_student_need_a_kind(page: Path) -> None:
+    append_row(page.parent / "some.csv", row(task="bench", case="one rank", mode="eager", step_ms=1.0, top1=None))
+    with pytest.raises(ValueError, match=r"some\.csv: none of the rows is of a student"):
+        script.main(["--results", str(page.parent), str(page)])
+
+
 def test_results_that_are_not_there_give_no_table(page: Path) -> None:
     script.main(["--results", str(page.parent), str(page)])
     assert page.read_text() == "before\n<!-- results:some -->\n<!-- /results -->\nafter\n"

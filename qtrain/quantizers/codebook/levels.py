@@ -106,10 +106,7 @@ class LevelQuantizer(Quantizer, ABC):
         best, least = largest, torch.full_like(largest, torch.inf)
         for step in range(_CANDIDATES, 0, -1):
             scale = largest * (step / _CANDIDATES)
-            error = (
-                (fake_quantize_to_levels(rows, scale, levels, by_table=self._by_table) - rows)
-                .square()
-                .sum(dim=1, keepdim=True)
-            )
+            near = fake_quantize_to_levels(rows, scale, levels, by_table=self._by_table)
+            error = (near - rows).square().sum(dim=1, keepdim=True)
             best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
         return best.reshape(self.state_shape)
