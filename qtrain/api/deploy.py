@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from qtrain.api.arguments import Images
 from qtrain.api.files import save
-from qtrain.api.quantize import RECORD, Images, Record, record_of
+from qtrain.api.quantize import RECORD, Record, record_of
 from qtrain.deployment.onnx.symbolic import OPSET
 from qtrain.deployment.onnx.write import export as as_onnx
 from qtrain.deployment.parity.file import image_size, read

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from qtrain.api.arguments import check_network
 from qtrain.api.quantize import record_of
 from qtrain.config.compose import compose
 from qtrain.data.given import GivenLoaders, Pairs
+from qtrain.models.trial import check_logits
 from qtrain.nn.many_bits import in_use
 from qtrain.nn.project import partition_weights_, project_weights_
 from qtrain.pipeline.build_teacher import build_objective, build_teacher
@@ -76,6 +78,10 @@ def distill(
     overrides += [f"seed={seed}", *([] if lr is None else [f"optimizer.lr={lr}"])]
     settings = compose([*overrides, *options])
     data = GivenLoaders(train_loader, val_loader, num_classes=_classes(student), seed=seed)
+    if teacher is not None:
+        check_network("distill: teacher", teacher)
+        hint = "it needs the student's classes"
+        check_logits(teacher, _example(student, teacher), _classes(student), where="distill: teacher", hint=hint)
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory()) if folder is None else folder)
         if folder is not None:
@@ -149,10 +155,15 @@ def project_(student: nn.Module) -> None:
 @torch.no_grad()
 def _classes(student: nn.Module) -> int:
     """How many logits ``student`` gives."""
-    first = next(parameter for parameter in student.parameters() if parameter.is_floating_point())
     was_training = student.training
-    logits = student.eval()(torch.zeros(1, *record_of(student).size).to(first))
+    logits = student.eval()(_example(student, student))
     student.train(was_training)
     if logits.ndim != 2:
         raise ValueError(f"distill: {type(student).__name__} must give logits (N, classes), got {tuple(logits.shape)}")
     return int(logits.shape[1])
+
+
+def _example(student: nn.Module, model: nn.Module) -> Tensor:
+    """A zero image as ``student`` takes them, on the device and in the dtype of ``model``."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    return torch.zeros(1, *record_of(student).size).to(first)

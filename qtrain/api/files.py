@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qtrain.api.arguments import check_network, hint_for
 from qtrain.api.quantize import RECORD, Record
 from qtrain.config.compose import compose
 from qtrain.costs.count import CostReport, count
 from qtrain.costs.geometry import layer_geometries
 from qtrain.costs.tables import further_cost
+from qtrain.models.trial import answer
 from qtrain.nn.many_bits import in_use
 from qtrain.packed.header import FileSize, Images, Network
 from qtrain.packed.networks import TIMM, Builder
@@ -52,6 +54,7 @@ def save(
     >>> sizes.file_bytes - sizes.header_bytes == qtrain.cost(student, torch.rand(1, 3, 32, 32)).size_bytes
     True
     """
+    check_network("save: student", student)
     record = vars(in_use(student)).get(RECORD)
     if size is None and isinstance(record, Record):
         size = record.size
@@ -88,8 +91,12 @@ def cost(student: nn.Module, images: Tensor, *, metrics: Sequence[str] = (), opt
     >>> f"{1000 * energy.total:.1f} nJ"
     '6.9 nJ'
     """
+    check_network("cost: student", student)
+    if not isinstance(images, Tensor):
+        raise ValueError(f"cost: images must be a tensor (N, C, H, W), got {type(images).__name__}")
     first = next((p for p in student.parameters() if p.is_floating_point()), torch.zeros(()))
     model, example = in_use(student), images[:1].to(first)
+    answer(model, example, where="cost", hint=hint_for(example.shape))
     report = count(model, example)
     if not metrics:
         return report

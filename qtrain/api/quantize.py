@@ -1,7 +1,7 @@
 """From a trained network and a few images to a quantized student, by the choices that the config has too."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -10,10 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qtrain.api.arguments import (
+    Images,
+    allocation_of,
+    check_choices,
+    check_mapping,
+    check_network,
+    check_policies,
+    first_batches,
+    hint_for,
+)
 from qtrain.config.compose import compose
 from qtrain.convert.calibrate import calibrate
 from qtrain.convert.plan import MakeObserver, Policy
 from qtrain.deployment.lint import Finding, lint
+from qtrain.models.trial import answer
 from qtrain.nn.many_bits import in_use
 from qtrain.pipeline.allocate import find_bits, is_search, with_bits
 from qtrain.pipeline.conversion import convert, target_of
@@ -27,9 +38,6 @@ from qtrain.utils.eval_mode import evaluating
 
 RECORD = "qtrain_record"
 """Attribute of a student that holds its :class:`Record`."""
-
-Images = Tensor | Iterable[Any]
-"""A batch of images (N, C, H, W), normalized as in training; or batches, each images or (images, labels)."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +132,13 @@ def quantize(
         "equalize@quantize.equalize": equalize, "rounding@quantize.rounding": rounding, "bias@quantize.bias": bias,
         "granularity@quantize.weight.granularity": granularity,
     }  # fmt: skip
+    check_network("quantize: model", model)
+    check_mapping("quantize: operations", operations, "{'add': 8}")
+    check_mapping("quantize: budgets", budgets, "{'size_bytes': '120 kB'}")
+    check_policies(policies)
+    check_choices({key.rpartition(".")[2]: choice for key, choice in named.items()})
+    if not isinstance(widths, Sequence | None):
+        raise ValueError(f"quantize: widths are those of one student of many bits, such as [8, 4, 2], got {widths!r}")
     overrides = [f"{key}={choice}" for key, choice in named.items() if isinstance(choice, str)]
     overrides += [f"quantize.bits.weight={weight_bits}", f"quantize.bits.input={input_bits}", f"seed={seed}"]
     overrides += [f"quantize.operations.{kind}={width}" for kind, width in (operations or {}).items()]
@@ -136,12 +151,12 @@ def quantize(
     chosen = _with_objects(settings.quantize, given, None if isinstance(bits, str) else bits, policies)
     settings = replace(settings, quantize=chosen)
     if alone := settings_by_width(settings):
-        batches = batches_of(images, settings)
+        batches = _batches(settings, model, images)
         return joined({width: _quantized(own, copy.deepcopy(model), batches) for width, own in alone.items()}).eval()
     if is_search(settings):
         images = images if isinstance(images, Tensor) else list(islice(images, settings.allocate.batches))
         settings = with_bits(settings, _found_bits(settings, copy.deepcopy(model), images))
-    return _quantized(settings, copy.deepcopy(model), batches_of(images, settings))
+    return _quantized(settings, copy.deepcopy(model), _batches(settings, model, images))
 
 
 def describe(student: nn.Module, target: str | None = None) -> Report:
@@ -177,25 +192,21 @@ def record_of(student: nn.Module) -> Record:
     return found
 
 
-def batches_of(images: Images, settings: RunSettings) -> list[Tensor]:
-    """The images that calibration looks at, as batches. Raises ``ValueError`` where there are none."""
-    if isinstance(images, Tensor):
-        return [images]
-    found = [b[0] if isinstance(b, tuple | list) else b for b in islice(images, settings.quantize.calibration_batches)]
-    if not found or not all(isinstance(batch, Tensor) for batch in found):
-        kinds = ", ".join(sorted({type(batch).__name__ for batch in found})) or "nothing"
-        raise ValueError(f"quantize: images must be a tensor, or batches of tensors or (image, label), got {kinds}")
-    return found
+def _batches(settings: RunSettings, model: nn.Module, images: Images) -> list[Tensor]:
+    """The images that calibration looks at, as ``model`` takes them. Raises ``ValueError`` where it does not."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    batches = [batch.to(first) for batch in first_batches(images, settings.quantize.calibration_batches)]
+    example = batches[0][:1]
+    answer(model, example, where="quantize", hint=hint_for(example.shape))
+    return batches
 
 
 def _found_bits(settings: RunSettings, model: nn.Module, images: Images) -> Allocation:
     """What the search of ``settings`` finds for ``model``, which is of no use afterwards."""
-    first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     given = [images] if isinstance(images, Tensor) else list(images)
     batches, seen = [], 0
     with evaluating(model), torch.no_grad():
-        for image, one in zip(batches_of(given, settings), given, strict=False):
-            image = image.to(first)
+        for image, one in zip(_batches(settings, model, given), given, strict=False):
             labels = one[1] if isinstance(one, tuple | list) and len(one) > 1 else model(image).argmax(1)
             index = torch.arange(seen, seen + len(image), device=image.device)
             batches.append(Batch(image, labels.to(image.device), index))
@@ -215,8 +226,6 @@ def _searched(bits: object, budgets: Mapping[str, float | str] | None) -> list[s
 
 
 def _quantized(settings: RunSettings, model: nn.Module, images: list[Tensor]) -> nn.Module:
-    first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    images = [batch.to(first) for batch in images]
     torch.manual_seed(settings.seed)
     with evaluating(model):
         converted = convert(settings, model, images[0][:1])
@@ -234,6 +243,8 @@ def _quantized(settings: RunSettings, model: nn.Module, images: list[Tensor]) ->
 def _ends(ends: LayerBits | None) -> list[str]:
     if ends is None:
         return ["quantize.bits.first=null", "quantize.bits.last=null"]
+    if not (isinstance(ends, tuple | list) and len(ends) == 2):
+        raise ValueError(f"quantize: ends are the two widths of first and last layer, such as (8, 8), got {ends!r}")
     sides = {"weight": ends[0], "input": ends[1]}
     return [f"quantize.bits.{end}.{side}={bits}" for end in ("first", "last") for side, bits in sides.items()]
 
@@ -248,7 +259,7 @@ def _with_objects(
     fields: dict[str, Any] = {name: _object(f"quantize.{name}", own) for name, own in given.items() if own is not None}
     shared = fields.pop("granularity", None)
     if bits is not None:
-        allocation = {name: LayerBits(*both) for name, both in bits.items()}
+        allocation = allocation_of(bits)
         fields["bits"] = _object("quantize.bits", lambda _: allocation)
     chosen = replace(chosen, **fields)
     if shared is not None:

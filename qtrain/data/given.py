@@ -25,8 +25,8 @@ class GivenLoader:
     workers' seeds follow from the epoch.
     """
 
-    def __init__(self, loader: Pairs, *, seed: int, first_epoch: int = 0) -> None:
-        self._loader, self._seed = loader, seed
+    def __init__(self, loader: Pairs, *, num_classes: int, seed: int, first_epoch: int = 0) -> None:
+        self._loader, self._num_classes, self._seed = loader, num_classes, seed
         self._first_epoch = first_epoch
         self._next_epoch = self._epoch = first_epoch
         self._handed_out = 0
@@ -69,7 +69,7 @@ class GivenLoader:
                 batch = next(batches, None)
             if batch is None:
                 return
-            made = as_batch(batch, first)
+            made = as_batch(batch, first, self._num_classes)
             first += len(made.target)
             yield made
 
@@ -88,10 +88,10 @@ class GivenLoader:
         self._epoch, self._handed_out, self._resuming = state["epoch"], state["batches"], True
 
 
-def as_batch(given: object, first: int) -> Batch:
+def as_batch(given: object, first: int, num_classes: int) -> Batch:
     """A loader's (image, label), or a batch that has more, as a :class:`Batch` whose samples count from ``first``.
 
-    Raises ``ValueError`` for anything else.
+    Raises ``ValueError`` for anything else, and for labels that number no class; those on a GPU are not looked at.
     """
     if isinstance(given, Batch):
         return given
@@ -103,10 +103,17 @@ def as_batch(given: object, first: int) -> Batch:
         )
         raise ValueError(f"the loader must yield (image, label), two tensors, got {kind}")
     image, target = given[0], given[1]
-    if not image.is_floating_point() or image.ndim < 2 or len(image) != len(target):
+    labels = target.ndim == 1 and not target.is_floating_point()
+    if not image.is_floating_point() or image.ndim < 2 or not labels or len(image) != len(target):
         raise ValueError(
-            f"the loader must yield float images (N, C, H, W) and labels (N,), got {image.dtype} {tuple(image.shape)} "
-            f"and {tuple(target.shape)}; convert and normalize images in the dataset, by ToTensor and Normalize"
+            "the loader must yield float images (N, C, H, W) and labels (N,) that number classes, got "
+            f"{image.dtype} {tuple(image.shape)} and {target.dtype} {tuple(target.shape)}; a dataset needs a "
+            "DataLoader, which makes batches, and images ToTensor and Normalize"
+        )
+    if target.device.type == "cpu" and len(target) and not 0 <= int(target.min()) <= int(target.max()) < num_classes:
+        raise ValueError(
+            f"the loader gives labels from {int(target.min())} to {int(target.max())}, and the student has "
+            f"{num_classes} classes, 0 to {num_classes - 1}"
         )
     return Batch(image, target, torch.arange(first, first + len(target)))
 
@@ -124,7 +131,7 @@ class GivenLoaders(FitData):
         self._train, self._validation, self._seed = train, validation, seed
         self._first_epoch = 0
         with seeded(seed):
-            image = as_batch(next(iter(train)), 0).image
+            image = as_batch(next(iter(train)), 0, num_classes).image
         channels, size = (image.shape[1], image.shape[-1]) if image.ndim == 4 else (1, image.shape[-1])
         self._info = DataInfo(
             name="given",
@@ -147,10 +154,16 @@ class GivenLoaders(FitData):
         self._first_epoch = epoch
 
     def train_dataloader(self) -> GivenLoader:
-        return GivenLoader(self._train, seed=self._seed, first_epoch=self._first_epoch)
+        return GivenLoader(
+            self._train, num_classes=self._info.num_classes, seed=self._seed, first_epoch=self._first_epoch
+        )
 
     def val_dataloader(self) -> GivenLoader | list[GivenLoader]:
-        return [] if self._validation is None else GivenLoader(self._validation, seed=self._seed)
+        return (
+            []
+            if self._validation is None
+            else GivenLoader(self._validation, num_classes=self._info.num_classes, seed=self._seed)
+        )
 
 
 def _size(loader: Pairs) -> int:

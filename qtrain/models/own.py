@@ -7,11 +7,11 @@ that whoever reads the config can build it again.
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from qtrain.models.trial import check_logits
 from qtrain.models.weights import WeightSource
-from qtrain.utils.eval_mode import evaluating
-from qtrain.utils.user_code import SEE_MORE, BuilderPath, call_builder, explained, import_builder, parameters_of
+from qtrain.utils.user_code import BuilderPath, call_builder, import_builder, parameters_of
 
 EXAMPLES = 2
 """Images that a new network is tried on."""
@@ -50,7 +50,9 @@ def build_own(
     if not any(True for _ in model.parameters()):
         raise ValueError(f"{builder}: {type(model).__name__} has no parameters, and so nothing to quantize")
     if num_classes is not None and in_channels is not None and image_size is not None:
-        _check_logits(model, builder, torch.zeros(EXAMPLES, in_channels, image_size, image_size), num_classes)
+        images = torch.zeros(EXAMPLES, in_channels, image_size, image_size)
+        hint = f"the data have {num_classes} classes, which a parameter num_classes is told"
+        check_logits(model, images, num_classes, where=builder, hint=hint)
     source.fill_(model)
     return model
 
@@ -67,23 +69,6 @@ def arguments_for(
         _check_plain(key, value)
     taken = parameters_of(import_builder(builder))
     return {**{key: value for key, value in facts.items() if key in taken and value is not None}, **options}
-
-
-@torch.no_grad()
-def _check_logits(model: nn.Module, builder: str, images: Tensor, num_classes: int) -> None:
-    shape, kind = tuple(images.shape), type(model).__name__
-    with evaluating(model), torch.random.fork_rng(devices=[]):
-        try:
-            logits = model(images)
-        except Exception as error:
-            raise ValueError(f"{builder}: {kind} fails on images {shape}: {explained(error)}{SEE_MORE}") from error
-    if not isinstance(logits, Tensor):
-        raise ValueError(f"{builder}: {kind} must give logits (N, classes), got {_kind(logits)}")
-    if logits.shape != (len(images), num_classes):
-        raise ValueError(
-            f"{builder}: {kind} must give logits {(len(images), num_classes)} for images {shape}, got "
-            f"{tuple(logits.shape)}; the data have {num_classes} classes, which a parameter num_classes is told"
-        )
 
 
 def _check_plain(key: str, value: object) -> None:

@@ -117,13 +117,36 @@ def test_a_step_beyond_the_last_is_refused() -> None:
     ("items", "message"),
     [
         ([torch.rand(4, 3, 8, 8)], r"must yield \(image, label\), two tensors, got Tensor"),
-        ([(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4))], "convert and normalize images in the dataset"),
+        ([(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4).long())], r"got torch.uint8 .*, and images ToT"),
+        ([(torch.zeros(4, 3, 8, 8), torch.zeros(4))], r"labels \(N,\) that number classes, .* torch.float32 \(4,\)"),
+        ([(torch.zeros(3, 8, 8), torch.tensor(1))], r"\(\); a dataset needs a DataLoader"),
+        ([(torch.zeros(2, 3, 8, 8), torch.tensor([1, 4]))], "labels from 1 to 4, and the student has 4 classes"),
+        ([(torch.zeros(2, 3, 8, 8), torch.tensor([-1, 3]))], "labels from -1 to 3"),
         ([], "has no batches"),
     ],
 )
 def test_a_loader_of_something_else_is_refused(items: list[object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         qtrain.distill(student(), DataLoader(items, batch_size=None), epochs=1)  # type: ignore[arg-type]
+
+
+def test_labels_beyond_the_classes_are_refused_in_any_batch() -> None:
+    items = [(torch.zeros(2, 3, 8, 8), torch.tensor([1, label])) for label in (3, 4)]
+    with pytest.raises(ValueError, match="labels from 1 to 4"):
+        qtrain.distill(student(), DataLoader(items, batch_size=None), epochs=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ("resnet18", "distill: teacher must be a network, a torch.nn.Module, got 'resnet18'"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(192, 7)), r"must give logits \(1, 4\) .*got \(1, 7\)"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(10, 4)), r"teacher: Sequential fails on images \(1, 3, 8, 8\)"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused_before_training(teacher: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        qtrain.distill(student(), loader(), teacher=teacher, epochs=1)  # type: ignore[arg-type]
 
 
 def test_an_unknown_option_is_refused_before_training() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -106,3 +107,15 @@ def test_a_metric_that_cannot_be_had_is_refused_in_one_line(metric: str, message
     with pytest.raises(ValueError, match=message) as refused:
         qtrain.cost(Net(), images(), metrics=[metric])
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([torch.zeros(1, 3, 8, 8)], r"cost: images must be a tensor \(N, C, H, W\), got list"),
+        (torch.zeros(1, 1, 8, 8), r"cost: Net fails on images \(1, 1, 8, 8\)"),
+    ],
+)
+def test_cost_of_images_that_the_network_does_not_take_is_refused(given: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        qtrain.cost(Net(), given)

@@ -116,12 +116,30 @@ def test_every_choice_can_be_an_object(model: nn.Module) -> None:
         ({"weight_bits": 40}, "40"),
         ({"images": []}, "images must be a tensor, or batches"),
         ({"options": ["quantize.wieght.init=range"]}, "wieght"),
+        ({"model": "resnet18"}, "model must be a network, a torch.nn.Module, got 'resnet18'"),
+        ({"model": nn.Linear}, "model must be a network, a torch.nn.Module, got the class Linear"),
+        ({"weight": 4}, "weight is a name from conf/ or what makes it, such as a class, got 4; weight_bits"),
+        ({"granularity": 3}, "granularity is a name from conf/ or an object of qtrain.spec, got 3"),
+        ({"bits": 4}, "bits is a search's name or the bits of each layer by its name, got 4; weight_bits"),
+        ({"bits": {"middle": 4}}, r"bits of 'middle' must be two, \(weight, input\), got 4"),
+        ({"bits": {"middle": ("a", 4)}}, "bits of 'middle' must be two"),
+        ({"ends": 8}, r"ends are the two widths of first and last layer, such as \(8, 8\), got 8"),
+        ({"widths": 4}, r"such as \[8, 4, 2\], got 4"),
+        ({"operations": ["add"]}, r"operations must be a mapping such as {'add': 8}, got \['add'\]"),
+        ({"bits": "integer_program", "budgets": "120 kB"}, "budgets must be a mapping such as"),
+        ({"policies": ["six"]}, "policies must be a mapping"),
+        ({"policies": {"six": 6}}, "policies: 'six' must be a qtrain.Policy, got 6"),
+        ({"images": 3}, "images must be a tensor, or batches of images, got 3"),
+        ({"images": torch.zeros(8, 3, 8, 8, dtype=torch.uint8)}, "images must be floats, normalized as in training"),
+        ({"images": torch.zeros(0, 3, 8, 8)}, r"shape \(0, 3, 8, 8\); give one that is not empty"),
+        ({"images": torch.zeros(8, 1, 8, 8)}, r"Net fails on images \(1, 1, 8, 8\): RuntimeError"),
+        ({"images": [torch.zeros(3, 8, 8)]}, "a DataLoader in the place of a dataset"),
     ],
 )
 def test_a_wrong_choice_is_one_line(model: nn.Module, choices: dict[str, Any], message: str) -> None:
-    arguments = {"images": images(), **choices}
+    arguments = {"model": model, "images": images(), **choices}
     with pytest.raises(ValueError, match=message) as caught:
-        qtrain.quantize(model, **arguments)
+        qtrain.quantize(**arguments)
     assert "\n" not in str(caught.value)
 
 

@@ -1,0 +1,91 @@
+"""What callers hand to ``import qtrain``, looked at before anything is done: a wrong argument is one line."""
+
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qtrain.convert.plan import Policy
+from qtrain.spec import Allocation, Granularity, LayerBits
+
+Images = Tensor | Iterable[Any]
+"""A batch of images (N, C, H, W), normalized as in training; or batches, each images or (images, labels)."""
+
+
+def check_network(where: str, model: object) -> None:
+    """Raise ``ValueError`` unless ``model`` is a network."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{where} must be a network, a torch.nn.Module, got {_shown(model)}")
+
+
+def check_mapping(where: str, given: object, example: str) -> None:
+    """Raise ``ValueError`` unless ``given`` is a mapping, such as ``example``, or ``None``."""
+    if not isinstance(given, Mapping | None):
+        raise ValueError(f"{where} must be a mapping such as {example}, got {_shown(given)}")
+
+
+def check_policies(policies: Mapping[str, object] | None) -> None:
+    """Raise ``ValueError`` unless each of ``policies`` is one."""
+    check_mapping("quantize: policies", policies, "{'name': qtrain.Policy(...)}")
+    for name, own in (policies or {}).items():
+        if not isinstance(own, Policy):
+            raise ValueError(f"quantize: policies: {name!r} must be a qtrain.Policy, got {_shown(own)}")
+
+
+def check_choices(choices: Mapping[str, object]) -> None:
+    """Raise ``ValueError`` for a choice of :func:`qtrain.quantize` that is no name and makes nothing."""
+    for name, choice in choices.items():
+        made = isinstance(choice, Granularity) if name == "granularity" else callable(choice)
+        if not (choice is None or isinstance(choice, str) or made):
+            kind = "an object of qtrain.spec" if name == "granularity" else "what makes it, such as a class"
+            raise ValueError(
+                f"quantize: {name} is a name from conf/ or {kind}, got {_shown(choice)}; weight_bits and input_bits "
+                "are widths"
+            )
+
+
+def allocation_of(bits: Mapping[str, LayerBits | tuple[int, int]]) -> Allocation:
+    """The bits of each layer by its name. Raises ``ValueError`` where they are not two whole numbers each."""
+    if not isinstance(bits, Mapping):
+        raise ValueError(
+            f"quantize: bits is a search's name or the bits of each layer by its name, got {_shown(bits)}; weight_bits "
+            "and input_bits are those of all layers"
+        )
+    for name, both in bits.items():
+        if not (isinstance(both, tuple | list) and len(both) == 2 and all(isinstance(width, int) for width in both)):
+            raise ValueError(f"quantize: bits of {name!r} must be two, (weight, input), got {_shown(both)}")
+    return {name: LayerBits(*both) for name, both in bits.items()}
+
+
+def first_batches(images: Images, count: int) -> list[Tensor]:
+    """The images of the first ``count`` batches. Raises ``ValueError`` where there are none, or no batches of floats.
+
+    Whole numbers are refused, since they are images before normalization.
+    """
+    given: Iterable[Any] = [images] if isinstance(images, Tensor) else images
+    if not isinstance(given, Iterable):
+        raise ValueError(f"quantize: images must be a tensor, or batches of images, got {_shown(images)}")
+    found = [batch[0] if isinstance(batch, tuple | list) else batch for batch in islice(given, count)]
+    if not found or not all(isinstance(batch, Tensor) for batch in found):
+        kinds = ", ".join(sorted({type(batch).__name__ for batch in found})) or "nothing"
+        raise ValueError(f"quantize: images must be a tensor, or batches of tensors or (image, label), got {kinds}")
+    for batch in found:
+        if not batch.is_floating_point():
+            raise ValueError(f"quantize: images must be floats, normalized as in training, got {batch.dtype}")
+        if not batch.numel():
+            raise ValueError(f"quantize: a batch of images has shape {tuple(batch.shape)}; give one that is not empty")
+    return found
+
+
+def hint_for(shape: torch.Size) -> str:
+    """What to say beside the error of a network that failed on images of ``shape``."""
+    return "; give batches (N, C, H, W): a DataLoader in the place of a dataset" if len(shape) == 3 else ""
+
+
+def _shown(value: object, most: int = 60) -> str:
+    text = repr(value) if isinstance(value, str | int | float | tuple | list | dict) else f"a {type(value).__name__}"
+    return (
+        f"the class {value.__name__}" if isinstance(value, type) else text if len(text) <= most else f"{text[:most]}..."
+    )
