@@ -136,7 +136,7 @@ def first_ratio(measured: Measured, others: Sequence[Measured]) -> float | None:
 def saved_ratio(measured: Measured, others: Sequence[Measured]) -> float | None:
     """The bytes that this case saves in units of what full precision saves in the same mode."""
     full = [one.saved for one in others if one.compiled == measured.compiled and one.case == FULL]
-    return measured.saved / full[0] if full and measured.saved and measured.case != FULL else None
+    return measured.saved / full[0] if full and full[0] and measured.saved and measured.case != FULL else None
 
 
 def table(results: Sequence[Measured]) -> str:

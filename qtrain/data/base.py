@@ -49,7 +49,7 @@ class VisionData(FitData, ABC):
     name: str
     seed: int = 0
     batch_size: int = 128
-    eval_batch_size: int = 512
+    eval_batch_size: int = 128
     val_fraction: float = 0.0
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None

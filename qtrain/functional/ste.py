@@ -42,7 +42,7 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, low: Tensor, high: Tensor, offset: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, scale, low, high, offset)
-        values = _steps(x, scale, offset).clamp_(low, high).round_().mul_(scale)
+        values = _clamp_(_steps(x, scale, offset), low, high).round_().mul_(scale)
         return (values if offset is None else values.add_(offset)).to(x.dtype)
 
     @staticmethod
@@ -64,7 +64,18 @@ class _FakeQuantize(torch.autograd.Function):
 
 def _clamped(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """What ``x.clamp(low, high)`` gives; torch is slow to clamp to tensors."""
-    return torch.minimum(torch.maximum(x, low), high)
+    return _clamp_high_(torch.maximum(x, low), high)
+
+
+def _clamp_(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """:func:`_clamped` in place; what is compiled is without places."""
+    if torch.compiler.is_compiling():
+        return _clamped(x, low, high)
+    return _clamp_high_(torch.maximum(x, low, out=x), high)
+
+
+def _clamp_high_(x: Tensor, high: Tensor) -> Tensor:
+    return torch.minimum(x, high) if torch.compiler.is_compiling() else torch.minimum(x, high, out=x)
 
 
 def _inside(x: Tensor, clamped: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ class _Effects:
         exact = layer.forward(x) if choices else x
         for choice in choices:
             setattr(layer, "weight_quantizer", self.weights[choice])  # noqa: B010
-            self._add(choice, (layer.forward(x) - exact).mul_(gradient), shared)
+            self._add(choice, layer.forward(x).sub_(exact).mul_(gradient), shared)
         if choices:
             layer.weight_quantizer = None
 
@@ -126,7 +126,7 @@ class _Effects:
 
     def _add(self, choice: Choice, products: Tensor, shared: bool) -> None:
         if self.forms[choice.role] == "diagonal":
-            self.squares[choice] = self.squares.get(choice, 0.0) + float(products.square().sum(dtype=torch.float64))
+            self.squares[choice] = self.squares.get(choice, 0.0) + float(_sums(products.square_()).sum())
             return
         by_image = self._by_image(products, shared)
         self._products[choice] = self._products[choice] + by_image if choice in self._products else by_image
@@ -143,9 +143,15 @@ class _Effects:
         Its square has the expectation of the sum of the images' squares, since their gradients have independent signs.
         A tensor of windows or patches has those of one image next to each other.
         """
+        sums = _sums(products)
         if not shared and products.ndim and products.shape[0] % self.images == 0:
-            return products.reshape(self.images, -1).sum(dim=1, dtype=torch.float64)
-        return nn.functional.pad(products.sum(dtype=torch.float64).reshape(1), (0, self.images - 1))
+            return sums.reshape(self.images, -1).sum(dim=1)
+        return nn.functional.pad(sums.sum().reshape(1), (0, self.images - 1))
+
+
+def _sums(products: Tensor) -> Tensor:
+    """The sum over each element of the first dimension, in float64; inside it is added in float32, in pairs."""
+    return products.sum(dim=tuple(range(1, products.ndim))).double() if products.ndim > 1 else products.double()
 
 
 @torch.no_grad()

@@ -1,0 +1,43 @@
+"""What takes time beside steps is measured in passes of full precision. No assertion on time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from qtrain.pipeline.results import read_results
+from tests.helpers.script import load_script
+
+TINY = ["--batch", "4", "--size", "8", "--rounds", "1", "model=cifar_resnet8", "model.width=0.25"]
+
+
+@pytest.fixture
+def script() -> ModuleType:
+    return load_script("bench_phases")
+
+
+def test_each_phase_becomes_a_row_in_units_of_a_pass(script: ModuleType, tmp_path: Path) -> None:
+    csv = tmp_path / "bench.csv"
+    assert script.main([*TINY, "--results", str(csv)]) == 0
+    first, *others = read_results(csv)
+    assert first["case"] == "full precision" and not first["ratio"]
+    assert [row["case"] for row in others] == [
+        "evaluation of the student", "conversion and calibration", "Fisher scores", "traces, 2 probes",
+        "AdaRound, 10 steps", "BRECQ, 10 steps", "synthesis, 10 steps",
+    ]  # fmt: skip
+    assert all(float(row["ratio"]) > 0 for row in others)
+    assert {(row["task"], row["model"]) for row in [first, *others]} == {("bench_phases", "cifar_resnet8")}
+
+
+def test_phases_can_be_chosen_and_a_wrong_choice_is_one_line(
+    script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script.main([*TINY, "--phases", "evaluation", "conversion"]) == 0
+    table = capsys.readouterr().out
+    assert "conversion and calibration" in table and "BRECQ" not in table
+    assert script.main([*TINY, "--phases", "training"]) == 2
+    assert capsys.readouterr().err == "bench_phases: error: no phase begins with training\n"
+    assert script.main([*TINY, "fit.epoch=3"]) == 2
+    assert capsys.readouterr().err.startswith("bench_phases: error: unknown key 'fit.epoch'")
