@@ -12,6 +12,11 @@ from qtrain.spec import Granularity
 from qtrain.utils.checks import check_range
 
 
+AT_ONCE = 2**17
+"""Numbers, bins times candidates, that errors are computed of at a time: small operations cost as much as large ones,
+and what fits a processor's cache costs least."""
+
+
 @final
 class SquaredError(HistogramObserver):
     """Least mean squared error over ``candidates`` equal shrinkings of the observed range (arXiv 1902.06822).
@@ -38,21 +43,20 @@ class SquaredError(HistogramObserver):
         used = self.histogram.any(dim=0)
         counts = self.histogram[:, used].to(torch.float32)
         near, far = (edge[used].expand_as(counts) for edge in self.edges())
-        best = torch.full_like(self.low, float("inf"))
-        best_fraction = torch.ones_like(self.low)
-        for i in range(1, self.candidates + 1):
-            fraction = i / self.candidates
-            low, high = self.low * fraction, self.high * fraction
+        fractions = torch.arange(1, self.candidates + 1, device=counts.device) / self.candidates
+        errors = []
+        for some in fractions.split(max(1, AT_ONCE // max(1, counts.numel()))):
+            low, high = self.low * some[:, None], self.high * some[:, None]
             if self.symmetric:
                 scale, zero = symmetric_scale(low, high, code_low, code_high), torch.zeros_like(low)
             else:
                 scale, zero = asymmetric_scale(low, high, code_low, code_high)
-            scale, zero = scale.unsqueeze(1), zero.unsqueeze(1)
+            scale, zero = scale.unsqueeze(-1), zero.unsqueeze(-1)
             lost = [_integral(edge / scale, code_low - zero, code_high - zero) for edge in (near, far)]
-            error = (counts * (lost[1] - lost[0]) / (far - near) * scale**3).sum(dim=1)
-            best_fraction = torch.where(error < best, fraction, best_fraction)
-            best = torch.minimum(best, error)
-        return self.low * best_fraction, self.high * best_fraction
+            errors.append((counts * (lost[1] - lost[0]) / (far - near) * scale**3).sum(dim=-1))
+        least, first = torch.cat(errors).nan_to_num(nan=torch.inf).min(dim=0)
+        fraction = torch.where(least.isinf(), 1.0, fractions[first])
+        return self.low * fraction, self.high * fraction
 
 
 def _integral(u: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -60,5 +64,5 @@ def _integral(u: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
     Each whole step contributes 1/12, what lies beyond the nearest code the third of its cube.
     """
-    nearest = u.clamp(low, high).round()
+    nearest = torch.minimum(torch.maximum(u, low), high).round()
     return nearest / 12 + (u - nearest) ** 3 / 3
