@@ -11,7 +11,6 @@ from qtrain.observers.histogram import HistogramObserver
 from qtrain.spec import Granularity
 from qtrain.utils.checks import check_range
 
-
 AT_ONCE = 2**17
 """Numbers, bins times candidates, that errors are computed of at a time: small operations cost as much as large ones,
 and what fits a processor's cache costs least."""

@@ -1,20 +1,21 @@
 """Learned levels (LQ-Nets): a few basis values, whose sums with binary digits are the levels."""
 
 from collections.abc import Mapping
+from functools import reduce
 from typing import final
 
 import torch
 from torch import Tensor
 
 from qtrain.functional.affine import require_finite
-from qtrain.functional.levels import bucket
 from qtrain.functional.ranks import mean_of_ranks
 from qtrain.functional.ste import clamp_to, straight_through
 from qtrain.quantizers.base import Quantizer, float_parts
+from qtrain.quantizers.codebook.group_levels import nearest_rank, nearest_value, sums_by_level
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
 from qtrain.storage.base import NumberPart, QTensor
 from qtrain.storage.codebook import look_up
-from qtrain.storage.planes import BitPlanes, signed_sum
+from qtrain.storage.planes import BitPlanes
 
 BASIS_RIDGE = 1e-5
 """Keeps least squares defined where the data leave a direction open, relative to digits of magnitude 1."""
@@ -27,45 +28,33 @@ def binary_digit(bits: int, signed: bool) -> tuple[int, int]:
     return 0, 1
 
 
-def encode_in_basis(
-    x: Tensor, basis: Tensor, signed: Tensor, granularity: Granularity
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    """The digits of the level nearest to ``x``: M tensors of 0 and 1 (int64); and the lowest and the highest level.
+def sorted_levels(basis: Tensor, signed: Tensor) -> tuple[Tensor, Tensor]:
+    """The levels ``sum_m d_m v_m`` in ascending order, (2^M, *state), and their digits (2^M, M, *state), float32.
 
-    Levels are ``sum_m d_m v_m`` with digits of -1 and 1, of 0 and 1 where not ``signed`` (0-dim); ``basis`` v
-    (M, *state), float32. Between two neighbors their midpoint decides (eq. 5), the lower level at a tie.
+    Digits are -1 and 1, or 0 and 1 where not ``signed`` (0-dim); ``basis`` v (M, *state), float32. The sum goes from
+    the first plane to the last, as that of the stored planes does.
     """
-    planes = len(basis)
+    planes, state = len(basis), basis.shape[1:]
     shifts = torch.arange(planes - 1, -1, -1, device=basis.device)
     words = ((torch.arange(2**planes, device=basis.device)[:, None] >> shifts) & 1).to(basis.dtype)
-    digits = torch.where(signed, 2 * words - 1, words)
-    levels, order = (digits @ basis.reshape(planes, basis[0].numel())).sort(dim=0, stable=True)
-    levels, order = (found.reshape(len(words), *basis.shape[1:]) for found in (levels, order))
-    thresholds = (levels[:-1] + levels[1:]) / 2
-    if thresholds.ndim == 1:
-        rank = bucket(x, thresholds)
-    else:
-        rank = torch.zeros_like(x, dtype=torch.int64)
-        for threshold in thresholds:
-            rank = rank + (x > granularity.expand(threshold, tuple(x.shape)))
-    word = look_up(rank, order.movedim(0, -1).contiguous(), granularity)
-    return [(word >> (planes - 1 - m)) & 1 for m in range(planes)], levels[0], levels[-1]
+    digits = torch.where(signed, 2 * words - 1, words).reshape(*words.shape, *(1 for _ in state))
+    levels, order = reduce(torch.add, [digits[:, m] * basis[m] for m in range(planes)]).sort(dim=0, stable=True)
+    return levels, digits.expand(*words.shape, *state).gather(0, order.unsqueeze(1).expand(*words.shape, *state))
 
 
-def least_squares(rows: Tensor, digits: Tensor, basis: Tensor, *, shared: bool = False) -> Tensor:
-    """The basis (M, G) that fits ``rows`` (G, n) best for given ``digits`` (M, G, n): ``(B B^T)^-1 B x`` (eq. 8).
+def least_squares(basis: Tensor, digits: Tensor, counts: Tensor, missing: Tensor) -> Tensor:
+    """The basis (M, G) that fits values best as sums of the digits they have: ``(B B^T)^-1 B x`` (eq. 8).
 
-    It is computed as a correction of the present ``basis``. A ridge of 1e-5 keeps the present value where the data
-    determine none, so that the squared error never grows and equal digits do not lead to a division by zero. With
-    ``shared`` the fit is over the rows of all ranks.
+    What it needs of the values is, for each of L levels, how many have it, ``counts`` (L, G), and what they are above
+    it together, ``missing`` (L, G); ``digits`` (L, M, G) are the level's. It is computed as a correction of the present
+    ``basis``. A ridge of 1e-5 keeps the present value where the data determine none, so that the squared error never
+    grows and equal digits do not lead to a division by zero.
     """
-    count = max(rows.shape[1], 1)
-    gram = torch.einsum("mgn,kgn->gmk", digits, digits) / count
-    missing = torch.einsum("mgn,gn->gm", digits, rows - (digits * basis[:, :, None]).sum(dim=0)) / count
-    if shared:
-        gram, missing = mean_of_ranks(gram), mean_of_ranks(missing)
-    ridge = BASIS_RIDGE * torch.eye(len(digits), device=rows.device)
-    correction: Tensor = torch.linalg.solve_ex(gram + ridge, missing).result
+    number = counts.sum(dim=0).clamp(min=1)
+    gram = torch.einsum("lmg,lkg,lg->gmk", digits, digits, counts / number)
+    error = torch.einsum("lmg,lg->gm", digits, missing / number)
+    ridge = BASIS_RIDGE * torch.eye(len(basis), device=basis.device)
+    correction: Tensor = torch.linalg.solve_ex(gram + ridge, error).result
     return basis + correction.T
 
 
@@ -108,31 +97,36 @@ class LQNets(Quantizer):
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         values = x.detach().to(self.basis.dtype)
-        codes, lowest, highest = encode_in_basis(values, self.basis, self.signed, self.granularity)
-        digits = [torch.where(self.signed, 2 * code - 1, code) for code in codes]
-        result = signed_sum(digits, self.basis, self.granularity).to(x.dtype)
+        levels, digits = sorted_levels(self.basis, self.signed)
+        result = nearest_value(values, levels, self.granularity)
         if self.training:
-            self.update_(values, digits, self.decay)
+            self.update_(values, result, levels, digits, self.decay)
         if self.spec.is_weight:
-            return straight_through(result, x)
-        inside = clamp_to(x.to(values.dtype), self.spread(lowest, x), self.spread(highest, x))
-        return straight_through(result, inside.to(x.dtype))
+            return straight_through(result.to(x.dtype), x)
+        inside = clamp_to(x.to(values.dtype), self.spread(levels[0], x), self.spread(levels[-1], x))
+        return straight_through(result.to(x.dtype), inside.to(x.dtype))
 
     @torch.no_grad()
-    def update_(self, values: Tensor, digits: list[Tensor], decay: float) -> None:
-        """Move the basis toward the least-squares one for ``values`` and the digits that they have."""
-        rows = self.granularity.flatten(values)
-        planes = torch.stack([self.granularity.flatten(plane) for plane in digits]).to(values.dtype)
-        basis = self.basis.reshape(len(digits), len(rows))
-        shared = self.training and not self.spec.is_weight
-        best = least_squares(rows, planes, basis, shared=shared).reshape(self.basis.shape)
-        self.basis.copy_(decay * self.basis + (1 - decay) * best)
+    def update_(self, values: Tensor, result: Tensor, levels: Tensor, digits: Tensor, decay: float) -> None:
+        """Move the basis toward the least-squares one for ``values`` and the digits of the levels ``result``."""
+        counts, missing = sums_by_level(values, values - result, levels, self.granularity)
+        if self.training and not self.spec.is_weight:
+            counts, missing = mean_of_ranks(counts), mean_of_ranks(missing)
+        planes, groups = len(self.basis), counts.shape[1]
+        best = least_squares(
+            self.basis.reshape(planes, groups), digits.reshape(len(levels), planes, groups), counts, missing
+        )
+        self.basis.copy_(decay * self.basis + (1 - decay) * best.reshape(self.basis.shape))
 
     def quantize(self, x: Tensor) -> QTensor:
         require_finite(x)
-        codes, _, _ = encode_in_basis(x.detach().to(self.basis.dtype), self.basis, self.signed, self.granularity)
+        levels, digits = sorted_levels(self.basis, self.signed)
+        rank = nearest_rank(x.detach().to(self.basis.dtype), levels, self.granularity)
+        codes = [
+            look_up(rank, digits[:, m].movedim(0, -1).contiguous(), self.granularity) for m in range(len(self.basis))
+        ]
         return BitPlanes(
-            codes=torch.stack(codes).to(torch.int32),
+            codes=(torch.stack(codes) > 0).to(torch.int32),
             bits=int(self.bits),
             low=int(self.code_low),
             high=int(self.code_high),
@@ -152,8 +146,8 @@ class LQNets(Quantizer):
             values = observed.tensor.float()
             for _ in range(_CALIBRATION_STEPS):
                 before = self.basis.clone()
-                codes, _, _ = encode_in_basis(values, self.basis, self.signed, self.granularity)
-                self.update_(values, [torch.where(self.signed, 2 * code - 1, code) for code in codes], 0.0)
+                levels, digits = sorted_levels(self.basis, self.signed)
+                self.update_(values, nearest_value(values, levels, self.granularity), levels, digits, 0.0)
                 if torch.allclose(before, self.basis, rtol=1e-4, atol=0):
                     break
         self.initialized.fill_(True)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from qtrain.observers.min_max import MinMax
-from qtrain.quantizers.codebook.lq_nets import LQNets, encode_in_basis, least_squares
+from qtrain.quantizers.codebook.group_levels import nearest_rank
+from qtrain.quantizers.codebook.lq_nets import LQNets, sorted_levels
 from qtrain.spec import PerChannel, PerTensor, QuantSpec
 
 SHAPE = (6, 4, 3, 3)
@@ -45,15 +46,24 @@ def test_values_are_the_nearest_sums_of_the_basis(basis: list[float], signed: bo
     torch.testing.assert_close(quantizer(x).double(), nearest, rtol=1e-5, atol=1e-6)
 
 
-def test_the_basis_is_the_least_squares_solution() -> None:
-    """Against torch's own solver, in float64; one row for each group."""
-    rows = noise(3, 200)
-    planes, _, _ = encode_in_basis(rows, noise(2, 3, 1, seed=1).abs(), SIGNED, PerChannel(0))
-    digits = torch.stack(planes).float() * 2 - 1
-    found = least_squares(rows, digits, torch.zeros(2, 3))
-    for group in range(3):
-        exact = torch.linalg.lstsq(digits[:, group].T.double(), rows[group, :, None].double()).solution[:, 0]
-        torch.testing.assert_close(found[:, group].double(), exact, rtol=1e-3, atol=1e-4)
+@pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(0)])
+@pytest.mark.parametrize("signed", [True, False])
+def test_the_basis_is_the_least_squares_solution(granularity: PerTensor | PerChannel, signed: bool) -> None:
+    """Against torch's own solver, in float64; digits are those of the nearest of all levels, one row for each group."""
+    x = noise(3, 200) if signed else noise(3, 200).relu()
+    spec = QuantSpec(bits=2, shape=(3, 200), signed=signed)
+    quantizer = LQNets(spec=spec, granularity=granularity, decay=0.0)
+    start = noise(2, *quantizer.state_shape, seed=1).abs()
+    quantizer.basis.copy_(start)
+    quantizer.train()(x)
+    rows, digit = granularity.flatten(x), (-1, 1) if signed else (0, 1)
+    words = torch.tensor(list(itertools.product(digit, repeat=2)), dtype=torch.float64)
+    for group, row in enumerate(rows.double()):
+        levels = words @ start.reshape(2, -1)[:, group].double()
+        digits = words[(row[:, None] - levels).abs().argmin(1)]
+        exact = torch.linalg.lstsq(digits, row[:, None]).solution[:, 0]
+        found = quantizer.basis.reshape(2, -1)[:, group].double()
+        torch.testing.assert_close(found, exact, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
@@ -98,8 +108,8 @@ def test_the_basis_moves_as_a_moving_average_after_the_forward() -> None:
     before = quantizer.basis.clone()
     output = quantizer.train()(x)
     assert torch.equal(output, quantizer.eval().quantize(x).dequantize()) is False
-    planes, _, _ = encode_in_basis(x, before, SIGNED, PerTensor())
-    digits = torch.stack(planes).double().reshape(2, -1) * 2 - 1
+    levels, digits_of = sorted_levels(before, SIGNED)
+    digits = digits_of.double()[nearest_rank(x, levels, PerTensor()).reshape(-1)].T
     exact = torch.linalg.lstsq(digits.T, x.double().reshape(-1, 1)).solution[:, 0]
     torch.testing.assert_close(quantizer.basis.double(), 0.75 * before.double() + 0.25 * exact, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(output.double().reshape(-1), before.double() @ digits, rtol=1e-5, atol=1e-6)
