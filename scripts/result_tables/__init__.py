@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from result_tables.costs import integers, latency, peers, published, speed, steps, synthetic
+from result_tables.costs import integers, latency, peers, phases, published, speed, steps, synthetic
 from result_tables.runs import drops, gains, recipes, students, variants, widths
 from result_tables.searches import agreement, allocations, front, orders, scores
 
@@ -22,6 +22,7 @@ KINDS: dict[str | None, Callable[[list[dict[str, str]]], str]] = {
     "orders": orders,
     "steps": steps,
     "peers": peers,
+    "phases": phases,
     "synthetic": synthetic,
     "integers": integers,
     "speed": speed,

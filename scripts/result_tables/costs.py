@@ -42,6 +42,16 @@ def peers(rows: list[dict[str, str]]) -> str:
     return markdown_table(columns, lines, figures=range(3, 6))
 
 
+def phases(rows: list[dict[str, str]]) -> str:
+    """The times of ``scripts/bench_phases.py`` in passes; the last of each phase, model and machine."""
+    measured = [row for row in rows if row["task"] == "bench_phases"]
+    lines = []
+    for row in _latest(measured, ("model", "case", "hardware")):
+        milliseconds, passes, _ = _times(row)
+        lines.append((row["model"], row["case"], milliseconds, passes or "1", _setting(row), row["hardware"]))
+    return markdown_table(("Model", "Phase", "ms", "Passes", "Setting", "Hardware"), lines, figures=range(2, 4))
+
+
 def _latest(rows: Iterable[dict[str, str]], columns: Sequence[str]) -> list[dict[str, str]]:
     """Of the rows that agree in ``columns`` and in what a step works on the last."""
     return list({(_setting(row), *(row.get(name, "") for name in columns)): row for row in rows}.values())

@@ -140,6 +140,20 @@ def test_peers_stand_by_their_ratio_to_compiled_full_precision(page: Path) -> No
     ]
 
 
+def test_phases_are_in_passes_and_the_last_of_each_counts(page: Path) -> None:
+    page.write_text(page.read_text().replace("results:some", "results:some phases"))
+    one = {"task": "bench_phases", "model": "net", "notes": "batch=8 rounds=3 threads=2", "hardware": "laptop"}
+    for case, ms, ratio in (("full precision", 10.0, ""), ("Fisher scores", 200.0, 20.0), ("Fisher scores", 90.0, 9.0)):
+        append_row(page.parent / "some.csv", {**one, "case": case, "mode": "eager", "step_ms": ms, "ratio": ratio})
+    append_row(page.parent / "some.csv", {**one, "task": "bench", "case": "student", "step_ms": 1.0})
+    script.main(["--results", str(page.parent), str(page)])
+    setting = ["batch=8 size=32 threads=2", "laptop"]
+    assert table(page)[2:] == [
+        ["net", "full precision", "10.0", "1", *setting],
+        ["net", "Fisher scores", "90.0", "9.00", *setting],
+    ]
+
+
 def test_a_kind_that_is_not_there_is_refused_with_those_that_are(page: Path) -> None:
     append_row(page.parent / "some.csv", row())
     with pytest.raises(ValueError, match=r"there is no table 'varients'; there are agreement, allocations, .*variants"):
