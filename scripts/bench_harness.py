@@ -175,8 +175,23 @@ def columns(measured: Measured, others: Sequence[Measured]) -> dict[str, object]
     }
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that all benchmarks of steps have."""
+def parse(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, *, over: str, **defaults: int
+) -> argparse.Namespace:
+    """The options of ``parser`` and those that all benchmarks of steps have; torch gets the threads that are asked for.
+
+    ``overrides`` are laid over the experiment ``over``. ``defaults`` are a benchmark's own of the common options.
+    """
+    _add_options(parser)
+    parser.set_defaults(**defaults)
+    parser.add_argument("overrides", nargs="*", help=f"key=value, laid over +experiment={over}")
+    options = parser.parse_intermixed_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return options
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=_count, default=128, help="images in a step (%(default)s)")
     parser.add_argument(
         "--size", type=_count, default=32, help="height and width of the images in pixels (%(default)s)"

@@ -23,8 +23,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import bench_harness
 import torch
-from bench_harness import FULL, Measured, Work, add_options, columns, conditions, measure, mode_name, seconds, table
+from bench_harness import FULL, Measured, Work, columns, conditions, measure, mode_name, seconds, table
 from bench_step import CHANNELS, CLASSES, EXPERIMENT, Setting, build, quantized, training_step
 from torch import Tensor, nn
 
@@ -228,16 +229,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--bits", type=int, default=4, help="of weights and inputs, where the peer has them (%(default)s)"
     )
-    add_options(parser)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("overrides", nargs="*", help=f"key=value, laid over +experiment={EXPERIMENT}")
-    return parser.parse_intermixed_args(arguments)
+    return bench_harness.parse(parser, arguments, over=EXPERIMENT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
     bits = options.bits
     try:
         cfg = compose(

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import bench_harness
 import torch
-from bench_harness import FULL, Measured, Work, add_options, columns, conditions, measure, table
+from bench_harness import FULL, Measured, Work, columns, conditions, measure, table
 from bench_step import CHANNELS, CLASSES, EXPERIMENT, build, quantized
 from torch import Tensor, nn
 
@@ -135,17 +136,12 @@ def void(_: object) -> None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    add_options(parser)
-    parser.set_defaults(steps=1)
     parser.add_argument("--phases", nargs="+", metavar="WORD", help="those whose name begins so; default: all")
-    parser.add_argument("overrides", nargs="*", help=f"key=value, laid over +experiment={EXPERIMENT}")
-    return parser.parse_intermixed_args(arguments)
+    return bench_harness.parse(parser, arguments, over=EXPERIMENT, steps=1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
     fixed = [f"+experiment={EXPERIMENT}", "model.weights=null", "distill.teacher_weights=null"]
     images = torch.randn(
         options.batch, CHANNELS, options.size, options.size, generator=torch.Generator().manual_seed(0)

@@ -15,8 +15,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import bench_harness
 import torch
-from bench_harness import FULL, Measured, Work, add_options, columns, conditions, measure, table
+from bench_harness import FULL, Measured, Work, columns, conditions, measure, table
 from bench_step import CHANNELS, CLASSES, EXPERIMENT, STUDENT, Setting, make_cases, quantized
 
 from qtrain.config.compose import compose
@@ -70,17 +71,12 @@ def made(axis: str, name: str, overrides: Sequence[str], options: argparse.Names
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    add_options(parser)
-    parser.set_defaults(steps=2, batch=64)
     parser.add_argument("--axes", nargs="+", choices=list(POINTS), default=list(POINTS), help="(all)")
-    parser.add_argument("overrides", nargs="*", help=f"key=value, laid over +experiment={EXPERIMENT}")
-    return parser.parse_intermixed_args(arguments)
+    return bench_harness.parse(parser, arguments, over=EXPERIMENT, steps=2, batch=64)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
     fixed = [f"+experiment={EXPERIMENT}", "model.weights=null", "distill.teacher_weights=null", "teacher=none"]
     overrides = [*fixed, "objective=hard", *options.overrides]
     results: list[tuple[Point, Measured]] = []

@@ -21,8 +21,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import bench_harness
 import torch
-from bench_harness import FULL, Measured, Work, add_options, columns, conditions, measure, table
+from bench_harness import FULL, Measured, Work, columns, conditions, measure, table
 from torch import Tensor, nn
 
 from qtrain.config.compose import compose
@@ -230,15 +231,13 @@ def append_results(path: Path, results: Sequence[Measured], setting: Setting, no
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    add_options(parser)
     parser.add_argument("--warmup", type=int, default=3, help="steps of each case before the first round (%(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
     parser.add_argument("--eager", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--name", help="what the students of the rows are called, if overrides make them others")
     parser.add_argument("--variants", metavar="EXPERIMENT", help="measure each variant of an experiment instead")
-    parser.add_argument("overrides", nargs="*", help=f"key=value, laid over +experiment={EXPERIMENT}")
-    options = parser.parse_intermixed_args(arguments)
+    options = bench_harness.parse(parser, arguments, over=EXPERIMENT)
     if not (options.eager or options.compile):
         parser.error("--no-eager and --no-compile together leave nothing to measure; drop one")
     return options
@@ -246,8 +245,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
     try:

@@ -57,6 +57,12 @@ def test_panels_show_the_last_measurement_of_each_point(script: ModuleType) -> N
     assert panel.get_xlim()[0] == panel.get_ylim()[0] == 0
 
 
+def test_it_has_smaller_defaults_than_other_benchmarks(script: ModuleType) -> None:
+    options = script.parse([])
+    assert (options.batch, options.steps, options.rounds) == (64, 2, 9)
+    assert script.parse(["--steps", "5"]).steps == 5
+
+
 def test_a_wrong_axis_or_override_is_one_line(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         script.main(["--axes", "depth"])
