@@ -8,6 +8,7 @@ operators multiply by the reciprocal instead; the result differs in the last pla
 import torch
 from torch import Tensor
 
+from qtrain.functional.clamping import clamp_
 from qtrain.functional.ste import fake_quantize_ste
 
 
@@ -46,8 +47,8 @@ def quantize(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, zero_point: Te
     require_finite(x)
     steps = x.float() / scale
     if zero_point is None:
-        return steps.clamp(low, high).round().to(torch.int32)
-    return (steps.clamp(low - zero_point, high - zero_point).round() + zero_point).to(torch.int32)
+        return clamp_(steps, low, high).round().to(torch.int32)
+    return (clamp_(steps, low - zero_point, high - zero_point).round() + zero_point).to(torch.int32)
 
 
 def require_finite(x: Tensor) -> None:

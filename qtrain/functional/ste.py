@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qtrain.functional.clamping import clamp_, clamped
+
 GradientRule = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(gradient, key of random draws, bits) -> the gradient to go on with."""
 
@@ -28,12 +30,12 @@ class _Clamp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
         ctx.save_for_backward(x, low, high)
-        return x.clamp(low, high)
+        return clamped(x, low, high)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         x, low, high = ctx.saved_tensors
-        return (grads[0] * _inside(x, _clamped(x, low, high))).to(x.dtype), None, None
+        return (grads[0] * _inside(x, clamped(x, low, high))).to(x.dtype), None, None
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -42,7 +44,7 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, low: Tensor, high: Tensor, offset: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, scale, low, high, offset)
-        values = _clamp_(_steps(x, scale, offset), low, high).round_().mul_(scale)
+        values = clamp_(_steps(x, scale, offset), low, high).round_().mul_(scale)
         return (values if offset is None else values.add_(offset)).to(x.dtype)
 
     @staticmethod
@@ -51,7 +53,7 @@ class _FakeQuantize(torch.autograd.Function):
         (given,) = grads
         for_x = for_scale = for_offset = None
         steps = _steps(x, scale, offset)
-        clipped = _clamped(steps, low, high)
+        clipped = clamped(steps, low, high)
         inside = _inside(steps, clipped)
         if ctx.needs_input_grad[0]:
             for_x = (given * inside).to(x.dtype)
@@ -62,31 +64,15 @@ class _FakeQuantize(torch.autograd.Function):
         return for_x, for_scale, None, None, for_offset
 
 
-def _clamped(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """What ``x.clamp(low, high)`` gives; torch is slow to clamp to tensors."""
-    return _clamp_high_(torch.maximum(x, low), high)
-
-
-def _clamp_(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """:func:`_clamped` in place; what is compiled is without places."""
-    if torch.compiler.is_compiling():
-        return _clamped(x, low, high)
-    return _clamp_high_(torch.maximum(x, low, out=x), high)
-
-
-def _clamp_high_(x: Tensor, high: Tensor) -> Tensor:
-    return torch.minimum(x, high) if torch.compiler.is_compiling() else torch.minimum(x, high, out=x)
-
-
-def _inside(x: Tensor, clamped: Tensor) -> Tensor:
-    """1 where ``x`` is as it was before it was ``clamped``, else 0; shape and dtype of ``x``.
+def _inside(x: Tensor, bounded: Tensor) -> Tensor:
+    """1 where ``bounded``, which is ``x`` clamped, still is ``x``, else 0; shape and dtype of ``x``.
 
     Numbers, since torch is slow to multiply by booleans. In compiled code by arithmetic alone: it would keep the
     booleans of a comparison for the backward, and on a CPU it stores booleans one by one.
     """
     if torch.compiler.is_compiling():
-        return 1 - (x - clamped).abs().sign()
-    return torch.eq(clamped, x, out=torch.empty_like(x))
+        return 1 - (x - bounded).abs().sign()
+    return torch.eq(bounded, x, out=torch.empty_like(x))
 
 
 def _steps(x: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
@@ -98,7 +84,7 @@ class _Clip(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, level: Tensor, floor: Tensor) -> Tensor:
         ctx.save_for_backward(x, level, floor)
-        return _clamped(x.float(), floor * level, level)
+        return clamped(x.float(), floor * level, level)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:

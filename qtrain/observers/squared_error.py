@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from qtrain.functional.affine import asymmetric_scale, code_range, symmetric_scale
+from qtrain.functional.clamping import clamped
 from qtrain.functional.statistics import float_histogram
 from qtrain.observers.histogram import HistogramObserver
 from qtrain.spec import Granularity
@@ -63,5 +64,5 @@ def _integral(u: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
     Each whole step contributes 1/12, what lies beyond the nearest code the third of its cube.
     """
-    nearest = torch.minimum(torch.maximum(u, low), high).round()
+    nearest = clamped(u, low, high).round()
     return nearest / 12 + (u - nearest) ** 3 / 3

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from qtrain.functional.affine import require_finite
+from qtrain.functional.clamping import clamp_
 from qtrain.functional.powers import power_below
 from qtrain.functional.ste import straight_through
 from qtrain.quantizers.base import Quantizer
@@ -54,7 +55,7 @@ class MX(Quantizer):
         # The block's power at the first element of each pair: 16 is a multiple of 2, so a pair has one block.
         shift = (of_pairs < self.pairs.largest(power_there)).float()
         step = self.pairs.spread(1 - 0.5 * shift, shape) * power_there * (2.0 / (self.code_high + 1))
-        return (values / step).round().clamp(self.code_low, self.code_high), step, power, shift
+        return clamp_((values / step).round(), self.code_low, self.code_high), step, power, shift
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         codes, step, _, _ = self.codes_of(x)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from qtrain.functional.affine import require_finite
+from qtrain.functional.clamping import clamp_
 from qtrain.functional.ranks import largest_of_ranks
 from qtrain.functional.ste import expressible, straight_through
 from qtrain.quantizers.base import Quantizer, narrow_range
@@ -58,7 +59,7 @@ class VSQ(Quantizer):
             coarse = largest_of_ranks(coarse)
         coarse = coarse / top
         coarse = torch.where(coarse > TINY, coarse, 1.0)
-        return codes.round().clamp(self.code_low, self.code_high), (used / coarse).round().clamp(0, top), coarse
+        return clamp_(codes.round(), self.code_low, self.code_high), (used / coarse).round().clamp(0, top), coarse
 
     def coarsest(self, scales: Tensor) -> Tensor:
         """The largest of the vectors' scales: of each output channel of a weight, of all for an input."""

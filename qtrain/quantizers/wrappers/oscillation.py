@@ -5,6 +5,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from qtrain.functional.clamping import clamp_
 from qtrain.functional.oscillation import distance_to_codes, ema, turned_back
 from qtrain.functional.ste import with_penalty
 from qtrain.quantizers.base import MakeQuantizer, Quantizer
@@ -93,7 +94,7 @@ class Oscillation(TrainingWrapper):
     def project(self, weight: Tensor) -> Tensor:
         weight = project(self.inner, weight)
         step = self.spread(self.step(), weight)
-        code = (weight.float() / step).clamp(self.code_low, self.code_high).round().to(torch.int32)
+        code = clamp_(weight.float() / step, self.code_low, self.code_high).round().to(torch.int32)
         going_on = self.counted_bits == self.bits
         turned = turned_back(code, self.code, self.direction) & ~self.frozen & going_on
         frequency = ema(self.frequency, turned, self.momentum)
