@@ -2,7 +2,7 @@
 
     python scripts/bench_phases.py                                       # ResNet-20, W4A4, 128 images
     python scripts/bench_phases.py --threads 2 --results results/bench.csv
-    python scripts/bench_phases.py --phases Fisher BRECQ quantize.bits.weight=2
+    python scripts/bench_phases.py quantize.bits.weight=2 --phases Fisher BRECQ
 
 A pass is one forward of full precision over the same images, without gradients. What repeats a step is measured over
 few of them, as its name says. Eager; weights and images are random, since time does not depend on them. How it is
@@ -23,7 +23,7 @@ from pathlib import Path
 import bench_harness
 import torch
 from bench_harness import FULL, Measured, Work, columns, conditions, measure, table
-from bench_step import CHANNELS, CLASSES, EXPERIMENT, build, quantized
+from bench_step import CHANNELS, CLASSES, EXPERIMENT, build, quantized, student_bits, void
 from torch import Tensor, nn
 
 from qtrain.config.compose import compose
@@ -130,10 +130,6 @@ class Phases:
         }
 
 
-def void(_: object) -> None:
-    """Nothing, of whatever it is given."""
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--phases", nargs="+", metavar="WORD", help="those whose name begins so; default: all")
@@ -153,21 +149,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bench_phases: error: {error}", file=sys.stderr)
         return 2
     torch.manual_seed(cfg.seed)
-    asked = tuple(options.phases or [""])
-    works = {name: make for name, make in phases.works().items() if name == FULL or name.startswith(asked)}
-    if set(works) == {FULL}:
-        print(f"bench_phases: error: no phase begins with {' or '.join(asked)}", file=sys.stderr)
+    asked, works = tuple(options.phases or [""]), phases.works()
+    if unknown := [word for word in asked if not any(name.startswith(word) for name in works)]:
+        print(
+            f"bench_phases: error: no phase begins with {unknown[0]!r}; there are {', '.join(works)}", file=sys.stderr
+        )
         return 2
+    works = {name: make for name, make in works.items() if name == FULL or name.startswith(asked)}
     cases = [(Measured(name, False, () if name == FULL else (FULL,)), Work(make(), ())) for name, make in works.items()]
     measure(cases, device=torch.device("cpu"), rounds=options.rounds, steps=options.steps, warmup=0)
     results = [measured for measured, _ in cases]
     notes = conditions(batch=options.batch, size=options.size, bf16=False, rounds=options.rounds, steps=options.steps)
     print(f"{cfg.model.name}: {notes}\n{table(results)}")
     if options.results:
-        known = provenance() | {"config_hash": cfg.identity, "experiment": cfg.experiment, "task": "bench_phases"}
+        w_bits, a_bits = student_bits(cfg, options.size)
+        known = provenance() | {
+            "config_hash": cfg.identity, "experiment": cfg.experiment, "task": "bench_phases", "dataset": "random",
+            "model": cfg.model.name, "quantizer": cfg.quantize.weight.kind.lower(), "w_bits": w_bits, "a_bits": a_bits,
+            "notes": notes,
+        }  # fmt: skip
         for one in results:
-            model = {"dataset": "random", "model": cfg.model.name, "notes": notes}
-            append_row(options.results, {**known, **model, **columns(one, results)})
+            append_row(options.results, {**known, **columns(one, results)})
     return 0
 
 

@@ -99,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     of_all = [measured for _, measured in results]
     print(table(of_all))
     if options.results:
+        process = provenance()
         for point, measured in results:
             notes = conditions(
                 batch=point.batch, size=options.size, bf16=False, rounds=options.rounds, steps=options.steps
@@ -107,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found = {"dataset": "random", "model": point.cfg.model.name, "notes": notes, **columns(measured, of_all)}
             case = STUDENT if measured.bases else FULL
             place = {"axis": point.axis, "name": point.name, "at": point.at, "case": case}
-            append_row(options.results, {**provenance(), **known, **found, **place})
+            append_row(options.results, {**process, **known, **found, **place})
     return 0
 
 

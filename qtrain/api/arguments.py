@@ -1,7 +1,8 @@
 """What callers hand to ``import qtrain``, looked at before anything is done: a wrong argument is one line."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -54,9 +55,32 @@ def allocation_of(bits: Mapping[str, LayerBits | tuple[int, int]]) -> Allocation
             "and input_bits are those of all layers"
         )
     for name, both in bits.items():
-        if not (isinstance(both, tuple | list) and len(both) == 2 and all(isinstance(width, int) for width in both)):
+        if not (
+            isinstance(both, tuple | list) and len(both) == 2 and all(isinstance(width, Integral) for width in both)
+        ):
             raise ValueError(f"quantize: bits of {name!r} must be two, (weight, input), got {_shown(both)}")
-    return {name: LayerBits(*both) for name, both in bits.items()}
+    return {name: LayerBits(*map(int, both)) for name, both in bits.items()}
+
+
+def check_widths(widths: object, ends: object) -> None:
+    """Raise ``ValueError`` unless ``widths`` are several or ``None``, and ``ends`` two or ``None``."""
+    if not isinstance(widths, Collection | None) or isinstance(widths, str):
+        raise ValueError(
+            f"quantize: widths are those of one student of many bits, such as [8, 4, 2], got {_shown(widths)}"
+        )
+    if ends is not None and not (isinstance(ends, tuple | list) and len(ends) == 2):
+        raise ValueError(
+            f"quantize: ends are the two widths of first and last layer, such as (8, 8), got {_shown(ends)}"
+        )
+
+
+def readable(images: Images) -> Images:
+    """``images``, whose batches can be gone through. Raises ``ValueError`` where that is not so."""
+    try:
+        iter(images)
+    except TypeError as error:
+        raise ValueError(f"quantize: images must be a tensor, or batches of images, got {_shown(images)}") from error
+    return images
 
 
 def first_batches(images: Images, count: int) -> list[Tensor]:
@@ -65,8 +89,6 @@ def first_batches(images: Images, count: int) -> list[Tensor]:
     Whole numbers are refused, since they are images before normalization.
     """
     given: Iterable[Any] = [images] if isinstance(images, Tensor) else images
-    if not isinstance(given, Iterable):
-        raise ValueError(f"quantize: images must be a tensor, or batches of images, got {_shown(images)}")
     found = [batch[0] if isinstance(batch, tuple | list) else batch for batch in islice(given, count)]
     if not found or not all(isinstance(batch, Tensor) for batch in found):
         kinds = ", ".join(sorted({type(batch).__name__ for batch in found})) or "nothing"
@@ -85,7 +107,9 @@ def hint_for(shape: torch.Size) -> str:
 
 
 def _shown(value: object, most: int = 60) -> str:
-    text = repr(value) if isinstance(value, str | int | float | tuple | list | dict) else f"a {type(value).__name__}"
-    return (
-        f"the class {value.__name__}" if isinstance(value, type) else text if len(text) <= most else f"{text[:most]}..."
-    )
+    """``value`` in a line: as it is written where it is plain, otherwise its kind."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    plain = isinstance(value, str | int | float | tuple | list | dict)
+    text = " ".join(repr(value).split()) if plain else f"a {type(value).__name__}"
+    return text if len(text) <= most else f"{text[:most]}..."

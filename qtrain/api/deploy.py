@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qtrain.api.arguments import Images
+from qtrain.api.arguments import Images, check_network
 from qtrain.api.files import save
 from qtrain.api.quantize import RECORD, Record, record_of
 from qtrain.deployment.onnx.symbolic import OPSET
@@ -65,6 +65,7 @@ def export(
     >>> verdict.passed
     True
     """
+    check_network("export: student", student)
     path, runtimes, packed = Path(path), chosen(runtimes), weights_packed(weights)
     student = copy.deepcopy(in_use(student)).cpu().eval()
     if size is None and not isinstance(vars(student).get(RECORD), Record):  # a student that was loaded
@@ -101,6 +102,7 @@ def verify(
     >>> qtrain.verify(student, "digits.onnx", images).passed
     True
     """
+    check_network("verify: student", student)
     path, student = Path(path), copy.deepcopy(in_use(student)).cpu().eval()
     given = Given(_pairs(images), compared, "images")
     if path.suffix == ".onnx":

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qtrain.api.arguments import check_network
 from qtrain.api.quantize import record_of
 from qtrain.config.compose import compose
 from qtrain.data.given import GivenLoaders, Pairs
-from qtrain.models.trial import check_logits
+from qtrain.models.trial import logits_of, placed
 from qtrain.nn.many_bits import in_use
 from qtrain.nn.project import partition_weights_, project_weights_
 from qtrain.pipeline.build_teacher import build_objective, build_teacher
@@ -24,6 +24,7 @@ from qtrain.pipeline.many_bits import narrow_objective
 from qtrain.pipeline.prepare import settle_for_target_
 from qtrain.pipeline.run_lock import only_run_in
 from qtrain.quantizers.hooks import begin_step_ as begin_quantizers_step_
+from qtrain.settings.run_settings import RunSettings
 from qtrain.training.evaluation import evaluate
 from qtrain.training.module import QATModule
 
@@ -60,8 +61,8 @@ def distill(
 
     With a ``folder`` metrics and resume points are kept there: the same call goes on where a former one was killed, and
     ends with the same student. Returns ``top1`` in percent and ``loss`` on ``val_loader`` after the last epoch, if
-    there is one. Raises ``ValueError`` in one line for a loader that yields something else, or an option that does not
-    exist.
+    there is one. Raises ``ValueError`` in one line for a loader that yields something else, a teacher that does not
+    take the loader's images or has other classes, or an option that does not exist.
 
     >>> import torch, qtrain
     >>> from torch.utils.data import DataLoader, TensorDataset
@@ -77,11 +78,10 @@ def distill(
         lr = FINE_TUNING
     overrides += [f"seed={seed}", *([] if lr is None else [f"optimizer.lr={lr}"])]
     settings = compose([*overrides, *options])
-    data = GivenLoaders(train_loader, val_loader, num_classes=_classes(student), seed=seed)
+    check_network("distill: student", student)
     if teacher is not None:
         check_network("distill: teacher", teacher)
-        hint = "it needs the student's classes"
-        check_logits(teacher, _example(student, teacher), _classes(student), where="distill: teacher", hint=hint)
+    data = GivenLoaders(train_loader, val_loader, num_classes=_classes(student), seed=seed)
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory()) if folder is None else folder)
         if folder is not None:
@@ -90,6 +90,8 @@ def distill(
         student.train()  # Lightning leaves modes as they are
         # A copy: a teacher is put into eval mode, on the device and in the precision of the fit.
         frozen = None if teacher is None else copy.deepcopy(teacher)
+        if frozen is not None:
+            _check_teacher(frozen, settings, data)
         terms = build_objective(settings, in_use(student), frozen, data)
         module = QATModule(
             student=student,
@@ -152,18 +154,24 @@ def project_(student: nn.Module) -> None:
     project_weights_(student)
 
 
-@torch.no_grad()
 def _classes(student: nn.Module) -> int:
     """How many logits ``student`` gives."""
-    was_training = student.training
-    logits = student.eval()(_example(student, student))
-    student.train(was_training)
-    if logits.ndim != 2:
-        raise ValueError(f"distill: {type(student).__name__} must give logits (N, classes), got {tuple(logits.shape)}")
-    return int(logits.shape[1])
+    example = placed(torch.zeros(1, *record_of(student).size), student)
+    return int(logits_of(student, example, where="distill: student").shape[1])
 
 
-def _example(student: nn.Module, model: nn.Module) -> Tensor:
-    """A zero image as ``student`` takes them, on the device and in the dtype of ``model``."""
-    first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    return torch.zeros(1, *record_of(student).size).to(first)
+def _check_teacher(teacher: nn.Module, settings: RunSettings, data: GivenLoaders) -> None:
+    """Raise ``ValueError`` unless ``teacher`` takes the loader's images, and has the student's classes if that counts.
+
+    In training it gets floats of 32 bits whatever its own are, on a GPU under autocast.
+    """
+    compared = settings.objective.build().compares_logits
+    first = next(teacher.parameters(), torch.zeros(()))
+    with torch.autocast(first.device.type, dtype=torch.bfloat16, enabled=torch.cuda.is_available()):
+        logits_of(
+            teacher,
+            data.example.float().to(first.device),
+            where="distill: teacher",
+            classes=data.info.num_classes if compared else None,
+            hint="its classes must be the student's",
+        )

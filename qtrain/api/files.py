@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from qtrain.api.arguments import check_network, hint_for
@@ -14,7 +13,7 @@ from qtrain.config.compose import compose
 from qtrain.costs.count import CostReport, count
 from qtrain.costs.geometry import layer_geometries
 from qtrain.costs.tables import further_cost
-from qtrain.models.trial import answer
+from qtrain.models.trial import answer, placed
 from qtrain.nn.many_bits import in_use
 from qtrain.packed.header import FileSize, Images, Network
 from qtrain.packed.networks import TIMM, Builder
@@ -81,7 +80,7 @@ def cost(student: nn.Module, images: Tensor, *, metrics: Sequence[str] = (), opt
     ``area``, ``olaccel``, ``latency`` and so on; ``report.metrics["energy"]`` has the total and each layer's part.
     ``options`` are what a command would add, such as ``allocate.costs.latency.table=FILE``. Raises
     :class:`~qtrain.utils.errors.ConfigError`, a ``ValueError``, for a metric that there is not, and for whatever one
-    refuses.
+    refuses; and ``ValueError`` for images that the network does not take.
 
     >>> import torch, qtrain
     >>> network, images = torch.nn.Sequential(torch.nn.Linear(4, 2)), torch.rand(1, 4)
@@ -94,8 +93,7 @@ def cost(student: nn.Module, images: Tensor, *, metrics: Sequence[str] = (), opt
     check_network("cost: student", student)
     if not isinstance(images, Tensor):
         raise ValueError(f"cost: images must be a tensor (N, C, H, W), got {type(images).__name__}")
-    first = next((p for p in student.parameters() if p.is_floating_point()), torch.zeros(()))
-    model, example = in_use(student), images[:1].to(first)
+    model, example = in_use(student), placed(images[:1], student)
     answer(model, example, where="cost", hint=hint_for(example.shape))
     report = count(model, example)
     if not metrics:

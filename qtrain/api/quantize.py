@@ -17,14 +17,16 @@ from qtrain.api.arguments import (
     check_mapping,
     check_network,
     check_policies,
+    check_widths,
     first_batches,
     hint_for,
+    readable,
 )
 from qtrain.config.compose import compose
 from qtrain.convert.calibrate import calibrate
 from qtrain.convert.plan import MakeObserver, Policy
 from qtrain.deployment.lint import Finding, lint
-from qtrain.models.trial import answer
+from qtrain.models.trial import answer, placed
 from qtrain.nn.many_bits import in_use
 from qtrain.pipeline.allocate import find_bits, is_search, with_bits
 from qtrain.pipeline.conversion import convert, target_of
@@ -137,8 +139,8 @@ def quantize(
     check_mapping("quantize: budgets", budgets, "{'size_bytes': '120 kB'}")
     check_policies(policies)
     check_choices({key.rpartition(".")[2]: choice for key, choice in named.items()})
-    if not isinstance(widths, Sequence | None):
-        raise ValueError(f"quantize: widths are those of one student of many bits, such as [8, 4, 2], got {widths!r}")
+    check_widths(widths, ends)
+    images = readable(images)
     overrides = [f"{key}={choice}" for key, choice in named.items() if isinstance(choice, str)]
     overrides += [f"quantize.bits.weight={weight_bits}", f"quantize.bits.input={input_bits}", f"seed={seed}"]
     overrides += [f"quantize.operations.{kind}={width}" for kind, width in (operations or {}).items()]
@@ -150,13 +152,14 @@ def quantize(
     given = {key.rpartition(".")[2]: choice for key, choice in named.items() if not isinstance(choice, str)}
     chosen = _with_objects(settings.quantize, given, None if isinstance(bits, str) else bits, policies)
     settings = replace(settings, quantize=chosen)
+    model = copy.deepcopy(model)
     if alone := settings_by_width(settings):
         batches = _batches(settings, model, images)
         return joined({width: _quantized(own, copy.deepcopy(model), batches) for width, own in alone.items()}).eval()
     if is_search(settings):
         images = images if isinstance(images, Tensor) else list(islice(images, settings.allocate.batches))
         settings = with_bits(settings, _found_bits(settings, copy.deepcopy(model), images))
-    return _quantized(settings, copy.deepcopy(model), _batches(settings, model, images))
+    return _quantized(settings, model, _batches(settings, model, images))
 
 
 def describe(student: nn.Module, target: str | None = None) -> Report:
@@ -180,12 +183,13 @@ def describe(student: nn.Module, target: str | None = None) -> Report:
     report, chosen = record.report, None if target is None else target_of(compose([f"target={target}"]))
     if chosen is None:
         return report
-    first = next((p for p in student.parameters() if p.is_floating_point()), torch.zeros(()))
-    return replace(report, findings=lint(in_use(student), chosen, first.new_zeros(1, *record.size), report.skipped))
+    example = placed(torch.zeros(1, *record.size), student)
+    return replace(report, findings=lint(in_use(student), chosen, example, report.skipped))
 
 
 def record_of(student: nn.Module) -> Record:
     """What is known of ``student``. Raises ``ValueError`` for a network that :func:`quantize` did not make."""
+    check_network("student", student)
     found = vars(in_use(student)).get(RECORD)
     if not isinstance(found, Record):
         raise ValueError(f"{type(student).__name__} is no student of qtrain.quantize; quantize it first")
@@ -194,8 +198,7 @@ def record_of(student: nn.Module) -> Record:
 
 def _batches(settings: RunSettings, model: nn.Module, images: Images) -> list[Tensor]:
     """The images that calibration looks at, as ``model`` takes them. Raises ``ValueError`` where it does not."""
-    first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    batches = [batch.to(first) for batch in first_batches(images, settings.quantize.calibration_batches)]
+    batches = [placed(batch, model) for batch in first_batches(images, settings.quantize.calibration_batches)]
     example = batches[0][:1]
     answer(model, example, where="quantize", hint=hint_for(example.shape))
     return batches
@@ -243,8 +246,6 @@ def _quantized(settings: RunSettings, model: nn.Module, images: list[Tensor]) ->
 def _ends(ends: LayerBits | None) -> list[str]:
     if ends is None:
         return ["quantize.bits.first=null", "quantize.bits.last=null"]
-    if not (isinstance(ends, tuple | list) and len(ends) == 2):
-        raise ValueError(f"quantize: ends are the two widths of first and last layer, such as (8, 8), got {ends!r}")
     sides = {"weight": ends[0], "input": ends[1]}
     return [f"quantize.bits.{end}.{side}={bits}" for end in ("first", "last") for side, bits in sides.items()]
 

@@ -10,10 +10,13 @@ from torch.utils.data import DataLoader
 from qtrain.data.fit_data import FitData
 from qtrain.data.streaming_loader import seeded
 from qtrain.functional.random import seed_of
-from qtrain.spec import Batch, DataInfo
+from qtrain.spec import NO_LABEL, Batch, DataInfo
 
 Pairs = DataLoader[Any]
 """A loader that yields (image, label): image (N, C, H, W) float, normalized; label (N,) int64."""
+
+
+BATCHES = "a dataset needs a DataLoader, which makes batches, and images ToTensor and Normalize"
 
 
 @final
@@ -25,8 +28,10 @@ class GivenLoader:
     workers' seeds follow from the epoch.
     """
 
-    def __init__(self, loader: Pairs, *, num_classes: int, seed: int, first_epoch: int = 0) -> None:
-        self._loader, self._num_classes, self._seed = loader, num_classes, seed
+    def __init__(
+        self, loader: Pairs, *, num_classes: int, seed: int, first_epoch: int = 0, training: bool = True
+    ) -> None:
+        self._loader, self._num_classes, self._seed, self._training = loader, num_classes, seed, training
         self._first_epoch = first_epoch
         self._next_epoch = self._epoch = first_epoch
         self._handed_out = 0
@@ -69,7 +74,7 @@ class GivenLoader:
                 batch = next(batches, None)
             if batch is None:
                 return
-            made = as_batch(batch, first, self._num_classes)
+            made = as_batch(batch, first, self._num_classes, training=self._training)
             first += len(made.target)
             yield made
 
@@ -88,10 +93,11 @@ class GivenLoader:
         self._epoch, self._handed_out, self._resuming = state["epoch"], state["batches"], True
 
 
-def as_batch(given: object, first: int, num_classes: int) -> Batch:
+def as_batch(given: object, first: int, num_classes: int, *, training: bool) -> Batch:
     """A loader's (image, label), or a batch that has more, as a :class:`Batch` whose samples count from ``first``.
 
-    Raises ``ValueError`` for anything else, and for labels that number no class; those on a GPU are not looked at.
+    For ``training`` labels may also be probabilities (N, K), and :data:`NO_LABEL`. Raises ``ValueError`` for anything
+    else, and for labels that number no class; those on a GPU are not looked at.
     """
     if isinstance(given, Batch):
         return given
@@ -101,27 +107,30 @@ def as_batch(given: object, first: int, num_classes: int) -> Batch:
             if isinstance(given, tuple | list)
             else type(given).__name__
         )
-        raise ValueError(f"the loader must yield (image, label), two tensors, got {kind}")
+        raise ValueError(f"the loader must yield (image, label), two tensors, got {kind}; {BATCHES}")
     image, target = given[0], given[1]
-    labels = target.ndim == 1 and not target.is_floating_point()
-    if not image.is_floating_point() or image.ndim < 2 or not labels or len(image) != len(target):
+    numbers = target.ndim == 1 and not target.is_floating_point()
+    shares = training and target.is_floating_point() and target.shape[1:] == (num_classes,)
+    if not image.is_floating_point() or image.ndim < 2 or not (numbers or shares) or len(image) != len(target):
         raise ValueError(
             "the loader must yield float images (N, C, H, W) and labels (N,) that number classes, got "
-            f"{image.dtype} {tuple(image.shape)} and {target.dtype} {tuple(target.shape)}; a dataset needs a "
-            "DataLoader, which makes batches, and images ToTensor and Normalize"
+            f"{image.dtype} {tuple(image.shape)} and {target.dtype} {tuple(target.shape)}; {BATCHES}"
         )
-    if target.device.type == "cpu" and len(target) and not 0 <= int(target.min()) <= int(target.max()) < num_classes:
-        raise ValueError(
-            f"the loader gives labels from {int(target.min())} to {int(target.max())}, and the student has "
-            f"{num_classes} classes, 0 to {num_classes - 1}"
-        )
+    if numbers and target.device.type == "cpu":
+        known = target[target != NO_LABEL] if training else target
+        if len(known) and not 0 <= int(known.min()) <= int(known.max()) < num_classes:
+            raise ValueError(
+                f"the loader gives labels from {int(known.min())} to {int(known.max())}, and the student has "
+                f"{num_classes} classes, 0 to {num_classes - 1}"
+            )
     return Batch(image, target, torch.arange(first, first + len(target)))
 
 
 class GivenLoaders(FitData):
     """A training loader and perhaps one for validation, with the facts that training needs to know.
 
-    ``num_classes`` are the student's logits. Raises ``ValueError`` where the first batch is not (image, label).
+    ``num_classes`` are the student's logits. ``example`` is the first image. Raises ``ValueError`` where the first
+    batch is not (image, label).
     """
 
     def __init__(self, train: Pairs, validation: Pairs | None, *, num_classes: int, seed: int) -> None:
@@ -131,7 +140,10 @@ class GivenLoaders(FitData):
         self._train, self._validation, self._seed = train, validation, seed
         self._first_epoch = 0
         with seeded(seed):
-            image = as_batch(next(iter(train)), 0, num_classes).image
+            image = as_batch(next(iter(train)), 0, num_classes, training=True).image
+            if validation is not None:
+                as_batch(next(iter(validation)), 0, num_classes, training=False)
+        self.example = image[:1]
         channels, size = (image.shape[1], image.shape[-1]) if image.ndim == 4 else (1, image.shape[-1])
         self._info = DataInfo(
             name="given",
@@ -167,5 +179,5 @@ class GivenLoaders(FitData):
 
 
 def _size(loader: Pairs) -> int:
-    dataset = loader.dataset
+    dataset = getattr(loader, "dataset", None)
     return len(dataset) if isinstance(dataset, Sized) else len(loader)

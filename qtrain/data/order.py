@@ -15,7 +15,8 @@ class BatchOrder:
 
     ``batch_size`` is global: of each batch, rank ``r`` of ``world_size`` takes the ``r``-th contiguous slice.
     Training shuffles by (seed, epoch) and drops the last incomplete batch. Evaluation keeps the given order and
-    every sample, in batches whose sizes differ by at most one: a small rest would leave some ranks with nothing.
+    every sample, in batches whose sizes differ by at most one, with an image for each rank: a small rest would leave
+    some ranks with nothing.
     ``first_epoch`` is added to every epoch that is set: a later stage of a run goes on with fresh orders.
     ``labeled`` (D,) bool says which of all D samples keep their labels in these batches; ``None`` is all.
     """
@@ -72,7 +73,8 @@ class BatchOrder:
     def __len__(self) -> int:
         """Batches in an epoch."""
         n = len(self.samples)
-        return n // self.batch_size if self.train else -(-n // self.batch_size)
+        # Of each batch that is evaluated, every rank has at least one image.
+        return n // self.batch_size if self.train else min(-(-n // self.batch_size), n // self.world_size)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose batches come next (Lightning calls this on a loader's ``sampler``)."""

@@ -47,6 +47,11 @@ class Objective(nn.Module):
         return [name for name, term in self._typed if term.needs_teacher]
 
     @property
+    def compares_logits(self) -> bool:
+        """Whether some term looks at the teacher's logits: one that looks at it and at none of its layers."""
+        return any(term.needs_teacher and not term.teacher_taps for _, term in self._typed)
+
+    @property
     def student_taps(self) -> list[str]:
         """Student layers that some term looks at, each once."""
         return list(dict.fromkeys(tap for _, term in self._typed for tap in term.student_taps))

@@ -87,6 +87,8 @@ def keyed_uniform(key: Tensor, shape: tuple[int, ...], *, first: int = 0) -> Ten
     count = 1
     for n in shape:
         count *= n
-    index = torch.arange(first, first + count, device=key.device, dtype=torch.int64)
+    # The compiler works out a product of places and a constant beforehand, and fails where that exceeds 64 bits. It
+    # does not look through a bitwise operation.
+    index = torch.arange(first, first + count, device=key.device, dtype=torch.int64).bitwise_or(0)
     bits = _mix(_mix(index * _signed(_GOLDEN) + key) ^ key)
     return (((bits >> 40) & ((1 << 24) - 1)).to(torch.float32) * 2.0**-24).reshape(shape)

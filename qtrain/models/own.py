@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from qtrain.models.trial import check_logits
+from qtrain.models.trial import logits_of
 from qtrain.models.weights import WeightSource
 from qtrain.utils.user_code import BuilderPath, call_builder, import_builder, parameters_of
 
@@ -52,7 +52,7 @@ def build_own(
     if num_classes is not None and in_channels is not None and image_size is not None:
         images = torch.zeros(EXAMPLES, in_channels, image_size, image_size)
         hint = f"the data have {num_classes} classes, which a parameter num_classes is told"
-        check_logits(model, images, num_classes, where=builder, hint=hint)
+        logits_of(model, images, where=builder, classes=num_classes, hint=hint)
     source.fill_(model)
     return model
 

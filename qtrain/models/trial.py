@@ -7,9 +7,15 @@ from qtrain.utils.eval_mode import evaluating
 from qtrain.utils.user_code import SEE_MORE, explained
 
 
+def placed(images: Tensor, model: nn.Module) -> Tensor:
+    """``images`` on the device and in the dtype of ``model``; as they are where it has no parameters of floats."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), None)
+    return images if first is None else images.to(first)
+
+
 @torch.no_grad()
 def answer(model: nn.Module, images: Tensor, *, where: str, hint: str = "") -> object:
-    """What ``model`` gives for ``images`` in eval mode; torch's random state stays as it is.
+    """What ``model`` gives for ``images`` in eval mode; torch's random state on the CPU stays as it is.
 
     Raises ``ValueError`` that begins with ``where`` and ends with ``hint`` if the network fails.
     """
@@ -21,13 +27,19 @@ def answer(model: nn.Module, images: Tensor, *, where: str, hint: str = "") -> o
             raise ValueError(f"{where}: {kind} fails on images {shape}: {explained(error)}{hint}{SEE_MORE}") from error
 
 
-def check_logits(model: nn.Module, images: Tensor, classes: int, *, where: str, hint: str) -> None:
-    """Raise ``ValueError`` unless ``model`` gives logits (N, classes) for ``images``; ``hint`` ends the line."""
+def logits_of(model: nn.Module, images: Tensor, *, where: str, classes: int | None = None, hint: str = "") -> Tensor:
+    """The logits (N, classes) that ``model`` gives for ``images``, N of them.
+
+    Raises ``ValueError`` where it gives something else, or, if ``classes`` are given, as many others; ``hint`` ends the
+    line then.
+    """
     logits, kind = answer(model, images, where=where), type(model).__name__
     if not isinstance(logits, Tensor):
         raise ValueError(f"{where}: {kind} must give logits (N, classes), got a value of type {type(logits).__name__}")
-    if logits.shape != (len(images), classes):
+    if logits.ndim != 2 or len(logits) != len(images) or classes not in (None, logits.shape[1]):
+        expected = f"({len(images)}, {'classes' if classes is None else classes})"
         raise ValueError(
-            f"{where}: {kind} must give logits {(len(images), classes)} for images {tuple(images.shape)}, got "
-            f"{tuple(logits.shape)}; {hint}"
+            f"{where}: {kind} must give logits {expected} for images {tuple(images.shape)}, got "
+            f"{tuple(logits.shape)}{hint and f'; {hint}'}"
         )
+    return logits

@@ -13,8 +13,8 @@ from qtrain.spec import Granularity
 from qtrain.utils.checks import check_range
 
 AT_ONCE = 2**17
-"""Numbers, bins times candidates, that errors are computed of at a time: small operations cost as much as large ones,
-and what fits a processor's cache costs least."""
+"""Numbers, groups times bins times candidates, that errors are computed of at a time: small operations cost as much as
+large ones, and what fits a processor's cache costs least."""
 
 
 @final
@@ -54,7 +54,7 @@ class SquaredError(HistogramObserver):
             scale, zero = scale.unsqueeze(-1), zero.unsqueeze(-1)
             lost = [_integral(edge / scale, code_low - zero, code_high - zero) for edge in (near, far)]
             errors.append((counts * (lost[1] - lost[0]) / (far - near) * scale**3).sum(dim=-1))
-        least, first = torch.cat(errors).nan_to_num(nan=torch.inf).min(dim=0)
+        least, first = torch.cat(errors).nan_to_num(nan=torch.inf, posinf=torch.inf).min(dim=0)
         fraction = torch.where(least.isinf(), 1.0, fractions[first])
         return self.low * fraction, self.high * fraction
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qtrain.models.trial import placed
 from qtrain.nn.many_bits import ManyBits, by_width
 from qtrain.nn.stored import stored_parts
 from qtrain.packed.header import FileSize, Header, Images, Network, from_bytes, to_bytes
@@ -207,9 +208,8 @@ def _octets(data: bytes) -> Tensor:
 def _check_round_trip(student: nn.Module, data: bytes, path: Path, builders: Sequence[Builder]) -> None:
     """That the file gives the logits of ``student``, for noise of the size of its images."""
     header, tensors = from_bytes(data, path)
-    first = next((p for p in student.parameters() if p.is_floating_point()), torch.zeros(()))
-    noise = torch.randn(2, *header.images.size, generator=torch.Generator().manual_seed(0)).to(first)
-    loaded = build_student(header, tensors, builders).to(first.device)
+    noise = placed(torch.randn(2, *header.images.size, generator=torch.Generator().manual_seed(0)), student)
+    loaded = build_student(header, tensors, builders).to(noise.device)
     pairs = zip(by_width(loaded).values(), by_width(student).values(), strict=True)
     if not all(torch.equal(one(noise).nan_to_num(), other(noise).nan_to_num()) for one, other in pairs):
         raise ValueError(

@@ -150,8 +150,11 @@ class _Effects:
 
 
 def _sums(products: Tensor) -> Tensor:
-    """The sum over each element of the first dimension, in float64; inside it is added in float32, in pairs."""
-    return products.sum(dim=tuple(range(1, products.ndim))).double() if products.ndim > 1 else products.double()
+    """The sum over each element of the first dimension, in float64; inside it is added in float32 at least."""
+    if products.ndim < 2:
+        return products.double()
+    wide = torch.promote_types(products.dtype, torch.float32)
+    return products.sum(dim=tuple(range(1, products.ndim)), dtype=wide).double()
 
 
 @torch.no_grad()

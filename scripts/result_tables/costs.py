@@ -43,13 +43,21 @@ def peers(rows: list[dict[str, str]]) -> str:
 
 
 def phases(rows: list[dict[str, str]]) -> str:
-    """The times of ``scripts/bench_phases.py`` in passes; the last of each phase, model and machine."""
+    """The times of ``scripts/bench_phases.py`` in passes; the last of each phase, student and machine.
+
+    Each process stands with the pass that it measured.
+    """
     measured = [row for row in rows if row["task"] == "bench_phases"]
+    what = ("model", "quantizer", "w_bits", "a_bits", "case", "hardware")
+    kept = _latest((row for row in measured if row["case"] != FULL), what)
+    processes = {row["date"] for row in kept}
     lines = []
-    for row in _latest(measured, ("model", "case", "hardware")):
-        milliseconds, passes, _ = _times(row)
-        lines.append((row["model"], row["case"], milliseconds, passes or "1", _setting(row), row["hardware"]))
-    return markdown_table(("Model", "Phase", "ms", "Passes", "Setting", "Hardware"), lines, figures=range(2, 4))
+    for row in measured:
+        if row in kept or (row["case"] == FULL and row["date"] in processes):
+            milliseconds, passes, _ = _times(row)
+            bits = f"W{row['w_bits']}A{row['a_bits']}"
+            lines.append((row["model"], bits, row["case"], milliseconds, passes or "1", _setting(row), row["hardware"]))
+    return markdown_table(("Model", "Bits", "Phase", "ms", "Passes", "Setting", "Hardware"), lines, figures=range(3, 5))
 
 
 def _latest(rows: Iterable[dict[str, str]], columns: Sequence[str]) -> list[dict[str, str]]:

@@ -9,7 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import qtrain
 from tests.api.test_quantize import Net
@@ -118,16 +118,42 @@ def test_a_step_beyond_the_last_is_refused() -> None:
     [
         ([torch.rand(4, 3, 8, 8)], r"must yield \(image, label\), two tensors, got Tensor"),
         ([(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4).long())], r"got torch.uint8 .*, and images ToT"),
+        ([(torch.zeros(3, 8, 8), 1)], r"two tensors, got \(Tensor, int\); a dataset needs a DataLoader"),
         ([(torch.zeros(4, 3, 8, 8), torch.zeros(4))], r"labels \(N,\) that number classes, .* torch.float32 \(4,\)"),
         ([(torch.zeros(3, 8, 8), torch.tensor(1))], r"\(\); a dataset needs a DataLoader"),
         ([(torch.zeros(2, 3, 8, 8), torch.tensor([1, 4]))], "labels from 1 to 4, and the student has 4 classes"),
-        ([(torch.zeros(2, 3, 8, 8), torch.tensor([-1, 3]))], "labels from -1 to 3"),
+        ([(torch.zeros(2, 3, 8, 8), torch.tensor([-2, 3]))], "labels from -2 to 3"),
+        ([(torch.zeros(2, 3, 8, 8), torch.zeros(2, 5))], r"torch.float32 \(2, 5\)"),
         ([], "has no batches"),
     ],
 )
 def test_a_loader_of_something_else_is_refused(items: list[object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         qtrain.distill(student(), DataLoader(items, batch_size=None), epochs=1)  # type: ignore[arg-type]
+
+
+def test_training_takes_probabilities_and_images_without_labels() -> None:
+    shares, none = torch.full((2, 4), 0.25), torch.tensor([-1, 3])
+    for labels in (shares, none):
+        qtrain.distill(student(), DataLoader([(torch.zeros(2, 3, 8, 8), labels)], batch_size=None), epochs=1)  # type: ignore[arg-type]
+
+
+def test_validation_images_need_labels_of_the_classes_before_anything_is_trained() -> None:
+    for label in (-1, 4):
+        items = [(torch.zeros(2, 3, 8, 8), torch.tensor([1, label]))]
+        with pytest.raises(ValueError, match="the student has 4 classes"):
+            qtrain.distill(student(), loader(), val_loader=DataLoader(items, batch_size=None), epochs=1)  # type: ignore[arg-type]
+
+
+def test_a_teacher_of_other_classes_may_give_hints() -> None:
+    """Where nobody looks at its logits, and for images of another size than those of the calibration."""
+    teacher = copy.deepcopy(Net())
+    teacher.head = nn.Linear(8, 7)
+    images = DataLoader(TensorDataset(torch.rand(8, 3, 16, 16), torch.randint(4, (8,))), batch_size=4)
+    options = ["distill.student_layers=[middle]", "distill.teacher_layers=[middle]"]
+    qtrain.distill(student(), images, teacher=teacher, objective="hint", epochs=1, options=options)
+    with pytest.raises(ValueError, match=r"must give logits \(1, 4\) for images \(1, 3, 16, 16\), got \(1, 7\)"):
+        qtrain.distill(student(), images, teacher=teacher, epochs=1)
 
 
 def test_labels_beyond_the_classes_are_refused_in_any_batch() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 import qtrain
 from qtrain.nn import QuantConv, QuantLinear
@@ -129,11 +131,13 @@ def test_every_choice_can_be_an_object(model: nn.Module) -> None:
         ({"bits": "integer_program", "budgets": "120 kB"}, "budgets must be a mapping such as"),
         ({"policies": ["six"]}, "policies must be a mapping"),
         ({"policies": {"six": 6}}, "policies: 'six' must be a qtrain.Policy, got 6"),
+        ({"images": 3, "bits": "integer_program"}, "images must be a tensor, or batches of images, got 3"),
         ({"images": 3}, "images must be a tensor, or batches of images, got 3"),
         ({"images": torch.zeros(8, 3, 8, 8, dtype=torch.uint8)}, "images must be floats, normalized as in training"),
         ({"images": torch.zeros(0, 3, 8, 8)}, r"shape \(0, 3, 8, 8\); give one that is not empty"),
         ({"images": torch.zeros(8, 1, 8, 8)}, r"Net fails on images \(1, 1, 8, 8\): RuntimeError"),
-        ({"images": [torch.zeros(3, 8, 8)]}, "a DataLoader in the place of a dataset"),
+        ({"images": TensorDataset(torch.zeros(4, 3, 8, 8))}, "a DataLoader in the place of a dataset"),
+        ({"policies": [torch.zeros(3, 3)]}, "policies must be a mapping"),
     ],
 )
 def test_a_wrong_choice_is_one_line(model: nn.Module, choices: dict[str, Any], message: str) -> None:
@@ -141,6 +145,19 @@ def test_a_wrong_choice_is_one_line(model: nn.Module, choices: dict[str, Any], m
     with pytest.raises(ValueError, match=message) as caught:
         qtrain.quantize(**arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_widths_may_be_numbers_of_numpy(model: nn.Module) -> None:
+    student = qtrain.quantize(model, images(), bits={"middle": [np.int64(3), np.int64(5)]})
+    assert qtrain.describe(student).layers["middle"] == LayerBits(3, 5)
+
+
+@pytest.mark.parametrize(
+    "call", [qtrain.describe, lambda s: qtrain.distill(s, []), lambda s: qtrain.verify(s, "x", [])]
+)
+def test_other_calls_want_a_network_too(call: Any) -> None:
+    with pytest.raises(ValueError, match=r"student must be a network, a torch\.nn\.Module, got 'resnet18'"):
+        call("resnet18")
 
 
 def test_a_network_without_layers_is_refused() -> None:

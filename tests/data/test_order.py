@@ -90,3 +90,14 @@ def test_calibration_choice_follows_the_seed() -> None:
 def test_impossible_batch_sizes_are_refused_with_a_remedy(arguments: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         order(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("samples", [128, 257, 300])
+def test_each_of_many_ranks_has_an_image_of_each_evaluated_batch(samples: int) -> None:
+    orders = [
+        BatchOrder(torch.arange(samples), seed=0, batch_size=64, train=False, rank=rank, world_size=128)
+        for rank in range(128)
+    ]
+    sizes = [[len(batch) for batch in order.batches(0)] for order in orders]
+    assert all(len(own) == len(orders[0]) and min(own) >= 1 for own in sizes)
+    assert sum(map(sum, sizes)) == samples

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from qtrain.functional.clamping import clamp_, clamped
+from qtrain.functional.ste import clamp_to, fake_quantize_ste
 
 BOUNDS = [
     (torch.tensor(-1.0), torch.tensor(2.0)),
@@ -40,6 +41,19 @@ def test_autograd_goes_through_copies() -> None:
         (gradient,) = torch.autograd.grad(clamp(x, torch.tensor(-1.0), torch.tensor(2.0)).sum(), x)
         assert gradient.tolist() == [0.0, 1.0, 0.0]
     assert x.tolist() == [-3.0, 0.25, 3.0]
+    high = torch.tensor(2.0, requires_grad=True)
+    for clamp in (clamped, clamp_):
+        (gradient,) = torch.autograd.grad(clamp(torch.tensor([-3.0, 0.25, 3.0]), torch.tensor(-1.0), high).sum(), high)
+        assert gradient == 1.0
+
+
+def test_second_derivatives_pass_through_quantizers() -> None:
+    x = torch.tensor([-3.0, 0.25, 3.0], requires_grad=True)
+    low, high, scale = torch.tensor(-1.0), torch.tensor(2.0), torch.tensor(1.0, requires_grad=True)
+    for result in (clamp_to(x, low, high), fake_quantize_ste(x, scale, low, high)):
+        (first,) = torch.autograd.grad((result**2).sum() / 2, x, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), x)
+        assert second.tolist() == [0.0, 1.0, 0.0]
 
 
 @pytest.mark.slow

@@ -108,3 +108,12 @@ def test_a_slice_of_a_batch_draws_the_slice_of_its_numbers() -> None:
     whole = keyed_uniform(key, (6, 2, 3))
     parts = [keyed_uniform(key, (2, 2, 3), first=12 * rank) for rank in range(3)]
     assert torch.equal(torch.cat(parts), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_compiled_code_draws_the_same(memory_format: torch.memory_format) -> None:
+    """Places times a constant of 64 bits: the compiler must not work that out with whole numbers of any length."""
+    key, like = torch.tensor(0x1234_5678_9ABC_DEF), torch.zeros(16, 16, 3, 3).to(memory_format=memory_format)
+    compiled = torch.compile(lambda key, like: like + keyed_uniform(key, tuple(like.shape)), fullgraph=True)
+    assert torch.equal(compiled(key, like), keyed_uniform(key, (16, 16, 3, 3)))

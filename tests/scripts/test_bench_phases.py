@@ -28,7 +28,8 @@ def test_each_phase_becomes_a_row_in_units_of_a_pass(script: ModuleType, tmp_pat
         "AdaRound, 10 steps", "BRECQ, 10 steps", "synthesis, 10 steps",
     ]  # fmt: skip
     assert all(float(row["ratio"]) > 0 for row in others)
-    assert {(row["task"], row["model"]) for row in [first, *others]} == {("bench_phases", "cifar_resnet8")}
+    what = {tuple(row[name] for name in ("task", "model", "quantizer", "w_bits", "a_bits")) for row in [first, *others]}
+    assert what == {("bench_phases", "cifar_resnet8", "lsq", "4", "4")}
 
 
 def test_phases_can_be_chosen_and_a_wrong_choice_is_one_line(
@@ -37,7 +38,7 @@ def test_phases_can_be_chosen_and_a_wrong_choice_is_one_line(
     assert script.main([*TINY, "--phases", "evaluation", "conversion"]) == 0
     table = capsys.readouterr().out
     assert "conversion and calibration" in table and "BRECQ" not in table
-    assert script.main([*TINY, "--phases", "training"]) == 2
-    assert capsys.readouterr().err == "bench_phases: error: no phase begins with training\n"
+    assert script.main([*TINY, "--phases", "evaluation", "quantize.bits.weight=2"]) == 2
+    assert "no phase begins with 'quantize.bits.weight=2'; there are full precision, eval" in capsys.readouterr().err
     assert script.main([*TINY, "fit.epoch=3"]) == 2
     assert capsys.readouterr().err.startswith("bench_phases: error: unknown key 'fit.epoch'")

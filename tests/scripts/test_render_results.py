@@ -143,14 +143,20 @@ def test_peers_stand_by_their_ratio_to_compiled_full_precision(page: Path) -> No
 def test_phases_are_in_passes_and_the_last_of_each_counts(page: Path) -> None:
     page.write_text(page.read_text().replace("results:some", "results:some phases"))
     one = {"task": "bench_phases", "model": "net", "notes": "batch=8 rounds=3 threads=2", "hardware": "laptop"}
-    for case, ms, ratio in (("full precision", 10.0, ""), ("Fisher scores", 200.0, 20.0), ("Fisher scores", 90.0, 9.0)):
-        append_row(page.parent / "some.csv", {**one, "case": case, "mode": "eager", "step_ms": ms, "ratio": ratio})
+    for date, case, ms, ratio in (
+        ("1", "full precision", 5.0, ""),
+        ("1", "Fisher scores", 200.0, 40.0),
+        ("2", "full precision", 10.0, ""),
+        ("2", "Fisher scores", 90.0, 9.0),
+    ):
+        own = {"date": date, "case": case, "mode": "eager", "step_ms": ms, "ratio": ratio, "w_bits": 4, "a_bits": 3}
+        append_row(page.parent / "some.csv", {**one, **own})
     append_row(page.parent / "some.csv", {**one, "task": "bench", "case": "student", "step_ms": 1.0})
     script.main(["--results", str(page.parent), str(page)])
     setting = ["batch=8 size=32 threads=2", "laptop"]
     assert table(page)[2:] == [
-        ["net", "full precision", "10.0", "1", *setting],
-        ["net", "Fisher scores", "90.0", "9.00", *setting],
+        ["net", "W4A3", "full precision", "10.0", "1", *setting],
+        ["net", "W4A3", "Fisher scores", "90.0", "9.00", *setting],
     ]
 
 

@@ -1,4 +1,4 @@
-"""Levels that each group has for itself: which one is nearest to a value, and what values are above theirs together.
+"""Levels that each group has for itself: which one is nearest to a value, and sums over the values of each level.
 
 ``levels`` are (L, *state) float32, ascending in each group; ``x`` is any tensor that the granularity takes. Halfway
 between two levels the lower one is nearest.
@@ -38,13 +38,15 @@ def nearest_value(x: Tensor, levels: Tensor, granularity: Granularity) -> Tensor
 def sums_by_level(x: Tensor, of: Tensor, levels: Tensor, granularity: Granularity) -> tuple[Tensor, Tensor]:
     """How many of ``x`` each level is nearest to, and the sum of ``of`` there: (L, G) float32 each.
 
-    ``of`` has the shape of ``x``. What lies above each threshold is summed, and differences give the levels: no place
-    is looked up, and nothing is added in an order of chance, on a GPU neither.
+    ``of`` has the shape of ``x``. What lies above each threshold is summed, and differences give the levels. So no
+    place is looked up, and the order of additions is fixed, also on a GPU.
     """
     if isinstance(granularity, PerTensor):  # mostly large: compiled code goes through it once, for all thresholds
-        masks = [torch.where(x > threshold, 1.0, 0.0) for threshold in _thresholds(x, levels, granularity)]
-        counts = torch.stack([mask.sum() for mask in masks])[:, None]
-        sums = torch.stack([(mask * of).sum() for mask in masks])[:, None]
+        pairs = []
+        for threshold in _thresholds(x, levels, granularity):
+            above = torch.where(x > threshold, 1.0, 0.0)
+            pairs.append((above.sum(), (above * of).sum()))
+        counts, sums = (torch.stack(found)[:, None] for found in zip(*pairs, strict=True))
         all_counts, all_sums = x.new_full((1, 1), float(x.numel())), of.sum().reshape(1, 1)
     else:
         rows, of_rows = granularity.flatten(x), granularity.flatten(of)

@@ -31,10 +31,10 @@ def binary_digit(bits: int, signed: bool) -> tuple[int, int]:
 def sorted_levels(basis: Tensor, signed: Tensor) -> tuple[Tensor, Tensor]:
     """The levels ``sum_m d_m v_m`` in ascending order, (2^M, *state), and their digits (2^M, M, *state), float32.
 
-    Digits are -1 and 1, or 0 and 1 where not ``signed`` (0-dim); ``basis`` v (M, *state), float32. The sum goes from
-    the first plane to the last, as that of the stored planes does.
+    Digits are -1 and 1, or 0 and 1 where not ``signed`` (0-dim); ``basis`` v is (M, *state). The sum goes from the
+    first plane to the last, as that of the stored planes does.
     """
-    planes, state = len(basis), basis.shape[1:]
+    planes, state, basis = len(basis), basis.shape[1:], basis.float()
     shifts = torch.arange(planes - 1, -1, -1, device=basis.device)
     words = ((torch.arange(2**planes, device=basis.device)[:, None] >> shifts) & 1).to(basis.dtype)
     digits = torch.where(signed, 2 * words - 1, words).reshape(*words.shape, *(1 for _ in state))
@@ -45,14 +45,16 @@ def sorted_levels(basis: Tensor, signed: Tensor) -> tuple[Tensor, Tensor]:
 def least_squares(basis: Tensor, digits: Tensor, counts: Tensor, missing: Tensor) -> Tensor:
     """The basis (M, G) that fits values best as sums of the digits they have: ``(B B^T)^-1 B x`` (eq. 8).
 
-    What it needs of the values is, for each of L levels, how many have it, ``counts`` (L, G), and what they are above
-    it together, ``missing`` (L, G); ``digits`` (L, M, G) are the level's. It is computed as a correction of the present
-    ``basis``. A ridge of 1e-5 keeps the present value where the data determine none, so that the squared error never
-    grows and equal digits do not lead to a division by zero.
+    What it needs of the values is, for each of L levels, how many are nearest to it, ``counts`` (L, G), and the sum of
+    value minus level over these, ``missing`` (L, G). ``digits`` (L, M, G) are the level's. It is computed as a
+    correction of the present ``basis``. A ridge of 1e-5 keeps the present value where the data determine none, so that
+    the squared error never grows and equal digits do not lead to a division by zero.
     """
     number = counts.sum(dim=0).clamp(min=1)
-    gram = torch.einsum("lmg,lkg,lg->gmk", digits, digits, counts / number)
-    error = torch.einsum("lmg,lg->gm", digits, missing / number)
+    # Products and sums, which autocast leaves in float32.
+    weighted = digits * (counts / number).unsqueeze(1)
+    gram = (weighted.unsqueeze(2) * digits.unsqueeze(1)).sum(dim=0).movedim(-1, 0)
+    error = (digits * (missing / number).unsqueeze(1)).sum(dim=0).T
     ridge = BASIS_RIDGE * torch.eye(len(basis), device=basis.device)
     correction: Tensor = torch.linalg.solve_ex(gram + ridge, error).result
     return basis + correction.T
@@ -96,7 +98,7 @@ class LQNets(Quantizer):
         self.register_buffer("basis", powers.expand(spec.bits, *self.state_shape) / (2**spec.bits - 1))
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        values = x.detach().to(self.basis.dtype)
+        values = x.detach().float()
         levels, digits = sorted_levels(self.basis, self.signed)
         result = nearest_value(values, levels, self.granularity)
         if self.training:
@@ -114,14 +116,14 @@ class LQNets(Quantizer):
             counts, missing = mean_of_ranks(counts), mean_of_ranks(missing)
         planes, groups = len(self.basis), counts.shape[1]
         best = least_squares(
-            self.basis.reshape(planes, groups), digits.reshape(len(levels), planes, groups), counts, missing
+            self.basis.float().reshape(planes, groups), digits.reshape(len(levels), planes, groups), counts, missing
         )
         self.basis.copy_(decay * self.basis + (1 - decay) * best.reshape(self.basis.shape))
 
     def quantize(self, x: Tensor) -> QTensor:
         require_finite(x)
         levels, digits = sorted_levels(self.basis, self.signed)
-        rank = nearest_rank(x.detach().to(self.basis.dtype), levels, self.granularity)
+        rank = nearest_rank(x.detach().float(), levels, self.granularity)
         codes = [
             look_up(rank, digits[:, m].movedim(0, -1).contiguous(), self.granularity) for m in range(len(self.basis))
         ]

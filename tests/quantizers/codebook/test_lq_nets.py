@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from qtrain.observers.min_max import MinMax
-from qtrain.quantizers.codebook.group_levels import nearest_rank
-from qtrain.quantizers.codebook.lq_nets import LQNets, sorted_levels
+from qtrain.quantizers.codebook.lq_nets import LQNets
 from qtrain.spec import PerChannel, PerTensor, QuantSpec
 
 SHAPE = (6, 4, 3, 3)
-SIGNED = torch.tensor(True)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -108,14 +106,25 @@ def test_the_basis_moves_as_a_moving_average_after_the_forward() -> None:
     before = quantizer.basis.clone()
     output = quantizer.train()(x)
     assert torch.equal(output, quantizer.eval().quantize(x).dequantize()) is False
-    levels, digits_of = sorted_levels(before, SIGNED)
-    digits = digits_of.double()[nearest_rank(x, levels, PerTensor()).reshape(-1)].T
+    words = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=2)), dtype=torch.float64)
+    digits = words[(x.double().reshape(-1, 1) - words @ before.double()).abs().argmin(1)].T
     exact = torch.linalg.lstsq(digits.T, x.double().reshape(-1, 1)).solution[:, 0]
     torch.testing.assert_close(quantizer.basis.double(), 0.75 * before.double() + 0.25 * exact, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(output.double().reshape(-1), before.double() @ digits, rtol=1e-5, atol=1e-6)
     kept = quantizer.basis.clone()
     quantizer.eval()(x * 2)
     assert torch.equal(quantizer.basis, kept)
+
+
+@pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(0)])
+def test_autocast_changes_nothing(granularity: PerTensor | PerChannel) -> None:
+    """Training on a GPU is under autocast, whose products of matrices have 16 bits."""
+    x = noise(*SHAPE)
+    plain, under = (LQNets(spec=QuantSpec(bits=3, shape=SHAPE, signed=True), granularity=granularity) for _ in "12")
+    expected = plain.train()(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(under.train()(x), expected)
+    assert torch.equal(plain.basis, under.basis)
 
 
 def test_gradients_are_straight_through() -> None:
