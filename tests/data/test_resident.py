@@ -35,7 +35,7 @@ def test_digits_match_scikit_learn() -> None:
 
 def test_nearest_class_mean_recognizes_them() -> None:
     """Images and labels belong together: the simplest classifier there is reaches 85 percent."""
-    data = digits(batch_size=1437)
+    data = digits(batch_size=1437, eval_batch_size=360)
     (train,) = data.calibration_batches(1)
     (test,) = data.test_dataloader()
     means = torch.stack([train.image[train.target == c].mean(0) for c in range(10)]).flatten(1)
