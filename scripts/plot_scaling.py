@@ -8,17 +8,14 @@ last. Axes begin at zero, so that what is linear is a straight line.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pictures import command, make_plain
 
-from qtrain.pipeline.results import read_results
 from qtrain.report.chart import light_colors
-from qtrain.utils.atomic_write import atomic_write
 
 COLORS = {"full precision": "--c1", "student": "--c0"}
 
@@ -26,14 +23,7 @@ Row = dict[str, str]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("results", type=Path, help="CSV file of the points")
-    parser.add_argument("picture", type=Path, help="PNG file to write")
-    options = parser.parse_args(arguments)
-    with atomic_write(options.picture) as temporary:
-        draw(read_results(options.results)).savefig(temporary, format="png")
-    print(f"drew {options.picture}")
-    return 0
+    return command(__doc__, draw, arguments)
 
 
 def draw(rows: Sequence[Row]) -> Figure:
@@ -56,10 +46,7 @@ def _panel(panel: Axes, axis: str, rows: Sequence[Row]) -> None:
     panel.set_xlabel(axis)
     panel.set_ylabel("ms a step")
     panel.legend(frameon=False, fontsize=8)
-    panel.tick_params(which="both", length=0)
-    panel.grid(color=colors["--line"], linewidth=0.8)
-    panel.set_axisbelow(True)
-    panel.spines[:].set_visible(False)
+    make_plain(panel)
 
 
 if __name__ == "__main__":

@@ -8,34 +8,24 @@ than those of the weights; the full-precision network is the line across.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
+from pictures import command, make_plain
 from result_tables.variant import Variant, gather_variants
 
-from qtrain.pipeline.results import read_results
 from qtrain.report.chart import light_colors
-from qtrain.utils.atomic_write import atomic_write
 
 LOWEST = 8.0
 """Where the accuracy axis begins, in percent: just below chance among ten classes."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("results", type=Path, help="CSV file of the variants")
-    parser.add_argument("picture", type=Path, help="PNG file to write")
-    options = parser.parse_args(arguments)
-    with atomic_write(options.picture) as temporary:
-        draw(gather_variants(read_results(options.results))).savefig(temporary, format="png")
-    print(f"drew {options.picture}")
-    return 0
+    return command(__doc__, lambda rows: draw(gather_variants(rows)), arguments)
 
 
 def draw(variants: Sequence[Variant]) -> Figure:
@@ -60,10 +50,7 @@ def _panel(axes: Axes, members: Sequence[Variant], full: Sequence[Variant], *, t
     axes.set_xlabel("stored bits per weight, scales and codebooks included")
     axes.set_ylabel("top-1 %")
     axes.set_title(title, loc="left", fontsize=10)
-    axes.tick_params(which="both", length=0)
-    axes.grid(color=light_colors()["--line"], linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[:].set_visible(False)
+    make_plain(axes)
     labels = []
     points = [(v, v.mean("effective_bits"), v.mean("top1")) for v in members]
     tops = [top1 for _, _, top1 in points if top1 is not None]

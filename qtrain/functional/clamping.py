@@ -1,6 +1,6 @@
 """Clamping to bounds that are tensors, as a quantizer's are, so that a change of bits compiles nothing anew.
 
-torch's own ``clamp`` takes two to three times as long with tensors as with numbers, in eager mode.
+torch's own ``clamp`` is slow with tensors in eager mode.
 """
 
 import torch
