@@ -4,6 +4,7 @@
     python scripts/bench_step.py --no-eager --threads 2 --results results/bench.csv
     python scripts/bench_step.py quantize.bits.weight=2 model=cifar_resnet56      # any overrides of the experiment
     python scripts/bench_step.py --size 64 --batch 32 model=timm model.name=resnet18 teacher=none objective=hard
+    python scripts/bench_step.py --accumulate 4 --batch 16 --threads 2 teacher=none objective=hard
     python scripts/bench_step.py --variants cifar10/shootout --rounds 3 --steps 2 --no-compile   # each of its students
 
 A step is what the training module does: forward, objective, backward, optimizer step, with the experiment's own
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,9 +44,9 @@ from qtrain.run_task import selected
 from qtrain.settings.component import Component
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import Batch
+from qtrain.training.computed_step import ComputedStep
 from qtrain.training.optim import parameter_groups
 from qtrain.training.step import StudentStep
-from qtrain.utils.compiled import Compiled
 
 EXPERIMENT = "cifar10/resnet20_w4a4"
 CLASSES, CHANNELS = 10, 3
@@ -55,9 +56,10 @@ SAMPLES = 50_000
 
 STUDENT, TEACHER, DISTILLED = "student", "teacher forward", "student with teacher"
 CACHED = "student with cached teacher"
-BASES = {STUDENT: (FULL,), DISTILLED: (STUDENT, TEACHER), CACHED: (STUDENT,)}
+EACH_BATCH = "student, weights quantized for each batch"
+BASES = {STUDENT: (FULL,), DISTILLED: (STUDENT, TEACHER), CACHED: (STUDENT,), EACH_BATCH: (FULL,)}
 """Case -> the cases whose summed time is the 1 of its ratio."""
-QUANTIZED = (STUDENT, DISTILLED, CACHED)
+QUANTIZED = (STUDENT, DISTILLED, CACHED, EACH_BATCH)
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Setting:
     target: Tensor
     bf16: bool
     compiled: bool
+    accumulated: int = 1
+    """Batches whose gradients make one step."""
 
     @property
     def device(self) -> torch.device:
@@ -126,23 +130,32 @@ def cached_teacher(setting: Setting, folder: str) -> CachedTeacher:
     return teacher
 
 
-def training_step(setting: Setting, student: nn.Module, objective: Objective, teacher: Teacher | None) -> Work:
-    """One step, as :class:`qtrain.training.module.QATModule` and Lightning make it."""
+def training_step(
+    setting: Setting, student: nn.Module, objective: Objective, teacher: Teacher | None, *, once: bool = True
+) -> Work:
+    """One step, as :class:`qtrain.training.module.QATModule` and Lightning make it.
+
+    With ``once`` the batches of a step share the quantized weights.
+    """
     module = StudentStep(student=student.train(), objective=objective).to(setting.device)
-    step: Callable[..., dict[str, Tensor]] = module
-    if setting.compiled:  # full precision as torch compiles it by itself, which is faster for it
-        step = Compiled(module) if quantizers_of(student) else torch.compile(module, fullgraph=True, dynamic=False)
+    if quantizers_of(student):
+        step = ComputedStep(module, student, compile=setting.compiled)
+    else:  # as torch compiles it by itself, which is faster for full precision
+        compiled = torch.compile(module, fullgraph=True, dynamic=False) if setting.compiled else module
+        step = ComputedStep(compiled, student)
+    hold = once and setting.accumulated > 1
     groups = parameter_groups([student, objective], scale_lr=setting.cfg.fit.scale_lr)
     optimizer = setting.cfg.optimizer.build()(groups)
     batch = setting.batch
 
     def run() -> None:
-        precision = torch.autocast(setting.device.type, dtype=torch.bfloat16) if setting.bf16 else nullcontext()
-        with precision:
-            answer = () if teacher is None else teacher.answer(batch, 0)
-            losses = step(batch.image, batch.target, *answer)
         optimizer.zero_grad()
-        losses["total"].backward()
+        for place in range(setting.accumulated):
+            precision = torch.autocast(setting.device.type, dtype=torch.bfloat16) if setting.bf16 else nullcontext()
+            with precision, step.batch(last=place + 1 == setting.accumulated, hold=hold):
+                answer = () if teacher is None else teacher.answer(batch, 0)
+                losses = step(batch.image, batch.target, *answer)
+            losses["total"].backward()
         optimizer.step()
 
     return Work(run, [*module.parameters(), *module.buffers(), batch.image, batch.target])
@@ -151,7 +164,8 @@ def training_step(setting: Setting, student: nn.Module, objective: Objective, te
 def make_cases(setting: Setting) -> dict[str, Work]:
     """Case -> what does it once. Each has a model, an objective and an optimizer of its own.
 
-    Without a teacher there are two: full precision and the student.
+    Without a teacher there are two: full precision and the student. Where gradients of several batches make a step,
+    there is one more, whose weights are quantized for each of them.
     """
     cfg, size = setting.cfg, setting.size
     labels = {name: Objective(terms={"hard": Hard()}) for name in (FULL, STUDENT)}
@@ -159,6 +173,8 @@ def make_cases(setting: Setting) -> dict[str, Work]:
         FULL: training_step(setting, build(cfg.model, size), labels[FULL], None),
         STUDENT: training_step(setting, quantized(cfg, size), labels[STUDENT], None),
     }
+    if setting.accumulated > 1:
+        cases[EACH_BATCH] = training_step(setting, quantized(cfg, size), labels[STUDENT], None, once=False)
     if cfg.teacher.model is None:
         return cases
     objective: Objective = cfg.objective.build()
@@ -235,6 +251,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
     parser.add_argument("--eager", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--accumulate", type=int, default=1, help="batches whose gradients make one step (%(default)s)")
     parser.add_argument("--name", help="what the students of the rows are called, if overrides make them others")
     parser.add_argument("--variants", metavar="EXPERIMENT", help="measure each variant of an experiment instead")
     options = bench_harness.parse(parser, arguments, over=EXPERIMENT)
@@ -267,12 +284,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     target = torch.randint(CLASSES, (options.batch,)).to(device)
     cases: list[tuple[Measured, Work]] = []
     for compiled in [mode for mode, wanted in ((False, options.eager), (True, options.compile)) if wanted]:
-        setting = Setting(cfg, image, target, bf16, compiled)
+        setting = Setting(cfg, image, target, bf16, compiled, options.accumulate)
         made = variant_cases(setting, overrides) if options.variants else make_cases(setting)
         cases += [(Measured(case, compiled, bases_of(case)), work) for case, work in made.items()]
     measure(cases, device=device, rounds=options.rounds, steps=options.steps, warmup=options.warmup)
     results = [measured for measured, _ in cases]
     notes = conditions(batch=options.batch, size=options.size, bf16=bf16, rounds=options.rounds, steps=options.steps)
+    notes += f", {options.accumulate} batches a step" if options.accumulate > 1 else ""
     teacher = "" if options.variants or cfg.teacher.model is None else f", teacher {cfg.teacher.model.name}"
     print(f"{cfg.model.name}{teacher}, {device}: {notes}\n{table(results)}")
     if options.results:

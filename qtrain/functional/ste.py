@@ -211,7 +211,8 @@ def with_penalty(x: Tensor, penalty: Tensor) -> Tensor:
     """``x``, bit for bit; in the backward ``penalty`` (0-dim) gets the gradient that it would have as part of the loss.
 
     So a method whose paper adds a regularizer to the loss can do that from inside its own forward. The reported loss
-    does not contain it; every backward through ``x`` adds it once.
+    does not contain it; every backward through ``x`` adds it once. Where several backwards make one step, a quantizer
+    multiplies it by its ``penalty_share`` (:class:`qtrain.quantizers.hooks.Penalizing`).
     """
     result: Tensor = _WithPenalty.apply(x, penalty)
     return result

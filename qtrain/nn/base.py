@@ -25,10 +25,14 @@ class ReadsInput(Protocol):
 
 
 class Quantized(ReadsInput, Protocol):
-    """The part of a quantized layer that is the same for all."""
+    """The part of a quantized layer that is the same for all.
+
+    ``held_weight`` is the quantized weight while several batches share it; see :mod:`qtrain.nn.held_weights`.
+    """
 
     weight_quantizer: Quantizer | None
     gradient_quantizer: nn.Module | None
+    held_weight: Tensor | None
 
     def effective_weight(self) -> Tensor: ...
 
@@ -62,6 +66,8 @@ def quantized_weight(layer: Quantized) -> Tensor:
 
     A weight that is rounded as if merged with the following batch norm is divided by that norm's factor afterwards.
     """
+    if layer.held_weight is not None:
+        return layer.held_weight
     weight = layer.effective_weight()
     if layer.weight_quantizer is not None:
         weight = layer.weight_quantizer(weight)
@@ -88,6 +94,6 @@ def adopt_convolution(
 
 
 def without_quantizers(layer: nn.Module) -> None:
-    """Set the quantizers of ``layer`` to absent."""
-    for name in ("weight_quantizer", "input_quantizer", "tensor_quantizer", "gradient_quantizer"):
+    """Set the quantizers of ``layer``, and what they would give, to absent."""
+    for name in ("weight_quantizer", "input_quantizer", "tensor_quantizer", "gradient_quantizer", "held_weight"):
         setattr(layer, name, None)

@@ -28,6 +28,7 @@ class QuantConv(_ConvNd):
     input_quantizer: Quantizer | None
     tensor_quantizer: Quantizer | None
     gradient_quantizer: nn.Module | None
+    held_weight: Tensor | None
 
     def __init__(
         self, *, source: _ConvNd, pad: nn.Module | None = None, weight_transform: nn.Module | None = None

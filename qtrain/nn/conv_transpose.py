@@ -33,6 +33,7 @@ class QuantConvTranspose(_ConvTransposeNd):
     input_quantizer: Quantizer | None
     tensor_quantizer: Quantizer | None
     gradient_quantizer: nn.Module | None
+    held_weight: Tensor | None
 
     def __init__(self, *, source: _ConvTransposeNd) -> None:
         adopt_convolution(self, source, None, None)

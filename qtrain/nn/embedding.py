@@ -5,7 +5,7 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qtrain.nn.base import without_quantizers
+from qtrain.nn.base import quantized_weight, without_quantizers
 from qtrain.quantizers.base import Quantizer
 
 
@@ -21,6 +21,7 @@ class QuantEmbedding(nn.Embedding):
     input_quantizer: Quantizer | None
     tensor_quantizer: Quantizer | None
     gradient_quantizer: nn.Module | None
+    held_weight: Tensor | None
 
     def __init__(self, *, source: nn.Embedding) -> None:
         nn.Module.__init__(self)
@@ -35,6 +36,5 @@ class QuantEmbedding(nn.Embedding):
         return self.weight
 
     def forward(self, input: Tensor) -> Tensor:
-        weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
-        output = F.embedding(input, weight, self.padding_idx)
+        output = F.embedding(input, quantized_weight(self), self.padding_idx)
         return output if self.gradient_quantizer is None else self.gradient_quantizer(output)

@@ -21,6 +21,7 @@ class QuantLinear(nn.Linear):
     input_quantizer: Quantizer | None
     tensor_quantizer: Quantizer | None
     gradient_quantizer: nn.Module | None
+    held_weight: Tensor | None
 
     def __init__(self, *, source: nn.Linear) -> None:
         nn.Module.__init__(self)

@@ -5,7 +5,7 @@ a range that a change of bits carries over. A quantizer that needs one of them h
 know.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -38,6 +38,14 @@ class StepAware(Protocol):
         ``key`` (63 bits) differs from step to step and from quantizer to quantizer and is the same on all ranks. State
         belongs in buffers, so that a change does not recompile the graph.
         """
+
+
+@runtime_checkable
+class Penalizing(Protocol):
+    """A quantizer whose forward adds a penalty to the loss; see :func:`qtrain.functional.ste.with_penalty`."""
+
+    penalty_share: float
+    """What the penalty is multiplied by, so that the batches of one optimizer step add it once: 1 for a single one."""
 
 
 @runtime_checkable
@@ -96,6 +104,17 @@ def begin_step_(model: nn.Module, *, seed: int, step: int, progress: float) -> N
         if has_method(module, "begin_step_"):
             assert isinstance(module, StepAware)
             module.begin_step_(progress=progress, key=seed_of(seed, step, place))
+
+
+def share_penalties_(model: nn.Module, share: float, *, once: Set[nn.Module] = frozenset()) -> None:
+    """Tell every penalizing quantizer of ``model`` the ``share`` of a step that one batch is.
+
+    Those within ``once`` are called once a step, whatever number of batches it has.
+    """
+    called_once = {inner for quantizer in once for inner in quantizer.modules()}
+    for module in model.modules():
+        if isinstance(module, Penalizing):
+            module.penalty_share = 1.0 if module in called_once else share
 
 
 def project(quantizer: nn.Module, weight: Tensor) -> Tensor:

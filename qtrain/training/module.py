@@ -18,13 +18,13 @@ from qtrain.models.teacher import Teacher
 from qtrain.nn.many_bits import ManyBits, label
 from qtrain.nn.project import moves_weights, partition_weights_, project_weights_
 from qtrain.nn.sync_batchnorm import sync_batchnorm_
-from qtrain.quantizers.hooks import begin_step_
+from qtrain.quantizers.hooks import begin_step_, share_penalties_
 from qtrain.schedules.base import Schedule
 from qtrain.spec import Batch, Position
 from qtrain.training.callbacks.teacher_cache import TeacherCacheUpdates
-from qtrain.training.optim import MakeOptimizer, load_optimizer_state_, parameter_groups
+from qtrain.training.computed_step import ComputedStep
+from qtrain.training.optim import MakeOptimizer, load_optimizer_state_, parameter_groups, still_accumulating
 from qtrain.training.step import LearningTeacher, ManyBitsStep, StudentStep
-from qtrain.utils.compiled import Compiled
 
 GAVE_UP = "qtrain_gave_up_compiling"
 """Key of a checkpoint: the step could not be compiled."""
@@ -92,9 +92,9 @@ class QATModule(pl.LightningModule):
             step = ManyBitsStep(student=student, objective=objective, narrow=narrow_objective)
         else:
             step = StudentStep(student=student, objective=objective, teacher=self.learning_teacher)
-        # In a tuple, so that the step's modules, registered above, are not registered twice.
-        self.compiles = compile
-        self._step = (Compiled(step, or_eager=or_eager) if compile else step,)
+        self._step = ComputedStep(step, student, compile=compile, or_eager=or_eager)
+        self._place = 0
+        """Batches since the last optimizer step."""
         names = [label(bits) for bits in student.others] if isinstance(student, ManyBits) else []
         self.top1 = MulticlassAccuracy(num_classes=num_classes, average="micro")
         self.narrow_top1 = nn.ModuleDict(
@@ -105,23 +105,31 @@ class QATModule(pl.LightningModule):
         return [TeacherCacheUpdates(self._teacher)] if isinstance(self._teacher, CachedTeacher) else []
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if isinstance(step := self._step[0], Compiled):
-            checkpoint[GAVE_UP] = step.gave_up
+        if self.compiles or self._step.gave_up:
+            checkpoint[GAVE_UP] = self._step.gave_up
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # A compiled step rounds otherwise, so a run does not change over in the middle.
-        if isinstance(step := self._step[0], Compiled) and self._or_eager:
-            step.gave_up = bool(checkpoint.get(GAVE_UP, False))
-            self.compiles = not step.gave_up
+        if self._or_eager:
+            self._step.gave_up = bool(checkpoint.get(GAVE_UP, False))
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the step is compiled."""
+        return self._step.compiles
 
     def on_fit_start(self) -> None:
         if self._teacher is not None:
             self._teacher.to(self.device)
+        once = self._step.quantizers if self._quantizes_once() else frozenset()
+        share_penalties_(self.student, 1 / self.trainer.accumulate_grad_batches, once=once)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Makes random numbers of the forward (dropout, stochastic depth) a function of (seed, step).
+        # Makes random numbers of the forward (dropout, stochastic depth) a function of the seed and the place.
         step = self._start.step + self.global_step
-        torch.manual_seed(seed_of(self._seed, step))
+        torch.manual_seed(seed_of(self._seed, step, self._place) if self._place else seed_of(self._seed, step))
+        if self._place:
+            return  # weights, quantizers and objective stay as they are until the optimizer's step
         progress = self.global_step / max(1, self._total_steps)
         begin_step_(self.student, seed=self._seed, step=step, progress=progress)
         with self._weights_in_reach():
@@ -135,15 +143,18 @@ class QATModule(pl.LightningModule):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The unweighted losses of a training ``batch`` by name, and ``total``; calls a frozen teacher for it."""
         if self._teacher is None:
-            losses: dict[str, Tensor] = self._step[0](batch.image, batch.target)
+            losses = self._step(batch.image, batch.target)
         else:
             logits, features = self._teacher.answer(batch, self._start.epoch + self.current_epoch)
-            losses = self._step[0](batch.image, batch.target, logits, features)
+            losses = self._step(batch.image, batch.target, logits, features)
             self.teacher_logits = logits
         return losses
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses = self.losses(batch)
+        last = not still_accumulating(self.trainer)
+        with self._step.batch(last=last, hold=self._quantizes_once()):
+            losses = self.losses(batch)
+        self._place = 0 if last else self._place + 1
         self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()}, batch_size=len(batch.image))
         return losses["total"]
 
@@ -151,6 +162,10 @@ class QATModule(pl.LightningModule):
         super().optimizer_step(*arguments, **options)
         with self._weights_in_reach():
             project_weights_(self.student)
+
+    def _quantizes_once(self) -> bool:
+        """Whether weights are quantized once for all batches of a step; a rank without the whole weights cannot."""
+        return self.trainer.accumulate_grad_batches > 1 and not is_sharded(self.student)
 
     def _weights_in_reach(self) -> AbstractContextManager[None]:
         """Inside, each rank has the whole weights, if quantizers change weights themselves."""

@@ -16,7 +16,7 @@ class CountingBackend:
         torch._dynamo.reset()
         self.graphs = 0
 
-    def __call__(self, graph: Any, inputs: Any) -> Any:
+    def __call__(self, graph: Any, inputs: Any, **options: Any) -> Any:
         self.graphs += 1
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 

@@ -105,6 +105,14 @@ def test_hints_have_no_cached_case() -> None:
     assert script.CACHED not in script.make_cases(setting)
 
 
+def test_accumulated_batches_are_measured_with_weights_quantized_once_and_for_each(tmp_path: Path) -> None:
+    results = tmp_path / "bench.csv"
+    assert script.main([*TINY, "--accumulate", "2", "teacher=none", "objective=hard", "--results", str(results)]) == 0
+    rows = read_results(results)
+    assert [row["case"] for row in rows] == ["full precision", "student", script.EACH_BATCH]
+    assert all("2 batches a step" in row["notes"] for row in rows)
+
+
 def test_wrong_options_end_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert script.main([*TINY, "fit.epoch=3"]) == 2
     assert capsys.readouterr().err.splitlines() == [

@@ -42,6 +42,7 @@ class BNNPlus(Binary):
     """
 
     alpha: nn.Parameter
+    penalty_share = 1.0
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class BNNPlus(Binary):
         real = self.centered(x)
         if self.spec.is_weight and self.strength:
             penalty = distance_to_binary(real, self.spread(self.alpha, x), self.regularizer)
-            real = with_penalty(real, self.strength * penalty)
+            real = with_penalty(real, self.penalty_share * self.strength * penalty)
         signs = straight_through(sign(real), swish_sign(real, self.beta))
         return signed_sum([signs], self.alpha.unsqueeze(0), self.granularity).to(x.dtype)
 

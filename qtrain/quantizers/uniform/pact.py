@@ -28,6 +28,7 @@ class PACT(Quantizer):
     serves: ClassVar[Set[Served]] = frozenset({"input"})
 
     level: nn.Parameter
+    penalty_share = 1.0
 
     def __init__(self, *, spec: QuantSpec, decay: float = 2e-4, init: float | None = None) -> None:
         if not decay >= 0:
@@ -48,7 +49,9 @@ class PACT(Quantizer):
         value = fake_quantize(x.detach(), (level / self.code_high).detach(), self.code_low, self.code_high)
         clipped = clip_ste(x, level, self.code_low / self.code_high)
         result = straight_through(value, clipped.to(x.dtype))
-        return with_penalty(result, self.decay / 2 * level.square()) if self.training else result
+        if not self.training:
+            return result
+        return with_penalty(result, self.penalty_share * self.decay / 2 * level.square())
 
     def quantize(self, x: Tensor) -> QTensor:
         return self.affine_tensor(x, self.clip_level() / self.code_high)

@@ -32,6 +32,7 @@ class Oscillation(TrainingWrapper):
     """
 
     serves = frozenset({"weight"})
+    penalty_share = 1.0
 
     dampening: Tensor
     threshold: Tensor
@@ -87,7 +88,7 @@ class Oscillation(TrainingWrapper):
             return quantized
         step = self.spread(self.step(), x)
         distance = distance_to_codes(x, step, self.code_low, self.code_high)
-        quantized = self.inner(with_penalty(x, self.dampening * distance))
+        quantized = self.inner(with_penalty(x, self.penalty_share * self.dampening * distance))
         return quantized
 
     @torch.no_grad()
