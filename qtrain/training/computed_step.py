@@ -24,13 +24,12 @@ class ComputedStep:
 
     def __init__(self, step: Losses, student: nn.Module, *, compile: bool = False, or_eager: bool = False) -> None:
         weights = QuantizedWeights(student)
+        self._step: Losses = step
+        quantize: Callable[[], list[Tensor]] = weights
         self._compiled: tuple[Compiled[..., Any], ...] = ()
-        self._step, quantize = step, weights
         if compile:
-            self._compiled = self._step, quantize = (
-                Compiled(step, or_eager=or_eager),
-                Compiled(weights, or_eager=or_eager),
-            )
+            self._step, quantize = Compiled(step, or_eager=or_eager), Compiled(weights, or_eager=or_eager)
+            self._compiled = self._step, quantize
         self._held = HeldWeights(weights, quantize)
         self.quantizers: Set[Quantizer] = weights.quantizers
         """Quantizers of the weights that :meth:`batch` quantizes once."""
