@@ -5,8 +5,8 @@
     python scripts/bench_phases.py quantize.bits.weight=2 --phases Fisher BRECQ
 
 A pass is one forward of full precision over the same images, without gradients. What repeats a step is measured over
-few of them, as its name says. Eager; weights and images are random, since time does not depend on them. How it is
-measured: ``bench_harness.py``.
+few of them, as its name says. Eager unless its name says otherwise; weights and images are random, since time does not
+depend on them. How it is measured: ``bench_harness.py``.
 """
 
 from __future__ import annotations
@@ -41,9 +41,12 @@ from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import Batch, DataInfo
 from qtrain.synthesis.bn_statistics import BNStatistics
 from qtrain.training.evaluation import evaluate
+from qtrain.utils.compiled import Compiled
 
 STEPS = 10
 """Steps of what repeats one."""
+COMPILED = "evaluation of the student, compiled"
+"""The one phase that is not eager."""
 PROBES = 2
 """Products with the Hessian, for the weights and for the inputs."""
 
@@ -96,6 +99,10 @@ class Phases:
     def evaluation(self, model: nn.Module) -> Callable[[], None]:
         return lambda: void(evaluate(model, [self.batch], torch.device("cpu")))
 
+    def compiled_evaluation(self) -> Callable[[], None]:
+        forward = Compiled(self.student)
+        return torch.no_grad()(lambda: void(forward(self.images)))
+
     def calibration(self) -> None:
         model = copy.deepcopy(self.full)
         calibrate(model, [self.images], convert(self.cfg, model, self.images[:1]).plans)
@@ -121,6 +128,7 @@ class Phases:
         return {
             FULL: lambda: self.evaluation(self.full),
             "evaluation of the student": lambda: self.evaluation(self.student),
+            COMPILED: self.compiled_evaluation,
             "conversion and calibration": lambda: self.calibration,
             "Fisher scores": lambda: self.scores(Fisher()),
             f"traces, {PROBES} probes": lambda: self.scores(HawqTrace(probes=PROBES)),
@@ -156,7 +164,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     works = {name: make for name, make in works.items() if name == FULL or name.startswith(asked)}
-    cases = [(Measured(name, False, () if name == FULL else (FULL,)), Work(make(), ())) for name, make in works.items()]
+    cases = [
+        (Measured(name, name == COMPILED, () if name == FULL else (FULL,), base_compiled=False), Work(make(), ()))
+        for name, make in works.items()
+    ]
     measure(cases, device=torch.device("cpu"), rounds=options.rounds, steps=options.steps, warmup=0)
     results = [measured for measured, _ in cases]
     notes = conditions(batch=options.batch, size=options.size, bf16=False, rounds=options.rounds, steps=options.steps)

@@ -17,7 +17,7 @@ from qtrain.distillation.objective import Objective
 from qtrain.models.teacher import Teacher
 from qtrain.nn.many_bits import in_use
 from qtrain.pipeline import build_teacher
-from qtrain.pipeline.compilation import AUTO, compiles
+from qtrain.pipeline.compilation import AUTO, compiles, compiles_evaluation
 from qtrain.pipeline.fit import accumulated_batches, fit, shards_student, shares_batches
 from qtrain.pipeline.load_data import depends_on
 from qtrain.pipeline.many_bits import narrow_objective
@@ -54,7 +54,8 @@ def run_stage(
     objective = build_teacher.build_objective(settings, in_use(student), teacher_model, data)
     nobody_teaches = not (objective.needs_teacher or settings.teacher.learns or settings.many_bits.widths)
     data.train_on_labels_only(nobody_teaches)
-    if compiled := compiles(settings, student, data):
+    compiled, evaluation = compiles(settings, student, data), compiles_evaluation(settings, student, data)
+    if compiled or evaluation:
         torch.compiler.reset()  # graphs of an earlier fit in this process would count against the limit for one
     if before is not None:
         _inherit_(objective, before.objective, stage.name)
@@ -77,6 +78,7 @@ def run_stage(
         norm_decay=settings.fit.norm_decay,
         compile=compiled,
         or_eager=settings.fit.compile == AUTO,
+        compile_evaluation=evaluation,
         sync_batchnorm=shares_batches(settings),
         optimizer_state=before.optimizer if before is not None and settings.fit.carry_optimizer else None,
         narrow_objective=narrow_objective(settings, student, data),

@@ -25,6 +25,7 @@ from qtrain.training.callbacks.teacher_cache import TeacherCacheUpdates
 from qtrain.training.computed_step import ComputedStep
 from qtrain.training.optim import MakeOptimizer, load_optimizer_state_, parameter_groups, still_accumulating
 from qtrain.training.step import LearningTeacher, ManyBitsStep, StudentStep
+from qtrain.utils.compiled import Compiled
 
 GAVE_UP = "qtrain_gave_up_compiling"
 """Key of a checkpoint: the step could not be compiled."""
@@ -39,8 +40,9 @@ class QATModule(pl.LightningModule):
     Metrics: ``train/<term>`` and ``train/total`` per step, in nats; ``val/top1`` in percent and ``val/loss`` in nats.
     The learning rate is that of the optimizer times ``lr_schedule`` at the progress, the finished share of this fit's
     steps. With ``compile`` the step is one compiled graph; with ``or_eager`` too, a step that cannot be compiled is
-    trained all the same, and so it is when the fit goes on from a checkpoint. With ``sync_batchnorm`` batch norm takes
-    its statistics over the batches of all ranks. ``start`` is the run's progress when the fit begins; seeds and the
+    trained all the same, and so it is when the fit goes on from a checkpoint. ``compile_evaluation`` compiles the
+    forward of validation, as far as batches have the size of the first. With ``sync_batchnorm`` batch norm takes its
+    statistics over the batches of all ranks. ``start`` is the run's progress when the fit begins; seeds and the
     teacher's epochs continue from there. ``optimizer_state`` is the optimizer's state dict from the stage before, if
     its moments are to be kept. ``teacher_logits`` are the outputs of a frozen teacher for the last batch, for
     callbacks. A student of many bits needs a ``narrow_objective``, by which its widest trains the others;
@@ -62,6 +64,7 @@ class QATModule(pl.LightningModule):
         norm_decay: bool = False,
         compile: bool = False,
         or_eager: bool = False,
+        compile_evaluation: bool = False,
         sync_batchnorm: bool = False,
         start: Position = Position(),  # noqa: B008 - immutable
         optimizer_state: dict[str, Any] | None = None,
@@ -93,6 +96,9 @@ class QATModule(pl.LightningModule):
         else:
             step = StudentStep(student=student, objective=objective, teacher=self.learning_teacher)
         self._step = ComputedStep(step, student, compile=compile, or_eager=or_eager)
+        self._forward = Compiled(student, or_eager=True, what="evaluation") if compile_evaluation else None
+        self._evaluated = 0
+        """Images of the first validation batch."""
         self._place = 0
         """Batches since the last optimizer step."""
         names = [label(bits) for bits in student.others] if isinstance(student, ManyBits) else []
@@ -174,7 +180,9 @@ class QATModule(pl.LightningModule):
         return nullcontext()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        logits = self.student(batch.image)
+        self._evaluated = self._evaluated or len(batch.image)
+        forward = self._forward if self._forward and len(batch.image) == self._evaluated else self.student
+        logits = forward(batch.image)
         loss = hard_loss(logits, batch.target)
         self.log("val/loss", loss, on_epoch=True, batch_size=len(batch.image), sync_dist=True)
         self.top1.update(logits.float(), batch.target)

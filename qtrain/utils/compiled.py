@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-NOT_COMPILED = "the step is not compiled, since compiling it failed (%s: %s); training goes on without"
+NOT_COMPILED = "%s is not compiled, since compiling it failed (%s: %s); training goes on without"
 
 KERNELS = {"realize_reads_threshold": 8}
 """Values that an expression of two readers may read without being written to memory first.
@@ -29,12 +29,12 @@ class Compiled(Generic[P, R]):
 
     Its backward computes cheap operations again instead of keeping their results, by
     :func:`qtrain.utils.compat.compiling`. A compiler may be missing, or not know an operation. It fails before it has
-    computed anything, so the same call is repeated without it, and the reason is logged in one line. ``gave_up`` says
-    that this happened, and may be set.
+    computed anything, so the same call is repeated without it, and the reason is logged in one line, in which ``what``
+    is the function's name. ``gave_up`` says that this happened, and may be set.
     """
 
-    def __init__(self, function: Callable[P, R], *, or_eager: bool = False) -> None:
-        self._function = function
+    def __init__(self, function: Callable[P, R], *, or_eager: bool = False, what: str = "the step") -> None:
+        self._function, self._what = function, what
         self._compiled: Callable[P, R] = torch.compile(function, fullgraph=True, dynamic=False, options=dict(KERNELS))
         self._tried = not or_eager
         self.gave_up = False
@@ -47,7 +47,7 @@ class Compiled(Generic[P, R]):
         try:
             result = self._call(*arguments, **options)
         except Exception as error:
-            log.warning(NOT_COMPILED, type(error).__name__, one_line(error)[:200])
+            log.warning(NOT_COMPILED, self._what, type(error).__name__, one_line(error)[:200])
             self.gave_up = True
             return self._function(*arguments, **options)
         self._tried = True

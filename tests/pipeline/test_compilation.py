@@ -14,7 +14,14 @@ from torch import nn
 import qtrain
 from qtrain.config.compose import compose
 from qtrain.data.base import VisionData
-from qtrain.pipeline.compilation import COMPILE_S, SAVED_S, compiles
+from qtrain.pipeline.compilation import (
+    COMPILE_EVALUATION_S,
+    COMPILE_S,
+    SAVED_EVALUATION_S,
+    SAVED_S,
+    compiles,
+    compiles_evaluation,
+)
 from qtrain.spec import DataInfo
 
 INFO = DataInfo("some", 3, 1, 8, (0.0,), (1.0,), train_size=1000, val_size=0, test_size=0, kind="resident")
@@ -81,6 +88,46 @@ def test_auto_compiles_neither_full_precision_nor_shards_nor_where_nothing_was_m
     reasons = ("nothing is quantized", "spread over processes", "measured on processors alone")
     assert all(reason in line for reason, line in zip(reasons, caplog.messages, strict=True))
     assert compiles(compose([f"fit.epochs={round(BREAK_EVEN * 9)}", "trainer=cpu"]), student, data())
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(0.99, False), (1.01, True)])
+@pytest.mark.parametrize("asked", ["auto", "true"])
+def test_evaluation_is_compiled_from_where_it_has_paid(
+    student: nn.Module, asked: str, epochs: float, expected: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every second epoch evaluates 500 images."""
+    images = 2 * COMPILE_EVALUATION_S / (SAVED_EVALUATION_S * ROUNDED)
+    settings = compose(
+        [
+            f"fit.epochs={2 * round(images * epochs / 500)}",
+            f"fit.compile={asked}",
+            "trainer=cpu",
+            "trainer.check_val_every_n_epoch=2",
+        ]
+    )
+    validated = data()
+    validated.info = replace(INFO, val_size=500)
+    with caplog.at_level(logging.INFO):
+        assert compiles_evaluation(settings, student, validated) is expected
+    assert caplog.messages[0].startswith(
+        f"fit.compile={asked}: the evaluation after each epoch is {'' if expected else 'not '}compiled: "
+    )
+
+
+def test_evaluation_is_not_compiled_where_there_is_none_or_nothing_may_be(
+    student: nn.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And nothing is said."""
+    validated = data()
+    validated.info = replace(INFO, val_size=500)
+    caplog.set_level(logging.INFO)
+    long = ["fit.epochs=1000000", "trainer=cpu"]
+    assert compiles_evaluation(compose(long), student, validated)
+    caplog.clear()
+    assert not compiles_evaluation(compose(long), student, data())
+    assert not compiles_evaluation(compose([*long, "fit.compile=false"]), student, validated)
+    assert not compiles_evaluation(compose(long), nn.Linear(2, 2), validated)
+    assert caplog.messages == []
 
 
 def test_the_answer_leaves_the_student_as_it_was(student: nn.Module) -> None:

@@ -33,6 +33,7 @@ from qtrain.spec import Batch, PerTensor, Position, QuantSpec
 from qtrain.training.evaluation import evaluate
 from qtrain.training.module import QATModule, _carry_on_
 from qtrain.training.optim import parameter_groups
+from tests.helpers.graphs import CountingBackend
 
 
 def batches(count: int = 4, size: int = 8) -> list[Batch]:
@@ -62,7 +63,7 @@ def student() -> nn.Module:
     return model
 
 
-def module(*, lr: float = 0.05, teacher: bool = True, compile: bool = False, or_eager: bool = False) -> QATModule:
+def module(*, lr: float = 0.05, teacher: bool = True, **compilation: bool) -> QATModule:
     model, guide = student(), network(0.5, 1)
     terms = {"hard": Hard(weight=0.5), "soft": Soft(weight=0.5) if teacher else None}
     hint = Hint(student_layers=["layer2"], teacher_layers=["layer2"]) if teacher else None
@@ -81,8 +82,7 @@ def module(*, lr: float = 0.05, teacher: bool = True, compile: bool = False, or_
         num_classes=10,
         seed=3,
         scale_lr=0.001,
-        compile=compile,
-        or_eager=or_eager,
+        **compilation,
     )
 
 
@@ -280,6 +280,22 @@ def test_a_compiled_step_trains_as_an_eager_one(tmp_path: Path) -> None:
         trainer(tmp_path, callbacks=[seen]).fit(made, loader(batches(3)))
         totals[compile] = seen.totals
     assert totals[True] == pytest.approx(totals[False], rel=1e-3)
+
+
+def test_evaluation_is_compiled_in_one_graph(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A last batch of another size is evaluated without; in all epochs the figures are those of before."""
+    backend, metrics = CountingBackend(), []
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    for compiled in (False, True):
+        made = module(teacher=False, compile_evaluation=compiled)
+        run = trainer(tmp_path, max_epochs=2, check_val_every_n_epoch=1)
+        last = Batch(*(part[:3] for part in batches(1)[0]))
+        run.fit(made, loader(batches(2)), loader([*batches(3), last]))
+        metrics.append({name: float(value) for name, value in run.callback_metrics.items() if "val/" in name})
+        assert backend.graphs == compiled
+    eager, other = metrics
+    assert eager == pytest.approx(other, rel=1e-5)
+    assert set(eager) == {"val/loss", "val/top1"}
 
 
 def test_a_fit_that_gave_up_compiling_goes_on_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
