@@ -152,7 +152,7 @@ def training_step(
         optimizer.zero_grad()
         for place in range(setting.accumulated):
             precision = torch.autocast(setting.device.type, dtype=torch.bfloat16) if setting.bf16 else nullcontext()
-            with precision, step.batch(last=place + 1 == setting.accumulated, hold=hold):
+            with precision, step.hold(last=place + 1 == setting.accumulated) if hold else nullcontext():
                 answer = () if teacher is None else teacher.answer(batch, 0)
                 losses = step(batch.image, batch.target, *answer)
             losses["total"].backward()
@@ -164,8 +164,8 @@ def training_step(
 def make_cases(setting: Setting) -> dict[str, Work]:
     """Case -> what does it once. Each has a model, an objective and an optimizer of its own.
 
-    Without a teacher there are two: full precision and the student. Where gradients of several batches make a step,
-    there is one more, whose weights are quantized for each of them.
+    Without a teacher there are two: full precision and the student. Where gradients of several batches make an eager
+    step, there is one more, whose weights are quantized for each of them.
     """
     cfg, size = setting.cfg, setting.size
     labels = {name: Objective(terms={"hard": Hard()}) for name in (FULL, STUDENT)}
@@ -173,7 +173,7 @@ def make_cases(setting: Setting) -> dict[str, Work]:
         FULL: training_step(setting, build(cfg.model, size), labels[FULL], None),
         STUDENT: training_step(setting, quantized(cfg, size), labels[STUDENT], None),
     }
-    if setting.accumulated > 1:
+    if setting.accumulated > 1 and not setting.compiled:
         cases[EACH_BATCH] = training_step(setting, quantized(cfg, size), labels[STUDENT], None, once=False)
     if cfg.teacher.model is None:
         return cases
@@ -290,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     measure(cases, device=device, rounds=options.rounds, steps=options.steps, warmup=options.warmup)
     results = [measured for measured, _ in cases]
     notes = conditions(batch=options.batch, size=options.size, bf16=bf16, rounds=options.rounds, steps=options.steps)
-    notes += f", {options.accumulate} batches a step" if options.accumulate > 1 else ""
+    notes += f" accumulated={options.accumulate}" if options.accumulate > 1 else ""
     teacher = "" if options.variants or cfg.teacher.model is None else f", teacher {cfg.teacher.model.name}"
     print(f"{cfg.model.name}{teacher}, {device}: {notes}\n{table(results)}")
     if options.results:

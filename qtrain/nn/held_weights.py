@@ -1,6 +1,6 @@
 """Quantized weights that serve several batches: what gradient accumulation need not compute again."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import final
 
@@ -14,60 +14,40 @@ from qtrain.quantizers.base import Quantizer
 
 
 @final
-class QuantizedWeights(nn.Module):
-    """The quantized weights of ``model`` that are the same for all batches of a step, as a module that compiles.
-
-    A weight that follows the statistics of its batch norm (:class:`FoldedWeight`) changes with each batch, and is not
-    among them.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(
-            layer
-            for layer in model.modules()
-            if isinstance(layer, QuantWeighted)
-            and layer.weight_quantizer is not None
-            and not isinstance(getattr(layer, "weight_transform", None), FoldedWeight)
-        )
-
-    @property
-    def quantizers(self) -> set[Quantizer]:
-        """The quantizers of these weights."""
-        return {quantizer for layer in self.quantized if (quantizer := layer.weight_quantizer) is not None}
-
-    @property
-    def quantized(self) -> list[QuantWeighted]:
-        """The layers."""
-        return [layer for layer in self.layers if isinstance(layer, QuantWeighted)]
-
-    def forward(self) -> list[Tensor]:
-        """``Q_w(W')`` of each layer, (O, I / groups, ...), which does not share memory with the layer's weight."""
-        return [_own(quantized_weight(layer), layer) for layer in self.quantized]
-
-
-@final
 class HeldWeights:
-    """Lets ``weights``, computed once by ``quantize``, serve all batches between two optimizer steps.
+    """Lets the quantized weights of ``model``, computed once, serve all batches between two optimizer steps.
 
     Batches before the last differentiate as far as the quantized weights, where their gradients are added up. The last
     one's backward takes the sum on through the quantizers. This is the chain rule with the same terms in another order:
     a quantizer's backward is linear in the incoming gradient. So the quantizers run once a step, forward and backward,
     and what they add of their own (a penalty, a moving average) counts once a step. Every parameter gets its gradient
     in the last backward, in which processes exchange gradients.
+
+    A weight that follows the statistics of its batch norm (:class:`FoldedWeight`) changes with each batch, and is
+    quantized for each.
     """
 
-    def __init__(self, weights: QuantizedWeights, quantize: Callable[[], list[Tensor]]) -> None:
-        self._layers = weights.quantized
-        self._quantize = quantize
+    def __init__(self, model: nn.Module) -> None:
+        self._layers = [
+            layer
+            for layer in model.modules()
+            if isinstance(layer, QuantWeighted)
+            and layer.weight_quantizer is not None
+            and not isinstance(getattr(layer, "weight_transform", None), FoldedWeight)
+        ]
         self._whole: list[Tensor] | None = None
         self._leaves: list[Tensor] = []
+
+    @property
+    def quantizers(self) -> set[Quantizer]:
+        """The quantizers that run once a step."""
+        return {quantizer for layer in self._layers if (quantizer := layer.weight_quantizer) is not None}
 
     @contextmanager
     def batch(self, *, last: bool) -> Iterator[None]:
         """Inside, a forward of the model takes the held weights; ``last`` says that an optimizer step follows."""
         if self._whole is None:
-            self._whole = self._quantize()
+            self._whole = [_own(quantized_weight(layer), layer) for layer in self._layers]
             self._leaves = [weight.detach().requires_grad_(weight.requires_grad) for weight in self._whole]
         used = self._leaves
         if last:

@@ -1,4 +1,4 @@
-"""How a training step is computed: eager or compiled, and with weights that are quantized once a step."""
+"""How a training step is computed: compiled, or eager and with weights that are quantized once a step."""
 
 from collections.abc import Callable, Set
 from contextlib import AbstractContextManager, nullcontext
@@ -6,7 +6,7 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
-from qtrain.nn.held_weights import HeldWeights, QuantizedWeights
+from qtrain.nn.held_weights import HeldWeights
 from qtrain.quantizers.base import Quantizer
 from qtrain.utils.compiled import Compiled
 
@@ -18,43 +18,45 @@ class ComputedStep:
     """``step``, which gives the losses of a ``student`` by name; one compiled graph with ``compile``.
 
     With ``or_eager`` a step that cannot be compiled is computed all the same. This is not a module, since its modules
-    belong to others. Where the gradients of several batches are added up, :meth:`batch` quantizes the student's weights
-    once for all of them; compiled, they are a second graph, and either both are compiled or none.
+    belong to others. Where the gradients of several batches are added up, an eager step quantizes the student's weights
+    once for all of them. A compiled one has a weight's quantizer in one kernel with its other readers, and gains
+    nothing from that.
     """
 
     def __init__(self, step: Losses, student: nn.Module, *, compile: bool = False, or_eager: bool = False) -> None:
-        weights = QuantizedWeights(student)
-        self._step: Losses = step
-        quantize: Callable[[], list[Tensor]] = weights
-        self._compiled: tuple[Compiled[..., Any], ...] = ()
-        if compile:
-            self._step, quantize = Compiled(step, or_eager=or_eager), Compiled(weights, or_eager=or_eager)
-            self._compiled = self._step, quantize
-        self._held = HeldWeights(weights, quantize)
-        self.quantizers: Set[Quantizer] = weights.quantizers
-        """Quantizers of the weights that :meth:`batch` quantizes once."""
+        self._compiled = Compiled(step, or_eager=or_eager) if compile else None
+        self._step: Losses = self._compiled or step
+        self._held = HeldWeights(student)
 
     def __call__(self, *arguments: Any) -> dict[str, Tensor]:
         """What ``step`` gives for ``arguments``."""
-        losses = self._step(*arguments)
-        self.gave_up = self.gave_up
-        return losses
+        return self._step(*arguments)
 
-    def batch(self, *, last: bool, hold: bool) -> AbstractContextManager[None]:
-        """Inside, a call computes one batch of a step, ``last`` or not; with ``hold`` its weights serve all of them."""
-        return self._held.batch(last=last) if hold else nullcontext()
+    def hold(self, *, last: bool) -> AbstractContextManager[None]:
+        """Inside, a call computes one of several batches that share their quantized weights; ``last`` ends the step."""
+        return self._held.batch(last=last) if self.holds else nullcontext()
+
+    @property
+    def holds(self) -> bool:
+        """Whether batches share their quantized weights; so, also after the compiler failed, a fit does one of both."""
+        return self._compiled is None
+
+    @property
+    def held(self) -> Set[Quantizer]:
+        """The quantizers that run once within :meth:`hold`."""
+        return self._held.quantizers if self.holds else frozenset()
 
     @property
     def gave_up(self) -> bool:
         """Whether the step should have been compiled and is not; may be set."""
-        return any(part.gave_up for part in self._compiled)
+        return self._compiled is not None and self._compiled.gave_up
 
     @gave_up.setter
     def gave_up(self, gave_up: bool) -> None:
-        for part in self._compiled:
-            part.gave_up = gave_up
+        if self._compiled is not None:
+            self._compiled.gave_up = gave_up
 
     @property
     def compiles(self) -> bool:
         """Whether calls are compiled."""
-        return bool(self._compiled) and not self.gave_up
+        return self._compiled is not None and not self.gave_up

@@ -127,7 +127,7 @@ class QATModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         if self._teacher is not None:
             self._teacher.to(self.device)
-        once = self._step.quantizers if self._quantizes_once() else frozenset()
+        once = self._step.held if self._accumulates() else frozenset()
         share_penalties_(self.student, 1 / self.trainer.accumulate_grad_batches, once=once)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -158,7 +158,7 @@ class QATModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         last = not still_accumulating(self.trainer)
-        with self._step.batch(last=last, hold=self._quantizes_once()):
+        with self._step.hold(last=last) if self._accumulates() else nullcontext():
             losses = self.losses(batch)
         self._place = 0 if last else self._place + 1
         self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()}, batch_size=len(batch.image))
@@ -169,8 +169,8 @@ class QATModule(pl.LightningModule):
         with self._weights_in_reach():
             project_weights_(self.student)
 
-    def _quantizes_once(self) -> bool:
-        """Whether weights are quantized once for all batches of a step; a rank without the whole weights cannot."""
+    def _accumulates(self) -> bool:
+        """Whether several batches make a step, and their ranks have whole weights to share among them."""
         return self.trainer.accumulate_grad_batches > 1 and not is_sharded(self.student)
 
     def _weights_in_reach(self) -> AbstractContextManager[None]:

@@ -12,6 +12,10 @@ PEERS = "peers"
 """The experiment of the rows of ``scripts/bench_peers.py``."""
 
 
+SETTING = ("batch=", "size=", "threads=", "bf16", "accumulated=")
+"""Words of the notes that say what a step works on."""
+
+
 def steps(rows: list[dict[str, str]]) -> str:
     """The times of ``scripts/bench_step.py``; of several measurements of one thing on one machine the last.
 
@@ -68,7 +72,7 @@ def _latest(rows: Iterable[dict[str, str]], columns: Sequence[str]) -> list[dict
 def _setting(row: dict[str, str]) -> str:
     """What a step works on, of the notes: not how often it was measured."""
     notes = row["notes"] if "size=" in row["notes"] else row["notes"].replace(" ", " size=32 ", 1)  # all had it once
-    return " ".join(word for word in notes.split() if word.startswith(("batch=", "size=", "threads=", "bf16")))
+    return " ".join(word for word in notes.split() if word.startswith(SETTING))
 
 
 def _times(row: dict[str, str]) -> tuple[str, str, str]:

@@ -110,7 +110,7 @@ def test_accumulated_batches_are_measured_with_weights_quantized_once_and_for_ea
     assert script.main([*TINY, "--accumulate", "2", "teacher=none", "objective=hard", "--results", str(results)]) == 0
     rows = read_results(results)
     assert [row["case"] for row in rows] == ["full precision", "student", script.EACH_BATCH]
-    assert all("2 batches a step" in row["notes"] for row in rows)
+    assert all("accumulated=2" in row["notes"] for row in rows)
 
 
 def test_wrong_options_end_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
