@@ -3,16 +3,10 @@
 Source: Li, Dong, Wang 2020, "Additive Powers-of-Two Quantization" (APoT, arXiv 1909.13144).
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from qtrain.functional.powers import power_below
 from qtrain.functional.ste import clamp_to, straight_through
-
-NearestValue = Callable[[Tensor, Tensor], Tensor]
-"""(t, levels (K,)) -> the level nearest to each of ``t``, the lower one at a tie: float32, shape of ``t``."""
 
 CELLS = 4096
 """Cells to a unit in :func:`value_of_nearest_level`."""
@@ -94,27 +88,6 @@ def cells_suffice(levels: Tensor) -> bool:
     return bool((gaps[gaps > 0] > 1 / CELLS).all())
 
 
-def value_of_nearest_power(t: Tensor, levels: Tensor) -> Tensor:
-    """``levels[nearest_level(t, levels)]`` for ``levels`` that are :func:`powers_of_two`, mirrored or not: float32.
-
-    Found by the bit pattern of each of ``t`` (in [-1, 1]) instead of in a table, which compiled code does on whole
-    vectors of values.
-    """
-    least = torch.where(levels > 0, levels, torch.inf).amin()
-    size, negative = t.detach().abs(), t.detach() < 0
-    power = power_below(size)
-    above = torch.where(negative, size >= 1.5 * power, size > 1.5 * power)  # the lower of two: for -t the larger size
-    value = torch.where(above, 2 * power, power)
-    near_zero = torch.where(negative, size >= least / 2, size > least / 2)
-    value = torch.where(size < least, torch.where(near_zero, least, 0.0), value)
-    return torch.where(negative, 0.0 - value, value)
-
-
-def value_by_search(t: Tensor, levels: Tensor) -> Tensor:
-    """``levels[nearest_level(t, levels)]``, for any levels: float32."""
-    return levels[nearest_level(t, levels)]
-
-
 def value_of_nearest_level(t: Tensor, levels: Tensor) -> Tensor:
     """``levels[nearest_level(t, levels)]`` for ``t`` and ``levels`` (K,) in [-1, 1], by a table: float32.
 
@@ -136,14 +109,13 @@ def _cell(t: Tensor) -> Tensor:
     return ((t * CELLS).floor().to(torch.int32) + CELLS).clamp(0, 2 * CELLS)
 
 
-def fake_quantize_to_levels(
-    x: Tensor, scale: Tensor, levels: Tensor, *, nearest: NearestValue = value_by_search
-) -> Tensor:
+def fake_quantize_to_levels(x: Tensor, scale: Tensor, levels: Tensor, *, by_table: bool = False) -> Tensor:
     """``x^ = s nearest(clamp(x / s, l_1, l_K))``, float32, for levels ``l`` (K,) and ``scale`` that broadcasts.
 
     The gradient is that of APoT's reparameterized clipping (eq. 8): for ``x`` 1 between the outer levels and 0 beyond;
     for ``scale`` ``nearest(x / s) - x / s`` between them, the outer level beyond, since the projection's own derivative
-    is taken as 1. The functions for ``nearest`` give the same, each for other levels and in other time.
+    is taken as 1. ``by_table`` is faster where :func:`cells_suffice`, and gives the same.
     """
     t = clamp_to(x / scale, levels[0], levels[-1])
-    return straight_through(nearest(t, levels), t) * scale
+    nearest = value_of_nearest_level(t, levels) if by_table else levels[nearest_level(t, levels)]
+    return straight_through(nearest, t) * scale

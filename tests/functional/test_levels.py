@@ -15,7 +15,6 @@ from qtrain.functional.levels import (
     powers_of_two,
     sums_of_powers,
     value_of_nearest_level,
-    value_of_nearest_power,
 )
 
 
@@ -43,18 +42,6 @@ def test_the_table_gives_the_level_that_the_search_finds(bits: int, signed: bool
     expected = [min(levels, key=lambda level, v=float(v): abs(level - v)) for v in t]
     assert len(t) > 2000
     torch.testing.assert_close(value_of_nearest_level(t, table), torch.tensor(expected), atol=0, rtol=0)
-
-
-@pytest.mark.parametrize("signed", [True, False])
-@pytest.mark.parametrize("bits", range(2, 8))
-def test_the_nearest_power_is_the_one_that_the_search_finds(bits: int, signed: bool) -> None:
-    """And zero has no sign."""
-    levels = mirrored(powers_of_two(bits - 1)) if signed else powers_of_two(bits)
-    table, middle = padded(levels), midpoints_of(torch.tensor(levels))
-    t = torch.cat([around(middle), torch.tensor(levels)]).clamp(levels[0], levels[-1])
-    found = value_of_nearest_power(t, table)
-    assert torch.equal(found, table[nearest_level(t, table)])
-    assert not torch.signbit(found[found == 0]).any()
 
 
 def test_levels_that_are_too_dense_for_the_table_are_told() -> None:

@@ -9,15 +9,7 @@ from torch import Tensor, nn
 
 from qtrain.functional.affine import require_finite
 from qtrain.functional.learned_step import SMALLEST_SCALE
-from qtrain.functional.levels import (
-    NearestValue,
-    cells_suffice,
-    fake_quantize_to_levels,
-    mirrored,
-    nearest_level,
-    value_by_search,
-    value_of_nearest_level,
-)
+from qtrain.functional.levels import cells_suffice, fake_quantize_to_levels, mirrored, nearest_level
 from qtrain.quantizers.base import Quantizer, float_parts
 from qtrain.spec import Granularity, Observed, QuantSpec
 from qtrain.storage.base import NumberPart, QTensor
@@ -35,8 +27,7 @@ class LevelQuantizer(Quantizer, ABC):
     """Rounds to the nearest of a table of levels in [-1, 1], or [0, 1] without a sign, times a scale (the clip).
 
     ``magnitudes(n)`` gives the ``2^n`` magnitudes of ``n`` bits; a signed code spends one bit on the sign. The tables
-    of all ``widths`` lie in one buffer, so that a change of bits changes an index and no shape. ``nearest`` is how a
-    subclass finds the nearest level, if not in a table.
+    of all ``widths`` lie in one buffer, so that a change of bits changes an index and no shape.
     """
 
     scale: Tensor
@@ -49,7 +40,6 @@ class LevelQuantizer(Quantizer, ABC):
         granularity: Granularity,
         magnitudes: Callable[[int], list[float]],
         learned: bool = True,
-        nearest: NearestValue | None = None,
     ) -> None:
         super().__init__(spec=spec, granularity=granularity, codes=mirrored_range)
         if learned:
@@ -61,8 +51,7 @@ class LevelQuantizer(Quantizer, ABC):
         longest = max(len(row) for row in rows)
         tables = torch.tensor([row + row[-1:] * (longest - len(row)) for row in rows])
         self.register_buffer("tables", tables)
-        by_table = value_of_nearest_level if all(map(cells_suffice, tables)) else value_by_search
-        self._nearest = by_table if nearest is None else nearest
+        self._by_table = all(map(cells_suffice, tables))
 
     @abstractmethod
     def operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,7 +67,7 @@ class LevelQuantizer(Quantizer, ABC):
     def fake_quantize(self, x: Tensor) -> Tensor:
         values, scale = self.operands(x)
         spread = self.spread(scale, x)
-        return fake_quantize_to_levels(values, spread, self.levels(), nearest=self._nearest).to(x.dtype)
+        return fake_quantize_to_levels(values, spread, self.levels(), by_table=self._by_table).to(x.dtype)
 
     @final
     def quantize(self, x: Tensor) -> QTensor:
@@ -117,7 +106,7 @@ class LevelQuantizer(Quantizer, ABC):
         best, least = largest, torch.full_like(largest, torch.inf)
         for step in range(_CANDIDATES, 0, -1):
             scale = largest * (step / _CANDIDATES)
-            near = fake_quantize_to_levels(rows, scale, levels, nearest=self._nearest)
+            near = fake_quantize_to_levels(rows, scale, levels, by_table=self._by_table)
             error = (near - rows).square().sum(dim=1, keepdim=True)
             best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
         return best.reshape(self.state_shape)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.functional.learned_step import SMALLEST_SCALE
-from qtrain.functional.levels import powers_of_two, value_of_nearest_power
+from qtrain.functional.levels import powers_of_two
 from qtrain.quantizers.codebook.levels import LevelQuantizer
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
 
@@ -33,13 +33,7 @@ class PowerOfTwo(LevelQuantizer):
     ) -> None:
         if scale not in ("learned", "calibrated", "power_of_two"):
             raise ValueError(f"PowerOfTwo: scale must be 'learned', 'calibrated' or 'power_of_two', got {scale!r}")
-        super().__init__(
-            spec=spec,
-            granularity=granularity,
-            magnitudes=powers_of_two,
-            learned=scale == "learned",
-            nearest=value_of_nearest_power,
-        )
+        super().__init__(spec=spec, granularity=granularity, magnitudes=powers_of_two, learned=scale == "learned")
         self.rule = scale
 
     def operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
