@@ -49,7 +49,11 @@ class Blocks:
         if not shape:
             return state
         along = self._along(len(shape))
-        return state.repeat_interleave(min(self.size, shape[along]), dim=along).narrow(along, 0, shape[along])
+        # Not repeat_interleave, which compiled code looks up element by element.
+        members = state.unsqueeze(along + 1).expand(
+            *state.shape[: along + 1], min(self.size, shape[along]), *state.shape[along + 1 :]
+        )
+        return members.flatten(along, along + 1).narrow(along, 0, shape[along])
 
     def _along(self, rank: int) -> int:
         return self.axis % rank if -rank <= self.axis < rank else rank - 1
