@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from qtrain.pipeline.results import read_results
+from tests.helpers.graphs import CountingBackend
 from tests.helpers.script import load_script
 
 TINY = ["--batch", "4", "--size", "8", "--rounds", "1", "model=cifar_resnet8", "model.width=0.25"]
 
 
 @pytest.fixture
-def script() -> ModuleType:
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Compiles to one graph, without the time that kernels take."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=CountingBackend()))
     return load_script("bench_phases")
 
 
@@ -24,10 +29,11 @@ def test_each_phase_becomes_a_row_in_units_of_a_pass(script: ModuleType, tmp_pat
     first, *others = read_results(csv)
     assert first["case"] == "full precision" and not first["ratio"]
     assert [row["case"] for row in others] == [
-        "evaluation of the student", "conversion and calibration", "Fisher scores", "traces, 2 probes",
-        "AdaRound, 10 steps", "BRECQ, 10 steps", "synthesis, 10 steps",
+        "evaluation of the student", "evaluation of the student, compiled", "conversion and calibration",
+        "Fisher scores", "traces, 2 probes", "AdaRound, 10 steps", "BRECQ, 10 steps", "synthesis, 10 steps",
     ]  # fmt: skip
     assert all(float(row["ratio"]) > 0 for row in others)
+    assert [row["case"] for row in others if row["mode"] == "compiled"] == ["evaluation of the student, compiled"]
     what = {tuple(row[name] for name in ("task", "model", "quantizer", "w_bits", "a_bits")) for row in [first, *others]}
     assert what == {("bench_phases", "cifar_resnet8", "lsq", "4", "4")}
 
