@@ -149,12 +149,13 @@ def training_step(
     batch = setting.batch
 
     def run() -> None:
-        optimizer.zero_grad()
         for place in range(setting.accumulated):
             precision = torch.autocast(setting.device.type, dtype=torch.bfloat16) if setting.bf16 else nullcontext()
             with precision, step.hold(last=place + 1 == setting.accumulated) if hold else nullcontext():
                 answer = () if teacher is None else teacher.answer(batch, 0)
                 losses = step(batch.image, batch.target, *answer)
+            if place == 0:
+                optimizer.zero_grad()
             losses["total"].backward()
         optimizer.step()
 
@@ -255,6 +256,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--name", help="what the students of the rows are called, if overrides make them others")
     parser.add_argument("--variants", metavar="EXPERIMENT", help="measure each variant of an experiment instead")
     options = bench_harness.parse(parser, arguments, over=EXPERIMENT)
+    if options.accumulate < 1:
+        parser.error(f"--accumulate must be at least 1, got {options.accumulate}")
     if not (options.eager or options.compile):
         parser.error("--no-eager and --no-compile together leave nothing to measure; drop one")
     return options

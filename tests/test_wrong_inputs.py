@@ -43,6 +43,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "health before the first step": (["fit.health_every_steps=-1"], "fit.health_every_steps: must be at least 0"),
     "negative batches": (["fit.reestimate_bn=-1"], "fit.reestimate_bn: must be at least 0, got -1"),
     "calibration on nothing": (["quantize.calibration_batches=0"], "quantize.calibration_batches: must be at least 1"),
+    "validation never": (["trainer.check_val_every_n_epoch=0"], "trainer.check_val_every_n_epoch: must be at least 1"),
     "a negative weight": (["distill.hard=-1"], "distill.hard: must be at least 0, got -1.0"),
     "a frozen temperature": ([*DISTILL, "distill.temperature=0"], "distill.temperature: must be above 0, got 0.0"),
     "a layer that the student has not": (

@@ -20,6 +20,7 @@ RANGES = {
     "[1, inf)": (
         "fit.log_every_steps", "fit.checkpoint_every_steps", "quantize.calibration_batches", "synthesize.images",
         "synthesize.world_size", "allocate.batches", "trainer.accumulate_grad_batches",
+        "trainer.check_val_every_n_epoch",
     ),
     "(0, inf)": ("fit.clip_norm", "distill.temperature"),
     "(0, 1]": ("fit.share", "allocate.weight_error"),

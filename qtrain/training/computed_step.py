@@ -19,14 +19,13 @@ class ComputedStep:
 
     With ``or_eager`` a step that cannot be compiled is computed all the same. This is not a module, since its modules
     belong to others. Where the gradients of several batches are added up, an eager step quantizes the student's weights
-    once for all of them. A compiled one has a weight's quantizer in one kernel with its other readers, and gains
-    nothing from that.
+    once for all of them. One that was to be compiled, which gains nothing from that, does not, also where it gave up.
     """
 
     def __init__(self, step: Losses, student: nn.Module, *, compile: bool = False, or_eager: bool = False) -> None:
         self._compiled = Compiled(step, or_eager=or_eager) if compile else None
         self._step: Losses = self._compiled or step
-        self._held = HeldWeights(student)
+        self._held = None if compile else HeldWeights(student)
 
     def __call__(self, *arguments: Any) -> dict[str, Tensor]:
         """What ``step`` gives for ``arguments``."""
@@ -34,17 +33,12 @@ class ComputedStep:
 
     def hold(self, *, last: bool) -> AbstractContextManager[None]:
         """Inside, a call computes one of several batches that share their quantized weights; ``last`` ends the step."""
-        return self._held.batch(last=last) if self.holds else nullcontext()
-
-    @property
-    def holds(self) -> bool:
-        """Whether batches share their quantized weights; so, also after the compiler failed, a fit does one of both."""
-        return self._compiled is None
+        return nullcontext() if self._held is None else self._held.batch(last=last)
 
     @property
     def held(self) -> Set[Quantizer]:
         """The quantizers that run once within :meth:`hold`."""
-        return self._held.quantizers if self.holds else frozenset()
+        return frozenset() if self._held is None else self._held.quantizers
 
     @property
     def gave_up(self) -> bool:

@@ -99,8 +99,6 @@ class QATModule(pl.LightningModule):
         self._forward = Compiled(student, or_eager=True, what="evaluation") if compile_evaluation else None
         self._evaluated = 0
         """Images of the first validation batch."""
-        self._place = 0
-        """Batches since the last optimizer step."""
         names = [label(bits) for bits in student.others] if isinstance(student, ManyBits) else []
         self.top1 = MulticlassAccuracy(num_classes=num_classes, average="micro")
         self.narrow_top1 = nn.ModuleDict(
@@ -111,8 +109,7 @@ class QATModule(pl.LightningModule):
         return [TeacherCacheUpdates(self._teacher)] if isinstance(self._teacher, CachedTeacher) else []
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.compiles or self._step.gave_up:
-            checkpoint[GAVE_UP] = self._step.gave_up
+        checkpoint[GAVE_UP] = self._step.gave_up
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # A compiled step rounds otherwise, so a run does not change over in the middle.
@@ -133,8 +130,9 @@ class QATModule(pl.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Makes random numbers of the forward (dropout, stochastic depth) a function of the seed and the place.
         step = self._start.step + self.global_step
-        torch.manual_seed(seed_of(self._seed, step, self._place) if self._place else seed_of(self._seed, step))
-        if self._place:
+        place = batch_idx % self.trainer.accumulate_grad_batches
+        torch.manual_seed(seed_of(self._seed, step, place) if place else seed_of(self._seed, step))
+        if place:
             return  # weights, quantizers and objective stay as they are until the optimizer's step
         progress = self.global_step / max(1, self._total_steps)
         begin_step_(self.student, seed=self._seed, step=step, progress=progress)
@@ -160,7 +158,6 @@ class QATModule(pl.LightningModule):
         last = not still_accumulating(self.trainer)
         with self._step.hold(last=last) if self._accumulates() else nullcontext():
             losses = self.losses(batch)
-        self._place = 0 if last else self._place + 1
         self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()}, batch_size=len(batch.image))
         return losses["total"]
 

@@ -22,6 +22,7 @@ from qtrain.pipeline.build_model import build_model
 from qtrain.pipeline.load_data import load_data
 from qtrain.settings.conf_dir import conf_dir
 from tests.distributed.ranks import distance, losses_of, start, student_of, train_on
+from tests.helpers.widths import INPUTS, WEIGHTS, WRAPPERS
 
 SMALL = [
     "data=digits", "data.batch_size=48", "data.max_train=192", "data.max_test=60", "model=cifar_resnet8",
@@ -29,21 +30,6 @@ SMALL = [
     "fit.reestimate_bn=0", "fit.final_test=false",
 ]  # fmt: skip
 EXACT = [*SMALL, "fit.precision=64-true"]
-
-WEIGHTS = {
-    "affine": 4, "apot": 4, "bwn": 1, "binary_connect": 1, "bnn": 1, "bnn_plus": 1, "dorefa": 4, "duq": 4, "inq": 4,
-    "ir_net": 1, "kmeans": 4, "lq_nets": 3, "lsq": 4, "lsq_plus": 4, "mx": 4, "ocp_mx": 4, "power_of_two": 4,
-    "product": 4, "prox_quant": 4, "qil": 4, "reste": 1, "stochastic_rounding": 4, "ttq": 2, "twn": 2, "vsq": 4,
-    "weighted_entropy": 4, "wrpn": 4, "abc_net": 3,
-}  # fmt: skip
-"""Weight quantizer -> a width that it has."""
-INPUTS = {
-    "affine": 4, "apot": 4, "bnn": 1, "dorefa": 4, "duq": 4, "dynamic": 4, "lq_nets": 3, "lsq": 4, "lsq_plus": 4,
-    "mx": 4, "ocp_mx": 4, "pact": 4, "power_of_two": 4, "qil": 4, "stochastic_rounding": 4, "vsq": 4, "wrpn": 4,
-    "weighted_log": 4, "xnor": 1, "abc_net": 3,
-}  # fmt: skip
-WRAPPERS = ("blend", "incremental", "oscillation", "outlier", "pruned", "quant_noise")
-
 
 AFFINE = ["quantizer@quantize.weight=affine", "quantizer@quantize.input=affine"]
 ENDS_TOO = ["quantize.bits.first=null", "quantize.bits.last=null"]

@@ -1,8 +1,12 @@
 """What torch.compile makes of a function, without the time that a compiler of kernels takes."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from functorch.compile import min_cut_rematerialization_partition, nop
 from torch import Tensor
@@ -19,6 +23,13 @@ class CountingBackend:
     def __call__(self, graph: Any, inputs: Any, **options: Any) -> Any:
         self.graphs += 1
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+
+def counts_graphs(monkeypatch: pytest.MonkeyPatch) -> CountingBackend:
+    """From now on ``torch.compile`` compiles for the backend that this returns."""
+    backend = CountingBackend()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    return backend
 
 
 def kept_by_compiled(function: Callable[[Tensor], Tensor], x: Tensor) -> list[Tensor]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 
 from qtrain.pipeline.results import read_results
-from tests.helpers.graphs import CountingBackend
+from tests.helpers.graphs import counts_graphs
 from tests.helpers.script import load_script
 
 TINY = ["--batch", "4", "--size", "8", "--rounds", "1", "model=cifar_resnet8", "model.width=0.25"]
@@ -19,7 +17,7 @@ TINY = ["--batch", "4", "--size", "8", "--rounds", "1", "model=cifar_resnet8", "
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Compiles to one graph, without the time that kernels take."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=CountingBackend()))
+    counts_graphs(monkeypatch)
     return load_script("bench_phases")
 
 

@@ -19,19 +19,10 @@ from qtrain.distillation.objective import Objective
 from qtrain.nn import QuantWeighted
 from qtrain.quantizers.base import Quantizer
 from qtrain.schedules.constant import Constant
-from qtrain.settings.conf_dir import conf_dir
 from qtrain.spec import Batch
 from qtrain.training.module import QATModule
-from tests.helpers.graphs import CountingBackend
-
-BITS = {
-    "bwn": 1, "binary_connect": 1, "bnn": 1, "bnn_plus": 1, "ir_net": 1, "reste": 1, "ttq": 2, "twn": 2, "abc_net": 3,
-    "xnor": None, "weighted_log": None, "pact": None, "dynamic": None, "lq_nets": 3,
-}  # fmt: skip
-"""Widths that 4 bits are not among; ``None`` of what quantizes inputs alone."""
-WEIGHTS = [
-    name for name in sorted(path.stem for path in (conf_dir() / "quantizer").glob("*.yaml")) if BITS.get(name, 4)
-]
+from tests.helpers.graphs import counts_graphs
+from tests.helpers.widths import WEIGHTS, WRAPPERS
 
 NEAR = 1e-4
 """What quantizers compute in 32 bits agrees so far, in another order of sums."""
@@ -46,8 +37,8 @@ def images(size: int = 24) -> Batch:
     )
 
 
-def split(size: int, batch: Batch | None = None) -> list[Batch]:
-    whole = batch or images()
+def split(size: int) -> list[Batch]:
+    whole = images()
     return [
         Batch(*(part[start : start + size] for part in whole))  # type: ignore[arg-type]
         for start in range(0, len(whole.image), size)
@@ -59,7 +50,7 @@ def student(weight: str = "lsq", input: str = "pact") -> nn.Module:
     network = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.Flatten(), nn.Linear(64, 3)
     )
-    bits: Any = {"weight_bits": BITS.get(weight, 4), "input_bits": 4, "ends": None}
+    bits: Any = {"weight_bits": WEIGHTS.get(weight, 4), "input_bits": 4, "ends": None}
     made = qtrain.quantize(network, images().image, weight=weight, input=input, **bits)
     for module in made.modules():
         for name, strong in (("decay", 0.1), ("strength", 0.01), ("rates", (0.1, None))):  # penalties, to be seen
@@ -95,7 +86,7 @@ def distance(one: nn.Module, other: nn.Module) -> float:
     )
 
 
-@pytest.mark.parametrize("weight", WEIGHTS)
+@pytest.mark.parametrize("weight", [*WEIGHTS, *WRAPPERS])
 def test_accumulated_batches_make_the_step_of_the_whole_batch(weight: str) -> None:
     """Also what quantizers add of their own: penalties of weights and inputs, averages over steps, random draws."""
     made = student(weight)
@@ -137,8 +128,7 @@ def test_a_disabled_quantizer_leaves_the_weight_as_it_is() -> None:
 
 def test_accumulated_steps_compile_to_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """For the first batch of a step, and the last; penalties count once a step there too."""
-    backend = CountingBackend()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    backend = counts_graphs(monkeypatch)
     made = student("bnn_plus")
     eager = fit(copy.deepcopy(made), split(3)[:6], accumulated=3, precision="32-true")
     compiled = fit(made, split(3)[:6], accumulated=3, precision="32-true", compile=True)

@@ -29,7 +29,7 @@ from qtrain.tracking.metric_log import MetricLog
 from qtrain.training.callbacks.balance import GradientBalance, balance_of, gradient_norms
 from qtrain.training.module import QATModule
 from qtrain.utils.json_lines import read_metrics
-from tests.helpers.graphs import CountingBackend
+from tests.helpers.graphs import counts_graphs
 from tests.helpers.latent import latent_state
 
 
@@ -207,8 +207,7 @@ def test_balance_measurement_changes_nothing_else(tmp_path: Path) -> None:
 
 
 def test_a_compiled_step_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = CountingBackend()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    backend = counts_graphs(monkeypatch)
     made, eager = module(dropout=False, compile=True), module(dropout=False)
     rows = fit(made, tmp_path / "compiled", every_n_steps=2)
     assert backend.graphs == 1

@@ -33,7 +33,7 @@ from qtrain.spec import Batch, PerTensor, Position, QuantSpec
 from qtrain.training.evaluation import evaluate
 from qtrain.training.module import QATModule, _carry_on_
 from qtrain.training.optim import parameter_groups
-from tests.helpers.graphs import CountingBackend
+from tests.helpers.graphs import counts_graphs
 
 
 def batches(count: int = 4, size: int = 8) -> list[Batch]:
@@ -284,8 +284,7 @@ def test_a_compiled_step_trains_as_an_eager_one(tmp_path: Path) -> None:
 
 def test_evaluation_is_compiled_in_one_graph(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A last batch of another size is evaluated without; in all epochs the figures are those of before."""
-    backend, metrics = CountingBackend(), []
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    backend, metrics = counts_graphs(monkeypatch), []
     for compiled in (False, True):
         made = module(teacher=False, compile_evaluation=compiled)
         run = trainer(tmp_path, max_epochs=2, check_val_every_n_epoch=1)
