@@ -42,13 +42,13 @@ class Synthesis(ABC):
     def check(self, models: Sequence[nn.Module]) -> None:
         """Raise ``ValueError``, with the remedy, if the models lack something that this method needs."""
 
-    @abstractmethod
-    def learn(
+    def learn(  # noqa: B027 - few methods have something to learn
         self, models: Sequence[nn.Module], info: DataInfo, *, seed: int, folder: Path, device: torch.device
     ) -> None:
         """Train what all batches share (a generator), or load it from ``folder``; a stopped training continues.
 
-        Called in every process before the first :meth:`make`, in one process at a time.
+        Called in every process before the first :meth:`make`, in one process at a time. Does nothing where batches
+        have nothing in common.
         """
 
     @abstractmethod

@@ -10,7 +10,6 @@ arXiv 1912.08795, eq. 1-4).
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import final
 
 import torch
@@ -18,11 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qtrain.spec import DataInfo
-from qtrain.synthesis.augment import StepAugmentation
-from qtrain.synthesis.base import Made, Synthesis, to_pixels
-from qtrain.synthesis.init_noise import balanced_labels, natural_noise, white_noise
-from qtrain.synthesis.model_outputs import FrozenModels
-from qtrain.synthesis.optimize import ImageOptimizer, image_metrics
+from qtrain.synthesis.base import Made, Synthesis
+from qtrain.synthesis.init_noise import balanced_labels
+from qtrain.synthesis.model_outputs import ModelOutput
+from qtrain.synthesis.optimized_batch import OptimizedBatch
 from qtrain.synthesis.priors import squared_norm, total_variation
 from qtrain.synthesis.statistics import statistics_layers
 from qtrain.utils.checks import check_range
@@ -32,10 +30,9 @@ from qtrain.utils.checks import check_range
 class BNStatistics(Synthesis):
     """Batches from batch norm's statistics, labels, and priors on images; see the module for the objective.
 
-    ``steps`` and ``lr`` are those of Adam (:class:`ImageOptimizer`). ``shift``, ``flip``, ``smallest_crop`` and
-    ``crop_steps`` augment the images in each step (:class:`StepAugmentation`). ``natural_start`` starts from
-    :func:`natural_noise`, otherwise from white noise. ``statistics``, ``label``, ``total_variation`` and ``norm`` are
-    the weights of the objective's terms. ``compile`` saves time on a CPU from about a thousand images on.
+    ``statistics``, ``label``, ``total_variation`` and ``norm`` are the weights of the objective's terms, and the rest
+    says how a batch is optimized (:class:`OptimizedBatch`). ``compile`` saves time on a CPU from about a thousand
+    images on.
 
     Statistics are those of a whole batch. With few images they vary by chance, so ``batch_size`` is large.
     """
@@ -63,43 +60,33 @@ class BNStatistics(Synthesis):
         if statistics == 0 and label == 0:
             raise ValueError("BNStatistics: statistics and label are both 0, and the models say nothing; raise one")
         self.batch_size = batch_size
-        self._optimize = ImageOptimizer(steps=steps, lr=lr)
-        self._augmentation = StepAugmentation(
-            shift=shift, flip=flip, smallest_crop=smallest_crop, crop_steps=crop_steps
+        self._batch = OptimizedBatch(
+            steps=steps,
+            lr=lr,
+            shift=shift,
+            flip=flip,
+            smallest_crop=smallest_crop,
+            crop_steps=crop_steps,
+            natural_start=natural_start,
+            compile=compile,
         )
         self._statistics, self._label = statistics, label
         self._total_variation, self._norm = total_variation, norm
-        self._natural_start = natural_start
-        self._compile = compile
-        self._frozen: FrozenModels | None = None
 
     def check(self, models: Sequence[nn.Module]) -> None:
         for model in models:
             statistics_layers(model)
 
-    def learn(
-        self, models: Sequence[nn.Module], info: DataInfo, *, seed: int, folder: Path, device: torch.device
-    ) -> None:
-        """Does nothing: batches have nothing in common."""
-
     def make(
         self, models: Sequence[nn.Module], info: DataInfo, *, number: int, seed: int, device: torch.device
     ) -> Made:
-        frozen = self._frozen = FrozenModels.of(models, self._frozen, info=info, device=device, compile=self._compile)
         labels = balanced_labels(info, batch_size=self.batch_size, number=number, device=device)
-        begin = natural_noise if self._natural_start else white_noise
-        start = begin(info, batch_size=self.batch_size, number=number, seed=seed, device=device)
-        start = start.contiguous(memory_format=frozen.images_format)
 
-        def objective(x: Tensor) -> Tensor:
+        def objective(x: Tensor, outputs: Sequence[ModelOutput]) -> Tensor:
             told = [
-                self._statistics * a.statistics + self._label * F.cross_entropy(a.logits, labels) for a in frozen(x)
+                self._statistics * output.statistics + self._label * F.cross_entropy(output.logits, labels)
+                for output in outputs
             ]
             return torch.stack(told).mean() + self._total_variation * total_variation(x) + self._norm * squared_norm(x)
 
-        images = self._optimize(start, objective, self._augmentation, info, seed=seed, number=number)
-        pixels = to_pixels(images, info)
-        metrics = image_metrics(
-            frozen, info, self._augmentation, pixels=pixels, labels=labels, seed=seed, number=number
-        )
-        return Made(pixels, labels.cpu(), metrics)
+        return self._batch.make(models, info, objective, labels, number=number, seed=seed)

@@ -12,7 +12,6 @@ batch is a function of its number.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import final
 
 import torch
@@ -21,11 +20,10 @@ from torch import Tensor, nn
 
 from qtrain.functional import random
 from qtrain.spec import DataInfo
-from qtrain.synthesis.augment import StepAugmentation
-from qtrain.synthesis.base import Made, Synthesis, to_pixels
-from qtrain.synthesis.init_noise import balanced_labels, natural_noise, white_noise
-from qtrain.synthesis.model_outputs import FrozenModels
-from qtrain.synthesis.optimize import ImageOptimizer, image_metrics
+from qtrain.synthesis.base import Made, Synthesis
+from qtrain.synthesis.init_noise import balanced_labels
+from qtrain.synthesis.model_outputs import ModelOutput
+from qtrain.synthesis.optimized_batch import OptimizedBatch
 from qtrain.synthesis.priors import total_variation
 from qtrain.synthesis.statistics import statistics_layers
 from qtrain.utils.checks import check_range
@@ -98,53 +96,42 @@ class IntraQ(Synthesis):
         check_range("IntraQ", "[0, inf)", total_variation=total_variation)
         self.batch_size = batch_size
         self._images_per_class = images_per_class
-        self._optimize = ImageOptimizer(steps=steps, lr=lr)
-        self._augmentation = StepAugmentation(
-            shift=shift, flip=flip, smallest_crop=smallest_crop, crop_steps=crop_steps
+        self._batch = OptimizedBatch(
+            steps=steps,
+            lr=lr,
+            shift=shift,
+            flip=flip,
+            smallest_crop=smallest_crop,
+            crop_steps=crop_steps,
+            natural_start=natural_start,
+            compile=compile,
         )
         self._statistics, self._label, self._distance = statistics, label, distance
         self._total_variation = total_variation
         self._smallest_target, self._nearest, self._farthest = smallest_target, nearest, farthest
-        self._natural_start = natural_start
-        self._compile = compile
-        self._frozen: FrozenModels | None = None
 
     def check(self, models: Sequence[nn.Module]) -> None:
         for model in models:
             statistics_layers(model)
 
-    def learn(
-        self, models: Sequence[nn.Module], info: DataInfo, *, seed: int, folder: Path, device: torch.device
-    ) -> None:
-        """Does nothing: batches have nothing in common."""
-
     def make(
         self, models: Sequence[nn.Module], info: DataInfo, *, number: int, seed: int, device: torch.device
     ) -> Made:
-        frozen = self._frozen = FrozenModels.of(models, self._frozen, info=info, device=device, compile=self._compile)
-        size = self.batch_size
-        labels = balanced_labels(info, batch_size=size, number=number, device=device, run=self._images_per_class)
-        begin = natural_noise if self._natural_start else white_noise
-        start = begin(info, batch_size=size, number=number, seed=seed, device=device)
-        start = start.contiguous(memory_format=frozen.images_format)
+        run = self._images_per_class
+        labels = balanced_labels(info, batch_size=self.batch_size, number=number, device=device, run=run)
         wanted = self._wanted(number=number, seed=seed).to(device)
 
-        def objective(x: Tensor) -> Tensor:
+        def objective(x: Tensor, outputs: Sequence[ModelOutput]) -> Tensor:
             told = [
-                self._statistics * answer.statistics
-                + self._label * soft_inception(answer.logits, labels, wanted)
+                self._statistics * output.statistics
+                + self._label * soft_inception(output.logits, labels, wanted)
                 + self._distance
-                * marginal_distance(answer.features, labels, nearest=self._nearest, farthest=self._farthest)
-                for answer in frozen(x)
+                * marginal_distance(output.features, labels, nearest=self._nearest, farthest=self._farthest)
+                for output in outputs
             ]
             return torch.stack(told).mean() + self._total_variation * total_variation(x)
 
-        images = self._optimize(start, objective, self._augmentation, info, seed=seed, number=number)
-        pixels = to_pixels(images, info)
-        metrics = image_metrics(
-            frozen, info, self._augmentation, pixels=pixels, labels=labels, seed=seed, number=number
-        )
-        return Made(pixels, labels.cpu(), metrics)
+        return self._batch.make(models, info, objective, labels, number=number, seed=seed)
 
     def _wanted(self, *, number: int, seed: int) -> Tensor:
         """The wanted probability of each image's label, (N,), a function of the seed and the image's own number."""

@@ -9,7 +9,6 @@ similarities between patches, and makes images that maximize it in every block:
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -155,11 +154,6 @@ class PatchSimilarity(Synthesis):
     def check(self, models: Sequence[nn.Module]) -> None:
         for model in models:
             attention_blocks(model)
-
-    def learn(
-        self, models: Sequence[nn.Module], info: DataInfo, *, seed: int, folder: Path, device: torch.device
-    ) -> None:
-        """Does nothing: batches have nothing in common."""
 
     def make(
         self, models: Sequence[nn.Module], info: DataInfo, *, number: int, seed: int, device: torch.device
