@@ -44,18 +44,21 @@ class MX(Quantizer):
         super().__init__(spec=spec, granularity=PerTensor(), codes=mantissa_range)
         self.blocks = Blocks(size=16, axis=spec.channel_axis)
         self.pairs = Blocks(size=2, axis=spec.channel_axis)
+        self.blocks_of_pairs = Blocks(size=8, axis=spec.channel_axis)
 
     def codes_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Codes and steps (shape of ``x``), each block's power of two and each pair's shift; all float32."""
         shape = tuple(x.shape)
         values = x.detach().float()
-        of_pairs = power_below(self.pairs.largest(values.abs()))
         power = power_below(self.blocks.largest(values.abs())).clamp(min=LEAST_POWER)
-        power_there = self.blocks.spread(power, shape)
-        # The block's power at the first element of each pair: 16 is a multiple of 2, so a pair has one block.
-        shift = (of_pairs < self.pairs.largest(power_there)).float()
-        step = self.pairs.spread(1 - 0.5 * shift, shape) * power_there * (2.0 / (self.code_high + 1))
-        return clamp_((values / step).round(), self.code_low, self.code_high), step, power, shift
+        of_pairs = self.pairs.largest(values.abs())
+        # 16 is a multiple of 2, so a pair has one block; its exponent is lower where its largest value is below 2^E.
+        power_there = self.blocks_of_pairs.spread(power, tuple(of_pairs.shape))
+        shift = (of_pairs < power_there).float()
+        steps = (1 - 0.5 * shift) * power_there * (2.0 / (self.code_high + 1))
+        # Steps are powers of two, so a product with the reciprocal is the quotient, and there are few reciprocals.
+        codes = (values * self.pairs.spread(1 / steps, shape)).round()
+        return clamp_(codes, self.code_low, self.code_high), self.pairs.spread(steps, shape), power, shift
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         codes, step, _, _ = self.codes_of(x)

@@ -74,7 +74,8 @@ class OcpMx(Quantizer):
         largest_power, smallest, steps, largest = self.figures.index_select(0, row)[0].unbind()
         values = x.detach().float()
         scale = (power_below(self.blocks.largest(values.abs())) / largest_power).clamp(min=LEAST_SCALE)
-        t = values / self.blocks.spread(scale, tuple(x.shape))
+        # Scales are powers of two, so a product with the reciprocal is the quotient, and there are few reciprocals.
+        t = values * self.blocks.spread(1 / scale, tuple(x.shape))
         return round_to_element(t, smallest, steps, largest), scale
 
     def fake_quantize(self, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from qtrain.functional.affine import require_finite
+from qtrain.functional.order_statistic import kth_magnitude
 from qtrain.functional.ste import straight_through
 from qtrain.quantizers.base import MakeQuantizer
 from qtrain.quantizers.hooks import project
@@ -30,7 +31,7 @@ def largest_values(x: Tensor, fraction: float) -> Tensor:
         return sizes < 0
     if count == x.numel():
         return sizes >= 0
-    return sizes > sizes.reshape(-1).kthvalue(x.numel() - count).values
+    return sizes > kth_magnitude(x, x.numel() - count)
 
 
 @final

@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from qtrain.functional.order_statistic import kth_magnitude
 from qtrain.models.sharding import is_sharded
 from qtrain.nn import QuantConv, QuantConvTranspose, QuantWeighted
 from qtrain.nn.conv_transpose import outputs_first
@@ -68,9 +69,8 @@ def inundation(needed: Tensor, count: int) -> Tensor:
 
     This is the ``count``-th smallest of ``needed``, or the largest finite one if fewer weights can change.
     """
-    flat = needed.flatten()
-    farthest = torch.where(flat.isfinite(), flat, 0.0).max()
-    return flat.kthvalue(count).values.minimum(farthest).clamp(min=1.0)
+    farthest = torch.where(needed.isfinite(), needed, 0.0).max()
+    return kth_magnitude(needed, count).minimum(farthest).clamp(min=1.0)
 
 
 @final
