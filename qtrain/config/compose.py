@@ -264,6 +264,8 @@ def _run_name(root: DictConfig) -> str:
         name = "fp"
     elif root.many_bits.widths:
         name = "many" + "-".join(map(str, root.many_bits.widths))
+    elif not isinstance(bits, DictConfig):
+        name = "quantized"  # an error that is told where choices become components
     elif "weight" in bits and "input" in bits and not bits.get("layers"):
         name = f"w{bits.weight}a{bits.input}"
     else:
@@ -279,8 +281,13 @@ def _learns_from_teacher(root: DictConfig) -> bool:
     """Whether there is a teacher and a term that looks at it; of stages each has terms of its own."""
     if root.teacher.model is None:
         return False
-    terms = (root.objective.get("terms") or {}).values()
-    return bool(root.stages) or any(term is not None and term.get("_target_") != LABELS_ALONE for term in terms)
+    terms = root.objective.get("terms")
+    named = (
+        [term.get("_target_") for term in terms.values() if isinstance(term, DictConfig)]
+        if isinstance(terms, DictConfig)
+        else []
+    )
+    return bool(root.stages) or any(target != LABELS_ALONE for target in named)
 
 
 def _run_dir(*, _root_: DictConfig | ListConfig) -> str:

@@ -46,7 +46,7 @@ def explain(error: BaseException) -> str:
     while inner is not None and not isinstance(inner, OmegaConfBaseException):
         inner = inner.__cause__
     if isinstance(inner, ValidationError):
-        return f"{inner.full_key}: {_first_line(inner)}"
+        return f"{inner.full_key}: {_first_line(inner)}" if inner.full_key else _first_line(inner)
     if isinstance(inner, InterpolationResolutionError):
         return f"{inner.full_key}: cannot be worked out: {_first_line(inner)}"
     if isinstance(inner, ConfigKeyError | ConfigAttributeError) and isinstance(inner.parent_node, DictConfig):
@@ -55,7 +55,8 @@ def explain(error: BaseException) -> str:
         if parent.endswith(f"{OPTIONS}."):
             return f"unknown key {key!r}; an option that is new there is added by a plus: +{key}=..."
         return f"unknown key {key!r}{did_you_mean(key, [parent + str(name) for name in inner.parent_node])}"
-    return " ".join(str(error).split()) or type(error).__name__
+    causes = [str(error), *([] if inner is None or inner is error else [str(inner)])]
+    return ": ".join(" ".join(cause.split()) for cause in causes if cause) or type(error).__name__
 
 
 def _first_line(error: BaseException) -> str:
@@ -91,6 +92,23 @@ def check_searchpath(overrides: Sequence[str]) -> None:
             if "://" not in folder and not (str(place).startswith(LOCAL) and Path(folder).is_dir()):
                 lacks = f"there is no folder {folder}" if str(place).startswith(LOCAL) else f"{place!r} is no place"
                 raise ConfigError(f"{SEARCHPATH}: {lacks}; give a folder of configs, as in [{LOCAL}/home/me/conf]")
+
+
+def not_a_choice(key: str, value: object) -> str:
+    """Why ``value`` cannot stand at ``key``, where a choice from a group belongs, and how to choose one."""
+    defaults = (conf_dir() / "config.yaml").read_text(encoding="utf-8")
+    usual = re.search(rf"^  - (?:(\w+)@)?{re.escape(key)}:", defaults, re.MULTILINE)
+    if usual is not None:
+        group = usual[1] or key
+        options = [path.stem for path in (conf_dir() / group).glob("*.yaml")]
+        if value in options:
+            return f"{key}: {value} is an option of the group {group}; write {group}@{key}={value}"
+        return f"{key}: a choice from the group {group} stands here, got {value!r}{did_you_mean(str(value), options)}"
+    groups = sorted(path.parent.name for path in conf_dir().glob(f"*/{value}.yaml"))
+    if groups:
+        ways = " or ".join(f"+{group}@{key}={value}" for group in groups)
+        return f"{key}: {value} is an option of a group; write {ways}"
+    return f"{key}: a choice from a group stands here, got {value!r}; write +GROUP@{key}=OPTION"
 
 
 def _explain_grammar(error: OverrideParseException) -> str:

@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
+from qtrain.config.explain import not_a_choice
 from qtrain.config.schema import optional
 from qtrain.config.targets import SPECIAL, check_targets, resolve_target
 from qtrain.settings.component import Component
 from qtrain.settings.run_settings import NOT_A_KEY, RunSettings
+from qtrain.utils.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -57,7 +59,9 @@ def _value(hint: Any, value: Any, key: str, allow: Sequence[str]) -> Any:
     return _nested(value, key, allow) if kind is Any else value
 
 
-def _component(node: Mapping[str, Any], key: str, allow: Sequence[str]) -> Component:
+def _component(node: Any, key: str, allow: Sequence[str]) -> Component:
+    if not isinstance(node, Mapping):
+        raise ConfigError(not_a_choice(key, node))
     named = "_target_" in node
     return Component(
         key=key,
