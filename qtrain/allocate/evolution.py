@@ -1,6 +1,7 @@
 """Bits by evolution, with a predictor that chooses which children are worth measuring (after APQ, arXiv 2006.08509)."""
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import final
 
@@ -51,7 +52,8 @@ class Evolution(Search):
         for generation in range(self.generations):
             for picks in dict.fromkeys(wanted):
                 if picks not in measured:
-                    measured[picks] = problem.loss(feasible.allocation(picks))
+                    loss = problem.loss(feasible.allocation(picks))
+                    measured[picks] = loss if math.isfinite(loss) else math.inf
             best = sorted(measured, key=measured.__getitem__)
             log.info(
                 "generation %d of %d: least loss %.4f of %d measured",
@@ -86,7 +88,11 @@ class Evolution(Search):
                 made[child] = None
         if not made:
             return []
-        known = list(measured)
+        known = [picks for picks, loss in measured.items() if math.isfinite(loss)]
+        if not known:
+            raise ValueError(
+                "Evolution: no loss that was measured is finite; start from other weights, or allow more bits"
+            )
         losses = np.log(np.maximum([measured[picks] for picks in known], 1e-12))
         predictor = BayesianRidge().fit(_one_hot(feasible, known), losses)
         expected = predictor.predict(_one_hot(feasible, list(made)))

@@ -48,38 +48,48 @@ class Feasible:
         return self.repaired(tuple(new))
 
     def repaired(self, picks: Picks) -> Picks:
-        """``picks`` with cheaper options for groups in random order until they fit, then dearer ones while they do.
+        """``picks`` with cheaper options for groups in random order until they fit, then more bits while they do.
 
-        Raises ``ValueError`` where no order of lowering meets all budgets at once.
+        Raises ``ValueError`` where neither that nor the allocation of the least cost by one budget meets all of them.
         """
-        current = list(picks)
+        order = [int(i) for i in self.source.permutation(len(picks))]
+        current = self._lowered(list(picks), order)
         total = self._total(current)
-        order = [int(i) for i in self.source.permutation(len(current))]
-        while (total > self._room).any():
-            worst = int((total - self._room).argmax())
-            lower = next(((g, o) for g in order if (o := self._lowered(current, g, worst)) is not None), None)
-            if lower is None:
-                names = " and ".join(f"budgets.{name}" for name in self.problem.budgets)
-                raise ValueError(f"{names}: no allocation was found that meets all of them; relax one")
-            group, current[group] = lower
-            order.append(order.pop(order.index(group)))
-            total = self._total(current)
         for group in order:
             while (raised := self._raised(current, group, total)) is not None:
                 current[group] = raised
                 total = self._total(current)
         return tuple(current)
 
-    def _lowered(self, current: list[int], group: int, metric: int) -> int | None:
-        """The option of ``group`` with fewer bits that costs a little less of ``metric``; ``None`` if there is none."""
+    def _lowered(self, current: list[int], order: list[int]) -> list[int]:
+        """``current`` made to fit, by the groups in the ``order``, which is turned round meanwhile."""
+        for _ in range(sum(len(group.options) for group in self.groups)):  # costs that fall with the bits may go round
+            total = self._total(current)
+            if (total <= self._room).all():
+                return current
+            worst = int((total - self._room).argmax())
+            lower = next(((g, o) for g in order if (o := self._cheaper(current, g, worst)) is not None), None)
+            if lower is None:
+                break
+            group, current[group] = lower
+            order.append(order.pop(order.index(group)))
+        for metric in range(len(self._room)):
+            least = [int(group.costs[metric].argmin()) for group in self.groups]
+            if (self._total(least) <= self._room).all():
+                return least
+        names = " and ".join(f"budgets.{name}" for name in self.problem.budgets)
+        raise ValueError(f"{names}: no allocation was found that meets all of them; relax one")
+
+    def _cheaper(self, current: list[int], group: int, metric: int) -> int | None:
+        """The option of ``group`` that costs a little less of ``metric``; ``None`` if there is none.
+
+        It has fewer bits, unless only more bits are cheaper, as where a machine has no kernel for few bits.
+        """
         own = self.groups[group]
         now, costs = own.options[current[group]], own.costs[metric]
-        below = [
-            o
-            for o, bits in enumerate(own.options)
-            if bits.weight <= now.weight and bits.input <= now.input and costs[o] < costs[current[group]]
-        ]
-        return max(below, key=lambda o: costs[o]) if below else None
+        below = [o for o in range(len(own.options)) if costs[o] < costs[current[group]]]
+        fewer = [o for o in below if own.options[o].weight <= now.weight and own.options[o].input <= now.input]
+        return max(fewer or below, key=lambda o: costs[o], default=None)
 
     def _raised(self, current: list[int], group: int, total: Floats) -> int | None:
         """An option of ``group`` with more bits that still fits, the least step up; ``None`` where there is none."""

@@ -1,5 +1,6 @@
 """All best allocations between the cheapest and the best, by dynamic programming (ZeroQ, arXiv 2001.00281)."""
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
@@ -25,8 +26,9 @@ class Point(NamedTuple):
 class Pareto(Search):
     """The front of score against cost, layer by layer: of partial allocations only those stay that none beats.
 
-    With one budget the front is exact as long as it has at most ``points`` partial allocations; above that, the costs
-    are divided into as many equal steps and the best of each stays, which loses at most one step a layer. The answer is
+    The front is exact as long as it has at most ``points`` partial allocations. Above that, the costs are divided into
+    equal steps, as many by as many with two budgets, and the best of each stays; so a layer loses at most one step of
+    each cost. The answer is
     the point of the least score within all budgets, and of equal scores the most bits. Pairs of layers are not
     considered.
     """
@@ -82,6 +84,8 @@ def _undominated(scores: Floats, bits: Floats, costs: Floats) -> NDArray[np.int6
         column = costs[0, order] if len(costs) else np.arange(len(order), dtype=float)
         best_before = np.concatenate([[np.inf], np.minimum.accumulate(column)[:-1]])
         return order[column < best_before]
+    if len(costs) == 2:
+        return order[_first_of_two(costs[:, order])]
     kept: list[int] = []
     front = np.empty((0, len(costs)))
     for place in order:
@@ -91,14 +95,41 @@ def _undominated(scores: Floats, bits: Floats, costs: Floats) -> NDArray[np.int6
     return np.array(kept, dtype=np.int64)
 
 
+def _first_of_two(costs: Floats) -> NDArray[np.int64]:
+    """The places of the points (2, N) that no earlier one equals or beats in both costs.
+
+    ``left`` and ``right`` are a staircase: what is best so far, by rising first and falling second cost.
+    """
+    left: list[float] = []
+    right: list[float] = []
+    kept = []
+    for place, (one, other) in enumerate(costs.T.tolist()):
+        at = bisect_right(left, one)
+        if at and right[at - 1] <= other:
+            continue
+        kept.append(place)
+        end = at
+        while end < len(left) and right[end] >= other:
+            end += 1
+        # One of equal first cost lies just before, and its second cost is higher.
+        begin = at - 1 if at and left[at - 1] == one else at
+        left[begin:end], right[begin:end] = [one], [other]
+    return np.array(kept, dtype=np.int64)
+
+
 def _thinned(scores: Floats, bits: Floats, costs: Floats, points: int) -> NDArray[np.int64]:
-    """At most ``points`` of the points: the best score in each of as many equal steps of the first cost."""
+    """At most ``points`` of the points: the best score in each of as many equal steps of the costs."""
     if len(scores) <= points:
         return np.arange(len(scores))
-    low, high = costs[0].min(), costs[0].max()
-    step = np.minimum(((costs[0] - low) / (high - low) * points).astype(int), points - 1)
-    order = np.lexsort((-bits, scores, step))
-    return np.sort(order[np.unique(step[order], return_index=True)[1]])
+    spread = costs.max(axis=1) - costs.min(axis=1)
+    differing = costs[spread > 0]
+    steps = np.zeros(len(scores), dtype=np.int64)
+    each = max(int(points ** (1 / max(len(differing), 1)) + 1e-9), 1)
+    for cost in differing:
+        place = ((cost - cost.min()) / (cost.max() - cost.min()) * each).astype(np.int64)
+        steps = steps * each + np.minimum(place, each - 1)
+    order = np.lexsort((-bits, scores, steps))
+    return np.sort(order[np.unique(steps[order], return_index=True)[1]])
 
 
 def _trace(history: list[tuple[NDArray[np.int64], NDArray[np.int64]]], end: int) -> list[int]:

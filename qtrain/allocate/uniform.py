@@ -12,7 +12,7 @@ class Uniform:
 
     The first read the image, and the output of the last becomes the logits. ``first`` and ``last`` are pairs of their
     own, or ``None`` to be treated as the rest; the field keeps both at 8 bits or in full precision (32), since they
-    hold few weights and cost most accuracy.
+    hold few weights and cost most accuracy. A layer at both ends has the bits of ``last``, if there are any.
     """
 
     def __init__(
@@ -21,11 +21,14 @@ class Uniform:
         self.rest = checked("Uniform: ", LayerBits(weight, input))
         self.first = checked("Uniform: first.", first or self.rest)
         self.last = checked("Uniform: last.", last or self.rest)
+        self._both = last or self.first
 
     def __call__(self, layers: Sequence[str]) -> Allocation:
         """Bits for ``layers``, the qualified names of the quantizable layers in the order in which they run."""
         names = LayerNames.of(layers)
-        return {n: self.last if n in names.last else self.first if n in names.first else self.rest for n in names}
+        both = {n: self._both for n in names if n in names.first and n in names.last}
+        ends = {**dict.fromkeys(names.first, self.first), **dict.fromkeys(names.last, self.last), **both}
+        return {n: ends.get(n, self.rest) for n in names}
 
 
 def checked(where: str, bits: LayerBits) -> LayerBits:

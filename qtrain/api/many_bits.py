@@ -4,18 +4,19 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from qtrain.allocate.budgets import budget_of
 from qtrain.api.files import cost
 from qtrain.nn.many_bits import ManyBits
 
-COUNTED = ("size_bytes", "effective_bits", "bops")
-"""Costs that :func:`qtrain.cost` counts and that depend on the width."""
+COUNTED = {"size_bytes": "bytes", "effective_bits": "bits", "bops": "bit operations"}
+"""Costs that :func:`qtrain.cost` counts and that depend on the width, with their units."""
 
 
 def set_bits(
     student: nn.Module,
     bits: int | None = None,
     *,
-    budget: Mapping[str, float] | None = None,
+    budget: Mapping[str, float | str] | None = None,
     images: Tensor | None = None,
     measured: Mapping[int, Mapping[str, float]] | None = None,
 ) -> int:
@@ -24,6 +25,7 @@ def set_bits(
     Or with the most bits whose costs are all within ``budget``: ``size_bytes`` (of this width alone),
     ``effective_bits`` and ``bops`` are counted on ``images`` (N, C, H, W) as :func:`cost` does. Any other name is
     looked up in ``measured``, what was measured of each width: ``{8: {"latency_ms": 3.1}, 4: {"latency_ms": 1.9}}``.
+    A limit is a number, one with a unit such as ``"120 kB"``, or a part of what the widest costs such as ``"50%"``.
 
     Raises ``ValueError``, in one line, for a student of one width, a width that there is not, a cost that is not known,
     and for a budget below the cheapest width, which it names.
@@ -51,9 +53,13 @@ def set_bits(
 
 
 def _widest_within(
-    student: ManyBits, budget: Mapping[str, float], images: Tensor | None, measured: Mapping[int, Mapping[str, float]]
+    student: ManyBits,
+    budget: Mapping[str, float | str],
+    images: Tensor | None,
+    measured: Mapping[int, Mapping[str, float]],
 ) -> int:
     cheapest = ""
+    limits: dict[str, float] = {}
     for width, one in student.students.items():
         costs = {**measured.get(width, {})}
         if images is not None:
@@ -62,7 +68,11 @@ def _widest_within(
         if unknown := [name for name in budget if name not in costs]:
             how = "give images=..." if unknown[0] in COUNTED else f"give measured={{{width}: {{{unknown[0]!r}: ...}}}}"
             raise ValueError(f"set_bits: {unknown[0]} of {width} bits is not known; {how}")
-        if all(costs[name] <= limit for name, limit in budget.items()):
+        limits = limits or {  # of the first, which is the widest
+            name: budget_of(name, limit, unit=COUNTED.get(name, name), reference=costs[name])
+            for name, limit in budget.items()
+        }
+        if all(costs[name] <= limit for name, limit in limits.items()):
             return width
         cheapest = ", ".join(f"{name} {costs[name]:g}" for name in budget)
     raise ValueError(f"set_bits: no width is within the budget; the cheapest, {width} bits, has {cheapest}")

@@ -64,6 +64,7 @@ class QuantizerBank:
     names: LayerNames = field(default_factory=LayerNames)
     _folded: Mapping[str, FoldedWeight] = field(default_factory=dict)
     _bits: dict[Choice, int] = field(default_factory=dict)
+    _factors: dict[Choice, int] = field(default_factory=dict)
 
     @property
     def layers(self) -> dict[str, QuantLayer]:
@@ -129,6 +130,18 @@ class QuantizerBank:
         if choice not in self._bits:
             self._bits[choice] = self._measured(choice)
         return self._bits[choice]
+
+    @torch.no_grad()
+    def operand_bits(self, layer: str, bits: int) -> int:
+        """How wide a factor the weight of ``layer`` is at ``bits``: 32 where its values are looked up in a table."""
+        choice = Choice(layer, "weight", bits)
+        quantizer = self.quantizers.get(layer, {}).get("weight", {}).get(bits)
+        module = self.model.get_submodule(layer)
+        if quantizer is None or not isinstance(module, QuantLayer) or isinstance(module, Operand):
+            return bits
+        if choice not in self._factors:
+            self._factors[choice] = quantizer.quantize(module.effective_weight()).operand_bits
+        return self._factors[choice]
 
     def _roles(self, name: str) -> tuple[Role, ...]:
         """What of a layer has bits: an operand has no weight, and the input of an embedding is a number of a row."""

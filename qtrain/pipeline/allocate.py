@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from qtrain.allocate.base import Search
 from qtrain.allocate.budgets import budget_of
 from qtrain.allocate.manual import Manual
+from qtrain.allocate.pareto import Pareto, Point
 from qtrain.allocate.problem import Problem
 from qtrain.allocate.uniform import checked
 from qtrain.convert.bank import ROLES, QuantizerBank, Widths, make_bank
@@ -30,7 +31,7 @@ from qtrain.costs.tables import bytes_outside, cost_table
 from qtrain.data.base import VisionData
 from qtrain.pipeline.allocation_cache import kept_file, kept_json, plain_scores, scores_of
 from qtrain.pipeline.conversion import as_conversion_error, layer_recipe, make_ready_, target_of
-from qtrain.sensitivity.base import DoneFile
+from qtrain.sensitivity.base import DoneFile, Score
 from qtrain.settings.component import Component, built
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import FULL_PRECISION, NO_LABEL, Allocation, Batch, CostTable, LayerBits, LayerNames, Scores
@@ -49,7 +50,8 @@ with and without."""
 class Found:
     """What ``search`` found: the bits, those of the uniform reference, and the problem that it solved.
 
-    ``layers`` are the names that have bits, with those at the ends.
+    ``layers`` are the names that have bits, with those at the ends. ``front`` has the points of a search that finds a
+    whole front.
     """
 
     search: Search
@@ -57,6 +59,7 @@ class Found:
     allocation: Allocation
     reference: Allocation
     problem: Problem
+    front: tuple[Point, ...] = ()
 
     def predicted(self, allocation: Allocation) -> dict[str, float]:
         """The costs of ``allocation`` by metric, and its ``score``, which is 0 for a search without scores."""
@@ -129,11 +132,12 @@ def find_bits(settings: RunSettings, model: nn.Module, batches: Sequence[Batch],
         with as_config_error("allocate"):
             pinned = _pinned(settings, search, layers)
             around = built(settings.allocate.score.get("reference")) or search.reference
+            uniform = _on_target(settings, search.reference(layers))
         bank = make_bank(
             model,
             found,
             layer_recipe(settings),
-            _widths(settings, [*pinned.values(), *search.reference(layers).values(), *around(layers).values()]),
+            _widths(settings, [*pinned.values(), *uniform.values(), *around(layers).values()]),
             [batch.image for batch in batches],
             built(settings.quantize.policies),
             fixed=operands,
@@ -142,7 +146,7 @@ def find_bits(settings: RunSettings, model: nn.Module, batches: Sequence[Batch],
         )
     with as_config_error("allocate"):
         pinned = _by_policies(bank, pinned)
-        reference = _by_policies(bank, {**search.reference(layers), **pinned})
+        reference = _by_policies(bank, {**uniform, **pinned})
         costs = _costs(settings, bank, example, layers)
         # What cannot be met is refused before the scores take their time.
         problem = Problem(
@@ -159,34 +163,44 @@ def find_bits(settings: RunSettings, model: nn.Module, batches: Sequence[Batch],
             scores = _scores(settings, bank, batches, scores_file)
             problem = replace(problem, scores=scores.with_weight_error(weight_error(settings)))
         start = time.perf_counter()
-        allocation = search.search(problem)
+        front = tuple(search.front(problem)) if isinstance(search, Pareto) else ()
+        allocation = front[-1].allocation if front else search.search(problem)
     log.info("%s took %.1f s", type(search).__name__, time.perf_counter() - start)
-    return Found(search, layers, allocation, reference, problem)
+    return Found(search, layers, allocation, reference, problem, front)
 
 
 def weight_error(settings: RunSettings) -> float:
     """The part of a weight's rounding error that a score counts.
 
-    By default that is all of it where a student is calibrated and nothing else, and :data:`LEFT` where it is trained
-    or its rounding is learned. An allocation that is asked for by itself is for training.
+    By default that is all of it where a student is calibrated and nothing else, or the score is none of errors, and
+    :data:`LEFT` where it is trained or its rounding is learned. An allocation that is asked for by itself is for
+    training.
     """
     if settings.allocate.weight_error is not None:
         return settings.allocate.weight_error
+    score = settings.allocate.score.target
+    if isinstance(score, type) and issubclass(score, Score) and not score.of_errors:
+        return 1.0
     calibrated = settings.task == "calibrate" and settings.quantize.rounding is None
     return 1.0 if calibrated else LEFT
 
 
 @torch.no_grad()
 def loss_of(bank: QuantizerBank, batches: Sequence[Batch], allocation: Allocation) -> float:
-    """Mean cross-entropy in nats of the bank's model at ``allocation`` on ``batches``, in eval mode."""
+    """Mean cross-entropy in nats of the bank's model at ``allocation`` on the images of ``batches`` that have a label.
+
+    In eval mode. Raises ``ValueError`` where none has one.
+    """
+    labeled = sum(int((batch.target != NO_LABEL).sum()) for batch in batches)
+    if not labeled:
+        raise ValueError("a loss needs the labels of some of the images, and data.labeled hides those of all here")
     bank.use_(allocation)
-    total, images = 0.0, 0
+    total = 0.0
     with evaluating(bank.model):
         for batch in batches:
             logits = bank.model(batch.image)
             total += float(F.cross_entropy(logits, batch.target, ignore_index=NO_LABEL, reduction="sum"))
-            images += len(batch.image)
-    return total / images
+    return total / labeled
 
 
 def _scores(settings: RunSettings, bank: QuantizerBank, batches: Sequence[Batch], file: Path | None) -> Scores:
@@ -207,8 +221,8 @@ def _scores(settings: RunSettings, bank: QuantizerBank, batches: Sequence[Batch]
 def _widths(settings: RunSettings, further: Iterable[LayerBits]) -> Widths:
     """All widths that an allocation may need: those to choose from, the pinned ones and the reference's."""
     pairs = list(further)
-    weight = {*settings.allocate.weight, *(bits.weight for bits in pairs)} - {FULL_PRECISION}
-    input = {*_input_widths(settings), *(bits.input for bits in pairs)} - {FULL_PRECISION}
+    weight = {*settings.allocate.weight, *(bits.weight for bits in pairs)}
+    input = {*_input_widths(settings), *(bits.input for bits in pairs)}
     return Widths(tuple(sorted(weight)), tuple(sorted(input)))
 
 
@@ -224,10 +238,22 @@ def _input_widths(settings: RunSettings) -> tuple[int, ...]:
     return own or tuple(target.input_bits)
 
 
+def _on_target(settings: RunSettings, allocation: Allocation) -> dict[str, LayerBits]:
+    """``allocation`` as a target computes it: inputs of a width that it lacks have the next wider one."""
+    target = target_of(settings)
+    if target is None:
+        return dict(allocation)
+    known = sorted({*target.input_bits, FULL_PRECISION})
+    return {
+        name: LayerBits(bits.weight, next(width for width in known if width >= bits.input))
+        for name, bits in allocation.items()
+    }
+
+
 def _pinned(settings: RunSettings, search: Search, layers: LayerNames) -> dict[str, LayerBits]:
     """Layers that keep their bits: those at the ends, then what ``allocate.pinned`` says, whose last pattern counts."""
-    found = {name: search.reference.last for name in layers if name in layers.last and search.last is not None}
-    found |= {name: search.reference.first for name in layers if name in layers.first and search.first is not None}
+    found = {name: search.reference.first for name in layers if name in layers.first and search.first is not None}
+    found |= {name: search.reference.last for name in layers if name in layers.last and search.last is not None}
     for pattern, pair in settings.allocate.pinned.items():
         if not isinstance(pair, list) or len(pair) != 2 or not all(type(bits) is int for bits in pair):
             raise ValueError(f"pinned.{pattern}: must be [weight, input] bits such as [8, 8], got {pair!r}")
@@ -288,7 +314,9 @@ def _costs(settings: RunSettings, bank: QuantizerBank, example: Tensor, layers: 
     options = {name: bank.options[name] for name in layers}
     outside = bytes_outside(bank.model, layers)
     return {
-        name: cost_table(metric, geometries, options, bank.storage_bits, outside, rest=rest)
+        name: cost_table(
+            metric, geometries, options, bank.storage_bits, outside, factor_bits=bank.operand_bits, rest=rest
+        )
         for name, metric in metrics.items()
     }
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 
 from qtrain.allocate.feasible import Feasible
-from qtrain.allocate.pareto import Pareto, Point
 from qtrain.pipeline.allocate import Found, find_bits, is_search, labeled_batches
 from qtrain.pipeline.allocation_cache import plain_scores
 from qtrain.pipeline.build_model import build_model
@@ -20,7 +20,7 @@ from qtrain.pipeline.pretrain import full_precision_weights
 from qtrain.pipeline.run_folder import typical_bits
 from qtrain.settings.run_files import ALLOCATION, SCORES
 from qtrain.settings.run_settings import RunSettings
-from qtrain.spec import FULL_PRECISION, Allocation, LayerBits
+from qtrain.spec import FULL_PRECISION, NO_LABEL, Allocation, LayerBits
 from qtrain.utils.atomic_write import atomic_write, write_text
 from qtrain.utils.errors import ConfigError
 
@@ -44,14 +44,13 @@ class AllocateRun:
     """What ``task=allocate`` found, and the file that holds it.
 
     ``losses`` are cross-entropies in nats on the calibration images, of the model in ``full precision``, of the
-    ``uniform`` bits and of those ``found``. ``measured`` compares scores with losses, if there are scores. ``front``
-    has the points of a search that finds a whole front.
+    ``uniform`` bits and of those ``found``; NaN where no image has a label. ``measured`` compares scores with losses,
+    if there are both.
     """
 
     found: Found
     losses: Mapping[str, float]
     measured: tuple[Measured, ...]
-    front: tuple[Point, ...]
     file: Path
 
 
@@ -77,14 +76,14 @@ def allocate_bits(settings: RunSettings) -> AllocateRun:
     found = find_bits(settings, model, batches)
     in_float = dict.fromkeys(found.layers, LayerBits(FULL_PRECISION, FULL_PRECISION))
     asked = {"full precision": in_float, "uniform": found.reference, "found": found.allocation}
-    losses = {name: found.problem.loss(allocation) for name, allocation in asked.items()}
-    front = tuple(found.search.front(found.problem)) if isinstance(found.search, Pareto) else ()
-    measured = _measured(found, losses, seed=settings.seed) if found.search.needs_scores else ()
+    labeled = any(bool((batch.target != NO_LABEL).any()) for batch in batches)
+    losses = {name: found.problem.loss(bits) if labeled else math.nan for name, bits in asked.items()}
+    measured = _measured(found, losses, seed=settings.seed) if labeled and found.search.needs_scores else ()
     file = Path(settings.run_dir) / ALLOCATION
     _write(file, "".join(f"{line}\n" for line in allocation_lines(settings, found, losses)), settings)
     if found.search.needs_scores:
         write_text(file.with_name(SCORES), json.dumps(plain_scores(found.problem.scores)))
-    return AllocateRun(found, losses, measured, front, file)
+    return AllocateRun(found, losses, measured, file)
 
 
 def _measured(found: Found, losses: Mapping[str, float], *, seed: int) -> tuple[Measured, ...]:
@@ -96,7 +95,11 @@ def _measured(found: Found, losses: Mapping[str, float], *, seed: int) -> tuple[
     ]
     feasible = Feasible(found.problem, np.random.default_rng(seed))
     for _ in range(CHANCE):
-        allocation = feasible.allocation(feasible.draw())
+        try:
+            allocation = feasible.allocation(feasible.draw())
+        except ValueError as error:  # the search has found what chance does not
+            log.info("no random allocation: %s", error)
+            break
         rows.append(Measured("random", score(allocation), found.problem.loss(allocation)))
     return tuple(rows)
 
@@ -131,7 +134,8 @@ def allocation_lines(settings: RunSettings, found: Found, losses: Mapping[str, f
 
 
 def _flow(values: Mapping[str, float]) -> str:
-    return "{" + ", ".join(f"{name}: {value:.10g}" for name, value in values.items()) + "}"
+    known = {name: value for name, value in values.items() if not math.isnan(value)}
+    return "{" + ", ".join(f"{name}: {value:.10g}" for name, value in known.items()) + "}"
 
 
 def _name(allocation: Allocation) -> str:

@@ -24,6 +24,9 @@ from qtrain.utils.checks import check_writable
 
 log = logging.getLogger(__name__)
 
+PATH_MAX = 4096
+"""A longer text cannot be the name of a file, and some systems refuse to look."""
+
 
 def kept_file(
     settings: RunSettings, model: nn.Module, batches: Sequence[Batch], *, kind: str, **further: object
@@ -44,10 +47,19 @@ def kept_file(
         **({"widths": [allocate["weight"], allocate["input"], allocate["pinned"]]} if kind == "scores" else {}),
         **further,
     }
-    reference = settings.allocate.score.get("reference")
-    if reference is not None and (path := Path(reference.get("path", ""))).is_file():
-        what["reference"] = sha256(path.read_bytes()).hexdigest()  # the name of a file says nothing of its bits
+    if files := _contents(settings.plain["allocate"] if kind == "allocation" else settings.allocate.score.plain):
+        what["files"] = files
     return Path(settings.allocate.folder).expanduser() / hash_of(what, ignore=()) / f"{kind}.json"
+
+
+def _contents(node: Any) -> list[str]:
+    """Digests of the files that ``node`` names, a score's bits or measured latencies: a name says nothing of them."""
+    if isinstance(node, Mapping):
+        return [digest for key in sorted(node) if key != "folder" for digest in _contents(node[key])]
+    if isinstance(node, list):
+        return [digest for item in node for digest in _contents(item)]
+    named = isinstance(node, str) and 0 < len(node) < PATH_MAX and Path(node).expanduser().is_file()
+    return [sha256(Path(node).expanduser().read_bytes()).hexdigest()] if named else []
 
 
 def kept_json(file: Path, make: Callable[[], Any]) -> Any:

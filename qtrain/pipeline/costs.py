@@ -3,7 +3,9 @@
 from torch import nn
 
 from qtrain.costs.count import CostReport, count
+from qtrain.costs.geometry import layer_geometries
 from qtrain.costs.products import count_products
+from qtrain.costs.tables import further_cost
 from qtrain.data.base import VisionData
 from qtrain.nn.many_bits import in_use
 from qtrain.pipeline.build_model import example_input
@@ -22,3 +24,18 @@ def costs(settings: RunSettings, student: nn.Module, data: VisionData) -> CostRe
     what = {**depends_on(settings), "recipe": recipe_of(settings), "modules": layers}
     products = cached("products", what, lambda: count_products(student, example), lambda products: products)
     return count(student, example, products)
+
+
+def further_costs(settings: RunSettings, student: nn.Module, data: VisionData, report: CostReport) -> dict[str, float]:
+    """What ``student`` costs by those of ``allocate.costs`` that ``report``, of :func:`costs`, does not count.
+
+    Latency, energy and the like, each in its own unit.
+    """
+    asked = {
+        name: one for name, one in settings.allocate.costs.items() if one is not None and not hasattr(report, name)
+    }
+    if not asked:
+        return {}
+    student = in_use(student)
+    geometries = layer_geometries(student, example_input(data.info))
+    return {name: further_cost(one.build(), student, report, geometries).total for name, one in asked.items()}

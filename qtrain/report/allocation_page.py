@@ -21,7 +21,7 @@ def write_allocation_page(made: AllocateRun, *, title: str) -> Path:
     """The page beside the allocation's file; returns its path."""
     charts = dict(_charts(made))
     tables = {"Found and uniform": total_table(made), "Layers": layer_table(made)}
-    if len(made.front) > 1:
+    if len(made.found.front) > 1:
         tables["Points of the front"] = front_table(made)
     page = render(
         "allocation.html.j2",
@@ -60,7 +60,7 @@ def _charts(made: AllocateRun) -> Iterator[tuple[str, alt.TopLevelMixin]]:
         yield "Cost: each layer's part of the whole model's", _bars(costs, "part")
     if made.measured:
         yield "Predicted against measured", _measured(made)
-    if len(made.front) > 1 and found.problem.budgets:
+    if len(made.found.front) > 1 and found.problem.budgets:
         yield "The front within the budgets", _front(made)
 
 
@@ -130,9 +130,9 @@ def _measured(made: AllocateRun) -> alt.TopLevelMixin:
 
 
 def _front(made: AllocateRun) -> alt.TopLevelMixin:
-    scale = alt.Scale(type="log") if min(point.score for point in made.front) > 0 else alt.Scale()
+    scale = alt.Scale(type="log") if min(point.score for point in made.found.front) > 0 else alt.Scale()
     (metric, *_) = made.found.problem.budgets
-    rows = [{"cost": point.costs[metric], "score": point.score} for point in made.front]
+    rows = [{"cost": point.costs[metric], "score": point.score} for point in made.found.front]
     title = f"{metric} ({made.found.problem.costs[metric].unit})"
     drawn: alt.TopLevelMixin = (
         alt.Chart(alt.InlineData(values=rows))

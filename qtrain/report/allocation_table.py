@@ -15,7 +15,7 @@ POINTS = 10
 def allocation_table(made: AllocateRun) -> str:
     """A row for each layer with its bits, its part of the score and of the costs; then found beside uniform."""
     parts = [plain_table(*layer_table(made)), plain_table(*total_table(made))]
-    if len(made.front) > 1:
+    if len(made.found.front) > 1:
         parts.append(plain_table(*front_table(made)))
     return "\n".join(parts)
 
@@ -72,7 +72,7 @@ def front_table(made: AllocateRun) -> tuple[tuple[str, ...], list[tuple[str, ...
             f"{point.score:.4g}",
             *(metric_text(name, point.costs[name]) for name in names),
         )
-        for number, point in _spread(made.front)
+        for number, point in _spread(made.found.front)
     ]
 
 

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ class Score(ABC):
 
     A score leaves the bank's quantizers as they were, and the model in its fixed bits.
     """
+
+    of_errors: ClassVar[bool] = True
+    """Whether it grows with the squared error of a tensor, of which training wins back a part."""
 
     @abstractmethod
     def __call__(self, bank: QuantizerBank, batches: Sequence[Batch], *, seed: int, done: Done | None = None) -> Scores:
@@ -123,8 +126,9 @@ def chunks(batches: Sequence[Batch], size: int) -> Iterator[tuple[str, Batch]]:
 
 
 def members(bank: QuantizerBank, choice: Choice) -> tuple[str, ...]:
-    """The layers that ``choice`` quantizes: its own, and those that are tied to it."""
-    return bank.tied[choice.role].get(choice.layer, (choice.layer,))
+    """The layers that ``choice`` quantizes: its own, and those that are tied to it and have such a width."""
+    tied = bank.tied[choice.role].get(choice.layer, (choice.layer,))
+    return tuple(name for name in tied if choice.bits in bank.quantizers[name].get(choice.role, {}))
 
 
 def label_of(choice: Choice) -> str:

@@ -5,6 +5,7 @@ Ray's own classes are made here and nowhere else: its OptunaSearch over a space 
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast, final
@@ -71,9 +72,15 @@ def objectives_of(settings: RunSettings) -> dict[str, Direction]:
         raise ConfigError(
             "sweep.objectives.reward: needs sweep.reward.target, the most that sweep.reward.cost should be"
         )
-    if settings.sweep.reward.cost not in COST_METRICS:
-        known = ", ".join(COST_METRICS)
-        raise ConfigError(f"sweep.reward.cost: must be one of {known}, got {settings.sweep.reward.cost!r}")
+    reward, further = settings.sweep.reward, settings.allocate.costs
+    known = dict.fromkeys([*COST_METRICS, *(name for name, cost in further.items() if cost is not None)])
+    if reward.cost not in known:
+        raise ConfigError(
+            f"sweep.reward.cost: must be one of {', '.join(known)}, got {reward.cost!r}; "
+            "+cost@allocate.costs.latency=latency adds another"
+        )
+    if reward.target is not None and not 0 < reward.target < math.inf:
+        raise ConfigError(f"sweep.reward.target: must be above 0, got {reward.target}")
     return cast(dict[str, Direction], found)
 
 

@@ -27,7 +27,7 @@ from qtrain.data.base import VisionData
 from qtrain.models.ends import ends_of
 from qtrain.nn import Operand
 from qtrain.pipeline.build_model import example_input
-from qtrain.pipeline.costs import costs
+from qtrain.pipeline.costs import costs, further_costs
 from qtrain.pipeline.run_cache import RunCache, run_cache_in
 from qtrain.pipeline.summary import read_summary
 from qtrain.pipeline.train import train
@@ -105,7 +105,7 @@ class EpochReport(pl.Callback):
     """Reports the metrics of each epoch but the last of ``epochs``, which the run's own end tells of.
 
     They are ``epochs`` done, ``top1`` and ``loss`` on the validation images, whatever else is logged under ``val/``,
-    and the exact costs. Before the epoch's resume point is written: an epoch that is done again reports the same again.
+    and the costs. Before the epoch's resume point is written: an epoch that is done again reports the same again.
     """
 
     def __init__(
@@ -123,7 +123,8 @@ class EpochReport(pl.Callback):
             student = copy.deepcopy(student).cpu()
         data: VisionData = trainer.datamodule  # type: ignore[attr-defined]
         cost = costs(self._settings, student, data)
-        self._record.costs = {name: float(getattr(cost, name)) for name in COST_METRICS}
+        counted = {name: float(getattr(cost, name)) for name in COST_METRICS}
+        self._record.costs = {**counted, **further_costs(self._settings, student, data, cost)}
         weighted = [name for name, layer in quant_layers(student).items() if not isinstance(layer, Operand)]
         first, last = ends_of(student, weighted, example_input(data.info))
         self._record.ends = [name for name in weighted if name in first | last]
@@ -205,7 +206,7 @@ def run_trial(
             train(settings, keep_last=bool(settings.stages))
         about |= {
             "status": "finished",
-            "metrics": with_reward(final_metrics(folder), settings.sweep.reward) if leads else {},
+            "metrics": with_reward({**record.costs, **final_metrics(folder)}, settings.sweep.reward) if leads else {},
         }
         if leads:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # nothing resumes from what has ended

@@ -47,6 +47,26 @@ def with_equal_scores(problem: Problem) -> Problem:
     return replace(problem, scores=Scores(weight, input, pairs))
 
 
+def scaled(problem: Problem, factor: float) -> Problem:
+    """``problem`` with all scores ``factor`` times as large, pairs too."""
+    sides = [
+        {layer: {bits: factor * value for bits, value in of.items()} for layer, of in side.items()}
+        for side in (problem.scores.weight, problem.scores.input)
+    ]
+    pairs = {pair: factor * value for pair, value in problem.scores.pairs.items()}
+    return replace(problem, scores=Scores(*sides, pairs))
+
+
+def slow_few_bits(*, layers: int = 4, budget: float) -> Problem:
+    """4 bits take longer than 8, as where a runtime unpacks them first, and they are worse as well."""
+    few, many = LayerBits(4, 4), LayerBits(8, 8)
+    names = [f"layer{i}" for i in range(layers)]
+    times = CostTable("us", 0.0, {name: {few: 12.0, many: 10.0} for name in names})
+    rises = {name: {4: 1.0, 8: 0.1} for name in names}
+    options = dict.fromkeys(names, (few, many))
+    return Problem(options, {"latency": times}, {"latency": budget}, Scores(rises, rises), loss=lambda _: 1.0)
+
+
 def _pairs(names: list[str], source: np.random.Generator) -> dict[tuple[Choice, Choice], float]:
     sides = [Choice(name, "weight", bits) for name in names for bits in WIDTHS[:3]]
     return {(a, b): source.normal() for a in sides for b in sides if a.layer < b.layer}

@@ -1,6 +1,7 @@
 """The integer program against trying everything, its budgets, and what it says where nothing fits."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,15 @@ import pytest
 from qtrain.allocate.integer_program import IntegerProgram, _without_dominated
 from qtrain.allocate.problem import Problem
 from qtrain.spec import CostTable, LayerBits, Scores
-from tests.allocate.problems import best_score, bits_of, everything, most_bits, random_problem, with_equal_scores
+from tests.allocate.problems import (
+    best_score,
+    bits_of,
+    everything,
+    most_bits,
+    random_problem,
+    scaled,
+    with_equal_scores,
+)
 
 EXACT = IntegerProgram(gap=0.0)
 
@@ -36,6 +45,39 @@ def test_with_pairs_it_finds_the_least_score_that_trying_everything_finds(seed: 
     assert any(
         problem.scores.total(a) < problem.scores.total(EXACT.search(alone)) - 1e-6 for a in everything(problem)
     ), "the pairs of this problem matter"
+
+
+@pytest.mark.parametrize("factor", [1e6, 1e-3, 1e-5, 1e-7, 1e-9, 1e-12])
+@pytest.mark.parametrize(("seed", "pairs"), [(0, False), (1, False), (2, False), (0, True), (1, True)])
+def test_the_size_of_scores_does_not_matter(factor: float, seed: int, pairs: bool) -> None:
+    """The solver's tolerances are absolute: scores of 1e-6 nats, as of a trained network at 8 bits, were all alike."""
+    problem = scaled(random_problem(seed, layers=3 if pairs else 4, budgets=2 - pairs, pairs=pairs), factor)
+    assert problem.scores.total(EXACT.search(problem)) == pytest.approx(best_score(problem), rel=1e-6)
+
+
+def test_one_terrible_option_does_not_drown_the_others() -> None:
+    """The first layer at 2 bits costs a million times what all others cost together."""
+    problem = scaled(random_problem(3, layers=4), 1e-6)
+    terrible = {**problem.scores.weight, "layer0": {**problem.scores.weight["layer0"], 2: 1e3}}
+    problem = replace(problem, scores=Scores(terrible, problem.scores.input))
+    assert problem.scores.total(EXACT.search(problem)) == pytest.approx(best_score(problem), rel=1e-6)
+
+
+@pytest.mark.parametrize("more", [1e-9, 1e-7, 9e-7, 2e-6])
+def test_a_budget_that_only_the_cheapest_meets_is_met(more: float) -> None:
+    """The other option costs less than the solver's tolerance more."""
+    few, many = LayerBits(2, 2), LayerBits(4, 4)
+    table = CostTable("us", 0.0, {"a": {few: 1.0, many: 1.0 + more}, "b": {few: 1.0, many: 2.0}})
+    scores = Scores({name: {2: 1.0, 4: 0.1} for name in "ab"}, {})
+    problem = Problem(dict.fromkeys("ab", (few, many)), {"time": table}, {"time": 2.0}, scores)
+    assert EXACT.search(problem) == dict.fromkeys("ab", few)
+
+
+def test_a_solver_that_is_stopped_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    problem = random_problem(0, layers=8, budgets=2)
+    with pytest.raises(ValueError, match=r"no allocation was found in 1e-09 s; raise time_limit_s"):
+        IntegerProgram(time_limit_s=1e-9).search(problem)
+    assert "stopped after 1e-09 s" in caplog.text
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -2,16 +2,27 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qtrain.allocate.base import Search
 from qtrain.allocate.evolution import Evolution
 from qtrain.allocate.integer_program import IntegerProgram
-from qtrain.allocate.pareto import Pareto
+from qtrain.allocate.pareto import Pareto, _undominated
 from qtrain.allocate.problem import Problem
 from qtrain.allocate.random_draw import RandomDraw
-from qtrain.spec import Allocation, LayerBits, Scores
-from tests.allocate.problems import best_score, bits_of, everything, most_bits, random_problem, with_equal_scores
+from qtrain.spec import Allocation, CostTable, LayerBits, Scores
+from tests.allocate.problems import (
+    best_score,
+    bits_of,
+    everything,
+    most_bits,
+    random_problem,
+    slow_few_bits,
+    with_equal_scores,
+)
 
 ENDS = {"weight": 3, "input": 4, "first": None, "last": None}
 
@@ -47,6 +58,67 @@ def test_a_thinned_front_stays_near_the_best() -> None:
     problem = random_problem(1, layers=6, budgets=1)
     exact, thinned = (problem.scores.total(Pareto(points=n).search(problem)) for n in (10**6, 200))
     assert exact <= thinned <= 1.02 * exact
+
+
+@pytest.mark.parametrize("points", [20, 20_000])
+def test_a_budget_that_all_options_cost_alike_thins_nothing_away(points: int) -> None:
+    problem = random_problem(3, layers=6, budgets=2)
+    alike = replace(problem.costs["size"], layers={n: dict.fromkeys(o, 7.0) for n, o in problem.options.items()})
+    flat = replace(
+        problem, costs={**problem.costs, "size": alike}, budgets={"size": 100.0, "work": problem.budgets["work"]}
+    )
+    found = flat.scores.total(Pareto(points=points).search(flat))
+    assert found == pytest.approx(best_score(flat), rel=1e-9 if points > 20 else 0.05)
+
+
+@pytest.mark.parametrize("budgets", [1, 2])
+def test_a_front_thinned_by_all_its_costs_stays_near_the_best(budgets: int) -> None:
+    problem = random_problem(1, layers=6, budgets=budgets)
+    exact, thinned = (problem.scores.total(Pareto(points=n).search(problem)) for n in (10**6, 400))
+    assert exact <= thinned <= 1.05 * exact
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=60))
+def test_of_two_costs_none_that_another_beats_stays(points: list[tuple[int, int, int]]) -> None:
+    """Against comparing all with all; a third cost that is 0 for all takes the general way."""
+    scores, *costs = (np.array(column, dtype=float) for column in zip(*points, strict=True))
+    bits = np.zeros(len(points))
+    two = _undominated(scores, bits, np.stack(costs))
+    three = _undominated(scores, bits, np.stack([*costs, bits]))
+    assert two.tolist() == three.tolist()
+    kept = {points[place] for place in two}
+    beaten = {p for p in points if any(q != p and all(a <= b for a, b in zip(q, p, strict=True)) for q in points)}
+    assert kept == set(points) - beaten
+    assert len(two) == len(kept), "of equal points one stays"
+
+
+@pytest.mark.parametrize("search", [IntegerProgram(), Pareto(), RandomDraw(), Evolution(generations=1)])
+def test_more_bits_are_taken_where_only_they_are_cheap_enough(search: Search) -> None:
+    problem = slow_few_bits(budget=41.0)
+    assert set(search.search(problem).values()) == {LayerBits(8, 8)}
+
+
+def test_budgets_that_no_lowering_meets_are_met_by_the_cheapest() -> None:
+    """Each layer's options swap the two costs, so that lowering one raises the other."""
+    few_weights, few_inputs, both = LayerBits(2, 8), LayerBits(8, 2), LayerBits(4, 4)
+    row = {few_weights: 1.0, few_inputs: 3.0, both: 2.0}
+    other = {few_weights: 2.1, few_inputs: 1.0, both: 3.0}
+    names = [f"layer{i}" for i in range(5)]
+    costs = {"size": CostTable("bytes", 0.0, dict.fromkeys(names, row)),
+             "time": CostTable("ms", 0.0, dict.fromkeys(names, other))}  # fmt: skip
+    problem = Problem(dict.fromkeys(names, (both, few_inputs, few_weights)), costs, {"size": 5.0, "time": 10.5})
+    assert set(RandomDraw(**ENDS).search(problem).values()) == {few_weights}
+
+
+@pytest.mark.parametrize("worst", [float("nan"), float("inf")])
+def test_evolution_goes_past_a_loss_that_is_not_finite(worst: float) -> None:
+    problem, _ = with_loss(random_problem(2, layers=4, budgets=1))
+    finite, calls = problem.loss, iter(range(10**6))
+    strange = replace(problem, loss=lambda allocation: worst if next(calls) % 3 == 0 else finite(allocation))
+    allocation = Evolution(**ENDS, generations=3, population=6, children=20).search(strange)
+    assert problem.fits(allocation)
+    with pytest.raises(ValueError, match="Evolution: no loss that was measured is finite"):
+        Evolution(**ENDS, generations=2, population=4).search(replace(problem, loss=lambda _: worst))
 
 
 def test_the_front_refuses_pairs() -> None:

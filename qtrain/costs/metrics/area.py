@@ -8,6 +8,7 @@ from qtrain.costs.geometry import LayerGeometry
 from qtrain.costs.metrics.base import CostMetric
 from qtrain.costs.technology import at_width, check_points
 from qtrain.spec import FULL_PRECISION, LayerBits
+from qtrain.utils.checks import check_range
 
 SQUARE_MILLI = 1e-6
 """One square micrometer in square millimeters."""
@@ -40,8 +41,9 @@ class Area(CostMetric):
     ) -> None:
         check_points("integer_add", integer_add)
         check_points("integer_multiply", integer_multiply)
-        if clock_hz <= 0:
-            raise ValueError(f"clock_hz: must be above 0, got {clock_hz}")
+        check_range("Area", "(0, inf)", clock_hz=clock_hz, images_per_second=images_per_second)
+        check_range("Area", "[0, inf)", float_add=float_add, float_multiply=float_multiply, sram_bit=sram_bit)
+        check_range("Area", "[1, inf)", accumulator_bits=accumulator_bits)
         self.integer_add, self.integer_multiply = integer_add, integer_multiply
         self.float_unit, self.sram_bit = float_add + float_multiply, sram_bit
         self.macs_per_unit = clock_hz / images_per_second

@@ -7,6 +7,7 @@ from qtrain.costs.geometry import LayerGeometry
 from qtrain.costs.latency_table import in_float, narrowest, read_table
 from qtrain.costs.metrics.base import MeasuredMetric
 from qtrain.spec import FULL_PRECISION, LayerBits
+from qtrain.utils.checks import check_range
 
 MICRO = 1e6
 """Microseconds of a second."""
@@ -39,9 +40,13 @@ class Latency(MeasuredMetric):
         self, *, table: str, macs_per_second: Sequence[tuple[int, float]] = (), bytes_per_second: float | None = None
     ) -> None:
         self.table = read_table(table)
-        speeds = [speed for _, speed in macs_per_second] + ([] if bytes_per_second is None else [bytes_per_second])
-        if speeds and min(speeds) <= 0:
-            raise ValueError(f"macs_per_second, bytes_per_second: must be above 0, got {min(speeds)}")
+        check_range("Latency", "(0, inf)", bytes_per_second=bytes_per_second)
+        pairs = all(isinstance(kernel, Sequence) and len(kernel) == 2 and min(kernel) > 0 for kernel in macs_per_second)
+        if not pairs or (widths := [bits for bits, _ in macs_per_second]) != sorted(set(widths)):
+            raise ValueError(
+                "Latency: macs_per_second must be pairs [bits, multiplications a second], bits rising, all above 0, "
+                f"got {macs_per_second}"
+            )
         self.kernels = tuple(macs_per_second)
         self.bytes_per_second = self.table.bytes_per_second if bytes_per_second is None else bytes_per_second
 

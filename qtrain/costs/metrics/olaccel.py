@@ -8,6 +8,7 @@ from qtrain.costs.metrics.base import CostMetric
 from qtrain.costs.metrics.energy import MICRO
 from qtrain.costs.technology import Technology
 from qtrain.spec import LayerBits
+from qtrain.utils.checks import check_range
 
 
 @final
@@ -41,9 +42,11 @@ class OLAccel(CostMetric):
         input_outlier_bits: int = 16,
         input_index_bits: int = 16,
     ) -> None:
-        for name, share in (("weight_outliers", weight_outliers), ("input_outliers", input_outliers)):
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name}: must be a share from 0 to 1, got {share}")
+        check_range("OLAccel", "[0, 1]", weight_outliers=weight_outliers, input_outliers=input_outliers)
+        check_range("OLAccel", "[1, inf)", accumulator_bits=accumulator_bits, unit_bits=unit_bits, group=group)
+        check_range("OLAccel", "[1, inf)", weight_outlier_bits=weight_outlier_bits)
+        check_range("OLAccel", "[1, inf)", input_outlier_bits=input_outlier_bits)
+        check_range("OLAccel", "[0, inf)", group_bits=group_bits, input_index_bits=input_index_bits)
         self.technology, self.accumulator_bits, self.unit_bits = technology, accumulator_bits, unit_bits
         self.weight_outliers, self.weight_outlier_bits = weight_outliers, weight_outlier_bits
         self.group, self.group_bits = group, group_bits
