@@ -88,6 +88,10 @@ WRONG = {
         "+quantizer@quantize.weight_wrapper=pruned",
     ),
     "an option with a typo and without its group": (["lr_schedule=cosin"], "got 'cosin'; did you mean 'cosine'?"),
+    "a new budget without a plus": (
+        ["allocate.budgets.latency=80%"],
+        "; a new one is added by a plus: +allocate.budgets.latency=...",
+    ),
     "a number for a choice": (["quantize.bits=4"], "a choice from the group allocate stands here, got 4"),
     "a list for a choice": (["quantize.bits=[3]"], "override quantize.bits=[3]: Cannot merge DictConfig with"),
     "a word for a mapping of terms": (["objective.terms=soft"], "objective.terms: Objective takes Mapping"),

@@ -23,6 +23,9 @@ from qtrain.utils.suggestions import did_you_mean, did_you_mean_path
 OPTIONS = "options"
 """Last part of the keys of a builder's arguments."""
 
+OPEN = ("allocate.budgets", "sweep.space", "sweep.objectives")
+"""Mappings with some keys from the start, to which a user may add others."""
+
 OPTIONS_LISTED = 12
 """Of a group with more options, a message names the nearest alone."""
 
@@ -54,7 +57,9 @@ def explain(error: BaseException) -> str:
         parent = key.removesuffix(str(inner.key))
         if parent.endswith(f"{OPTIONS}."):
             return f"unknown key {key!r}; an option that is new there is added by a plus: +{key}=..."
-        return f"unknown key {key!r}{did_you_mean(key, [parent + str(name) for name in inner.parent_node])}"
+        near = did_you_mean(key, [parent + str(name) for name in inner.parent_node])
+        added = f"; a new one is added by a plus: +{key}=..." if parent.rstrip(".") in OPEN else ""
+        return f"unknown key {key!r}{near}{added}"
     causes = [str(error), *([] if inner is None or inner is error else [str(inner)])]
     return ": ".join(" ".join(cause.split()) for cause in causes if cause) or type(error).__name__
 

@@ -101,8 +101,8 @@ def test_a_wrong_file_or_speed_is_refused_in_one_line(file: str, tmp_path: Path)
     other.write_text('{"format": 9}')
     with pytest.raises(ValueError, match="has version 9, this qtrain reads 1"):
         Latency(table=str(other))
-    with pytest.raises(ValueError, match="must be above 0, got 0"):
-        Latency(table=file, macs_per_second=[(4, 0.0)])
+    with pytest.raises(ValueError, match="bytes_per_second must be above 0, got 0"):
+        Latency(table=file, bytes_per_second=0.0)
 
 
 def test_the_narrowest_kernel_has_the_least_product_of_both_widths() -> None:
@@ -111,3 +111,10 @@ def test_the_narrowest_kernel_has_the_least_product_of_both_widths() -> None:
     assert narrowest(kernels, LayerBits(4, 4)) == "square"
     assert narrowest(kernels, LayerBits(4, 16)) == "lopsided"
     assert narrowest({LayerBits(2, 2): "small"}, LayerBits(4, 2)) is None
+
+
+@pytest.mark.parametrize("kernels", [[(8, 1e11), (4, 4e11)], [(4, 4e11), (4, 1e11)], [(4,)], [4], [(4, 0.0)]])
+def test_kernels_that_are_no_pairs_by_rising_bits_are_refused(file: str, kernels: list[tuple[int, float]]) -> None:
+    """With falling bits the first, wide kernel would have taken all layers."""
+    with pytest.raises(ValueError, match=r"Latency: macs_per_second must be pairs .*, bits rising, all above 0"):
+        Latency(table=file, macs_per_second=kernels)

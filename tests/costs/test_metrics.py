@@ -182,8 +182,11 @@ def test_fewer_bits_never_cost_more(name: str) -> None:
         ("energy", "allocate.costs.some.technology.integer_add=[[8,0.03]]", "integer_add: needs two or more pairs"),
         ("energy", "allocate.costs.some.technology.integer_add=[[32,0.1],[8,0.03]]", "bits rising"),
         ("energy", "allocate.costs.some.technology.access_bits=0", "access_bits: must be at least 1"),
-        ("olaccel", "allocate.costs.some.weight_outliers=3", "weight_outliers: must be a share"),
-        ("area", "allocate.costs.some.clock_hz=0", "clock_hz: must be above 0"),
+        ("olaccel", "allocate.costs.some.weight_outliers=3", "weight_outliers must be in \\[0, 1\\], got 3"),
+        ("olaccel", "allocate.costs.some.group=0", "group must be at least 1, got 0"),
+        ("olaccel", "allocate.costs.some.unit_bits=0", "unit_bits must be at least 1, got 0"),
+        ("area", "allocate.costs.some.clock_hz=0", "clock_hz must be above 0, got 0"),
+        ("area", "allocate.costs.some.images_per_second=-1", "images_per_second must be above 0, got -1"),
     ],
 )
 def test_a_table_that_is_none_is_refused_in_one_line(name: str, override: str, message: str) -> None:

@@ -12,13 +12,15 @@ import yaml
 from safetensors.torch import save_file
 
 from qtrain.config.compose import compose
+from qtrain.costs.geometry import layer_geometries
+from qtrain.costs.latency_table import LatencyTable, LayerShape, Time, write_table
 from qtrain.models.cifar_resnet import cifar_resnet8
 from qtrain.pipeline import allocate
 from qtrain.pipeline.summary import read_summary
 from qtrain.run_task import run_task
 from qtrain.sensitivity.fisher import Fisher
 from qtrain.sensitivity.one_layer import OneLayer
-from qtrain.spec import Batch, LayerBits
+from qtrain.spec import NO_LABEL, Batch, LayerBits
 from qtrain.utils.errors import ConfigError
 
 SMALL = ("data.max_train=64", "data.max_test=50", "data.batch_size=32", "quantize.calibration_batches=2", "logger=none")
@@ -130,6 +132,89 @@ def test_with_a_target_inputs_have_the_widths_that_it_computes_with(run: Run, tm
     assert len({pair[0] for pair in pairs}) > 1, "fewer bits of a weight make the file shorter in any case"
 
 
+@pytest.mark.parametrize("score", ["fisher", "one_layer", "hawq_trace"])
+def test_with_a_target_and_nothing_else_the_same_bits_are_a_bound_that_it_can_keep(
+    run: Run, tmp_path: Path, score: str
+) -> None:
+    """Operands of sums have 8 bits there, and share a tensor with layers that are scored at other widths too.
+
+    Uniform 4 bits are computed as W4A8, so that is what 100% refers to.
+    """
+    run("task=allocate", "target=onnxruntime", f"score@allocate.score={score}")
+    content = written(tmp_path)
+    assert {pair[1] for pair in content["layers"].values()} == {8}
+    assert content["budgets"]["bops"] == content["uniform"]["bops"]
+    assert max(pair[0] for name, pair in content["layers"].items() if "layer" in name) > 2, (
+        "weights have 4 bits to give"
+    )
+
+
+def test_products_with_a_codebook_cost_what_a_calibration_counts(run: Run, tmp_path: Path) -> None:
+    """Its entries are floats, whatever the width of an index: a budget of operations counts 32 bits."""
+    found = run("task=allocate", "quantizer@quantize.weight=kmeans", "allocate.weight=[2,4]", "allocate.input=[4,8]")
+    file = tmp_path / "outputs" / "adhoc" / "allocate" / "allocation.yaml"
+    own = ("quantizer@quantize.weight=kmeans", "allocate@quantize.bits=from_file", f"quantize.bits.path={file}")
+    run("task=calibrate", "name=used", *own)
+    summary = read_summary(tmp_path / "outputs" / "adhoc" / "used" / "summary.json")
+    assert (summary.size_bytes, summary.bops) == (found["size_bytes"], found["bops"])
+
+
+def test_full_precision_is_a_width_like_others(run: Run, tmp_path: Path) -> None:
+    """A pinned layer may have it, and without budgets it is the best choice, since it loses nothing."""
+    run("task=allocate", "name=pinned", "allocate.pinned={conv1:[32,32]}", "quantize.bits.last.weight=32")
+    layers = written(tmp_path, "allocate-pinned")["layers"]
+    assert (layers["conv1"], layers["linear"][0]) == ([32, 32], 32)
+    run("task=allocate", "name=free", "allocate.weight=[4,32]", "allocate.input=[4,32]", "allocate.budgets=null")
+    free = written(tmp_path, "allocate-free")
+    assert all(pair == [32, 32] for name, pair in free["layers"].items() if "layer" in name)
+    file = tmp_path / "outputs" / "adhoc" / "allocate-pinned" / "allocation.yaml"
+    run("task=calibrate", "name=used", "allocate@quantize.bits=from_file", f"quantize.bits.path={file}")
+    assert bits_of(tmp_path, "used") == {name: tuple(pair) for name, pair in layers.items()}
+    size = read_summary(tmp_path / "outputs" / "adhoc" / "used" / "summary.json").size_bytes
+    assert size == written(tmp_path, "allocate-pinned")["predicted"]["size_bytes"]
+
+
+def latency_file(path: Path, times: Callable[[int, int], float]) -> Path:
+    """A table in which the layer in place ``i`` takes ``times(i, bits)`` microseconds."""
+    network = cifar_resnet8(num_classes=10, in_chans=1, width=0.25)
+    layers: dict[LayerShape, dict[LayerBits, Time]] = {}
+    for place, geometry in enumerate(layer_geometries(network, torch.zeros(1, 1, 8, 8))):
+        at = {LayerBits(bits, bits): Time(times(place, bits), 1.0, 1.0) for bits in (4, 8, 32)}
+        layers.setdefault(LayerShape.of(geometry), at)
+    peaks = {LayerBits(32, 32): 1e9}
+    write_table(path, LatencyTable("net", {}, layers, {LayerBits(8, 8): 5.0}, peaks, 1e10))
+    return path
+
+
+BY_LATENCY = (
+    "+cost@allocate.costs.latency=latency",
+    "allocate.budgets={size_bytes:null,bops:null}",
+    "+allocate.budgets.latency=90%",
+    "quantize.bits={weight:8,input:8}",
+    "allocate.weight=[4,8]",
+    "allocate.input=[4,8]",
+)
+
+
+def test_a_table_that_was_measured_again_is_another_question(run: Run, tmp_path: Path) -> None:
+    """The key of what is kept has the times in it, not the name of their file."""
+    file = tmp_path / "latency.json"
+    own = (*BY_LATENCY, f"allocate.costs.latency.table={file}")
+    latency_file(file, lambda place, bits: 10.0 if bits >= 8 or place <= 4 else 3.0)
+    run("task=calibrate", "name=late", *own)
+    latency_file(file, lambda place, bits: 10.0 if bits >= 8 or place > 4 else 3.0)
+    run("task=calibrate", "name=early", *own)
+    assert bits_of(tmp_path, "late") != bits_of(tmp_path, "early")
+
+
+def test_times_that_fall_with_the_bits_are_within_a_budget_too(run: Run, tmp_path: Path) -> None:
+    """4 bits are slower than 8 in all layers, and the file is written whatever chance finds."""
+    file = latency_file(tmp_path / "latency.json", lambda place, bits: {4: 12.0, 8: 10.0, 32: 30.0}[bits])
+    own = [one.replace("90%", "100%") for one in BY_LATENCY]
+    run("task=allocate", *own, f"allocate.costs.latency.table={file}")
+    assert {tuple(pair) for pair in written(tmp_path)["layers"].values()} == {(8, 8)}
+
+
 def test_every_search_runs_and_stays_within_the_budgets(run: Run, tmp_path: Path) -> None:
     shortened = {
         "pareto": [],
@@ -180,14 +265,36 @@ def test_what_cannot_be_searched_is_refused_in_one_line(run: Run, more: list[str
     assert "\n" not in str(refused.value)
 
 
+class Bank:
+    model = torch.nn.Flatten()
+    used: dict[str, LayerBits]
+
+    def use_(self, allocation: dict[str, LayerBits]) -> None:
+        self.used = allocation
+
+
+def test_a_measured_loss_is_the_mean_over_all_images_that_have_a_label() -> None:
+    logits = torch.randn(5, 3)
+    target = torch.tensor([0, NO_LABEL, 2, NO_LABEL, 1])
+    batches = [Batch(logits[:2], target[:2], target[:2]), Batch(logits[2:], target[2:], target[2:])]
+    wanted = -logits.log_softmax(1)[[0, 2, 4], [0, 2, 1]].mean()
+    assert allocate.loss_of(Bank(), batches, {}) == pytest.approx(float(wanted))  # type: ignore[arg-type]
+    hidden = [batch._replace(target=torch.full_like(batch.target, NO_LABEL)) for batch in batches]
+    with pytest.raises(ValueError, match=r"a loss needs the labels of some of the images"):
+        allocate.loss_of(Bank(), hidden, {})  # type: ignore[arg-type]
+
+
+def test_images_without_labels_have_bits_but_no_loss(run: Run, tmp_path: Path) -> None:
+    """Fisher's scores need none; a search that measures losses says so."""
+    run("task=allocate", "data.labeled=1", "data.max_train=null", "allocate.batches=1")
+    content = written(tmp_path)
+    assert "loss" not in content["predicted"]
+    with pytest.raises(ConfigError, match=r"allocate: a loss needs the labels of some"):
+        run("task=allocate", "name=e", "data.labeled=1", "data.max_train=null", "allocate.batches=1",
+            "allocate@quantize.bits=evolution")  # fmt: skip
+
+
 def test_a_measured_loss_is_the_mean_over_all_images_of_all_batches() -> None:
-    class Bank:
-        model = torch.nn.Flatten()
-        used: dict[str, LayerBits]
-
-        def use_(self, allocation: dict[str, LayerBits]) -> None:
-            self.used = allocation
-
     logits = torch.randn(5, 3)
     target = torch.tensor([0, 1, 2, 0, 1])
     batches = [Batch(logits[:2], target[:2], target[:2]), Batch(logits[2:], target[2:], target[2:])]
@@ -205,6 +312,8 @@ def test_a_measured_loss_is_the_mean_over_all_images_of_all_batches() -> None:
         (["task=train"], 0.1),
         (["task=allocate"], 0.1),
         (["task=calibrate", "allocate.weight_error=0.3"], 0.3),
+        (["task=train", "score@allocate.score=limpq"], 1.0),
+        (["task=train", "score@allocate.score=limpq", "allocate.weight_error=0.3"], 0.3),
     ],
 )
 def test_what_makes_up_for_rounding_leaves_a_part_of_a_weights_error(more: list[str], left: float) -> None:

@@ -33,6 +33,9 @@ def test_without_a_target_or_an_accuracy_nothing_is_added() -> None:
     ("more", "message"),
     [
         (["+sweep.objectives.reward=max"], r"sweep\.objectives\.reward: needs sweep\.reward\.target"),
+        (["sweep.reward.target=0"], r"sweep\.reward\.target: must be above 0, got 0"),
+        (["sweep.reward.target=-1"], r"sweep\.reward\.target: must be above 0, got -1"),
+        (["sweep.reward.target=nan"], r"sweep\.reward\.target: must be above 0, got nan"),
         (["sweep.reward.cost=latency"], r"sweep\.reward\.cost: must be one of size_bytes, .* got 'latency'"),
     ],
 )
