@@ -23,6 +23,7 @@ from qtrain.packed.networks import Builder
 from qtrain.pipeline.export_folder import BATCH, Given, Shipped, check_files, compared_with, weights_packed, write_files
 from qtrain.settings.run_files import STUDENT
 from qtrain.utils.atomic_write import atomic_write
+from qtrain.utils.checks import check_writable
 
 log = logging.getLogger(__name__)
 
@@ -67,13 +68,13 @@ def export(
     """
     check_network("export: student", student)
     path, runtimes, packed = Path(path), chosen(runtimes), weights_packed(weights)
+    check_writable(path.parent if path.suffix == ".onnx" else path, "export: path")
     student = copy.deepcopy(in_use(student)).cpu().eval()
     if size is None and not isinstance(vars(student).get(RECORD), Record):  # a student that was loaded
         images, size = _with_size(images)
     if path.suffix == ".onnx":
         sizes = tuple(size or record_of(student).size)
         made = as_onnx(student, sizes, opset=opset, batch=batch, packed=packed).to_bytes()
-        path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
             temporary.write_bytes(made)
     else:

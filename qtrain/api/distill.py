@@ -27,6 +27,7 @@ from qtrain.quantizers.hooks import begin_step_ as begin_quantizers_step_
 from qtrain.settings.run_settings import RunSettings
 from qtrain.training.evaluation import evaluate
 from qtrain.training.module import QATModule
+from qtrain.utils.checks import check_writable
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ def distill(
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory()) if folder is None else folder)
         if folder is not None:
+            check_writable(place, "distill: folder")
             stack.enter_context(only_run_in(place))
         torch.manual_seed(seed)
         student.train()  # Lightning leaves modes as they are

@@ -1,10 +1,12 @@
 """Students and files: saving, loading, and counting what they cost."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qtrain.api.arguments import check_network, hint_for
@@ -13,12 +15,15 @@ from qtrain.config.compose import compose
 from qtrain.costs.count import CostReport, count
 from qtrain.costs.geometry import layer_geometries
 from qtrain.costs.tables import further_cost
-from qtrain.models.trial import answer, placed
+from qtrain.models.trial import answer, logits_of, placed
 from qtrain.nn.many_bits import in_use
 from qtrain.packed.header import FileSize, Images, Network
 from qtrain.packed.networks import TIMM, Builder
 from qtrain.packed.save import save_student
+from qtrain.utils.checks import check_writable
 from qtrain.utils.importing import path_of
+
+log = logging.getLogger(__name__)
 
 THERE = ("size_bytes", "bops")
 """Costs that every config has."""
@@ -60,6 +65,8 @@ def save(
     if size is None:
         raise ValueError("save: the size of the images is not known; give size=(channels, height, width)")
     images = Images(tuple(size), tuple(mean), tuple(std), tuple(classes))
+    _check_classes(student, images)
+    check_writable(Path(path).parent, "save: path")
     reasons: list[str] = []
     for network, builders in _networks(student, images, builder, options):
         try:
@@ -70,6 +77,14 @@ def save(
     raise ValueError(
         f"save: how a {type(in_use(student)).__name__} is built is not known{why}; give builder=... and its options"
     )
+
+
+def _check_classes(student: nn.Module, images: Images) -> None:
+    """Raise ``ValueError`` where there are names of classes, and not as many as ``student`` has outputs."""
+    if images.classes:
+        example = placed(torch.zeros(1, *images.size), student)
+        hint = f"{len(images.classes)} classes are named"
+        logits_of(in_use(student), example, where="save: student", classes=len(images.classes), hint=hint)
 
 
 def cost(student: nn.Module, images: Tensor, *, metrics: Sequence[str] = (), options: Sequence[str] = ()) -> CostReport:
@@ -111,6 +126,8 @@ def _networks(
     given = dict(options or {})
     if builder is not None:
         path = builder if isinstance(builder, str) else path_of(builder, importable=False)
+        if "<" in path:
+            log.warning("save: %s has no name to import it by, so only this program can load the file", path)
         yield Network(path, given), [builder]
         return
     student = in_use(student)

@@ -58,8 +58,8 @@ def explain(error: BaseException) -> str:
         if parent.endswith(f"{OPTIONS}."):
             return f"unknown key {key!r}; an option that is new there is added by a plus: +{key}=..."
         near = did_you_mean(key, [parent + str(name) for name in inner.parent_node])
-        added = f"; a new one is added by a plus: +{key}=..." if parent.rstrip(".") in OPEN else ""
-        return f"unknown key {key!r}{near}{added}"
+        plus = f"; a new one is added by a plus: +{key}=..." if parent.rstrip(".") in OPEN else ""
+        return f"unknown key {key!r}{near}{plus}"
     causes = [str(error), *([] if inner is None or inner is error else [str(inner)])]
     return ": ".join(" ".join(cause.split()) for cause in causes if cause) or type(error).__name__
 

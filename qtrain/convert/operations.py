@@ -64,6 +64,11 @@ def expose_operations(
         return []
     with evaluating(model):
         expected = model(example)
+    if not isinstance(expected, Tensor):
+        raise ValueError(
+            f"operations: {type(model).__name__} gives a {type(expected).__name__}; operations can be quantized, and a "
+            "target met, only where a network gives one tensor, its logits"
+        )
     exposed = insert_operations_(model, kinds)
     for kind in kinds if required is None else required:
         if not any(isinstance(module, Operation) and module.kind == kind for module in model.modules()):

@@ -14,3 +14,8 @@ def arranged(images: Tensor, *, channels_last: bool) -> Tensor:
         rows = images.permute(0, 2, 3, 1)
         return rows.contiguous().flatten().view(rows.shape).permute(0, 3, 1, 2)
     return images.contiguous(memory_format=torch.contiguous_format).flatten().view(images.shape)
+
+
+def plain(images: Tensor) -> Tensor:
+    """``images`` (N, C, H, W) as float32 on the CPU in the contiguous format, for a network that may ask for it."""
+    return arranged(images.float().cpu(), channels_last=False)

@@ -13,6 +13,7 @@ from qtrain.deployment.benchmark.integers import InIntegers, in_integers
 from qtrain.deployment.benchmark.rivals import EXPORT, FULL_PRECISION, RUNTIME_INT8, predicted, rivals, timed
 from qtrain.deployment.benchmark.timing import Spread, Times, ratio
 from qtrain.deployment.parity.file import batch_of, read
+from qtrain.functional.layout import plain
 from qtrain.packed.networks import build_network
 from qtrain.pipeline.build_model import build_model, network_of
 from qtrain.pipeline.evaluate import normalized
@@ -92,7 +93,7 @@ def _measured(settings: RunSettings, what: Shipped) -> Benchmark:
     data = load_data(normalized(settings, images), synthesizes=False)
     check_images(images, data.info, what.file)
     network, trained = _full_precision(settings, what, data)
-    calibration = [_plain(batch.image) for batch in data.calibration_batches(settings.quantize.calibration_batches)]
+    calibration = [plain(batch.image) for batch in data.calibration_batches(settings.quantize.calibration_batches)]
     with as_config_error("benchmark"):
         files = {EXPORT: file}
         files |= rivals(network, calibration, images.size, opset=settings.export.opset)
@@ -129,15 +130,11 @@ def _some(batches: Iterable[tuple[Tensor, Tensor]], count: int) -> tuple[list[Te
     labels: list[Tensor] = []
     for image, target in batches:
         missing = count - sum(map(len, images))
-        images.append(_plain(image[:missing]))
+        images.append(plain(image[:missing]))
         labels.append(target[:missing].cpu())
         if missing <= len(image):
             break
     return images, torch.cat(labels)
-
-
-def _plain(images: Tensor) -> Tensor:
-    return images.float().cpu().contiguous()
 
 
 def _said(found: Benchmark, settings: RunSettings) -> list[str]:

@@ -17,6 +17,7 @@ from qtrain.deployment.parity.file import batch_of, read
 from qtrain.deployment.parity.runtimes import RUNTIME_NAMES, RUNTIMES, Runtime, chosen, of_any_length
 from qtrain.deployment.parity.verdict import Tier, Verdict
 from qtrain.deployment.parity.verify import REFERENCE, verify
+from qtrain.functional.layout import plain
 from qtrain.packed.header import Header
 from qtrain.pipeline.predict import class_names
 from qtrain.settings.run_files import SPEED, STUDENT, VERDICT
@@ -174,7 +175,7 @@ def compared_with(
     kept_labels: list[int] = []
     right, total = dict.fromkeys(networks, 0), 0
     for images, labels in given.batches:
-        images = images.float().cpu().contiguous()
+        images = plain(images)
         if (missing := given.wanted - sum(map(len, kept))) > 0:
             kept += list(images[:missing].split(BATCH))
             kept_labels += [] if labels is None else labels[:missing].tolist()

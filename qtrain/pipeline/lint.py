@@ -5,6 +5,7 @@ from qtrain.deployment.lint import Finding, lint, summary
 from qtrain.pipeline.build_model import build_model, example_input
 from qtrain.pipeline.conversion import convert, quiet_conversion, target_of
 from qtrain.pipeline.load_data import load_data
+from qtrain.pipeline.memory_format import settle_memory_format_
 from qtrain.settings.run_settings import RunSettings
 from qtrain.utils.errors import ConfigError
 
@@ -22,6 +23,7 @@ def lint_student(settings: RunSettings) -> tuple[list[Finding], str]:
         raise ConfigError("quantize.enabled: is false, so that all layers stay in floating point")
     data = load_data(settings)
     model = build_model(settings.model, data.info)
+    settle_memory_format_(settings, model, data)
     with quiet_conversion():  # the findings say it
         converted = convert(settings, model, example_input(data.info))
         calibrate(model, [batch.image for batch in data.calibration_batches(1)], converted.plans)

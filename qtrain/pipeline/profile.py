@@ -17,6 +17,7 @@ from qtrain.deployment.onnx.write import export
 from qtrain.deployment.parity.runtimes import chosen
 from qtrain.deployment.profile.measure import Runs, layer_times, memory_speed, time_of_rest
 from qtrain.deployment.profile.sessions import version_of
+from qtrain.functional.layout import plain
 from qtrain.pipeline.build_model import build_model, example_input
 from qtrain.pipeline.conversion import convert, quiet_conversion
 from qtrain.pipeline.load_data import load_data
@@ -79,7 +80,7 @@ def _place(settings: RunSettings) -> Path:
 def _measured(settings: RunSettings) -> Profile:
     wanted, packed = settings.profile, settings.export.weights == "packed"
     data = load_data(settings, synthesizes=False)
-    images = [batch.image.float().cpu() for batch in data.calibration_batches(1)]
+    images = [plain(batch.image) for batch in data.calibration_batches(1)]
     runs = Runs(wanted.runtime, wanted.threads, wanted.rounds, settings.export.opset, packed)
     model = build_model(settings.model, data.info).eval()
     geometries = layer_geometries(model, example_input(data.info))

@@ -161,9 +161,11 @@ def finish(folder: Path, summary: Mapping[str, object]) -> None:
 def typical_bits(allocation: Allocation) -> tuple[int, int]:
     """The weight and input bits that most layers have; full precision for an empty allocation.
 
-    Operands of operations, which have no weight, do not count beside layers with a quantized one.
+    Operands of operations, which have no weight, do not count beside layers with a quantized one, and the first and the
+    last of these do not beside others.
     """
-    pairs = [bits for bits in allocation.values() if bits.weight < FULL_PRECISION] or list(allocation.values())
+    weighted = [bits for bits in allocation.values() if bits.weight < FULL_PRECISION] or list(allocation.values())
+    pairs = weighted[1:-1] or weighted
     typical = max(pairs, key=pairs.count) if pairs else (FULL_PRECISION, FULL_PRECISION)
     return typical[0], typical[1]
 

@@ -1,12 +1,13 @@
 """The lowered student as an ONNX model: traced by torch, named and completed by onnx-ir."""
 
 import ast
+import io
 import itertools
 import json
 import logging
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import nn
 
 from qtrain.deployment.onnx import pack
 from qtrain.deployment.onnx.fusible import make_fusible_
+from qtrain.deployment.onnx.lengths import open_lengths
 from qtrain.deployment.onnx.lowering import Lowering, lower
 from qtrain.deployment.onnx.symbolic import OPSET
 from qtrain.utils.errors import one_line
@@ -28,6 +30,12 @@ OLDEST = 18
 
 FORMAT_KEY, FORMAT = "qtrain.format", 1
 """Key and value of the file's metadata that say how it is laid out: a later qtrain may lay files out differently."""
+
+EXPORTERS = ("onnx_ir", "onnxscript", "torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes")
+"""Loggers of those who take part in an export."""
+
+DATA_DEPENDENT = "data-dependent"
+"""What torch's errors say of a forward that goes other ways for other images."""
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Where the exporter notes the modules that a node comes from."""
@@ -76,24 +84,7 @@ def export(
     if batch is not None and batch < 1:
         raise ValueError(f"batch: must be at least 1, or null for any number of images, got {batch}")
     lowering = lower(student)
-    example = torch.zeros(batch or 2, *size)
-    try:
-        with _quiet():
-            program = torch.onnx.export(
-                lowering.model,
-                (example,),
-                dynamo=True,
-                verbose=False,
-                opset_version=opset,
-                input_names=[IMAGES],
-                output_names=[LOGITS],
-                dynamic_shapes=({0: torch.export.Dim("batch")},) if batch is None else None,
-            )
-    except Exception as error:  # whatever a forward does that torch cannot trace
-        reason = one_line(error.__cause__ or error)
-        raise ValueError(f"{type(student).__name__} cannot be exported by torch: {reason}") from error
-    assert program is not None
-    exact = program.model
+    exact = _traced(lowering.model, size, opset=opset, batch=batch, owner=type(student).__name__)
     make_fusible_(exact.graph)
     codes = {node: _layer_of(node, lowering) for node in exact.graph if node.op_type == "DequantizeLinear"}
     shared = _share_codes(exact.graph)
@@ -117,15 +108,48 @@ def export(
     return Exported(model, exact, lowering, named)
 
 
+def _traced(model: nn.Module, size: tuple[int, ...], *, opset: int, batch: int | None, owner: str) -> ir.Model:
+    """``model`` as torch's exporter writes it, for ``batch`` images or, where that is ``None``, for any number."""
+    example = torch.zeros(batch or 2, *size)
+    try:
+        with _quiet(), open_lengths(model):
+            program = torch.onnx.export(
+                model,
+                (example,),
+                dynamo=True,
+                verbose=False,
+                opset_version=opset,
+                input_names=[IMAGES],
+                output_names=[LOGITS],
+                dynamic_shapes=({0: torch.export.Dim("batch")},) if batch is None else None,
+            )
+    except Exception as error:  # whatever a forward does that torch cannot trace
+        reason = one_line(error.__cause__ or error)
+        hint = "; torch.where, which computes both ways, takes the place of an if" if DATA_DEPENDENT in reason else ""
+        raise ValueError(f"{owner} cannot be exported by torch: {reason}{hint}") from error
+    assert program is not None
+    if batch is None and not _takes_any_number(program.model):
+        raise ValueError(
+            f"{owner} cannot be exported for any number of images: its forward makes a constant of their number; take "
+            "it from images.shape[0] there, or flatten from dimension 1; or export for a fixed number, as batch=1"
+        )
+    return program.model
+
+
+def _takes_any_number(model: ir.Model) -> bool:
+    ends = [*model.graph.inputs, *model.graph.outputs]
+    return all(end.shape is not None and not isinstance(end.shape[0], int) for end in ends)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Inside, the exporter's warnings and its notes on each node are not shown."""
-    loggers = [logging.getLogger(name) for name in ("onnx_ir", "onnxscript", "torch.onnx", "torch.export")]
+    """Inside, the exporter's warnings, its notes on each node and the graphs that it prints are not shown."""
+    loggers = [logging.getLogger(name) for name in EXPORTERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
