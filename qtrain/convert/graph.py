@@ -11,6 +11,7 @@ from typing import Any
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
+from qtrain.models.lengths import open_lengths
 from qtrain.models.norms import describe_norm
 from qtrain.nn import Operand
 from qtrain.utils.errors import first_line
@@ -64,7 +65,7 @@ def trace(model: nn.Module, *, norms: bool = True) -> fx.GraphModule:
     """
     tracer, before = _LayerTracer(model, norms=norms), set(vars(model))
     try:
-        with evaluating(model):
+        with evaluating(model), open_lengths(model):
             graph = tracer.trace(model)
         for name, reason in tracer.opaque.items():
             log.info("the graph does not look into %s: it cannot be traced: %s", name, reason)

@@ -26,6 +26,7 @@ from qtrain.convert.operation_nodes import (
     tensors_of,
 )
 from qtrain.convert.replace import replace_module
+from qtrain.models.lengths import open_lengths
 from qtrain.nn.operations import Add, Applied, Concat, MatMul, Multiply, NormInput, Operation, Softmax
 from qtrain.utils.calls import first_argument
 from qtrain.utils.compat import share_hooks_
@@ -227,6 +228,7 @@ def _graph(module: nn.Module, training: bool | None = None) -> fx.Graph:
     before = module.training
     module.training = before if training is None else training
     try:
-        return _Shallow().trace(module)
+        with open_lengths(module):
+            return _Shallow().trace(module)
     finally:
         module.training = before

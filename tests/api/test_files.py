@@ -119,3 +119,41 @@ def test_a_metric_that_cannot_be_had_is_refused_in_one_line(metric: str, message
 def test_cost_of_images_that_the_network_does_not_take_is_refused(given: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         qtrain.cost(Net(), given)
+
+
+def test_classes_are_as_many_as_outputs(tmp_path: Path) -> None:
+    student = qtrain.quantize(Net(), images())
+    with pytest.raises(ValueError, match=r"save: student: .* must give logits \(1, 1\) .* got \(1, 4\); 1 classes are"):
+        qtrain.save(student, tmp_path / "student.safetensors", classes=["a"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_builder_without_a_name_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    qtrain.save(qtrain.quantize(Net(), images()), tmp_path / "student.safetensors", builder=lambda: Net())
+    assert "<lambda> has no name to import it by, so only this program can load the file" in caplog.text
+
+
+def test_a_folder_that_cannot_be_made_is_said_by_its_argument(tmp_path: Path) -> None:
+    student = qtrain.quantize(Net(), images())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"^save: path: cannot write to .*file/sub \(.*\); give another path"):
+        qtrain.save(student, tmp_path / "file" / "sub" / "student.safetensors")
+    for path in (tmp_path / "file" / "sub", tmp_path / "file" / "net.onnx"):
+        with pytest.raises(ValueError, match=r"^export: path: cannot write to .*file"):
+            qtrain.export(student, path, images())
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images(), torch.zeros(len(images())).long()))
+    with pytest.raises(ValueError, match=r"^distill: folder: cannot write to .*file/sub"):
+        qtrain.distill(student, loader, folder=tmp_path / "file" / "sub")
+
+
+def test_a_target_needs_logits() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Net()
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"logits": self.net(x)}
+
+    with pytest.raises(ValueError, match=r"operations: Two gives a dict; .* only where a network gives one tensor"):
+        qtrain.quantize(Two(), images(), target="onnxruntime")

@@ -36,6 +36,15 @@ def test_all_costs_of_a_budget_count(student: ManyBits) -> None:
     assert qtrain.set_bits(student, budget=both, measured=measured, images=images()) == 2
 
 
+def test_a_budget_has_units_or_is_a_part_of_what_the_widest_costs(student: ManyBits) -> None:
+    of_four = bops(student, 4)
+    assert qtrain.set_bits(student, budget={"bops": f"{1.001 * of_four / 1000} k"}, images=images()) == 4
+    assert qtrain.set_bits(student, budget={"bops": "100%"}, images=images()) == 8
+    assert qtrain.set_bits(student, budget={"bops": f"{100.1 * of_four / bops(student, 8)}%"}, images=images()) == 4
+    with pytest.raises(ValueError, match=r"budgets\.bops: must be a number of bit operations such as .* got 'some'"):
+        qtrain.set_bits(student, budget={"bops": "some"}, images=images())
+
+
 def test_an_impossible_budget_names_the_cheapest_width(student: ManyBits) -> None:
     with pytest.raises(ValueError, match=r"^set_bits: no width is within the budget; the cheapest, 2 bits, has bops "):
         qtrain.set_bits(student, budget={"bops": 1}, images=images())

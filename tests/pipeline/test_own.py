@@ -82,6 +82,21 @@ def test_its_student_is_evaluated_from_the_folder_and_from_the_file(
         evaluate(tmp_path, *alone)
 
 
+def test_its_export_passes_and_takes_one_image(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """A gray image has the strides of both memory formats, and ``view`` takes one of them only."""
+    folder = trained[0] / "outputs" / AD_HOC / "plain"
+    shipped = tmp_path / "shipped"
+    own = (f"checkpoint={folder}", ADMITTED, "logger=none", f"export.output={shipped}")
+    for task in ("export", "verify"):
+        given = [f"task={task}", *own]
+        run_task(compose(given), given)
+        assert json.loads((shipped / "verify.json").read_text())["passed"]
+
+
+def test_a_look_before_training_takes_a_network_that_calls_view(tmp_path: Path) -> None:
+    run(tmp_path, *PLAIN, "task=lint", "target=onnxruntime")
+
+
 def test_a_class_with_options_learns_from_a_teacher_of_ones_own(tmp_path: Path) -> None:
     metrics = run(
         tmp_path, "model=own", "model.builder=ownrun.networks.Wide", "+model.options.width=3", "objective=soft",

@@ -192,4 +192,7 @@ def test_typical_bits_are_those_of_layers_and_not_of_operands() -> None:
     layers = {"stem": LayerBits(8, 8), "conv1": LayerBits(2, 4), "conv2": LayerBits(2, 4)}
     assert typical_bits({**operands, **layers}) == (2, 4)
     assert typical_bits(operands) == (32, 8)
+    ends = LayerBits(8, 8)
+    assert typical_bits({"first": ends, "middle": LayerBits(4, 4), "last": ends}) == (4, 4), "of three, two are ends"
+    assert typical_bits({"first": ends, "last": ends}) == (8, 8)
     assert typical_bits({}) == (32, 32)

@@ -17,9 +17,9 @@ from torch import nn
 
 from qtrain.deployment.onnx import pack
 from qtrain.deployment.onnx.fusible import make_fusible_
-from qtrain.deployment.onnx.lengths import open_lengths
 from qtrain.deployment.onnx.lowering import Lowering, lower
 from qtrain.deployment.onnx.symbolic import OPSET
+from qtrain.models.lengths import open_lengths
 from qtrain.utils.errors import one_line
 
 IMAGES, LOGITS = "images", "logits"

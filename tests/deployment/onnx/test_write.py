@@ -216,3 +216,67 @@ def test_the_student_is_left_as_it_was() -> None:
     made.eval()
     assert before.keys() == made.state_dict().keys()
     assert torch.equal(made(images()), expected)
+
+
+class SaysLen(nn.Module):
+    """Flattens by ``len``, as many do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 4, 4)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv(x))
+        return self.head(x.view(len(x), -1))
+
+
+class ClassToken(SaysLen):
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.rand(1, 1, 8))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.conv(x).flatten(2).transpose(1, 2)
+        return self.head(torch.cat([self.token.expand(len(x), -1, -1), tokens], dim=1).mean(1))
+
+
+class FixesNumber(SaysLen):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.conv(x)).view(int(x.shape[0]), -1))
+
+
+class Branches(SaysLen):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.head((x if x.mean() > 0 else -x).flatten(1))
+
+
+@pytest.mark.parametrize("net", [SaysLen, ClassToken])
+def test_a_forward_that_says_len_takes_any_number_of_images(net: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    made = qtrain.quantize(net(), images(), weight_bits=8, input_bits=8)
+    file = export(made, SIZE).to_bytes()
+    session = ort.InferenceSession(file)
+    assert session.get_inputs()[0].shape[0] == "batch"
+    for number in (1, 3, 16):
+        (logits,) = session.run(None, {"images": images(number).numpy()})
+        assert np.abs(logits - made(images(number)).detach().numpy()).max() < 0.05
+    assert verify(made, [images()], SIZE, file).passed
+
+
+def test_a_number_of_images_that_is_fixed_is_said_and_not_written() -> None:
+    made = qtrain.quantize(FixesNumber(), images())
+    with pytest.raises(ValueError, match=r"FixesNumber cannot be exported for any number .* images\.shape\[0\]"):
+        export(made, SIZE)
+    file = export(made, SIZE, batch=1).to_bytes()
+    assert ort.InferenceSession(file).get_inputs()[0].shape[0] == 1
+
+
+def test_a_branch_by_the_images_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    made = qtrain.quantize(Branches(), images())
+    capfd.readouterr()
+    with pytest.raises(ValueError, match=r"Branches cannot be exported by torch: .*data-dependent.*; torch\.where"):
+        export(made, SIZE)
+    assert capfd.readouterr().err == "", "torch prints the graphs as far as it came"

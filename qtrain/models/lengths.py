@@ -1,6 +1,7 @@
-"""``len(images)`` in a forward, for torch's exporter, which runs the forward to see what it does.
+"""``len(images)`` in a forward, for tracers of torch, which run the forward to see what it does.
 
-Python's ``len`` gives a plain number, so that the file would take just as many images as the example has.
+Python's ``len`` gives a plain number. So an exported file would take just as many images as the example has, and
+``torch.fx``, whose tensors have no number yet, gives up.
 """
 
 import builtins
@@ -10,7 +11,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.fx.proxy import Attribute
+
+LISTS = ("size", "split", "chunk", "tensor_split", "unbind", "getattr", "meshgrid", "nonzero", "where")
+"""What gives several tensors, or a tensor's shape, so that its length is another one."""
 
 LIBRARIES = ("torch", "builtins")
 """Packages whose code is left alone: they take a tensor's size from its shape."""
@@ -31,4 +36,9 @@ def open_lengths(model: nn.Module) -> Iterator[None]:
 
 
 def _length(sized: Any) -> Any:
-    return sized.shape[0] if isinstance(sized, Tensor) and sized.ndim else builtins.len(sized)
+    if isinstance(sized, fx.Proxy):
+        source = getattr(sized.node.target, "__name__", sized.node.target)
+        is_tensor = not isinstance(sized, Attribute) and source not in LISTS
+    else:
+        is_tensor = isinstance(sized, Tensor) and sized.ndim > 0
+    return sized.shape[0] if is_tensor else builtins.len(sized)
