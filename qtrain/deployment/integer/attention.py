@@ -1,6 +1,6 @@
-"""What a transformer adds to a convolutional network: softmax, layer norm and GELU, with integers.
+"""What a transformer adds to a convolutional network: softmax and GELU, with integers; its norms are in ``norms``.
 
-The shifts of softmax and layer norm depend on the row at hand, as those of block floating point do.
+The shifts of softmax depend on the row at hand, as those of block floating point do.
 """
 
 import math
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from qtrain.deployment.integer.arithmetic import multiply, table
-from qtrain.deployment.integer.fixed import WIDE, Fixed, multiplied, narrowed, scaled, shifted, uniform
-from qtrain.deployment.integer.roots import FRACTION, bit_length, moved, reciprocal, reciprocal_root
+from qtrain.deployment.integer.fixed import Fixed, multiplied, uniform
+from qtrain.deployment.integer.roots import FRACTION, moved, reciprocal
 from qtrain.deployment.integer.values import Attributes, Operator, Value, fixed_point
 
 _HALF = FRACTION // 2
@@ -35,38 +35,6 @@ def softmax(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
     powers = moved(_COARSE[high] * _FINE[low], (FRACTION + whole).clamp(max=62))
     total, places = reciprocal(powers.sum(dim=axis, keepdim=True))
     return Fixed(moved(powers * total, places), torch.tensor(2.0**-FRACTION, dtype=torch.float64), 2**FRACTION + 2**8)
-
-
-def layer_normalization(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
-    """``(x - mean) / sqrt(var + eps) gamma + beta`` over the axes from ``axis`` on.
-
-    With ``d = n x - sum x``, exact, the quotient is ``sqrt(n) d / sqrt(sum d^2 + n^3 eps)``, eps in units of the
-    scale's square. Its magnitude is at most ``sqrt(n)``, since ``d^2`` is one of the terms of the sum.
-    """
-    x, gamma, beta = (*inputs, None)[:3]
-    x, axis = narrowed(uniform(fixed_point(x)), WIDE), int(attributes.get("axis", -1))
-    axes = list(range(axis % x.numbers.ndim, x.numbers.ndim))
-    n = math.prod(x.shape[axis] for axis in axes)
-    deviations = n * x.numbers - x.numbers.sum(dim=axes, keepdim=True)
-    if (2 * n * x.bound).bit_length() > 62:
-        raise OverflowError(f"the deviations of {n} numbers of {x.bound.bit_length()} bits do not fit 62 bits")
-
-    # Squares of so few bits that their sum fits, in units that leave the larger of deviations and eps that many.
-    m, power = math.frexp(n**3 * float(attributes.get("epsilon", 1e-5)) / float(x.scale) ** 2)
-    largest = bit_length(deviations.abs().amax(dim=axes, keepdim=True))
-    bits = (61 - n.bit_length()) // 2
-    unit = largest.clamp(min=(power + 1) // 2 if m else 0) - bits
-    epsilon = moved(torch.tensor(round(m * 2**FRACTION)), (2 * unit + FRACTION - power).clamp(max=62))
-    variance = moved(deviations, unit).square().sum(dim=axes, keepdim=True) + epsilon
-    root, places = reciprocal_root(variance.clamp(min=1))
-
-    finer = largest - FRACTION
-    shift = (FRACTION + places + unit - finer - (WIDE - 1)).clamp(0, 62)
-    numbers = moved(moved(deviations, finer) * root, shift)
-    scale = torch.tensor(math.sqrt(n) * 2.0 ** (1 - WIDE), dtype=torch.float64)
-    result = Fixed(numbers, scale, 2**WIDE)
-    result = result if gamma is None else uniform(scaled(result, gamma))
-    return result if beta is None else shifted(result, beta)
 
 
 def gelu(inputs: Sequence[Any], attributes: Attributes) -> Value:

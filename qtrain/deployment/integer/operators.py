@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qtrain.deployment.integer import arithmetic, attention, moves, pools, products
+from qtrain.deployment.integer import arithmetic, attention, moves, norms, pools, products
 from qtrain.deployment.integer.fixed import WIDE, Fixed, multiplied
 from qtrain.deployment.integer.values import Attributes, Operator
 from qtrain.deployment.onnx.forms import along
@@ -88,10 +88,12 @@ OPERATORS: dict[str, Operator] = {
     "Gemm": products.gemm,
     "GlobalAveragePool": pools.global_average_pool,
     "GreaterOrEqual": greater_or_equal,
+    "GroupNormalization": norms.group_normalization,
     "HardSigmoid": arithmetic.hard_sigmoid,
     "HardSwish": arithmetic.hard_swish,
     "Identity": moves.identity,
-    "LayerNormalization": attention.layer_normalization,
+    "InstanceNormalization": norms.instance_normalization,
+    "LayerNormalization": norms.layer_normalization,
     "LeakyRelu": arithmetic.leaky_relu,
     "MatMul": products.matmul,
     "MaxPool": pools.max_pool,

@@ -74,6 +74,15 @@ CASES: dict[str, tuple[str, list[Any], dict[str, Any], Callable[..., Tensor]]] =
     "softmax of small numbers": ("Softmax", [numbers(2, 4, 64, scale=1e-7)], {}, lambda x: x.softmax(-1)),
     "layer norm": ("LayerNormalization", [IMAGE, torch.linspace(-1, 2, 6), torch.linspace(-1, 1, 6)], {},
                    lambda x, g, b: F.layer_norm(x, (6,), g.double(), b.double())),
+    "group norm": ("GroupNormalization", [IMAGE, torch.linspace(-1, 2, 4), torch.linspace(-1, 1, 4)],
+                   {"num_groups": 2, "epsilon": 1e-3},
+                   lambda x, g, b: F.group_norm(x, 2, g.double(), b.double(), eps=1e-3)),
+    "group norm with a factor for each group": (
+        "GroupNormalization", [IMAGE, torch.tensor([0.5, -2.0]), torch.tensor([1.0, 0.0])], {"num_groups": 2},
+        lambda x, g, b: F.group_norm(x, 2, g.double().repeat_interleave(2), b.double().repeat_interleave(2))),
+    "instance norm": (
+        "InstanceNormalization", [channels(2, 4, 6, 6), torch.linspace(-1, 2, 4), torch.linspace(-1, 1, 4)],
+        {"epsilon": 1e-3}, lambda x, g, b: F.instance_norm(x, weight=g.double(), bias=b.double(), eps=1e-3)),
     "layer norm over two axes": ("LayerNormalization", [IMAGE, torch.ones(6, 6)], {"axis": 2, "epsilon": 1e-2},
                                  lambda x, g: F.layer_norm(x, (6, 6), g.double(), eps=1e-2)),
     "layer norm of numbers smaller than its epsilon": (

@@ -121,6 +121,10 @@ BODIES = {
     "called twice": Twice,
     "attention": Attention,
     "norms": Norms,
+    "norms by groups": lambda: nn.Sequential(
+        nn.Conv2d(8, 8, 3, padding=1), nn.GroupNorm(4, 8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3), nn.InstanceNorm2d(8, affine=True), nn.ReLU(),
+    ),
 }  # fmt: skip
 
 
