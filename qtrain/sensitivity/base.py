@@ -125,6 +125,12 @@ def chunks(batches: Sequence[Batch], size: int) -> Iterator[tuple[str, Batch]]:
             yield f"{number}:{start}", Batch(*(part[start : start + size] for part in batch))
 
 
+def check_labels(batches: Sequence[Batch]) -> None:
+    """Raise ``ValueError`` where none of the images has a label, for a score that differentiates or measures a loss."""
+    if not any(batch.target.is_floating_point() or bool((batch.target != NO_LABEL).any()) for batch in batches):
+        raise ValueError("this score needs labels, and data.labeled hides those of all images here; take score fisher")
+
+
 def members(bank: QuantizerBank, choice: Choice) -> tuple[str, ...]:
     """The layers that ``choice`` quantizes: its own, and those that are tied to it and have such a width."""
     tied = bank.tied[choice.role].get(choice.layer, (choice.layer,))

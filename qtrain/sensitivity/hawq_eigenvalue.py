@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qtrain.convert.bank import ROLES, QuantizerBank
 from qtrain.functional.random import seed_of
-from qtrain.sensitivity.base import Done, Score, chunks, part_of, scores_of, scoring
+from qtrain.sensitivity.base import Done, Score, check_labels, chunks, part_of, scores_of, scoring
 from qtrain.sensitivity.hessian import Curvature, noise_power, random_signs
 from qtrain.spec import Batch, Choice, Role, Scores
 
@@ -36,6 +36,7 @@ class HawqEigenvalue(Score):
         self.iterations, self.tolerance, self.images = iterations, tolerance, images
 
     def __call__(self, bank: QuantizerBank, batches: Sequence[Batch], *, seed: int, done: Done | None = None) -> Scores:
+        check_labels(batches)
         batch = _first(batches, self.images)
         values: dict[Choice, float] = {}
         with scoring(bank):

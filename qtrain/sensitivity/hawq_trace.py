@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qtrain.convert.bank import ROLES, QuantizerBank
 from qtrain.functional.random import seed_of
-from qtrain.sensitivity.base import Done, Score, chunks, part_of, scores_of, scoring
+from qtrain.sensitivity.base import Done, Score, check_labels, chunks, part_of, scores_of, scoring
 from qtrain.sensitivity.hessian import Curvature, noise_power, random_signs
 from qtrain.spec import Batch, Role, Scores
 
@@ -55,6 +55,7 @@ class HawqTrace(Score):
         self.probes, self.tolerance, self.confidence, self.chunk = probes, tolerance, confidence, chunk
 
     def __call__(self, bank: QuantizerBank, batches: Sequence[Batch], *, seed: int, done: Done | None = None) -> Scores:
+        check_labels(batches)
         known = {role: self.traces(bank, batches, role, seed=seed, done=done) for role in ROLES}
         with scoring(bank):
             power = noise_power(bank, batches, self.chunk)

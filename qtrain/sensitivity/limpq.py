@@ -14,7 +14,7 @@ from qtrain.functional.random import seed_of
 from qtrain.quantizers.base import Quantizer
 from qtrain.quantizers.hooks import EvenSteps
 from qtrain.quantizers.wrappers.wrapper import innermost
-from qtrain.sensitivity.base import Done, Score, chunks, part_of, scores_of, scoring
+from qtrain.sensitivity.base import Done, Score, check_labels, chunks, part_of, scores_of, scoring
 from qtrain.spec import Batch, Choice, Role, Scores
 
 
@@ -45,6 +45,7 @@ class Limpq(Score):
         self.steps, self.rate, self.input_factor, self.chunk = steps, rate, input_factor, chunk
 
     def __call__(self, bank: QuantizerBank, batches: Sequence[Batch], *, seed: int, done: Done | None = None) -> Scores:
+        check_labels(batches)
         quantizers = {c: bank.quantizers[c.layer][c.role][c.bits] for c in bank.choices()}
         for choice, quantizer in quantizers.items():
             core = innermost(quantizer)

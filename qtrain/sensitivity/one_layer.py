@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qtrain.convert.bank import QuantizerBank
 from qtrain.functional.losses import hard_loss, soft_target_loss
-from qtrain.sensitivity.base import Done, Score, chunks, label_of, part_of, scores_of, scoring
+from qtrain.sensitivity.base import Done, Score, check_labels, chunks, label_of, part_of, scores_of, scoring
 from qtrain.spec import FULL_PRECISION, Allocation, Batch, Choice, Role, Scores
 
 Measure = Literal["kl", "loss"]
@@ -74,6 +74,8 @@ def measuring(
     bank: QuantizerBank, batches: Sequence[Batch], measure: Measure, chunk: int
 ) -> Iterator[Callable[[Sequence[Choice]], float]]:
     """Inside, the function that it gives measures the mean rise with some choices, all else in full precision."""
+    if measure == "loss":
+        check_labels(batches)
     with scoring(bank) as model, torch.no_grad():
         parts = [batch for _, batch in chunks(batches, chunk)]
         exact = [model(part.image).double() for part in parts]

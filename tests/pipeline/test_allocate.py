@@ -289,6 +289,10 @@ def test_images_without_labels_have_bits_but_no_loss(run: Run, tmp_path: Path) -
     run("task=allocate", "data.labeled=1", "data.max_train=null", "allocate.batches=1")
     content = written(tmp_path)
     assert "loss" not in content["predicted"]
+    for score in ("limpq", "hawq_trace", "hawq_eigenvalue", "one_layer allocate.score.measure=loss"):
+        with pytest.raises(ConfigError, match=r"allocate: this score needs labels, .*; take score fisher"):
+            run("task=allocate", "name=s", "data.labeled=1", "data.max_train=null", "allocate.batches=1",
+                *f"score@allocate.score={score}".split())  # fmt: skip
     with pytest.raises(ConfigError, match=r"allocate: a loss needs the labels of some"):
         run("task=allocate", "name=e", "data.labeled=1", "data.max_train=null", "allocate.batches=1",
             "allocate@quantize.bits=evolution")  # fmt: skip
