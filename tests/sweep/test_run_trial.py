@@ -47,6 +47,19 @@ def test_trial_reports_each_epoch_but_the_last_and_is_not_repeated(tmp_path: Pat
     assert (again.id, again.metrics, again.ended) == ("0002", trial.metrics, trial.ended)
 
 
+def test_a_reward_may_be_of_any_cost_that_the_config_has(tmp_path: Path, cache: Path) -> None:
+    """Energy here, or latency: MnasNet's ratio of accuracy and what a machine takes."""
+    own = ("+cost@allocate.costs.energy=energy", "sweep.reward.cost=energy", "sweep.reward.target=0.01", "fit.epochs=2")
+    settings, told = config(tmp_path / "run", cache, *own), list[dict[str, float]]()
+    trial = run_trial(settings, Proposal(id="1", key="run"), report=told.append, store=RunCache(), threads=1)
+    for metrics in (*told, trial.metrics):
+        assert metrics["energy"] > 0
+        assert metrics["reward"] == pytest.approx(metrics["top1"] * (metrics["energy"] / 0.01) ** -0.07)
+    wider = config(tmp_path / "wider", cache, *own, "quantize.bits.weight=8", "quantize.bits.input=8")
+    more = run_trial(wider, Proposal(id="2", key="wider"), report=told.append, store=RunCache(), threads=1)
+    assert more.metrics["energy"] > trial.metrics["energy"]
+
+
 def test_trial_with_an_infinite_loss_fails_with_its_reason(tmp_path: Path, cache: Path) -> None:
     settings = config(tmp_path / "run", cache, "optimizer.lr=1.0e+18")
     trial = run_trial(
