@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from result_tables.costs import integers, latency, peers, phases, published, speed, steps, synthetic
 from result_tables.runs import drops, gains, recipes, students, variants, widths
-from result_tables.searches import agreement, allocations, front, orders, scores
+from result_tables.searches import agreement, allocations, front, latencies, orders, scores
 
 KINDS: dict[str | None, Callable[[list[dict[str, str]]], str]] = {
     None: students,
@@ -18,6 +18,7 @@ KINDS: dict[str | None, Callable[[list[dict[str, str]]], str]] = {
     "front": front,
     "allocations": allocations,
     "agreement": agreement,
+    "latencies": latencies,
     "scores": scores,
     "orders": orders,
     "steps": steps,

@@ -84,6 +84,28 @@ def agreement(rows: list[dict[str, str]]) -> str:
     return markdown_table(columns, lines, figures=range(2, 7))
 
 
+def latencies(rows: list[dict[str, str]]) -> str:
+    """One row a runtime and budget of latency: what was asked, predicted and measured, and what it is worth."""
+    lines = []
+    for row in {(row["runtime"], row["budget"]): row for row in rows}.values():
+        told = f"{float(row['predicted_us']):.0f}"
+        if row["notes"]:
+            least = f"{100 * float(row['predicted_us']) / float(row['budget_us']) * _share(row['budget']):.0f} %"
+            lines.append((row["runtime"], row["budget"], f"{row['notes']}; least: {least}", *[""] * 4, row["hardware"]))
+            continue
+        of_int8 = [f"{100 * float(row[name]):.0f}" for name in ("of_int8", "of_int8_low", "of_int8_high")]
+        measured = f"{of_int8[0]} % ({of_int8[1]} to {of_int8[2]})"
+        in_float = f"{row['float_weights']} and {row['float_inputs']} of {row['layers']}"
+        times = (told, f"{float(row['measured_us']):.0f}")
+        lines.append((row["runtime"], row["budget"], measured, *times, in_float, row["top1"], row["hardware"]))
+    columns = ("Runtime", "Budget", "Measured", "Table us", "Measured us", "In floating point", "Top-1 %", "Hardware")
+    return markdown_table(columns, lines, figures=range(3, 7))
+
+
+def _share(percent: str) -> float:
+    return float(percent.removesuffix("%")) / 100
+
+
 def scores(rows: list[dict[str, str]]) -> str:
     """How each score orders layers, one row for weights and one for inputs; then what large networks took."""
     latest = {(row["model"], row["score"], row["role"], row["bits"]): row for row in rows}

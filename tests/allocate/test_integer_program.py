@@ -34,6 +34,16 @@ def test_it_finds_the_least_score_that_trying_everything_finds(seed: int, budget
         assert allocation["layer0"] == allocation["layer1"]
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("layers", range(5, 9))
+def test_of_five_to_eight_layers_too_it_finds_the_least_score(layers: int, seed: int) -> None:
+    """With three options each there are 6,561 allocations of eight layers."""
+    problem = random_problem(seed, layers=layers, budgets=2)
+    options = (LayerBits(2, 3), LayerBits(3, 4), LayerBits(4, 3))
+    problem = replace(problem, options=dict.fromkeys(problem.options, options))
+    assert problem.scores.total(EXACT.search(problem)) == pytest.approx(best_score(problem), rel=1e-9)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_with_pairs_it_finds_the_least_score_that_trying_everything_finds(seed: int) -> None:
     problem = random_problem(seed, layers=3, budgets=1, pairs=True)
