@@ -22,6 +22,7 @@ from qtrain.packed.header import Header
 from qtrain.pipeline.predict import class_names
 from qtrain.settings.run_files import SPEED, STUDENT, VERDICT
 from qtrain.utils.atomic_write import atomic_write
+from qtrain.utils.checks import check_writable
 from qtrain.utils.errors import one_line
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def write_files(what: Shipped, *, opset: int, batch: int | None = None, weights:
         LABELS: json.dumps([str(name) for name in class_names(what.header, what.student)], indent=1).encode(),
         PROGRAM: (Path(__file__).parent.parent / "deployment" / "onnx" / "run.py").read_bytes(),
     }
-    what.folder.mkdir(parents=True, exist_ok=True)
+    check_writable(what.folder, "export.output")
     if not ((there := what.folder / MODEL).is_file() and there.read_bytes() == files[MODEL]):
         (what.folder / SPEED).unlink(missing_ok=True)  # the times of another file
     for name, content in files.items():

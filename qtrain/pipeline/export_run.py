@@ -30,7 +30,6 @@ from qtrain.pipeline.student_file import (
 )
 from qtrain.settings.run_files import CONFIG, EXPORTED
 from qtrain.settings.run_settings import RunSettings
-from qtrain.utils.checks import check_writable
 from qtrain.utils.errors import ConfigError, as_config_error
 
 log = logging.getLogger(__name__)
@@ -65,7 +64,6 @@ def write_export(settings: RunSettings, what: Shipped) -> Verdict:
     """
     with as_config_error("export"):
         _check_runtimes(settings, what)
-        check_writable(what.folder, "export.output")
         write_files(what, opset=settings.export.opset, batch=settings.export.batch, weights=settings.export.weights)
     data = _test_data(settings, what)
     verdict = _compared(settings, what, data)

@@ -18,6 +18,9 @@ from qtrain.utils.importing import import_object, path_of
 VALUES = ("qtrain.storage", "qtrain.spec")
 """Where the classes that a description names are defined."""
 
+DEEPEST = 32
+"""Levels of values in values that a description may have; a quantizer in two wrappers has about six."""
+
 Plain = Any
 """What JSON holds: null, bool, number, string, list, and dict with string keys."""
 
@@ -47,15 +50,18 @@ def describe(value: Any) -> Plain:
     raise ValueError(f"a {type(value).__name__} has no place in a file; give plain values")
 
 
-def restore(plain: Plain, *, admitted: Sequence[str] = VALUES) -> Any:
+def restore(plain: Plain, *, admitted: Sequence[str] = VALUES, levels: int = DEEPEST) -> Any:
     """The value that :func:`describe` was given; a sequence becomes a tuple.
 
     Stored tensors are without values (on the device ``meta``), for :func:`unpack` to be given as ``like``. Only classes
     that are defined in the ``admitted`` packages are called, dataclasses for values and others when the constructor is.
-    Raises ``ValueError`` for anything else.
+    Raises ``ValueError`` for anything else, and for more than ``levels`` of values in values.
     """
+    if not levels:
+        raise ValueError(f"a description of more than {DEEPEST} levels is none of a quantizer; the file was changed")
+    inner = partial(restore, admitted=admitted, levels=levels - 1)
     if isinstance(plain, list):
-        return tuple(restore(item, admitted=admitted) for item in plain)
+        return tuple(map(inner, plain))
     if not isinstance(plain, Mapping):
         return plain
     if "shape" in plain:
@@ -69,7 +75,7 @@ def restore(plain: Plain, *, admitted: Sequence[str] = VALUES) -> Any:
     target = import_object(path, admitted=admitted)
     if not isinstance(target, type) or ("type" in plain) != dataclasses.is_dataclass(target):
         raise ValueError(f"{path} is no class of {'values' if 'type' in plain else 'quantizers'}")
-    arguments = {name: restore(item, admitted=admitted) for name, item in given.items()}
+    arguments = {name: inner(item) for name, item in given.items()}
     return target(**arguments) if "type" in plain else partial(target, **arguments)
 
 
