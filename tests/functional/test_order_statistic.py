@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qtrain.functional.order_statistic import in_memory_order, kth_magnitude
+from qtrain.functional.order_statistic import SMALL, STRIDE, _bracketed, in_memory_order, kth_magnitude
 
 
 def noise(*shape: int) -> Tensor:
@@ -42,6 +42,48 @@ def test_any_layout_and_precision(x: Tensor) -> None:
         assert (found.shape, found.dtype) == ((), torch.float32)
         assert float(found) == float(expected[k - 1])
     assert torch.equal(x, before), "the tensor is left as it is"
+
+
+LARGE = 3 * SMALL + 5
+CASES = {
+    "noise": noise(LARGE),
+    "behind a ReLU": noise(LARGE).relu(),
+    "codes": (noise(LARGE) * 3).round(),
+    "two values": (noise(LARGE) > 1).float(),
+    "all alike": torch.full((LARGE,), 0.5),
+    "rising": torch.arange(LARGE).float(),
+    "infinite in part": noise(LARGE).masked_fill(noise(LARGE).abs() > 2, float("-inf")),
+    # Every value of the sample is 1, and all others are above or below.
+    "misleading": torch.where(torch.arange(LARGE) % STRIDE == 0, 1.0, 2 * noise(LARGE)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_large_tensors_against_sorting(name: str) -> None:
+    """At all ranks near the ends, and where the sample brackets, equals, or misses the value."""
+    x = CASES[name]
+    ordered = x.abs().sort().values
+    ranks = {1, 2, 3, LARGE - 2, LARGE - 1, LARGE, *range(1, LARGE, LARGE // 40)}
+    for k in ranks:
+        assert float(kth_magnitude(x, k)) == float(ordered[k - 1]), k
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_the_sample_gives_is_right_or_nothing(name: str) -> None:
+    values = CASES[name].abs()
+    ordered = values.sort().values
+    found = {k: _bracketed(values, k) for k in range(1, LARGE, LARGE // 40)}
+    assert all(value is None or float(value) == float(ordered[k - 1]) for k, value in found.items())
+    missed = sum(value is None for value in found.values())
+    assert missed == 0 or name == "misleading", "five standard deviations are enough"
+
+
+def test_a_nan_in_a_large_tensor_is_the_largest() -> None:
+    x = noise(LARGE)
+    x[7] = float("nan")
+    ordered = x.abs().sort().values
+    assert kth_magnitude(x, LARGE).isnan()
+    assert float(kth_magnitude(x, LARGE - 1)) == float(ordered[LARGE - 2])
 
 
 def test_nan_is_the_largest() -> None:
