@@ -72,6 +72,12 @@ SEARCHES: dict[str, tuple[str, ...]] = {
     "program-hawq_trace": ("allocate@quantize.bits=integer_program", "score@allocate.score=hawq_trace"),
     "program-hawq_eigenvalue": ("allocate@quantize.bits=integer_program", "score@allocate.score=hawq_eigenvalue"),
     "program-limpq": ("allocate@quantize.bits=integer_program", "score@allocate.score=limpq"),
+    # Steps are no squared errors of which training wins back a part, and yet they order better with that part.
+    "program-limpq-whole": (
+        "allocate@quantize.bits=integer_program",
+        "score@allocate.score=limpq",
+        "allocate.weight_error=1",
+    ),
     "pareto-fisher": ("allocate@quantize.bits=pareto", "allocate.weight_error=1"),
     "evolution": ("allocate@quantize.bits=evolution",),
     "learned": ("allocate@quantize.bits=learned",),

@@ -31,7 +31,7 @@ from qtrain.costs.tables import bytes_outside, cost_table
 from qtrain.data.base import VisionData
 from qtrain.pipeline.allocation_cache import kept_file, kept_json, plain_scores, scores_of
 from qtrain.pipeline.conversion import as_conversion_error, layer_recipe, make_ready_, target_of
-from qtrain.sensitivity.base import DoneFile, Score
+from qtrain.sensitivity.base import DoneFile
 from qtrain.settings.component import Component, built
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import FULL_PRECISION, NO_LABEL, Allocation, Batch, CostTable, LayerBits, LayerNames, Scores
@@ -172,15 +172,11 @@ def find_bits(settings: RunSettings, model: nn.Module, batches: Sequence[Batch],
 def weight_error(settings: RunSettings) -> float:
     """The part of a weight's rounding error that a score counts.
 
-    By default that is all of it where a student is calibrated and nothing else, or the score is none of errors, and
-    :data:`LEFT` where it is trained or its rounding is learned. An allocation that is asked for by itself is for
-    training.
+    By default that is all of it where a student is calibrated and nothing else, and :data:`LEFT` where it is trained
+    or its rounding is learned. An allocation that is asked for by itself is for training.
     """
     if settings.allocate.weight_error is not None:
         return settings.allocate.weight_error
-    score = settings.allocate.score.target
-    if isinstance(score, type) and issubclass(score, Score) and not score.of_errors:
-        return 1.0
     calibrated = settings.task == "calibrate" and settings.quantize.rounding is None
     return 1.0 if calibrated else LEFT
 

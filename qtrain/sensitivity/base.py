@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,6 @@ class Score(ABC):
 
     A score leaves the bank's quantizers as they were, and the model in its fixed bits.
     """
-
-    of_errors: ClassVar[bool] = True
-    """Whether it grows with the squared error of a tensor, of which training wins back a part."""
 
     @abstractmethod
     def __call__(self, bank: QuantizerBank, batches: Sequence[Batch], *, seed: int, done: Done | None = None) -> Scores:

@@ -33,8 +33,6 @@ class Limpq(Score):
     Raises ``ValueError`` where a quantizer learns no step.
     """
 
-    of_errors = False  # a step is the unit of an error, and it is learned already
-
     def __init__(
         self, *, steps: int = 100, rate: float = 0.01, input_factor: float | None = None, chunk: int = 64
     ) -> None:
