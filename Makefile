@@ -1,6 +1,6 @@
 # Everything on a fresh machine that has Python (3.11 or newer) and make:
 #   make quickstart    a teacher, then low-bit students with and without it, on real images; table, plot, and an export
-#   make test          lint, format, types, and the tests of half an hour
+#   make test          lint, format, types, and the tests that are not slow
 #   make test-slow     the tests that kill processes, start ranks or Ray, or train for minutes
 #   make slurm         trainings that are preempted, killed and cut short on a SLURM cluster of the tests' own
 

@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+from qtrain.settings.conf_dir import choices
 from qtrain.settings.tasks import TASKS
 from qtrain.utils.suggestions import did_you_mean
 
@@ -20,9 +21,6 @@ More: --help GROUP explains its options, --help experiment lists experiments,
 WIDTH = 80
 NO_CHOICES = ("hydra", "recipe")
 """Folders of the configuration that no command names."""
-
-PLACE = re.compile(r"^  - (\w+)(?:@([\w.]+))?: (\w+)", re.MULTILINE)
-"""A line of the root config's defaults: group, place, option."""
 
 INSTALL = """\
 _qtrain() {
@@ -82,9 +80,8 @@ def _groups(conf: Path) -> list[str]:
 
 def _places(conf: Path) -> Iterator[tuple[str, str]]:
     """(``group`` or ``group@place``, option) of each choice in the root config."""
-    root = conf / "config.yaml"
-    for group, place, option in PLACE.findall(root.read_text(encoding="utf-8") if root.is_file() else ""):
-        yield f"{group}@{place}" if place else group, option
+    for group, place, option in choices(conf):
+        yield group if place == group else f"{group}@{place}", option
 
 
 def _root_keys(conf: Path) -> list[str]:

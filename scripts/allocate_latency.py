@@ -40,7 +40,7 @@ from qtrain.pipeline.pretrain import full_precision_weights
 from qtrain.pipeline.profile import profile
 from qtrain.pipeline.results import append_row, provenance
 from qtrain.settings.run_settings import RunSettings
-from qtrain.spec import FULL_PRECISION
+from qtrain.spec import FULL_PRECISION, Allocation
 from qtrain.training.evaluation import evaluate
 from qtrain.utils.errors import ConfigError
 
@@ -72,10 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         own = (*COMMON, *FREE, f"target={options.runtime}", f"data.max_test={options.images}")
         told = (f"profile.runtime={options.runtime}", "profile.widths=[8,32]", f"profile.rounds={options.rounds}")
         profile(compose([*COMMON, *FREE, "task=profile", *told, f"profile.output={table}"]))
-        uniform = calibrated(compose([*own, "task=calibrate"]))
-        full = compose([*own, "task=calibrate"])
-        files = {"full precision": file_of(model_of(full, load_data(full)), full), "8 bits": file_of(*uniform[:2])}
-        runs = Runs(options.runtime, 1, options.rounds, full.export.opset)
+        plain = compose([*own, "task=calibrate"])
+        student, data, _ = calibrated(plain)
+        files = {"full precision": file_of(model_of(plain, data), plain), "8 bits": file_of(student, plain)}
+        runs = Runs(options.runtime, 1, options.rounds, plain.export.opset)
         for budget in options.budgets:
             chosen = (f"allocate.costs.latency.table={table}", f"+allocate.budgets.latency={budget}")
             settings = compose([*own, "task=calibrate", *CHOICE, *chosen, f"allocate.folder={folder}/allocate"])
@@ -98,13 +98,13 @@ def model_of(settings: RunSettings, data: VisionData) -> nn.Module:
     return build_model(settings.model, data.info, weights=full_precision_weights(settings.model, settings, data)).eval()
 
 
-def calibrated(settings: RunSettings) -> tuple[nn.Module, RunSettings, VisionData, dict[str, tuple[int, int]]]:
-    """The student at the bits that ``settings`` name or find, on the CPU."""
+def calibrated(settings: RunSettings) -> tuple[nn.Module, VisionData, Allocation]:
+    """The student at the bits that ``settings`` name or find, its images, and these bits."""
     data = load_data(settings)
     data.setup()
     prepared = prepare_student(settings, copy.deepcopy(model_of(settings, data)), data)
     settle_for_target_(prepared.student)
-    return prepared.student.eval(), settings, data, dict(prepared.allocation)
+    return prepared.student.eval(), data, prepared.allocation
 
 
 def file_of(model: nn.Module, settings: RunSettings) -> bytes:
@@ -115,7 +115,7 @@ def file_of(model: nn.Module, settings: RunSettings) -> bytes:
 def measured(settings: RunSettings, files: dict[str, bytes], runs: Runs) -> dict[str, object]:
     """What was predicted for the bits that are found, what their file takes, and how good the student is."""
     start = time.perf_counter()
-    student, _, data, allocation = calibrated(settings)
+    student, data, allocation = calibrated(settings)
     latency = settings.allocate.costs["latency"]
     assert latency is not None
     example = example_input(data.info)

@@ -82,7 +82,7 @@ class IntegerProgram(Search):
         for _ in range(UNITS):
             found = self._milp(program, room, scores / (unit or 1.0), upper)
             reached = 0.0 if found.x is None else float(scores @ np.round(found.x))
-            if not 0 < reached < FINE * unit:
+            if found.status == TIME_LIMIT or not 0 < reached < FINE * unit:
                 break
             unit = reached
             if program.products is None:  # all scores are 0 or more, so what alone is worse is part of no better answer

@@ -282,12 +282,8 @@ def _learns_from_teacher(root: DictConfig) -> bool:
     if root.teacher.model is None:
         return False
     terms = root.objective.get("terms")
-    named = (
-        [term.get("_target_") for term in terms.values() if isinstance(term, DictConfig)]
-        if isinstance(terms, DictConfig)
-        else []
-    )
-    return bool(root.stages) or any(target != LABELS_ALONE for target in named)
+    given = terms.values() if isinstance(terms, DictConfig) else ()  # anything else is told of later
+    return bool(root.stages) or any(isinstance(t, DictConfig) and t.get("_target_") != LABELS_ALONE for t in given)
 
 
 def _run_dir(*, _root_: DictConfig | ListConfig) -> str:

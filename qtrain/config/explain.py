@@ -16,7 +16,7 @@ from omegaconf.errors import (
 )
 from yaml import MarkedYAMLError
 
-from qtrain.settings.conf_dir import conf_dir
+from qtrain.settings.conf_dir import choices, conf_dir
 from qtrain.utils.errors import ConfigError
 from qtrain.utils.suggestions import did_you_mean, did_you_mean_path
 
@@ -101,10 +101,8 @@ def check_searchpath(overrides: Sequence[str]) -> None:
 
 def not_a_choice(key: str, value: object) -> str:
     """Why ``value`` cannot stand at ``key``, where a choice from a group belongs, and how to choose one."""
-    defaults = (conf_dir() / "config.yaml").read_text(encoding="utf-8")
-    usual = re.search(rf"^  - (?:(\w+)@)?{re.escape(key)}:", defaults, re.MULTILINE)
-    if usual is not None:
-        group = usual[1] or key
+    group = next((group for group, place, _ in choices(conf_dir()) if place == key), None)
+    if group is not None:
         options = [path.stem for path in (conf_dir() / group).glob("*.yaml")]
         if value in options:
             return f"{key}: {value} is an option of the group {group}; write {group}@{key}={value}"

@@ -63,8 +63,7 @@ class QuantizerBank:
     tensors: Sequence[list[str]] = ()
     names: LayerNames = field(default_factory=LayerNames)
     _folded: Mapping[str, FoldedWeight] = field(default_factory=dict)
-    _bits: dict[Choice, int] = field(default_factory=dict)
-    _factors: dict[Choice, int] = field(default_factory=dict)
+    _sizes: dict[Choice, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def layers(self) -> dict[str, QuantLayer]:
@@ -126,38 +125,34 @@ class QuantizerBank:
         owner = next((names[0] for names in self.tied[role].values() if layer in names), layer)
         if owner != layer:
             return 0
-        choice = Choice(layer, role, bits)
-        if choice not in self._bits:
-            self._bits[choice] = self._measured(choice)
-        return self._bits[choice]
+        return self._measured(Choice(layer, role, bits))[0]
 
-    @torch.no_grad()
     def operand_bits(self, layer: str, bits: int) -> int:
         """How wide a factor the weight of ``layer`` is at ``bits``: 32 where its values are looked up in a table."""
-        choice = Choice(layer, "weight", bits)
-        quantizer = self.quantizers.get(layer, {}).get("weight", {}).get(bits)
-        module = self.model.get_submodule(layer)
-        if quantizer is None or not isinstance(module, QuantLayer) or isinstance(module, Operand):
-            return bits
-        if choice not in self._factors:
-            self._factors[choice] = quantizer.quantize(module.effective_weight()).operand_bits
-        return self._factors[choice]
+        return self._measured(Choice(layer, "weight", bits))[1]
 
     def _roles(self, name: str) -> tuple[Role, ...]:
         """What of a layer has bits: an operand has no weight, and the input of an embedding is a number of a row."""
         module = self.model.get_submodule(name)
         return ("input",) if isinstance(module, Operand) else ROLES[: 1 if isinstance(module, nn.Embedding) else 2]
 
+    def _measured(self, choice: Choice) -> tuple[int, int]:
+        """Stored bits of ``choice``, and the width of its factor in a product."""
+        if choice not in self._sizes:
+            self._sizes[choice] = self._measure(choice)
+        return self._sizes[choice]
+
     @torch.no_grad()
-    def _measured(self, choice: Choice) -> int:
+    def _measure(self, choice: Choice) -> tuple[int, int]:
         layer, role, bits = choice
         module = self.model.get_submodule(layer)
         weight = getattr(module, "weight", None)
         if role == "input":
-            return 0 if bits == FULL_PRECISION else self.quantizers[layer][role][bits].storage_bits()
+            return 0 if bits == FULL_PRECISION else self.quantizers[layer][role][bits].storage_bits(), bits
         if bits == FULL_PRECISION or not isinstance(module, QuantLayer) or isinstance(module, Operand):
-            return weight.numel() * FULL_PRECISION if isinstance(weight, Tensor) else 0
-        return self.quantizers[layer][role][bits].quantize(module.effective_weight()).nbits
+            return weight.numel() * FULL_PRECISION if isinstance(weight, Tensor) else 0, bits
+        stored = self.quantizers[layer][role][bits].quantize(module.effective_weight())
+        return stored.nbits, stored.operand_bits
 
     def _assign_(self, chosen: Mapping[tuple[str, Role], int]) -> None:
         for name, layer in self.layers.items():

@@ -6,38 +6,33 @@ next run with the same question has its answer at once, and all ranks of a job h
 """
 
 import copy
-import fnmatch
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from qtrain.allocate.base import Search
-from qtrain.allocate.budgets import budget_of
 from qtrain.allocate.manual import Manual
 from qtrain.allocate.pareto import Pareto, Point
 from qtrain.allocate.problem import Problem
-from qtrain.allocate.uniform import checked
-from qtrain.convert.bank import ROLES, QuantizerBank, Widths, make_bank
+from qtrain.convert.bank import QuantizerBank, make_bank
 from qtrain.convert.fold import fold_in_training_
-from qtrain.costs.count import count
-from qtrain.costs.geometry import layer_geometries
-from qtrain.costs.tables import bytes_outside, cost_table
 from qtrain.data.base import VisionData
 from qtrain.pipeline.allocation_cache import kept_file, kept_json, plain_scores, scores_of
-from qtrain.pipeline.conversion import as_conversion_error, layer_recipe, make_ready_, target_of
+from qtrain.pipeline.allocation_problem import by_policies, on_target, pinned_bits, problem_of, widths
+from qtrain.pipeline.conversion import as_conversion_error, layer_recipe, make_ready_
 from qtrain.sensitivity.base import DoneFile
 from qtrain.settings.component import Component, built
 from qtrain.settings.run_settings import RunSettings
-from qtrain.spec import FULL_PRECISION, NO_LABEL, Allocation, Batch, CostTable, LayerBits, LayerNames, Scores
+from qtrain.spec import NO_LABEL, Allocation, Batch, LayerBits, LayerNames, Scores
 from qtrain.utils.errors import as_config_error
 from qtrain.utils.eval_mode import evaluating
-from qtrain.utils.suggestions import close_matches
 
 log = logging.getLogger(__name__)
 
@@ -130,14 +125,14 @@ def find_bits(settings: RunSettings, model: nn.Module, batches: Sequence[Batch],
         found, operands, _ = make_ready_(settings, model, example)
         layers = found.weighted
         with as_config_error("allocate"):
-            pinned = _pinned(settings, search, layers)
+            pinned = pinned_bits(settings, search, layers)
             around = built(settings.allocate.score.get("reference")) or search.reference
-            uniform = _on_target(settings, search.reference(layers))
+            uniform = on_target(settings, search.reference(layers))
         bank = make_bank(
             model,
             found,
             layer_recipe(settings),
-            _widths(settings, [*pinned.values(), *uniform.values(), *around(layers).values()]),
+            widths(settings, [*pinned.values(), *uniform.values(), *around(layers).values()]),
             [batch.image for batch in batches],
             built(settings.quantize.policies),
             fixed=operands,
@@ -145,20 +140,11 @@ def find_bits(settings: RunSettings, model: nn.Module, batches: Sequence[Batch],
             finish=(lambda model: fold_in_training_(model, example)) if settings.quantize.fold == "training" else None,
         )
     with as_config_error("allocate"):
-        pinned = _by_policies(bank, pinned)
-        reference = _by_policies(bank, {**uniform, **pinned})
-        costs = _costs(settings, bank, example, layers)
+        pinned = by_policies(bank, pinned)
+        reference = by_policies(bank, {**uniform, **pinned})
         # What cannot be met is refused before the scores take their time.
-        problem = Problem(
-            options=_options(settings, bank, layers, pinned),
-            costs=costs,
-            budgets=_budgets(settings, costs, reference),
-            ties=_ties(settings, bank, layers),
-            loss=lambda allocation: loss_of(bank, batches, allocation),
-            bank=bank,
-            batches=batches,
-            seed=settings.seed,
-        )
+        loss = partial(loss_of, bank, batches)
+        problem = problem_of(settings, bank, batches, pinned=pinned, reference=reference, loss=loss)
         if search.needs_scores:
             scores = _scores(settings, bank, batches, scores_file)
             problem = replace(problem, scores=scores.with_weight_error(weight_error(settings)))
@@ -187,7 +173,7 @@ def loss_of(bank: QuantizerBank, batches: Sequence[Batch], allocation: Allocatio
 
     In eval mode. Raises ``ValueError`` where none has one.
     """
-    labeled = sum(int((batch.target != NO_LABEL).sum()) for batch in batches)
+    labeled = sum(batch.labeled for batch in batches)
     if not labeled:
         raise ValueError("a loss needs the labels of some of the images, and data.labeled hides those of all here")
     bank.use_(allocation)
@@ -212,119 +198,3 @@ def _scores(settings: RunSettings, bank: QuantizerBank, batches: Sequence[Batch]
         return scores
 
     return computed() if file is None else scores_of(kept_json(file, lambda: plain_scores(computed())))
-
-
-def _widths(settings: RunSettings, further: Iterable[LayerBits]) -> Widths:
-    """All widths that an allocation may need: those to choose from, the pinned ones and the reference's."""
-    pairs = list(further)
-    weight = {*settings.allocate.weight, *(bits.weight for bits in pairs)}
-    input = {*_input_widths(settings), *(bits.input for bits in pairs)}
-    return Widths(tuple(sorted(weight)), tuple(sorted(input)))
-
-
-def _input_widths(settings: RunSettings) -> tuple[int, ...]:
-    """Widths of inputs to choose from: with a target those that it computes with, since fewer bits gain nothing there.
-
-    Fewer bits of a weight make the file shorter in any case.
-    """
-    target = target_of(settings)
-    if target is None:
-        return settings.allocate.input
-    own = tuple(bits for bits in settings.allocate.input if bits in (*target.input_bits, FULL_PRECISION))
-    return own or tuple(target.input_bits)
-
-
-def _on_target(settings: RunSettings, allocation: Allocation) -> dict[str, LayerBits]:
-    """``allocation`` as a target computes it: inputs of a width that it lacks have the next wider one."""
-    target = target_of(settings)
-    if target is None:
-        return dict(allocation)
-    known = sorted({*target.input_bits, FULL_PRECISION})
-    return {
-        name: LayerBits(bits.weight, next(width for width in known if width >= bits.input))
-        for name, bits in allocation.items()
-    }
-
-
-def _pinned(settings: RunSettings, search: Search, layers: LayerNames) -> dict[str, LayerBits]:
-    """Layers that keep their bits: those at the ends, then what ``allocate.pinned`` says, whose last pattern counts."""
-    found = {name: search.reference.first for name in layers if name in layers.first and search.first is not None}
-    found |= {name: search.reference.last for name in layers if name in layers.last and search.last is not None}
-    for pattern, pair in settings.allocate.pinned.items():
-        if not isinstance(pair, list) or len(pair) != 2 or not all(type(bits) is int for bits in pair):
-            raise ValueError(f"pinned.{pattern}: must be [weight, input] bits such as [8, 8], got {pair!r}")
-        bits = checked(f"pinned.{pattern}.", LayerBits(*pair))
-        found |= dict.fromkeys(_matching(f"pinned.{pattern}", pattern, layers), bits)
-    return found
-
-
-def _by_policies(bank: QuantizerBank, allocation: Allocation) -> dict[str, LayerBits]:
-    """``allocation`` with the bits that policies decide."""
-    return {
-        name: LayerBits(*(bank.pinned.get((name, role), getattr(bits, role)) for role in ROLES))
-        for name, bits in allocation.items()
-    }
-
-
-def _matching(key: str, pattern: str, layers: Sequence[str]) -> list[str]:
-    names = fnmatch.filter(layers, pattern)
-    if not names:
-        raise ValueError(f"{key}: fits no quantizable layer{close_matches(pattern, layers)}")
-    return names
-
-
-def _options(
-    settings: RunSettings, bank: QuantizerBank, layers: LayerNames, pinned: Mapping[str, LayerBits]
-) -> dict[str, tuple[LayerBits, ...]]:
-    """The bits that each layer may have; a policy that decides a width leaves no choice of it."""
-    found = {}
-    for name in layers:
-        offered = bank.options[name]
-        weights, inputs = ({getattr(bits, role) for bits in offered} for role in ("weight", "input"))
-        found[name] = tuple(
-            bits
-            for bits in offered
-            if (len(weights) == 1 or bits.weight in settings.allocate.weight)
-            and (len(inputs) == 1 or bits.input in _input_widths(settings))
-        )
-        if name in pinned:
-            found[name] = (pinned[name],)
-    return found
-
-
-def _ties(settings: RunSettings, bank: QuantizerBank, layers: LayerNames) -> list[Sequence[str]]:
-    """Layers that get the same bits: by ``allocate.tied``, and those that share a quantizer."""
-    asked: list[Sequence[str]] = [
-        [name for pattern in patterns for name in _matching(f"tied.{key}", pattern, layers)]
-        for key, patterns in settings.allocate.tied.items()
-    ]
-    shared = [names for role in ROLES for names in bank.tied[role].values()]
-    return [*asked, *([name for name in names if name in layers] for names in shared)]
-
-
-def _costs(settings: RunSettings, bank: QuantizerBank, example: Tensor, layers: LayerNames) -> dict[str, CostTable]:
-    """What each layer costs at each of its options, by metric."""
-    metrics = {name: chosen.build() for name, chosen in settings.allocate.costs.items() if chosen is not None}
-    geometries = layer_geometries(bank.model, example)
-    rest = count(bank.model, example).layers
-    options = {name: bank.options[name] for name in layers}
-    outside = bytes_outside(bank.model, layers)
-    return {
-        name: cost_table(
-            metric, geometries, options, bank.storage_bits, outside, factor_bits=bank.operand_bits, rest=rest
-        )
-        for name, metric in metrics.items()
-    }
-
-
-def _budgets(settings: RunSettings, costs: Mapping[str, CostTable], reference: Allocation) -> dict[str, float]:
-    budgets = {}
-    for name, value in settings.allocate.budgets.items():
-        if value is None:
-            continue
-        if name not in costs:
-            close = close_matches(name, costs)
-            raise ValueError(f"budgets.{name}: there is no such cost{close}; +cost@allocate.costs.{name}=... adds one")
-        table = costs[name]
-        budgets[name] = budget_of(name, value, unit=table.unit, reference=table.total(reference))
-    return budgets

@@ -20,7 +20,7 @@ from qtrain.pipeline.pretrain import full_precision_weights
 from qtrain.pipeline.run_folder import typical_bits
 from qtrain.settings.run_files import ALLOCATION, SCORES
 from qtrain.settings.run_settings import RunSettings
-from qtrain.spec import FULL_PRECISION, NO_LABEL, Allocation, LayerBits
+from qtrain.spec import FULL_PRECISION, Allocation, LayerBits
 from qtrain.utils.atomic_write import atomic_write, write_text
 from qtrain.utils.errors import ConfigError
 
@@ -76,7 +76,7 @@ def allocate_bits(settings: RunSettings) -> AllocateRun:
     found = find_bits(settings, model, batches)
     in_float = dict.fromkeys(found.layers, LayerBits(FULL_PRECISION, FULL_PRECISION))
     asked = {"full precision": in_float, "uniform": found.reference, "found": found.allocation}
-    labeled = any(bool((batch.target != NO_LABEL).any()) for batch in batches)
+    labeled = any(batch.labeled for batch in batches)
     losses = {name: found.problem.loss(bits) if labeled else math.nan for name, bits in asked.items()}
     measured = _measured(found, losses, seed=settings.seed) if labeled and found.search.needs_scores else ()
     file = Path(settings.run_dir) / ALLOCATION

@@ -124,9 +124,7 @@ def chunks(batches: Sequence[Batch], size: int) -> Iterator[tuple[str, Batch]]:
 
 def check_labels(batches: Sequence[Batch]) -> None:
     """Raise ``ValueError`` where none of the images has a label, for a score that differentiates or measures a loss."""
-    if batches and not any(
-        batch.target.is_floating_point() or bool((batch.target != NO_LABEL).any()) for batch in batches
-    ):
+    if batches and not any(batch.labeled for batch in batches):
         raise ValueError("this score needs labels, and data.labeled hides those of all images here; take score fisher")
 
 

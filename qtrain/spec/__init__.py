@@ -60,6 +60,11 @@ class Batch(NamedTuple):
     target: Tensor
     index: Tensor  # type: ignore[assignment] # hides tuple.index, which nobody needs of a batch
 
+    @property
+    def labeled(self) -> int:
+        """How many images have a label, or probabilities; the host waits for it."""
+        return len(self.target) if self.target.is_floating_point() else int((self.target != NO_LABEL).sum())
+
 
 class Position(NamedTuple):
     """How far a run has come: epochs begun, optimizer steps done, bytes of metrics.jsonl written.

@@ -19,7 +19,7 @@ VALUES = ("qtrain.storage", "qtrain.spec")
 """Where the classes that a description names are defined."""
 
 DEEPEST = 32
-"""Levels of values in values that a description may have; a quantizer in two wrappers has about six."""
+"""Levels of values in values that a description may have; a quantizer in wrappers has far fewer."""
 
 Plain = Any
 """What JSON holds: null, bool, number, string, list, and dict with string keys."""
