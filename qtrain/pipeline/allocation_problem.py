@@ -81,13 +81,24 @@ def on_target(settings: RunSettings, allocation: Allocation) -> dict[str, LayerB
 
 
 def pinned_bits(settings: RunSettings, search: Search, layers: LayerNames) -> dict[str, LayerBits]:
-    """Layers that keep their bits: those at the ends, then what ``allocate.pinned`` says, whose last pattern counts."""
-    found = {name: search.reference.first for name in layers if name in layers.first and search.first is not None}
-    found |= {name: search.reference.last for name in layers if name in layers.last and search.last is not None}
+    """Layers that keep their bits: those at the ends, then what ``allocate.pinned`` says, whose last pattern counts.
+
+    Raises ``ValueError`` for pins that are no bits, fit no layer, or have inputs of a width that a target lacks.
+    """
+    ends = {name: search.reference.first for name in layers if name in layers.first and search.first is not None}
+    ends |= {name: search.reference.last for name in layers if name in layers.last and search.last is not None}
+    found = on_target(settings, ends)
+    target = target_of(settings)
     for pattern, pair in settings.allocate.pinned.items():
         if not isinstance(pair, list) or len(pair) != 2 or not all(type(bits) is int for bits in pair):
             raise ValueError(f"pinned.{pattern}: must be [weight, input] bits such as [8, 8], got {pair!r}")
         bits = checked(f"pinned.{pattern}.", LayerBits(*pair))
+        if target is not None and bits.input not in (*target.input_bits, FULL_PRECISION):
+            known = " or ".join(map(str, target.input_bits))
+            raise ValueError(
+                f"pinned.{pattern}: {target.name} computes inputs of {known} bits, so {bits.input} gain nothing; "
+                f"take [{bits.weight}, {target.input_bits[0]}], or target=none"
+            )
         found |= dict.fromkeys(_matching(f"pinned.{pattern}", pattern, layers), bits)
     return found
 

@@ -126,7 +126,8 @@ def test_pins_ties_and_policies_hold(run: Run, tmp_path: Path) -> None:
 
 
 def test_with_a_target_inputs_have_the_widths_that_it_computes_with(run: Run, tmp_path: Path) -> None:
-    run("task=allocate", "target=onnxruntime", "quantize.bits.weight=4", "quantize.bits.input=8")
+    bits = ("quantize.bits.weight=4", "quantize.bits.input=8", "quantize.bits.first.input=4")
+    run("task=allocate", "target=onnxruntime", *bits)
     pairs = written(tmp_path)["layers"].values()
     assert {pair[1] for pair in pairs} == {8}
     assert len({pair[0] for pair in pairs}) > 1, "fewer bits of a weight make the file shorter in any case"
@@ -254,6 +255,10 @@ def test_an_allocation_that_somebody_may_have_edited_is_not_overwritten(run: Run
         (["+allocate.budgets.latency=3 ms"], r"budgets\.latency: there is no such cost; .*\+cost@allocate\.costs\.lat"),
         (["allocate.pinned={layerX:[8,8]}"], r"allocate: pinned\.layerX: fits no quantizable layer"),
         (["allocate.pinned={conv1:8}"], r"allocate: pinned\.conv1: must be \[weight, input\] bits"),
+        (
+            ["target=onnxruntime", "allocate.pinned={layer1.*:[4,5]}"],
+            r"pinned\.layer1\.\*: onnxruntime computes inputs of 8 bits, so 5 gain nothing; take \[4, 8\], or target=",
+        ),
         (["allocate.tied={a:[layerX]}"], r"allocate: tied\.a: fits no quantizable layer"),
         (["allocate.weight=[0,4]"], r"allocate\.weight: widths must be 1\.\.16 bits, or 32, got 0"),
         (["quantize.enabled=false"], r"quantize\.enabled: is false"),
