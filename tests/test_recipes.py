@@ -68,6 +68,7 @@ ON_DIGITS = {
     "cifar10/profit": Recipe([*SMALL_TEACHER, LONG_ENOUGH], 4, 4, "soft", PROGRESSIVE),
     "cifar10/inq": Recipe(["fit.epochs=2"], 5, 32),  # of 12 steps the last is past the last milestone, 0.9
     "cifar10/oscillation": Recipe(["select=[frozen]"], 3, 3),
+    "cifar10/deep_compression": Recipe(["select=[pruned60]"], 4, 32, "soft", "prune share"),
     "cifar100/lsq": Recipe([], 4, 4),
     "cifar100/qkd": Recipe(SMALL_TEACHER, 4, 4, "soft", QKD),
     "cifar100/sqakd": Recipe([], 2, 2, "soft"),

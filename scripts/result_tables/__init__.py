@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from result_tables.costs import integers, latency, peers, phases, published, speed, steps, synthetic
-from result_tables.runs import drops, gains, recipes, students, variants, widths
+from result_tables.runs import drops, gains, probes, recipes, students, variants, widths
 from result_tables.searches import agreement, allocations, front, latencies, orders, scores
 
 KINDS: dict[str | None, Callable[[list[dict[str, str]]], str]] = {
     None: students,
     "variants": variants,
     "recipes": recipes,
+    "probes": probes,
     "drops": drops,
     "gains": gains,
     "widths": widths,

@@ -86,6 +86,21 @@ def recipes(rows: list[dict[str, str]]) -> str:
     return with_notes(columns, lines, found, figures=range(3, 6))
 
 
+def probes(rows: list[dict[str, str]]) -> str:
+    """One row for each run of a recipe: accuracy before and after so short a training, and what it took."""
+    latest = {f"{row['experiment']} {row['name']}".strip(): row for row in rows if row["task"] == "train"}
+    lines = []
+    for name, run in sorted(latest.items()):
+        of_run = Variant(name, [run], None)
+        accuracies = (figure(of_run.mean(column), 1.0, ".2f") for column in ("ptq_top1", "top1", "fp_top1"))
+        minutes = figure(of_run.mean("wall_s"), 1 / 60, ".1f")
+        lines.append((name, of_run.bits, run["distill"], *accuracies, minutes, run["hardware"]))
+    columns = ("Run", "Bits", "Teacher's terms", "Calibrated %", "Trained %", "Full precision %", "Minutes", "Hardware")
+    images = sorted({run["test_images"] for run in latest.values()}, key=int)
+    notes = [f"On {' or '.join(images)} test images.", ONE_SEED] if images else []
+    return markdown_table(columns, lines, figures=range(3, 7)) + notes_below(notes)
+
+
 def drops(rows: list[dict[str, str]]) -> str:
     """One row a variant, trained or not: accuracy, what that is less than full precision, and the time it took."""
     lines = []

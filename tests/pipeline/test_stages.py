@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+import qtrain
 from qtrain.config.compose import compose
 from qtrain.convert.inherit import StudentState
 from qtrain.pipeline import train
@@ -178,6 +180,25 @@ def test_every_stages_file_is_a_run(name: str, cache: Path, tmp_path: Path) -> N
     metrics = run(cache, tmp_path, *TEACHER, *layers, f"stages={name}", "data.batch_size=8")
     assert metrics["top1"] is not None
     assert rows(tmp_path)[-1]["step"] == 80, "the shares add up to one"
+
+
+def test_deep_compression_clusters_what_pruning_has_left(cache: Path, tmp_path: Path) -> None:
+    """The weights that the first stage sets to zero are those that are zero in the end; the others have at most 16 values."""
+    wrapper = ["+quantizer@quantize.weight_wrapper=pruned", "quantize.weight_wrapper.share=0.6"]
+    common = [override for override in TINY if override != "quantize.weight.init=range"]
+    common += [f"output={tmp_path}", f"full_precision.folder={cache}", "quantize.bits.input=32"]
+    settings = compose(overrides := [*common, *TEACHER, *wrapper, "stages=deep_compression"])
+    run_task(settings, overrides)
+    (first,) = tmp_path.rglob("1-prune")
+    before, after = Stage("prune", settings, first).load(), weights(tmp_path)
+    assert before is not None
+    (student,) = tmp_path.rglob("student.ckpt")
+    stored = qtrain.load(student.parent / "student.safetensors").state_dict()
+    for name in (name for name in after if re.fullmatch(r"layer.*conv\d\.weight", name)):
+        zero = before.student.tensors[name] == 0
+        assert zero.sum() == round(0.6 * zero.numel()), name
+        assert torch.equal(after[name] == 0, zero), name
+        assert 2 < len(stored[name].unique()) <= 17, "zero and the centroids that have members"
 
 
 @pytest.mark.parametrize(

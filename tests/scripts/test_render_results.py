@@ -222,6 +222,20 @@ def test_recipes_are_held_against_none_at_the_same_bits(page: Path) -> None:
     ]
 
 
+def test_probes_have_a_row_for_each_run_of_a_recipe_beside_its_calibration(page: Path) -> None:
+    csv = page.parent / "some.csv"
+    page.write_text(page.read_text().replace("results:some", "results:some probes"))
+    for experiment, name, top1 in (("cifar10/qkd", "", 60.0), ("cifar10/qkd", "", 61.5), ("cifar10/inq", "a", 90.0)):
+        metrics = {"top1": top1, "wall_s": 90.0, "test_images": 4000, "config_hash": experiment}
+        append_row(csv, row(experiment=experiment, name=name, **metrics))
+    script.main(["--results", str(page.parent), str(page)])
+    assert table(page)[2:] == [
+        ["cifar10/inq a", "W4A4", "soft", "70.00", "90.00", "91.73", "1.5", "laptop"],
+        ["cifar10/qkd", "W4A4", "soft", "70.00", "61.50", "91.73", "1.5", "laptop"],
+    ]
+    assert "4000 test images" in page.read_text()
+
+
 def test_drops_are_held_against_full_precision(page: Path) -> None:
     csv = page.parent / "some.csv"
     page.write_text(page.read_text().replace("results:some", "results:some drops"))
