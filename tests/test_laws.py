@@ -44,9 +44,6 @@ REFUSALS = (
 )
 """What a constructor may refuse: a width, a role, or a shape that the method does not have; tested elsewhere."""
 
-KEEPS_BOOLEANS = {"outlier"}
-"""Which values are outliers is kept; to find them again in the backward would take a sort."""
-
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "affine": [{}, {"symmetric": False}, {"narrow": True}],
     "apot": [{}, {"normalize": False}, {"normalize": True}, {"normalize": True, "rescale": True}],
@@ -398,20 +395,24 @@ def test_one_graph_for_all_bits_and_steps(name: str, options: dict[str, Any], we
     assert backend.graphs == 1
 
 
-@pytest.mark.parametrize("name", sorted({name for name, _ in QUANTIZERS} - KEEPS_BOOLEANS))
-def test_compiled_code_keeps_no_booleans_of_an_input(name: str) -> None:
+@pytest.mark.parametrize("weight", [False, True], ids=["input", "weight"])
+@pytest.mark.parametrize("name", sorted({name for name, _ in QUANTIZERS}))
+def test_compiled_code_keeps_no_booleans(name: str, weight: bool) -> None:
     """Inductor stores booleans one by one on a CPU, however wide the rest of a loop is."""
-    case = next((case for case in applicable(name, ()) if not case.weight and case.shape == Case.shape), None)
+    tried = [case for case in applicable(name, ()) if case.weight == weight]
+    case = next((case for case in tried if case.shape == Case.shape), None)
     if case is None:
-        pytest.skip(f"{name} is not made for inputs")
+        pytest.skip(f"{name} is not made for {'weights' if weight else 'inputs'}")
     quantizer = build(name, {}, case)
     assert quantizer is not None
     begin_step_(quantizer.train(), seed=0, step=0, progress=0.0)
     x = case.tensor()
-    unit = torch.eye(x.shape[-1])  # a product, so that the input is not simply computed again
-    kept = kept_by_compiled(lambda leaf: quantizer(F.linear(leaf, unit)), x)
-    assert any(one.shape == x.shape for one in kept), "the result at least"
-    assert not [one.shape for one in kept if one.dtype == torch.bool and one.numel() >= x.numel()]
+    unit = torch.eye(
+        x.shape[-1], requires_grad=True
+    )  # products, so that the input is not simply computed again, and the result is needed
+    kept = kept_by_compiled(lambda leaf: F.linear(quantizer(F.linear(leaf, unit)), unit), x)
+    assert any(one.dtype == x.dtype for one in kept), "the result at least"
+    assert not [one.shape for one in kept if one.dtype == torch.bool and one.numel() >= x.numel() / 2]
 
 
 def test_every_yaml_is_among_the_quantizers() -> None:

@@ -1,6 +1,5 @@
-"""Signs, their codes, and the factor that brings signs close to a tensor."""
+"""The codes of signs, and the factor that brings signs close to a tensor."""
 
-import torch
 from torch import Tensor
 
 from qtrain.spec import Granularity
@@ -9,11 +8,6 @@ from qtrain.spec import Granularity
 def plane_range(bits: int, signed: bool) -> tuple[int, int]:
     """Codes of a sum of binary tensors: each of the ``bits`` planes has 0 for -1 and 1 for 1, whatever the sign."""
     return 0, 1
-
-
-def sign(x: Tensor) -> Tensor:
-    """-1 or 1, and 1 at zero; float32."""
-    return torch.where(x >= 0, 1.0, -1.0)
 
 
 def mean_magnitude(x: Tensor, granularity: Granularity) -> Tensor:

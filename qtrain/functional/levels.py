@@ -3,13 +3,20 @@
 Source: Li, Dong, Wang 2020, "Additive Powers-of-Two Quantization" (APoT, arXiv 1909.13144).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from qtrain.functional.indicator import above
+from qtrain.functional.powers import nearest_power
 from qtrain.functional.ste import clamp_to, straight_through
 
+Nearest = Callable[[Tensor, Tensor], Tensor]
+"""(values, levels (K,)) -> the level nearest to each value, the lower one at a tie; float32, shape of the values."""
+
 CELLS = 4096
-"""Cells to a unit in :func:`value_of_nearest_level`."""
+"""Cells to a unit in :func:`looked_up`."""
 
 FEW_BOUNDARIES = 32
 """Up to so many are compared with one by one in compiled code."""
@@ -58,7 +65,7 @@ def bucket(t: Tensor, boundaries: Tensor) -> Tensor:
     if len(boundaries) <= FEW_BOUNDARIES:
         count = torch.zeros_like(t, dtype=torch.float32)
         for boundary in boundaries.unbind():
-            count = count + torch.where(t > boundary, 1.0, 0.0)
+            count = count + above(t, boundary)
         return count.to(torch.int64)
     step = 1 << (len(boundaries).bit_length() - 1)
     padded = torch.cat([boundaries, boundaries.new_full((2 * step - 1 - len(boundaries),), torch.inf)])
@@ -83,13 +90,18 @@ def midpoints_of(levels: Tensor) -> Tensor:
 
 
 def cells_suffice(levels: Tensor) -> bool:
-    """Whether no cell of :func:`value_of_nearest_level` has two midpoints of ``levels`` (K,), in [-1, 1]."""
+    """Whether no cell of :func:`looked_up` has two midpoints of ``levels`` (K,), in [-1, 1]."""
     gaps = midpoints_of(levels).diff()
     return bool((gaps[gaps > 0] > 1 / CELLS).all())
 
 
-def value_of_nearest_level(t: Tensor, levels: Tensor) -> Tensor:
-    """``levels[nearest_level(t, levels)]`` for ``t`` and ``levels`` (K,) in [-1, 1], by a table: float32.
+def searched(t: Tensor, levels: Tensor) -> Tensor:
+    """``levels[nearest_level(t, levels)]``."""
+    return levels[nearest_level(t, levels)]
+
+
+def looked_up(t: Tensor, levels: Tensor) -> Tensor:
+    """:func:`searched` for ``t`` and ``levels`` (K,) in [-1, 1], by a table, which is faster: float32.
 
     The table has a row for each cell ``[c / CELLS, (c + 1) / CELLS)``: the first midpoint from there on, and the levels
     below and above it. :func:`cells_suffice` says for which levels that is enough. Scaling by a power of two is exact,
@@ -102,20 +114,25 @@ def value_of_nearest_level(t: Tensor, levels: Tensor) -> Tensor:
     low, high = levels[below], levels[(below + 1).clamp(max=last)]
     table = torch.stack([(low + high) / 2, low, high], dim=1)  # which compiled code computes once, not for each value
     cell = _cell(t.detach())
-    return torch.where(t > table[cell, 0], table[cell, 2], table[cell, 1])
+    higher = above(t, table[cell, 0])
+    return table[cell, 2] * higher + table[cell, 1] * (1 - higher)
 
 
 def _cell(t: Tensor) -> Tensor:
     return ((t * CELLS).floor().to(torch.int32) + CELLS).clamp(0, 2 * CELLS)
 
 
-def fake_quantize_to_levels(x: Tensor, scale: Tensor, levels: Tensor, *, by_table: bool = False) -> Tensor:
+def nearest_of_powers(t: Tensor, levels: Tensor) -> Tensor:
+    """:func:`searched` for ``levels`` (K,) that are zero and powers of two up to 1, by bit patterns: faster."""
+    return nearest_power(t, levels.masked_fill(levels <= 0, 1.0).amin())
+
+
+def fake_quantize_to_levels(x: Tensor, scale: Tensor, levels: Tensor, nearest: Nearest = searched) -> Tensor:
     """``x^ = s nearest(clamp(x / s, l_1, l_K))``, float32, for levels ``l`` (K,) and ``scale`` that broadcasts.
 
     The gradient is that of APoT's reparameterized clipping (eq. 8): for ``x`` 1 between the outer levels and 0 beyond;
     for ``scale`` ``nearest(x / s) - x / s`` between them, the outer level beyond, since the projection's own derivative
-    is taken as 1. ``by_table`` is faster where :func:`cells_suffice`, and gives the same.
+    is taken as 1. ``nearest`` gives the level nearest to each ``t``.
     """
     t = clamp_to(x / scale, levels[0], levels[-1])
-    nearest = value_of_nearest_level(t, levels) if by_table else levels[nearest_level(t, levels)]
-    return straight_through(nearest, t) * scale
+    return straight_through(nearest(t, levels), t) * scale

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from qtrain.functional.indicator import above, equal
+
 _EXPONENT = 0x7F800000
 
 
@@ -12,3 +14,18 @@ def power_below(x: Tensor) -> Tensor:
     Infinite for infinity and NaN.
     """
     return (x.view(torch.int32) & _EXPONENT).view(torch.float32)
+
+
+def nearest_power(t: Tensor, least: Tensor) -> Tensor:
+    """The nearest of 0 and ``+-2^k >= least``, the lower one at a tie: float32, shape of ``t``, no gradient.
+
+    ``least`` (0-dim) is a power of two. The middle of two neighbors is 1.5 times the smaller one: no table.
+    """
+    size, negative = t.detach().abs(), above(-t, 0.0)
+
+    def beyond(middle: Tensor) -> Tensor:
+        return above(size, middle) + negative * equal(size, middle)  # the lower of two negative ones is the larger
+
+    below = power_below(size)
+    nearest = torch.maximum(below * (1 + beyond(1.5 * below)), least)
+    return t.detach().sign() * nearest * beyond(least / 2)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from qtrain.functional.clamping import clamp_, clamped
+from qtrain.functional.indicator import above, equal, sign
 
 GradientRule = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(gradient, key of random draws, bits) -> the gradient to go on with."""
@@ -67,11 +68,10 @@ class _FakeQuantize(torch.autograd.Function):
 def _inside(x: Tensor, bounded: Tensor) -> Tensor:
     """1 where ``bounded``, which is ``x`` clamped, still is ``x``, else 0; shape and dtype of ``x``.
 
-    Numbers, since torch is slow to multiply by booleans. In compiled code by arithmetic alone: it would keep the
-    booleans of a comparison for the backward, and on a CPU it stores booleans one by one.
+    Numbers, since torch is slow to multiply by booleans.
     """
     if torch.compiler.is_compiling():
-        return 1 - (x - bounded).abs().sign()
+        return equal(x, bounded)
     return torch.eq(bounded, x, out=torch.empty_like(x))
 
 
@@ -89,11 +89,12 @@ class _Clip(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, level, floor = ctx.saved_tensors
-        # By arithmetic, as in _inside: 1 where x >= level, and where x is below the lowest value.
-        above = 1 - (level - x.float()).sign().clamp(min=0)
-        below = (floor * level - x.float()).sign().clamp(min=0)
-        for_x = (grads[0] * (1 - above - below)).to(x.dtype) if ctx.needs_input_grad[0] else None
-        for_level = (grads[0] * (above + floor * below)).sum() if ctx.needs_input_grad[1] else None
+        over, under = (
+            1 - above(level - x.float(), 0.0),
+            above(floor * level - x.float(), 0.0),
+        )  # x >= level, and below all
+        for_x = (grads[0] * (1 - over - under)).to(x.dtype) if ctx.needs_input_grad[0] else None
+        for_level = (grads[0] * (over + floor * under)).sum() if ctx.needs_input_grad[1] else None
         return for_x, for_level, None
 
 
@@ -172,7 +173,7 @@ class _Sign(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+        return sign(x).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:

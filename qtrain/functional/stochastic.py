@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from qtrain.functional.indicator import above
+
 
 def stochastic_round(x: Tensor, uniform: Tensor) -> Tensor:
     """``floor(x)``, plus 1 with probability ``x - floor(x)`` (Gupta et al. 2015, arXiv 1502.02551, §3).
@@ -11,4 +13,4 @@ def stochastic_round(x: Tensor, uniform: Tensor) -> Tensor:
     """
     below = x.floor()
     # Not floor(x + uniform), which the addition's own rounding would push over the next whole number.
-    return below + (uniform < x - below)
+    return below + above(x - below, uniform)

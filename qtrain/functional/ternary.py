@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from qtrain.functional.indicator import above
+
 
 def usual_threshold(rows: Tensor) -> Tensor:
     """``0.7 mean |w|`` of each row: rows (G, n) float32 -> (G,) (TWN, arXiv 1605.04711, eq. 6); 0 for empty rows."""
@@ -32,5 +34,5 @@ def best_ternary_threshold(rows: Tensor) -> Tensor:
 def mean_above(rows: Tensor, threshold: Tensor) -> Tensor:
     """The mean of the magnitudes of each row above its threshold: (G, n), (G,) -> (G,); 0 where there are none."""
     magnitude = rows.abs()
-    above = magnitude > threshold.unsqueeze(1)
-    return (magnitude * above).sum(dim=1) / above.sum(dim=1).clamp(min=1)
+    kept = above(magnitude, threshold.unsqueeze(1))
+    return (magnitude * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)

@@ -9,12 +9,13 @@ from torch import Tensor
 from qtrain.functional.levels import (
     bucket,
     cells_suffice,
+    looked_up,
     midpoints_of,
     mirrored,
     nearest_level,
+    nearest_of_powers,
     powers_of_two,
     sums_of_powers,
-    value_of_nearest_level,
 )
 
 
@@ -37,11 +38,26 @@ def test_the_table_gives_the_level_that_the_search_finds(bits: int, signed: bool
     assert cells_suffice(table)
     middle = midpoints_of(torch.tensor(levels))
     t = around(middle).clamp(levels[0], levels[-1])
-    assert torch.equal(value_of_nearest_level(t, table), table[nearest_level(t, table)])
+    assert torch.equal(looked_up(t, table), table[nearest_level(t, table)])
     t = t[(t[:, None] - middle).abs().amin(dim=1) > 1e-6]  # of the others rounding decides
     expected = [min(levels, key=lambda level, v=float(v): abs(level - v)) for v in t]
     assert len(t) > 2000
-    torch.testing.assert_close(value_of_nearest_level(t, table), torch.tensor(expected), atol=0, rtol=0)
+    torch.testing.assert_close(looked_up(t, table), torch.tensor(expected), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("compiling", [True, False])
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("bits", range(2, 8))
+def test_bit_patterns_give_the_power_that_the_search_finds(
+    bits: int, signed: bool, compiling: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels = mirrored(powers_of_two(bits - 1)) if signed else powers_of_two(bits)
+    table = padded(levels)
+    t = around(midpoints_of(torch.tensor(levels))).clamp(levels[0], levels[-1])
+    t = torch.cat([t, torch.tensor(levels), torch.tensor([2.0**-127, -(2.0**-127), 2.0**-149])]).clamp(levels[0], 1.0)
+    expected = table[nearest_level(t, table)]
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    assert torch.equal(nearest_of_powers(t, table), expected)
 
 
 def test_levels_that_are_too_dense_for_the_table_are_told() -> None:
@@ -63,4 +79,4 @@ def test_compiled_code_counts_boundaries_as_eager_code_does(count: int, monkeypa
 def test_of_two_levels_as_near_the_lower_one_is_taken() -> None:
     levels, t = torch.tensor([0.0, 0.25, 0.5, 1.0]), torch.tensor([0.125, 0.375, 0.75])
     assert nearest_level(t, levels).tolist() == [0, 1, 2]
-    assert value_of_nearest_level(t, levels).tolist() == [0.0, 0.25, 0.5]
+    assert looked_up(t, levels).tolist() == [0.0, 0.25, 0.5]

@@ -41,9 +41,8 @@ def kept_by_compiled(function: Callable[[Tensor], Tensor], x: Tensor) -> list[Te
 
     def note(graph: torch.fx.GraphModule, inputs: Any) -> Any:
         (output,) = (node for node in graph.graph.nodes if node.op == "output")
-        kept.extend(
-            node.meta["val"] for node in output.args[0] if isinstance(getattr(node, "meta", {}).get("val"), Tensor)
-        )
+        computed = [node for node in output.args[0] if getattr(node, "op", "") == "call_function"]
+        kept.extend(node.meta["val"] for node in computed if isinstance(node.meta.get("val"), Tensor))
         return graph
 
     torch._dynamo.reset()

@@ -183,7 +183,7 @@ def test_every_stages_file_is_a_run(name: str, cache: Path, tmp_path: Path) -> N
 
 
 def test_deep_compression_clusters_what_pruning_has_left(cache: Path, tmp_path: Path) -> None:
-    """The weights that the first stage sets to zero are those that are zero in the end; the others have at most 16 values."""
+    """What the first stage sets to zero is zero in the end, and nothing else; the others have at most 16 values."""
     wrapper = ["+quantizer@quantize.weight_wrapper=pruned", "quantize.weight_wrapper.share=0.6"]
     common = [override for override in TINY if override != "quantize.weight.init=range"]
     common += [f"output={tmp_path}", f"full_precision.folder={cache}", "quantize.bits.input=32"]

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.functional.affine import require_finite
-from qtrain.functional.binary import plane_range, sign
+from qtrain.functional.binary import plane_range
+from qtrain.functional.indicator import sign
 from qtrain.functional.ste import scale_gradient, straight_through
 from qtrain.quantizers.base import Quantizer, float_parts
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec

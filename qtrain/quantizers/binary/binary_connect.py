@@ -7,7 +7,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from qtrain.functional.binary import sign
+from qtrain.functional.indicator import above, sign
 from qtrain.functional.random import keyed_uniform
 from qtrain.functional.ste import straight_through
 from qtrain.quantizers.binary.binary import Binary
@@ -58,8 +58,7 @@ class BinaryConnect(Binary):
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         if self.stochastic and self.training:
-            drawn = probability_of_one(x / self.limit()) > keyed_uniform(self.key, tuple(x.shape))
-            signs = torch.where(drawn, 1.0, -1.0)
+            signs = 2 * above(probability_of_one(x / self.limit()), keyed_uniform(self.key, tuple(x.shape))) - 1
         else:
             signs = sign(x)
         return straight_through((signs * self.limit()).to(x.dtype), x)

@@ -6,7 +6,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
-from qtrain.functional.binary import sign
+from qtrain.functional.indicator import sign
 from qtrain.functional.ste import straight_through, with_penalty
 from qtrain.quantizers.base import float_parts
 from qtrain.quantizers.binary.binary import Binary

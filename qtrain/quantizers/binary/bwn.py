@@ -6,7 +6,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from qtrain.functional.binary import mean_magnitude, sign
+from qtrain.functional.binary import mean_magnitude
+from qtrain.functional.indicator import above, sign
 from qtrain.functional.ste import scale_gradient, straight_through
 from qtrain.quantizers.binary.binary import Binary
 from qtrain.spec import Granularity, Observed, PerChannel, QuantSpec
@@ -33,7 +34,7 @@ class BWN(Binary):
             alpha = self.factor(x)
             values = signed_sum([sign(x)], alpha.unsqueeze(0), self.granularity).to(x.dtype)
             shared = x.numel() // max(alpha.numel(), 1)
-            slope = 1 / max(shared, 1) + (x.abs() <= 1) * self.spread(alpha, x)
+            slope = 1 / max(shared, 1) + (1 - above(x.abs(), 1.0)) * self.spread(alpha, x)
         return straight_through(values, scale_gradient(x, slope))
 
     def factor(self, x: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from qtrain.functional.binary import mean_magnitude, sign
+from qtrain.functional.binary import mean_magnitude
+from qtrain.functional.indicator import sign
 from qtrain.functional.ste import straight_through
 from qtrain.quantizers.base import float_parts
 from qtrain.quantizers.binary.binary import Binary

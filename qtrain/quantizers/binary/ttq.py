@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.functional.affine import require_finite
+from qtrain.functional.indicator import above
 from qtrain.functional.ste import scale_gradient, straight_through
 from qtrain.functional.ternary import mean_above
 from qtrain.quantizers.base import Quantizer
@@ -49,13 +50,14 @@ class TTQ(Quantizer):
         real = w.float()
         if real.numel() == 0:
             return real
-        return real.sign() * (real.abs() > self.threshold * real.abs().max())
+        return real.sign() * above(real.abs(), self.threshold * real.abs().max())
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         signs = self.signs(x)
+        positive, negative = signs.clamp(min=0), signs.clamp(max=0).neg()
         with torch.no_grad():
-            slope = torch.where(signs > 0, self.positive, torch.where(signs < 0, self.negative, 1.0))
-        learned = torch.where(signs > 0, self.positive, torch.where(signs < 0, -self.negative, 0.0))
+            slope = self.positive * positive + self.negative * negative + (1 - positive - negative)
+        learned = self.positive * positive - self.negative * negative
         return straight_through(learned, learned + scale_gradient(x.float(), slope)).to(x.dtype)
 
     def quantize(self, x: Tensor) -> QTensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from qtrain.functional.affine import require_finite
+from qtrain.functional.indicator import above
 from qtrain.functional.ste import straight_through
 from qtrain.functional.ternary import best_ternary_threshold, mean_above, usual_threshold
 from qtrain.quantizers.base import Quantizer
@@ -49,7 +50,7 @@ class TWN(Quantizer):
         rows = self.granularity.flatten(real)
         threshold = best_ternary_threshold(rows) if self.exact else usual_threshold(rows)
         alpha = mean_above(rows, threshold).reshape(self.state_shape)
-        return real.sign() * (real.abs() > self.spread(threshold.reshape(self.state_shape), w)), alpha
+        return real.sign() * above(real.abs(), self.spread(threshold.reshape(self.state_shape), w)), alpha
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         signs, alpha = self.ternary(x)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from qtrain.functional.affine import require_finite
 from qtrain.functional.clamping import clamp_
+from qtrain.functional.indicator import above
 from qtrain.functional.powers import power_below
 from qtrain.functional.ste import straight_through
 from qtrain.quantizers.base import Quantizer
@@ -54,7 +55,7 @@ class MX(Quantizer):
         of_pairs = self.pairs.largest(values.abs())
         # 16 is a multiple of 2, so a pair has one block; its exponent is lower where its largest value is below 2^E.
         power_there = self.blocks_of_pairs.spread(power, tuple(of_pairs.shape))
-        shift = (of_pairs < power_there).float()
+        shift = above(power_there, of_pairs)
         steps = (1 - 0.5 * shift) * power_there * (2.0 / (self.code_high + 1))
         # Steps are powers of two, so a product with the reciprocal is the quotient, and there are few reciprocals.
         codes = (values * self.pairs.spread(1 / steps, shape)).round()

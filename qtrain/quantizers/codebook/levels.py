@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 from qtrain.functional.affine import require_finite
 from qtrain.functional.learned_step import SMALLEST_SCALE
-from qtrain.functional.levels import cells_suffice, fake_quantize_to_levels, mirrored, nearest_level
+from qtrain.functional.levels import (
+    Nearest,
+    cells_suffice,
+    fake_quantize_to_levels,
+    looked_up,
+    mirrored,
+    nearest_level,
+    searched,
+)
 from qtrain.quantizers.base import Quantizer, float_parts
 from qtrain.spec import Granularity, Observed, QuantSpec
 from qtrain.storage.base import NumberPart, QTensor
@@ -26,8 +34,9 @@ def mirrored_range(bits: int, signed: bool) -> tuple[int, int]:
 class LevelQuantizer(Quantizer, ABC):
     """Rounds to the nearest of a table of levels in [-1, 1], or [0, 1] without a sign, times a scale (the clip).
 
-    ``magnitudes(n)`` gives the ``2^n`` magnitudes of ``n`` bits; a signed code spends one bit on the sign. The tables
-    of all ``widths`` lie in one buffer, so that a change of bits changes an index and no shape.
+    ``magnitudes(n)`` gives the ``2^n`` magnitudes of ``n`` bits; a signed code spends one bit on the sign. ``nearest``
+    rounds to them, for methods that know a faster way than a table or a search. The tables of all ``widths`` lie in one
+    buffer, so that a change of bits changes an index and no shape.
     """
 
     scale: Tensor
@@ -40,6 +49,7 @@ class LevelQuantizer(Quantizer, ABC):
         granularity: Granularity,
         magnitudes: Callable[[int], list[float]],
         learned: bool = True,
+        nearest: Nearest | None = None,
     ) -> None:
         super().__init__(spec=spec, granularity=granularity, codes=mirrored_range)
         if learned:
@@ -51,7 +61,7 @@ class LevelQuantizer(Quantizer, ABC):
         longest = max(len(row) for row in rows)
         tables = torch.tensor([row + row[-1:] * (longest - len(row)) for row in rows])
         self.register_buffer("tables", tables)
-        self._by_table = all(map(cells_suffice, tables))
+        self._nearest = nearest or (looked_up if all(map(cells_suffice, tables)) else searched)
 
     @abstractmethod
     def operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,7 +77,7 @@ class LevelQuantizer(Quantizer, ABC):
     def fake_quantize(self, x: Tensor) -> Tensor:
         values, scale = self.operands(x)
         spread = self.spread(scale, x)
-        return fake_quantize_to_levels(values, spread, self.levels(), by_table=self._by_table).to(x.dtype)
+        return fake_quantize_to_levels(values, spread, self.levels(), self._nearest).to(x.dtype)
 
     @final
     def quantize(self, x: Tensor) -> QTensor:
@@ -106,7 +116,7 @@ class LevelQuantizer(Quantizer, ABC):
         best, least = largest, torch.full_like(largest, torch.inf)
         for step in range(_CANDIDATES, 0, -1):
             scale = largest * (step / _CANDIDATES)
-            near = fake_quantize_to_levels(rows, scale, levels, by_table=self._by_table)
+            near = fake_quantize_to_levels(rows, scale, levels, self._nearest)
             error = (near - rows).square().sum(dim=1, keepdim=True)
             best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
         return best.reshape(self.state_shape)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.functional.learned_step import SMALLEST_SCALE
-from qtrain.functional.levels import powers_of_two
+from qtrain.functional.levels import nearest_of_powers, powers_of_two
 from qtrain.quantizers.codebook.levels import LevelQuantizer
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
 
@@ -33,7 +33,10 @@ class PowerOfTwo(LevelQuantizer):
     ) -> None:
         if scale not in ("learned", "calibrated", "power_of_two"):
             raise ValueError(f"PowerOfTwo: scale must be 'learned', 'calibrated' or 'power_of_two', got {scale!r}")
-        super().__init__(spec=spec, granularity=granularity, magnitudes=powers_of_two, learned=scale == "learned")
+        learned = scale == "learned"
+        super().__init__(
+            spec=spec, granularity=granularity, magnitudes=powers_of_two, learned=learned, nearest=nearest_of_powers
+        )
         self.rule = scale
 
     def operands(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from qtrain.functional.affine import require_finite
+from qtrain.functional.indicator import above
 from qtrain.functional.order_statistic import kth_magnitude
 from qtrain.functional.ste import straight_through
 from qtrain.quantizers.base import MakeQuantizer
@@ -32,6 +33,14 @@ def largest_values(x: Tensor, fraction: float) -> Tensor:
     if count == x.numel():
         return sizes >= 0
     return sizes > kth_magnitude(x, x.numel() - count)
+
+
+def largest_numbers(x: Tensor, fraction: float) -> Tensor:
+    """1 where :func:`largest_values` is true, else 0; dtype of ``x``."""
+    count = round(fraction * x.numel())
+    if count in (0, x.numel()):
+        return torch.full_like(x, float(count > 0)).detach()
+    return above(x.float().abs(), kth_magnitude(x, x.numel() - count)).to(x.dtype)
 
 
 @final
@@ -66,15 +75,16 @@ class Outlier(Wrapper):
         return x.detach().float().clamp(-largest, largest).to(self.stored_type)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        above = largest_values(x, self.fraction)
-        kept = straight_through(self.stored(x).to(x.dtype), x)
-        return torch.where(above, kept, self.inner(x.masked_fill(above, 0.0)))
+        outlying = largest_numbers(x, self.fraction)
+        kept, rest = straight_through(self.stored(x).to(x.dtype), x), 1 - outlying
+        result: Tensor = kept * outlying + self.inner(x * rest) * rest
+        return result
 
     def quantize(self, x: Tensor) -> QTensor:
         require_finite(x)
-        above = largest_values(x, self.fraction)
-        rest = self.inner.quantize(x.masked_fill(above, 0.0))
-        positions = above.reshape(-1).nonzero()[:, 0]
+        outlying = largest_values(x, self.fraction)
+        rest = self.inner.quantize(x.masked_fill(outlying, 0.0))
+        positions = outlying.reshape(-1).nonzero()[:, 0]
         return OutlierTensor(
             codes=rest.codes,
             bits=rest.bits,
@@ -96,9 +106,9 @@ class Outlier(Wrapper):
         """``observed`` of a weight as if it had no outliers; of an input unchanged."""
         if observed.tensor is None:
             return observed
-        above = largest_values(observed.tensor, self.fraction)
-        rest = observed.tensor.masked_fill(above, 0.0)
-        rows, others = self.granularity.flatten(rest.float()), self.granularity.flatten(~above)
+        outlying = largest_values(observed.tensor, self.fraction)
+        rest = observed.tensor.masked_fill(outlying, 0.0)
+        rows, others = self.granularity.flatten(rest.float()), self.granularity.flatten(~outlying)
         low, high = (end.reshape(observed.low.shape) for end in rows.aminmax(dim=1))
         mean_abs = rows.abs().sum(dim=1) / others.sum(dim=1).clamp(min=1)
         return Observed(

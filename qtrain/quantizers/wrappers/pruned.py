@@ -60,9 +60,9 @@ class Pruned(Wrapper):
         self.register_buffer("kept", torch.ones(spec.shape, dtype=torch.bool))
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        # Keeps the memory layout of x, which is lost otherwise.
-        pruned = torch.empty_like(x, dtype=torch.bool).copy_(~self.kept)
-        return torch.where(pruned, 0.0, self.inner(torch.where(pruned, 0.0, x)))
+        kept = torch.empty_like(x).copy_(self.kept)  # in the memory layout of x, which is lost otherwise
+        result: Tensor = self.inner(x * kept) * kept
+        return result
 
     def quantize(self, x: Tensor) -> QTensor:
         require_finite(x)

@@ -5,6 +5,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from qtrain.functional.indicator import above
 from qtrain.functional.random import keyed_uniform
 from qtrain.quantizers.base import MakeQuantizer
 from qtrain.quantizers.hooks import Rate, checked_share, project, rate_at
@@ -15,13 +16,14 @@ LINEAR_BLOCK = 8
 
 
 def block_mask(key: Tensor, rate: Tensor, shape: tuple[int, ...], block: int) -> Tensor:
-    """Which elements of a weight (O, I, ...) are drawn: bool of ``shape``, equal within a block, true at ``rate``.
+    """Which elements of a weight (O, I, ...) are drawn: 1 at ``rate``, else 0; ``shape``, equal within a block.
 
     Blocks are ``block`` neighbors in the flattened row (I, ...) of an output channel; the last may be short.
     """
     outputs, row = shape[0], torch.Size(shape[1:]).numel()
-    drawn = keyed_uniform(key, (outputs, -(-row // block))) < rate
-    return drawn.repeat_interleave(block, dim=1).narrow(1, 0, row).reshape(shape)
+    drawn = above(rate - keyed_uniform(key, (outputs, -(-row // block))), 0.0)
+    # Not repeat_interleave, which compiled code looks up element by element.
+    return drawn.unsqueeze(2).expand(-1, -1, block).flatten(1).narrow(1, 0, row).reshape(shape)
 
 
 @final
@@ -56,7 +58,9 @@ class QuantNoise(TrainingWrapper):
         self.key.fill_(key)
 
     def train_forward(self, x: Tensor) -> Tensor:
-        return torch.where(block_mask(self.key, self.rate, tuple(x.shape), self.block), self.inner(x), x)
+        drawn = block_mask(self.key, self.rate, tuple(x.shape), self.block).to(x.dtype)
+        noisy: Tensor = self.inner(x) * drawn + x * (1 - drawn)
+        return noisy
 
     def project(self, weight: Tensor) -> Tensor:
         return project(self.inner, weight)
