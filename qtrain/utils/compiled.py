@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Callable
-from typing import Generic, ParamSpec, TypeVar, final
+from typing import Any, Generic, ParamSpec, TypeVar, final
 
 import torch
 
-from qtrain.utils.compat import compiling
+from qtrain.utils.compat import compiling, partitioner
 from qtrain.utils.errors import one_line
+from qtrain.utils.saved_masks import keep_booleans_as_bytes_
 
 log = logging.getLogger(__name__)
 
@@ -16,11 +17,16 @@ R = TypeVar("R")
 
 NOT_COMPILED = "%s is not compiled, since compiling it failed (%s: %s); training goes on without"
 
-KERNELS = {"realize_reads_threshold": 8}
+READS = 8
 """Values that an expression of two readers may read without being written to memory first.
 
 By itself the compiler allows four. A quantizer's gradient reads five: step and both bounds beside input and gradient.
 """
+
+
+def compiler_options() -> dict[str, Any]:
+    """What torch's compiler is told beside what :func:`qtrain.utils.compat.compiling` says."""
+    return {"realize_reads_threshold": READS, "custom_partitioner_fn": partitioner(keep_booleans_as_bytes_)}
 
 
 @final
@@ -35,7 +41,9 @@ class Compiled(Generic[P, R]):
 
     def __init__(self, function: Callable[P, R], *, or_eager: bool = False, what: str = "the step") -> None:
         self._function, self._what = function, what
-        self._compiled: Callable[P, R] = torch.compile(function, fullgraph=True, dynamic=False, options=dict(KERNELS))
+        self._compiled: Callable[P, R] = torch.compile(
+            function, fullgraph=True, dynamic=False, options=compiler_options()
+        )
         self._tried = not or_eager
         self.gave_up = False
 

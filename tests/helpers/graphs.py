@@ -32,17 +32,18 @@ def counts_graphs(monkeypatch: pytest.MonkeyPatch) -> CountingBackend:
     return backend
 
 
-def kept_by_compiled(function: Callable[[Tensor], Tensor], x: Tensor) -> list[Tensor]:
+def kept_by_compiled(function: Callable[[Tensor], Tensor], x: Tensor, *, inputs_too: bool = True) -> list[Tensor]:
     """What the forward of compiled ``function`` returns, its result first: the rest is kept for the backward.
 
-    Tensors without values, as the graph's compiler sees them. The result must need a gradient.
+    Tensors without values, as the graph's compiler sees them. The result must need a gradient. Without ``inputs_too``
+    only what the forward has computed counts.
     """
     kept: list[Tensor] = []
 
     def note(graph: torch.fx.GraphModule, inputs: Any) -> Any:
         (output,) = (node for node in graph.graph.nodes if node.op == "output")
-        computed = [node for node in output.args[0] if getattr(node, "op", "") == "call_function"]
-        kept.extend(node.meta["val"] for node in computed if isinstance(node.meta.get("val"), Tensor))
+        nodes = [node for node in output.args[0] if inputs_too or getattr(node, "op", "") == "call_function"]
+        kept.extend(node.meta["val"] for node in nodes if isinstance(getattr(node, "meta", {}).get("val"), Tensor))
         return graph
 
     torch._dynamo.reset()

@@ -15,7 +15,9 @@ from unittest.mock import Mock, create_autospec
 import pytest
 import pytorch_lightning as pl
 import torch
+from functorch.compile import nop
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 
 from qtrain.utils import compat
 
@@ -217,3 +219,18 @@ def test_the_compiler_has_the_option_and_gets_it_inside_only(name: str) -> None:
     with compat.compiling():
         assert getattr(config, name) is compat.COMPILER[name]
     assert getattr(config, name) is before is not compat.COMPILER[name], "or the option is not needed any more"
+
+
+def test_the_partitioner_is_torchs_own_and_then_changes_both_parts() -> None:
+    seen: list[tuple[Any, Any]] = []
+
+    def change(forward: torch.fx.GraphModule, backward: torch.fx.GraphModule) -> None:
+        seen.append((forward, backward))
+
+    partition = compat.partitioner(change)
+    torch._dynamo.reset()
+    backend = aot_autograd(fw_compiler=nop, bw_compiler=nop, partition_fn=partition)
+    torch.compile(lambda x: x.sin().sum(), backend=backend)(torch.ones(3, requires_grad=True)).backward()
+    ((forward, backward),) = seen
+    assert "sin" in forward.code
+    assert "cos" in backward.code

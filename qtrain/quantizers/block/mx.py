@@ -9,6 +9,7 @@ from torch import Tensor
 from qtrain.functional.affine import require_finite
 from qtrain.functional.clamping import clamp_
 from qtrain.functional.indicator import above
+from qtrain.functional.materialized import materialized
 from qtrain.functional.powers import power_below
 from qtrain.functional.ste import straight_through
 from qtrain.quantizers.base import Quantizer
@@ -50,7 +51,7 @@ class MX(Quantizer):
     def codes_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Codes and steps (shape of ``x``), each block's power of two and each pair's shift; all float32."""
         shape = tuple(x.shape)
-        values = x.detach().float()
+        values = materialized(x.float())
         power = power_below(self.blocks.largest(values.abs())).clamp(min=LEAST_POWER)
         of_pairs = self.pairs.largest(values.abs())
         # 16 is a multiple of 2, so a pair has one block; its exponent is lower where its largest value is below 2^E.
