@@ -1,7 +1,7 @@
 """What a compiled forward keeps for its backward: booleans, as bytes.
 
 A ReLU behind a sum keeps one for each value, for instance, where no quantizer keeps the values themselves. On a CPU
-torch's compiler stores booleans one by one, but bytes in whole vectors if they come from floats, and it reads them so too.
+torch's compiler stores booleans one by one, but bytes in whole vectors if they come from floats; so it reads them, too.
 """
 
 import torch
