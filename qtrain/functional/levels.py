@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qtrain.functional.indicator import above
+from qtrain.functional.materialized import materialized
 from qtrain.functional.powers import nearest_power
 from qtrain.functional.ste import clamp_to, straight_through
 
@@ -90,9 +91,9 @@ def midpoints_of(levels: Tensor) -> Tensor:
 
 
 def cells_suffice(levels: Tensor) -> bool:
-    """Whether no cell of :func:`looked_up` has two midpoints of ``levels`` (K,), in [-1, 1]."""
+    """Whether no cell of :func:`looked_up` has two midpoints of ``levels`` (K,), in [-1, 1], and a byte counts them."""
     gaps = midpoints_of(levels).diff()
-    return bool((gaps[gaps > 0] > 1 / CELLS).all())
+    return len(levels) <= 256 and bool((gaps[gaps > 0] > 1 / CELLS).all())
 
 
 def searched(t: Tensor, levels: Tensor) -> Tensor:
@@ -103,19 +104,20 @@ def searched(t: Tensor, levels: Tensor) -> Tensor:
 def looked_up(t: Tensor, levels: Tensor) -> Tensor:
     """:func:`searched` for ``t`` and ``levels`` (K,) in [-1, 1], by a table, which is faster: float32.
 
-    The table has a row for each cell ``[c / CELLS, (c + 1) / CELLS)``: the first midpoint from there on, and the levels
-    below and above it. :func:`cells_suffice` says for which levels that is enough. Scaling by a power of two is exact,
-    so each value is looked up in its own cell.
+    The table has a row for each cell ``[c / CELLS, (c + 1) / CELLS)``: the first midpoint from there on, and how many
+    lie below it. :func:`cells_suffice` says for which levels that is enough. Scaling by a power of two is exact, so
+    each value is looked up in its own cell.
     """
-    middle, last = midpoints_of(levels), len(levels) - 1
+    middle = midpoints_of(levels)
     counts = torch.zeros(2 * CELLS + 1, dtype=torch.int32, device=t.device)
     counts = counts.index_add(0, _cell(middle), torch.ones_like(middle, dtype=torch.int32))
-    below = counts.cumsum(0) - counts  # midpoints below each cell
-    low, high = levels[below], levels[(below + 1).clamp(max=last)]
-    table = torch.stack([(low + high) / 2, low, high], dim=1)  # which compiled code computes once, not for each value
+    below = counts.cumsum(0) - counts
+    following = torch.cat([middle, torch.full_like(middle[:1], torch.inf)])[below]
+    table = torch.stack([following, below.float()], dim=1)  # which compiled code computes once, not for each value
     cell = _cell(t.detach())
-    higher = above(t, table[cell, 0])
-    return table[cell, 2] * higher + table[cell, 1] * (1 - higher)
+    index = table[cell, 1] + above(t, table[cell, 0])
+    # A byte each, which compiled code then keeps for the backward instead of looking it up again.
+    return levels[materialized(index.to(torch.uint8)).to(torch.int32)]
 
 
 def _cell(t: Tensor) -> Tensor:

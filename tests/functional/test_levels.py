@@ -63,6 +63,7 @@ def test_bit_patterns_give_the_power_that_the_search_finds(
 def test_levels_that_are_too_dense_for_the_table_are_told() -> None:
     assert cells_suffice(torch.tensor(powers_of_two(3)))
     assert not cells_suffice(torch.tensor(powers_of_two(4))), "2^-14 and its half are in one cell"
+    assert [cells_suffice(torch.linspace(0, 1, count)) for count in (256, 257)] == [True, False], "an index is a byte"
 
 
 @pytest.mark.parametrize("count", [1, 2, 15, 32, 33, 127, 128, 254])
