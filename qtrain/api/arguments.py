@@ -89,16 +89,28 @@ def first_batches(images: Images, count: int) -> list[Tensor]:
     Whole numbers are refused, since they are images before normalization.
     """
     given: Iterable[Any] = [images] if isinstance(images, Tensor) else images
-    found = [batch[0] if isinstance(batch, tuple | list) else batch for batch in islice(given, count)]
-    if not found or not all(isinstance(batch, Tensor) for batch in found):
-        kinds = ", ".join(sorted({type(batch).__name__ for batch in found})) or "nothing"
-        raise ValueError(f"quantize: images must be a tensor, or batches of tensors or (image, label), got {kinds}")
+    found = [images_and_labels("quantize", batch)[0] for batch in islice(given, count)]
+    if not found:
+        raise ValueError("quantize: images must be a tensor, or batches of images, got nothing")
     for batch in found:
         if not batch.is_floating_point():
             raise ValueError(f"quantize: images must be floats, normalized as in training, got {batch.dtype}")
         if not batch.numel():
             raise ValueError(f"quantize: a batch of images has shape {tuple(batch.shape)}; give one that is not empty")
     return found
+
+
+def images_and_labels(where: str, batch: Any) -> tuple[Tensor, Tensor | None]:
+    """A batch of images, or of (images, labels), as both; ``None`` for labels that there are not, or no numbers (N,).
+
+    Raises ``ValueError`` that begins with ``where`` for anything else.
+    """
+    images, labels, *_ = (*batch, None, None) if isinstance(batch, tuple | list) else (batch, None)
+    if not isinstance(images, Tensor):
+        raise ValueError(
+            f"{where}: images must be a tensor, or batches of tensors or (images, labels), got {_shown(images)}"
+        )
+    return images, labels if isinstance(labels, Tensor) and labels.ndim == 1 else None
 
 
 def hint_for(shape: torch.Size) -> str:

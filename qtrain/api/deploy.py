@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qtrain.api.arguments import Images, check_network
+from qtrain.api.arguments import Images, check_network, images_and_labels
 from qtrain.api.files import save
 from qtrain.api.quantize import RECORD, Record, record_of
 from qtrain.deployment.onnx.symbolic import OPSET
@@ -134,18 +134,10 @@ def _with_size(images: Images) -> tuple[Images, tuple[int, ...]]:
         return images, tuple(images.shape[1:])
     iterator = iter(images)
     first = next(iterator, None)
-    batch = first[0] if isinstance(first, tuple | list) else first
-    if not isinstance(batch, Tensor):
-        raise ValueError("export: images must be a tensor, or batches of tensors or (image, label), and at least one")
+    batch, _ = images_and_labels("export", first)
     return (chain([first], iterator) if iterator is images else images), tuple(batch.shape[1:])
 
 
 def _pairs(images: Images) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """(images, labels or ``None``). Raises ``ValueError`` for what is neither."""
     batches: Iterable[Any] = images.split(BATCH) if isinstance(images, Tensor) else images
-    for batch in batches:
-        some, labels, *_ = (*batch, None) if isinstance(batch, tuple | list) else (batch, None)
-        if not isinstance(some, Tensor):
-            kind = type(some).__name__
-            raise ValueError(f"images: must be a tensor, or batches of tensors or (images, labels), got {kind}")
-        yield some, labels if isinstance(labels, Tensor) and labels.ndim == 1 else None
+    return (images_and_labels("verify", batch) for batch in batches)

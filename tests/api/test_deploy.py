@@ -125,7 +125,7 @@ def test_what_is_wrong_is_said_in_one_line(student: nn.Module, tmp_path: Path) -
         qtrain.export(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), tmp_path / "net.onnx", images())
     with pytest.raises(ValueError, match=r"^export: images must be a tensor, or batches of tensors"):
         qtrain.export(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), tmp_path / "net.onnx", [])
-    with pytest.raises(ValueError, match=r"^images: must be a tensor, or batches of tensors .*, got str"):
+    with pytest.raises(ValueError, match=r"^verify: images must be a tensor, or batches of tensors .*, got 'image'"):
         qtrain.export(student, tmp_path / "net.onnx", ["image"])
     with pytest.raises(ValueError, match=r"^weights: must be bytes or packed, got half"):
         qtrain.export(student, tmp_path / "folder", images(), builder=Net, weights="half")
