@@ -5,19 +5,21 @@ from torch import Tensor
 
 from qtrain.functional.indicator import above, equal
 
-_EXPONENT = 0x7F800000
+_EXPONENT = {torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.int64, 0x7FF0000000000000)}
+"""Type of a number -> the type of integers of its size, and where in these its exponent is."""
 
 
 def power_below(x: Tensor) -> Tensor:
-    """``2^floor(log2 x)`` for ``x >= 0``, float32, its sign ignored: shape of ``x``; 0 for zero and subnormals.
+    """``2^floor(log2 x)`` for ``x >= 0``, its sign ignored: shape and dtype of ``x``; 0 for zero and subnormals.
 
-    Infinite for infinity and NaN.
+    ``x`` is float32 or float64. Infinite for infinity and NaN.
     """
-    return (x.view(torch.int32) & _EXPONENT).view(torch.float32)
+    integers, exponent = _EXPONENT[x.dtype]
+    return (x.view(integers) & exponent).view(x.dtype)
 
 
 def nearest_power(t: Tensor, least: Tensor) -> Tensor:
-    """The nearest of 0 and ``+-2^k >= least``, the lower one at a tie: float32, shape of ``t``, no gradient.
+    """The nearest of 0 and ``+-2^k >= least``, the lower one at a tie: shape and dtype of ``t``, no gradient.
 
     ``least`` (0-dim) is a power of two. The middle of two neighbors is 1.5 times the smaller one: no table.
     """

@@ -45,16 +45,18 @@ def test_the_table_gives_the_level_that_the_search_finds(bits: int, signed: bool
     torch.testing.assert_close(looked_up(t, table), torch.tensor(expected), atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("compiling", [True, False])
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("bits", range(2, 8))
 def test_bit_patterns_give_the_power_that_the_search_finds(
-    bits: int, signed: bool, compiling: bool, monkeypatch: pytest.MonkeyPatch
+    bits: int, signed: bool, compiling: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     levels = mirrored(powers_of_two(bits - 1)) if signed else powers_of_two(bits)
     table = padded(levels)
     t = around(midpoints_of(torch.tensor(levels))).clamp(levels[0], levels[-1])
     t = torch.cat([t, torch.tensor(levels), torch.tensor([2.0**-127, -(2.0**-127), 2.0**-149])]).clamp(levels[0], 1.0)
+    t, table = t.to(dtype), table.to(dtype)
     expected = table[nearest_level(t, table)]
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
     assert torch.equal(nearest_of_powers(t, table), expected)
