@@ -34,7 +34,6 @@ from qtrain.distillation.hard import Hard
 from qtrain.distillation.objective import Objective
 from qtrain.pipeline.results import append_row, provenance
 from qtrain.settings.run_settings import RunSettings
-from qtrain.training.optim import use_fused_
 
 LAYERS = (nn.Conv2d, nn.Linear)
 """The layers whose weights and inputs are quantized, in all cases."""
@@ -170,7 +169,6 @@ def peer_step(setting: Setting, model: nn.Module) -> Work:
     """Forward, cross-entropy, backward and the experiment's optimizer, as for full precision."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = setting.cfg.optimizer.build()([{"params": parameters}])
-    use_fused_(optimizer)  # as a run of qtrain does, for all alike
 
     def run() -> None:
         loss = nn.functional.cross_entropy(model(setting.image), setting.target)
