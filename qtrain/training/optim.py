@@ -41,24 +41,6 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
-def use_fused_(optimizer: optim.Optimizer) -> None:
-    """Update the parameters by torch's kernels for a whole step, several times faster, where ``optimizer`` has such.
-
-    A choice of its own (``fused`` or ``foreach``) stays. The kernels know parameters of floats on a CPU or a CUDA
-    device; ranks that share parameters go without. It is a group's option, and not the optimizer's, since Lightning
-    refuses to clip gradients in mixed precision for an optimizer that was made with it.
-    """
-    for group in optimizer.param_groups:
-        undecided = "fused" in group and group["fused"] is None and group.get("foreach") is None
-        if undecided and all(map(_has_kernel, group["params"])):
-            group["fused"] = True
-
-
-def _has_kernel(parameter: Tensor) -> bool:
-    plain = type(parameter) in (Tensor, nn.Parameter)
-    return plain and parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda")
-
-
 def still_accumulating(trainer: pl.Trainer) -> bool:
     """Whether no optimizer step follows the current batch, since gradients of further batches are to be added.
 
