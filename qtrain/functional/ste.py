@@ -89,10 +89,7 @@ class _Clip(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, level, floor = ctx.saved_tensors
-        over, under = (
-            1 - above(level - x.float(), 0.0),
-            above(floor * level - x.float(), 0.0),
-        )  # x >= level, and below all
+        over, under = 1 - above(level, x.float()), above(floor * level, x.float())
         for_x = (grads[0] * (1 - over - under)).to(x.dtype) if ctx.needs_input_grad[0] else None
         for_level = (grads[0] * (over + floor * under)).sum() if ctx.needs_input_grad[1] else None
         return for_x, for_level, None

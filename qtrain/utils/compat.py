@@ -160,11 +160,11 @@ def compiling() -> AbstractContextManager[Any]:
     return patched
 
 
-def partitioner(change: Callable[[GraphModule, GraphModule], None]) -> Any:
+def partitioner(change: Callable[[GraphModule, GraphModule, int], None]) -> Any:
     """How torch's compiler divides a step into forward and backward, after which ``change`` may alter both in place.
 
-    It is torch's own way, as an option ``custom_partitioner_fn``. On disk a compiled step is found again as long as the
-    file of ``change`` is the same. Tried with torch 2.15.0.
+    It is also told how many results the forward has. It is torch's own way, as an option ``custom_partitioner_fn``. On
+    disk a compiled step is found again as long as the file of ``change`` is the same. Tried with torch 2.15.0.
     """
     from functorch.compile import min_cut_rematerialization_partition
     from torch._inductor.custom_graph_pass import CustomPartitionerFn, get_hash_for_files
@@ -172,7 +172,7 @@ def partitioner(change: Callable[[GraphModule, GraphModule], None]) -> Any:
     class Partitioner(CustomPartitionerFn):
         def __call__(self, gm: GraphModule, joint_inputs: Any, **options: Any) -> tuple[GraphModule, GraphModule]:
             forward, backward = min_cut_rematerialization_partition(gm, joint_inputs, **options)
-            change(forward, backward)
+            change(forward, backward, options["num_fwd_outputs"])
             return forward, backward
 
         def uuid(self) -> Any:

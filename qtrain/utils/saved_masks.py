@@ -14,23 +14,22 @@ FEWEST = 4096
 _convert = torch.ops.prims.convert_element_type.default
 
 
-def keep_booleans_as_bytes_(forward: GraphModule, backward: GraphModule) -> None:
-    """Change both parts of a graph: ``forward`` returns bytes, 0 or 1, where it returned large tensors of booleans.
+def keep_booleans_as_bytes_(forward: GraphModule, backward: GraphModule, outputs: int) -> None:
+    """Change both parts of a graph: ``forward`` keeps bytes, 0 or 1, where it kept large tensors of booleans.
 
-    Values of the forward have their names as inputs of the backward, which compares them with 0.
+    What it returns are ``outputs`` results, which stay, and behind them what it keeps. Kept values have their names as
+    inputs of the backward, which compares them with 0.
     """
     (output,) = forward.graph.find_nodes(op="output")
-    returned = output.args[0]
+    results, kept = output.args[0][:outputs], list(output.args[0][outputs:])
     readers = {node.name: node for node in backward.graph.find_nodes(op="placeholder")}
-    bytes_of = {node: readers[node.name] for node in returned if _is_mask(node) and node.name in readers}
-    if not bytes_of:
-        return
-    for node, reader in bytes_of.items():
-        _read_bytes_(backward, reader)
-        with forward.graph.inserting_before(output):
-            kept = _converted(forward, _converted(forward, node, torch.float32), torch.uint8)
-        kept.name, reader.meta["val"] = f"{node.name}_bytes", kept.meta["val"]
-        output.args = (tuple(kept if each is node else each for each in output.args[0]),)
+    for place, node in enumerate(kept):
+        if _is_mask(node):
+            with forward.graph.inserting_before(output):
+                kept[place] = _converted(forward, _converted(forward, node, torch.float32), torch.uint8)
+            _read_bytes_(backward, readers[node.name])
+            readers[node.name].meta["val"] = kept[place].meta["val"]
+    output.args = ((*results, *kept),)
     forward.recompile()
     backward.recompile()
 

@@ -222,15 +222,16 @@ def test_the_compiler_has_the_option_and_gets_it_inside_only(name: str) -> None:
 
 
 def test_the_partitioner_is_torchs_own_and_then_changes_both_parts() -> None:
-    seen: list[tuple[Any, Any]] = []
+    seen: list[tuple[Any, Any, int]] = []
 
-    def change(forward: torch.fx.GraphModule, backward: torch.fx.GraphModule) -> None:
-        seen.append((forward, backward))
+    def change(forward: torch.fx.GraphModule, backward: torch.fx.GraphModule, outputs: int) -> None:
+        seen.append((forward, backward, outputs))
 
     partition = compat.partitioner(change)
     torch._dynamo.reset()
     backend = aot_autograd(fw_compiler=nop, bw_compiler=nop, partition_fn=partition)
     torch.compile(lambda x: x.sin().sum(), backend=backend)(torch.ones(3, requires_grad=True)).backward()
-    ((forward, backward),) = seen
+    ((forward, backward, outputs),) = seen
+    assert outputs == 1
     assert "sin" in forward.code
     assert "cos" in backward.code

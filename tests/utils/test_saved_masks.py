@@ -48,6 +48,23 @@ def test_large_masks_are_kept_as_bytes(rows: int, type: torch.dtype) -> None:
     assert 0.4 < first.float().mean() < 0.6
 
 
+def test_a_mask_that_is_a_result_too_stays_one() -> None:
+    """The same booleans are returned, and kept as bytes."""
+
+    def dropped(x: Tensor) -> tuple[Tensor, Tensor]:
+        mask = torch.rand_like(x) < 0.5
+        return torch.where(mask, x, 0.0) @ torch.ones(64, 64), mask
+
+    torch._dynamo.reset()
+    backend = aot_autograd(fw_compiler=nop, bw_compiler=nop, partition_fn=partitioner(keep_booleans_as_bytes_))
+    x = torch.rand(FEWEST // 64, 64, requires_grad=True)
+    result, mask = torch.compile(dropped, backend=backend, fullgraph=True)(x)
+    assert mask.dtype == torch.bool
+    assert torch.uint8 in [one.dtype for one in result.grad_fn.saved_tensors]
+    result.sum().backward()
+    torch.testing.assert_close(x.grad, 64.0 * mask)
+
+
 def test_what_keeps_no_mask_stays_as_it_is() -> None:
     x = torch.rand(64, 64, requires_grad=True)
     result, found = kept(lambda x: (x @ x).exp(), x, partitioner(keep_booleans_as_bytes_))

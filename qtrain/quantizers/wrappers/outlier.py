@@ -22,21 +22,10 @@ STORED = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def largest_values(x: Tensor, fraction: float) -> Tensor:
-    """Where the ``round(fraction n)`` largest magnitudes of ``x`` are: bool, shape and memory layout of ``x``.
+    """1 at the ``round(fraction n)`` largest magnitudes of ``x``, else 0: shape, memory layout and dtype of ``x``.
 
     There are fewer if the next magnitude equals the last one: equal magnitudes are outliers together or not at all.
     """
-    sizes = x.detach().float().abs()
-    count = round(fraction * x.numel())
-    if count == 0:
-        return sizes < 0
-    if count == x.numel():
-        return sizes >= 0
-    return sizes > kth_magnitude(x, x.numel() - count)
-
-
-def largest_numbers(x: Tensor, fraction: float) -> Tensor:
-    """1 where :func:`largest_values` is true, else 0; dtype of ``x``."""
     count = round(fraction * x.numel())
     if count in (0, x.numel()):
         return torch.full_like(x, float(count > 0)).detach()
@@ -75,14 +64,14 @@ class Outlier(Wrapper):
         return x.detach().float().clamp(-largest, largest).to(self.stored_type)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        outlying = largest_numbers(x, self.fraction)
+        outlying = largest_values(x, self.fraction)
         kept, rest = straight_through(self.stored(x).to(x.dtype), x), 1 - outlying
         result: Tensor = kept * outlying + self.inner(x * rest) * rest
         return result
 
     def quantize(self, x: Tensor) -> QTensor:
         require_finite(x)
-        outlying = largest_values(x, self.fraction)
+        outlying = largest_values(x, self.fraction).bool()
         rest = self.inner.quantize(x.masked_fill(outlying, 0.0))
         positions = outlying.reshape(-1).nonzero()[:, 0]
         return OutlierTensor(
@@ -106,7 +95,7 @@ class Outlier(Wrapper):
         """``observed`` of a weight as if it had no outliers; of an input unchanged."""
         if observed.tensor is None:
             return observed
-        outlying = largest_values(observed.tensor, self.fraction)
+        outlying = largest_values(observed.tensor, self.fraction).bool()
         rest = observed.tensor.masked_fill(outlying, 0.0)
         rows, others = self.granularity.flatten(rest.float()), self.granularity.flatten(~outlying)
         low, high = (end.reshape(observed.low.shape) for end in rows.aminmax(dim=1))

@@ -21,7 +21,7 @@ def block_mask(key: Tensor, rate: Tensor, shape: tuple[int, ...], block: int) ->
     Blocks are ``block`` neighbors in the flattened row (I, ...) of an output channel; the last may be short.
     """
     outputs, row = shape[0], torch.Size(shape[1:]).numel()
-    drawn = above(rate - keyed_uniform(key, (outputs, -(-row // block))), 0.0)
+    drawn = above(rate, keyed_uniform(key, (outputs, -(-row // block))))
     # Not repeat_interleave, which compiled code looks up element by element.
     return drawn.unsqueeze(2).expand(-1, -1, block).flatten(1).narrow(1, 0, row).reshape(shape)
 

@@ -60,7 +60,7 @@ def test_a_weight_by_hand() -> None:
 def test_outliers_are_the_largest_values(values: list[int], fraction: float) -> None:
     """All that is above the largest value left behind; as many as the fraction says, but for equal magnitudes."""
     x = torch.tensor([float(value) for value in values])
-    above = largest_values(x, fraction)
+    above = largest_values(x, fraction).bool()
     count = round(fraction * len(values))
     ordered = sorted((abs(value) for value in values), reverse=True)
     expected = ordered[:count]
@@ -109,7 +109,7 @@ def test_observer_decides_the_range_of_inputs() -> None:
     assert (bool(quantizer.signed), bool(quantizer.initialized)) == (False, True)
     assert float(quantizer.inner.scale) == pytest.approx(3 / 15)  # type: ignore[arg-type]
     x = noise(10, 100).abs() * 4
-    result, above = quantizer(x), largest_values(x, 0.03)
+    result, above = quantizer(x), largest_values(x, 0.03).bool()
     torch.testing.assert_close(result[above], x[above], rtol=2**-11, atol=0)
     assert torch.equal(result[~above], quantizer.inner(x)[~above])
     assert float(result[~above].max()) <= 3 < float(result[above].min())
@@ -129,7 +129,7 @@ def test_outliers_are_rounded_to_16_bits(store: Any, steps: int, most: float) ->
 def test_gradients_are_exact_for_outliers_and_the_inner_quantizers_for_the_rest() -> None:
     x, upstream = noise(8, 25) * 4, noise(8, 25, seed=1)
     quantizer = outlier(8, 25, bits=3, quantizer=LSQ, fraction=0.1)  # step 1: beyond 3 the inner gradient is 0
-    above = largest_values(x, 0.1)
+    above = largest_values(x, 0.1).bool()
     leaf = x.clone().requires_grad_()
     grad, step_grad = torch.autograd.grad(quantizer(leaf), [leaf, quantizer.inner.scale], upstream)  # type: ignore[list-item]
     inner_leaf = x.masked_fill(above, 0.0).requires_grad_()
