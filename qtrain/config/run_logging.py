@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,8 @@ RUN_LOG = f"{__name__}.RunLog"
 
 OF_NO_RUN = (CONFIG, LOCK, HOLDER)
 """Files beside the log in the folder of a run that was refused before it began."""
+
+_REMEDY = "give output=FOLDER, another place for runs"
 
 
 @final
@@ -92,22 +95,24 @@ def _make(folder: Path) -> list[Path]:
     Other ranks may write there from now on, so nothing is taken back just to see whether it could be made. Raises
     ``ConfigError`` where it cannot.
     """
-    absent = []
-    for place in (folder.absolute(), *folder.absolute().parents):
-        if place.is_dir():
-            if not os.access(place, os.W_OK | os.X_OK):
-                raise ConfigError(f"output: {place} cannot be written to; give output=FOLDER, another place for runs")
-            break
-        if place.exists():
-            raise ConfigError(f"output: {place} is a file, not a folder; give output=FOLDER, another place for runs")
-        absent.append(place)
+    absent: list[Path] = []
     try:
+        for place in (folder.absolute(), *folder.absolute().parents):
+            try:
+                mode = place.stat().st_mode  # once: another rank may make it between two looks
+            except (FileNotFoundError, NotADirectoryError):
+                absent.append(place)
+                continue
+            if not stat.S_ISDIR(mode):
+                raise ConfigError(f"output: {place} is a file, not a folder; {_REMEDY}")
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise ConfigError(f"output: {place} cannot be written to; {_REMEDY}")
+            break
         if absent:
-            absent[-1].mkdir(exist_ok=True)  # another rank may be a moment ahead
+            place = absent[-1]
+            place.mkdir(exist_ok=True)  # another rank may be a moment ahead
     except OSError as error:
-        raise ConfigError(
-            f"output: cannot make {absent[-1]} ({error.strerror}); give output=FOLDER, another place for runs"
-        ) from error
+        raise ConfigError(f"output: cannot make {place} ({error.strerror}); {_REMEDY}") from error
     return absent
 
 

@@ -53,6 +53,26 @@ def test_the_holder_keeps_its_folder_when_another_is_refused(tmp_path: Path) -> 
         assert (folder / LOCK).is_file()
 
 
+def test_another_rank_may_make_the_folder_between_two_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, folder = Path.stat, tmp_path / "run"
+
+    def stat(path: Path, **options: Any) -> Any:
+        try:
+            return real(path, **options)
+        except FileNotFoundError:
+            folder.mkdir(exist_ok=True)
+            raise
+
+    monkeypatch.setattr(Path, "stat", stat)
+    with logged_in(folder):
+        assert list(folder.iterdir()) == []
+
+
+def test_a_name_too_long_for_a_folder_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot make .*x \(File name too long\)"), logged_in(tmp_path / ("x" * 300)):
+        pytest.fail("it began")
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def mkdir(*_: Any, **__: Any) -> None:
