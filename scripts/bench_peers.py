@@ -34,6 +34,7 @@ from qtrain.distillation.hard import Hard
 from qtrain.distillation.objective import Objective
 from qtrain.pipeline.results import append_row, provenance
 from qtrain.settings.run_settings import RunSettings
+from qtrain.training.fused import use_fused_
 
 LAYERS = (nn.Conv2d, nn.Linear)
 """The layers whose weights and inputs are quantized, in all cases."""
@@ -169,6 +170,7 @@ def peer_step(setting: Setting, model: nn.Module) -> Work:
     """Forward, cross-entropy, backward and the experiment's optimizer, as for full precision."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = setting.cfg.optimizer.build()([{"params": parameters}])
+    use_fused_(optimizer)
 
     def run() -> None:
         loss = nn.functional.cross_entropy(model(setting.image), setting.target)

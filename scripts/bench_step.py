@@ -45,6 +45,7 @@ from qtrain.settings.component import Component
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import Batch
 from qtrain.training.computed_step import ComputedStep
+from qtrain.training.fused import use_fused_
 from qtrain.training.optim import parameter_groups
 from qtrain.training.step import StudentStep
 
@@ -146,6 +147,7 @@ def training_step(
     hold = once and setting.accumulated > 1
     groups = parameter_groups([student, objective], scale_lr=setting.cfg.fit.scale_lr)
     optimizer = setting.cfg.optimizer.build()(groups)
+    use_fused_(optimizer)
     batch = setting.batch
 
     def run() -> None:

@@ -23,6 +23,7 @@ from qtrain.schedules.base import Schedule
 from qtrain.spec import Batch, Position
 from qtrain.training.callbacks.teacher_cache import TeacherCacheUpdates
 from qtrain.training.computed_step import ComputedStep
+from qtrain.training.fused import use_fused_
 from qtrain.training.optim import MakeOptimizer, load_optimizer_state_, parameter_groups, still_accumulating
 from qtrain.training.step import LearningTeacher, ManyBitsStep, StudentStep
 from qtrain.utils.compiled import Compiled
@@ -200,6 +201,7 @@ class QATModule(pl.LightningModule):
         if self.learning_teacher is not None:
             groups += _teacher_groups(self.learning_teacher, lr=self._teacher_lr, norm_decay=self._norm_decay)
         optimizer = self._make_optimizer(groups)
+        use_fused_(optimizer)
         if self._optimizer_state is not None:
             _carry_on_(optimizer, self._optimizer_state)
         self._total_steps = int(self.trainer.estimated_stepping_batches)
