@@ -6,6 +6,7 @@ whoever takes a value gets a copy and the random numbers as they stood after it 
 """
 
 import copy
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,39 +17,58 @@ from typing import Any, NamedTuple, TypeVar, final
 import torch
 
 from qtrain.settings.run_identity import hash_of
+from qtrain.utils.memory import held_bytes
 
 T = TypeVar("T")
+
+
+class _Key(NamedTuple):
+    kind: str
+    of: str
+    random_state: str
 
 
 class _Kept(NamedTuple):
     value: Any
     random_state: torch.Tensor
+    bytes: int
 
 
 @final
 class RunCache:
-    """A store of the ``most`` values of each kind that were asked for last."""
+    """A store of the ``most`` values of each kind that were asked for last, of ``most_bytes`` together."""
 
-    def __init__(self, *, most: int = 4) -> None:
+    def __init__(self, *, most: int = 4, most_bytes: float = math.inf) -> None:
         if most < 1:
             raise ValueError(f"RunCache: most must be at least 1, got {most}")
-        self.most = most
+        self.most, self.most_bytes = most, most_bytes
         self.hits = 0
-        self._kinds: dict[str, OrderedDict[str, _Kept]] = {}
+        self._values: OrderedDict[_Key, _Kept] = OrderedDict()
+
+    @property
+    def bytes(self) -> int:
+        """What the tensors and arrays of all values take."""
+        return sum(kept.bytes for kept in self._values.values())
 
     def get(self, kind: str, key: str, make: Callable[[], T], copied: Callable[[T], T]) -> T:
         """The value of ``kind`` under ``key``, made where it is not here; in any case ``copied`` for the caller."""
-        values = self._kinds.setdefault(kind, OrderedDict())
-        key += sha256(torch.get_rng_state().numpy().tobytes()).hexdigest()
-        if key in values:
+        whole = _Key(kind, key, sha256(torch.get_rng_state().numpy().tobytes()).hexdigest())
+        if whole in self._values:
             self.hits += 1
-            values.move_to_end(key)
-            torch.set_rng_state(values[key].random_state)
-        else:
-            values[key] = _Kept(make(), torch.get_rng_state())
-            if len(values) > self.most:
-                values.popitem(last=False)
-        return copied(values[key].value)
+            self._values.move_to_end(whole)
+            torch.set_rng_state(self._values[whole].random_state)
+            return copied(self._values[whole].value)
+        value = make()
+        kept = _Kept(value, torch.get_rng_state(), held_bytes(value))
+        if kept.bytes > self.most_bytes:
+            return value  # for this caller alone
+        self._values[whole] = kept
+        alike = [other for other in self._values if other.kind == kind]
+        for other in alike[: -self.most]:
+            del self._values[other]
+        while self.bytes > self.most_bytes:
+            self._values.popitem(last=False)
+        return copied(value)
 
 
 _STORE: ContextVar[RunCache | None] = ContextVar("run_cache", default=None)

@@ -117,6 +117,8 @@ def tiles(sweep: SweepResults) -> list[tuple[str, str, str]]:
     found.append(("epochs spent", f"{spent.epochs:g}", f"{spent.share:.0%} of full training of all trials"))
     if spent.overhead_median_s is not None:
         found.append(("overhead of a trial", f"{spent.overhead_median_s:.2g} s", "median, beyond its training"))
+    if spent.peak_bytes:
+        found.append(("memory of a worker", f"{spent.peak_bytes / 1e9:.2g} GB", "at most"))
     found.append(("time", duration(spent.wall_s), "in which trials ran"))
     return found
 

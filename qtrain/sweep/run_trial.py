@@ -42,6 +42,7 @@ from qtrain.sweep.trial import COST_METRICS, Trial
 from qtrain.training.student import student_of
 from qtrain.utils.atomic_write import write_text
 from qtrain.utils.json_lines import read_metrics
+from qtrain.utils.memory import peak_bytes
 
 log = logging.getLogger(__name__)
 
@@ -227,6 +228,7 @@ def run_trial(
         epochs=record.epochs,
         train_s=record.fit_s,
         overhead_s=time.perf_counter() - clock - record.fit_s,
+        peak_bytes=peak_bytes(),
         ended=time.time(),
     )
     if leads:

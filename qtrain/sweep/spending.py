@@ -17,7 +17,7 @@ class Spending:
 
     A duplicate cost nothing and would have cost its full training. ``train_s`` and ``overhead_s`` are seconds over all
     trials; ``overhead_median_s`` is the median of those that finished, which alone tell; ``wall_s`` are
-    seconds in which some trial ran, so interruptions do not count.
+    seconds in which some trial ran, so interruptions do not count. ``peak_bytes`` is the most that a worker took.
     """
 
     counts: dict[Status, int]
@@ -27,6 +27,7 @@ class Spending:
     overhead_s: float
     overhead_median_s: float | None
     wall_s: float
+    peak_bytes: int
 
     @property
     def ended(self) -> int:
@@ -56,6 +57,7 @@ def spending(trials: Iterable[Trial], epochs: float) -> Spending:
         overhead_s=sum(trial.overhead_s for trial in ran),
         overhead_median_s=median(overheads) if overheads else None,
         wall_s=_covered((trial.started, trial.ended) for trial in ran if trial.started),
+        peak_bytes=max((trial.peak_bytes for trial in ran), default=0),
     )
 
 

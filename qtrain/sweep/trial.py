@@ -31,9 +31,9 @@ class Trial:
     ``bops``, ``effective_bits``, ``loss`` and what else was logged. ``layer_bits`` are [weight, input] bits by layer,
     and ``ends`` the layers that read the image or give the logits. ``images`` are the numbers of images that accuracies
     rest on: ``val`` for ``top1``, ``test`` for ``test_top1``.
-    ``train_s`` are seconds of training, ``overhead_s`` all others that the trial took. ``reason`` says why it was
-    stopped or failed, ``of`` which trial a duplicate repeats. ``started`` and ``ended`` are Unix seconds, ``threads``
-    those of torch.
+    ``train_s`` are seconds of training, ``overhead_s`` all others that the trial took. ``peak_bytes`` is the most
+    memory that its process has taken, for this trial or one before. ``reason`` says why it was stopped or failed,
+    ``of`` which trial a duplicate repeats. ``started`` and ``ended`` are Unix seconds, ``threads`` those of torch.
     """
 
     id: str
@@ -48,6 +48,7 @@ class Trial:
     epochs: float = 0.0
     train_s: float = 0.0
     overhead_s: float = 0.0
+    peak_bytes: int = 0
     reason: str | None = None
     of: str | None = None
     started: float = 0.0

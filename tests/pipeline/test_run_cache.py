@@ -77,3 +77,29 @@ def test_a_run_alone_keeps_nothing_nor_does_another_thread() -> None:
         assert maker.calls == 4
     with pytest.raises(ValueError, match="RunCache: most must be at least 1, got 0"):
         RunCache(most=0)
+
+
+def test_values_take_no_more_bytes_than_they_may_and_those_asked_for_last_stay() -> None:
+    maker, store = Maker(), RunCache(most_bytes=30)  # a value has 12
+    with run_cache_in(store):
+        for key in ("a", "b", "a", "c", "a"):
+            made(maker, key)
+            assert store.bytes <= 30
+        assert (maker.calls, store.bytes) == (3, 24)
+        made(maker, "b")
+    assert maker.calls == 4
+
+
+def test_a_value_too_large_is_made_each_time_and_leaves_the_others() -> None:
+    small, large, store = Maker(), Maker(), RunCache(most_bytes=30)
+
+    def ten() -> torch.Tensor:
+        large.calls += 1
+        return torch.ones(10)
+
+    with run_cache_in(store):
+        made(small)
+        for _ in range(2):
+            assert torch.equal(cached("large", {}, ten), torch.ones(10))
+        made(small)
+    assert (small.calls, large.calls, store.bytes) == (1, 2, 12)

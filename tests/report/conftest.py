@@ -137,7 +137,7 @@ def invented(number: int, *, bits: tuple[int, int], top1: float | None, **change
 
 TRIALS = [
     invented(1, bits=(4, 4), top1=96.5),
-    invented(2, bits=(4, 2), top1=90.25),
+    invented(2, bits=(4, 2), top1=90.25, peak_bytes=1_640_000_000),
     invented(3, bits=(3, 4), top1=88.0),
     invented(4, bits=(2, 2), top1=70.0, status="stopped", epochs=1, reason="by the scheduler"),
     invented(5, bits=(2, 3), top1=None, status="failed", epochs=1,

@@ -58,6 +58,7 @@ def test_tiles_summarize_the_sweep(sweep_folder: Path) -> None:
         ("on the front", "2", "of 3 trained to their end"),
         ("epochs spent", "11", "61% of full training of all trials"),
         ("overhead of a trial", "0.25 s", "median, beyond its training"),
+        ("memory of a worker", "1.6 GB", "at most"),
         ("time", "3:20", "in which trials ran"),
     ]
 

@@ -21,9 +21,12 @@ import torch
 
 from qtrain.config.compose import compose
 from qtrain.pipeline.results import read_results
+from qtrain.pipeline.run_cache import RunCache
 from qtrain.run_task import run_task
+from qtrain.sweep import engine
 from qtrain.sweep.search_log import SEARCH, SearchLog
 from qtrain.sweep.trial import Trial, read_trials
+from qtrain.sweep.trial_workers import WorkerSettings
 from qtrain.tracking.loggers import WALL_CLOCK_FIELDS
 from qtrain.utils.errors import ConfigError
 from qtrain.utils.json_lines import read_metrics
@@ -115,6 +118,32 @@ def test_a_trial_that_fails_says_why_and_stops_no_other(swept: tuple[Path, list[
             assert trial.epochs == 2 and trial.threads == 1
             assert {"top1", "best_top1", "loss", "size_bytes", "bops", "effective_bits"} <= trial.metrics.keys()
             assert trial.layer_bits["layer1.0.conv1"] == [4, 4]
+
+
+def test_a_worker_keeps_no_more_than_it_may(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Stands in a worker of Ray, without one: what the setting says reaches what is kept."""
+    kept: list[float] = []
+
+    def run(settings: object, proposal: object, *, store: RunCache, **rest: object) -> Trial:
+        kept.append(store.most_bytes)
+        return Trial(id="1", key="k", status="finished")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(engine, "run_trial", run)
+    monkeypatch.setattr(engine, "read_trial_config", lambda *arguments, **options: {})
+    monkeypatch.setattr(engine.tune, "report", lambda metrics: None)
+    for gigabytes in (0.0, 1.5):
+        setting = WorkerSettings(
+            folder=str(tmp_path), storage="", resources={}, threads=1, workers=1, max_failures=0,
+            kept_bytes=gigabytes * 1e9, cwd=str(tmp_path), read=lambda plain: None,  # type: ignore[arg-type, return-value]
+        )  # fmt: skip
+        engine.train_trial({"proposal": {"id": "1", "key": "k", "overrides": [], "knobs": {}, "parent": None}}, setting)
+    assert kept == [0.0, 1.5e9]
+
+
+def test_trials_say_how_much_memory_their_workers_took(swept: tuple[Path, list[Trial]]) -> None:
+    """A process that has imported torch holds more than 100 MB; a duplicate ran in none."""
+    assert all((trial.peak_bytes > 1e8) == (trial.status != "duplicate") for trial in swept[1])
 
 
 def test_an_identical_config_is_run_once(swept: tuple[Path, list[Trial]]) -> None:
