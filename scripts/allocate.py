@@ -38,6 +38,8 @@ BUDGETS: dict[str, tuple[int, int, tuple[str, ...]]] = {
     # The file alone counts: weights of other widths, every input at 3 bits.
     "w3-size": (3, 3, ("allocate.budgets.size_bytes=100%", "allocate.input=[3]")),
     "w2.5-size": (3, 3, ("allocate.budgets.size_bytes=85.5%", "allocate.input=[3]")),
+    # The same with inputs of 8 bits, beside which it is the weights that lose.
+    "w3a8-size": (3, 8, ("allocate.budgets.size_bytes=100%", "allocate.input=[8]")),
 }
 """What a model may cost."""
 
@@ -47,12 +49,14 @@ UNIFORM: dict[str, dict[str, tuple[int, int]]] = {
     "half": {"uniform": (4, 2), "uniform-w2a4": (2, 4), "uniform-w3a2": (3, 2)},
     "w3-size": {"uniform": (3, 3)},
     "w2.5-size": {"uniform": (2, 3)},
+    "w3a8-size": {"uniform": (3, 8)},
 }
 """Uniform bits within each budget."""
 
 BEYOND: dict[str, dict[str, tuple[int, int]]] = {
     "w3-size": {"beyond-w8a3": (8, 3)},
     "w2.5-size": {"beyond-w8a3": (8, 3)},
+    "w3a8-size": {"beyond-w8a8": (8, 8)},
 }
 """Uniform bits that no budget allows: what an allocation of the weights' bits could reach at most."""
 

@@ -1,6 +1,5 @@
 """The game that an agent plays for :mod:`qtrain.allocate.reinforcement`: one step a layer, the reward at the end."""
 
-from collections.abc import Callable
 from typing import Any, final
 
 import gymnasium
@@ -9,17 +8,19 @@ from numpy.typing import NDArray
 from stable_baselines3 import DDPG
 from stable_baselines3.common.noise import NormalActionNoise
 
-from qtrain.allocate.feasible import Feasible, Picks
+from qtrain.allocate.feasible import Feasible
 from qtrain.allocate.problem import Group
 
 Vector = NDArray[np.float32]
 
 
-def learn(
-    feasible: Feasible, loss: Callable[[Picks], float], *, episodes: int, startup: int, noise: float, seed: int
-) -> None:
-    """Let a DDPG agent play ``episodes`` episodes; ``loss`` is asked at the end of each."""
-    game = BitEpisodes(feasible, loss)
+LEAST, MOST = 1e-12, 1e6
+"""The losses in nats whose logarithm is a reward; of what no number comes, the loss counts as the most."""
+
+
+def learn(feasible: Feasible, *, episodes: int, startup: int, noise: float, seed: int) -> None:
+    """Let a DDPG agent play ``episodes`` episodes; at the end of each a loss is measured."""
+    game = BitEpisodes(feasible)
     steps = len(feasible.groups)
     agent = DDPG(
         "MlpPolicy",
@@ -45,8 +46,8 @@ class BitEpisodes(gymnasium.Env[Vector, Vector]):
     of each budget, how many widths there are, and the action before.
     """
 
-    def __init__(self, feasible: Feasible, loss: Callable[[Picks], float]) -> None:
-        self._feasible, self._loss = feasible, loss
+    def __init__(self, feasible: Feasible) -> None:
+        self._feasible = feasible
         self._static = _static(feasible)
         size = self._static.shape[1] + 2
         self.observation_space = gymnasium.spaces.Box(-1.0, 1.0, (size,), np.float32)
@@ -65,8 +66,12 @@ class BitEpisodes(gymnasium.Env[Vector, Vector]):
         self._picks.append(option_of(self._feasible.groups[len(self._picks)], action))
         self._last = np.asarray(action, np.float32)
         done = len(self._picks) == len(self._feasible.groups)
-        reward = -float(np.log(max(self._loss(self._feasible.repaired(tuple(self._picks))), 1e-12))) if done else 0.0
+        reward = self._reward() if done else 0.0
         return self._seen(), reward, done, False, {}
+
+    def _reward(self) -> float:
+        loss = self._feasible.loss(self._feasible.repaired(tuple(self._picks)))
+        return -float(np.log(np.clip(loss, LEAST, MOST)))
 
     def _seen(self) -> Vector:
         place = min(len(self._picks), len(self._static) - 1)

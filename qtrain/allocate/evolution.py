@@ -41,26 +41,23 @@ class Evolution(Search):
         check_range("Evolution", "(0, 1]", change=self.change)
 
     def search(self, problem: Problem) -> Allocation:
-        """The best allocation that was measured, all of them within the budgets."""
-        source = np.random.default_rng(problem.seed)
-        feasible = Feasible(problem, source)
-        measured: dict[Picks, float] = {}
+        """The best allocation that was measured, all of them within the budgets.
+
+        Raises ``ValueError`` where no allocation meets all budgets, and where no loss is finite.
+        """
+        feasible = Feasible(problem, np.random.default_rng(problem.seed))
+        losses = feasible.losses
         given = [self._nearest(feasible, self.reference(list(problem.options)))]
         if problem.scores.weight or problem.scores.input:
             given.append(self._nearest(feasible, IntegerProgram().search(problem)))
         wanted = [*given, *(feasible.draw() for _ in range(self.population - len(given)))]
         for generation in range(self.generations):
-            for picks in dict.fromkeys(wanted):
-                if picks not in measured:
-                    loss = problem.loss(feasible.allocation(picks))
-                    measured[picks] = loss if math.isfinite(loss) else math.inf
-            best = sorted(measured, key=measured.__getitem__)
-            log.info(
-                "generation %d of %d: least loss %.4f of %d measured",
-                generation + 1, self.generations, measured[best[0]], len(measured),
-            )  # fmt: skip
-            wanted = self._promising(feasible, best[: self.population // 2], measured)
-        return feasible.allocation(best[0])
+            for picks in wanted:
+                feasible.loss(picks)
+            least = losses[feasible.best()]
+            log.info("generation %d of %d: least loss %.4f of %d", generation + 1, self.generations, least, len(losses))
+            wanted = self._promising(feasible)
+        return feasible.allocation(feasible.best())
 
     def _nearest(self, feasible: Feasible, allocation: Allocation) -> Picks:
         """``allocation``, as near to it as the options have it, made to fit."""
@@ -74,8 +71,10 @@ class Evolution(Search):
 
         return feasible.repaired(tuple(near(group.layers[0], group.options) for group in feasible.groups))
 
-    def _promising(self, feasible: Feasible, parents: list[Picks], measured: dict[Picks, float]) -> list[Picks]:
-        source = feasible.source
+    def _promising(self, feasible: Feasible) -> list[Picks]:
+        """Children of the best half of a population that are not measured yet, and expected to be good."""
+        source, losses = feasible.source, feasible.losses
+        parents = sorted(losses, key=losses.__getitem__)[: self.population // 2]
         made: dict[Picks, None] = {}
         for number in range(self.children):
             mother = parents[int(source.integers(len(parents)))]
@@ -84,17 +83,14 @@ class Evolution(Search):
                 child = feasible.mutated(feasible.crossed(mother, father), change=self.change)
             else:
                 child = feasible.mutated(mother, change=self.change)
-            if child not in measured:
+            if child not in losses:
                 made[child] = None
         if not made:
             return []
-        known = [picks for picks, loss in measured.items() if math.isfinite(loss)]
-        if not known:
-            raise ValueError(
-                "Evolution: no loss that was measured is finite; start from other weights, or allow more bits"
-            )
-        losses = np.log(np.maximum([measured[picks] for picks in known], 1e-12))
-        predictor = BayesianRidge().fit(_one_hot(feasible, known), losses)
+        known = [picks for picks, loss in losses.items() if math.isfinite(loss)]
+        predictor = BayesianRidge().fit(
+            _one_hot(feasible, known), np.log(np.maximum([losses[picks] for picks in known], 1e-12))
+        )
         expected = predictor.predict(_one_hot(feasible, list(made)))
         return [list(made)[place] for place in np.argsort(expected, kind="stable")[: self.population]]
 

@@ -1,12 +1,19 @@
-"""Allocations within the budgets, made of any: lowered where they cost too much, and raised where there is room."""
+"""Allocations within the budgets, made of any: lowered where they cost too much, and raised where there is room.
 
+Whoever searches by trying measures them here, so that what no number comes of is never the best.
+"""
+
+import math
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import final
 
 import numpy as np
 
+from qtrain.allocate.integer_program import IntegerProgram
 from qtrain.allocate.problem import ROUNDING, Floats, Group, Problem, chosen
-from qtrain.spec import Allocation
+from qtrain.spec import Allocation, Scores
 
 Picks = tuple[int, ...]
 """The number of the option that each group has."""
@@ -16,17 +23,33 @@ Picks = tuple[int, ...]
 class Feasible:
     """The choices of a problem as numbers, with what makes any of them fit its budgets.
 
-    ``source`` draws the random numbers of all methods, so that the same seed gives the same answers.
+    ``source`` draws the random numbers of all methods, so that the same seed gives the same answers. ``losses`` are in
+    nats, of the allocations that were measured, infinite where the loss is no finite number.
     """
 
     def __init__(self, problem: Problem, source: np.random.Generator) -> None:
         self.problem, self.source = problem, source
         self.groups: Sequence[Group] = problem.groups()
+        self.losses: dict[Picks, float] = {}
         self._room = problem.room() + ROUNDING
 
     def allocation(self, picks: Picks) -> Allocation:
         """The bits of all layers for ``picks``."""
         return self.problem.ordered(chosen(self.groups, picks))
+
+    def loss(self, picks: Picks) -> float:
+        """The loss of ``picks``, in nats, measured when it is first asked for."""
+        if picks not in self.losses:
+            loss = self.problem.loss(self.allocation(picks))
+            self.losses[picks] = loss if math.isfinite(loss) else math.inf
+        return self.losses[picks]
+
+    def best(self) -> Picks:
+        """Of what was measured that of the least loss. Raises ``ValueError`` where no loss is finite."""
+        best = min(self.losses, key=self.losses.__getitem__)
+        if math.isinf(self.losses[best]):
+            raise ValueError("no loss that was measured is finite; start from other weights, or allow more bits")
+        return best
 
     def draw(self) -> Picks:
         """Options drawn alike, then made to fit."""
@@ -50,7 +73,7 @@ class Feasible:
     def repaired(self, picks: Picks) -> Picks:
         """``picks`` with cheaper options for groups in random order until they fit, then more bits while they do.
 
-        Raises ``ValueError`` where neither that nor the allocation of the least cost by one budget meets all of them.
+        Where that finds none, by the integer program. Raises ``ValueError`` where no allocation meets all budgets.
         """
         order = [int(i) for i in self.source.permutation(len(picks))]
         current = self._lowered(list(picks), order)
@@ -73,12 +96,13 @@ class Feasible:
                 break
             group, current[group] = lower
             order.append(order.pop(order.index(group)))
-        for metric in range(len(self._room)):
-            least = [int(group.costs[metric].argmin()) for group in self.groups]
-            if (self._total(least) <= self._room).all():
-                return least
-        names = " and ".join(f"budgets.{name}" for name in self.problem.budgets)
-        raise ValueError(f"{names}: no allocation was found that meets all of them; relax one")
+        return list(self._any)
+
+    @cached_property
+    def _any(self) -> Picks:
+        """An allocation within the budgets, of many bits if there is room."""
+        found = IntegerProgram().search(replace(self.problem, scores=Scores({}, {})))
+        return tuple(group.options.index(found[group.layers[0]]) for group in self.groups)
 
     def _cheaper(self, current: list[int], group: int, metric: int) -> int | None:
         """The option of ``group`` that costs a little less of ``metric``; ``None`` if there is none.

@@ -8,6 +8,7 @@ import yaml
 
 from qtrain.allocate.manual import Manual
 from qtrain.spec import Allocation, LayerBits
+from qtrain.utils.errors import first_line
 
 
 @final
@@ -47,11 +48,15 @@ class FromFile:
 def read_layers(path: Path) -> dict[str, tuple[int, int]]:
     """``layers`` of the YAML file ``path``. Raises ``ValueError`` in one line for what is no allocation."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+        twice = _named_twice(yaml.compose(text, Loader=yaml.SafeLoader))
     except OSError as error:
         raise ValueError(f"cannot read {path} ({error.strerror or error}); give a file of task=allocate") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML ({str(error).splitlines()[0]})") from error
+    except (yaml.YAMLError, ValueError) as error:  # a date that there is not, or bytes that are no text
+        raise ValueError(f"{path} is no YAML ({first_line(error)})") from error
+    if twice:
+        raise ValueError(f"{path} names {', '.join(twice)} twice")
     layers = content.get("layers") if isinstance(content, Mapping) else None
     if not isinstance(layers, Mapping) or not layers:
         raise ValueError(f"{path} has no mapping 'layers' from names to [weight, input] bits")
@@ -62,3 +67,12 @@ def _pair(path: Path, name: str, bits: Any) -> tuple[int, int]:
     if isinstance(bits, list) and len(bits) == 2 and all(type(value) is int for value in bits):
         return bits[0], bits[1]
     raise ValueError(f"{path}: layers.{name} must be [weight, input] bits, got {bits!r}")
+
+
+def _named_twice(root: yaml.Node | None) -> list[str]:
+    """The keys of a mapping, or of one in it, that are there more than once; YAML takes the last without a word."""
+    if not isinstance(root, yaml.MappingNode):
+        return []
+    names = [str(key.value) for key, _ in root.value]
+    within = [name for _, value in root.value for name in _named_twice(value)]
+    return [*dict.fromkeys(name for name in names if names.count(name) > 1), *within]

@@ -54,27 +54,37 @@ class Learned(Search):
         check_range("Learned", "[0, inf)", lr=self.lr, weight_lr=self.weight_lr)
 
     def search(self, problem: Problem) -> Allocation:
-        """The strongest bits after training. Raises ``ValueError`` for a problem without a model and images."""
+        """The strongest bits after training.
+
+        Raises ``ValueError`` for a problem without a model and images with labels, and for a loss that is not finite.
+        """
         if problem.bank is None or not problem.batches:
             raise ValueError("Learned: needs a model and images; this problem has none")
+        batches = [batch for batch in problem.batches if batch.labeled]
+        if not batches:
+            raise ValueError("Learned: needs labels, and data.labeled hides those of all images here")
         mixed = _Mixed(copy.deepcopy(problem.bank), problem.groups())
         with torch.enable_grad():
-            self._train(mixed, problem)
+            self._train(mixed, batches, problem.room())
         asked = Problem(
             options=problem.options, costs=problem.costs, budgets=problem.budgets,
             scores=mixed.scores(), ties=problem.ties,
         )  # fmt: skip
         return IntegerProgram().search(asked)
 
-    def _train(self, mixed: "_Mixed", problem: Problem) -> None:
+    def _train(self, mixed: "_Mixed", batches: Sequence[Batch], room: Floats) -> None:
         optimizer = torch.optim.Adam(mixed.own_parameters(), lr=self.weight_lr)
-        room, square = problem.room(), 0.0
+        square = 0.0
         for step in range(self.steps):
-            batch: Batch = problem.batches[step % len(problem.batches)]
+            batch = batches[step % len(batches)]
             mixed.mix_(room)
             optimizer.zero_grad(set_to_none=True)
             with evaluating(mixed.bank.model):  # statistics of batch norm belong to the trained network
                 loss = hard_loss(mixed.bank.model(batch.image), batch.target)
+            if not torch.isfinite(loss):
+                raise ValueError(
+                    f"Learned: the loss is {loss.item()} at step {step}; allow more bits, or lower weight_lr"
+                )
             loss.backward()
             optimizer.step()
             slopes = [part.slope() for part in mixed.parts]

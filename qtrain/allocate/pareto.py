@@ -8,9 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtrain.allocate.base import Search
+from qtrain.allocate.integer_program import IntegerProgram
 from qtrain.allocate.problem import ROUNDING, Floats, Problem, chosen
 from qtrain.spec import Allocation
 from qtrain.utils.checks import check_range
+
+BLOCK = 256
+"""Points that are compared with all at a time."""
 
 
 class Point(NamedTuple):
@@ -28,9 +32,8 @@ class Pareto(Search):
 
     The front is exact as long as it has at most ``points`` partial allocations. Above that, the costs are divided into
     equal steps, as many by as many with two budgets, and the best of each stays; so a layer loses at most one step of
-    each cost. The answer is
-    the point of the least score within all budgets, and of equal scores the most bits. Pairs of layers are not
-    considered.
+    each cost. The answer is the point of the least score within all budgets, and of equal scores the most bits. Pairs
+    of layers are not considered.
     """
 
     points: int = 20_000
@@ -71,10 +74,8 @@ class Pareto(Search):
         ends = np.lexsort((bits, -scores)).tolist()
         found = [_point(problem, chosen(groups, _trace(history, end)), scores[end]) for end in ends]
         fitting = [point for point in found if problem.fits(point.allocation)]
-        if not fitting:
-            names = " and ".join(f"budgets.{name}" for name in problem.budgets)
-            raise ValueError(f"{names}: cannot be met together; relax one")
-        return fitting
+        # Where there is none, the program finds one that the thinned points have missed, or says how near one comes.
+        return fitting or [_point(problem, one := IntegerProgram().search(problem), problem.scores.total(one))]
 
 
 def _undominated(scores: Floats, bits: Floats, costs: Floats) -> NDArray[np.int64]:
@@ -86,13 +87,44 @@ def _undominated(scores: Floats, bits: Floats, costs: Floats) -> NDArray[np.int6
         return order[column < best_before]
     if len(costs) == 2:
         return order[_first_of_two(costs[:, order])]
-    kept: list[int] = []
-    front = np.empty((0, len(costs)))
-    for place in order:
-        if not (front <= costs[:, place]).all(axis=1).any():
-            kept.append(int(place))
-            front = np.concatenate([front, costs[None, :, place]])
-    return np.array(kept, dtype=np.int64)
+    order = order[~_beaten_by_far(costs[:, order])]
+    return order[_first_of_many(costs[:, order])]
+
+
+def _beaten_by_far(costs: Floats) -> NDArray[np.bool_]:
+    """Whether an earlier one of the points (M, N) is in a cell of lower costs, all of them, on a grid of about N."""
+    metrics, count = costs.shape
+    each = int(count ** (1 / metrics)) + 1
+    low, high = costs.min(axis=1, keepdims=True), costs.max(axis=1, keepdims=True)
+    scaled = (costs - low) / np.where(high > low, high - low, 1.0) * each
+    cells = tuple(np.minimum(scaled.astype(np.int64), each - 1))
+    # Of each cell, and of all with costs below its own, the first point; a rim of cells without points about them.
+    first = np.full([each + 1] * metrics, count)
+    np.minimum.at(first, tuple(cell + 1 for cell in cells), np.arange(count))
+    for axis in range(metrics):
+        first = np.minimum.accumulate(first, axis=axis)
+    beaten: NDArray[np.bool_] = first[cells] < np.arange(count)
+    return beaten
+
+
+def _first_of_many(costs: Floats) -> NDArray[np.int64]:
+    """The places of the points (M, N) that no earlier one equals or beats in all costs, by blocks of points."""
+    kept = np.empty(0, dtype=np.int64)
+    for start in range(0, costs.shape[1], BLOCK):
+        block = np.arange(start, min(start + BLOCK, costs.shape[1]))
+        block = block[~_covered(costs[:, kept], costs[:, block]).any(axis=0)]
+        # What an earlier one of the block covers that is itself covered, the one that covers this one covers as well.
+        own = np.triu(_covered(costs[:, block], costs[:, block]), k=1)
+        kept = np.concatenate([kept, block[~own.any(axis=0)]])
+    return kept
+
+
+def _covered(by: Floats, points: Floats) -> NDArray[np.bool_]:
+    """Whether each of ``by`` (M, F) costs no more than each of ``points`` (M, N) in any respect: (F, N)."""
+    covered = np.ones((by.shape[1], points.shape[1]), dtype=bool)
+    for one, other in zip(by, points, strict=True):
+        covered &= one[:, None] <= other
+    return covered
 
 
 def _first_of_two(costs: Floats) -> NDArray[np.int64]:

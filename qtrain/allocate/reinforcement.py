@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from qtrain.allocate.base import Search
-from qtrain.allocate.feasible import Feasible, Picks
+from qtrain.allocate.feasible import Feasible
 from qtrain.allocate.problem import Problem
 from qtrain.spec import Allocation
 from qtrain.utils.checks import check_range
@@ -42,7 +42,10 @@ class Reinforcement(Search):
         check_range("Reinforcement", "[0, inf)", noise=self.noise)
 
     def search(self, problem: Problem) -> Allocation:
-        """The best allocation that an episode ended with. Raises ``ValueError`` where the extra is not installed."""
+        """The best allocation that an episode ended with.
+
+        Raises ``ValueError`` where the extra is not installed, no allocation meets all budgets, or no loss is finite.
+        """
         try:
             from qtrain.allocate.bit_episodes import learn
         except ModuleNotFoundError as error:
@@ -50,17 +53,10 @@ class Reinforcement(Search):
                 raise
             raise ValueError(f"Reinforcement: {error.name} is not installed; pip install 'qtrain[rl]'") from error
         feasible = Feasible(problem, np.random.default_rng(problem.seed))
-        measured: dict[Picks, float] = {}
-
-        def loss(picks: Picks) -> float:
-            if picks not in measured:
-                measured[picks] = problem.loss(feasible.allocation(picks))
-            return measured[picks]
-
         with _random_state_kept():
-            learn(feasible, loss, episodes=self.episodes, startup=self.startup, noise=self.noise, seed=problem.seed)
-        best = min(measured, key=measured.__getitem__)
-        log.info("least loss %.4f of %d allocations in %d episodes", measured[best], len(measured), self.episodes)
+            learn(feasible, episodes=self.episodes, startup=self.startup, noise=self.noise, seed=problem.seed)
+        best, losses = feasible.best(), feasible.losses
+        log.info("least loss %.4f of %d allocations in %d episodes", losses[best], len(losses), self.episodes)
         return feasible.allocation(best)
 
 

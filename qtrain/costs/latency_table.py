@@ -1,6 +1,7 @@
 """How long layers take on one machine: a file of measured times by shape and bits, with what the machine is."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 from qtrain.costs.geometry import LayerGeometry
 from qtrain.spec import FULL_PRECISION, LayerBits
 from qtrain.utils.atomic_write import write_text
+from qtrain.utils.errors import first_line
 
 T = TypeVar("T")
 
@@ -106,25 +108,44 @@ def read_table(path: Path | str) -> LatencyTable:
         raise ValueError(f"there is no file {path}; task=profile writes it")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise ValueError(f"{path} has version {content['format']}, this qtrain reads {FORMAT}; profile anew")
-        shapes = {_shape(row): row for row in content["layers"]}
-        return LatencyTable(
-            network=content["network"],
-            machine=content["machine"],
-            layers={
-                shape: {_bits(one): Time(one["us"], one["low"], one["high"]) for one in row["times"]}
-                for shape, row in shapes.items()
-            },
-            rest={_bits(one): one["us"] for one in content["rest"]},
-            peaks={_bits(one): one["peak"] for one in content["macs_per_second"]},
-            bytes_per_second=content["bytes_per_second"],
-            names={shape: row["layers"] for shape, row in shapes.items()},
-        )
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path} is no table of latencies ({type(error).__name__}); task=profile writes one"
-        ) from error
+        version = content["format"]
+        table = _table(content) if version == FORMAT else None
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        about = f"no {error}" if isinstance(error, KeyError) else first_line(error)
+        raise ValueError(f"{path} is no table of latencies ({about}); task=profile writes one") from error
+    if table is None:
+        raise ValueError(f"{path} has version {version}, this qtrain reads {FORMAT}; profile anew")
+    return table
+
+
+def _table(content: Mapping[str, Any]) -> LatencyTable:
+    shapes = {_shape(row): row for row in content["layers"]}
+    table = LatencyTable(
+        network=content["network"],
+        machine=content["machine"],
+        layers={
+            shape: {
+                _bits(one): Time(*(_number(one, key, or_zero=True) for key in ("us", "low", "high")))
+                for one in row["times"]
+            }
+            for shape, row in shapes.items()
+        },
+        rest={_bits(one): _number(one, "us", or_zero=True) for one in content["rest"]},
+        peaks={_bits(one): _number(one, "peak") for one in content["macs_per_second"]},
+        bytes_per_second=_number(content, "bytes_per_second"),
+        names={shape: row["layers"] for shape, row in shapes.items()},
+    )
+    if not table.peaks:
+        raise ValueError("macs_per_second is empty")
+    return table
+
+
+def _number(row: Mapping[str, Any], key: str, *, or_zero: bool = False) -> float:
+    value = row[key]
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value < 0 or (value == 0 and not or_zero):
+        raise ValueError(f"{key} must be a number {'of at least' if or_zero else 'above'} 0, got {value!r}")
+    return float(value)
 
 
 def _bits(row: Mapping[str, Any]) -> LayerBits:

@@ -29,6 +29,10 @@ def random_problem(
         "size": CostTable("bytes", 5.0, {n: {bits: size[n] * bits.weight for bits in options} for n in names}),
         "work": CostTable("operations", 0.0, {n: {b: work[n] * b.weight * b.input for b in options} for n in names}),
     }
+    if budgets > 2:  # drawn last, so that problems of fewer budgets stay what they were
+        moved = {name: source.uniform(1, 10) for name in names}
+        energy = {n: {b: moved[n] * (b.weight + 3 * b.input) for b in options} for n in names}
+        costs["energy"] = CostTable("pJ", 2.0, energy)
     limits = {}
     for name in list(costs)[:budgets]:
         low = costs[name].total({n: options[0] for n in names})
@@ -65,6 +69,29 @@ def slow_few_bits(*, layers: int = 4, budget: float) -> Problem:
     rises = {name: {4: 1.0, 8: 0.1} for name in names}
     options = dict.fromkeys(names, (few, many))
     return Problem(options, {"latency": times}, {"latency": budget}, Scores(rises, rises), loss=lambda _: 1.0)
+
+
+def uneven_kernels(seed: int) -> Problem | None:
+    """Eight layers whose size falls with the bits, and whose time does as chance has it, layer by layer.
+
+    Both budgets are a tenth below what some allocation costs; ``None`` where one of them alone cannot be met.
+    """
+    source = np.random.default_rng(seed)
+    names, options = [f"layer{i}" for i in range(8)], tuple(LayerBits(w, a) for w in (2, 4, 8) for a in (4, 8))
+    sizes, times = {}, {}
+    for name in names:
+        size = source.lognormal(0, 1.5)
+        slow = dict(zip((2, 4, 8), source.permutation([1.0, 1.3, 2.0]) * source.uniform(0.5, 2), strict=True))
+        sizes[name] = {bits: size * bits.weight for bits in options}
+        times[name] = {bits: float(slow[bits.weight]) for bits in options}
+    costs = {"size": CostTable("bytes", 0.0, sizes), "latency": CostTable("us", 0.0, times)}
+    some = {name: options[int(source.integers(len(options)))] for name in names}
+    rises = {name: {bits: 4.0**-bits for bits in (2, 4, 8)} for name in names}
+    limits = {metric: 0.9 * costs[metric].total(some) for metric in costs}
+    try:
+        return Problem(dict.fromkeys(names, options), costs, limits, Scores(rises, rises), loss=lambda _: 1.0)
+    except ValueError:
+        return None
 
 
 def _pairs(names: list[str], source: np.random.Generator) -> dict[tuple[Choice, Choice], float]:

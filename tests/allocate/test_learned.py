@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -15,7 +16,7 @@ from qtrain.convert.layers import find_layers
 from qtrain.convert.plan import LayerPlan
 from qtrain.observers.min_max import MinMax
 from qtrain.quantizers.uniform.lsq import LSQ
-from qtrain.spec import Batch, CostTable, LayerBits, PerChannel
+from qtrain.spec import NO_LABEL, Batch, CostTable, LayerBits, PerChannel
 from tests.allocate.problems import random_problem
 
 RECIPE = LayerPlan(
@@ -85,3 +86,19 @@ def test_the_budget_is_spent_although_the_mixtures_lose_next_to_nothing() -> Non
 def test_without_a_model_it_is_refused() -> None:
     with pytest.raises(ValueError, match="Learned: needs a model and images"):
         Learned().search(random_problem(0))
+
+
+def test_images_without_labels_teach_nothing() -> None:
+    asked = problem()
+    hidden = [batch._replace(target=torch.full_like(batch.target, NO_LABEL)) for batch in asked.batches]
+    with pytest.raises(ValueError, match=r"Learned: needs labels, and data\.labeled hides those of all images"):
+        Learned(steps=2).search(replace(asked, batches=hidden))
+    some = replace(asked, batches=[*hidden, *asked.batches])
+    assert Learned(steps=40).search(some) == Learned(steps=40).search(asked), "batches without any label are left out"
+
+
+def test_a_loss_that_is_no_number_ends_the_search() -> None:
+    asked = problem()
+    broken = [batch._replace(image=batch.image * float("nan")) for batch in asked.batches]
+    with pytest.raises(ValueError, match="Learned: the loss is nan at step 0"):
+        Learned(steps=2).search(replace(asked, batches=broken))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from qtrain.allocate.problem import Group
 from qtrain.allocate.random_draw import RandomDraw
 from qtrain.allocate.reinforcement import Reinforcement
-from qtrain.spec import LayerBits
+from qtrain.spec import Allocation, LayerBits
 from tests.allocate.problems import everything, random_problem
 from tests.allocate.test_searches import with_loss
 
@@ -43,3 +44,22 @@ def test_it_is_better_than_chance_within_the_budget_and_reproducible() -> None:
     assert asked.loss(found) <= every[len(every) // 20], "among the best twentieth"
     assert asked.loss(found) < asked.loss(RandomDraw(weight=3, input=4, first=None, last=None).search(asked))
     assert agent.search(asked) == found
+
+
+@pytest.mark.parametrize("worst", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_is_never_the_best(worst: float) -> None:
+    """The first that is measured is one, and every third of the others."""
+    asked, _ = with_loss(random_problem(2, layers=3, budgets=1))
+    finite, calls = asked.loss, iter(range(10**6))
+    values: dict[str, float] = {}
+
+    def loss(allocation: Allocation) -> float:
+        value = worst if next(calls) % 3 == 0 else finite(allocation)
+        values[str(allocation)] = value
+        return value
+
+    agent = Reinforcement(episodes=12, startup=6)
+    found = agent.search(replace(asked, loss=loss))
+    assert values[str(found)] == min(value for value in values.values() if np.isfinite(value))
+    with pytest.raises(ValueError, match="no loss that was measured is finite"):
+        agent.search(replace(asked, loss=lambda _: worst))

@@ -1,5 +1,6 @@
 """Times of layers: read from a table, wider kernels for few bits, rooflines where nothing was measured."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,41 @@ def test_a_wrong_file_or_speed_is_refused_in_one_line(file: str, tmp_path: Path)
         Latency(table=str(other))
     with pytest.raises(ValueError, match="bytes_per_second must be above 0, got 0"):
         Latency(table=file, bytes_per_second=0.0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            '"bytes_per_second": 1000000000000.0',
+            '"bytes_per_second": 0',
+            "bytes_per_second must be a number above 0, got 0",
+        ),
+        ('"bytes_per_second": 1000000000000.0', '"bytes_per_second": "x"', "bytes_per_second must be .*, got 'x'"),
+        ('"peak": 1000000000.0', '"peak": 0', "peak must be a number above 0, got 0"),
+        ('"us": 10.0', '"us": "abc"', "us must be a number of at least 0, got 'abc'"),
+        ('"us": 10.0', '"us": NaN', "us must be a number of at least 0, got nan"),
+        ('"us": 5.0', '"us": -1', "us must be a number of at least 0, got -1"),
+        ('"weight": 8', '"weight": "q"', "invalid literal"),
+        ('"network": "net"', '"netwerk": "net"', "no 'network'"),
+        ('{\n "format"', '[\n "format"', "Expecting"),
+    ],
+)
+def test_a_table_that_somebody_has_damaged_is_refused_in_one_line(file: str, old: str, new: str, message: str) -> None:
+    text = Path(file).read_text()
+    assert old in text
+    Path(file).write_text(text.replace(old, new))
+    with pytest.raises(ValueError, match=rf"is no table of latencies \({message}.*\); task=profile writes") as refused:
+        Latency(table=file)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_table_without_peaks_is_refused(file: str) -> None:
+    """A shape that is not in it would have no time."""
+    content = json.loads(Path(file).read_text())
+    Path(file).write_text(json.dumps({**content, "macs_per_second": []}))
+    with pytest.raises(ValueError, match=r"is no table of latencies \(macs_per_second is empty\)"):
+        Latency(table=file)
 
 
 def test_the_narrowest_kernel_has_the_least_product_of_both_widths() -> None:

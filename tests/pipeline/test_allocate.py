@@ -86,6 +86,23 @@ def test_what_was_found_before_is_not_searched_again(run: Run, tmp_path: Path, m
         run("task=calibrate", "name=third", "allocate.budgets.size_bytes=90%")
 
 
+@pytest.mark.parametrize("text", ["{", "[1]", '{"conv1": [8]}', '{"conv1": ["x", 8]}'])
+def test_a_damaged_file_of_bits_that_were_found_is_one_line(run: Run, tmp_path: Path, text: str) -> None:
+    run("task=calibrate", "name=first")
+    (file,) = tmp_path.rglob("allocation.json")
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"allocate\.folder: .*allocation\.json is damaged; remove it, and"):
+        run("task=calibrate", "name=second")
+
+
+def test_damaged_scores_are_one_line(run: Run, tmp_path: Path) -> None:
+    run("task=allocate", "name=a")
+    (file,) = (tmp_path / "cache").rglob("scores.json")
+    file.write_text(file.read_text().replace("{", "[", 1))
+    with pytest.raises(ConfigError, match=r"allocate\.folder: .*scores\.json is damaged; remove it, and"):
+        run("task=allocate", "name=b", "allocate.budgets.size_bytes=90%")
+
+
 def test_scores_are_shared_by_searches_with_other_budgets(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,6 +318,9 @@ def test_images_without_labels_have_bits_but_no_loss(run: Run, tmp_path: Path) -
     with pytest.raises(ConfigError, match=r"allocate: a loss needs the labels of some"):
         run("task=allocate", "name=e", "data.labeled=1", "data.max_train=null", "allocate.batches=1",
             "allocate@quantize.bits=evolution")  # fmt: skip
+    with pytest.raises(ConfigError, match=r"allocate: Learned: needs labels"):
+        run("task=allocate", "name=l", "data.labeled=1", "data.max_train=null", "allocate.batches=1",
+            "allocate@quantize.bits=learned")  # fmt: skip
 
 
 def test_a_measured_loss_is_the_mean_over_all_images_of_all_batches() -> None:

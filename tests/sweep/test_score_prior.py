@@ -129,6 +129,8 @@ def test_a_search_begins_with_start_and_the_prior_and_goes_on_by_itself(search: 
     [
         (["sweep.prior.scores=nowhere.json"], r"sweep\.prior: scores: cannot read nowhere\.json \(No such file"),
         (["sweep.prior.scores={folder}/no.json"], r"no\.json holds no scores; give scores\.json of a task=allocate"),
+        (["sweep.prior.scores={folder}/text.json"], r"text\.json holds no scores"),
+        (["sweep.prior.scores={folder}/nan.json"], r"nan\.json holds no scores"),
         (["sweep.prior.scores={folder}/other.json"], r"scores: they are of no layer of this model"),
         (
             ["sweep.prior.scores={file}", "sweep.space.w.choices=[2,5]"],
@@ -145,6 +147,9 @@ def test_what_is_no_prior_is_refused_in_one_line(scores_file: Path, options: lis
     folder = scores_file.parent
     (folder / "no.json").write_text("[1, 2]", encoding="utf-8")
     (folder / "other.json").write_text('{"weight": {"x": {"2": 1.0}}, "input": {}, "pairs": []}', encoding="utf-8")
+    for name, value in (("text", '"1"'), ("nan", "NaN")):
+        broken = f'{{"weight": {{"conv1": {{"2": {value}}}}}, "input": {{}}, "pairs": []}}'
+        (folder / f"{name}.json").write_text(broken, encoding="utf-8")
     given = [option.replace("{folder}", str(folder)).replace("{file}", str(scores_file)) for option in options]
     settings = compose([*KNOBS, *SMALL, *given])
     data = load_data(settings)
