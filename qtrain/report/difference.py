@@ -52,8 +52,8 @@ class Difference:
 
     @property
     def uncertain(self) -> bool:
-        """Whether the difference is no claim: too small, or of unknown error."""
-        return not abs(self.points) >= CLAIMED * self.error
+        """Whether the difference is no claim: too small, of unknown error, or none at all."""
+        return self.points == 0 or not abs(self.points) >= CLAIMED * self.error
 
     def __str__(self) -> str:
         """``-0.28 (0.64) ~``: points, standard error, and the mark of what is no claim; ``-0.28 (?)`` of unknown error.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -245,7 +247,46 @@ def test_every_search_runs_and_stays_within_the_budgets(run: Run, tmp_path: Path
         content = written(tmp_path, f"allocate-{search}")
         for name, budget in content["budgets"].items():
             assert content["predicted"][name] <= budget, search
-        assert (tmp_path / "outputs" / "adhoc" / f"allocate-{search}" / "allocation.html").stat().st_size > 10**5
+        assert (tmp_path / "outputs" / "adhoc" / f"allocate-{search}" / "allocation.html").is_file(), search
+
+
+def test_the_page_draws_bits_sensitivity_cost_and_predicted_against_measured(run: Run, tmp_path: Path) -> None:
+    run("task=allocate", "quantize.bits.weight=3", "quantize.bits.input=3", "allocate.weight_error=1")
+    content = written(tmp_path)
+    page = (tmp_path / "outputs" / "adhoc" / "allocate" / "allocation.html").read_text(encoding="utf-8")
+    headings = re.findall(r"<h2>(.*?)</h2>", page)
+    drawn = re.search(r"^const charts = (\{.*\}), config = ", page, flags=re.MULTILINE)
+    assert drawn is not None
+    rows = [rows_of(one) for one in json.loads(drawn[1]).values()]
+    bits, scores, costs, compared = rows
+    assert [heading.partition(":")[0] for heading in headings[:4]] == [
+        "Bits", "Sensitivity", "Cost", "Predicted against measured",
+    ]  # fmt: skip
+    layers = content["layers"]
+    assert {(row["layer"], row["what"]): row["value"] for row in bits} == {
+        **{(layer, "weights"): pair[0] for layer, pair in layers.items()},
+        **{(layer, "inputs"): pair[1] for layer, pair in layers.items()},
+    }
+    (file,) = (tmp_path / "cache").rglob("scores.json")
+    known = json.loads(file.read_text())
+    assert {(row["layer"], row["bits"]): row["value"] for row in scores if row["what"] == "weights"} == {
+        (layer, width): value for layer, of in known["weight"].items() for width, value in of.items() if value > 0
+    }
+    parts = {metric: [row["value"] for row in costs if row["what"] == metric] for metric in ("size_bytes", "bops")}
+    assert sum(parts["bops"]) == pytest.approx(1.0), "nothing else multiplies"
+    assert 0.5 < sum(parts["size_bytes"]) < 1.0, "batch norms and the like are the rest"
+    found = next(row for row in compared if row["name"] == "found")
+    assert (found["score"], found["loss"]) == pytest.approx(
+        (content["predicted"]["score"], content["predicted"]["loss"])
+    )
+
+
+def rows_of(chart: dict[str, Any]) -> list[dict[str, Any]]:
+    """The numbers that a chart of the page is drawn from."""
+    data = chart.get("data") or next(iter(chart["datasets"].values()))
+    values = data["values"] if "values" in data else chart["datasets"][data["name"]]
+    assert isinstance(values, list)
+    return values
 
 
 def test_an_allocation_that_somebody_may_have_edited_is_not_overwritten(run: Run, tmp_path: Path) -> None:

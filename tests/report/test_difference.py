@@ -60,6 +60,14 @@ def test_a_single_seed_has_the_error_of_its_images_alone() -> None:
     assert str(found) == "-0.28 (0.62) ~"
 
 
+def test_no_difference_is_no_claim_although_its_error_is_none() -> None:
+    """Two models that are right on the same images."""
+    same = {0: Accuracy(50.0, to_text(np.arange(8) < 4))}
+    found = difference(same, same, images=8)
+    assert (found.points, found.error) == (0.0, 0.0)
+    assert found.uncertain and str(found) == "+0.00 (0.00) ~"
+
+
 @pytest.mark.parametrize("points, text", [(1.99, "+1.99 (1.00) ~"), (2.0, "+2.00 (1.00)"), (-2.01, "-2.01 (1.00)")])
 def test_two_standard_errors_make_a_claim(points: float, text: str) -> None:
     assert str(Difference(points, 1.0, 0.0, 1)) == text
