@@ -85,10 +85,10 @@ def _undominated(scores: Floats, bits: Floats, costs: Floats) -> NDArray[np.int6
         column = costs[0, order] if len(costs) else np.arange(len(order), dtype=float)
         best_before = np.concatenate([[np.inf], np.minimum.accumulate(column)[:-1]])
         return order[column < best_before]
-    if len(costs) == 2:
-        return order[_first_of_two(costs[:, order])]
-    order = order[~_beaten_by_far(costs[:, order])]
-    return order[_first_of_many(costs[:, order])]
+    if len(order):
+        order = order[~_beaten_by_far(costs[:, order])]
+    first = _first_of_two if len(costs) == 2 else _first_of_many
+    return order[first(costs[:, order])]
 
 
 def _beaten_by_far(costs: Floats) -> NDArray[np.bool_]:

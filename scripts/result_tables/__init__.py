@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from result_tables.costs import integers, latency, peers, phases, published, speed, steps, synthetic
+from result_tables.costs import integers, latency, peers, phases, published, solving, speed, steps, synthetic
 from result_tables.runs import drops, gains, probes, recipes, students, variants, widths
 from result_tables.searches import agreement, allocations, front, latencies, orders, scores
 
@@ -28,6 +28,7 @@ KINDS: dict[str | None, Callable[[list[dict[str, str]]], str]] = {
     "synthetic": synthetic,
     "integers": integers,
     "speed": speed,
+    "solving": solving,
     "published": published,
     "latency": latency,
 }

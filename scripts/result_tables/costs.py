@@ -145,3 +145,14 @@ def latency(rows: list[dict[str, str]]) -> str:
         lines.append((row["model"], row["runtime"], bits, spread, *predicted, row["notes"], row["hardware"]))
     columns = ("Model", "Runtime", "Bits", "Measured us", "Table us", "%", "Notes", "Hardware")
     return markdown_table(columns, lines, figures=range(3, 6))
+
+
+def solving(rows: list[dict[str, str]]) -> str:
+    """The times of ``scripts/bench_allocation.py``; the last of each network, search and machine."""
+    lines = []
+    for row in {(row["model"], row["case"], row["hardware"]): row for row in rows}.values():
+        seconds, ratio = float(row["processor_s"]), float_or_none(row["score_ratio"])
+        took = f"{seconds:.2f} s" if seconds > 1e-3 else f"{1e6 * seconds:.1f} us"
+        lines.append((row["model"], row["layers"], row["case"], took, figure(ratio, 1, ".2f"), row["hardware"]))
+    columns = ("Model", "Layers", "What", "Processor time", "Score, of uniform's", "Hardware")
+    return markdown_table(columns, lines, figures=range(3, 5))

@@ -376,3 +376,19 @@ def test_one_model_of_many_bits_is_held_against_students_of_one_width(page: Path
     script.main(["--results", str(page.parent), str(page)])
     found = [(cells[2], cells[3], cells[4], cells[5]) for cells in table(page)[2:]]
     assert found == [("W8A8", "91.00", "90.50", "+0.50 (0.41) ~"), ("W2A2", "80.00", "88.00", "-8.00 (0.52)")]
+
+
+def test_times_of_searches_are_seconds_and_those_of_a_question_microseconds(page: Path) -> None:
+    page.write_text(page.read_text().replace("results:some", "results:some solving"))
+    one = {"task": "bench_allocation", "model": "net", "layers": 20, "hardware": "laptop"}
+    rows = [
+        {**one, "case": "integer program", "processor_s": 9.0, "score_ratio": 0.5},
+        {**one, "case": "integer program", "processor_s": 0.123, "score_ratio": 0.456},
+        {**one, "case": "size of an allocation", "processor_s": 1.73e-6},
+    ]
+    for row in rows:
+        append_row(page.parent / "some.csv", row)
+    script.main(["--results", str(page.parent), str(page)])
+    assert "| net | 20 | integer program | 0.12 s | 0.46 | laptop |" in page.read_text()
+    assert "| net | 20 | size of an allocation | 1.7 us |  | laptop |" in page.read_text()
+    assert "9.00 s" not in page.read_text()
