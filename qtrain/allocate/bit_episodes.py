@@ -15,7 +15,7 @@ Vector = NDArray[np.float32]
 
 
 LEAST, MOST = 1e-12, 1e6
-"""The losses in nats whose logarithm is a reward; of what no number comes, the loss counts as the most."""
+"""Losses in nats are taken into these bounds before their logarithm is a reward; one that is not finite is the most."""
 
 
 def learn(feasible: Feasible, *, episodes: int, startup: int, noise: float, seed: int) -> None:

@@ -1,6 +1,6 @@
 """Allocations within the budgets, made of any: lowered where they cost too much, and raised where there is room.
 
-Whoever searches by trying measures them here, so that what no number comes of is never the best.
+Searches that measure whole allocations do it here, so that one whose loss is not finite is never the best.
 """
 
 import math
@@ -45,7 +45,7 @@ class Feasible:
         return self.losses[picks]
 
     def best(self) -> Picks:
-        """Of what was measured that of the least loss. Raises ``ValueError`` where no loss is finite."""
+        """The allocation of the least loss that was measured. Raises ``ValueError`` where no loss is finite."""
         best = min(self.losses, key=self.losses.__getitem__)
         if math.isinf(self.losses[best]):
             raise ValueError("no loss that was measured is finite; start from other weights, or allow more bits")
@@ -73,7 +73,8 @@ class Feasible:
     def repaired(self, picks: Picks) -> Picks:
         """``picks`` with cheaper options for groups in random order until they fit, then more bits while they do.
 
-        Where that finds none, by the integer program. Raises ``ValueError`` where no allocation meets all budgets.
+        Where that does not fit, the integer program finds one that does. Raises ``ValueError`` where none meets all
+        budgets.
         """
         order = [int(i) for i in self.source.permutation(len(picks))]
         current = self._lowered(list(picks), order)
@@ -96,10 +97,10 @@ class Feasible:
                 break
             group, current[group] = lower
             order.append(order.pop(order.index(group)))
-        return list(self._any)
+        return list(self._some)
 
     @cached_property
-    def _any(self) -> Picks:
+    def _some(self) -> Picks:
         """An allocation within the budgets, of many bits if there is room."""
         found = IntegerProgram().search(replace(self.problem, scores=Scores({}, {})))
         return tuple(group.options.index(found[group.layers[0]]) for group in self.groups)

@@ -49,30 +49,34 @@ def read_layers(path: Path) -> dict[str, tuple[int, int]]:
     """``layers`` of the YAML file ``path``. Raises ``ValueError`` in one line for what is no allocation."""
     try:
         text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
-        twice = _named_twice(yaml.compose(text, Loader=yaml.SafeLoader))
+        content, root = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
     except OSError as error:
         raise ValueError(f"cannot read {path} ({error.strerror or error}); give a file of task=allocate") from error
     except (yaml.YAMLError, ValueError) as error:  # a date that there is not, or bytes that are no text
         raise ValueError(f"{path} is no YAML ({first_line(error)})") from error
-    if twice:
-        raise ValueError(f"{path} names {', '.join(twice)} twice")
     layers = content.get("layers") if isinstance(content, Mapping) else None
     if not isinstance(layers, Mapping) or not layers:
         raise ValueError(f"{path} has no mapping 'layers' from names to [weight, input] bits")
-    return {str(name): _pair(path, str(name), bits) for name, bits in layers.items()}
+    if twice := _named_twice(root):
+        raise ValueError(f"{path} names {', '.join(twice)} twice")
+    found = {}
+    for name, bits in layers.items():
+        try:
+            found[str(name)] = pair_of_bits(bits)
+        except ValueError as error:
+            raise ValueError(f"{path}: layers.{name} {error}") from error
+    return found
 
 
-def _pair(path: Path, name: str, bits: Any) -> tuple[int, int]:
+def pair_of_bits(bits: Any) -> tuple[int, int]:
+    """``bits`` as a file has them, a list of two whole numbers. Raises ``ValueError`` for anything else."""
     if isinstance(bits, list) and len(bits) == 2 and all(type(value) is int for value in bits):
         return bits[0], bits[1]
-    raise ValueError(f"{path}: layers.{name} must be [weight, input] bits, got {bits!r}")
+    raise ValueError(f"must be [weight, input] bits, got {bits!r}")
 
 
-def _named_twice(root: yaml.Node | None) -> list[str]:
-    """The keys of a mapping, or of one in it, that are there more than once; YAML takes the last without a word."""
-    if not isinstance(root, yaml.MappingNode):
-        return []
-    names = [str(key.value) for key, _ in root.value]
-    within = [name for _, value in root.value for name in _named_twice(value)]
-    return [*dict.fromkeys(name for name in names if names.count(name) > 1), *within]
+def _named_twice(root: yaml.Node) -> list[str]:
+    """The layers that are there more than once; YAML takes the last of them without a word."""
+    (layers,) = [value for key, value in root.value if key.value == "layers"][-1:]
+    names = [str(key.value) for key, _ in layers.value]
+    return list(dict.fromkeys(name for name in names if names.count(name) > 1))

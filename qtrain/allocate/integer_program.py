@@ -247,7 +247,8 @@ def _why_not(problem: Problem, program: _Program, solver: IntegerProgram) -> str
     )
     names = " and ".join(f"budgets.{name}" for name in problem.budgets)
     if found.x is None or found.x[-1] <= 1:
-        return f"{names}: no allocation was found in {solver.time_limit_s:g} s; raise time_limit_s"
+        limit = f"{solver.time_limit_s:g} s"
+        return f"{names}: the integer program found no allocation in {limit}; relax one, or raise its time_limit_s"
     allocation = chosen(program.groups, program.picks(found.x))
     nearest = ", ".join(f"{problem.costs[n].total(allocation):,.6g} {problem.costs[n].unit}" for n in problem.budgets)
     return f"{names}: cannot be met together; the nearest allocation costs {nearest}"

@@ -1,6 +1,7 @@
 """Bits that are learned by gradient: each tensor is a mixture of all its widths (EdMIPS, arXiv 2004.05795)."""
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -81,14 +82,14 @@ class Learned(Search):
             optimizer.zero_grad(set_to_none=True)
             with evaluating(mixed.bank.model):  # statistics of batch norm belong to the trained network
                 loss = hard_loss(mixed.bank.model(batch.image), batch.target)
-            if not torch.isfinite(loss):
-                raise ValueError(
-                    f"Learned: the loss is {loss.item()} at step {step}; allow more bits, or lower weight_lr"
-                )
             loss.backward()
             optimizer.step()
             slopes = [part.slope() for part in mixed.parts]
-            square = MEMORY * square + (1 - MEMORY) * float(np.mean(np.concatenate(slopes) ** 2))
+            mean = float(np.mean(np.concatenate(slopes) ** 2))
+            if not (math.isfinite(loss.item()) and math.isfinite(mean)):
+                what = f"the loss or its gradient is not finite at step {step}"
+                raise ValueError(f"Learned: {what}; allow more bits, or lower weight_lr")
+            square = MEMORY * square + (1 - MEMORY) * mean
             unit = (square / (1 - MEMORY ** (step + 1))) ** 0.5
             for part, slope in zip(mixed.parts, slopes, strict=True):
                 part.strengths -= self.lr * slope / max(unit, np.finfo(float).tiny)

@@ -98,7 +98,7 @@ def _beaten_by_far(costs: Floats) -> NDArray[np.bool_]:
     low, high = costs.min(axis=1, keepdims=True), costs.max(axis=1, keepdims=True)
     scaled = (costs - low) / np.where(high > low, high - low, 1.0) * each
     cells = tuple(np.minimum(scaled.astype(np.int64), each - 1))
-    # Of each cell, and of all with costs below its own, the first point; a rim of cells without points about them.
+    # The first point of all cells below one, in every cost; cells 0 have none below.
     first = np.full([each + 1] * metrics, count)
     np.minimum.at(first, tuple(cell + 1 for cell in cells), np.arange(count))
     for axis in range(metrics):

@@ -1,7 +1,6 @@
 """How long layers take on one machine: a file of measured times by shape and bits, with what the machine is."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any, TypeVar
 from qtrain.costs.geometry import LayerGeometry
 from qtrain.spec import FULL_PRECISION, LayerBits
 from qtrain.utils.atomic_write import write_text
-from qtrain.utils.errors import first_line
+from qtrain.utils.checks import finite_number
+from qtrain.utils.errors import errors_of, first_line
 
 T = TypeVar("T")
 
@@ -141,11 +141,11 @@ def _table(content: Mapping[str, Any]) -> LatencyTable:
 
 
 def _number(row: Mapping[str, Any], key: str, *, or_zero: bool = False) -> float:
-    value = row[key]
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value < 0 or (value == 0 and not or_zero):
-        raise ValueError(f"{key} must be a number {'of at least' if or_zero else 'above'} 0, got {value!r}")
-    return float(value)
+    with errors_of(key):
+        value = finite_number(row[key])
+        if value < 0 or (value == 0 and not or_zero):
+            raise ValueError(f"must be {'at least' if or_zero else 'above'} 0, got {value:g}")
+    return value
 
 
 def _bits(row: Mapping[str, Any]) -> LayerBits:

@@ -18,13 +18,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from qtrain.allocate.base import Search
+from qtrain.allocate.from_file import pair_of_bits
 from qtrain.allocate.manual import Manual
 from qtrain.allocate.pareto import Pareto, Point
 from qtrain.allocate.problem import Problem
 from qtrain.convert.bank import QuantizerBank, make_bank
 from qtrain.convert.fold import fold_in_training_
 from qtrain.data.base import VisionData
-from qtrain.pipeline.allocation_cache import kept, kept_file, plain_scores, scores_of
+from qtrain.pipeline.allocation_cache import cached_json, kept_file, plain_scores, scores_of
 from qtrain.pipeline.allocation_problem import by_policies, on_target, pinned_bits, problem_of, widths
 from qtrain.pipeline.conversion import as_conversion_error, layer_recipe, make_ready_
 from qtrain.sensitivity.base import DoneFile
@@ -80,10 +81,10 @@ def with_found_bits(settings: RunSettings, model: nn.Module, data: VisionData) -
     file = kept_file(
         settings, model, batches, kind="allocation", bits=settings.quantize.bits.plain, left=weight_error(settings)
     )
-    allocation = kept(
+    allocation = cached_json(
         file,
         lambda: dict(find_bits(settings, copy.deepcopy(model), batches).allocation),
-        lambda found: {name: LayerBits(int(weight), int(input)) for name, (weight, input) in found.items()},
+        lambda found: {name: LayerBits(*pair_of_bits(pair)) for name, pair in found.items()},
     )
     log.info("bits by %s: %s", settings.quantize.bits.kind, summary_of(allocation))
     return with_bits(settings, allocation)
@@ -200,4 +201,4 @@ def _scores(settings: RunSettings, bank: QuantizerBank, batches: Sequence[Batch]
         log.info("scores by %s took %.0f s", type(score).__name__, time.perf_counter() - start)
         return scores
 
-    return computed() if file is None else kept(file, lambda: plain_scores(computed()), scores_of)
+    return computed() if file is None else cached_json(file, lambda: plain_scores(computed()), scores_of)

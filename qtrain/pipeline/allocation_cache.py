@@ -6,7 +6,6 @@ others read it: ranks of a job, which must agree, and jobs that start together.
 
 import json
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -21,15 +20,15 @@ from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import Batch, Choice, Scores
 from qtrain.training.ranks import first_rank_first
 from qtrain.utils.atomic_write import atomic_write
-from qtrain.utils.checks import check_writable
-from qtrain.utils.errors import ConfigError
+from qtrain.utils.checks import check_writable, finite_number
+from qtrain.utils.errors import ConfigError, first_line
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-NOT_UNDERSTOOD = (ValueError, KeyError, IndexError, TypeError, AttributeError)
-"""What reading a file may raise that others wrote, or that is damaged."""
+DAMAGED_FILE_ERRORS = (ValueError, KeyError, IndexError, TypeError, AttributeError)
+"""What may be raised by reading a file that is damaged, or that somebody else has written."""
 
 PATH_MAX = 4096
 """A longer text cannot be the name of a file, and some systems refuse to look."""
@@ -69,7 +68,7 @@ def _contents(node: Any) -> list[str]:
     return [sha256(Path(node).expanduser().read_bytes()).hexdigest()] if named else []
 
 
-def kept(file: Path, make: Callable[[], Any], read: Callable[[Any], T]) -> T:
+def cached_json(file: Path, make: Callable[[], Any], read: Callable[[Any], T]) -> T:
     """What ``make`` returned when it was asked first, plain data that ``read`` understands.
 
     One process makes it and all others read it. Raises ``ConfigError`` for a file that ``read`` does not understand.
@@ -86,8 +85,10 @@ def kept(file: Path, make: Callable[[], Any], read: Callable[[Any], T]) -> T:
         log.info("%s: found %s", file.stem, file)
     try:
         return read(json.loads(file.read_text(encoding="utf-8")))
-    except NOT_UNDERSTOOD as error:
-        raise ConfigError(f"allocate.folder: {file} is damaged; remove it, and what was in it is found anew") from error
+    except DAMAGED_FILE_ERRORS as error:
+        raise ConfigError(
+            f"allocate.folder: {file} is damaged ({first_line(error)}); remove it, and what was in it is found anew"
+        ) from error
 
 
 def plain_scores(scores: Scores) -> dict[str, Any]:
@@ -99,17 +100,11 @@ def plain_scores(scores: Scores) -> dict[str, Any]:
 def scores_of(plain: Mapping[str, Any]) -> Scores:
     """The inverse of :func:`plain_scores`, as it comes from a file.
 
-    Raises one of :data:`NOT_UNDERSTOOD` for anything else, and for a score that is no finite number.
+    Raises one of :data:`DAMAGED_FILE_ERRORS` for anything else, and for a score that is no finite number.
     """
     weight, input = (
-        {layer: {int(bits): _finite(value) for bits, value in of.items()} for layer, of in plain[role].items()}
+        {layer: {int(bits): finite_number(value) for bits, value in of.items()} for layer, of in plain[role].items()}
         for role in ("weight", "input")
     )
-    pairs = {(Choice(*entry[:3]), Choice(*entry[3:6])): _finite(entry[6]) for entry in plain["pairs"]}
+    pairs = {(Choice(*entry[:3]), Choice(*entry[3:6])): finite_number(entry[6]) for entry in plain["pairs"]}
     return Scores(weight, input, pairs)
-
-
-def _finite(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"a score must be a finite number, got {value!r}")
-    return float(value)

@@ -1,6 +1,7 @@
 """What all scores share: the interface, the model in full precision meanwhile, and results that survive a stop."""
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -74,12 +75,15 @@ def scores_of(values: Mapping[Choice, float], pairs: Mapping[tuple[Choice, Choic
     """``values`` of single choices, by layer and bits. Raises ``ValueError`` for one that is not finite."""
     sides: dict[Role, dict[str, dict[int, float]]] = {role: {} for role in ROLES}
     for choice, value in values.items():
-        if not torch.isfinite(torch.tensor(value)):
+        if not math.isfinite(value):
             raise ValueError(
                 f"score: that of the {choice.role} of layer {choice.layer!r} at {choice.bits} bits is {value}; the "
                 "model's output or its derivatives are not finite on these images"
             )
         sides[choice.role].setdefault(choice.layer, {})[choice.bits] = value
+    for (left, right), value in (pairs or {}).items():
+        if not math.isfinite(value):
+            raise ValueError(f"score: that of {label_of(left)} beside {label_of(right)} is {value}")
     return Scores(sides["weight"], sides["input"], pairs or {})
 
 

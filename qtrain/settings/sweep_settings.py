@@ -45,7 +45,7 @@ class SweepSettings:
     resources: ResourceSettings
     workers: int
     max_failures: int
-    kept_gb: float
+    cache_gb: float
     address: str | None
     storage: str | None
     val_fraction: float

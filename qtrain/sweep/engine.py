@@ -68,7 +68,7 @@ def train_trial(config: TrialConfig, setting: WorkerSettings) -> None:
     if setting.workers > 1:
         trial = run_with_workers(settings, proposal, setting)
     else:
-        _STORE.most_bytes = setting.kept_bytes
+        _STORE.most_bytes = setting.cache_bytes
         trial = run_trial(settings, proposal, report=report, store=_STORE, threads=setting.threads)
     tune.report({**told(trial.metrics), EPOCHS: trial.epochs, "status": trial.status})
 

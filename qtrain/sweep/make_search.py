@@ -43,7 +43,7 @@ def check_sweep(settings: RunSettings) -> None:
         "parallel": (sweep.parallel is None or sweep.parallel >= 1, "at least 1, or null"),
         "workers": (sweep.workers >= 1, "at least 1"),
         "max_failures": (sweep.max_failures >= 0, "at least 0"),
-        "kept_gb": (sweep.kept_gb >= 0, "at least 0"),
+        "cache_gb": (sweep.cache_gb >= 0, "at least 0"),
         "val_fraction": (0 < sweep.val_fraction < 1, "in (0, 1)"),
         "resources": (
             min(sweep.resources.cpu, sweep.resources.gpu) >= 0 and max(sweep.resources.cpu, sweep.resources.gpu) > 0,

@@ -153,7 +153,7 @@ def _run_trials(
                 threads=threads,
                 workers=settings.sweep.workers,
                 max_failures=settings.sweep.max_failures,
-                kept_bytes=settings.sweep.kept_gb * 1e9,
+                cache_bytes=settings.sweep.cache_gb * 1e9,
                 cwd=os.getcwd(),
                 read=read,
             ),

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from qtrain.costs.count import LayerCost, count
 from qtrain.data.base import VisionData
 from qtrain.functional.random import seed_of
-from qtrain.pipeline.allocation_cache import NOT_UNDERSTOOD, scores_of
+from qtrain.pipeline.allocation_cache import DAMAGED_FILE_ERRORS, scores_of
 from qtrain.pipeline.build_model import build_model, example_input
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import FULL_PRECISION, Scores
@@ -61,7 +61,7 @@ def read_scores(file: Path) -> Scores:
         raise ValueError(
             f"scores: cannot read {file} ({error.strerror}); give scores.json of a task=allocate"
         ) from error
-    except NOT_UNDERSTOOD as error:
+    except DAMAGED_FILE_ERRORS as error:
         raise ValueError(f"scores: {file} holds no scores; give scores.json of a task=allocate") from error
 
 

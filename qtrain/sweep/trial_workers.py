@@ -24,7 +24,7 @@ class WorkerSettings:
 
     A trial's run is in ``folder/<key>``; ``storage`` is where Ray keeps its own files. ``resources`` are those of each
     of ``workers`` processes, ``threads`` those of torch in one. ``cwd`` is the driver's, which paths in configs are
-    relative to; ``read`` makes settings of a config. A process of many trials keeps at most ``kept_bytes`` of data and
+    relative to; ``read`` makes settings of a config. A process of many trials keeps at most ``cache_bytes`` of data and
     models between them.
     """
 
@@ -34,7 +34,7 @@ class WorkerSettings:
     threads: int
     workers: int
     max_failures: int
-    kept_bytes: float
+    cache_bytes: float
     cwd: str
     read: Read
 

@@ -68,12 +68,12 @@ def load_optimizer_state_(optimizer: optim.Optimizer, state: Mapping[str, Any]) 
     moments = dict(state["state"])
     for place, parameter in zip(places, parameters, strict=True):
         moments[place] = {
-            # A tensor of the parameter's shape is a moment, anything else a counter.
-            name: shared_as(value, parameter) if _alike(value, parameter) else value
+            name: shared_as(value, parameter) if is_moment(value, parameter) else value
             for name, value in moments.get(place, {}).items()
         }
     optimizer.load_state_dict({**state, "state": {place: own for place, own in moments.items() if own}})
 
 
-def _alike(value: Any, parameter: Tensor) -> bool:
+def is_moment(value: Any, parameter: Tensor) -> bool:
+    """Whether ``value``, a part of an optimizer's state of ``parameter``, has a number for each of its elements."""
     return isinstance(value, Tensor) and value.shape == parameter.shape

@@ -37,6 +37,13 @@ def broken_rule(interval: str, value: float) -> str:
     return bound if math.isinf(high) else f"in {interval}"
 
 
+def finite_number(value: object) -> float:
+    """``value`` as it stands in a file that somebody may have written. Raises ``ValueError`` for no finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"must be a finite number, got {value!r}")
+    return float(value)
+
+
 def check_writable(folder: Path, key: str) -> None:
     """Raise ``ConfigError`` for the config's ``key`` where nothing can be written in ``folder``, which is made."""
     probe = folder / f".probe-{uuid.uuid4().hex}"

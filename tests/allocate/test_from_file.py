@@ -36,6 +36,7 @@ def test_patterns_and_layers_that_are_not_named_are_as_by_hand(tmp_path: Path) -
         ("", "no mapping 'layers'"),
         ("found: 2026-13-45\nlayers: {conv1: [8, 8]}", r"bits\.yaml is no YAML \(month must be in 1\.\.12"),
         ("layers:\n  conv1: [8, 8]\n  fc: [8, 8]\n  conv1: [2, 2]", r"bits\.yaml names conv1 twice"),
+        ("layers: &a {conv1: *a}", r"layers\.conv1 must be \[weight, input\] bits"),
         ("layers: {conv1: 8}", r"layers\.conv1 must be \[weight, input\] bits, got 8"),
         ("layers: {conv1: [8, 0]}", r"layers\.conv1\.input must be 1\.\.16 bits"),
         ("layers: {layer1.0.conv: [4, 4]}", r"layers\.layer1\.0\.conv fits no quantizable layer; did you mean"),

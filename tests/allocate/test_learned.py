@@ -100,5 +100,5 @@ def test_images_without_labels_teach_nothing() -> None:
 def test_a_loss_that_is_no_number_ends_the_search() -> None:
     asked = problem()
     broken = [batch._replace(image=batch.image * float("nan")) for batch in asked.batches]
-    with pytest.raises(ValueError, match="Learned: the loss is nan at step 0"):
+    with pytest.raises(ValueError, match="Learned: the loss or its gradient is not finite at step 0"):
         Learned(steps=2).search(replace(asked, batches=broken))

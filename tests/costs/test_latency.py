@@ -109,16 +109,16 @@ def test_a_wrong_file_or_speed_is_refused_in_one_line(file: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
+        ('"bytes_per_second": 1000000000000.0', '"bytes_per_second": 0', "bytes_per_second: must be above 0, got 0"),
         (
             '"bytes_per_second": 1000000000000.0',
-            '"bytes_per_second": 0',
-            "bytes_per_second must be a number above 0, got 0",
+            '"bytes_per_second": "x"',
+            "bytes_per_second: must be a finite number, got 'x'",
         ),
-        ('"bytes_per_second": 1000000000000.0', '"bytes_per_second": "x"', "bytes_per_second must be .*, got 'x'"),
-        ('"peak": 1000000000.0', '"peak": 0', "peak must be a number above 0, got 0"),
-        ('"us": 10.0', '"us": "abc"', "us must be a number of at least 0, got 'abc'"),
-        ('"us": 10.0', '"us": NaN', "us must be a number of at least 0, got nan"),
-        ('"us": 5.0', '"us": -1', "us must be a number of at least 0, got -1"),
+        ('"peak": 1000000000.0', '"peak": 0', "peak: must be above 0, got 0"),
+        ('"us": 10.0', '"us": "abc"', "us: must be a finite number, got 'abc'"),
+        ('"us": 10.0', '"us": NaN', "us: must be a finite number, got nan"),
+        ('"us": 5.0', '"us": -1', "us: must be at least 0, got -1"),
         ('"weight": 8', '"weight": "q"', "invalid literal"),
         ('"network": "net"', '"netwerk": "net"', "no 'network'"),
         ('{\n "format"', '[\n "format"', "Expecting"),

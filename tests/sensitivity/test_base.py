@@ -97,3 +97,6 @@ def test_tied_layers_are_scored_once(name: str, small_bank: Any) -> None:
 def test_score_that_is_not_finite_is_refused_with_the_layer() -> None:
     with pytest.raises(ValueError, match="score: that of the weight of layer 'head' at 3 bits is nan"):
         scores_of({Choice("head", "weight", 3): float("nan")})
+    pair = (Choice("stem", "input", 4), Choice("head", "weight", 3))
+    with pytest.raises(ValueError, match="score: that of stem input 4 beside head weight 3 is inf"):
+        scores_of({}, {pair: float("inf")})

@@ -129,13 +129,14 @@ def test_a_worker_keeps_no_more_than_it_may(monkeypatch: pytest.MonkeyPatch, tmp
         return Trial(id="1", key="k", status="finished")
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(engine, "_STORE", RunCache())
     monkeypatch.setattr(engine, "run_trial", run)
     monkeypatch.setattr(engine, "read_trial_config", lambda *arguments, **options: {})
     monkeypatch.setattr(engine.tune, "report", lambda metrics: None)
     for gigabytes in (0.0, 1.5):
         setting = WorkerSettings(
             folder=str(tmp_path), storage="", resources={}, threads=1, workers=1, max_failures=0,
-            kept_bytes=gigabytes * 1e9, cwd=str(tmp_path), read=lambda plain: None,  # type: ignore[arg-type, return-value]
+            cache_bytes=gigabytes * 1e9, cwd=str(tmp_path), read=lambda plain: None,  # type: ignore[arg-type, return-value]
         )  # fmt: skip
         engine.train_trial({"proposal": {"id": "1", "key": "k", "overrides": [], "knobs": {}, "parent": None}}, setting)
     assert kept == [0.0, 1.5e9]

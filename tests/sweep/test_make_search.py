@@ -242,7 +242,7 @@ def test_none_stops_nobody() -> None:
         ({"parallel": 0}, r"sweep\.parallel: must be at least 1, or null, got 0"),
         ({"workers": 0}, r"sweep\.workers: must be at least 1, got 0"),
         ({"max_failures": -1}, r"sweep\.max_failures: must be at least 0, got -1"),
-        ({"kept_gb": -0.5}, r"sweep\.kept_gb: must be at least 0, got -0\.5"),
+        ({"cache_gb": -0.5}, r"sweep\.cache_gb: must be at least 0, got -0\.5"),
         ({"val_fraction": 1}, r"sweep\.val_fraction: must be in \(0, 1\), got 1"),
         ({"resources": {"cpu": 0, "gpu": 0}}, r"sweep\.resources: must be numbers of at least 0, one of them above it"),
         ({"objectives": {"top1": "up"}}, r"sweep\.objectives\.top1: must be max or min, got 'up'"),
