@@ -229,8 +229,8 @@ def _searched(bits: object, budgets: Mapping[str, float | str] | None) -> list[s
 
 
 def _quantized(settings: RunSettings, model: nn.Module, images: list[Tensor]) -> nn.Module:
-    torch.manual_seed(settings.seed)
-    with evaluating(model):
+    with torch.random.fork_rng(), evaluating(model):
+        torch.manual_seed(settings.seed)
         converted = convert(settings, model, images[0][:1])
         calibrate(model, images, converted.plans)
         correct_(settings, model, images, converted)

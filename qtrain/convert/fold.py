@@ -155,6 +155,8 @@ def foldable(model: nn.Module, asked: str, skipped: Skipped) -> Iterator[tuple[s
             skipped.add(name, "it, or the layer before it, is used twice")
         elif has_hooks(graph.get_submodule(name)) or has_hooks(graph.get_submodule(str(source.target))):
             skipped.add(name, "it, or the layer before it, has hooks, which would see other values")
+        elif len(form.scale) != getattr(graph.get_submodule(str(source.target)), "out_features", len(form.scale)):
+            skipped.add(name, "it normalizes another axis than that of the layer's outputs")
         else:
             yield str(source.target), graph.get_submodule(str(source.target)), name, form
 

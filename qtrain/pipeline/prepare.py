@@ -149,7 +149,9 @@ def _observe(
 def correct_(settings: RunSettings, student: nn.Module, images: list[torch.Tensor], converted: Converted) -> None:
     """What makes up for rounding once the ranges are known: better choices of codes, then shifted biases."""
     q = settings.quantize
+    exact = None
     if q.rounding is not None:
+        exact = copy.deepcopy(student) if q.bias is not None else None
         rounding: Rounding = q.rounding.build()
         start = time.perf_counter()
         with as_config_error("quantize.rounding"):
@@ -158,7 +160,7 @@ def correct_(settings: RunSettings, student: nn.Module, images: list[torch.Tenso
     if q.bias is not None:
         bias: BiasCorrection = q.bias.build()
         with as_config_error("quantize.bias"):
-            bias(student, images, converted.statistics)
+            bias(student, images, converted.statistics, exact=exact)
 
 
 def settle_for_target_(student: nn.Module) -> None:

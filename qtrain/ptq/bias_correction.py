@@ -1,8 +1,8 @@
 """Bias correction: rounding shifts the mean of each output channel of a layer, and the bias undoes that.
 
 ``E[y~] - E[y]`` is subtracted from the bias of each output channel (Nagel et al. 2019, arXiv 1906.04721, §4.2). It is
-computed from the statistics of batch norm without images, or from images. After learned rounding there is nothing to
-correct, since the weights then lie on their quantizer's grid.
+computed from the statistics of batch norm without images, or from images. What counts as full precision is the student
+as it was before its weights were rounded, by SQuant or AdaRound for instance, which leave weights on the grid.
 """
 
 from abc import ABC, abstractmethod
@@ -33,11 +33,17 @@ class BiasCorrection(ABC):
 
     @abstractmethod
     def __call__(
-        self, student: nn.Module, images: Sequence[Tensor], statistics: Mapping[str, OutputStatistics]
+        self,
+        student: nn.Module,
+        images: Sequence[Tensor],
+        statistics: Mapping[str, OutputStatistics],
+        *,
+        exact: nn.Module | None = None,
     ) -> None:
         """Correct the biases of ``student``, converted and calibrated, in place.
 
         ``images`` are batches (N, C, H, W); ``statistics`` are those of :func:`qtrain.convert.fold.fold_batchnorm_`.
+        ``exact`` is the student with its weights from before they were rounded; ``None``: they were not.
         A layer that has no bias for itself alone is left unchanged and logged. Raises ``ValueError`` where there is
         neither an image nor a statistic.
         """
@@ -56,9 +62,16 @@ class FromStatistics(BiasCorrection):
 
     @torch.no_grad()
     def __call__(
-        self, student: nn.Module, images: Sequence[Tensor], statistics: Mapping[str, OutputStatistics]
+        self,
+        student: nn.Module,
+        images: Sequence[Tensor],
+        statistics: Mapping[str, OutputStatistics],
+        *,
+        exact: nn.Module | None = None,
     ) -> None:
         layers = _correctable(student)
+        own = quant_layers(student if exact is None else exact)
+        unrounded = {name: layer for name, layer in own.items() if isinstance(layer, Correctable)}
         inputs = follow(student, statistics)
         skipped = Skipped("bias is not corrected")
         for name, layer in layers.items():
@@ -68,7 +81,8 @@ class FromStatistics(BiasCorrection):
                 skipped.add(name, "a transposed convolution sums over other taps at each place")
             else:
                 assert layer.bias is not None
-                layer.bias.sub_(product_mean(layer, _weight_error(layer), expected(inputs[name])))
+                error = quantized_weight(layer) - _exact_weight(unrounded[name])
+                layer.bias.sub_(product_mean(layer, error, expected(inputs[name])))
         skipped.log()
 
 
@@ -85,11 +99,18 @@ class FromBatches(BiasCorrection):
 
     @torch.no_grad()
     def __call__(
-        self, student: nn.Module, images: Sequence[Tensor], statistics: Mapping[str, OutputStatistics]
+        self,
+        student: nn.Module,
+        images: Sequence[Tensor],
+        statistics: Mapping[str, OutputStatistics],
+        *,
+        exact: nn.Module | None = None,
     ) -> None:
         if not images:
             raise ValueError("quantize.bias: there is no image to correct by; give images, or take bias=statistics")
         layers = _correctable(student)
+        if len({image.shape[1:] for image in images}) > 1:
+            raise ValueError("quantize.bias: images of one size are needed, since all run as one batch")
         batch = torch.cat(list(images))
         wanted: dict[str, Tensor] = {}
         skipped = Skipped("bias is not corrected")
@@ -106,8 +127,9 @@ class FromBatches(BiasCorrection):
             layer.bias.sub_(shift)
             return output - (shift if isinstance(layer, QuantLinear) else shift.reshape(-1, *_ones(output, 2)))
 
-        with switched_off(quantizers_of(student).values()):
-            _run(student, batch, layers, remember)
+        unrounded = student if exact is None else exact
+        with switched_off(quantizers_of(unrounded).values()):
+            _run(unrounded, batch, layers, remember)
         skipped.log()
         _run(student, batch, layers, correct)
 
@@ -129,11 +151,10 @@ def _correctable(student: nn.Module) -> dict[str, Correctable]:
     return layers
 
 
-def _weight_error(layer: Correctable) -> Tensor:
-    """``Q(W) - W``, (O, I / groups, ...), of the effective weight."""
-    rounded = quantized_weight(layer)
+def _exact_weight(layer: Correctable) -> Tensor:
+    """``W``, (O, I / groups, ...): the effective weight without its quantizer."""
     with switched_off([layer.weight_quantizer]):
-        return rounded - quantized_weight(layer)
+        return quantized_weight(layer)
 
 
 def _channel_mean(layer: Correctable, output: Tensor) -> Tensor:
@@ -147,9 +168,13 @@ def _ones(output: Tensor, axes: int) -> tuple[int, ...]:
 
 
 def _run(student: nn.Module, batch: Tensor, layers: Mapping[str, Correctable], look: Look) -> None:
-    """A forward in eval mode that calls ``look`` with the output of each of ``layers``, and may replace the output."""
+    """A forward in eval mode that calls ``look`` with the output of each of ``layers``, and may replace the output.
+
+    They are those of ``student`` of these names, ``look`` gets those given.
+    """
     with ExitStack() as hooks, evaluating(student):
         for name, layer in layers.items():
-            hook = layer.register_forward_hook(lambda layer, _, output, name=name: look(name, layer, output))
+            own = student.get_submodule(name)
+            hook = own.register_forward_hook(lambda _, __, output, name=name, layer=layer: look(name, layer, output))
             hooks.enter_context(hook)
         student(batch)

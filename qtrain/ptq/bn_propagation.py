@@ -133,7 +133,8 @@ class BNPropagation(fx.Interpreter):
             return self._layer(target, module, x)
         form = describe_norm(module)
         if isinstance(form, NormForm) and form.trained:
-            return form.rest(self.normal(form.mean, form.std))
+            made = self.normal(form.mean, form.std)
+            return form.rest(made.flatten(1) if x.ndim == 2 else made)
         if form is not None:
             raise ValueError("its statistics were never trained")
         return super().call_module(target, args, kwargs)

@@ -170,7 +170,8 @@ class _Walk:
         return self.indexed(node, x) if target is operator.getitem else None
 
     def same(self, node: fx.Node, x: list[int] | None) -> list[int] | None:
-        return x if x is not None and node.meta["shape"][1] == len(x) else None
+        shape = node.meta.get("shape")  # of a pair of outputs there is none
+        return x if x is not None and shape is not None and shape[1] == len(x) else None
 
     def flattened(self, node: fx.Node, source: Any, x: list[int] | None) -> list[int] | None:
         """(N, C, H, W) to (N, C H W): each channel's factor for all its positions."""
@@ -225,6 +226,8 @@ class _Walk:
             return None
         axis = 2 * (len(node.meta["shape"]) - 2)  # where the channels' amounts are: the last axis comes first
         before, after = amounts[axis : axis + 2] if len(amounts) > axis else (0, 0)
+        if not (isinstance(before, int) and isinstance(after, int)):  # computed meanwhile
+            return None
         return self.new(before) + x + self.new(after) if min(before, after) >= 0 else None
 
     def indexed(self, node: fx.Node, x: list[int] | None) -> list[int] | None:
@@ -233,7 +236,9 @@ class _Walk:
         if x is None or not isinstance(index, tuple) or not all(isinstance(part, slice) for part in index):
             return None
         samples, channels = (*index, slice(None), slice(None))[:2]
-        return x[channels] if samples == slice(None) else None
+        bounds = (channels.start, channels.stop, channels.step)
+        known = all(bound is None or isinstance(bound, int) for bound in bounds)  # others are computed meanwhile
+        return x[channels] if samples == slice(None) and known else None
 
     def new(self, number: int) -> list[int]:
         first = len(self.parent)

@@ -30,7 +30,7 @@ class GeneratorCheckpoint:
         path = self.folder / "learning.pt"
         if not path.is_file():
             return 0
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = self._load(path, "identity", "generator", "optimizer", "step")
         known = saved["identity"]
         if changed := sorted(name for name in {*known, *self.identity} if known.get(name) != self.identity.get(name)):
             raise ValueError(
@@ -57,8 +57,17 @@ class GeneratorCheckpoint:
         path = self.folder / f"{age}.pt"
         if not path.is_file():
             raise ValueError(f"generator: {path} is missing, delete {self.folder} to learn anew")
-        state: State = torch.load(path, map_location="cpu", weights_only=True)
-        return state
+        return self._load(path)
+
+    def _load(self, path: Path, *names: str) -> dict[str, Any]:
+        """The dict in ``path``, which has ``names``. Raises ``ValueError`` for a file that is damaged."""
+        try:
+            saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            for name in names:
+                saved[name]
+        except Exception as error:  # torch raises this or that
+            raise ValueError(f"generator: {path} is damaged, delete {self.folder} to learn anew") from error
+        return saved
 
 
 def _plain(value: Any) -> str:

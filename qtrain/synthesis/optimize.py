@@ -53,6 +53,8 @@ class ImageOptimizer:
             optimizer.step()
             with torch.no_grad():
                 torch.maximum(torch.minimum(images, high, out=images), low, out=images)
+        if not bool(images.isfinite().all()):  # bytes would make black images of them
+            raise ValueError("synthesis: the images are not finite; lower lr, or the weights of the objective")
         return images.detach()
 
 

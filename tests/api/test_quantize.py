@@ -193,3 +193,15 @@ def test_a_search_that_cannot_be_is_refused_in_one_line(
     with pytest.raises(ValueError, match=message) as refused:
         qtrain.quantize(model, images(), **choices)
     assert "\n" not in str(refused.value)
+
+
+def test_the_callers_random_numbers_go_on_as_before() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    qtrain.quantize(Net(), torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    Net()
+    assert torch.equal(drawn, torch.rand(3)), "those that the network itself took alone"
+    assert not torch.equal(drawn, expected)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import qtrain
 from qtrain.convert.calibrate import calibrate_weights, observe_weights
 from qtrain.convert.fold import fold_batchnorm_, fold_in_training_
 from qtrain.convert.layers import find_layers
@@ -258,3 +259,20 @@ def test_channels_with_other_gammas_are_still_rounded_as_merged() -> None:
         mixed[1].weight.mul_(0.7)
         alone[1].weight.mul_(0.7)
         assert torch.equal(quantized_weight(mixed[0])[live], quantized_weight(alone[0])[live])
+
+
+@pytest.mark.parametrize("target", [None, "onnxruntime"])
+def test_a_norm_over_tokens_behind_a_linear_layer_is_left(target: str | None, caplog: pytest.LogCaptureFixture) -> None:
+    """Of (N, 4, 8) it normalizes the second axis, and the layer's outputs are the last one."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(4), nn.Flatten(), nn.Linear(64, 3)).eval()
+    images = torch.randn(6, 4, 8)
+    with torch.no_grad():
+        expected = model(images)
+    if target is None:
+        assert fold_batchnorm_(model, images) == {}
+        assert "1: it normalizes another axis than that of the layer's outputs" in caplog.text
+        torch.testing.assert_close(model(images), expected)
+    else:
+        student = qtrain.quantize(model, images, target=target)
+        assert isinstance(student.get_submodule("1"), nn.BatchNorm1d)

@@ -18,6 +18,9 @@ from qtrain.convert.swap import swap_layers
 from qtrain.models.factory import create_model
 from qtrain.observers.min_max import MinMax
 from qtrain.ptq.bias_correction import BiasCorrection, FromBatches, FromStatistics
+from qtrain.ptq.rounding.adaround import AdaRound
+from qtrain.ptq.rounding.base import Rounding
+from qtrain.ptq.rounding.squant import SQuant
 from qtrain.quantizers.uniform.affine import Affine
 from qtrain.spec import FULL_PRECISION, LayerBits
 
@@ -191,3 +194,44 @@ def test_correction_without_images_or_statistics_is_a_one_line_error() -> None:
         FromBatches()(model, [], {})
     with pytest.raises(ValueError, match="has no batch norm that has seen training data"):
         FromStatistics()(model, [], {})
+
+
+@pytest.mark.parametrize("rounding", [SQuant(), AdaRound(iterations=50, batch_size=16)], ids=["squant", "adaround"])
+@pytest.mark.parametrize(
+    ("correction", "left"), [(FromStatistics(), 0.8), (FromBatches(), 0.01)], ids=["statistics", "batches"]
+)
+def test_what_rounding_into_the_weights_shifts_is_corrected_too(
+    rounding: Rounding, correction: BiasCorrection, left: float
+) -> None:
+    """The weights lie on the grid then, so that they do not tell by themselves what was rounded."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+    )  # fmt: skip
+    for norm in (model[1], model[4]):
+        nn.init.uniform_(norm.weight, 0.5, 2.0)  # type: ignore[arg-type]
+        nn.init.uniform_(norm.bias, -0.5, 2.0)  # type: ignore[arg-type]
+    for _ in range(30):
+        model(torch.randn(32, 3, 12, 12))
+    images = torch.randn(32, 3, 12, 12)
+    statistics = fold_batchnorm_(model.eval(), images)
+    wanted = outputs(copy.deepcopy(model), images, "3")
+    model = student(model, images)
+    exact = copy.deepcopy(model)
+    rounding(model, [images], seed=0)
+    before = (outputs(model, images, "3") - wanted).abs().mean()
+    alone = copy.deepcopy(model)
+    correction(alone, [images], statistics)
+    correction(model, [images], statistics, exact=exact)
+    after = (outputs(model, images, "3") - wanted).abs().mean()
+    assert after < left * before
+    assert after < (outputs(alone, images, "3") - wanted).abs().mean()
+
+
+def test_images_of_several_sizes_are_refused() -> None:
+    model, images, statistics = planted()
+    model = student(model, images)
+    with pytest.raises(ValueError, match="images of one size are needed"):
+        FromBatches()(model, [images, images[..., :4]], statistics)

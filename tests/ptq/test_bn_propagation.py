@@ -271,3 +271,24 @@ def test_layer_inside_an_untraceable_module_is_named() -> None:
     plans = converted(model.eval(), torch.zeros(1, 3, 4, 4))
     with pytest.raises(ValueError, match=r"layer '2\.inner' is inside a module that cannot be traced"):
         calibrate_from_statistics(model, plans, {}, low=-torch.ones(3), high=torch.ones(3))
+
+
+def test_a_norm_of_vectors_that_is_not_folded_keeps_their_shape() -> None:
+    """(rows, C) and not a map of one pixel, which a sum would spread over rows times rows."""
+    torch.manual_seed(0)
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.norm, self.head = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x.flatten(1) + self.norm(self.fc(x.flatten(1))))  # type: ignore[no-any-return]
+
+    model = Residual()
+    for _ in range(20):
+        model(torch.randn(64, 4) + 1)
+    found = find_layers(model.eval(), torch.randn(2, 4))
+    swap_layers(model, found, plan_layers(found, dict.fromkeys(found.weighted, LayerBits(8, 8)), RECIPE))
+    inputs = follow(model, {})
+    assert inputs["head"].shape == inputs["fc"].shape == (BOUNDS + ROWS, 4)

@@ -237,8 +237,11 @@ def test_operations_that_keep_no_factor_are_logged(
         lambda m, x: m.b(1.0 / (1.0 + F.relu(m.a(x)))),
         lambda m, x: m.b(F.relu(m.a(x)).mean(1, keepdim=True).expand(-1, 6, -1, -1)),
         lambda m, x: m.b(F.relu(m.a(m.a0(F.relu(m.a0(x)))))),
+        lambda m, x: m.b(F.max_pool2d(F.relu(m.a(x)), 2, return_indices=True)[0]),
+        lambda m, x: m.b((y := F.relu(m.a(x)))[:, : y.shape[1]]),
+        lambda m, x: m.b(F.pad(F.relu(m.a(x)), (0, 0, 0, 0, 0, 9 - x.shape[1] - 6))),
     ],
-    ids=["constant", "product", "square", "ones around", "reciprocal", "over channels", "called twice"],
+    ids="constant,product,square,ones around,reciprocal,over channels,called twice,pair,slice,padding".split(","),
 )
 def test_channels_whose_scaling_would_change_the_function_are_left(forward: Callable[[Any, Tensor], Tensor]) -> None:
     torch.manual_seed(0)

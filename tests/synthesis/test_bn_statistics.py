@@ -150,3 +150,13 @@ def test_models_with_unusable_statistics_are_refused_before_any_step(trained_net
 def test_options_out_of_range(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BNStatistics(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{"lr": float("inf")}, {"statistics": float("inf")}])
+def test_images_that_are_not_finite_are_refused(
+    options: dict[str, float], trained_net: Net, digits_info: DataInfo
+) -> None:
+    """Their bytes would be black images that no figure tells from others."""
+    method = BNStatistics(batch_size=8, steps=3, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="synthesis: the images are not finite; lower lr"):
+        make(method, trained_net(), digits_info)

@@ -50,3 +50,21 @@ def test_checkpoint_folder_of_another_generator_is_refused(tmp_path: Path) -> No
 def test_missing_checkpoint_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"30\.pt is missing"):
         GeneratorCheckpoint(folder=tmp_path, identity={}).kept(30)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK garbage", None], ids=["empty", "garbage", "another file"])
+def test_a_damaged_file_is_one_line(tmp_path: Path, content: bytes | None) -> None:
+    module, optimizer = trained(0)
+    learned = GeneratorCheckpoint(folder=tmp_path, identity={"lr": 0.1})
+    learned.save(7, module, optimizer)
+    learned.keep(5, module)
+    for name in ("learning.pt", "5.pt"):
+        if content is None:
+            torch.save({"something": torch.ones(1)}, tmp_path / name)
+        else:
+            (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r"generator: .*learning\.pt is damaged, delete .* to learn anew"):
+        learned.restore(module, optimizer)
+    if content is not None:
+        with pytest.raises(ValueError, match=r"generator: .*5\.pt is damaged, delete .* to learn anew"):
+            learned.kept(5)

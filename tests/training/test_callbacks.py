@@ -432,3 +432,31 @@ def test_wrong_intervals() -> None:
         MetricLog(loggers=[], every_n_steps=0)
     with pytest.raises(ValueError, match="StopOnNonFinite: every_n_steps"):
         StopOnNonFinite(every_n_steps=0)
+
+
+def test_a_norm_that_no_batch_reaches_keeps_its_statistics() -> None:
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.aside = nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.aside(x) if self.training else x)  # type: ignore[no-any-return]
+
+    model = Auxiliary()
+    model(torch.randn(4, 2, 3, 3) * 5 + 1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    images = torch.randn(8, 2, 3, 3) + 3
+    assert reestimate_batchnorm(model, [images]) == 1
+    after = model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("aside"))
+    torch.testing.assert_close(after["norm.running_mean"], images.mean((0, 2, 3)))
+
+
+def test_statistics_stay_where_a_forward_fails() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(18, 2))
+    model[0](torch.randn(4, 2, 3, 3) * 5 + 1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        reestimate_batchnorm(model, [torch.randn(8, 2, 3, 3), torch.randn(8, 2, 5, 5)])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

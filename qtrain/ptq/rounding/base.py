@@ -80,7 +80,7 @@ def candidates(layer: QuantWeighted) -> Candidates:
     if isinstance(layer, QuantEmbedding):
         raise CannotRound("it is looked up and not multiplied, and nearest is the best for a value by itself")
     if getattr(layer, "weight_transform", None) is not None:
-        raise CannotRound("its weight is standardized before it is multiplied, and has no place of its own")
+        raise CannotRound("its weight is standardized, or merged with batch norm, before it is multiplied")
     core = innermost(quantizer)
     if not isinstance(core, EvenSteps):
         raise CannotRound(f"{type(core).__name__} has no even steps; lsq, lsq_plus and affine have")
@@ -101,7 +101,8 @@ def candidates(layer: QuantWeighted) -> Candidates:
 def write_(chosen: Candidates, values: Tensor) -> None:
     """Put ``values``, each ``down`` or ``up`` of ``chosen``, into the layer's weight."""
     assert bool(((values == chosen.down) | (values == chosen.up)).all())
-    assert replace_weight_(chosen.layer, lambda _: values)
+    written = replace_weight_(chosen.layer, lambda _: values)
+    assert written
 
 
 def all_candidates(student: nn.Module) -> dict[str, Candidates]:

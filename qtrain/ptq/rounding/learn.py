@@ -160,7 +160,7 @@ def squared_gradients(model: nn.Module, name: str, images: Sequence[Tensor], *, 
 
     The loss is the cross-entropy with classes drawn from the model's own probabilities, so that no labels are needed
     and the mean of the squares is the diagonal of Fisher's information (arXiv 2102.05426, eq. 10). Draws are a function
-    of ``seed`` and the image's place.
+    of ``seed`` and the image's place. Raises ``ValueError`` for outputs of ``model`` that are not (N, classes).
     """
     outputs: list[Tensor] = []
     squares = []
@@ -172,12 +172,15 @@ def squared_gradients(model: nn.Module, name: str, images: Sequence[Tensor], *, 
     with model.get_submodule(name).register_forward_hook(begin_here), evaluating(model):
         for number, batch in enumerate(images):
             logits = model(batch)
+            if not isinstance(logits, Tensor) or logits.ndim != 2:
+                raise ValueError("fisher: needs outputs (N, classes) of the model; take fisher=false")
             places = torch.arange(len(batch), device=batch.device)
             draws = uniform(seed=seed, epoch=number, index=places, stream=SAMPLE, count=1)
             reached = logits.detach().softmax(dim=1).cumsum(dim=1) < draws
             classes = reached.sum(dim=1).clamp(max=logits.shape[1] - 1)
             loss = F.cross_entropy(logits, classes, reduction="sum")
-            squares.append(torch.autograd.grad(loss, outputs)[0].square())
+            (gradient,) = torch.autograd.grad(loss, outputs, materialize_grads=True)  # 0 where they do not reach it
+            squares.append(gradient.square())
     square = torch.cat(squares)
     return square / square.mean().clamp(min=torch.finfo(square.dtype).tiny)
 
@@ -204,8 +207,8 @@ class Reconstruction:
 
     @torch.no_grad()
     def outputs(self) -> Tensor:
-        """The part's current outputs for all inputs."""
-        return torch.cat([self.output(x) for x in self.quantized.inputs.split(EVALUATED)])
+        """The part's current outputs for all inputs, which stay as they are although the part may work in place."""
+        return torch.cat([self.output(x.clone()) for x in self.quantized.inputs.split(EVALUATED)])
 
     def distance(self, output: Tensor, target: Tensor, samples: Tensor | None = None) -> Tensor:
         """Weighted mean squared difference of ``output`` and ``target``, of all samples or of ``samples``."""
@@ -234,8 +237,10 @@ def _learn_(
         return nearest, nearest
     before = {key: tensor.clone() for key, tensor in task.part.state_dict().items()}
     softs = [SoftWeight(chosen) for chosen in choices]
+    # Before quantizers are replaced, by which those of other parts are known.
+    learned_inputs = input_parameters(task.part, besides=task.elsewhere) if settings.input_rate > 0 else []
     with standing_in(choices, softs), dropping(task.part, settings.drop) as dropped:
-        _descend(task, softs, dropped, settings, noise, seed)
+        _descend(task, softs, learned_inputs, dropped, settings, noise, seed)
     for chosen, soft in zip(choices, softs, strict=True):
         write_(chosen, soft.settled())
     learned = task.error()
@@ -248,13 +253,13 @@ def _learn_(
 def _descend(
     task: Reconstruction,
     softs: Sequence[SoftWeight],
+    learned: Sequence[nn.Parameter],
     dropped: Sequence[Dropped],
     settings: LearnedRounding,
     noise: float,
     seed: int,
 ) -> None:
     variables: list[nn.Parameter] = [soft.variable for soft in softs]
-    learned = input_parameters(task.part, besides=task.elsewhere) if settings.input_rate > 0 else []
     sizes = [float(p.detach().square().mean().sqrt()) for p in learned]
     groups: list[dict[str, Any]] = [{"params": variables, "lr": settings.rate}, *({"params": [p]} for p in learned)]
     optimizer = torch.optim.Adam(groups)
@@ -275,7 +280,9 @@ def _descend(
         beta = annealed(progress, start=settings.beta_start, end=settings.beta_end, warmup=settings.warmup)
         if beta is not None and settings.strength > 0:
             loss = loss + settings.strength * undecided(torch.cat([soft.share() for soft in softs]), beta).mean()
-        for p, gradient in zip([*variables, *learned], torch.autograd.grad(loss, [*variables, *learned]), strict=True):
+        # A layer that the part does not call has none, and stays as it is.
+        gradients = torch.autograd.grad(loss, [*variables, *learned], allow_unused=True)
+        for p, gradient in zip([*variables, *learned], gradients, strict=True):
             p.grad = gradient
         optimizer.step()
     for p in learned:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from qtrain.convert.layers import quant_layers, switched_off
 from qtrain.nn import Operand, QuantConv, QuantLayer, QuantLinear
-from qtrain.nn.base import input_of, quantized_weight
+from qtrain.nn.base import input_of
 from qtrain.ptq.rounding.base import CannotRound, Rounding
 from qtrain.ptq.rounding.reconstruction_units import in_order, record_part
 from qtrain.quantizers.codebook.product import Product
@@ -96,7 +96,7 @@ def _cluster_(layer: QuantLayer, inputs: Tensor) -> tuple[float, float]:
     x = input_of(layer, inputs)
     with switched_off([layer.weight_quantizer]):
         exact = layer(inputs)
-        weight = quantized_weight(layer)
+        weight = layer.effective_weight()
 
     def error() -> float:
         return float((layer(inputs) - exact).square().mean())

@@ -8,6 +8,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from qtrain.convert.layers import quant_layers
 from qtrain.nn import Operand, QuantLayer
@@ -135,7 +136,7 @@ def in_order(model: nn.Module, names: Sequence[str], image: Tensor) -> tuple[lis
         if name in order:
             reasons[name] = "a forward calls it more than once"
         order[name] = None
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         alone = len(tensors) == 1 and args and tensors[0] is args[0] and isinstance(output, Tensor)
         if not alone or len(tensors[0]) != len(image) or len(output) != len(image):
             reasons[name] = "its input and its output are not one tensor each, with a row for each image"

@@ -20,8 +20,9 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> int:
     """Set each running mean and variance to the mean of the statistics of ``batches``, each (N, C, H, W).
 
     Only batch norm layers are in training mode meanwhile: they normalize by the batch, as in training, while dropout is
-    off and quantizers do not learn. Modes and momenta are restored. Returns the number of batches. Without batches, or
-    without a batch norm that keeps statistics, it returns 0 and changes nothing.
+    off and quantizers do not learn. Modes and momenta are restored. A layer that no batch reached keeps its statistics,
+    and all do where a forward fails. Returns the number of batches. Without batches, or without a batch norm that keeps
+    statistics, it returns 0 and changes nothing.
     """
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     iterator = iter(batches)
@@ -30,6 +31,12 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> int:
         return 0
     momenta = {layer: layer.momentum for layer in layers}
     counts = {layer: layer.num_batches_tracked.clone() for layer in layers if layer.num_batches_tracked is not None}
+    before = {
+        layer: [(kept, kept.clone()) for kept in (layer.running_mean, layer.running_var) if kept is not None]
+        for layer in layers
+    }
+    reached: set[_BatchNorm] = set()
+    hooks = [layer.register_forward_hook(lambda layer, *_: reached.add(layer)) for layer in layers]
     seen = 0
     try:
         # Eagerly, since a graph compiled for training contains the old momentum.
@@ -41,9 +48,17 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> int:
             for image in _chain(first, iterator):
                 model(image)
                 seen += 1
+    except BaseException:
+        reached.clear()
+        raise
     finally:
+        for hook in hooks:
+            hook.remove()
         for layer in layers:
             layer.momentum = momenta[layer]
+            if layer not in reached:
+                for kept, value in before[layer]:
+                    kept.copy_(value)
         for layer, count in counts.items():
             layer.num_batches_tracked.copy_(count)  # type: ignore[union-attr]
     return seen

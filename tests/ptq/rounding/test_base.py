@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -148,3 +150,14 @@ def test_all_candidates_logs_other_layers_and_refuses_an_uncalibrated_model(capl
     layer.weight_quantizer.initialized.fill_(False)
     with pytest.raises(ValueError, match="layer '0' is not calibrated"):
         all_candidates(model)
+
+
+def test_rounding_writes_weights_also_where_python_leaves_out_assertions() -> None:
+    program = (
+        "import torch; from torch import nn; import qtrain; model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5)); "
+        "images = torch.randn(8, 3, 2, 2); "
+        "student = qtrain.quantize(model, images, weight_bits=3, input_bits=8, ends=None, rounding='squant'); "
+        "print(float((student[1].weight - model[1].weight).abs().max()))"
+    )
+    done = subprocess.run([sys.executable, "-O", "-c", program], capture_output=True, text=True, check=True)
+    assert float(done.stdout) > 0

@@ -359,3 +359,101 @@ def test_block_reconstruction_takes_blocks_and_refuses_patterns_that_match_none(
     assert WAYS[way](blocks=["layer[12]*"]).parts(model) == ["conv1", "layer1", "layer2", *LAST]
     with pytest.raises(ValueError, match=r"blocks: pattern .layer4\.\*. matches no part with quantized layers"):
         WAYS[way](blocks=["layer4.*"])(model, images, seed=0)
+
+
+class Activated(nn.Module):
+    """A block that begins with an activation, which may work in place on what the block is given."""
+
+    def __init__(self, *, inplace: bool) -> None:
+        super().__init__()
+        self.act, self.conv = nn.SiLU(inplace=inplace), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.act(x))  # type: ignore[no-any-return]
+
+
+def test_a_block_that_works_in_place_learns_what_one_that_does_not_learns() -> None:
+    errors = []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        blocks = nn.Sequential(Activated(inplace=inplace), Activated(inplace=inplace))
+        model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), blocks, nn.Flatten(), nn.Linear(256, 5))
+        images = [torch.randn(8, 3, 8, 8) for _ in range(2)]
+        settings = BRECQ(iterations=20, batch_size=8)
+        made = student(model, images)
+        errors.append(learn_rounding_(made, blocks_of(made), images, settings=settings, seed=0))
+    assert errors[0] == errors[1]
+
+
+class Branches(nn.Module):
+    """Two convolutions that read one tensor, and so may have one quantizer for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((self.left(x) + self.right(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("way", ["brecq", "qdrop"])
+def test_the_quantizer_of_another_part_stays_as_it_is(way: str) -> None:
+    torch.manual_seed(0)
+    images = [torch.randn(8, 3, 8, 8) for _ in range(2)]
+    model = student(Branches(), images)
+    model.right.input_quantizer = model.left.input_quantizer
+    before = model.left.input_quantizer.scale.clone()
+    learn_rounding_(model, ["left"], images, settings=WAYS[way](iterations=20, batch_size=8, input_rate=0.05), seed=0)
+    assert torch.equal(model.left.input_quantizer.scale, before)
+
+
+class Half(nn.Module):
+    """A block with a convolution that whoever holds the block calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.others = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.own(x)  # type: ignore[no-any-return]
+
+
+class Holder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.blocks, self.head = nn.Conv2d(3, 4, 3), nn.ModuleList([Half(), Half()]), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block.others(block(x))
+        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("way", ["brecq", "qdrop"])
+def test_a_layer_that_its_block_does_not_call_keeps_nearest_rounding(way: str) -> None:
+    torch.manual_seed(0)
+    images = [torch.randn(8, 3, 8, 8)]
+    model = student(Holder(), images)
+    nearest = all_candidates(model)["blocks.0.others"].nearest
+    settings = WAYS[way](iterations=20, batch_size=8)
+    results = learn_rounding_(model, blocks_of(model), images, settings=settings, seed=0)
+    assert any(result.kept for result in results if result.name.startswith("blocks"))
+    torch.testing.assert_close(model.get_submodule("blocks.0.others").weight, nearest)
+
+
+def test_fishers_weights_need_logits_and_are_zero_where_nothing_reaches_them() -> None:
+    class Aside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.aside, self.head = nn.Linear(4, 3), nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.last = self.aside(x.detach()).detach()
+            return self.head(x)  # type: ignore[no-any-return]
+
+    square = squared_gradients(Aside(), "aside", [torch.randn(6, 4)], seed=0)
+    assert torch.equal(square, torch.zeros(6, 3))
+    with pytest.raises(ValueError, match=r"fisher: needs outputs \(N, classes\) of the model; take fisher=false"):
+        squared_gradients(nn.Sequential(nn.Conv2d(3, 5, 1)), "0", [torch.randn(2, 3, 8, 8)], seed=0)

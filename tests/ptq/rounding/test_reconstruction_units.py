@@ -125,3 +125,28 @@ def test_parts_that_cannot_be_replayed_are_left_out_with_the_reason() -> None:
         "rows": tensors,
         "never": "a forward never calls it",
     }
+
+
+class WithSkips(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor, skips: list[Tensor]) -> Tensor:
+        return self.conv(x) + skips[0]  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = WithSkips()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x, [x.relu()])  # type: ignore[no-any-return]
+
+
+def test_a_part_that_is_given_a_list_of_tensors_is_left_out() -> None:
+    """Their rows belong to the images, which are put into another order."""
+    images = torch.randn(2, 3, 8, 8)
+    order, reasons = in_order(converted(Decoder(), images), ["block"], images)
+    assert order == [] and "not one tensor each" in reasons["block"]
