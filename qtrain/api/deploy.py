@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -78,8 +79,10 @@ def export(
         with atomic_write(path) as temporary:
             temporary.write_bytes(made)
     else:
-        save(student, path / STUDENT, builder=builder, options=options, size=size, mean=mean, std=std, classes=classes)
-        write_files(_shipped(student, path), opset=opset, batch=batch, weights=weights)
+        with tempfile.TemporaryDirectory(dir=path) as aside:  # until it is known that all can be written
+            file = Path(aside, STUDENT)
+            save(student, file, builder=builder, options=options, size=size, mean=mean, std=std, classes=classes)
+            write_files(_shipped(student, path, file), opset=opset, batch=batch, weights=weights)
     return verify(student, path, images, compared=compared, runtimes=runtimes)
 
 
@@ -116,16 +119,20 @@ def verify(
     return verdict
 
 
-def _shipped(student: nn.Module, folder: Path) -> Shipped:
-    """``student`` and the ``folder`` of its export. Raises ``ValueError`` unless its images are square."""
-    found, _ = header.read(folder / STUDENT)
+def _shipped(student: nn.Module, folder: Path, file: Path | None = None) -> Shipped:
+    """``student``, the ``folder`` of its export, and its ``file``, that in the folder unless another is given.
+
+    Raises ``ValueError`` unless its images are square.
+    """
+    file = file or folder / STUDENT
+    found, _ = header.read(file)
     channels, *sides = found.images.size
     if channels not in (1, 3) or len(set(sides)) != 1 or len(sides) != 2:
         raise ValueError(
             f"export: a folder is for a student of square images, gray or in color, got {found.images.size}; give a "
             "path that ends with .onnx, for the file alone"
         )
-    return Shipped(found, student, folder / STUDENT, folder)
+    return Shipped(found, student, file, folder)
 
 
 def _with_size(images: Images) -> tuple[Images, tuple[int, ...]]:

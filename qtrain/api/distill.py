@@ -15,6 +15,7 @@ from qtrain.api.arguments import check_network
 from qtrain.api.quantize import record_of
 from qtrain.config.compose import compose
 from qtrain.data.given import GivenLoaders, Pairs
+from qtrain.models.identity import structure_digest, weights_digest
 from qtrain.models.trial import logits_of, placed
 from qtrain.nn.many_bits import in_use
 from qtrain.nn.project import partition_weights_, project_weights_
@@ -24,6 +25,7 @@ from qtrain.pipeline.many_bits import narrow_objective
 from qtrain.pipeline.prepare import settle_for_target_
 from qtrain.pipeline.run_lock import only_run_in
 from qtrain.quantizers.hooks import begin_step_ as begin_quantizers_step_
+from qtrain.settings.run_identity import hash_of
 from qtrain.settings.run_settings import RunSettings
 from qtrain.training.evaluation import evaluate
 from qtrain.training.module import QATModule
@@ -33,6 +35,9 @@ log = logging.getLogger(__name__)
 
 FINE_TUNING = 0.01
 """Learning rate of SGD for weights that are trained already; the command line's default is for longer trainings."""
+
+BEGUN = "qtrain_begun"
+"""The attribute by which a student remembers how it was when a training of it began that has not ended."""
 
 
 def distill(
@@ -61,9 +66,10 @@ def distill(
     their teacher; ``top1`` is that of the width in use.
 
     With a ``folder`` metrics and resume points are kept there: the same call goes on where a former one was killed, and
-    ends with the same student. Returns ``top1`` in percent and ``loss`` on ``val_loader`` after the last epoch, if
-    there is one. Raises ``ValueError`` in one line for a loader that yields something else, a teacher that does not
-    take the loader's images or has other classes, or an option that does not exist.
+    ends with the same student. A folder of another student, teacher or choice of options is refused. Returns ``top1``
+    in percent and ``loss`` on ``val_loader`` after the last epoch, if there is one. Raises ``ValueError`` in one line
+    for a loader that yields something else, a teacher that does not take the loader's images or has other classes, or
+    an option that does not exist.
 
     >>> import torch, qtrain
     >>> from torch.utils.data import DataLoader, TensorDataset
@@ -88,6 +94,7 @@ def distill(
         if folder is not None:
             check_writable(place, "distill: folder")
             stack.enter_context(only_run_in(place))
+        stack.enter_context(torch.random.fork_rng())
         torch.manual_seed(seed)
         student.train()  # Lightning leaves modes as they are
         # A copy: a teacher is put into eval mode, on the device and in the precision of the fit.
@@ -113,17 +120,30 @@ def distill(
             module=module,
             data=data,
             folder=place,
-            identity=f"{settings.identity} {len(train_loader)}",
+            identity=_identity(settings, student, frozen, len(train_loader)),
             epochs=epochs,
             title=type(student).__name__,
             command="the same call of qtrain.distill",
             trial_callbacks=callbacks,
         )
+    vars(student).pop(BEGUN, None)
     student.eval()
     if record_of(student).for_target:
         settle_for_target_(student)
     validation = data.val_dataloader()
     return {} if isinstance(validation, list) else evaluate(student, validation, result.device).metrics
+
+
+def _identity(settings: RunSettings, student: nn.Module, teacher: nn.Module | None, batches: int) -> str:
+    """What a training must have in common with the one that it goes on with: options, networks, length of the epoch.
+
+    The student is known by how it was when a training of it began, which it remembers until that has ended.
+    """
+    begun = vars(student).setdefault(BEGUN, f"{weights_digest(student)} {structure_digest(student)}")
+    learned_from = None if teacher is None else f"{weights_digest(teacher)} {structure_digest(teacher)}"
+    return hash_of(
+        {"settings": settings.identity, "student": begun, "teacher": learned_from, "batches": batches}, ignore=()
+    )
 
 
 @torch.no_grad()

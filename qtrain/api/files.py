@@ -108,6 +108,8 @@ def cost(student: nn.Module, images: Tensor, *, metrics: Sequence[str] = (), opt
     check_network("cost: student", student)
     if not isinstance(images, Tensor):
         raise ValueError(f"cost: images must be a tensor (N, C, H, W), got {type(images).__name__}")
+    if not len(images):
+        raise ValueError("cost: images must be at least one, got none")
     model, example = in_use(student), placed(images[:1], student)
     answer(model, example, where="cost", hint=hint_for(example.shape))
     report = count(model, example)
@@ -131,7 +133,7 @@ def _networks(
         yield Network(path, given), [builder]
         return
     student = in_use(student)
-    architecture = getattr(student, "pretrained_cfg", {}).get("architecture")
+    architecture = (getattr(student, "pretrained_cfg", None) or {}).get("architecture")
     if architecture is not None:
         channels, height, *_ = images.size
         known = {"name": architecture, "num_classes": getattr(student, "num_classes", 0), "in_channels": channels}

@@ -32,8 +32,8 @@ class ManyBits(nn.Module):
 
         Raises ``ValueError`` for a width that there is not.
         """
-        if bits not in self.widths:
-            raise ValueError(f"bits: this student has {', '.join(map(str, self.widths))} bits, not {bits}; take one")
+        if type(bits) is not int or bits not in self.widths:
+            raise ValueError(f"bits: this student has {', '.join(map(str, self.widths))} bits, not {bits!r}; take one")
         return self.get_submodule(label(bits))
 
     @property

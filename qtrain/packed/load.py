@@ -60,7 +60,8 @@ def load_student(path: Path | str, *, bits: int | None = None, builders: Sequenc
     if bits is not None and bits not in header.widths:
         raise ValueError(f"{path}: {lacking(header.widths, bits)}")
     try:
-        student = build_student(header, tensors, builders)
+        given = builders if isinstance(builders, Sequence) and not isinstance(builders, str) else [builders]
+        student = build_student(header, tensors, given)
     except Exception as error:  # whatever a constructor does with the options of a file that nobody vouches for
         raise ValueError(f"{path} cannot be loaded: {one_line(error)}") from error
     if bits is not None and isinstance(student, ManyBits):

@@ -41,11 +41,13 @@ def build_network(network: Network, builders: Sequence[Builder] = (), *, stored_
         if stored_bytes is not None:
             _check_size(options, stored_bytes)
         return built(create_model, options)
-    for builder in [builder for builder in builders if not isinstance(builder, str)]:
-        path = path_of(builder, importable=False)
-        # A class of the program that runs has another path there than in the program that loads the file.
-        if network.builder == path or network.builder.rpartition(".")[2] == path.rpartition(".")[2]:
-            return built(builder, network.options)
+    given = {path_of(builder, importable=False): builder for builder in builders if not isinstance(builder, str)}
+    # A class of the program that runs has another path there than in the program that loads the file.
+    alike = [path for path in given if path.rpartition(".")[2] == network.builder.rpartition(".")[2]]
+    if network.builder in given or len(alike) == 1:
+        return built(given.get(network.builder) or given[alike[0]], network.options)
+    if alike:
+        raise ValueError(f"its network is {network.builder}, and it could be {' or '.join(alike)}; give one of them")
     admitted = admitted_names(builders)
     if network.builder.split(".")[0] == "qtrain" and network.builder not in admitted:
         # Who admits all of qtrain thinks of networks, and not of functions that call what a file names.

@@ -77,7 +77,8 @@ def write_files(what: Shipped, *, opset: int, batch: int | None = None, weights:
     }
     check_writable(what.folder, "export.output")
     if not ((there := what.folder / MODEL).is_file() and there.read_bytes() == files[MODEL]):
-        (what.folder / SPEED).unlink(missing_ok=True)  # the times of another file
+        for name in (SPEED, VERDICT, README):  # of another file
+            (what.folder / name).unlink(missing_ok=True)
     for name, content in files.items():
         with atomic_write(what.folder / name) as temporary:
             temporary.write_bytes(content)

@@ -77,7 +77,7 @@ def fit(
         max_epochs=epochs if steps is None else -1,
         max_steps=-1 if steps is None else steps,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(identity=identity)],
         logger=False,
         limit_val_batches=1.0 if data.info.val_size else 0,
         precision=_precision(settings.fit.precision),

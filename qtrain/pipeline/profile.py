@@ -26,6 +26,7 @@ from qtrain.pipeline.results import append_row, check_results, provenance
 from qtrain.settings.component import Component
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import FULL_PRECISION, DataInfo, LayerBits
+from qtrain.utils.checks import check_writable
 from qtrain.utils.errors import ConfigError, as_config_error
 from qtrain.utils.processor import processor_flags
 
@@ -61,8 +62,9 @@ def profile(settings: RunSettings) -> dict[str, float]:
         raise ConfigError(f"profile.widths: must be 1 to 8 bits, or {FULL_PRECISION}, got {wrong[0]}")
     with as_config_error("profile.runtime"):
         chosen([wanted.runtime])
-    found = _measured(settings)
     path = Path(wanted.output).expanduser() if wanted.output else _place(settings)
+    check_writable(path.parent, "profile.output")
+    found = _measured(settings)
     write_table(path, found.table)
     for line in _said(found):
         print(line)

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -23,6 +24,9 @@ log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step[-=](\d+)\.ckpt")
 """With ``=`` in runs of earlier versions: a path with it cannot be given on the command line without quotes."""
+IDENTITY = "qtrain_identity"
+"""Key of a checkpoint: what the runs have in common of which one may go on from it."""
+
 _REQUIRED = ("state_dict", "loops", "optimizer_states", "lr_schedulers", "global_step")
 
 
@@ -100,9 +104,25 @@ def find_resume_point(folder: str | Path) -> Path | None:
     return None
 
 
+def check_identity(checkpoint: Mapping[str, Any], identity: str, folder: Path) -> None:
+    """Raise ``ValueError`` where ``checkpoint``, of ``folder``, belongs to a run of another ``identity``."""
+    found = checkpoint.get(IDENTITY)
+    if found != identity:
+        raise ValueError(
+            f"ResumePoints: the checkpoint in {folder} belongs to a run with another configuration ({found!r}, this "
+            f"one is {identity!r}); restore it, take another folder, or start over with resume=false"
+        )
+
+
 @final
 class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's access to checkpoint files; pass it as ``Trainer(plugins=[AtomicCheckpointIO()])``."""
+    """Lightning's access to checkpoint files; pass it as ``Trainer(plugins=[AtomicCheckpointIO()])``.
+
+    With an ``identity`` a checkpoint of another one is refused before anything of it is loaded.
+    """
+
+    def __init__(self, *, identity: str | None = None) -> None:
+        self.identity = identity
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         if storage_options is not None:
@@ -114,7 +134,10 @@ class AtomicCheckpointIO(CheckpointIO):
     ) -> dict[str, Any]:
         if weights_only is False:
             raise ValueError(f"AtomicCheckpointIO: {path} is only ever read with weights_only=True")
-        return read_checked(path, map_location="cpu" if map_location is None else map_location)
+        checkpoint = read_checked(path, map_location="cpu" if map_location is None else map_location)
+        if self.identity is not None:
+            check_identity(checkpoint, self.identity, Path(path).parent)
+        return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
         with contextlib.suppress(FileNotFoundError):

@@ -19,14 +19,18 @@ from typing import Any, final
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
-from qtrain.training.checkpoint import list_resume_points, remove_unfinished, resume_point_name
+from qtrain.training.checkpoint import (
+    IDENTITY,
+    check_identity,
+    list_resume_points,
+    remove_unfinished,
+    resume_point_name,
+)
 from qtrain.training.optim import still_accumulating
 from qtrain.utils.checks import check_range
 from qtrain.utils.compat import restore_loader_position_
 
 log = logging.getLogger(__name__)
-
-_IDENTITY = "qtrain_identity"
 
 
 @final
@@ -107,15 +111,10 @@ class ResumePoints(Checkpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint[_IDENTITY] = self.identity
+        checkpoint[IDENTITY] = self.identity
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        found = checkpoint.get(_IDENTITY)
-        if found != self.identity:
-            raise ValueError(
-                f"ResumePoints: the checkpoint in {self.folder} belongs to a run with another configuration "
-                f"({found!r}, this one is {self.identity!r}); restore it, or start over with resume=false"
-            )
+        check_identity(checkpoint, self.identity, self.folder)
         self._saved_step = int(checkpoint["global_step"])

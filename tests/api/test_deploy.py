@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from onnx import numpy_helper
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 
 import qtrain
+from qtrain.data.decode import to_8_bits
 from tests.api.test_quantize import Net, images
 
 OWN = """
@@ -136,3 +141,97 @@ def test_what_is_wrong_is_said_in_one_line(student: nn.Module, tmp_path: Path) -
     with pytest.raises(ValueError, match=r"square images, gray or in color, got \(3, 8, 12\); give a path that ends"):
         qtrain.export(wide, tmp_path / "folder", torch.rand(2, 3, 8, 12), builder=Net)
     assert qtrain.export(wide, tmp_path / "wide.onnx", torch.rand(2, 3, 8, 12)).passed
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(144, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.conv(x)).flatten(1))  # type: ignore[no-any-return]
+
+
+def test_hooks_of_quantized_layers_are_in_the_file(tmp_path: Path) -> None:
+    """No code of a layer tells of one behind the last, so the logits are compared here."""
+    torch.manual_seed(0)
+    network, given = Scaled(), torch.rand(8, 3, 8, 8)
+    network.head.register_forward_hook(lambda module, inputs, output: output * 2 + 1)
+    student = qtrain.quantize(network, given)
+    assert qtrain.export(student, tmp_path / "hooked.onnx", given).passed
+    session = ort.InferenceSession(tmp_path / "hooked.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"images": given.numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), student(given).detach(), rtol=1e-3, atol=2e-2)
+
+
+class MeanOfMaps(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.conv(x))).mean((2, 3))  # type: ignore[no-any-return]
+
+
+def test_a_network_that_ends_in_a_mean_over_the_image_passes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    given = torch.rand(8, 3, 8, 8)
+    student = qtrain.quantize(MeanOfMaps(), given)
+    verdict = qtrain.export(student, tmp_path / "mean.onnx", [(given, torch.arange(8) % 5)])
+    assert verdict.passed, verdict.faults
+    assert [output.name for output in onnx.load(tmp_path / "mean.onnx").graph.output] == ["logits"]
+
+
+def test_a_refused_export_leaves_the_former_one_whole(tmp_path: Path, student: nn.Module) -> None:
+    qtrain.export(student, tmp_path, images(), builder=Net)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    refused = qtrain.quantize(Net(), images(), input="apot", input_bits=4)
+    with pytest.raises(ValueError, match="not evenly spaced"):
+        qtrain.export(refused, tmp_path, images(), builder=Net)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_export_that_breaks_off_in_its_comparison_leaves_no_verdict_of_another(
+    tmp_path: Path, student: nn.Module
+) -> None:
+    qtrain.export(student, tmp_path, images(), builder=Net)
+    other = qtrain.quantize(Net(), images(), weight_bits=2)
+
+    def broken() -> Iterator[torch.Tensor]:
+        yield images()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        qtrain.export(other, tmp_path, broken(), builder=Net)
+    assert not (tmp_path / "verify.json").exists() and not (tmp_path / "README.md").exists()
+
+
+def test_the_program_of_a_folder_decodes_images_as_the_data_sets_do(tmp_path: Path, student: nn.Module) -> None:
+    """Alone, without qtrain: turned photographs, 16 bits, transparency, palettes."""
+    source = ast.parse((Path(qtrain.__file__).parent / "deployment" / "onnx" / "run.py").read_text())
+    (function,) = [node for node in source.body if isinstance(node, ast.FunctionDef) and node.name == "decoded"]
+    names: dict[str, Any] = {"np": np, "Image": Image, "ImageOps": ImageOps}
+    exec(compile(ast.Module([function], []), "run.py", "exec"), names)
+    drawn = np.random.default_rng(0)
+    color = Image.fromarray(drawn.integers(0, 256, (6, 9, 3), dtype=np.uint8))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    files = {
+        "turned.png": (color, {"exif": turned}),
+        "clear.png": (Image.fromarray(drawn.integers(0, 256, (6, 9, 4), dtype=np.uint8), "RGBA"), {}),
+        "gray16.png": (Image.fromarray(drawn.integers(0, 2**16, (6, 9), dtype=np.uint16)), {}),
+        "palette.gif": (color.quantize(16), {"transparency": 3}),
+        "cmyk.jpg": (color.convert("CMYK"), {}),
+        "bilevel.png": (color.convert("1"), {}),
+    }
+    for name, (image, options) in files.items():
+        image.save(tmp_path / name, **options)
+        with Image.open(tmp_path / name) as one, Image.open(tmp_path / name) as other:
+            assert np.array_equal(np.asarray(names["decoded"](one)), np.asarray(to_8_bits(other))), name
+
+
+def test_the_program_runs_a_file_for_several_images_at_a_time(tmp_path: Path, student: nn.Module) -> None:
+    qtrain.export(student, tmp_path, images()[:8], builder=Net, batch=8)
+    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(tmp_path / "black.png")
+    program = [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "black.png")]
+    assert len(subprocess.run(program, capture_output=True, text=True, check=True).stdout.split("\t")) > 2

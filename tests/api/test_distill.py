@@ -181,3 +181,47 @@ def test_an_unknown_option_is_refused_before_training() -> None:
     with pytest.raises(ValueError, match="optimiser"):
         qtrain.distill(learner, loader(), epochs=1, options=["optimiser.lr=0.1"])
     assert all(torch.equal(tensor, before[name]) for name, tensor in learner.state_dict().items())
+
+
+def test_a_folder_of_another_training_is_refused(tmp_path: Path) -> None:
+    """Its resume points would make the other student of this one."""
+    torch.manual_seed(3)
+    teacher, other_teacher = Net(), Net()
+
+    def train(learner: nn.Module, taught: nn.Module | None) -> None:
+        qtrain.distill(learner, loader(), teacher=taught, epochs=1, folder=tmp_path / "run")
+
+    first = student()
+    train(first, teacher)
+    torch.manual_seed(1)
+    images = torch.rand(8, 3, 8, 8)
+    fewer_bits, other_weights = qtrain.quantize(Net(), images, weight_bits=2), qtrain.quantize(Net(), images)
+    for learner, taught in ((fewer_bits, teacher), (other_weights, teacher), (student(), other_teacher)):
+        before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+        with pytest.raises(ValueError, match=r"belongs to a run with another configuration.*take another folder"):
+            train(learner, taught)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in learner.state_dict().items())
+    again = student()
+    train(again, teacher)
+    assert all(torch.equal(tensor, first.state_dict()[name]) for name, tensor in again.state_dict().items())
+
+
+def test_a_student_whose_training_was_interrupted_goes_on_with_it(tmp_path: Path) -> None:
+    """The same object, half trained, as in a notebook; and once it has ended, it may learn more elsewhere."""
+    learner, options = student(), ["fit.checkpoint_every_steps=1"]
+    with pytest.raises(KeyError, match="killed"):
+        qtrain.distill(learner, loader(), epochs=1, folder=tmp_path / "a", options=options, callbacks=[Dies(3)])
+    qtrain.distill(learner, loader(), epochs=1, folder=tmp_path / "a", options=options)
+    whole = student()
+    qtrain.distill(whole, loader(), epochs=1, folder=tmp_path / "b", options=options)
+    assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in learner.state_dict().items())
+    assert "qtrain_begun" not in vars(learner)
+
+
+def test_the_callers_random_numbers_go_on_as_before_a_training() -> None:
+    learner, images = student(), loader()
+    torch.manual_seed(11)
+    expected = torch.rand(2)
+    torch.manual_seed(11)
+    qtrain.distill(learner, images, epochs=1)
+    assert torch.equal(torch.rand(2), expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +158,30 @@ def test_a_target_needs_logits() -> None:
 
     with pytest.raises(ValueError, match=r"operations: Two gives a dict; .* only where a network gives one tensor"):
         qtrain.quantize(Two(), images(), target="onnxruntime")
+
+
+def test_of_two_networks_of_one_name_the_one_with_the_path_is_built(tmp_path: Path) -> None:
+    made = {}
+    for package, function in (("one", "relu"), ("other", "gelu")):
+        text = (
+            "import torch.nn.functional as F\nfrom torch import nn\n\n\nclass Net(nn.Module):\n"
+            "    def __init__(self):\n        super().__init__()\n        self.fc = nn.Linear(12, 3)\n\n"
+            f"    def forward(self, x):\n        return F.{function}(self.fc(x.flatten(1)))\n"
+        )
+        (tmp_path / f"shop_{package}.py").write_text(text)
+        spec = importlib.util.spec_from_file_location(f"shop_{package}", tmp_path / f"shop_{package}.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        made[package] = module.Net
+    given = torch.rand(4, 3, 2, 2)
+    student = qtrain.quantize(made["other"](), given)
+    qtrain.save(student, tmp_path / "student.safetensors", builder=made["other"])
+    for builders in ([made["one"], made["other"]], [made["other"], made["one"]], made["other"]):
+        loaded = qtrain.load(tmp_path / "student.safetensors", builders=builders)
+        assert torch.equal(loaded(given), student(given))
+
+
+def test_no_image_has_no_cost() -> None:
+    with pytest.raises(ValueError, match="cost: images must be at least one, got none"):
+        qtrain.cost(Net(), torch.rand(0, 3, 8, 8))

@@ -95,3 +95,9 @@ def test_the_width_in_use_is_exported(student: ManyBits, tmp_path: Path) -> None
     assert qtrain.verify(student, tmp_path / "two.onnx", images()).passed
     qtrain.set_bits(student, 8)
     assert not qtrain.verify(student, tmp_path / "two.onnx", images()).passed
+
+
+@pytest.mark.parametrize("bits", [4.0, "4", True])
+def test_bits_are_whole_numbers(bits: object) -> None:
+    with pytest.raises(ValueError, match=r"this student has 8, 4, 2 bits, not "):
+        qtrain.set_bits(many_bits(), bits)  # type: ignore[arg-type]

@@ -105,8 +105,11 @@ def _replace(graph: ir.Graph, node: ir.Node, made: list[ir.Node]) -> None:
         new.outputs[0].type = node.outputs[0].type
     made[-1].outputs[0].shape = node.outputs[0].shape
     graph.insert_before(node, made)
-    ir.convenience.replace_all_uses_with(node.outputs[0], made[-1].outputs[0], replace_graph_outputs=True)
+    old, last = node.outputs[0], made[-1].outputs[0]
+    ir.convenience.replace_all_uses_with(old, last, replace_graph_outputs=True)
     graph.remove(node, safe=True)
+    if last.is_graph_output():  # known by its name outside of the graph
+        last.name = old.name
 
 
 def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:

@@ -28,6 +28,7 @@ from qtrain.nn.conv_transpose import outputs_first
 from qtrain.nn.folded import FoldedWeight
 from qtrain.nn.operations import HARD_GATES, Applied, Operation
 from qtrain.quantizers.base import Quantizer
+from qtrain.utils.compat import has_hooks, share_hooks_
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def lower(student: nn.Module) -> Lowering:
         if isinstance(layer, QuantLayer):
             norm = norms.get(name)
             form = None if norm is None else norm[1]
-            replace_module(model, layer, _lowered(name, layer, form, lowering))
+            replace_module(model, layer, _with_hooks_of(layer, _lowered(name, layer, form, lowering)))
             if norm is not None:
                 old = model.get_submodule(norm[0])
                 replace_module(model, old, rest_in_place(old, norm[1]))
@@ -70,10 +71,17 @@ def lower(student: nn.Module) -> Lowering:
         if codes is not None and (steps := gate_steps(codes)) is not None:
             swish = module.function_name == "hardswish"
             gate = CodedGate(module.input, codes, steps=steps, swish=swish)
-            replace_module(model, module, gate)
+            replace_module(model, module, _with_hooks_of(module, gate))
             if not swish:
                 lowering.gates[name] = gate.clipped
     return lowering
+
+
+def _with_hooks_of(module: nn.Module, made: nn.Module) -> nn.Module:
+    """``made``, which takes the place of ``module``, with the hooks that somebody has given that."""
+    if has_hooks(module):
+        share_hooks_(module, made)
+    return made
 
 
 def rest_in_place(norm: nn.Module, form: NormForm) -> nn.Module:
