@@ -123,7 +123,8 @@ def as_batch(given: object, first: int, num_classes: int, *, training: bool) -> 
                 f"the loader gives labels from {int(known.min())} to {int(known.max())}, and the student has "
                 f"{num_classes} classes, 0 to {num_classes - 1}"
             )
-    return Batch(image, target, torch.arange(first, first + len(target)))
+    # Losses know class numbers of 64 bits alone.
+    return Batch(image, target.long() if numbers else target, torch.arange(first, first + len(target)))
 
 
 class GivenLoaders(FitData):
@@ -142,7 +143,9 @@ class GivenLoaders(FitData):
         with seeded(seed):
             image = as_batch(next(iter(train)), 0, num_classes, training=True).image
             if validation is not None:
-                as_batch(next(iter(validation)), 0, num_classes, training=False)
+                if (one := next(iter(validation), None)) is None:
+                    raise ValueError("the loader for validation has no batches; leave it out, or give one that has")
+                as_batch(one, 0, num_classes, training=False)
         self.example = image[:1]
         channels, size = (image.shape[1], image.shape[-1]) if image.ndim == 4 else (1, image.shape[-1])
         self._info = DataInfo(

@@ -225,3 +225,21 @@ def test_the_callers_random_numbers_go_on_as_before_a_training() -> None:
     torch.manual_seed(11)
     qtrain.distill(learner, images, epochs=1)
     assert torch.equal(torch.rand(2), expected)
+
+
+def test_labels_of_few_bits_number_classes_too() -> None:
+    images, labels = torch.rand(16, 3, 8, 8), torch.randint(3, (16,))
+    results = []
+    for dtype in (torch.int64, torch.int32, torch.uint8):
+        learner = student()
+        same = DataLoader(TensorDataset(images, labels.to(dtype)), batch_size=8)
+        results.append(qtrain.distill(learner, same, val_loader=same, epochs=1))
+    assert results[0] == results[1] == results[2]
+
+
+def test_a_validation_without_batches_is_refused_before_training() -> None:
+    learner, empty = student(), DataLoader(TensorDataset(torch.rand(0, 3, 8, 8), torch.zeros(0, dtype=torch.int64)))
+    before = learner.state_dict()["middle.weight"].clone()
+    with pytest.raises(ValueError, match="the loader for validation has no batches"):
+        qtrain.distill(learner, loader(), val_loader=empty, epochs=1)
+    assert torch.equal(learner.state_dict()["middle.weight"], before)
