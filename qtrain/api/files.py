@@ -18,6 +18,7 @@ from qtrain.costs.tables import further_cost
 from qtrain.models.trial import answer, logits_of, placed
 from qtrain.nn.many_bits import in_use
 from qtrain.packed.header import FileSize, Images, Network
+from qtrain.packed.load import IMAGES
 from qtrain.packed.networks import TIMM, Builder
 from qtrain.packed.save import save_student
 from qtrain.utils.checks import check_writable
@@ -46,7 +47,8 @@ def save(
     The file says how the network is built: by ``builder``, a class or function or its dotted path, called with
     ``options``, plain values. It may be left out for networks of timm, and for a class that needs no arguments.
     ``size`` (C, H, W) is that of the images; a student of :func:`quantize` knows it. ``mean``, ``std`` and the names of
-    the ``classes`` are for those who use the file; ``metrics`` are accuracies to remember.
+    the ``classes`` are for those who use the file; a student of :func:`load` knows those of its file. ``metrics`` are
+    accuracies to remember.
 
     Before the file takes its place it is loaded once and must give the student's logits bit for bit. Raises
     ``ValueError`` in one line where it does not, and where nothing says how the network is built.
@@ -59,12 +61,18 @@ def save(
     True
     """
     check_network("save: student", student)
-    record = vars(in_use(student)).get(RECORD)
-    if size is None and isinstance(record, Record):
-        size = record.size
-    if size is None:
+    known = vars(in_use(student))
+    loaded, record = known.get(IMAGES, Images(())), known.get(RECORD)
+    size = size or (record.size if isinstance(record, Record) else loaded.size)
+    if not size:
         raise ValueError("save: the size of the images is not known; give size=(channels, height, width)")
-    images = Images(tuple(size), tuple(mean), tuple(std), tuple(classes))
+    images = replace(
+        loaded,
+        size=tuple(size),
+        mean=tuple(mean) or loaded.mean,
+        std=tuple(std) or loaded.std,
+        classes=tuple(classes) or loaded.classes,
+    )
     _check_classes(student, images)
     check_writable(Path(path).parent, "save: path")
     reasons: list[str] = []

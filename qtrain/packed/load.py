@@ -36,14 +36,18 @@ from qtrain.utils.sharing import place_of
 QUANTIZERS = (*VALUES, "qtrain.quantizers")
 """Where the classes of a file's quantizers are defined."""
 
+IMAGES = "qtrain_images"
+"""The attribute in which a student that was loaded has what its file says of images."""
+
 
 def load_student(path: Path | str, *, bits: int | None = None, builders: Sequence[Builder] = ()) -> nn.Module:
     """The student of the file at ``path``: a network in eval mode on the CPU, whose weights do not train.
 
-    Its logits equal those of the student that was saved, bit for bit on the same machine. Code outside of qtrain and
-    timm, of a network or quantizer of one's own, is imported only where ``builders`` names it: a class or function, its
-    dotted name, or its package. Raises ``FileNotFoundError`` where there is no file, and ``ValueError`` with one line
-    where the file is truncated, foreign, changed or newer, or names code that was not admitted.
+    Its logits equal those of the student that was saved, bit for bit on the same machine. It knows the size and the
+    normalization of its images and the names of its classes, for whoever saves or exports it again. Code outside of
+    qtrain and timm, of a network or quantizer of one's own, is imported only where ``builders`` names it: a class or
+    function, its dotted name, or its package. Raises ``FileNotFoundError`` where there is no file, and ``ValueError``
+    with one line where the file is truncated, foreign, changed or newer, or names code that was not admitted.
 
     A file of many bits gives a :class:`~qtrain.nn.many_bits.ManyBits` that computes with ``bits`` bits, or else with
     the most that it has; :func:`qtrain.set_bits` changes them without loading again. Raises ``ValueError`` for
@@ -64,6 +68,8 @@ def load_student(path: Path | str, *, bits: int | None = None, builders: Sequenc
         student = build_student(header, tensors, given)
     except Exception as error:  # whatever a constructor does with the options of a file that nobody vouches for
         raise ValueError(f"{path} cannot be loaded: {one_line(error)}") from error
+    for one in student.students.values() if isinstance(student, ManyBits) else [student]:
+        setattr(one, IMAGES, header.images)
     if bits is not None and isinstance(student, ManyBits):
         student.use_(bits)
     return student

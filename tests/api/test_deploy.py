@@ -235,3 +235,23 @@ def test_the_program_runs_a_file_for_several_images_at_a_time(tmp_path: Path, st
     Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(tmp_path / "black.png")
     program = [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "black.png")]
     assert len(subprocess.run(program, capture_output=True, text=True, check=True).stdout.split("\t")) > 2
+
+
+def test_a_student_that_was_loaded_is_exported_with_what_its_file_says_of_images(
+    tmp_path: Path, student: nn.Module
+) -> None:
+    names, mean, std = ["ant", "bee", "cat", "dog"], [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
+    qtrain.save(student, tmp_path / "student.safetensors", builder=Net, mean=mean, std=std, classes=names)
+    loaded = qtrain.load(tmp_path / "student.safetensors", builders=[Net])
+    qtrain.export(loaded, tmp_path / "folder", images(), builder=Net)
+    assert json.loads((tmp_path / "folder" / "labels.json").read_text()) == names
+    (entry,) = [
+        entry.value
+        for entry in onnx.load(tmp_path / "folder" / "model.onnx").metadata_props
+        if entry.key == "preprocessing"
+    ]
+    said = json.loads(entry)
+    assert (said["mean"], said["std"]) == (mean, std)
+    assert qtrain.load(tmp_path / "folder" / "student.safetensors", builders=[Net]).qtrain_images.classes == tuple(
+        names
+    )
