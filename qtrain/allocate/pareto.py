@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtrain.allocate.base import Search
-from qtrain.allocate.integer_program import IntegerProgram
 from qtrain.allocate.problem import ROUNDING, Floats, Problem, chosen
 from qtrain.spec import Allocation
 from qtrain.utils.checks import check_range
@@ -74,8 +73,14 @@ class Pareto(Search):
         ends = np.lexsort((bits, -scores)).tolist()
         found = [_point(problem, chosen(groups, _trace(history, end)), scores[end]) for end in ends]
         fitting = [point for point in found if problem.fits(point.allocation)]
-        # Where there is none, the program finds one that the thinned points have missed, or says how near one comes.
-        return fitting or [_point(problem, one := IntegerProgram().search(problem), problem.scores.total(one))]
+        if fitting:
+            return fitting
+        # Here, since every training knows this module, and few need the solver.
+        from qtrain.allocate.integer_program import IntegerProgram
+
+        # It finds one that the thinned points have missed, or says how near one comes.
+        found_after_all = IntegerProgram().search(problem)
+        return [_point(problem, found_after_all, problem.scores.total(found_after_all))]
 
 
 def _undominated(scores: Floats, bits: Floats, costs: Floats) -> NDArray[np.int64]:
