@@ -120,7 +120,8 @@ def distill(
             module=module,
             data=data,
             folder=place,
-            identity=_identity(settings, student, frozen, len(train_loader)),
+            # Without a folder nothing goes on with this training.
+            identity="" if folder is None else _identity(settings, student, frozen, len(train_loader)),
             epochs=epochs,
             title=type(student).__name__,
             command="the same call of qtrain.distill",
@@ -139,11 +140,19 @@ def _identity(settings: RunSettings, student: nn.Module, teacher: nn.Module | No
 
     The student is known by how it was when a training of it began, which it remembers until that has ended.
     """
-    begun = vars(student).setdefault(BEGUN, f"{weights_digest(student)} {structure_digest(student)}")
-    learned_from = None if teacher is None else f"{weights_digest(teacher)} {structure_digest(teacher)}"
-    return hash_of(
-        {"settings": settings.identity, "student": begun, "teacher": learned_from, "batches": batches}, ignore=()
-    )
+    if BEGUN not in vars(student):
+        setattr(student, BEGUN, _digest(student))
+    what = {
+        "settings": settings.identity,
+        "student": getattr(student, BEGUN),
+        "teacher": None if teacher is None else _digest(teacher),
+        "batches": batches,
+    }
+    return hash_of(what, ignore=())
+
+
+def _digest(network: nn.Module) -> str:
+    return f"{weights_digest(network)} {structure_digest(network)}"
 
 
 @torch.no_grad()

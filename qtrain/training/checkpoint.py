@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -104,16 +103,6 @@ def find_resume_point(folder: str | Path) -> Path | None:
     return None
 
 
-def check_identity(checkpoint: Mapping[str, Any], identity: str, folder: Path) -> None:
-    """Raise ``ValueError`` where ``checkpoint``, of ``folder``, belongs to a run of another ``identity``."""
-    found = checkpoint.get(IDENTITY)
-    if found != identity:
-        raise ValueError(
-            f"ResumePoints: the checkpoint in {folder} belongs to a run with another configuration ({found!r}, this "
-            f"one is {identity!r}); restore it, take another folder, or start over with resume=false"
-        )
-
-
 @final
 class AtomicCheckpointIO(CheckpointIO):
     """Lightning's access to checkpoint files; pass it as ``Trainer(plugins=[AtomicCheckpointIO()])``.
@@ -135,8 +124,12 @@ class AtomicCheckpointIO(CheckpointIO):
         if weights_only is False:
             raise ValueError(f"AtomicCheckpointIO: {path} is only ever read with weights_only=True")
         checkpoint = read_checked(path, map_location="cpu" if map_location is None else map_location)
-        if self.identity is not None:
-            check_identity(checkpoint, self.identity, Path(path).parent)
+        found = checkpoint.get(IDENTITY)
+        if self.identity is not None and found != self.identity:
+            raise ValueError(
+                f"the checkpoint in {Path(path).parent} belongs to a run with another configuration ({found!r}, this "
+                f"one is {self.identity!r}); restore it, take another folder, or start over with resume=false"
+            )
         return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:

@@ -88,8 +88,9 @@ def _lay_out_(optimizer: optim.Optimizer) -> None:
                 continue
             parameter.grad = _laid_out(parameter.grad, parameter)
             moments = optimizer.state[parameter]
-            if group.get("momentum"):  # SGD's kernel takes none or all: also of one whose first gradient comes late
-                moments.setdefault("momentum_buffer", torch.zeros_like(parameter))
+            # SGD's kernel takes none or all: also of one whose first gradient comes late.
+            if group.get("momentum") and "momentum_buffer" not in moments:
+                moments["momentum_buffer"] = torch.zeros_like(parameter)
             for name, value in moments.items():
                 if is_moment(value, parameter):
                     moments[name] = _laid_out(value, parameter)

@@ -19,13 +19,7 @@ from typing import Any, final
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
-from qtrain.training.checkpoint import (
-    IDENTITY,
-    check_identity,
-    list_resume_points,
-    remove_unfinished,
-    resume_point_name,
-)
+from qtrain.training.checkpoint import IDENTITY, list_resume_points, remove_unfinished, resume_point_name
 from qtrain.training.optim import still_accumulating
 from qtrain.utils.checks import check_range
 from qtrain.utils.compat import restore_loader_position_
@@ -38,7 +32,7 @@ class ResumePoints(Checkpoint):
     """Writes ``folder/step-XXXXXXXX.ckpt`` every ``every_n_steps`` optimizer steps and at each epoch's end.
 
     The newest ``keep`` files are kept. ``identity`` is a string that two runs have in common if one may continue the
-    other (a hash of the config); resuming with another one is refused.
+    other (a hash of the config); :class:`AtomicCheckpointIO` refuses a file of another one.
     """
 
     def __init__(self, *, folder: str | Path, every_n_steps: int = 200, keep: int = 2, identity: str = "") -> None:
@@ -116,5 +110,4 @@ class ResumePoints(Checkpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        check_identity(checkpoint, self.identity, self.folder)
         self._saved_step = int(checkpoint["global_step"])

@@ -18,7 +18,7 @@ import torch
 from pytest import param
 
 from qtrain.tracking.loggers import WALL_CLOCK_FIELDS
-from qtrain.training.checkpoint import find_resume_point, list_resume_points, read_checked
+from qtrain.training.checkpoint import AtomicCheckpointIO, find_resume_point, list_resume_points, read_checked
 from qtrain.training.resume import ResumePoints
 from qtrain.utils.json_lines import read_metrics
 
@@ -228,7 +228,9 @@ def test_another_configuration_is_refused(attempt: Attempt, tmp_path: Path) -> N
     point = find_resume_point(tmp_path / "checkpoints")
     assert point is not None
     with pytest.raises(ValueError, match=r"another configuration .*'tiny'.*'other'.*resume=false"):
-        ResumePoints(folder=point.parent, identity="other").on_load_checkpoint(None, None, read_checked(point))  # type: ignore[arg-type]
+        AtomicCheckpointIO(identity="other").load_checkpoint(point)
+    for same in ("tiny", None):
+        assert AtomicCheckpointIO(identity=same).load_checkpoint(point)["global_step"] == 3
 
 
 @pytest.mark.parametrize(("options", "message"), [({"every_n_steps": 0}, "every_n_steps"), ({"keep": 1}, "keep")])

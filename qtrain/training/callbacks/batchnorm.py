@@ -35,9 +35,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> int:
         layer: [(kept, kept.clone()) for kept in (layer.running_mean, layer.running_var) if kept is not None]
         for layer in layers
     }
-    reached: set[_BatchNorm] = set()
-    hooks = [layer.register_forward_hook(lambda layer, *_: reached.add(layer)) for layer in layers]
-    seen = 0
+    seen, whole = 0, False
     try:
         # Eagerly, since a graph compiled for training contains the old momentum.
         with evaluating(model), holding_factors(model), torch.compiler.set_stance("force_eager"):
@@ -48,20 +46,22 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> int:
             for image in _chain(first, iterator):
                 model(image)
                 seen += 1
-    except BaseException:
-        reached.clear()
-        raise
+            whole = True
     finally:
-        for hook in hooks:
-            hook.remove()
         for layer in layers:
             layer.momentum = momenta[layer]
-            if layer not in reached:
+            if not whole or _as_reset(layer):
                 for kept, value in before[layer]:
                     kept.copy_(value)
         for layer, count in counts.items():
             layer.num_batches_tracked.copy_(count)  # type: ignore[union-attr]
     return seen
+
+
+def _as_reset(layer: _BatchNorm) -> bool:
+    """Whether the statistics of ``layer`` are those of a new one: no batch came to it."""
+    mean, var = layer.running_mean, layer.running_var
+    return mean is None or var is None or bool((mean == 0).all() and (var == 1).all())
 
 
 def _chain(first: Tensor, rest: Iterable[Tensor]) -> Iterable[Tensor]:
