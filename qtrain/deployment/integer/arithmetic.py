@@ -116,6 +116,19 @@ def leaky_relu(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
     return Fixed(numbers, x.scale, x.bound)
 
 
+def prelu(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
+    """Negative numbers times a constant of the network, one or one for each channel."""
+    x, slope = widened(uniform(inputs[0])), inputs[1].double()
+    negative = multiplied(x.numbers, slope.abs(), x.bound) * torch.where(slope < 0, -1, 1)
+    largest = max(1.0, float(slope.abs().max()))
+    return Fixed(torch.where(x.numbers < 0, negative, x.numbers), x.scale, int(x.bound * largest) + 1)
+
+
+def absolute(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
+    (x,) = inputs
+    return Fixed(x.numbers.abs(), x.scale, x.bound)
+
+
 def table(function: Callable[[Tensor], Tensor]) -> Operator:
     """A bounded function as a table over [-16, 16], where all such functions have reached their limits.
 

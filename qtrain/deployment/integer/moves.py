@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -74,9 +75,8 @@ def slice_(x: Tensor, inputs: Sequence[Any], attributes: Attributes) -> Tensor:
     axes = inputs[3].tolist() if len(inputs) > 3 else list(range(len(starts)))
     steps = inputs[4].tolist() if len(inputs) > 4 else [1] * len(starts)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        if step < 0:
-            raise ValueError("a slice backwards has no integer form here")
-        x = x[(*(slice(None) for _ in range(axis % x.ndim)), slice(start, end if abs(end) < 2**62 else None, step))]
+        places = range(x.shape[axis])[start : end if abs(end) < 2**31 - 1 else None : step]
+        x = x.index_select(axis, torch.tensor(places, dtype=torch.int64))
     return x
 
 
@@ -84,9 +84,32 @@ def pad(x: Tensor, inputs: Sequence[Any], attributes: Attributes) -> Tensor:
     mode = attributes.get("mode", "constant")
     amounts = inputs[1].tolist()
     before, after = amounts[: x.ndim], amounts[x.ndim :]
-    if mode != "constant" or (len(inputs) > 2 and inputs[2] is not None and bool(inputs[2].any())):
-        raise ValueError(f"a padding of mode {mode} has no integer form here")
+    if mode != "constant":
+        return torch.from_numpy(np.pad(x.numpy(), list(zip(before, after, strict=True)), mode=mode))
+    if len(inputs) > 2 and inputs[2] is not None and bool(inputs[2].any()):
+        raise ValueError("a padding with another number than zero has no integer form here")
     return F.pad(x, [p for pair in zip(reversed(before), reversed(after), strict=True) for p in pair])
+
+
+def depth_to_space(x: Tensor, inputs: Sequence[Any], attributes: Attributes) -> Tensor:
+    """Channels become blocks of pixels; mode ``DCR`` has the block's place before the channel, ``CRD`` behind it."""
+    side = int(attributes["blocksize"])
+    length, channels, height, width = x.shape
+    if attributes.get("mode", "DCR") == "DCR":
+        x = x.reshape(length, side, side, channels // side**2, height, width).permute(0, 3, 4, 1, 5, 2)
+    else:
+        x = x.reshape(length, channels // side**2, side, side, height, width).permute(0, 1, 4, 2, 5, 3)
+    return x.reshape(length, channels // side**2, height * side, width * side)
+
+
+def split(inputs: Sequence[Any], attributes: Attributes) -> tuple[Value, ...]:
+    x, sizes = inputs[0], inputs[1] if len(inputs) > 1 else None
+    axis = int(attributes.get("axis", 0))
+    number = -(-x.shape[axis] // int(attributes["num_outputs"])) if sizes is None else sizes.tolist()
+    if isinstance(x, Tensor):
+        return tuple(x.split(number, dim=axis))
+    x = uniform(x)
+    return tuple(Fixed(part, x.scale, x.bound) for part in x.numbers.split(number, dim=axis))
 
 
 def gather(x: Tensor, inputs: Sequence[Any], attributes: Attributes) -> Tensor:

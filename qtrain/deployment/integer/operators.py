@@ -1,6 +1,6 @@
 """The operators of ONNX on integers: quantizing, and the table of all kinds of nodes.
 
-What is not in the table has no integer form.
+What is not in the table has no integer form; ``floating.py`` computes it.
 """
 
 from collections.abc import Sequence
@@ -68,6 +68,7 @@ def bit_shift(inputs: Sequence[Any], attributes: Attributes) -> Tensor:
 
 
 OPERATORS: dict[str, Operator] = {
+    "Abs": arithmetic.absolute,
     "Add": arithmetic.add,
     "AveragePool": pools.average_pool,
     "BatchNormalization": arithmetic.batch_normalization,
@@ -77,6 +78,7 @@ OPERATORS: dict[str, Operator] = {
     "Concat": moves.concatenate,
     "Conv": products.convolution,
     "ConvTranspose": products.transposed_convolution,
+    "DepthToSpace": moves.moved(moves.depth_to_space),
     "DequantizeLinear": dequantize_linear,
     "Div": arithmetic.divide,
     "Dropout": moves.identity,
@@ -99,7 +101,9 @@ OPERATORS: dict[str, Operator] = {
     "MaxPool": pools.max_pool,
     "Mul": arithmetic.multiply,
     "Pad": moves.moved(moves.pad),
+    "PRelu": arithmetic.prelu,
     "QuantizeLinear": quantize_linear,
+    "ReduceMax": pools.largest,
     "ReduceMean": pools.mean,
     "Relu": arithmetic.relu,
     "Reshape": moves.moved(moves.reshape),
@@ -107,6 +111,7 @@ OPERATORS: dict[str, Operator] = {
     "Sigmoid": arithmetic.table(torch.sigmoid),
     "Slice": moves.moved(moves.slice_),
     "Softmax": attention.softmax,
+    "Split": moves.split,
     "Squeeze": moves.moved(moves.squeeze),
     "Sub": arithmetic.subtract,
     "Tanh": arithmetic.table(torch.tanh),

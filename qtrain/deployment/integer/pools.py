@@ -57,13 +57,23 @@ def average_pool(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
 def mean(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
     """The sum, in units of a share of the scale: nothing is divided."""
     x = uniform(inputs[0])
-    axes = inputs[1].tolist() if len(inputs) > 1 and inputs[1] is not None else attributes.get("axes")
-    axes = [axes] if isinstance(axes, int) else list(axes) if axes is not None else list(range(x.numbers.ndim))
+    axes = _axes(inputs, attributes)
     number = 1
     for axis in axes:
         number *= x.shape[axis]
     numbers = x.numbers.sum(dim=axes, keepdim=bool(attributes.get("keepdims", 1)))
     return narrowed(Fixed(numbers, x.scale / number, x.bound * number), WIDE)
+
+
+def largest(inputs: Sequence[Any], attributes: Attributes) -> Fixed:
+    x = uniform(inputs[0])
+    return Fixed(x.numbers.amax(_axes(inputs, attributes), bool(attributes.get("keepdims", 1))), x.scale, x.bound)
+
+
+def _axes(inputs: Sequence[Any], attributes: Attributes) -> list[int]:
+    """The axes that are reduced: a second input or an attribute; all where neither is there."""
+    axes = inputs[1].tolist() if len(inputs) > 1 and inputs[1] is not None else attributes.get("axes")
+    return [axes] if isinstance(axes, int) else list(axes) if axes is not None else list(range(len(inputs[0].shape)))
 
 
 def global_average_pool(inputs: Sequence[Any], attributes: Attributes) -> Fixed:

@@ -13,8 +13,8 @@ from qtrain.deployment.integer.fixed import Fixed, of_values
 
 Value = Fixed | Tensor
 Attributes = Mapping[str, Any]
-Operator = Callable[[Sequence[Any], Attributes], Value]
-"""From the values of a node's inputs and its attributes to its output."""
+Operator = Callable[[Sequence[Any], Attributes], Value | tuple[Value, ...]]
+"""From the values of a node's inputs and its attributes to its output, or to its outputs."""
 
 
 def fixed_point(value: Value) -> Fixed:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.deployment.integer.fixed import Fixed
-from qtrain.deployment.integer.reference import IntegerReference, NoIntegerFormError
+from qtrain.deployment.integer.reference import IntegerReference
 from qtrain.deployment.integer.values import Value
 from qtrain.deployment.onnx.pack import is_packed
 from qtrain.deployment.onnx.symbolic import OPSET
@@ -86,7 +86,15 @@ def verify(
         raise ValueError(f"images: there are too few to compare; give at least those{least or ' of one batch'}")
     for run in runs:
         run.tier.faults += run.judged()
+        if isinstance(run.parts, _IntegerParts) and run.parts.floating:
+            run.tier.notes.append(_in_floating_point(run.parts.floating))
     return verdict
+
+
+def _in_floating_point(nodes: Mapping[str, str]) -> str:
+    (name, reason), others = next(iter(nodes.items())), len(nodes) - 1
+    more = f" and {others} more" if others else ""
+    return f"{name}{more} computed in floating point ({reason})"
 
 
 def _in_parts(images: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -188,8 +196,6 @@ def _runs(made: Exported, model: ir.Model, runtimes: Sequence[str], verdict: Ver
         verdict.tiers.append(tier)
         try:
             yield _Run(tier, IntegerReference(source).run, _IntegerParts(source, made), made.codes)
-        except NoIntegerFormError as error:
-            tier.faults.append(str(error))
         except Exception as error:  # of a file that is not the student's
             tier.faults.append(f"it does not run: {one_line(error)}")
     ways: list[tuple[str, Callable[[bytes], Runtime], dict[str, str]]] = []
@@ -237,6 +243,7 @@ class _IntegerParts:
         self._codes, self._forms = made.codes, made.lowering.inputs
         pieces = cut(model, set(made.codes.values()))
         self._reference = IntegerReference(pieces)
+        self.floating = self._reference.floating
         self._rounds: dict[str, str] = {}
         self._constants: dict[str, Value] = {}
         for value in pieces.graph.outputs:

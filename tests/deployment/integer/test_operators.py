@@ -105,6 +105,22 @@ CASES: dict[str, tuple[str, list[Any], dict[str, Any], Callable[..., Tensor]]] =
     "transpose": ("Transpose", [channels(2, 4, 6, 6)], {"perm": [0, 2, 3, 1]}, lambda x: x.permute(0, 2, 3, 1)),
     "slice": ("Slice", [IMAGE, torch.tensor([1]), torch.tensor([2**63 - 1]), torch.tensor([3]), torch.tensor([2])], {},
               lambda x, *_: x[..., 1::2]),
+    "slice backwards": (
+        "Slice", [IMAGE, torch.tensor([-1]), torch.tensor([-(2**63)]), torch.tensor([2]), torch.tensor([-2])], {},
+        lambda x, *_: x.flip(2)[:, :, ::2]),
+    "reflected padding": ("Pad", [IMAGE, torch.tensor([0, 0, 1, 2, 0, 0, 3, 0])], {"mode": "reflect"},
+                          lambda x, _: F.pad(x, (2, 0, 1, 3), mode="reflect")),
+    "repeated edges": ("Pad", [IMAGE, torch.tensor([0, 0, 1, 2, 0, 0, 3, 0])], {"mode": "edge"},
+                       lambda x, _: F.pad(x, (2, 0, 1, 3), mode="replicate")),
+    "depth to space": ("DepthToSpace", [channels(2, 8, 3, 2)], {"blocksize": 2, "mode": "CRD"},
+                       lambda x: F.pixel_shuffle(x, 2)),
+    "depth to space, block first": (
+        "DepthToSpace", [numbers(2, 8, 3, 2)], {"blocksize": 2},
+        lambda x: F.pixel_shuffle(x.unflatten(1, (4, 2)).transpose(1, 2).flatten(1, 2), 2)),
+    "magnitude": ("Abs", [channels(2, 4, 6, 6)], {}, torch.abs),
+    "slopes of channels": ("PRelu", [channels(2, 4, 6, 6), torch.tensor([0.25, -0.5, 0.0, 3.0]).reshape(4, 1, 1)], {},
+                           lambda x, s: F.prelu(x, s.double().flatten())),
+    "largest": ("ReduceMax", [channels(2, 4, 6, 6), torch.tensor([1])], {"keepdims": 0}, lambda x, _: x.amax(1)),
     "padding": ("Pad", [IMAGE, torch.tensor([0, 1, 0, 0, 0, 2, 0, 0])], {}, lambda x, _: F.pad(x, (0, 0, 0, 0, 1, 2))),
     "gather": ("Gather", [IMAGE, torch.tensor([2, 0])], {"axis": 1}, lambda x, i: x[:, i]),
     "squeeze": ("Squeeze", [numbers(2, 4, 1, 1), torch.tensor([2, 3])], {}, lambda x, _: x.squeeze(-1).squeeze(-1)),
@@ -122,6 +138,18 @@ def test_operator_on_integers_gives_what_floating_point_gives(case: str) -> None
     assert found.numbers.dtype == torch.int64
     assert int(found.numbers.abs().max()) <= found.bound
     torch.testing.assert_close(value(found), expected.double(), rtol=1e-6, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "attributes", "sizes"),
+    [([IMAGE, torch.tensor([1, 3])], {"axis": 1}, [1, 3]), ([IMAGE], {"axis": -1, "num_outputs": 4}, [2, 2, 2])],
+)
+def test_split_gives_all_parts(inputs: list[Any], attributes: dict[str, Any], sizes: list[int]) -> None:
+    found = OPERATORS["Split"](inputs, attributes)
+    expected = value(IMAGE).split(sizes, dim=attributes["axis"])
+    assert isinstance(found, tuple) and len(found) == len(expected)
+    for part, numbers in zip(found, expected, strict=True):
+        torch.testing.assert_close(value(part), numbers)
 
 
 def test_sums_beyond_32_bits_are_refused() -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from onnx import numpy_helper
 from torch import Tensor, nn
 
@@ -108,11 +109,45 @@ def test_a_changed_constant_is_found_and_named(made: nn.Module, file: bytes, nam
 def test_a_changed_operation_is_found_and_named(made: nn.Module, file: bytes) -> None:
     model = onnx.load_from_string(file)
     node = next(node for node in model.graph.node if node.op_type == "Relu")
-    node.op_type = "Abs"
+    node.op_type = "Elu"
     tiers = by_name(verify(made, [images(4)], SIZE, model.SerializeToString()))
     assert tiers["constants"].faults == [f"{node.name}: the file computes something else"]
     assert tiers["reference"].faults == []
-    assert tiers["reference of the file"].faults == [f"{node.name}: Abs has no integer form"]
+    assert tiers["reference of the file"].notes == [
+        f"{node.name} computed in floating point (Elu has no integer form)"
+    ]  # fmt: skip
+    assert any(layer.differing for layer in tiers["reference of the file"].layers.values())
+
+
+class Several(nn.Module):
+    """Nodes without an integer form: of two inputs, of a list, of conditions, of shapes, with two outputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(F.elu(x), scale_factor=2, mode="bilinear")
+        upper, lower = x.topk(4, dim=1).values, x[:, :4] / (1 + x[:, 4:].exp())
+        return torch.cat([torch.where(upper > 0.3, upper, 0.1 * upper), torch.maximum(lower, upper)], dim=1)
+
+
+def test_what_has_no_integer_form_is_computed_without_and_named() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), Several(), nn.Conv2d(8, 8, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    ).eval()  # fmt: skip
+    student = qtrain.quantize(network, images(), weight_bits=4, input_bits=4, options=FAST)
+    tiers = by_name(verdict := verify(student, [images(16)], SIZE))
+    assert verdict.passed
+    (note,) = tiers["reference"].notes
+    assert "2.Elu and " in note and note.endswith("computed in floating point (Elu has no integer form)")
+    assert not tiers["onnxruntime"].notes
+
+
+def test_a_node_that_nothing_computes_is_a_fault(made: nn.Module, file: bytes) -> None:
+    model = onnx.load_from_string(file)
+    node = next(node for node in model.graph.node if node.op_type == "Relu")
+    node.op_type = "SequenceLength"  # of a sequence of tensors, which nothing here is
+    (fault,) = by_name(verify(made, [images(4)], SIZE, model.SerializeToString()))["reference of the file"].faults
+    assert fault.startswith(f"it does not run: {node.name}: ")
 
 
 def test_another_rounding_is_found_and_the_layer_named(made: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
