@@ -24,7 +24,7 @@ from qtrain.packed.networks import Builder
 from qtrain.pipeline.export_folder import BATCH, Given, Shipped, check_files, compared_with, weights_packed, write_files
 from qtrain.settings.run_files import STUDENT
 from qtrain.utils.atomic_write import atomic_write
-from qtrain.utils.checks import check_writable
+from qtrain.utils.checks import check_range, check_writable
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def export(
     check_network("export: student", student)
     path, runtimes, packed = Path(path), chosen(runtimes), weights_packed(weights)
     check_writable(path.parent if path.suffix == ".onnx" else path, "export: path")
-    student = copy.deepcopy(in_use(student)).cpu().eval()
+    student = _on_the_cpu(student)
     if size is None and not isinstance(vars(student).get(RECORD), Record):  # a student that was loaded
         images, size = _with_size(images)
     if path.suffix == ".onnx":
@@ -107,16 +107,24 @@ def verify(
     True
     """
     check_network("verify: student", student)
-    path, student = Path(path), copy.deepcopy(in_use(student)).cpu().eval()
-    given = Given(_pairs(images), compared, "images")
+    check_range("verify", "[1, inf)", compared=compared)
+    path, student = Path(path), _on_the_cpu(student)
     if path.suffix == ".onnx":
         file = path.read_bytes()
-        verdict = compared_with(student, file, image_size(read(file)), given, runtimes)
+        size = image_size(read(file))
+        verdict = compared_with(student, file, size, Given(_pairs(images, size), compared, "images"), runtimes)
     else:
-        verdict, _ = check_files(_shipped(student, path), given, runtimes)
+        shipped = _shipped(student, path)
+        given = Given(_pairs(images, shipped.header.images.size), compared, "images")
+        verdict, _ = check_files(shipped, given, runtimes)
     for fault in verdict.faults:
         log.error("%s does not compute what was trained: %s", path, fault)
     return verdict
+
+
+def _on_the_cpu(student: nn.Module) -> nn.Module:
+    """A copy of what ``student`` computes with now, in eval mode and in 32 bits, as a file has it."""
+    return copy.deepcopy(in_use(student)).cpu().float().eval()
 
 
 def _shipped(student: nn.Module, folder: Path, file: Path | None = None) -> Shipped:
@@ -145,6 +153,14 @@ def _with_size(images: Images) -> tuple[Images, tuple[int, ...]]:
     return (chain([first], iterator) if iterator is images else images), tuple(batch.shape[1:])
 
 
-def _pairs(images: Images) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _pairs(images: Images, size: Sequence[int]) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The batches. Raises ``ValueError`` for images that the file, which is for those of ``size``, does not take."""
     batches: Iterable[Any] = images.split(BATCH) if isinstance(images, Tensor) else images
-    return (images_and_labels("verify", batch) for batch in batches)
+    for batch in batches:
+        some, labels = images_and_labels("verify", batch)
+        if not some.is_floating_point():
+            raise ValueError(f"verify: images must be floats, normalized as in training, got {some.dtype}")
+        if tuple(some.shape[1:]) != tuple(size):
+            expected = ", ".join(map(str, size))
+            raise ValueError(f"verify: images must have the shape (N, {expected}), got {tuple(some.shape)}")
+        yield some, labels

@@ -1,6 +1,7 @@
 """Students and files: saving, loading, and counting what they cost."""
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from qtrain.config.compose import compose
 from qtrain.costs.count import CostReport, count
 from qtrain.costs.geometry import layer_geometries
 from qtrain.costs.tables import further_cost
-from qtrain.models.trial import answer, logits_of, placed
+from qtrain.models.trial import answer, logits_of, placed, tensor_of
 from qtrain.nn.many_bits import in_use
 from qtrain.packed.header import FileSize, Images, Network
 from qtrain.packed.load import IMAGES
@@ -73,7 +74,7 @@ def save(
         std=tuple(std) or loaded.std,
         classes=tuple(classes) or loaded.classes,
     )
-    _check_classes(student, images)
+    _check_images(student, images)
     check_writable(Path(path).parent, "save: path")
     reasons: list[str] = []
     for network, builders in _networks(student, images, builder, options):
@@ -87,10 +88,21 @@ def save(
     )
 
 
-def _check_classes(student: nn.Module, images: Images) -> None:
-    """Raise ``ValueError`` where there are names of classes, and not as many as ``student`` has outputs."""
-    if images.classes:
-        example = placed(torch.zeros(1, *images.size), student)
+def _check_images(student: nn.Module, images: Images) -> None:
+    """Raise ``ValueError`` where ``images`` are not those of ``student``.
+
+    It must take their size and give one tensor, as long as there are names of classes; each channel has its own mean
+    and deviation.
+    """
+    for name, numbers in (("mean", images.mean), ("std", images.std)):
+        if numbers and (len(numbers) != images.size[0] or not all(map(math.isfinite, numbers))):
+            raise ValueError(f"save: {name} must be a number for each of {images.size[0]} channels, got {numbers}")
+    if any(deviation <= 0 for deviation in images.std):
+        raise ValueError(f"save: std must be above 0 in each channel, got {images.std}")
+    example = placed(torch.zeros(1, *images.size), student)
+    if not images.classes:
+        tensor_of(in_use(student), example, where="save: student")
+    else:
         hint = f"{len(images.classes)} classes are named"
         logits_of(in_use(student), example, where="save: student", classes=len(images.classes), hint=hint)
 

@@ -36,6 +36,7 @@ from qtrain.quantizers.base import MakeQuantizer
 from qtrain.settings.component import Component
 from qtrain.settings.run_settings import QuantizeSettings, RunSettings
 from qtrain.spec import Allocation, Batch, Granularity, LayerBits
+from qtrain.utils.errors import one_line
 from qtrain.utils.eval_mode import evaluating
 
 RECORD = "qtrain_record"
@@ -152,7 +153,7 @@ def quantize(
     given = {key.rpartition(".")[2]: choice for key, choice in named.items() if not isinstance(choice, str)}
     chosen = _with_objects(settings.quantize, given, None if isinstance(bits, str) else bits, policies)
     settings = replace(settings, quantize=chosen)
-    model = copy.deepcopy(model)
+    model = _copy(model)
     if alone := settings_by_width(settings):
         batches = _batches(settings, model, images)
         return joined({width: _quantized(own, copy.deepcopy(model), batches) for width, own in alone.items()}).eval()
@@ -160,6 +161,17 @@ def quantize(
         images = images if isinstance(images, Tensor) else list(islice(images, settings.allocate.batches))
         settings = with_bits(settings, _found_bits(settings, copy.deepcopy(model), images))
     return _quantized(settings, model, _batches(settings, model, images))
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """Raises ``ValueError`` for a network that torch cannot copy."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever a network keeps that has no copy
+        raise ValueError(
+            f"quantize: {type(model).__name__} cannot be copied ({one_line(error)}); a weight that is computed from "
+            "others becomes plain by torch.nn.utils.prune.remove or remove_weight_norm"
+        ) from error
 
 
 def describe(student: nn.Module, target: str | None = None) -> Report:

@@ -32,7 +32,7 @@ _NAMES: Mapping[str, str] = {
 """The name of a function or method of torch, or of Python's operators -> kind."""
 
 MODULES: Mapping[type[nn.Module], str] = {
-    nn.MaxPool2d: "max_pool", nn.AvgPool2d: "average_pool", nn.AdaptiveAvgPool2d: "average_pool",
+    nn.Softmax: "softmax", nn.MaxPool2d: "max_pool", nn.AvgPool2d: "average_pool", nn.AdaptiveAvgPool2d: "average_pool",
     **dict.fromkeys((
         nn.Sigmoid, nn.Hardsigmoid, nn.SiLU, nn.Hardswish, nn.GELU, nn.Tanh, nn.Mish, nn.ELU, nn.LeakyReLU, nn.Softplus,
     ), "activation"),

@@ -3,7 +3,7 @@
 A module whose forward contains such an operation is traced by ``torch.fx``, without looking into its children. The
 operation becomes a child module, and the traced module replaces the old one, with the same children, names and
 parameters. The network itself cannot be replaced, so it gets the traced forward. A pool or activation that is a module
-of torch is wrapped. A norm stays what it is; the child stands before it.
+of torch is wrapped, a softmax replaced. A norm stays what it is; the child stands before it.
 """
 
 import logging
@@ -110,8 +110,8 @@ def insert_operations_(model: nn.Module, kinds: Collection[str], *, among: Colle
     return exposed
 
 
-def _wrapped(kind: str, module: nn.Module) -> Applied:
-    made = Applied(kind, module)
+def _wrapped(kind: str, module: nn.Module) -> Operation:
+    made = Applied(kind, module) if not isinstance(module, nn.Softmax) else Softmax(module.dim)
     made.train(module.training)
     return made
 

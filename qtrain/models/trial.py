@@ -27,15 +27,24 @@ def answer(model: nn.Module, images: Tensor, *, where: str, hint: str = "") -> o
             raise ValueError(f"{where}: {kind} fails on images {shape}: {explained(error)}{hint}{SEE_MORE}") from error
 
 
+def tensor_of(model: nn.Module, images: Tensor, *, where: str) -> Tensor:
+    """The one tensor that ``model`` gives for ``images``. Raises ``ValueError`` where it gives something else."""
+    logits = answer(model, images, where=where)
+    if not isinstance(logits, Tensor):
+        raise ValueError(
+            f"{where}: {type(model).__name__} must give logits (N, classes), got a value of type "
+            f"{type(logits).__name__}; wrap the network in one whose forward gives these alone"
+        )
+    return logits
+
+
 def logits_of(model: nn.Module, images: Tensor, *, where: str, classes: int | None = None, hint: str = "") -> Tensor:
     """The logits (N, classes) that ``model`` gives for ``images``, N of them.
 
     Raises ``ValueError`` where it gives something else, or, if ``classes`` are given, as many others; ``hint`` ends the
     line then.
     """
-    logits, kind = answer(model, images, where=where), type(model).__name__
-    if not isinstance(logits, Tensor):
-        raise ValueError(f"{where}: {kind} must give logits (N, classes), got a value of type {type(logits).__name__}")
+    logits, kind = tensor_of(model, images, where=where), type(model).__name__
     if logits.ndim != 2 or len(logits) != len(images) or classes not in (None, logits.shape[1]):
         expected = f"({len(images)}, {'classes' if classes is None else classes})"
         raise ValueError(

@@ -87,16 +87,17 @@ class MatMul(Operation):
 
 @final
 class Softmax(Operation):
-    """``Q(softmax(x))`` over ``dim``."""
+    """``Q(softmax(x))`` over ``dim``, or over that which a call gives."""
 
     kind = "softmax"
 
-    def __init__(self) -> None:
+    def __init__(self, dim: int | None = -1) -> None:
         super().__init__()
+        self.dim = -1 if dim is None else dim
         self.output = Operand()
 
-    def forward(self, input: Tensor, dim: int = -1) -> Tensor:
-        quantized: Tensor = self.output(input.softmax(dim))
+    def forward(self, input: Tensor, dim: int | None = None) -> Tensor:
+        quantized: Tensor = self.output(input.softmax(self.dim if dim is None else dim))
         return quantized
 
 

@@ -76,12 +76,22 @@ def write_files(what: Shipped, *, opset: int, batch: int | None = None, weights:
         PROGRAM: (Path(__file__).parent.parent / "deployment" / "onnx" / "run.py").read_bytes(),
     }
     check_writable(what.folder, "export.output")
+    _check_own(what.folder)
     if not ((there := what.folder / MODEL).is_file() and there.read_bytes() == files[MODEL]):
         for name in (SPEED, VERDICT, README):  # of another file
             (what.folder / name).unlink(missing_ok=True)
     for name, content in files.items():
         with atomic_write(what.folder / name) as temporary:
             temporary.write_bytes(content)
+
+
+def _check_own(folder: Path) -> None:
+    """Raise ``ValueError`` where something else has written a file into ``folder`` that an export would replace."""
+    if (folder / MODEL).exists():
+        return
+    for name in (LABELS, PROGRAM, README):
+        if (folder / name).exists():
+            raise ValueError(f"export: {folder} has a {name} that no export has written; give a folder of its own")
 
 
 def weights_packed(weights: str) -> bool:

@@ -126,7 +126,7 @@ def test_the_students_mode_and_device_are_left(student: nn.Module, tmp_path: Pat
 def test_what_is_wrong_is_said_in_one_line(student: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^runtimes: must be among onnxruntime, openvino, got tensorrt"):
         qtrain.export(student, tmp_path / "net.onnx", images(), runtimes=["tensorrt"])
-    with pytest.raises(ValueError, match=r"^Sequential cannot be exported by torch: "):
+    with pytest.raises(ValueError, match=r"^export: Sequential fails on images \(2, 3, 8, 8\): RuntimeError"):
         qtrain.export(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), tmp_path / "net.onnx", images())
     with pytest.raises(ValueError, match=r"^export: images must be a tensor, or batches of tensors"):
         qtrain.export(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), tmp_path / "net.onnx", [])
@@ -141,6 +141,82 @@ def test_what_is_wrong_is_said_in_one_line(student: nn.Module, tmp_path: Path) -
     with pytest.raises(ValueError, match=r"square images, gray or in color, got \(3, 8, 12\); give a path that ends"):
         qtrain.export(wide, tmp_path / "folder", torch.rand(2, 3, 8, 12), builder=Net)
     assert qtrain.export(wide, tmp_path / "wide.onnx", torch.rand(2, 3, 8, 12)).passed
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            torch.zeros(4, 3, 8, 8, dtype=torch.uint8),
+            "images must be floats, normalized as in training, got torch.uint8",
+        ),
+        (torch.rand(4, 3, 9, 8), r"images must have the shape \(N, 3, 8, 8\), got \(4, 3, 9, 8\)"),
+        ([(torch.rand(4, 1, 8, 8), torch.zeros(4))], r"images must have the shape \(N, 3, 8, 8\), got \(4, 1, 8, 8\)"),
+    ],
+)
+def test_images_that_are_not_the_students_are_refused(
+    student: nn.Module, given: Any, message: str, tmp_path: Path
+) -> None:
+    for path in (tmp_path / "net.onnx", tmp_path / "folder"):
+        with pytest.raises(ValueError, match=f"^verify: {message}"):
+            qtrain.export(student, path, given, builder=Net)
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"opset": 99}, r"^opset: torch writes \d+ where 99 is asked for"),
+        ({"compared": 0}, "compared must be at least 1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(student: nn.Module, choices: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        qtrain.export(student, tmp_path / "net.onnx", images(), **choices)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_student_of_other_precision_is_exported_in_32_bits(dtype: torch.dtype, tmp_path: Path) -> None:
+    student = qtrain.quantize(Net(), images()).to(dtype)
+    assert qtrain.export(student, tmp_path / "net.onnx", images()).passed
+    assert next(student.parameters()).dtype == dtype
+
+
+class Several(Net):
+    """Its forward gives more than logits."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return {"logits": super().forward(x), "sum": x.sum(dim=(1, 2, 3))}
+
+
+def test_a_network_of_several_outputs_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    student = qtrain.quantize(Several(), images())
+    for write in (
+        lambda: qtrain.export(student, tmp_path / "net.onnx", images()),
+        lambda: qtrain.save(student, tmp_path / "student.safetensors"),
+    ):
+        with pytest.raises(
+            ValueError, match=r"Several must give logits \(N, classes\), got a value of type dict; wrap"
+        ):
+            write()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["README.md", "run.py", "labels.json"])
+def test_files_that_no_export_wrote_stay(student: nn.Module, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"has a {name} that no export has written; give a folder of its own"):
+        qtrain.export(student, tmp_path, images(), builder=Net)
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("bits", [9, 12, 15, 16])
+def test_inputs_of_up_to_16_bits_run(bits: int, tmp_path: Path) -> None:
+    """Codes of 16 bits are clipped by no runtime, so the values before them are."""
+    torch.manual_seed(0)
+    given = torch.randn(16, 3, 8, 8)
+    student = qtrain.quantize(Net(), given, weight_bits=8, input_bits=bits, ends=None, target="onnxruntime")
+    verdict = qtrain.export(student, tmp_path / "net.onnx", 3 * given)
+    assert verdict.passed, verdict.faults
 
 
 class Scaled(nn.Module):

@@ -129,6 +129,24 @@ def test_classes_are_as_many_as_outputs(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"mean": (0.5, 0.5)}, r"mean must be a number for each of 3 channels, got \(0.5, 0.5\)"),
+        ({"std": (1.0,)}, "std must be a number for each of 3 channels"),
+        ({"std": (0.2, 0.0, 0.2)}, "std must be above 0 in each channel"),
+        ({"mean": (0.0, float("nan"), 0.0)}, "mean must be a number for each"),
+        ({"size": (1, 8, 8)}, r"Net fails on images \(1, 1, 8, 8\)"),
+    ],
+)
+def test_images_that_are_not_the_students_are_named_and_not_its_builder(
+    given: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        qtrain.save(qtrain.quantize(Net(), images()), tmp_path / "student.safetensors", **given)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_builder_without_a_name_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     qtrain.save(qtrain.quantize(Net(), images()), tmp_path / "student.safetensors", builder=lambda: Net())
     assert "<lambda> has no name to import it by, so only this program can load the file" in caplog.text

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.utils.data import TensorDataset
 
 import qtrain
@@ -110,6 +111,12 @@ def test_every_choice_can_be_an_object(model: nn.Module) -> None:
     assert isinstance(student.norm, nn.Identity), "merged into the convolution before it"
 
 
+def pruned() -> nn.Module:
+    network = Net()
+    prune.l1_unstructured(network.middle, "weight", 0.5)
+    return network
+
+
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
@@ -138,6 +145,7 @@ def test_every_choice_can_be_an_object(model: nn.Module) -> None:
         ({"images": torch.zeros(8, 1, 8, 8)}, r"Net fails on images \(1, 1, 8, 8\): RuntimeError"),
         ({"images": TensorDataset(torch.zeros(4, 3, 8, 8))}, "a DataLoader in the place of a dataset"),
         ({"policies": [torch.zeros(3, 3)]}, "policies must be a mapping"),
+        ({"model": pruned()}, "Net cannot be copied .*; a weight that is computed from others becomes plain by"),
     ],
 )
 def test_a_wrong_choice_is_one_line(model: nn.Module, choices: dict[str, Any], message: str) -> None:

@@ -18,7 +18,7 @@ from qtrain.convert.plan import LayerPlan, Policy, plan_layers
 from qtrain.convert.swap import swap_layers
 from qtrain.costs.count import OUTSIDE_LAYERS, count
 from qtrain.models.factory import create_model
-from qtrain.nn.operations import NormInput
+from qtrain.nn.operations import NormInput, Softmax
 from qtrain.observers.min_max import MinMax
 from qtrain.quantizers.uniform.affine import Affine
 from qtrain.spec import LayerBits
@@ -171,6 +171,14 @@ def quantized(model: nn.Module, x: Tensor, kinds: dict[str, int]) -> nn.Module:
     swap_layers(model, found, plans)
     calibrate(model, [x], plans)
     return model
+
+
+def test_a_softmax_that_is_a_module_is_quantized_like_a_function() -> None:
+    images = torch.rand(4, 6, 5)
+    modules = nn.Sequential(nn.Softmax(1), nn.Identity())
+    assert insert_operations_(modules, ["softmax"]) == ["0"]
+    assert isinstance(modules[0], Softmax)
+    torch.testing.assert_close(modules(images), images.softmax(1), rtol=0, atol=0)
 
 
 def test_the_operands_of_a_sum_are_quantized() -> None:

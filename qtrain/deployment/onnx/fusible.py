@@ -75,9 +75,11 @@ def _bounds(node: ir.Node) -> tuple[float, float] | None:
 
 
 def _codes_of(reader: ir.Node, bounds: tuple[float, float]) -> tuple[np.ndarray, np.ndarray] | None:
-    """The codes that ``reader`` gives for ``bounds``, by the rule of QuantizeLinear; ``None`` where it gives none."""
+    """The codes that ``reader`` gives for ``bounds``, by the rule of QuantizeLinear; ``None`` if not of 8 bits."""
     scale, zero = (*map(_constant, reader.inputs[1:]), None, None)[:2]
     if reader.op_type != "QuantizeLinear" or scale is None or zero is None or scale.size != 1 or zero.size != 1:
+        return None
+    if zero.dtype.itemsize > 1:  # runtimes clip no codes of 16 bits
         return None
     held = np.iinfo(zero.dtype)
     codes = np.rint(np.asarray(bounds, dtype=np.float32) / scale.reshape(()).astype(np.float32)) + zero.reshape(())

@@ -31,10 +31,14 @@ class Constant(nn.Module):
         return self.value
 
 
+BYTES = (torch.uint8, torch.int8)
+
+
 class QuantizedInput(nn.Module):
     """QuantizeLinear, a clip and a shift of the codes where the type holds more of them, and DequantizeLinear.
 
-    Signs are compared with their threshold in place of QuantizeLinear.
+    In front of codes of 16 bits it is the values that are clipped. Signs are compared with their threshold in place of
+    QuantizeLinear.
     """
 
     scale: Tensor
@@ -70,12 +74,18 @@ class QuantizedInput(nn.Module):
         """The codes before they are shifted."""
         x = input if self.offset is None else input - self.offset
         axis = {} if self.axis is None else {"axis": self.axis}
+        clipped = self.clipped and self.threshold is None
+        if clipped and self.axis is None and self.dtype not in BYTES:  # runtimes clip no codes of 16 bits
+            low, high = (
+                (end.to(torch.int32) - self.zero_point.to(torch.int32)) * self.scale for end in (self.low, self.high)
+            )
+            x, clipped = emit("Clip", (x, low, high), x.shape, torch.float32, version=13), False
         if self.threshold is not None:
             above = emit("GreaterOrEqual", (x, self.threshold), x.shape, torch.bool, version=16)
             codes = emit("Cast", (above,), x.shape, self.dtype, to=UINT8)
         else:
             codes = emit("QuantizeLinear", (x, self.scale, self.zero_point), x.shape, self.dtype, **axis)
-        if self.clipped and self.threshold is None:
+        if clipped:
             codes = emit("Clip", (codes, self.low, self.high), x.shape, self.dtype, version=13)
         return codes
 

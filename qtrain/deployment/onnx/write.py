@@ -20,6 +20,7 @@ from qtrain.deployment.onnx.fusible import make_fusible_
 from qtrain.deployment.onnx.lowering import Lowering, lower
 from qtrain.deployment.onnx.symbolic import OPSET
 from qtrain.models.lengths import open_lengths
+from qtrain.models.trial import placed, tensor_of
 from qtrain.utils.errors import one_line
 
 IMAGES, LOGITS = "images", "logits"
@@ -83,6 +84,7 @@ def export(
         raise ValueError(f"opset: must be {OLDEST} or newer, got {opset}")
     if batch is not None and batch < 1:
         raise ValueError(f"batch: must be at least 1, or null for any number of images, got {batch}")
+    tensor_of(student, placed(torch.zeros(batch or 2, *size), student), where="export")
     lowering = lower(student)
     exact = _traced(lowering.model, size, opset=opset, batch=batch, owner=type(student).__name__)
     make_fusible_(exact.graph)
@@ -128,6 +130,8 @@ def _traced(model: nn.Module, size: tuple[int, ...], *, opset: int, batch: int |
         hint = "; torch.where, which computes both ways, takes the place of an if" if DATA_DEPENDENT in reason else ""
         raise ValueError(f"{owner} cannot be exported by torch: {reason}{hint}") from error
     assert program is not None
+    if (newest := program.model.opset_imports[""]) != opset:
+        raise ValueError(f"opset: torch writes {newest} where {opset} is asked for; take {newest}")
     if batch is None and not _takes_any_number(program.model):
         raise ValueError(
             f"{owner} cannot be exported for any number of images: its forward makes a constant of their number; take "

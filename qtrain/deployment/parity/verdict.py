@@ -25,13 +25,15 @@ class Tier:
     ``notes`` are what is known of the runtime beside that.
 
     ``predicted`` are the classes that the whole network gives, one for each image, in ``cpu_s`` seconds of processor
-    time, those of all threads together.
+    time, those of all threads together. ``logits_off`` is how far logits are from the student's at most, computed from
+    its own codes, as a share of the distance between its largest and its smallest.
     """
 
     name: str
     layers: dict[str, Difference] = field(default_factory=dict)
     predicted: list[int] = field(default_factory=list)
     cpu_s: float = 0.0
+    logits_off: float = 0.0
     disagreeing: list[Disagreement] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

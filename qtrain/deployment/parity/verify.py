@@ -3,12 +3,14 @@
 The file's constants are those of the student. Integers give the codes of the simulation, but for ties. What they give
 with the file's own biases is shown and not judged. ONNX Runtime without its optimizations gives the simulation's codes
 too, but for ties and for what those biases change. Each runtime as it is deployed is at most one step away. In each,
-every layer computes from the simulation's own codes, so that a difference shows where it arises and is not handed on.
+every layer computes from the simulation's own codes, so that a difference shows where it arises and is not handed on;
+what stands behind the last codes gives the student's logits, but for rounding.
 The predictions are those of the network as a whole: they are the student's, but for images on which a tie or a bias
 changed a code.
 """
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +41,10 @@ SATURATED = "onnxruntime, sums in 16 bits"
 
 PIXELS = 100_000
 """Pixels that are compared at a time, two images of 224 x 224: all codes of all layers are in memory, several times."""
+
+LOGITS_OFF = 1e-2
+"""How far a runtime's logits may be off, as a share of their range, where the last layer's codes are given: the biases
+have 32 bits, and functions behind the last layer may be approximated."""
 
 DEPLOYED_STEPS = 1
 """Steps that a layer of an optimized runtime may be away."""
@@ -115,8 +121,8 @@ def _of_length(images: Iterable[Tensor], batch: int) -> Iterator[Tensor]:
             left = []
 
 
-Parts = Callable[[Mapping[str, Tensor]], dict[str, Rounded]]
-"""The cut network: images and given codes by name -> the codes of each call of a layer."""
+Parts = Callable[[Mapping[str, Tensor]], tuple[dict[str, Rounded], Tensor]]
+"""The cut network: images and given codes by name -> the codes of each call of a layer, and the logits."""
 
 
 @dataclass
@@ -140,7 +146,8 @@ class _Run:
         ``others`` are those of the tiers before.
         """
         given = {f"{value}{GIVEN}": simulated.inputs[call].codes for call, value in self.codes.items()}
-        found = self.parts({IMAGES: batch, **given})
+        found, from_codes = self.parts({IMAGES: batch, **given})
+        self.tier.logits_off = max(self.tier.logits_off, _off(simulated.logits, from_codes))
         reasons: list[dict[str, dict[str, int]]] = [{} for _ in batch]
         for call, rounded in found.items():
             expected = simulated.inputs[call]
@@ -171,11 +178,25 @@ class _Run:
                 yield f"{differ}: {layer.cause}"
             if name in RUNTIMES and layer.steps > DEPLOYED_STEPS:
                 yield f"{differ}, by up to {layer.steps} steps: {layer.cause}"
+        bound = TIE if name == REFERENCE else LOGITS_OFF
+        if name not in (FILE, SATURATED) and self.tier.logits_off > bound:
+            yield f"logits are off by {self.tier.logits_off:.1%} of their range, although all codes are given"
         unlisted = [one for one in self.tier.disagreeing if not one.explained]
         if unlisted and name not in (FILE, SATURATED):
             numbers = ", ".join(str(one.image) for one in unlisted[:5]) + (", ..." if len(unlisted) > 5 else "")
             why = unlisted[0].cause or "; ".join(["although no code differs", *self.tier.notes])
             yield f"images {numbers}: another class is predicted, and no tie explains it ({why})"
+
+
+def _off(expected: Tensor, found: Tensor) -> float:
+    """How far ``found`` is from ``expected`` at most, as a share of the latter's range; endless where one is NaN."""
+    known = expected.isfinite()
+    if not torch.equal(known, found.isfinite()):
+        return math.inf
+    if not known.any():
+        return 0.0
+    away, reach = (found - expected)[known].abs().max(), expected[known].max() - expected[known].min()
+    return float(away / (reach or 1.0))
 
 
 def disagreement(image: int, reasons: Mapping[str, Mapping[str, int]], expected: Tensor, found: Tensor) -> Disagreement:
@@ -229,9 +250,10 @@ def _has_wide_weights(model: ir.Model) -> bool:
 
 
 def _runtime_parts(run: Runtime, codes: Mapping[str, str]) -> Parts:
-    def parts(inputs: Mapping[str, Tensor]) -> dict[str, Rounded]:
+    def parts(inputs: Mapping[str, Tensor]) -> tuple[dict[str, Rounded], Tensor]:
         outputs = run(inputs)
-        return {call: Rounded(outputs[value], torch.ones(())) for call, value in codes.items()}
+        found = {call: Rounded(outputs[value], torch.ones(())) for call, value in codes.items()}
+        return found, outputs[LOGITS]
 
     return parts
 
@@ -257,7 +279,7 @@ class _IntegerParts:
                 if source.const_value is not None:  # a factor of the network itself, quantized as an operand
                     self._constants[str(source.name)] = torch.from_numpy(source.const_value.numpy().copy())
 
-    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Rounded]:
+    def __call__(self, inputs: Mapping[str, Tensor]) -> tuple[dict[str, Rounded], Tensor]:
         wanted = set(self._rounds.values())
         rounded = {IMAGES: inputs[IMAGES], **self._constants}
 
@@ -267,10 +289,11 @@ class _IntegerParts:
 
         outputs = self._reference.run(inputs, seen=seen)
         sources = {value: _plain(rounded[source]) for value, source in self._rounds.items()}
-        return {
+        found = {
             call: Rounded(outputs[value], gap(self._forms[layer_of(call)].steps(sources[value], shifted=True)))
             for call, value in self._codes.items()
         }
+        return found, outputs[LOGITS]
 
 
 def _plain(value: Value) -> Tensor:

@@ -150,6 +150,18 @@ def test_a_node_that_nothing_computes_is_a_fault(made: nn.Module, file: bytes) -
     assert fault.startswith(f"it does not run: {node.name}: ")
 
 
+def test_logits_that_the_last_layer_gives_otherwise_are_found(made: nn.Module, file: bytes) -> None:
+    """Without looking at the constants: no code differs, since nothing behind the last layer is quantized."""
+    right = by_name(verify(made, [images(4)], SIZE, file))
+    assert right["reference"].logits_off < 1e-5 and right["onnxruntime"].logits_off < 1e-3
+    moved = changed(file, "head.bias.codes", lambda codes: codes + codes.dtype.type(2**12))
+    tiers = by_name(verify(made, [images(4)], SIZE, moved))
+    for name in ("onnxruntime, unoptimized", "onnxruntime"):
+        assert not any(layer.differing for layer in tiers[name].layers.values())
+        assert tiers[name].faults[0].startswith("logits are off by ")
+    assert tiers["reference of the file"].logits_off > 0.05
+
+
 def test_another_rounding_is_found_and_the_layer_named(made: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = operators.multiplied
 
