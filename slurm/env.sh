@@ -57,11 +57,16 @@ check() {
     (: >"$notes.check") 2>/dev/null
     export QTRAIN_PYTHON QTRAIN_OUTPUT QTRAIN_DATA
     export -f check_node
-    wrong=$(srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 bash -c check_node 2>&1)
+    # What else is said, of a locale that a node lacks for instance, goes to the log and is no fault.
+    wrong=$(srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 bash -c check_node)
+    local code=$?
     rm -f "$notes.check"
     if [ -n "$wrong" ]; then
         while read -r line; do say "error: $line"; done <<<"$wrong"
         exit 2
+    fi
+    if [ "$code" -ne 0 ]; then
+        say "error: srun could not look at the nodes (code $code); its own words stand above" && exit 2
     fi
     say "job $job, start $((${SLURM_RESTART_COUNT:-0} + 1)): $SLURM_NNODES nodes ($SLURM_JOB_NODELIST)," \
         "${SLURM_NTASKS:-1} ranks, ${SLURM_GPUS_ON_NODE:-no} GPUs on a node, output in $QTRAIN_OUTPUT"

@@ -93,6 +93,11 @@ def distill(
         place = Path(stack.enter_context(tempfile.TemporaryDirectory()) if folder is None else folder)
         if folder is not None:
             check_writable(place, "distill: folder")
+            if getattr(train_loader, "persistent_workers", False):
+                log.warning(
+                    "distill: workers that persist draw on from epoch to epoch, so a training that is continued has "
+                    "other random numbers than one that was not killed; persistent_workers=False has the same"
+                )
             stack.enter_context(only_run_in(place))
         stack.enter_context(torch.random.fork_rng())
         torch.manual_seed(seed)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.convert.layers import quant_layers, quantizers_of, switched_off
-from qtrain.convert.plan import LayerPlan
+from qtrain.convert.plan import LayerPlan, observer_for
 from qtrain.nn import Operand
 from qtrain.observers.base import Observer
 from qtrain.quantizers.base import Quantizer
@@ -40,7 +40,7 @@ def observe_inputs(model: nn.Module, images: Iterable[Tensor], plans: Mapping[st
     with ExitStack() as hooks, switched_off(quantizers_of(model).values()), evaluating(model):
         for name, layer in layers.items():
             if layer.input_quantizer is not None:
-                made = plans[name].input_observer(granularity=layer.input_quantizer.granularity)
+                made = observer_for(layer.input_quantizer, plans[name].input_observer)
                 observers[name] = shared.setdefault(layer.input_quantizer, made)
                 hooks.enter_context(see_input(layer, observers[name].update))
         for batch in images:
@@ -75,6 +75,6 @@ def observe_weights(model: nn.Module, plans: Mapping[str, LayerPlan]) -> dict[st
     observers: dict[str, Observer] = {}
     for name, layer in quant_layers(model).items():
         if layer.weight_quantizer is not None and not isinstance(layer, Operand):
-            observers[name] = plans[name].weight_observer(granularity=layer.weight_quantizer.granularity)
+            observers[name] = observer_for(layer.weight_quantizer, plans[name].weight_observer)
             observers[name].update(layer.effective_weight())
     return observers

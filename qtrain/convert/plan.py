@@ -12,7 +12,8 @@ from typing import Protocol, final
 
 from qtrain.convert.layers import Quantizable
 from qtrain.observers.base import Observer
-from qtrain.quantizers.base import MakeQuantizer
+from qtrain.observers.squared_error import SquaredError
+from qtrain.quantizers.base import MakeQuantizer, Quantizer
 from qtrain.spec import FULL_PRECISION, Allocation, Granularity, LayerBits
 from qtrain.utils.suggestions import close_matches
 
@@ -23,6 +24,14 @@ class MakeObserver(Protocol):
     """A constructor of an observer that lacks only ``granularity``, which its quantizer decides."""
 
     def __call__(self, *, granularity: Granularity) -> Observer: ...
+
+
+def observer_for(quantizer: Quantizer, make: MakeObserver) -> Observer:
+    """The observer of what ``quantizer`` rounds; one that asks where codes lie is told."""
+    observer = make(granularity=quantizer.granularity)
+    if quantizer.shifts_codes and isinstance(observer, SquaredError):
+        observer.symmetric = False
+    return observer
 
 
 @final

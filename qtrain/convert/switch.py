@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.convert.layers import quant_layers, quantizers_of, switched_off
-from qtrain.convert.plan import MakeObserver
+from qtrain.convert.plan import MakeObserver, observer_for
 from qtrain.nn import Operand, QuantLayer
 from qtrain.observers.base import Observer
 from qtrain.observers.squared_error import SquaredError
@@ -104,7 +104,7 @@ def calibrate_at_(model: nn.Module, bits: Allocation, images: Tensor, observer: 
     for change in changes:
         with errors_of(f"layer {change.layer!r}"):
             copy.deepcopy(change.quantizer).set_range_(bits=change.bits, signed=bool(change.quantizer.signed))
-    seen: dict[Change, Observer] = {c: observer(granularity=c.quantizer.granularity) for c in changes}
+    seen: dict[Change, Observer] = {c: observer_for(c.quantizer, observer) for c in changes}
     for change in changes:
         change.quantizer.set_range_(bits=change.bits, signed=bool(change.quantizer.signed))
         if change.role == "weight":
@@ -219,7 +219,7 @@ def _recalibrated(
     """The factor by which a new calibration on ``x`` would change the range, unless it would change its sign."""
     trial.load_state_dict(start)
     signed = bool(trial.signed)
-    observer = SquaredError(granularity=trial.granularity)
+    observer = observer_for(trial, SquaredError)
     observer.update(x)
     observed = observer.observed(int(trial.bits))
     trial.calibrate_(observed._replace(tensor=x if trial.spec.is_weight else None))

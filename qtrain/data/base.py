@@ -66,6 +66,7 @@ class VisionData(FitData, ABC):
         self._first_epoch = 0
         self._test_only = False
         self._labels_only = False
+        self._content_hash: str | None = None
         owner = type(self).__name__
         check_range(owner, "[1, inf)", batch_size=self.batch_size, eval_batch_size=self.eval_batch_size)
         check_range(owner, "[1, inf)", max_train=self.max_train, max_test=self.max_test, labeled=self.labeled)
@@ -102,7 +103,13 @@ class VisionData(FitData, ABC):
 
     @abstractmethod
     def _content(self) -> str:
-        """A hash of the training images as they are read, or of as much of them as can be read in a few seconds."""
+        """What :meth:`content` gives, of images as they are read."""
+
+    def content(self) -> str:
+        """A hash of the training images and their labels, or of as much of them as can be read in a few seconds."""
+        if self._content_hash is None:
+            self._content_hash = self._content()
+        return self._content_hash
 
     @property
     def info(self) -> DataInfo:
@@ -121,7 +128,7 @@ class VisionData(FitData, ABC):
         options = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOT_IN_IMAGES}
         facts = {"mean": list(info.mean), "std": list(info.std), "image_size": info.image_size}
         samples = sha256(self._train_samples.numpy().tobytes()).hexdigest() if self.mixup or self.cutmix else None
-        return {**options, **facts, "samples": samples, "content": self._content()}
+        return {**options, **facts, "samples": samples, "content": self.content()}
 
     def test_only(self) -> None:
         """Do not read the training images, which may be absent or forbidden. Must be called before ``setup``."""

@@ -127,6 +127,14 @@ def as_batch(given: object, first: int, num_classes: int, *, training: bool) -> 
     return Batch(image, target.long() if numbers else target, torch.arange(first, first + len(target)))
 
 
+def _length(loader: object) -> int:
+    """How many batches there are; 0 for a loader that does not know, as one over a stream."""
+    try:
+        return len(loader) if isinstance(loader, Sized) else 0
+    except TypeError:
+        return 0
+
+
 class GivenLoaders(FitData):
     """A training loader and perhaps one for validation, with the facts that training needs to know.
 
@@ -136,7 +144,7 @@ class GivenLoaders(FitData):
 
     def __init__(self, train: Pairs, validation: Pairs | None, *, num_classes: int, seed: int) -> None:
         super().__init__()
-        if not isinstance(train, Sized) or not len(train):
+        if not _length(train):
             raise ValueError("the training loader has no batches, or does not know how many; give one with a length")
         self._train, self._validation, self._seed = train, validation, seed
         self._first_epoch = 0

@@ -46,6 +46,7 @@ class HubImages(ResidentData):
                 f"{self.name}: training and test images must have one shape, got {train['images'].shape[1:]} and "
                 f"{test['images'].shape[1:]} (height, width, channels); use a streaming dataset for such data"
             )
+        source.check_names(self.name, tuple(map(str, train["classes"])), tuple(map(str, test["classes"])))
         num_classes = max(int(train["num_classes"]), int(test["num_classes"]))
         names = tuple(map(str, train["classes"]))
         return Arrays(train["images"], train["targets"], test["images"], test["targets"], num_classes, names)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from qtrain.utils.walk import walk
+
 
 def images_below(folder: str | os.PathLike[str]) -> list[str]:
     """Paths of the images in ``folder`` and below, folder by folder, in the order of their names.
@@ -14,7 +16,7 @@ def images_below(folder: str | os.PathLike[str]) -> list[str]:
     notebooks leave such.
     """
     files = []
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         images = (name for name in names if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."))
         files.append((place, [os.path.join(place, name) for name in sorted(images)]))

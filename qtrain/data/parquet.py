@@ -76,6 +76,7 @@ class ParquetImages(StreamingData):
                 f"{self.name}: {self.test_split} has labels up to {test.num_classes - 1}, but {self.train_split} only "
                 f"up to {train.num_classes - 1}; check that both are of one dataset"
             )
+        source.check_names(self.name, train.classes, test.classes)
 
     def _split(self, split: str) -> RowImages:
         where = f"{self.name} ({split})"

@@ -164,7 +164,9 @@ class ResidentData(DeviceData):
 
     def _content(self) -> str:
         images = np.ascontiguousarray(self._decoded.train_images)
-        return sha256(str(images.shape).encode() + images.tobytes()).hexdigest()
+        digest = sha256(str(images.shape).encode() + images.tobytes())
+        digest.update(np.ascontiguousarray(self._decoded.train_targets).astype(np.int64).tobytes())
+        return digest.hexdigest()
 
     def _loader(self, order: BatchOrder, *, test_images: bool) -> ResidentLoader:
         found = self._decoded

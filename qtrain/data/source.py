@@ -7,6 +7,7 @@ them differently (``img``, ``image``, ``label``, ``fine_label``).
 import io
 import itertools
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -128,9 +129,22 @@ def find_columns(rows: datasets.Dataset, *, image: str | None, label: str | None
     return Labeled(rows.select_columns([image, label]), image, label, len(names) or None, names)
 
 
+def check_names(name: str, train: Sequence[str], test: Sequence[str]) -> None:
+    """Raise ``ValueError`` where training and test images name their classes, and not alike in the same order."""
+    if train and test and list(train) != list(test):
+        place = next(n for n, (one, other) in enumerate(itertools.zip_longest(train, test)) if one != other)
+        one, other = (repr(names[place]) if place < len(names) else "not there" for names in (train, test))
+        raise ValueError(
+            f"{name}: class {place} is {one} among the training images and {other} among the test images; give both "
+            "the same classes in the same order"
+        )
+
+
 def targets_of(split: Labeled, where: str) -> np.ndarray:
     """All labels as (D,) int64, without decoding an image; none may be missing or out of range."""
     labels = split.rows.data.column(split.label)
+    if not len(labels):
+        raise ValueError(f"{where}: there are no rows")
     targets = labels.to_numpy().astype(np.int64) if not labels.null_count else np.array([-1])
     limit = split.num_classes or int(targets.max()) + 1
     if targets.min() < 0 or targets.max() >= limit:

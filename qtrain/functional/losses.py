@@ -7,8 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qtrain.functional.precision import full_precision
 from qtrain.functional.ranks import mean_of_ranks
 from qtrain.spec import NO_LABEL
+
+NO_LENGTH = 1e-6
+"""A row of so small a share of the longest one's length has no direction, only rounding errors."""
 
 
 def hard_loss(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -87,8 +91,8 @@ def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
 def similarity_matrix(x: Tensor) -> Tensor:
     """``G = Q Q^T``, (N, N), each row scaled to Euclidean length 1; the rows of Q are the samples of ``x`` (N, ...)."""
     rows = _wide(x).flatten(1)
-    with _full_precision(rows):
-        return F.normalize(rows @ rows.T, dim=1)
+    with full_precision(rows):
+        return _directions(rows @ rows.T)
 
 
 def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -115,8 +119,8 @@ def relational_angles(x: Tensor) -> Tensor:
     N^3 numbers, from N^2 directions of D numbers each.
     """
     x = _wide(x)
-    directions = F.normalize(x.unsqueeze(0) - x.unsqueeze(1), dim=2)
-    with _full_precision(directions):
+    directions = _directions(x.unsqueeze(0) - x.unsqueeze(1))
+    with full_precision(directions):
         return directions @ directions.transpose(1, 2)
 
 
@@ -142,10 +146,13 @@ def relational_angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return differences / max(1, n * (n - 1) * (n - 2))
 
 
+def _directions(x: Tensor) -> Tensor:
+    """``x`` (..., D), each row of Euclidean length 1; those that are zero but for rounding get 0 and no gradient."""
+    lengths = x.detach().norm(dim=-1, keepdim=True)
+    known = lengths > NO_LENGTH * lengths.amax()
+    directions: Tensor = F.normalize(torch.where(known, x, 0.0), dim=-1) * known
+    return directions
+
+
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
-
-
-def _full_precision(x: Tensor) -> torch.autocast:
-    """Inside, products have the type of ``x``, because bf16 loses differences of nearly equal similarities."""
-    return torch.autocast(x.device.type, enabled=False)

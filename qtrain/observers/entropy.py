@@ -14,6 +14,11 @@ THRESHOLD_MANTISSA_BITS = 11
 """Bins of the float format as fine as a 2048th of the largest value."""
 
 
+LEAST_KEPT = 0.5
+"""Share of the magnitudes that a threshold leaves as they are, at least. The smallest of few values may lie in one bin,
+from which ``P`` and ``Q`` do not differ."""
+
+
 def kl_divergence(counts: Tensor, kept: Tensor, levels: int) -> Tensor:
     """``KL(P || Q)`` for each clipping of a histogram: counts (B,) float64, ``kept`` (C,) bins -> (C,) float64.
 
@@ -42,7 +47,7 @@ class Entropy(HistogramObserver):
     end of a bin is a candidate; the one with the least :func:`kl_divergence` is taken. There are as many levels as a
     quantizer has magnitudes: ``2^(bits-1)``, or ``2^bits`` where nothing negative was seen. Values of exactly zero
     (below 2^-32), which no threshold changes, do not count. ``stride`` is the distance of the thresholds tried, in
-    bins; the original's is 1.
+    bins; the original's is 1. At least half of the values are left as they are, which the original has no need to ask.
 
     Counts are kept in bins of the float format and put into the 2048 at the end, each with its center, so that two
     observers merge exactly.
@@ -82,4 +87,5 @@ class Entropy(HistogramObserver):
         counts = counts.scatter_add(0, place[1:], row[1:].double())
         if not bool(counts.any()):
             return torch.ones_like(top)
+        kept = kept[counts.cumsum(0)[kept - 1] >= LEAST_KEPT * counts.sum()]
         return (kept[kl_divergence(counts, kept, levels).argmin()] / THRESHOLD_BINS).to(top)

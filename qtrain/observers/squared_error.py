@@ -24,8 +24,8 @@ class SquaredError(HistogramObserver):
     The error is computed from a histogram whose bins are those of the float format
     (:func:`qtrain.functional.statistics.float_histogram`), so it merges exactly and needs no second pass over the data.
     A bin may be several steps wide, hence its error is the mean over the bin and not that of its center.
-    ``symmetric`` must say what the quantizer does: codes about zero (unsigned where nothing negative was seen), or a
-    zero point.
+    ``symmetric`` says what the quantizer does: codes about zero (unsigned where nothing negative was seen), or a zero
+    point. Conversion sets it for a quantizer whose codes are shifted.
     """
 
     def __init__(self, *, granularity: Granularity, symmetric: bool = True, candidates: int = 128) -> None:

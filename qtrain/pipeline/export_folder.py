@@ -1,6 +1,7 @@
 """A student as a folder that runs elsewhere: the ONNX file, proved equal to the student, and a program that uses it."""
 
 import dataclasses
+import hashlib
 import json
 import logging
 import math
@@ -112,6 +113,7 @@ def check_files(what: Shipped, given: Given, runtimes: Sequence[str] | None) -> 
     accuracy = {"test_images": verdict.test_images, "top1": verdict.top1} if verdict.top1 else {}
     found = {
         "passed": verdict.passed,
+        "student": digest_of(what.file),
         "images": verdict.images,
         "compared_on": given.kind,
         **accuracy,
@@ -121,6 +123,11 @@ def check_files(what: Shipped, given: Given, runtimes: Sequence[str] | None) -> 
         temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     write_readme(what)
     return verdict, found
+
+
+def digest_of(student: Path) -> str:
+    """What ``verify.json`` knows a student's file by, SHA-256 in hex digits."""
+    return hashlib.sha256(student.read_bytes()).hexdigest()
 
 
 def write_speed(what: Shipped, measured: Mapping[str, Any]) -> None:

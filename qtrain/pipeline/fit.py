@@ -9,10 +9,13 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import Strategy
+from torch import nn
 
 from qtrain.convert.inherit import student_state_of
+from qtrain.convert.layers import quantizers_of
 from qtrain.data.fit_data import FitData
 from qtrain.pipeline.stages import StageResult, StageState, tensors_of
+from qtrain.quantizers.hooks import Penalizing
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import Position
 from qtrain.tracking.loggers import JsonlLogger
@@ -27,7 +30,7 @@ from qtrain.training.checkpoint import AtomicCheckpointIO, find_resume_point
 from qtrain.training.module import QATModule
 from qtrain.training.ranks import agree_, several, strategy_for
 from qtrain.training.resume import ResumePoints
-from qtrain.utils.errors import as_config_error
+from qtrain.utils.errors import ConfigError, as_config_error
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +83,7 @@ def fit(
         plugins=[AtomicCheckpointIO(identity=identity)],
         logger=False,
         limit_val_batches=1.0 if data.info.val_size else 0,
-        precision=_precision(settings.fit.precision),
+        precision=_precision(settings.fit.precision, module.student),
         strategy=_strategy(settings),
         default_root_dir=str(folder),
     )()
@@ -95,6 +98,8 @@ def fit(
         trainer.fit(module, datamodule=data, ckpt_path=str(point) if point else None)
     agree_(module)
     module.float()  # after a fit in 64 bits, or in 16: what is evaluated and kept has 32
+    for quantizer in quantizers_of(module).values():  # 16 bits do not hold the ends of more than 8
+        quantizer.set_range_(bits=int(quantizer.bits), signed=bool(quantizer.signed))
     objective, teacher = module.objective, module.learning_teacher
     state = StageState(
         student=student_state_of(module.student),
@@ -158,7 +163,13 @@ def _strategy(settings: RunSettings) -> Strategy | str:
     return strategy
 
 
-def _precision(asked: str | None) -> str:
+def _precision(asked: str | None, student: nn.Module) -> str:
+    """``asked``, or what the machine is best at. Raises ``ConfigError`` where a loss would be scaled, penalties not."""
+    if asked == "16-mixed" and (adding := next((m for m in student.modules() if isinstance(m, Penalizing)), None)):
+        raise ConfigError(
+            f"fit.precision: 16-mixed scales the loss, and not what {type(adding).__name__} adds to its gradient; take "
+            "bf16-mixed or 32-true"
+        )
     if asked is not None:
         return asked
     return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"

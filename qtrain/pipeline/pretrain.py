@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from qtrain.data.base import VisionData
-from qtrain.data.own import OwnImages
 from qtrain.distillation.hard import Hard
 from qtrain.distillation.objective import Objective
 from qtrain.models.identity import architecture_digest
@@ -37,6 +36,9 @@ log = logging.getLogger(__name__)
 
 OF_THE_FILE = ("state", "keys", "mean", "std")
 """Options of a model that say how to read a file of weights. A network that is trained here does not depend on them."""
+
+OF_THE_PLACE = ("root", "eval_batch_size", "device")
+"""Options of data that say where images lie; weights depend on what they are."""
 
 
 def trained_model(chosen: Component, settings: RunSettings, data: VisionData) -> nn.Module:
@@ -106,15 +108,16 @@ def _kept(chosen: Component, settings: RunSettings, data: VisionData) -> tuple[s
     data_plain = {key: v for key, v in settings.data.plain.items() if not (key == "labeled" and recipe.all_labels)}
     depends_on = {
         "model": {key: value for key, value in chosen.plain.items() if key not in OF_THE_FILE},
-        "data": comparable({"data": data_plain})["data"],
+        "data": {key: v for key, v in comparable({"data": data_plain})["data"].items() if key not in OF_THE_PLACE},
+        # A folder may hold other images than those of the same name, or than it held before.
+        "content": data.content(),
+        "classes": [data.info.num_classes, *data.info.classes],
         "recipe": {key: settings.plain["full_precision"][key] for key in ("epochs", "optimizer", "lr_schedule")},
         "seed": settings.seed,
     }
     # Code of the user's own may change while the config stays as it is.
     if not builder_of(chosen).startswith("qtrain."):
         depends_on["architecture"] = _architecture(chosen, settings, data)
-    if isinstance(data, OwnImages):
-        depends_on["content"] = data.identity()["content"]
     key = hash_of(depends_on)
     return key, Path(recipe.folder).expanduser() / f"{data.info.name}-{chosen.name}-{key}" / "model.safetensors"
 

@@ -12,7 +12,18 @@ from qtrain.costs.count import CostReport
 from qtrain.pipeline.results import append_row, check_results, provenance, read_results
 from qtrain.pipeline.run_lock import only_run_in
 from qtrain.pipeline.summary import FINISHED, RunSummary, read_summary, write_summary
-from qtrain.settings.run_files import CONFIG, RESULTS, STAGES, SUMMARY, read_config, write_config
+from qtrain.settings.run_files import (
+    CONFIG,
+    EXAMPLES,
+    LATENT,
+    METRICS,
+    RESULTS,
+    STAGES,
+    STUDENT,
+    SUMMARY,
+    read_config,
+    write_config,
+)
 from qtrain.settings.run_identity import comparable, hash_of, recorded
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import FULL_PRECISION, Allocation, DataInfo
@@ -80,7 +91,8 @@ def finished_run(settings: RunSettings, folder: Path) -> RunSummary | None:
 def _make_ready(settings: RunSettings, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if settings.overwrite or not settings.resume:
-        for stale in (*folder.glob("checkpoints/*.ckpt"), folder / SUMMARY, folder / "metrics.jsonl", folder / RUN_ID):
+        names = (SUMMARY, METRICS, RUN_ID, STUDENT, LATENT, EXAMPLES)
+        for stale in (*folder.glob("checkpoints/*.ckpt"), *(folder / name for name in names)):
             stale.unlink(missing_ok=True)
         shutil.rmtree(folder / STAGES, ignore_errors=True)
     write_config(folder / CONFIG, recorded(settings.plain))

@@ -113,7 +113,8 @@ def _steps(settings: RunSettings, data: VisionData) -> int | None:
     batches = len(data.train_dataloader())
     if settings.fit.share == 1:
         return None
-    return max(1, round(settings.fit.share * settings.fit.epochs * batches / accumulated_batches(settings)))
+    steps = -(-batches // accumulated_batches(settings))  # an epoch's last batches are a step too
+    return max(1, round(settings.fit.share * settings.fit.epochs * steps))
 
 
 def _teacher_model(settings: RunSettings, data: VisionData, before: StageState | None) -> nn.Module | None:

@@ -15,6 +15,7 @@ from qtrain.settings.run_files import METRICS, SUMMARY, TRIALS
 from qtrain.spec import FULL_PRECISION
 from qtrain.utils.atomic_write import write_text
 from qtrain.utils.bit_text import from_text
+from qtrain.utils.walk import walk
 
 FINISHED = "finished"
 """The ``status`` of a run that came to its end; any other is shown as the reason why it did not."""
@@ -28,6 +29,9 @@ NUMBERS = (
     "macs bops fp_bops step_ms wall_s"
 ).split()
 """Fields of a summary that are a number or null."""
+
+TEXTS = "experiment name dataset model quantizer status data_hash recipe_hash".split()
+"""Fields of a summary that are text or null."""
 
 RIGHT = {"top1": "right", "fp_top1": "fp_right"}
 """Accuracy -> the field that says which test images it counts, so that models are compared image by image."""
@@ -159,6 +163,13 @@ def read_summary(path: Path) -> RunSummary:
         value = getattr(summary, name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise ValueError(f"{path.name}: {name} is not a number: {value!r}")
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"{path.name}: {name} is not finite: {value!r}")
+    for name in TEXTS:
+        if not isinstance(value := getattr(summary, name), str | None):
+            raise ValueError(f"{path.name}: {name} is no text: {value!r}")
+    if not isinstance(summary.seed, int | None):
+        raise ValueError(f"{path.name}: seed is no whole number: {summary.seed!r}")
     for name in RIGHT.values():
         try:
             if (text := getattr(summary, name)) is not None:
@@ -179,7 +190,7 @@ def gather(folder: Path | str) -> tuple[list[Run], list[Problem]]:
     folder = Path(folder)
     runs: list[Run] = []
     problems: list[Problem] = []
-    for place in sorted({path.parent for name in (SUMMARY, METRICS) for path in folder.rglob(name)}):
+    for place in sorted(Path(place) for place, _, files in walk(folder) if {SUMMARY, METRICS} & set(files)):
         if any((above / TRIALS).is_file() for above in _between(folder, place)):
             continue
         if not (place / SUMMARY).exists():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from qtrain.convert.calibrate import calibrate_weights, observe_weights
 from qtrain.convert.fold import OutputStatistics
 from qtrain.convert.layers import quant_layers
-from qtrain.convert.plan import LayerPlan
+from qtrain.convert.plan import LayerPlan, observer_for
 from qtrain.observers.base import Observer
 from qtrain.ptq.bn_propagation import BOUNDS, DEVIATIONS, ROWS, follow, standard_normal
 from qtrain.quantizers.base import Quantizer
@@ -52,7 +52,7 @@ def calibrate_from_statistics(
                 f"quantize.calibration: layer {name!r} is inside a module that cannot be traced, so that statistics "
                 "say nothing of its input; take quantize.calibration=images"
             )
-        made = plans[name].input_observer(granularity=quantizer.granularity)
+        made = observer_for(quantizer, plans[name].input_observer)
         observers.setdefault(quantizer, made).update(inputs[name])
     for quantizer, observer in observers.items():
         quantizer.calibrate_(observer.observed(int(quantizer.bits)))

@@ -59,13 +59,17 @@ class Quantizer(nn.Module, ABC):
     full-precision model: a disabled quantizer returns its input itself.
 
     Class attributes say what a method can do: ``widths``, the bit widths that it has; ``serves``, whether it is made
-    for weights, inputs or both; ``keeps_zero``, whether zero is one of its values; ``switchable``, whether ``bits`` may
-    change after construction. Anything else is refused with a ``ValueError``.
+    for weights, inputs or both; ``keeps_zero``, whether zero is one of its values; ``shifts_codes``, whether the range
+    of its codes moves with the data's, by a zero point or an offset; ``moves_weight``, whether a weight itself learns,
+    which then may decay; ``switchable``, whether ``bits`` may change after construction. Anything else is refused with
+    a ``ValueError``.
     """
 
     widths: ClassVar[range] = range(1, 17)
     serves: ClassVar[Set[Served]] = frozenset({"weight", "input"})
     keeps_zero: ClassVar[bool] = True
+    shifts_codes: ClassVar[bool] = False
+    moves_weight: ClassVar[bool] = True
     switchable: ClassVar[bool] = True
 
     bits: Tensor

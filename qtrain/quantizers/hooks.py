@@ -5,6 +5,7 @@ a range that a change of bits carries over. A quantizer that needs one of them h
 know.
 """
 
+from collections import Counter
 from collections.abc import Callable, Set
 from typing import Protocol, runtime_checkable
 
@@ -107,14 +108,22 @@ def begin_step_(model: nn.Module, *, seed: int, step: int, progress: float) -> N
 
 
 def share_penalties_(model: nn.Module, share: float, *, once: Set[nn.Module] = frozenset()) -> None:
-    """Tell every penalizing quantizer of ``model`` the ``share`` of a step that one batch is.
+    """Tell every penalizing quantizer of ``model`` the ``share`` of a step that one call of it is.
 
-    Those within ``once`` are called once a step, whatever number of batches it has.
+    That is the share of a batch, divided among the layers that have the quantizer together. Those within ``once`` are
+    called once a step, whatever number of batches it has.
     """
     called_once = {inner for quantizer in once for inner in quantizer.modules()}
+    owners = Counter(
+        quantizer
+        for layer in model.modules()
+        for name in ("weight_quantizer", "input_quantizer", "tensor_quantizer")
+        if (held := getattr(layer, name, None)) is not None
+        for quantizer in held.modules()
+    )
     for module in model.modules():
         if isinstance(module, Penalizing):
-            module.penalty_share = 1.0 if module in called_once else share
+            module.penalty_share = (1.0 if module in called_once else share) / max(1, owners[module])
 
 
 def project(quantizer: nn.Module, weight: Tensor) -> Tensor:

@@ -56,9 +56,14 @@ def write_png(chart: alt.TopLevelMixin, path: Path) -> None:
     made = {**spec(chart), "config": {**LOOK, "background": BACKGROUND}}
     if made.get("width") == "container":
         made |= {"width": 800, "height": 500, "autosize": {"type": "fit", "contains": "padding"}}
-    colored = re.sub(r"var\((--\w+)\)", lambda found: light_colors()[found[1]], json.dumps(made))
+    colored = re.sub(r"var\((--\w+)\)", lambda found: light_colors()[found[1]], json.dumps(made, ensure_ascii=False))
     with atomic_write(path) as temporary:
-        temporary.write_bytes(vl_convert.vegalite_to_png(colored, scale=1.5))
+        temporary.write_bytes(vl_convert.vegalite_to_png(in_utf8(colored), scale=1.5))
+
+
+def in_utf8(text: str) -> str:
+    """``text`` with a question mark for what UTF-8 does not hold: names of files may come from elsewhere."""
+    return text.encode("utf-8", "replace").decode()
 
 
 @cache

@@ -1,5 +1,6 @@
 """The export of a run on its page: each comparison with the student, layer by layer, from ``verify.json``."""
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ import altair as alt
 
 from qtrain.report import chart
 from qtrain.report.html import Cell, number, word
-from qtrain.settings.run_files import EXPORTED, VERDICT
+from qtrain.settings.run_files import EXPORTED, STUDENT, VERDICT
 
 FAINT, STRONG = 0.08, 0.7
 """Opacity of a single differing code and of a layer whose codes all differ."""
@@ -46,11 +47,18 @@ def read_export(folder: Path) -> Export | None:
     if not file.is_file():
         return None
     try:
-        return _export(json.loads(file.read_text(encoding="utf-8")))
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if found.get("student", own := _digest(folder / STUDENT)) != own:
+            return Export(problem=f"{EXPORTED} is of an earlier student of this run; task=export writes it anew")
+        return _export(found)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         return Export(
             problem=f"{EXPORTED}/{VERDICT} cannot be read ({type(error).__name__}); task=verify writes it anew"
         )
+
+
+def _digest(student: Path) -> str:
+    return hashlib.sha256(student.read_bytes()).hexdigest() if student.is_file() else ""
 
 
 def _export(found: Mapping[str, Any]) -> Export:

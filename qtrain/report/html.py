@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from qtrain.pipeline.results import commit
-from qtrain.report.chart import LOOK, TEMPLATES, library
+from qtrain.report.chart import LOOK, TEMPLATES, in_utf8, library
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ def render(template: str, *, charts: Mapping[str, object], **values: object) -> 
         lstrip_blocks=True,
     )
     written = f"{datetime.now(UTC):%Y-%m-%d %H:%M UTC} by qtrain {commit()}"
-    return environment.get_template(template).render(
+    page = environment.get_template(template).render(
         **values, charts=charts, library=library(), config=LOOK, written=written
     )
+    return in_utf8(page)

@@ -7,10 +7,9 @@ or whose files are damaged, is listed with the reason.
 
 import base64
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from qtrain.costs.count import OUTSIDE_LAYERS
 from qtrain.data.image_grid import PICTURE
@@ -187,7 +186,7 @@ def _layer_cells(layer: Mapping[str, object], last: Mapping[str, object]) -> lis
 
     ``last`` are the run's latest metrics by name.
     """
-    shape = cast("Sequence[int]", layer.get("shape") or [])
+    shape = found if isinstance(found := layer.get("shape"), list) else []
     bits = layer.get("weight_storage_bits")
     health = [last.get(metric.format(layer.get("name"))) for metric in HEALTH_COLUMNS.values()]
     own = layer.get("name") == OUTSIDE_LAYERS  # no weight, so that these cells would mean nothing

@@ -91,7 +91,7 @@ class Scatter:
         if self.logarithmic:
             margin = (max(xs) / min(xs)) ** 0.06
             return min(xs) / margin, max(xs) * margin
-        margin = 0.06 * (max(xs) - min(xs) or abs(max(xs)))
+        margin = 0.06 * (max(xs) - min(xs) or abs(max(xs)) or 1.0)
         return min(xs) - margin, max(xs) + margin
 
     @property

@@ -225,6 +225,9 @@ def _metric_axis(sweep: SweepResults, name: str, trials: Sequence[Trial]) -> Kno
     worst = signed[0]
     if len(signed) >= 8:
         first, _, third = quantiles(signed, n=4)
-        worst = max(worst, first - 1.5 * (third - first))  # a collapsed trial would press the others together
+        # A collapsed trial would press the others together.
+        worst = max(worst, first - 1.5 * (third - first))
+    if worst == signed[-1]:  # most are as good as the best
+        worst = signed[0]
     label = "size, kB" if name == "size_bytes" else metric_label(name)
     return KnobAxis(label, values, sign * worst, sign * signed[-1])

@@ -40,6 +40,9 @@ uses stand resolved where it uses them. A run is the same alone and in a sweep, 
 LATER = (("data", "labeled", None), ("data", "test_images", 360), ("full_precision", "all_labels", False))
 """Keys that came later, with the value that earlier runs had without them: it is no difference."""
 
+WITHOUT_EFFECT = {"workers": 4, "check": False, "cache_dir": None}
+"""Keys of ``data`` on which no result depends, and what counts in their place, that of most data sets."""
+
 OF_LINT_ALONE = ("layers_in_float", "between_codes")
 """Keys of a target from which ``task=lint`` tells what stays in floating point; a student is the same with others."""
 
@@ -75,7 +78,7 @@ def restored(config: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, An
 
 def comparable(plain: Mapping[str, Any]) -> dict[str, Any]:
     """A :func:`recorded` config with neither the processes that share the work, nor :data:`OF_LINT_ALONE`, nor those of
-    :data:`LATER` that change nothing: with others it is the same run.
+    :data:`LATER` that change nothing, nor values of :data:`WITHOUT_EFFECT`: with others it is the same run.
     """
     own: dict[str, Any] = copy.deepcopy(dict(plain))
     for key in OF_LINT_ALONE:
@@ -86,6 +89,8 @@ def comparable(plain: Mapping[str, Any]) -> dict[str, Any]:
         for section in ("fit", "teacher"):
             config.get(section, {}).pop("shard", None)
         config.get("allocate", {}).pop("folder", None)  # where scores and bits are kept
+        data = config.get("data", {})
+        data.update({key: value for key, value in WITHOUT_EFFECT.items() if key in data})
         for section, key, value in LATER:
             if config.get(section, {}).get(key, value) == value:
                 config.get(section, {}).pop(key, None)

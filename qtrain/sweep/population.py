@@ -111,9 +111,10 @@ class PopulationSearcher(SpaceSearcher):
         order = [found[place][0] for place in ranked([losses for _, losses in found])]
         failed = [id for id in past.begun if past.ended[id] is None]
         # Those that failed left nothing to go on from and give way in any case.
-        giving_way = max(round(self._settings.quantile * len(past.begun)), len(failed)) - len(failed)
+        share = max(1, round(self._settings.quantile * len(past.begun)))
+        giving_way = max(share - len(failed), 0)
         stay = order[: max(len(order) - giving_way, 1)]
-        best = order[: max(1, round(self._settings.quantile * len(past.begun)))]
+        best = order[:share]
         members = []
         for number, id in enumerate(past.begun):
             source = Random(f"{self._seed}/{len(self._all)}/{number}")

@@ -9,6 +9,7 @@ import gc
 import io
 import json
 import logging
+import math
 import platform
 import shutil
 import time
@@ -90,7 +91,10 @@ def described(proposal: Proposal) -> Described:
 
 @dataclass
 class TrialRecord:
-    """What was seen of a run while it trained: see :class:`Trial`. ``val_s`` are seconds of ``fit_s``."""
+    """What was seen of a run while it trained: see :class:`Trial`. ``val_s`` are seconds of ``fit_s``.
+
+    ``best_top1`` is the best accuracy on the validation images so far, in percent.
+    """
 
     layer_bits: dict[str, list[int]] = field(default_factory=dict)
     ends: list[str] = field(default_factory=list)
@@ -99,6 +103,7 @@ class TrialRecord:
     epochs: float = 0.0
     fit_s: float = 0.0
     val_s: float = 0.0
+    best_top1: float = -math.inf
 
 
 @final
@@ -147,7 +152,10 @@ class EpochReport(pl.Callback):
         self._record.epochs = done
         if done < self._epochs:
             logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            metrics = {**validation_metrics([logged]), **self._record.costs}
+            found = validation_metrics([logged])
+            if "top1" in found:
+                self._record.best_top1 = found["best_top1"] = max(self._record.best_top1, found["top1"])
+            metrics = {**found, **self._record.costs}
             self._report({"epochs": float(done), **with_reward(metrics, self._settings.sweep.reward)})
 
 
@@ -201,6 +209,7 @@ def run_trial(
             _said_in(folder / LOG),
             redirect_stdout(io.StringIO()),
         ):
+            record.best_top1 = _best_before(folder)
             if proposal.parent is not None:
                 inherit_stages(folder.parent / proposal.parent, folder)
             # A later trial may go on from the last of several stages.
@@ -253,6 +262,12 @@ def final_metrics(folder: Path) -> dict[str, float]:
     summary = read_summary(folder / SUMMARY)
     known = {name: getattr(summary, name) for name in (*COST_METRICS, "step_ms")}
     return {**own, **{name: float(value) for name, value in known.items() if value is not None}}
+
+
+def _best_before(folder: Path) -> float:
+    """The best accuracy of the run in ``folder`` before it was interrupted, in percent; -inf where it had none."""
+    rows = read_metrics(folder / METRICS)[0] if (folder / METRICS).is_file() else []
+    return max((float(row["top1"]) for row in rows if row["split"] == "val" and "top1" in row), default=-math.inf)
 
 
 def read_trial(folder: Path) -> Trial | None:

@@ -129,10 +129,12 @@ class QATModule(pl.LightningModule):
         share_penalties_(self.student, 1 / self.trainer.accumulate_grad_batches, once=once)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Makes random numbers of the forward (dropout, stochastic depth) a function of the seed and the place.
+        # Makes random numbers of the forward (dropout, stochastic depth) a function of the seed and the place; each
+        # rank has its own, as the images of a batch have.
         step = self._start.step + self.global_step
-        place = batch_idx % self.trainer.accumulate_grad_batches
-        torch.manual_seed(seed_of(self._seed, step, place) if place else seed_of(self._seed, step))
+        place, rank = batch_idx % self.trainer.accumulate_grad_batches, self.global_rank
+        where = (place, rank) if rank else (place,) if place else ()
+        torch.manual_seed(seed_of(self._seed, step, *where))
         if place:
             return  # weights, quantizers and objective stay as they are until the optimizer's step
         progress = self.global_step / max(1, self._total_steps)
@@ -228,3 +230,4 @@ def _carry_on_(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     load_optimizer_state_(optimizer, state)
     for group, options in zip(optimizer.param_groups, own, strict=True):
         group.update(options)
+        group.pop("initial_lr", None)  # of the former stage's schedule, which a new one would go on from

@@ -19,18 +19,24 @@ def parameter_groups(
 
     The parameters of quantizers are in ``scales``. They have the learning rate ``scale_lr`` if it is given, and no
     decay, which would make the range too small. Biases and the vectors of normalization layers are in ``no_decay``
-    unless ``norm_decay``. All others decay as the optimizer says.
+    unless ``norm_decay``, and weights that stay as they are while their quantizer learns. All others decay as the
+    optimizer says.
     """
     scales: dict[nn.Parameter, None] = {}
     weights: dict[nn.Parameter, None] = {}
     vectors: dict[nn.Parameter, None] = {}
+    still: dict[nn.Parameter, None] = {}
     for module in modules:
         for child in module.modules():
+            held = getattr(child, "weight_quantizer", None)
+            if isinstance(held, Quantizer) and not held.moves_weight and isinstance(child.weight, nn.Parameter):
+                still[child.weight] = None
             if isinstance(child, Quantizer):
                 scales.update(dict.fromkeys(p for p in child.parameters() if p.requires_grad))
         for parameter in module.parameters():
             if parameter.requires_grad and parameter not in scales:
-                (vectors if parameter.ndim <= 1 and not norm_decay else weights)[parameter] = None
+                decays = parameter not in still and (parameter.ndim > 1 or norm_decay)
+                (weights if decays else vectors)[parameter] = None
     groups: list[dict[str, Any]] = [
         {"name": "weights", "params": list(weights)},
         {"name": "no_decay", "params": list(vectors), "weight_decay": 0.0},

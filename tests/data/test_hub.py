@@ -12,6 +12,7 @@ import torch
 
 from qtrain.data import cache, source
 from qtrain.data.hub import HubImages
+from qtrain.data.parquet import ParquetImages
 
 from .conftest import SIZE, picture, png, write_parquet
 
@@ -217,3 +218,22 @@ def test_real_cifar10(shared_data: Path, tmp_path: Path) -> None:
     assert decoded.shape == (300, 32, 32, 3)
     assert (decoded / 255).mean((0, 1, 2)) == pytest.approx([0.4914, 0.4822, 0.4465], abs=0.03)
     assert len(source.targets_of(labeled, "cifar10")) == 300
+
+
+def test_parts_that_name_classes_in_another_order_are_refused(tmp_path: Path) -> None:
+    for split, names in (("train", ["black", "white"]), ("test", ["white", "black"])):
+        features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+        rows = {"img": [{"bytes": png(picture(0)), "path": None}] * 2, "label": [0, 1]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
+    message = "class 0 is 'black' among the training images and 'white' among the test images"
+    with pytest.raises(ValueError, match=message):
+        images(tmp_path, tmp_path).setup()
+    with pytest.raises(ValueError, match=message):
+        ParquetImages(name="tiny", root=str(tmp_path), test_split="test", image_size=12).setup()
+
+
+def test_a_part_without_rows_is_said(parquet_root: Path, tmp_path: Path) -> None:
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])})
+    datasets.Dataset.from_dict({"img": [], "label": []}, features=features).to_parquet(parquet_root / "empty.parquet")
+    with pytest.raises(ValueError, match=r"tiny \(empty\): there are no rows"):
+        images(parquet_root, tmp_path, test_split="empty").setup()

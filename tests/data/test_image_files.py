@@ -108,3 +108,14 @@ def test_loading_files_leaves_the_global_generator_alone(tmp_path: Path) -> None
     before = torch.get_rng_state()
     list(file_batches([file], pil_to_tensor, batch_size=1, workers=0))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_links_in_a_circle_and_to_folders_above_count_once(photos: Path) -> None:
+    (photos / "deep" / "loop").symlink_to(photos / "deep", target_is_directory=True)
+    (photos / "deep" / "up").symlink_to(photos, target_is_directory=True)
+    outside = photos.parent / "elsewhere"
+    outside.mkdir()
+    Image.fromarray(picture(9)).save(outside / "z.png")
+    (photos / "linked").symlink_to(outside, target_is_directory=True)
+    names = ["photos/a.jpg", "photos/b.PNG", "photos/deep/c.png", "photos/linked/z.png"]
+    assert find_images(["photos"]) == names

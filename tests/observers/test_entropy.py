@@ -98,3 +98,15 @@ def test_channels_are_independent() -> None:
         alone = Entropy(granularity=PerTensor())
         alone.update(x[row])
         assert float(together.observed(4).high[row]) == float(alone.observed(4).high)
+
+
+@pytest.mark.parametrize("number", [27, 64, 144])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_few_values_keep_their_range(number: int, bits: int) -> None:
+    """The few smallest may lie in one bin, which a histogram of that bin alone describes without an error."""
+    weight = torch.randn(64, number, generator=torch.Generator().manual_seed(0))
+    observer = Entropy(granularity=PerChannel(0))
+    observer.update(weight)
+    observed = observer.observed(bits)
+    reach = torch.maximum(observed.low.abs(), observed.high.abs()).flatten()
+    assert bool(((weight.abs() <= reach[:, None]).float().mean(dim=1) >= 0.5).all())

@@ -101,7 +101,7 @@ def test_teachers_have_a_normalization_of_their_own(
 
 def test_how_a_file_is_read_does_not_change_which_weights_are_trained() -> None:
     """Weights that were kept before these options came are found, and those that say their normalization too."""
-    data: Any = SimpleNamespace(info=info(CIFAR))
+    data: Any = SimpleNamespace(info=info(CIFAR), content=lambda: "images")
     plain = compose(SMALL)
     told = compose([*SMALL, *CIFAR.as_overrides("model").split()])
     assert _kept(plain.model, plain, data) == _kept(told.model, told, data)

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from qtrain.config.compose import compose
 from qtrain.data.base import VisionData
@@ -67,3 +69,30 @@ def test_pretraining_does_not_accumulate_the_gradients_of_the_student(
     assert accumulated_batches(settings) == 4
     assert [accumulated_batches(one) for one in seen] == [1]
     assert seen[0].callbacks == {}
+
+
+def test_weights_are_those_of_the_images_and_not_of_their_folders_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two projects have a folder ``images``; what is trained on one is nothing for the other, nor for new images."""
+
+    def kept(project: str, *own: str) -> str:
+        monkeypatch.chdir(tmp_path / project)
+        options = ["data=imagefolder", "data.root=images", "data.image_size=16", "data.workers=0"]
+        settings = compose([*options, "model=cifar_resnet8", f"full_precision.folder={tmp_path}", *own])
+        return pretrain._kept(settings.model, settings, load_data(settings))[0]
+
+    for seed, project in enumerate(("one", "other", "swapped")):
+        for part in ("train", "val"):
+            for place, name in enumerate(("black", "white")):
+                folder = tmp_path / project / "images" / part / name
+                folder.mkdir(parents=True)
+                shade = np.random.default_rng([seed % 2, place ^ (project == "swapped")]).integers(0, 255, (16, 16, 3))
+                Image.fromarray(shade.astype(np.uint8)).save(folder / "0.png")
+    keys = [kept(project) for project in ("one", "other", "swapped")]
+    assert len(set(keys)) == 3
+    assert kept("one", "data.workers=1", "data.eval_batch_size=8", "data.check=true") == keys[0]
+    (tmp_path / "one").rename(tmp_path / "moved")
+    assert kept("moved") == keys[0]
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "moved" / "images" / "train" / "black" / "0.png")
+    assert kept("moved") not in keys

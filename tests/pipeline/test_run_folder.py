@@ -11,6 +11,8 @@ from qtrain.config.compose import compose
 from qtrain.pipeline.results import read_results
 from qtrain.pipeline.run_folder import Metrics, append_results, claim_folder, finish, run_in_folder
 from qtrain.pipeline.summary import FINISHED
+from qtrain.settings.run_files import EXAMPLES, LATENT, STUDENT
+from qtrain.settings.run_files import SUMMARY as SUMMARY_FILE
 from qtrain.settings.run_settings import RunSettings
 
 SUMMARY = {"name": "run", "top1": 90.0, "fp_top1": 95.0, "status": FINISHED}
@@ -61,3 +63,20 @@ def test_a_foreign_file_is_refused_before_anything_else(tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_text("name,age\nAda,36\n")
     with pytest.raises(ValueError, match="does not start with the columns"):
         again(tmp_path, tmp_path / "mine.csv")
+
+
+def test_a_run_that_is_overwritten_leaves_nothing_of_the_former(tmp_path: Path) -> None:
+    settings = ended(tmp_path)
+    folder = Path(settings.run_dir)
+    for name in (STUDENT, LATENT, EXAMPLES):
+        (folder / name).write_text("of the former run")
+    with pytest.raises(ZeroDivisionError):
+        again = compose([f"output={tmp_path}", "name=run", "overwrite=true", "quantize.bits.weight=2"])
+        run_in_folder(again, lambda _: 1 // 0, names=["top1"])  # type: ignore[arg-type, return-value]
+    assert not any((folder / name).exists() for name in (STUDENT, LATENT, EXAMPLES, SUMMARY_FILE))
+
+
+@pytest.mark.parametrize("key", ["data.workers=1", "data.check=true"])
+def test_what_no_result_depends_on_makes_no_other_run(key: str, tmp_path: Path) -> None:
+    data = ["data=imagefolder", f"data.root={tmp_path}"]
+    assert compose([*data, key]).identity == compose(data).identity != compose([*data, "data.batch_size=3"]).identity

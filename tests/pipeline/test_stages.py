@@ -258,9 +258,9 @@ def test_state_hands_on_what_a_stage_did_not_change() -> None:
     assert second.after(None) is second
 
 
-@pytest.mark.parametrize(("share", "accumulated", "steps"), [(1, 4, None), (0.5, 1, 10), (0.5, 4, 2), (0.001, 4, 1)])
+@pytest.mark.parametrize(("share", "accumulated", "steps"), [(1, 4, None), (0.5, 1, 10), (0.5, 4, 3), (0.001, 4, 1)])
 def test_share_of_a_stage_is_counted_in_optimizer_steps(share: float, accumulated: int, steps: int | None) -> None:
-    """Of 2 epochs of 10 batches."""
+    """Of 2 epochs of 10 batches, the last of which are a step too where there are fewer than are added up."""
     settings = compose(["fit.epochs=2", f"fit.share={share}", f"trainer.accumulate_grad_batches={accumulated}"])
     data: Any = SimpleNamespace(train_dataloader=lambda: range(10))
     assert _steps(settings, data) == steps

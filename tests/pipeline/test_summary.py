@@ -90,6 +90,36 @@ def test_gather_tells_finished_from_unfinished_and_damaged(tmp_path: Path) -> No
     assert "no top1" in reasons["g"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": [1]}, "seed is no whole number: [1]"),
+        ({"dataset": 3}, "dataset is no text: 3"),
+        ({"top1": float("nan")}, "top1 is not finite"),
+        ({"layers": {"shape": 5}}, "layers is not a list"),
+    ],
+)
+def test_a_damaged_summary_is_a_problem_beside_the_others(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    write_summary(tmp_path / "good", fields())
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "summary.json").write_text(json.dumps(fields(**changes)))
+    runs, (problem,) = gather(tmp_path)
+    assert [run.folder.name for run in runs] == ["good"] and message in problem.reason
+
+
+def test_runs_behind_links_are_found_once(tmp_path: Path) -> None:
+    write_summary(tmp_path / "scratch" / "run", fields())
+    folder = tmp_path / "outputs"
+    folder.mkdir()
+    (folder / "run").symlink_to(tmp_path / "scratch" / "run", target_is_directory=True)
+    (folder / "up").symlink_to(folder, target_is_directory=True)
+    (folder / "same").symlink_to(tmp_path / "scratch" / "run", target_is_directory=True)
+    runs, problems = gather(folder)
+    assert [run.folder.name for run in runs] == ["run"] and not problems
+
+
 def test_rows_go_from_full_precision_to_few_bits_and_from_calibrated_to_distilled() -> None:
     two = {"w_bits": 2, "a_bits": 2, "name": "w2a2"}
     rows = seed_groups(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from hashlib import sha256
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -206,6 +207,23 @@ def test_export_that_does_not_compute_what_was_trained_says_so(folder: Path) -> 
     assert "conv1.weight.codes: 1 of its bytes are not the student&#39;s (and 1 more)" in text
 
 
+def test_export_of_an_earlier_student_of_the_run_is_not_shown(folder: Path) -> None:
+    run = folder / "w4-none"
+    (run / "student.safetensors").write_bytes(b"new")
+    own = {name: sha256(name.encode()).hexdigest() for name in ("new", "old")}
+    exported(run, json.dumps(verdict(student=own["old"])))
+    text = write_report(folder)[0].read_text()
+    assert "export is of an earlier student of this run; task=export writes it anew" in text
+    assert "Verified" not in text
+    (run / "export" / "verify.json").write_text(json.dumps(verdict(student=own["new"])))
+    assert "<b>Verified.</b>" in write_report(folder)[0].read_text()
+
+
+def test_a_page_holds_names_that_utf8_does_not(tmp_path: Path) -> None:
+    write_summary(tmp_path / "a", fields(4, "none", 95.0, model="caf\udce9"))
+    assert "caf?" in write_report(tmp_path)[0].read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"tiers": [{}]}', '{"tiers": 3}'])
 def test_damaged_verdict_is_named_and_the_rest_shown(folder: Path, content: str) -> None:
     exported(folder / "w4-none", content)
@@ -229,7 +247,9 @@ def test_damaged_runs_alone_have_a_page(tmp_path: Path) -> None:
 
 
 def test_run_with_few_metrics_is_shown(tmp_path: Path) -> None:
-    write_summary(tmp_path / "a", {"top1": 50.0, "w_bits": "mixed", "layers": [{"name": "conv1"}, "no row"]})
+    write_summary(
+        tmp_path / "a", {"top1": 50.0, "w_bits": "mixed", "layers": [{"name": "conv1", "shape": 5}, "no row"]}
+    )
     text = write_report(tmp_path)[0].read_text()
     assert "mixed" in text and "conv1" in text and "no metrics.jsonl" in text
 

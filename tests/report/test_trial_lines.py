@@ -133,3 +133,17 @@ def test_each_axis_of_the_chart_is_one_of_the_library(sweep: SweepResults) -> No
 
 def test_equal_trials_have_no_parallel_coordinates(sweep: SweepResults) -> None:
     assert parallel(with_trials(sweep, sweep.trials[:1])) is None
+
+
+@pytest.mark.parametrize("accuracies", [[90.0] * 8 + [50.0], [90.0] * 9 + [90.5], [91.0] * 8 + [50.0, 40.0]])
+def test_an_objective_in_which_most_are_as_good_as_the_best_has_an_axis(
+    sweep: SweepResults, accuracies: list[float]
+) -> None:
+    trials = [
+        replace(sweep.trials[0], id=f"{n:04d}", metrics={"top1": top1, "size_bytes": 1.0})
+        for n, top1 in enumerate(accuracies)
+    ]
+    axis = parallel_axes(with_trials(sweep, trials))[-1]
+    heights = [axis.height(trial) for trial in trials]
+    assert axis.bottom < axis.top == max(accuracies)
+    assert (min(heights), max(heights)) == (0.0, 1.0)

@@ -204,3 +204,14 @@ def test_epochs_that_are_no_multiple_are_refused() -> None:
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Population(**settings)
+
+
+@pytest.mark.parametrize(("size", "quantile"), [(2, 0.25), (4, 0.1)])
+def test_in_the_smallest_population_one_gives_way(size: int, quantile: float) -> None:
+    searcher = population(size=size, quantile=quantile, change=1.0)
+    points = {f"t{number}": searcher.suggest(f"t{number}") for number in range(size)}
+    for number, id in enumerate(points):
+        searcher.on_trial_complete(id, {"top1": float(number), "size_bytes": 1.0})
+    later = [searcher.suggest(f"u{number}") for number in range(size)]
+    changed = [before != after for before, after in zip(points.values(), later, strict=True)]
+    assert changed == [True, *([False] * (size - 1))], "the first is the least accurate"

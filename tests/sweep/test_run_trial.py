@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from qtrain.config.compose import compose
 from qtrain.pipeline.run_cache import RunCache
 from qtrain.settings.run_settings import RunSettings
-from qtrain.sweep.run_trial import LOG, Proposal, read_trial, run_trial
+from qtrain.spec import Position
+from qtrain.sweep.run_trial import LOG, EpochReport, Proposal, TrialRecord, _best_before, read_trial, run_trial
 
 TINY = """
     trainer=cpu data.max_train=96 data.max_test=32 data.val_fraction=0.25 data.batch_size=24 model=cifar_resnet8
@@ -33,6 +37,8 @@ def test_trial_reports_each_epoch_but_the_last_and_is_not_repeated(tmp_path: Pat
     proposal = Proposal(id="0001", key="run", overrides=["seed=0"], knobs={"seed": 0})
     trial = run_trial(settings, proposal, report=told.append, store=RunCache(), threads=1)
     assert [metrics["epochs"] for metrics in told] == [1.0, 2.0], "the trial itself tells of its last epoch"
+    assert told[0]["best_top1"] == told[0]["top1"]
+    assert told[1]["best_top1"] == max(told[0]["top1"], told[1]["top1"])
     assert all({"top1", "loss", "size_bytes", "bops"} <= metrics.keys() for metrics in told)
     assert (trial.id, trial.status, trial.epochs, trial.reason) == ("0001", "finished", 3.0, None)
     assert trial.metrics["best_top1"] >= trial.metrics["top1"] and trial.metrics["size_bytes"] == told[0]["size_bytes"]
@@ -45,6 +51,23 @@ def test_trial_reports_each_epoch_but_the_last_and_is_not_repeated(tmp_path: Pat
     other = Proposal(id="0002", key="run", knobs={"seed": 0})
     again = run_trial(settings, other, report=lambda metrics: pytest.fail("trained"), store=RunCache(), threads=1)
     assert (again.id, again.metrics, again.ended) == ("0002", trial.metrics, trial.ended)
+
+
+def test_the_best_accuracy_is_that_of_all_epochs_so_far(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(
+            json.dumps({"step": step, "split": "val", "top1": top1}) + "\n" for step, top1 in ((1, 80.0), (2, 60.0))
+        )
+    )
+    assert _best_before(tmp_path) == 80 and _best_before(tmp_path / "none") == -math.inf
+    record, told = TrialRecord(best_top1=80.0), list[dict[str, float]]()
+    reports = EpochReport(
+        settings=compose([]), report=told.append, record=record, epochs=9, start=Position(epoch=2, step=2)
+    )
+    for epoch, top1 in enumerate((70.0, 90.0, 85.0)):
+        trainer = Mock(current_epoch=epoch, callback_metrics={"val/top1": top1, "val/loss": 1.0})
+        reports.on_train_epoch_end(trainer, Mock())
+    assert [metrics["best_top1"] for metrics in told] == [80.0, 90.0, 90.0]
 
 
 def test_a_reward_may_be_of_any_cost_that_the_config_has(tmp_path: Path, cache: Path) -> None:

@@ -16,10 +16,12 @@ from torch.utils.data import DataLoader
 import qtrain
 from qtrain.distillation.hard import Hard
 from qtrain.distillation.objective import Objective
-from qtrain.nn import QuantWeighted
+from qtrain.nn import QuantLinear, QuantWeighted
 from qtrain.quantizers.base import Quantizer
+from qtrain.quantizers.hooks import share_penalties_
+from qtrain.quantizers.uniform.pact import PACT
 from qtrain.schedules.constant import Constant
-from qtrain.spec import Batch
+from qtrain.spec import Batch, QuantSpec
 from qtrain.training.module import QATModule
 from tests.helpers.graphs import counts_graphs
 from tests.helpers.widths import WEIGHTS, WRAPPERS
@@ -134,3 +136,19 @@ def test_accumulated_steps_compile_to_one_graph(monkeypatch: pytest.MonkeyPatch)
     compiled = fit(made, split(3)[:6], accumulated=3, precision="32-true", compile=True)
     assert backend.graphs == 1
     assert distance(compiled.student, eager.student) < 10 * NEAR
+
+
+def test_a_penalty_counts_once_among_the_layers_that_have_it_together() -> None:
+    """For a target, layers that read one tensor have one quantizer, which each of them calls."""
+    spec = QuantSpec(bits=4, signed=False)
+    pact, own = PACT(spec=spec), PACT(spec=spec)
+    layers = nn.ModuleList(QuantLinear(source=nn.Linear(8, 4)) for _ in range(3))
+    for layer, quantizer in zip(layers, (pact, pact, own), strict=True):
+        layer.input_quantizer = quantizer
+    share_penalties_(layers, 0.5)
+    assert (pact.penalty_share, own.penalty_share) == (0.25, 0.5)
+    x = torch.zeros(2, 8)
+    share_penalties_(layers.train(), 1.0)
+    sum(layer(x).sum() * 0 for layer in layers).backward()  # type: ignore[union-attr]
+    for quantizer in (pact, own):
+        assert float(quantizer.level.grad) == pytest.approx(quantizer.decay * float(quantizer.level))  # type: ignore[arg-type]

@@ -107,6 +107,30 @@ def test_average_follows_its_formula_and_the_student_keeps_it() -> None:
     assert module.student.state_dict()["1.num_batches_tracked"] == 3
 
 
+def test_average_has_32_bits_where_weights_have_16() -> None:
+    """Steps of a thousandth of the way are less than bf16 can tell of one."""
+    module, average = Module(student().bfloat16()), WeightAverage(decay=0.999, warmup=False)
+    trainer = Mock(global_step=0)
+    average.on_train_start(trainer, module)
+    before = average.average["0.weight"].clone()
+    with torch.no_grad():
+        module.student[0].weight.add_(0.25)  # type: ignore[index]
+    moved = module.student[0].weight.detach().float() - before  # type: ignore[index]
+    for step in range(1, 1001):
+        trainer.global_step = step
+        average.on_train_batch_end(trainer, module, None, None, 0)
+    assert average.average["0.weight"].dtype == torch.float32
+    torch.testing.assert_close(average.average["0.weight"] - before, (1 - 0.999**1000) * moved, rtol=1e-3, atol=1e-4)
+    # Validation, which has to round it, leaves it as it is.
+    kept, weight = average.average["0.weight"].clone(), module.student[0].weight.clone()  # type: ignore[index]
+    trainer.state.fn = "fit"
+    average.on_validation_start(trainer, module)
+    assert not torch.equal(module.student[0].weight, weight)  # type: ignore[index]
+    average.on_validation_end(trainer, module)
+    assert torch.equal(module.student[0].weight, weight)  # type: ignore[index]
+    assert torch.equal(average.average["0.weight"], kept)
+
+
 def test_average_counts_optimizer_steps_and_not_batches() -> None:
     """Of an epoch's three batches the first only adds its gradient: four updates in two epochs."""
     module, recorder = Module(student()), Recorder()
@@ -306,6 +330,24 @@ def test_the_run_stops_with_a_line_that_says_how_to_resume(tmp_path: Path, caplo
     assert caught.value.resume_point == tmp_path / "step-00000001.ckpt" and caught.value.resume_point.exists()
     assert "resume with: python -m qtrain +experiment=x" in caplog.text
     assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_ranks_that_agreed_stop_at_the_next_batch_that_can_be_saved(tmp_path: Path) -> None:
+    """They agree at the fourth batch, behind which gradients are still added up."""
+    points = Mock(folder=tmp_path)
+    stop = StopOnSignal(resume_points=points, agree_every_n_batches=4)
+    stop.note = Mock(signum=signal.SIGTERM)
+    trainer = Mock(world_size=2)
+    trainer.strategy.root_device = torch.device("cpu")
+    trainer.strategy.reduce.side_effect = lambda rank, reduce_op: rank
+    trainer.strategy.broadcast.return_value = None
+    points.save_within_epoch.side_effect = lambda trainer: (place + 1) % 3 == 0
+    for place in range(5):
+        stop.on_train_batch_end(trainer, Mock(), None, None, place)
+    assert trainer.strategy.reduce.call_count == 1
+    place = 5
+    with pytest.raises(RunInterruptedError):
+        stop.on_train_batch_end(trainer, Mock(), None, None, place)
 
 
 def test_signal_handlers_are_restored_after_a_run(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import pytorch_lightning as pl
@@ -21,6 +22,7 @@ from qtrain.distillation.hard import Hard
 from qtrain.distillation.hint import Hint
 from qtrain.distillation.objective import Objective
 from qtrain.distillation.soft import Soft
+from qtrain.functional.random import seed_of
 from qtrain.models.factory import create_model
 from qtrain.models.taps import feature_shapes
 from qtrain.models.teacher import FrozenTeacher
@@ -177,12 +179,14 @@ def test_the_rate_follows_its_schedule_over_all_steps(tmp_path: Path) -> None:
 def test_carried_optimizer_keeps_its_moments_and_has_the_rates_of_its_own_stage() -> None:
     layer = nn.Linear(2, 1)
     before = torch.optim.SGD(layer.parameters(), lr=0.5, momentum=0.9, weight_decay=0.1)
+    torch.optim.lr_scheduler.LambdaLR(before, lambda step: 1.0)
     layer(torch.ones(1, 2)).sum().backward()
     before.step()
     after = torch.optim.SGD(layer.parameters(), lr=0.01, momentum=0.8)
     _carry_on_(after, before.state_dict())
     (group,) = after.param_groups
     assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.01, 0.8, 0)
+    assert torch.optim.lr_scheduler.LambdaLR(after, lambda step: 0.5).get_last_lr() == [0.005]
     for parameter in layer.parameters():
         assert torch.equal(after.state[parameter]["momentum_buffer"], before.state[parameter]["momentum_buffer"])
 
@@ -200,6 +204,22 @@ def test_dropout_is_a_function_of_seed_and_step(tmp_path: Path) -> None:
     two = weights_after_a_fit(tmp_path, batches(), disturb=2)
     for name, tensor in one.items():
         assert torch.equal(tensor, two[name]), name
+
+
+def test_ranks_draw_masks_of_their_own() -> None:
+    """What the first rank draws is what one process draws."""
+    made = module()
+    made._total_steps = 4
+
+    def drawn(rank: int, batch_idx: int) -> tuple[float, ...]:
+        made.trainer = Mock(global_rank=rank, global_step=2, accumulate_grad_batches=2)
+        made.on_train_batch_start(batches(1)[0], batch_idx)
+        return tuple(torch.rand(4).tolist())
+
+    assert len({drawn(rank, batch_idx) for rank in (0, 1, 2) for batch_idx in (0, 1)}) == 6
+    first = drawn(0, 0)
+    torch.manual_seed(seed_of(3, 2))
+    assert first == tuple(torch.rand(4).tolist())
 
 
 class RoundsAtRandom(nn.Module):

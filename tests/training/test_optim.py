@@ -1,6 +1,9 @@
-"""When an optimizer step follows a batch."""
+"""When an optimizer step follows a batch, and which weights decay."""
 
 from __future__ import annotations
+
+from functools import partial
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -8,7 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from qtrain.training.optim import still_accumulating
+from qtrain.nn import QuantLinear
+from qtrain.quantizers.codebook.kmeans import KMeans
+from qtrain.quantizers.codebook.product import Product
+from qtrain.quantizers.uniform.lsq import LSQ
+from qtrain.quantizers.wrappers.pruned import Pruned
+from qtrain.quantizers.wrappers.quant_noise import QuantNoise
+from qtrain.spec import QuantSpec
+from qtrain.training.optim import parameter_groups, still_accumulating
 
 
 class Linear(pl.LightningModule):
@@ -43,3 +53,23 @@ def test_still_accumulating_tells_after_which_batches_lightning_steps(limit: flo
     epoch = [False, False, True, False, False, True, True] if limit == 1.0 else [False, False, True, True]
     assert module.stepped == epoch * 2
     assert module.expected == module.stepped
+
+
+@pytest.mark.parametrize(
+    ("make", "decays"),
+    [
+        (partial(KMeans, train="centroids"), False),
+        (partial(KMeans, train="both"), True),
+        (partial(Product, train="centroids"), False),
+        (partial(Product, train="centroids", start=0.5), True),
+        (partial(Pruned, quantizer=KMeans), False),
+        (partial(QuantNoise, quantizer=KMeans, rate=0.5), True),
+        (LSQ, True),
+    ],
+)
+def test_weights_that_stay_in_their_clusters_do_not_decay(make: Any, decays: bool) -> None:
+    """Those have no gradient; decay alone would move them, and so into other clusters."""
+    layer = QuantLinear(source=nn.Linear(8, 4))
+    layer.weight_quantizer = make(spec=QuantSpec(bits=2, shape=(4, 8)))
+    (name,) = [group["name"] for group in parameter_groups([layer]) for p in group["params"] if p is layer.weight]
+    assert name == ("weights" if decays else "no_decay")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from qtrain.functional.affine import require_finite
 from qtrain.functional.binary import plane_range
 from qtrain.functional.indicator import sign
+from qtrain.functional.precision import full_precision
 from qtrain.functional.ste import scale_gradient, straight_through
 from qtrain.quantizers.base import Quantizer, float_parts
 from qtrain.spec import Granularity, Observed, PerTensor, QuantSpec
@@ -34,8 +35,9 @@ def fitted_factors(signs: Tensor, rows: Tensor) -> Tensor:
     ``signs`` (M, G, n) are -1 and 1, or all 0 for a base that is not in use and gets 0; ``rows`` (G, n) float32.
     """
     n = max(rows.shape[1], 1)
-    gram = torch.einsum("agn,bgn->gab", signs, signs).double() / n
-    right = torch.einsum("agn,gn->ga", signs, rows.to(signs.dtype)).double() / n
+    with full_precision(signs):
+        gram = torch.einsum("agn,bgn->gab", signs, signs).double() / n
+        right = torch.einsum("agn,gn->ga", signs, rows.to(signs.dtype)).double() / n
     unused = (gram.diagonal(dim1=1, dim2=2) == 0).double()
     solved: Tensor = torch.linalg.solve(gram + torch.diag_embed(unused + GRAM_RIDGE), right)
     return solved.to(rows.dtype).T

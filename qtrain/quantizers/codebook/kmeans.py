@@ -74,7 +74,7 @@ class KMeans(Quantizer):
         if train not in ("centroids", "both"):
             raise ValueError(f"KMeans: train must be 'centroids' or 'both', got {train!r}")
         super().__init__(spec=spec, granularity=granularity, codes=index_range)
-        self.train_weights = train == "both"
+        vars(self).update(moves_weight=train == "both")
         self.huffman = huffman
         start = torch.linspace(-1, 1, 2**spec.bits).expand(*self.state_shape, -1).clone()
         self.codebook = nn.Parameter(start)
@@ -95,7 +95,7 @@ class KMeans(Quantizer):
     def fake_quantize(self, x: Tensor) -> Tensor:
         # In float64, because there the members' gradients add up in the same order on every run.
         values = look_up(self.indices(x), self.codebook.double(), self.granularity).to(x.dtype)
-        return gradient_also_to(values, x if self.train_weights else x * 0)
+        return gradient_also_to(values, x if self.moves_weight else x * 0)
 
     def quantize(self, x: Tensor) -> QTensor:
         require_finite(x)

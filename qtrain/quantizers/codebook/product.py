@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.functional.affine import require_finite
+from qtrain.functional.precision import full_precision
 from qtrain.functional.random import keyed_uniform
 from qtrain.functional.ste import gradient_also_to, scale_gradient
 from qtrain.quantizers.base import Quantizer, index_range
@@ -29,7 +30,8 @@ def nearest_vector(vectors: Tensor, codebook: Tensor) -> Tensor:
     largest = codebook.abs().amax()
     unit = torch.where(largest > 0, largest, 1.0)
     scaled = codebook / unit
-    return (scaled.square().sum(dim=1) / 2 - (vectors / unit) @ scaled.T).argmin(dim=1)
+    with full_precision(vectors):
+        return (scaled.square().sum(dim=1) / 2 - (vectors / unit) @ scaled.T).argmin(dim=1)
 
 
 def members(indices: Tensor, count: int) -> Tensor:
@@ -130,6 +132,7 @@ class Product(Quantizer):
                 f"{divisors}, or give this layer a policy of its own"
             )
         self.train_weights = train == "both"
+        vars(self).update(moves_weight=self.train_weights or start > 0)
         self.start = start
         self.following = start > 0
         # Different vectors (multiples of ones), so that a new quantizer works before its calibration.
@@ -145,7 +148,7 @@ class Product(Quantizer):
 
     def indices(self, x: Tensor) -> Tensor:
         """Which vector each block takes: (O R / d,) int64."""
-        return nearest_vector(self.vectors(x) @ self.metric, self.anchors @ self.metric)
+        return nearest_vector(self._measured(self.vectors(x)), self._measured(self.anchors))
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         indices = self.indices(x)
@@ -183,8 +186,13 @@ class Product(Quantizer):
         squared error of the products (arXiv 1907.05686, eq. 3 to 5). With ``G = L L^T`` it is k-means of ``v L``.
         """
         self.metric.copy_(torch.linalg.cholesky(gram.double()))
-        self.anchors.copy_(self._back(cluster(self.vectors(weight) @ self.metric, len(self.codebook))))
+        self.anchors.copy_(self._back(cluster(self._measured(self.vectors(weight)), len(self.codebook))))
         self.codebook.copy_(self.anchors)
+
+    def _measured(self, vectors: Tensor) -> Tensor:
+        """``v L``, whose squared distances are the objective."""
+        with full_precision(vectors):
+            return vectors @ self.metric
 
     def _back(self, vectors: Tensor) -> Tensor:
         """``v`` for ``v L``."""
@@ -199,7 +207,7 @@ class Product(Quantizer):
     def project(self, weight: Tensor) -> Tensor:
         """The weight as it is; while this layer is not yet quantized, its codebook follows the weight."""
         if self.following:
-            moved = lloyd_step(self.vectors(weight) @ self.metric, self.anchors @ self.metric, 0)
+            moved = lloyd_step(self._measured(self.vectors(weight)), self._measured(self.anchors), 0)
             self.anchors.copy_(self._back(moved))
             self.codebook.copy_(self.anchors)
         return weight

@@ -35,6 +35,7 @@ class Affine(Quantizer):
         super().__init__(spec=spec, granularity=granularity, codes=narrow_range if narrow else full_range)
         self.register_buffer("scale", torch.ones(self.state_shape))
         self.register_buffer("zero_point", None if symmetric else torch.zeros(self.state_shape))
+        vars(self).update(shifts_codes=not symmetric)
         if not symmetric:
             self.set_range_(bits=spec.bits, signed=False)
 

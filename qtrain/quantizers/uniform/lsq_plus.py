@@ -31,7 +31,7 @@ class LSQPlus(Quantizer):
 
     def __init__(self, *, spec: QuantSpec, granularity: Granularity = PerTensor()) -> None:  # noqa: B008 - frozen
         super().__init__(spec=spec, granularity=granularity, codes=full_range if spec.is_weight else index_range)
-        vars(self).update(keeps_zero=spec.is_weight)
+        vars(self).update(keeps_zero=spec.is_weight, shifts_codes=not spec.is_weight)
         self.scale = nn.Parameter(torch.ones(self.state_shape))
         self.register_parameter("offset", None if spec.is_weight else nn.Parameter(torch.zeros(self.state_shape)))
         if not spec.is_weight:

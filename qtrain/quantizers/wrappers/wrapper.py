@@ -16,9 +16,9 @@ from qtrain.storage.base import NumberPart, QTensor
 class Wrapper(Quantizer, ABC):
     """Base of quantizers that hold another, ``inner``, for the same tensor.
 
-    Bit widths, code range, granularity, ``keeps_zero`` and ``switchable`` are those of ``inner``. The wrapper serves
-    only what ``inner`` serves too. :func:`begin_step_` finds a step-aware ``inner`` by itself. A projection of the
-    weight must be handed on by the subclass, with ``project(self.inner, weight)`` of the hooks.
+    Bit widths, code range, granularity, and what else a quantizer says of itself are those of ``inner``. The wrapper
+    serves only what ``inner`` serves too. :func:`begin_step_` finds a step-aware ``inner`` by itself. A projection of
+    the weight must be handed on by the subclass, with ``project(self.inner, weight)`` of the hooks.
     """
 
     def __init__(self, *, spec: QuantSpec, quantizer: MakeQuantizer) -> None:
@@ -34,6 +34,8 @@ class Wrapper(Quantizer, ABC):
             widths=inner.widths,
             serves=self.serves & inner.serves,
             keeps_zero=inner.keeps_zero,
+            shifts_codes=inner.shifts_codes,
+            moves_weight=inner.moves_weight or isinstance(self, TrainingWrapper),
             switchable=inner.switchable,
         )
         super().__init__(spec=spec, granularity=inner.granularity, codes=inner._codes)

@@ -31,7 +31,8 @@ class WeightAverage(pl.Callback):
     """After each optimizer step ``average <- decay * average + (1 - decay) * weights``.
 
     Validation uses the average; training and the model part of a checkpoint use the weights themselves. At the end of a
-    fit the student gets the average. Parameters and floating buffers (running statistics, scales) are averaged.
+    fit the student gets the average. Parameters and floating buffers (running statistics, scales) are averaged, in 32
+    bits at least.
     """
 
     def __init__(self, *, decay: float = 0.999, warmup: bool = True) -> None:
@@ -43,14 +44,15 @@ class WeightAverage(pl.Callback):
         self.average: dict[str, Tensor] = {}
         self._updates = 0
         self._seen_step = 0
+        self._kept: dict[str, Tensor] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         tensors = _tensors(student_of(pl_module))
         if not self.average:
-            self.average = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+            self.average = {name: _wide(tensor.detach()).clone() for name, tensor in tensors.items()}
             self._seen_step = trainer.global_step
         else:  # restored from a checkpoint, on the CPU
-            self.average = {name: self.average[name].to(tensor.device) for name, tensor in tensors.items()}
+            self.average = {name: _wide(self.average[name]).to(tensor.device) for name, tensor in tensors.items()}
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -98,7 +100,7 @@ class WeightAverage(pl.Callback):
         floating = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
         others = [name for name in tensors if name not in set(floating)]
         average = get_ema_multi_avg_fn(decay)
-        average([self.average[n] for n in floating], [tensors[n].detach() for n in floating], self._updates)
+        average([self.average[n] for n in floating], [_wide(tensors[n].detach()) for n in floating], self._updates)
         for name in others:
             self.average[name].copy_(tensors[name])
 
@@ -107,10 +109,17 @@ class WeightAverage(pl.Callback):
         # In place, since compiled graphs and the optimizer refer to these tensors.
         if trainer.state.fn != "fit" or not self.average:
             return
-        for name, tensor in _tensors(student_of(pl_module)).items():
-            kept = tensor.detach().clone()
-            tensor.copy_(self.average[name])
-            self.average[name].copy_(kept)
+        tensors = _tensors(student_of(pl_module))
+        kept, self._kept = self._kept, {}
+        if not kept:
+            self._kept = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():
+            tensor.copy_((kept or self.average)[name])
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """``tensor``, in 32 bits where it has 16, which do not hold the small steps of an average."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _tensors(student: nn.Module) -> dict[str, Tensor]:

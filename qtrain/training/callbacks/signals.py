@@ -31,17 +31,18 @@ class StopOnSignal(Checkpoint):
     """On SIGINT, SIGTERM or SIGUSR1 saves by ``resume_points``, logs ``command`` and raises ``RunInterruptedError``.
 
     ``command`` is the command line that resumes the run; it is not logged if the SLURM job is requeued. Several ranks
-    agree every ``agree_every_n_steps`` steps whether one of them got a signal, since that costs an all-reduce. A single
-    process checks at each step. It is a ``Checkpoint`` because Lightning calls these after all other callbacks, whose
-    state is saved.
+    agree every ``agree_every_n_batches`` batches whether one of them got a signal, since that costs an all-reduce. A
+    single process checks at each batch. What was agreed on holds until the next batch behind which the run can be
+    saved. It is a ``Checkpoint`` because Lightning calls these after all other callbacks, whose state is saved.
     """
 
-    def __init__(self, *, resume_points: ResumePoints, command: str = "", agree_every_n_steps: int = 16) -> None:
+    def __init__(self, *, resume_points: ResumePoints, command: str = "", agree_every_n_batches: int = 16) -> None:
         super().__init__()
         self.resume_points = resume_points
         self.command = command
-        self.agree_every_n_steps = agree_every_n_steps
+        self.agree_every_n_batches = agree_every_n_batches
         self.note = training_note()
+        self._signum: signal.Signals | None = None
 
     @property
     def interrupted(self) -> bool:
@@ -64,11 +65,12 @@ class StopOnSignal(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if (signum := self._agreed(trainer, batch_idx)) and self.resume_points.save_within_epoch(trainer):
-            self._stop(trainer, signum)
+        self._signum = self._signum or self._agreed(trainer, batch_idx)
+        if self._signum and self.resume_points.save_within_epoch(trainer):
+            self._stop(trainer, self._signum)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if signum := self._agreed(trainer, -1):
+        if signum := self._signum or self._agreed(trainer, -1):
             self.resume_points.on_train_epoch_end(trainer, pl_module)
             self._stop(trainer, signum)
 
@@ -76,7 +78,7 @@ class StopOnSignal(Checkpoint):
         """The signal that any rank got; all ranks return the same one."""
         if trainer.world_size == 1:
             return self.note.signum
-        if (batch_idx + 1) % self.agree_every_n_steps != 0:
+        if (batch_idx + 1) % self.agree_every_n_batches != 0:
             return None
         rank = 0 if self.note.signum is None else 1 + HANDLED.index(self.note.signum)
         most = trainer.strategy.reduce(torch.tensor(rank, device=trainer.strategy.root_device), reduce_op="max")

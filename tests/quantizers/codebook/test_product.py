@@ -12,7 +12,7 @@ from torch import Tensor
 from qtrain.observers.min_max import MinMax
 from qtrain.quantizers.codebook.product import Product, cluster, lloyd_step, members, nearest_vector
 from qtrain.quantizers.hooks import begin_step_, project
-from qtrain.spec import PerTensor, QuantSpec
+from qtrain.spec import Observed, PerTensor, QuantSpec
 from qtrain.storage.product import ProductTensor
 
 SHAPE = (8, 4, 3, 3)
@@ -164,3 +164,13 @@ def test_wrong_options_are_refused() -> None:
         Product(spec=spec, train="all")
     with pytest.raises(ValueError, match=r"Product: start must be in \[0, 1\], got 2"):
         Product(spec=spec, start=2.0)
+
+
+def test_blocks_take_the_same_vectors_under_mixed_precision() -> None:
+    """A student trains under autocast and is stored without."""
+    weight = torch.randn(64, 32, 3, 3, generator=torch.Generator().manual_seed(0))
+    quantizer = Product(spec=QuantSpec(bits=8, shape=tuple(weight.shape)))
+    quantizer.calibrate_(Observed(torch.zeros(()), torch.zeros(()), torch.zeros(()), tensor=weight))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = quantizer.indices(weight)
+    assert torch.equal(mixed, quantizer.indices(weight))
