@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from qtrain.config.exchange import compose_exchanging
-from qtrain.config.explain import check_searchpath, explain
+from qtrain.config.explain import check_choices, check_searchpath, explain
 from qtrain.config.instantiate import settings_of
 from qtrain.config.ranges import check_deletions, check_values
 from qtrain.config.run_logging import RUN_LOG
@@ -66,6 +66,7 @@ def compose_config(overrides: Sequence[str], *, notes: list[str] | None = None) 
     with own_hydra():
         check_deletions(overrides)
         check_searchpath(overrides)
+        check_choices(overrides)
         try:
             cfg, exchanges = compose_exchanging(_hydras_config, overrides)
         except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:

@@ -83,6 +83,14 @@ def _explain_missing_file(error: MissingConfigException) -> str:
     return f"{group}={option}: there is no such {group}{near} ({known})"
 
 
+def check_choices(overrides: Sequence[str]) -> None:
+    """Raise ``ConfigError`` where ``overrides`` give null for a choice from a group, which Hydra does not explain."""
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if value.strip() == "null" and (conf_dir() / key.partition("@")[0].lstrip("+")).is_dir():
+            raise ConfigError(not_a_choice(key.lstrip("+").rpartition("@")[2], None))
+
+
 def check_searchpath(overrides: Sequence[str]) -> None:
     """Raise ``ConfigError`` where ``overrides`` name a folder of configs that does not exist."""
     for text in overrides:
@@ -102,6 +110,9 @@ def check_searchpath(overrides: Sequence[str]) -> None:
 def not_a_choice(key: str, value: object) -> str:
     """Why ``value`` cannot stand at ``key``, where a choice from a group belongs, and how to choose one."""
     group = next((group for group, place, _ in choices(conf_dir()) if place == key), None)
+    if value is None:
+        there = f"; write {group}@{key}=..." if group not in (None, key) else f"; write {key}=..." if group else ""
+        return f"{key}: must be a choice from a group, and not null{there}"
     if group is not None:
         options = [path.stem for path in (conf_dir() / group).glob("*.yaml")]
         if value in options:

@@ -42,11 +42,13 @@ def _settings(kind: type[T], node: Mapping[str, Any], where: str, allow: Sequenc
 
 
 def _value(hint: Any, value: Any, key: str, allow: Sequence[str]) -> Any:
-    kind, _ = optional(hint)
+    kind, nullable = optional(hint)
     origin = typing.get_origin(kind)
     if origin is Mapping:
         item = typing.get_args(kind)[1]
         return {str(name): _value(item, own, f"{key}.{name}", allow) for name, own in (value or {}).items()}
+    if kind is Component and not value and not nullable:
+        raise ConfigError(not_a_choice(key, None))
     if value is None:
         return None
     if origin is tuple:
