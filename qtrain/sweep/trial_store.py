@@ -74,8 +74,11 @@ class TrialStore:
 
 def _claim(settings: RunSettings, overrides: Sequence[str], folder: Path) -> None:
     afresh = settings.overwrite or not settings.resume
+    # A sweep that failed before its first trial has nothing to lose, and must not block its folder.
+    begun = any((folder / name).is_file() for name in (TRIALS, SEARCH))
     if (
         (folder / SWEEP).is_file()
+        and begun
         and not afresh
         and _identity(read_config(folder / SWEEP)) != _identity(settings.plain)
     ):
