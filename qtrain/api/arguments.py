@@ -93,8 +93,6 @@ def first_batches(images: Images, count: int) -> list[Tensor]:
     if not found:
         raise ValueError("quantize: images must be a tensor, or batches of images, got nothing")
     for batch in found:
-        if not batch.is_floating_point():
-            raise ValueError(f"quantize: images must be floats, normalized as in training, got {batch.dtype}")
         if not batch.numel():
             raise ValueError(f"quantize: a batch of images has shape {tuple(batch.shape)}; give one that is not empty")
     return found
@@ -103,13 +101,15 @@ def first_batches(images: Images, count: int) -> list[Tensor]:
 def images_and_labels(where: str, batch: Any) -> tuple[Tensor, Tensor | None]:
     """A batch of images, or of (images, labels), as both; ``None`` for labels that there are not, or no numbers (N,).
 
-    Raises ``ValueError`` that begins with ``where`` for anything else.
+    Raises ``ValueError`` that begins with ``where`` for anything else, and for images of whole numbers.
     """
     images, labels, *_ = (*batch, None, None) if isinstance(batch, tuple | list) else (batch, None)
     if not isinstance(images, Tensor):
         raise ValueError(
             f"{where}: images must be a tensor, or batches of tensors or (images, labels), got {_shown(images)}"
         )
+    if not images.is_floating_point():
+        raise ValueError(f"{where}: images must be floats, normalized as in training, got {images.dtype}")
     return images, labels if isinstance(labels, Tensor) and labels.ndim == 1 else None
 
 

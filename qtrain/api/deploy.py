@@ -158,8 +158,6 @@ def _pairs(images: Images, size: Sequence[int]) -> Iterator[tuple[Tensor, Tensor
     batches: Iterable[Any] = images.split(BATCH) if isinstance(images, Tensor) else images
     for batch in batches:
         some, labels = images_and_labels("verify", batch)
-        if not some.is_floating_point():
-            raise ValueError(f"verify: images must be floats, normalized as in training, got {some.dtype}")
         if tuple(some.shape[1:]) != tuple(size):
             expected = ", ".join(map(str, size))
             raise ValueError(f"verify: images must have the shape (N, {expected}), got {tuple(some.shape)}")

@@ -8,7 +8,7 @@ of torch is wrapped, a softmax replaced. A norm stays what it is; the child stan
 
 import logging
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -97,7 +97,7 @@ def insert_operations_(model: nn.Module, kinds: Collection[str], *, among: Colle
         if module in wrapped or (among is not None and name not in among):
             continue
         if (kind := MODULES.get(type(module))) is not None:
-            if kind in kinds and name:
+            if kind in kinds and name and getattr(module, "dim", 0) is not None:  # torch guesses what is not given
                 replace_module(model, module, _wrapped(kind, module))
                 exposed.append(name)
         elif ("norm" in kinds and name in callers.norms) or not type(module).__module__.startswith(_OF_ONE_OPERATION):
@@ -111,7 +111,7 @@ def insert_operations_(model: nn.Module, kinds: Collection[str], *, among: Colle
 
 
 def _wrapped(kind: str, module: nn.Module) -> Operation:
-    made = Applied(kind, module) if not isinstance(module, nn.Softmax) else Softmax(module.dim)
+    made = Softmax(cast("int", module.dim)) if isinstance(module, nn.Softmax) else Applied(kind, module)
     made.train(module.training)
     return made
 

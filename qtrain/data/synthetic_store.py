@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from qtrain.utils.atomic_write import atomic_write, write_text
+from qtrain.utils.digest import file_digest
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Manifest:
         paths = []
         for name, digest in self.files.items():
             path = self.folder / name
-            if not path.is_file() or _digest(path) != digest:
+            if not path.is_file() or file_digest(path) != digest:
                 what = "is damaged" if path.is_file() else "is missing"
                 raise ValueError(
                     f"data.folder: {path} {what}; delete it and {self.folder / IMAGES_MANIFEST}, "
@@ -110,7 +111,7 @@ def write_manifest(folder: Path, made_from: Mapping[str, Any], shards: list[Shar
     total = sum(shard.images for shard in shards)
     names = sorted({name for shard in shards for name in shard.metrics})
     metrics = {name: sum(s.metrics.get(name, float("nan")) * s.images for s in shards) / total for name in names}
-    files = {shard.path.name: _digest(shard.path) for shard in shards}
+    files = {shard.path.name: file_digest(shard.path) for shard in shards}
     manifest = Manifest(folder, made_from, {"images": total, **metrics}, files)
     content = {"format": IMAGES_FORMAT, "made_from": dict(made_from), "metrics": dict(manifest.metrics), "files": files}
     write_text(folder / IMAGES_MANIFEST, json.dumps(content, indent=1) + "\n")
@@ -147,8 +148,3 @@ def _png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -91,9 +91,9 @@ class Softmax(Operation):
 
     kind = "softmax"
 
-    def __init__(self, dim: int | None = -1) -> None:
+    def __init__(self, dim: int = -1) -> None:
         super().__init__()
-        self.dim = -1 if dim is None else dim
+        self.dim = dim
         self.output = Operand()
 
     def forward(self, input: Tensor, dim: int | None = None) -> Tensor:

@@ -21,6 +21,7 @@ from qtrain.spec import Batch, Choice, Scores
 from qtrain.training.ranks import first_rank_first
 from qtrain.utils.atomic_write import atomic_write
 from qtrain.utils.checks import check_writable, finite_number
+from qtrain.utils.digest import file_digest
 from qtrain.utils.errors import ConfigError, first_line
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def _contents(node: Any) -> list[str]:
     if isinstance(node, list):
         return [digest for item in node for digest in _contents(item)]
     named = isinstance(node, str) and 0 < len(node) < PATH_MAX and Path(node).expanduser().is_file()
-    return [sha256(Path(node).expanduser().read_bytes()).hexdigest()] if named else []
+    return [file_digest(Path(node).expanduser())] if named else []
 
 
 def cached_json(file: Path, make: Callable[[], Any], read: Callable[[Any], T]) -> T:

@@ -1,7 +1,6 @@
 """A student as a folder that runs elsewhere: the ONNX file, proved equal to the student, and a program that uses it."""
 
 import dataclasses
-import hashlib
 import json
 import logging
 import math
@@ -24,6 +23,7 @@ from qtrain.pipeline.predict import class_names
 from qtrain.settings.run_files import SPEED, STUDENT, VERDICT
 from qtrain.utils.atomic_write import atomic_write
 from qtrain.utils.checks import check_writable
+from qtrain.utils.digest import file_digest
 from qtrain.utils.errors import one_line
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def check_files(what: Shipped, given: Given, runtimes: Sequence[str] | None) -> 
     accuracy = {"test_images": verdict.test_images, "top1": verdict.top1} if verdict.top1 else {}
     found = {
         "passed": verdict.passed,
-        "student": digest_of(what.file),
+        "student": file_digest(what.file),
         "images": verdict.images,
         "compared_on": given.kind,
         **accuracy,
@@ -123,11 +123,6 @@ def check_files(what: Shipped, given: Given, runtimes: Sequence[str] | None) -> 
         temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     write_readme(what)
     return verdict, found
-
-
-def digest_of(student: Path) -> str:
-    """What ``verify.json`` knows a student's file by, SHA-256 in hex digits."""
-    return hashlib.sha256(student.read_bytes()).hexdigest()
 
 
 def write_speed(what: Shipped, measured: Mapping[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """The export of a run on its page: each comparison with the student, layer by layer, from ``verify.json``."""
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ import altair as alt
 from qtrain.report import chart
 from qtrain.report.html import Cell, number, word
 from qtrain.settings.run_files import EXPORTED, STUDENT, VERDICT
+from qtrain.utils.digest import file_digest
 
 FAINT, STRONG = 0.08, 0.7
 """Opacity of a single differing code and of a layer whose codes all differ."""
@@ -48,17 +48,13 @@ def read_export(folder: Path) -> Export | None:
         return None
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        if found.get("student", own := _digest(folder / STUDENT)) != own:
+        if "student" in found and (student := folder / STUDENT).is_file() and found["student"] != file_digest(student):
             return Export(problem=f"{EXPORTED} is of an earlier student of this run; task=export writes it anew")
         return _export(found)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         return Export(
             problem=f"{EXPORTED}/{VERDICT} cannot be read ({type(error).__name__}); task=verify writes it anew"
         )
-
-
-def _digest(student: Path) -> str:
-    return hashlib.sha256(student.read_bytes()).hexdigest() if student.is_file() else ""
 
 
 def _export(found: Mapping[str, Any]) -> Export:

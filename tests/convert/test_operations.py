@@ -175,10 +175,11 @@ def quantized(model: nn.Module, x: Tensor, kinds: dict[str, int]) -> nn.Module:
 
 def test_a_softmax_that_is_a_module_is_quantized_like_a_function() -> None:
     images = torch.rand(4, 6, 5)
-    modules = nn.Sequential(nn.Softmax(1), nn.Identity())
+    modules = nn.Sequential(nn.Softmax(1), nn.Softmax())
     assert insert_operations_(modules, ["softmax"]) == ["0"]
     assert isinstance(modules[0], Softmax)
-    torch.testing.assert_close(modules(images), images.softmax(1), rtol=0, atol=0)
+    torch.testing.assert_close(modules[0](images), images.softmax(1), rtol=0, atol=0)
+    assert type(modules[1]) is nn.Softmax, "over which axis is not said"
 
 
 def test_the_operands_of_a_sum_are_quantized() -> None:

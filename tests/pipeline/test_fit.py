@@ -20,6 +20,18 @@ from qtrain.training.module import QATModule
 from qtrain.utils.errors import ConfigError
 
 
+def trained_by_labels(student: nn.Module) -> QATModule:
+    return QATModule(
+        student=student,
+        objective=Objective(terms={"hard": Hard()}),
+        teacher=None,
+        optimizer=partial(torch.optim.SGD, lr=0.1),
+        lr_schedule=Constant(value=1.0),
+        num_classes=10,
+        seed=0,
+    )
+
+
 def moved_in_one_step(folder: Path, clip_norm: str) -> float:
     """By how much all parameters together moved in one step of plain gradient descent at rate 0.1."""
     settings = compose([
@@ -29,15 +41,7 @@ def moved_in_one_step(folder: Path, clip_norm: str) -> float:
     torch.manual_seed(0)
     student = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     before = nn.utils.parameters_to_vector(student.parameters()).detach().clone()
-    module = QATModule(
-        student=student,
-        objective=Objective(terms={"hard": Hard()}),
-        teacher=None,
-        optimizer=partial(torch.optim.SGD, lr=0.1),
-        lr_schedule=Constant(value=1.0),
-        num_classes=10,
-        seed=0,
-    )
+    module = trained_by_labels(student)
     result = fit(settings, module=module, data=load_data(settings), folder=folder, identity="x", epochs=1, title="x")
     assert result.state.end.step == 1
     return float((nn.utils.parameters_to_vector(student.parameters()).detach() - before).norm())
@@ -59,15 +63,7 @@ def student_after(folder: Path, precision: str, **quantizers: Any) -> nn.Module:
     images = next(iter(data.test_dataloader())).image
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
     student = qtrain.quantize(network, images, weight_bits=12, input_bits=12, ends=None, **quantizers)
-    module = QATModule(
-        student=student,
-        objective=Objective(terms={"hard": Hard()}),
-        teacher=None,
-        optimizer=partial(torch.optim.SGD, lr=0.1),
-        lr_schedule=Constant(value=1.0),
-        num_classes=10,
-        seed=0,
-    )
+    module = trained_by_labels(student)
     return fit(settings, module=module, data=data, folder=folder, identity="x", epochs=1, title="x").student
 
 
