@@ -1,6 +1,5 @@
 """Exports and their proof, for a student at hand."""
 
-import copy
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,7 +7,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from qtrain.api.arguments import Images, check_network, images_and_labels
 from qtrain.api.files import save
@@ -18,6 +19,7 @@ from qtrain.deployment.onnx.write import export as as_onnx
 from qtrain.deployment.parity.file import image_size, read
 from qtrain.deployment.parity.runtimes import chosen
 from qtrain.deployment.parity.verdict import Verdict
+from qtrain.models.trial import answer
 from qtrain.nn.many_bits import in_use
 from qtrain.packed import header
 from qtrain.packed.networks import Builder
@@ -25,6 +27,7 @@ from qtrain.pipeline.export_folder import BATCH, Given, Shipped, check_files, co
 from qtrain.settings.run_files import STUDENT
 from qtrain.utils.atomic_write import atomic_write
 from qtrain.utils.checks import check_range, check_writable
+from qtrain.utils.copies import copied
 
 log = logging.getLogger(__name__)
 
@@ -70,11 +73,12 @@ def export(
     check_network("export: student", student)
     path, runtimes, packed = Path(path), chosen(runtimes), weights_packed(weights)
     check_writable(path.parent if path.suffix == ".onnx" else path, "export: path")
-    student = _on_the_cpu(student)
+    original, student = student, _on_the_cpu(student)
     if size is None and not isinstance(vars(student).get(RECORD), Record):  # a student that was loaded
         images, size = _with_size(images)
+    sizes = tuple(size or record_of(student).size)
+    _check_copy(original, student, sizes)
     if path.suffix == ".onnx":
-        sizes = tuple(size or record_of(student).size)
         made = as_onnx(student, sizes, opset=opset, batch=batch, packed=packed).to_bytes()
         with atomic_write(path) as temporary:
             temporary.write_bytes(made)
@@ -108,13 +112,15 @@ def verify(
     """
     check_network("verify: student", student)
     check_range("verify", "[1, inf)", compared=compared)
-    path, student = Path(path), _on_the_cpu(student)
+    path, original, student = Path(path), student, _on_the_cpu(student)
     if path.suffix == ".onnx":
         file = path.read_bytes()
         size = image_size(read(file))
+        _check_copy(original, student, size)
         verdict = compared_with(student, file, size, Given(_pairs(images, size), compared, "images"), runtimes)
     else:
         shipped = _shipped(student, path)
+        _check_copy(original, student, shipped.header.images.size)
         given = Given(_pairs(images, shipped.header.images.size), compared, "images")
         verdict, _ = check_files(shipped, given, runtimes)
     for fault in verdict.faults:
@@ -124,7 +130,24 @@ def verify(
 
 def _on_the_cpu(student: nn.Module) -> nn.Module:
     """A copy of what ``student`` computes with now, in eval mode and in 32 bits, as a file has it."""
-    return copy.deepcopy(in_use(student)).cpu().float().eval()
+    return copied(in_use(student)).cpu().float().eval()
+
+
+def _check_copy(student: nn.Module, made: nn.Module, size: Sequence[int]) -> None:
+    """Raise ``ValueError`` where ``made``, a copy of ``student``, computes something else on an image of ``size``.
+
+    One on another device or of other numbers is not compared: it rounds differently.
+    """
+    if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in student.parameters()):
+        return
+    noise = torch.rand(1, *size, generator=torch.Generator().manual_seed(0))
+    try:
+        own, other = (tree_leaves(answer(one, noise, where="verify")) for one in (in_use(student), made))
+    except ValueError:  # whoever goes on with it says so
+        return
+    pairs = [(a, b) for a, b in zip(own, other, strict=True) if isinstance(a, Tensor)]
+    if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs):
+        raise ValueError(f"verify: a copy of the {type(student).__name__} computes something else than the network")
 
 
 def _shipped(student: nn.Module, folder: Path, file: Path | None = None) -> Shipped:

@@ -1,6 +1,5 @@
 """Training a student on loaders of one's own, by a teacher or by labels alone; and the calls of a loop of one's own."""
 
-import copy
 import logging
 import tempfile
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from qtrain.settings.run_settings import RunSettings
 from qtrain.training.evaluation import evaluate
 from qtrain.training.module import QATModule
 from qtrain.utils.checks import check_writable
+from qtrain.utils.copies import copied
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def distill(
         torch.manual_seed(seed)
         student.train()  # Lightning leaves modes as they are
         # A copy: a teacher is put into eval mode, on the device and in the precision of the fit.
-        frozen = None if teacher is None else copy.deepcopy(teacher)
+        frozen = None if teacher is None else copied(teacher)
         if frozen is not None:
             _check_teacher(frozen, settings, data)
         terms = build_objective(settings, in_use(student), frozen, data)

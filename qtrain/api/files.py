@@ -1,5 +1,6 @@
 """Students and files: saving, loading, and counting what they cost."""
 
+import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,6 +63,9 @@ def save(
     True
     """
     check_network("save: student", student)
+    metrics = {name: _number(f"save: metrics: {name}", one) for name, one in (metrics or {}).items()}
+    mean, std = (tuple(_number(f"save: {n}", v) for v in values) for n, values in (("mean", mean), ("std", std)))
+    _check_options(options or {})
     known = vars(in_use(student))
     loaded, record = known.get(IMAGES, Images(())), known.get(RECORD)
     size = size or (record.size if isinstance(record, Record) else loaded.size)
@@ -70,9 +74,9 @@ def save(
     images = replace(
         loaded,
         size=tuple(size),
-        mean=tuple(mean) or loaded.mean,
-        std=tuple(std) or loaded.std,
-        classes=tuple(classes) or loaded.classes,
+        mean=mean or loaded.mean,
+        std=std or loaded.std,
+        classes=tuple(map(str, classes)) or loaded.classes,
     )
     _check_images(student, images)
     check_writable(Path(path).parent, "save: path")
@@ -81,11 +85,36 @@ def save(
         try:
             return save_student(student, path, network=network, images=images, builders=builders, metrics=metrics)
         except (ValueError, KeyError, AttributeError) as error:
+            if builder is not None:
+                raise ValueError(f"save: {error}") from error
             reasons.append(str(error))
     why = f" ({reasons[-1]})" if reasons else ""
     raise ValueError(
         f"save: how a {type(in_use(student)).__name__} is built is not known{why}; give builder=... and its options"
     )
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for an option that a file cannot hold."""
+    for name, value in options.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"save: options: {name} must be a number, a text, or lists and mappings of these, got {value!r}; give "
+                "a builder of your own that needs no such option"
+            ) from error
+
+
+def _number(where: str, value: Any) -> float | int:
+    """``value``, of whatever library, as a number of Python. Raises ``ValueError`` unless it is a finite one."""
+    try:
+        number = value if isinstance(value, int) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{where} must be a finite number, got {value!r}")
+    return number
 
 
 def _check_images(student: nn.Module, images: Images) -> None:

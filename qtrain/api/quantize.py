@@ -1,6 +1,5 @@
 """From a trained network and a few images to a quantized student, by the choices that the config has too."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,6 +23,7 @@ from qtrain.api.arguments import (
 )
 from qtrain.config.compose import compose
 from qtrain.convert.calibrate import calibrate
+from qtrain.convert.layers import quantizers_of
 from qtrain.convert.plan import MakeObserver, Policy
 from qtrain.deployment.lint import Finding, lint
 from qtrain.models.trial import answer, placed
@@ -36,6 +36,7 @@ from qtrain.quantizers.base import MakeQuantizer
 from qtrain.settings.component import Component
 from qtrain.settings.run_settings import QuantizeSettings, RunSettings
 from qtrain.spec import Allocation, Batch, Granularity, LayerBits
+from qtrain.utils.copies import copied
 from qtrain.utils.errors import one_line
 from qtrain.utils.eval_mode import evaluating
 
@@ -136,6 +137,8 @@ def quantize(
         "granularity@quantize.weight.granularity": granularity,
     }  # fmt: skip
     check_network("quantize: model", model)
+    if layers := quantizers_of(model):
+        raise ValueError(f"quantize: model is a student already, it has {next(iter(layers))}; give the trained network")
     check_mapping("quantize: operations", operations, "{'add': 8}")
     check_mapping("quantize: budgets", budgets, "{'size_bytes': '120 kB'}")
     check_policies(policies)
@@ -156,17 +159,17 @@ def quantize(
     model = _copy(model)
     if alone := settings_by_width(settings):
         batches = _batches(settings, model, images)
-        return joined({width: _quantized(own, copy.deepcopy(model), batches) for width, own in alone.items()}).eval()
+        return joined({width: _quantized(own, copied(model), batches) for width, own in alone.items()}).eval()
     if is_search(settings):
         images = images if isinstance(images, Tensor) else list(islice(images, settings.allocate.batches))
-        settings = with_bits(settings, _found_bits(settings, copy.deepcopy(model), images))
+        settings = with_bits(settings, _found_bits(settings, copied(model), images))
     return _quantized(settings, model, _batches(settings, model, images))
 
 
 def _copy(model: nn.Module) -> nn.Module:
     """Raises ``ValueError`` for a network that torch cannot copy."""
     try:
-        return copy.deepcopy(model)
+        return copied(model)
     except Exception as error:  # whatever a network keeps that has no copy
         raise ValueError(
             f"quantize: {type(model).__name__} cannot be copied ({one_line(error)}); a weight that is computed from "
@@ -248,6 +251,7 @@ def _quantized(settings: RunSettings, model: nn.Module, images: list[Tensor]) ->
         correct_(settings, model, images, converted)
         if settings.target is not None:
             settle_for_target_(model)
+        answer(model, images[0][:1], where="quantize: the student")
     bits = {name: plan.bits for name, plan in converted.plans.items()}
     setattr(
         model, RECORD, Record(Report(bits, converted.skipped), tuple(images[0].shape[1:]), settings.target is not None)

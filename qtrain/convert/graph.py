@@ -11,6 +11,7 @@ from typing import Any
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
+from qtrain.convert.own_graph import drop_defaults_, plain_defaults
 from qtrain.models.lengths import open_lengths
 from qtrain.models.norms import describe_norm
 from qtrain.nn import Operand
@@ -63,10 +64,10 @@ def trace(model: nn.Module, *, norms: bool = True) -> fx.GraphModule:
     The modes of the modules are restored. Raises ``ValueError`` where the model's own forward cannot be traced. An
     inner module that cannot be traced is one call in the graph, which is logged.
     """
-    tracer, before = _LayerTracer(model, norms=norms), set(vars(model))
+    before = set(vars(model))
     try:
         with evaluating(model), open_lengths(model):
-            graph = tracer.trace(model)
+            tracer, graph = _traced(model, norms)
         for name, reason in tracer.opaque.items():
             log.info("the graph does not look into %s: it cannot be traced: %s", name, reason)
         return fx.GraphModule(model, graph, class_name=type(model).__name__)
@@ -78,6 +79,14 @@ def trace(model: nn.Module, *, norms: bool = True) -> fx.GraphModule:
     finally:
         for name in set(vars(model)) - before:  # constants that the tracer leaves on the model
             delattr(model, name)
+
+
+def _traced(model: nn.Module, norms: bool) -> tuple[_LayerTracer, fx.Graph]:
+    """Optional arguments have their defaults."""
+    tracer, defaults = _LayerTracer(model, norms=norms), plain_defaults(model)
+    graph = tracer.trace(model, defaults or None)
+    drop_defaults_(graph, defaults)
+    return tracer, graph
 
 
 def called(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:

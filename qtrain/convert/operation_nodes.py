@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import fx, nn
 
+from qtrain.convert.own_graph import NUMBER
+
 KINDS = ("add", "multiply", "matmul", "softmax", "concat", "max_pool", "average_pool", "activation", "norm")
 """Kinds of operations, as ``quantize.operations`` and a target name them."""
 
@@ -115,6 +117,8 @@ def is_number(value: Any) -> bool:
     """Whether ``value`` is a number, or a node that computes one from shapes, and not a tensor."""
     if not isinstance(value, fx.Node):
         return not isinstance(value, list | tuple) or all(is_number(one) for one in value)
+    if value.op == "get_attr":
+        return bool(value.meta.get(NUMBER))
     if value.op == "call_function" and value.target is builtins.getattr:
         return value.args[1] in ("shape", "ndim", "dtype", "device")
     if value.op == "call_method":

@@ -1,13 +1,13 @@
 """Turning sums, products, pools and the like in a model's forward into modules that can be quantized.
 
 A module whose forward contains such an operation is traced by ``torch.fx``, without looking into its children. The
-operation becomes a child module, and the traced module replaces the old one, with the same children, names and
-parameters. The network itself cannot be replaced, so it gets the traced forward. A pool or activation that is a module
-of torch is wrapped, a softmax replaced. A norm stays what it is; the child stands before it.
+operation becomes a child module, and the module gets the traced forward; it stays what it was otherwise. A pool or
+activation that is a module of torch is wrapped, a softmax replaced. A norm stays what it is, with the child before it.
 """
 
 import logging
 from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -25,11 +25,11 @@ from qtrain.convert.operation_nodes import (
     kind_of,
     tensors_of,
 )
+from qtrain.convert.own_forward import give_forward_
+from qtrain.convert.own_graph import given_arguments, own_graph
 from qtrain.convert.replace import replace_module
-from qtrain.models.lengths import open_lengths
 from qtrain.nn.operations import Add, Applied, Concat, MatMul, Multiply, NormInput, Operation, Softmax
 from qtrain.utils.calls import first_argument
-from qtrain.utils.compat import share_hooks_
 from qtrain.utils.eval_mode import evaluating
 
 log = logging.getLogger(__name__)
@@ -38,13 +38,6 @@ _OF_ONE_OPERATION = ("torch.nn", "qtrain.nn.operations")
 """Where modules are defined that have no operation in their forward but what they are themselves."""
 
 _PAIRS: dict[str, type[Add | Multiply | MatMul]] = {"add": Add, "multiply": Multiply, "matmul": MatMul}
-
-
-class _Shallow(fx.Tracer):
-    """Traces one module's own forward; its children are calls."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
 
 
 @torch.no_grad()
@@ -63,21 +56,25 @@ def expose_operations(
         raise ValueError(f"operations: no kind {sorted(unknown)}; use {sorted(KINDS)}")
     if not kinds:
         return []
+    expected: list[Any] = []
     with evaluating(model):
-        expected = model(example)
-    if not isinstance(expected, Tensor):
+        given = given_arguments(model, lambda: expected.append(model(example)))
+    if not isinstance(logits := expected[0], Tensor):
         raise ValueError(
-            f"operations: {type(model).__name__} gives a {type(expected).__name__}; operations can be quantized, and a "
+            f"operations: {type(model).__name__} gives a {type(logits).__name__}; operations can be quantized, and a "
             "target met, only where a network gives one tensor, its logits"
         )
-    exposed = insert_operations_(model, kinds)
+    for name, (argument, *_) in given.sometimes.items():
+        log.info("operations inside %s are left as they are: not all calls give it %s", name or "the network", argument)
+    among = {name for name, _ in model.named_modules()} - set(given.sometimes)
+    exposed = insert_operations_(model, kinds, among=among, given=given.always)
     for kind in kinds if required is None else required:
         if not any(isinstance(module, Operation) and module.kind == kind for module in model.modules()):
             raise ValueError(
                 f"operations.{kind}: {type(model).__name__} has none that can be exposed; leave operations.{kind} null"
             )
     with evaluating(model):
-        if not torch.allclose(model(example), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())):
+        if not torch.allclose(model(example), logits, rtol=1e-3, atol=1e-4 * float(logits.abs().max())):
             raise ValueError(
                 f"operations: {type(model).__name__} computes something else once its operations are modules; "
                 "leave operations null for it"
@@ -85,10 +82,17 @@ def expose_operations(
     return exposed
 
 
-def insert_operations_(model: nn.Module, kinds: Collection[str], *, among: Collection[str] | None = None) -> list[str]:
+def insert_operations_(
+    model: nn.Module,
+    kinds: Collection[str],
+    *,
+    among: Collection[str] | None = None,
+    given: Mapping[str, Collection[str]] = MappingProxyType({}),
+) -> list[str]:
     """As :func:`expose_operations`, for a model of which it is known that all goes well; nothing is run or checked.
 
-    ``among`` are the names of the modules to look into or to wrap; without it, all are.
+    ``among`` are the names of the modules to look into or to wrap; without it, all are. ``given`` are the optional
+    arguments that modules get from their callers, by the modules' names; all others have their defaults.
     """
     exposed: list[str] = []
     wrapped = {module.function for module in model.modules() if isinstance(module, Applied)}
@@ -101,11 +105,7 @@ def insert_operations_(model: nn.Module, kinds: Collection[str], *, among: Colle
                 replace_module(model, module, _wrapped(kind, module))
                 exposed.append(name)
         elif ("norm" in kinds and name in callers.norms) or not type(module).__module__.startswith(_OF_ONE_OPERATION):
-            traced, inserted = _traced(name, module, kinds, callers)
-            if traced is not None and name:
-                replace_module(model, module, traced)
-            elif traced is not None:
-                _give_forward_(module, traced)
+            inserted = _insert_(name, module, kinds, callers, tuple(given.get(name, ())))
             exposed += [f"{name}.{inner}".lstrip(".") for inner in inserted]
     return exposed
 
@@ -116,29 +116,22 @@ def _wrapped(kind: str, module: nn.Module) -> Operation:
     return made
 
 
-def _give_forward_(model: nn.Module, traced: fx.GraphModule) -> None:
-    """Let ``model`` compute as ``traced``, whose new children it gets."""
-    for name, child in traced.named_children():
-        if name not in model._modules:
-            model.add_module(name, child)
-    kind = type(model)
-    model.__class__ = type(kind.__name__, (kind,), {"forward": type(traced).forward, "__module__": kind.__module__})
-
-
-def _traced(
-    name: str, module: nn.Module, kinds: Collection[str], callers: Callers
-) -> tuple[fx.GraphModule | None, list[str]]:
-    """``module`` with its operations as children, and their names; ``None`` where it has no operation of ``kinds``."""
+def _insert_(
+    name: str, module: nn.Module, kinds: Collection[str], callers: Callers, given: tuple[str, ...]
+) -> list[str]:
+    """Make the operations of ``kinds`` in ``module``'s forward children of it; returns their names."""
     fused = bool(getattr(module, "fused_attn", False))
     if fused:
         setattr(module, "fused_attn", False)  # noqa: B010 - a plain attribute of timm's attentions
     try:
-        graph, other = _graph(module), _graph(module, training=not module.training)
+        graph, other = (
+            own_graph(module, training=mode, given=given) for mode in (module.training, not module.training)
+        )
     except Exception as error:  # whatever a forward does with a proxy
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         log.info("operations inside %s are left as they are: it cannot be traced: %s", name or "the network", reason)
         _restore(module, fused)
-        return None, []
+        return []
     norms = {norm[len(name) + 1 if name else 0 :] for norm in callers.norms.get(name, ())}
     lengths = callers.lengths(name, [node for node in graph.nodes if is_concat(node)])
     found = [(node, "norm" if _reads_plainly(module, node, norms) else kind_of(node)) for node in graph.nodes]
@@ -155,17 +148,13 @@ def _traced(
         nodes = []
     if not nodes:
         _restore(module, fused)
-        return None, []
-    traced = fx.GraphModule(module, graph, class_name=type(module).__name__)
-    for key, value in vars(module).items():
-        # Plain attributes (num_features, drop_path rate, ...) that others read.
-        if key not in vars(traced) and not key.startswith("_"):
-            setattr(traced, key, value)
+        return []
     inserted = []
     for number, (node, kind) in enumerate(nodes):
         child = f"{kind}_{number}"
         made, arguments, options = _as_module(node, kind, lengths)
-        traced.add_submodule(child, made)
+        made.train(module.training)
+        module.add_module(child, made)
         with graph.inserting_before(node):
             call = graph.call_module(child, arguments, options)
         if kind == "norm":
@@ -175,10 +164,8 @@ def _traced(
             graph.erase_node(node)
         inserted.append(child)
     graph.lint()
-    traced.graph = graph
-    share_hooks_(module, traced)
-    traced.train(module.training)
-    return traced, inserted
+    give_forward_(module, graph, given)
+    return inserted
 
 
 def _as_module(
@@ -221,14 +208,3 @@ def _function(node: fx.Node) -> Callable[..., Tensor]:
 def _restore(module: nn.Module, fused: bool) -> None:
     if fused:
         setattr(module, "fused_attn", True)  # noqa: B010
-
-
-def _graph(module: nn.Module, training: bool | None = None) -> fx.Graph:
-    """The graph of ``module``'s own forward, with optional arguments left at their defaults."""
-    before = module.training
-    module.training = before if training is None else training
-    try:
-        with open_lengths(module):
-            return _Shallow().trace(module)
-    finally:
-        module.training = before

@@ -50,7 +50,18 @@ def quantized_form(source: nn.Module, form: LayerSpec) -> QuantLayer:
             assert isinstance(source, nn.Linear)
             made = QuantLinear(source=source)
     share_hooks_(source, made)
+    if form.pad is None and form.weight_transform is None:  # which have what a class of timm added
+        _carry_over_(source, made)
     return made
+
+
+def _carry_over_(source: nn.Module, made: nn.Module) -> None:
+    """Give ``made`` what ``source`` has besides: parameters, buffers, children and attributes of a class of its own."""
+    for kind in ("_parameters", "_buffers", "_modules"):
+        own: dict[str, object] = getattr(made, kind)
+        own.update({n: one for n, one in getattr(source, kind).items() if not hasattr(made, n) and n not in own})
+    made._non_persistent_buffers_set |= source._non_persistent_buffers_set
+    vars(made).update({name: value for name, value in vars(source).items() if not hasattr(made, name)})
 
 
 def replace_module(model: nn.Module, source: nn.Module, layer: nn.Module) -> None:

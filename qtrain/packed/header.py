@@ -63,17 +63,19 @@ class Structure:
 
     ``folded`` are batch norms that were merged into the layer before them, ``relu`` the ReLU6 that became ReLU, by
     their names once norms are folded. ``operations`` are the kinds of operations that became modules, ``exposed`` the
-    modules in whose forward they were. ``merged_norms`` maps a layer to the batch norm behind it whose factor its
-    stored weight contains, and ``fixed_factors`` to the factors (O,) of its channels that do not follow the norm, 0
-    for the others. ``shared_inputs`` maps a layer to the one whose input quantizer it has too, ``tensors`` to the one
-    whose input quantizer works on its input before its own. ``fused_biases``: attentions' biases moved into their qkv
-    layers. ``dtype`` is that of the parameters, ``None`` where they have several.
+    modules in whose forward they were, ``given`` the optional arguments that these get. ``merged_norms`` maps a layer
+    to the batch norm behind it whose factor its stored weight contains, and ``fixed_factors`` to the factors (O,) of
+    its channels that do not follow the norm, 0 for the others. ``shared_inputs`` maps a layer to the one whose input
+    quantizer it has too, ``tensors`` to the one whose input quantizer works on its input before its own.
+    ``fused_biases``: attentions' biases moved into their qkv layers. ``dtype`` is that of the parameters, ``None``
+    where they have several.
     """
 
     folded: tuple[str, ...] = ()
     relu: tuple[str, ...] = ()
     operations: tuple[str, ...] = ()
     exposed: tuple[str, ...] = ()
+    given: dict[str, tuple[str, ...]] = field(default_factory=dict)
     merged_norms: dict[str, str] = field(default_factory=dict)
     fixed_factors: dict[str, tuple[float, ...]] = field(default_factory=dict)
     shared_inputs: dict[str, str] = field(default_factory=dict)
@@ -167,6 +169,8 @@ class Header:
             }
         if not self.narrow:
             del whole["bits"], whole["narrow"]
+        if not self.structure.given:  # as files of before have it
+            del whole["structure"]["given"]
         return whole
 
 

@@ -1,6 +1,5 @@
 """A student from its file alone: no config, no data set, and no code from the file."""
 
-from collections import Counter
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -31,7 +30,7 @@ from qtrain.storage.base import QTensor
 from qtrain.storage.bits import bytes_to_bits
 from qtrain.storage.description import VALUES, restore
 from qtrain.utils.errors import one_line
-from qtrain.utils.sharing import place_of
+from qtrain.utils.sharing import place_of, shared_tensors
 
 QUANTIZERS = (*VALUES, "qtrain.quantizers")
 """Where the classes of a file's quantizers are defined."""
@@ -89,15 +88,15 @@ def build_student(header: Header, tensors: Mapping[str, Tensor], builders: Seque
     _fill_(network, plain, {layers[name] for name in coded})
     code = (*QUANTIZERS, *admitted_names(builders))
     shared: dict[str, tuple[nn.Parameter, Stored]] = {}
-    owners = Counter(place_of(p) for _, p in network.named_parameters(remove_duplicate=False))
+    overlapping = shared_tensors(network)
     for name, layer in layers.items():
         weight, inputs = header.weight_of(name), header.input_of(name)
         if weight is not None:
             if isinstance(layer, Operand):
                 raise ValueError(f"layer {name} has no weight, the file has one")
             key = coded[name]
-            if owners[place_of(layer.weight)] > 1:
-                layer.weight = nn.Parameter(torch.empty_like(layer.weight))  # the others may have another in the file
+            if f"{name}.weight" in overlapping:  # the others may have another in the file
+                layer.weight = nn.Parameter(torch.empty_like(layer.weight))
             tied = shared.get(key)
             shared[key] = layer.weight, layer.weight_quantizer = _weight(weight, key, layer, tensors, code, tied)
         if inputs is not None:
@@ -216,6 +215,8 @@ def _fill_(network: nn.Module, plain: Mapping[str, Tensor], coded: Collection[nn
             own[alias] = new
     filled = {place_of(own[name]) for name in plain if name in own}
     for name, tensor in network.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} is a {type(tensor).__name__}; a file has tensors alone")
         if place_of(tensor) in filled or name in plain or name.endswith(COUNTERS):
             continue
         owner, leaf = _owner(network, name)

@@ -7,6 +7,7 @@ from torch import nn
 
 from qtrain.convert.operation_nodes import KINDS
 from qtrain.convert.operations import insert_operations_
+from qtrain.convert.own_forward import GIVEN
 from qtrain.convert.replace import replace_module
 from qtrain.models.layer_kinds import merge_fused_biases
 from qtrain.models.norms import describe_norm
@@ -37,6 +38,9 @@ def structure_of(student: nn.Module, network: nn.Module) -> Structure:
         relu=tuple(n for n, m in left.items() if type(m) is nn.ReLU6 and type(theirs.get(n)) is nn.ReLU),
         operations=tuple(kind for kind in KINDS if kind in exposed.values()),
         exposed=tuple(dict.fromkeys(name if name in own else name.rpartition(".")[0] for name in exposed)),
+        given={
+            n: found for n, m in theirs.items() if (found := vars(m).get(GIVEN)) and GIVEN not in vars(own.get(n, m))
+        },
         merged_norms={
             name: names[transform.norm]
             for name, module in student.named_modules()
@@ -70,9 +74,16 @@ def restructure_(network: nn.Module, structure: Structure) -> None:
     for name in structure.relu:
         replace_module(network, network.get_submodule(name), nn.ReLU())
     if structure.operations:
-        insert_operations_(network, structure.operations, among=structure.exposed)
+        insert_operations_(network, structure.operations, among=structure.exposed, given=structure.given)
     if structure.dtype is not None:
-        network.to(dtype_of(structure.dtype))
+        _cast_(network, dtype_of(structure.dtype))
+
+
+def _cast_(network: nn.Module, dtype: torch.dtype) -> None:
+    """Give the parameters ``dtype``, and the buffers that have the parameters' type now; others have a type of their
+    own, such as complex factors."""
+    types = {parameter.dtype for parameter in network.parameters()}
+    network._apply(lambda tensor: tensor.to(dtype) if tensor.dtype in types and tensor.is_floating_point() else tensor)
 
 
 def _fold_(network: nn.Module, norms: Sequence[str]) -> None:

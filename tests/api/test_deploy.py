@@ -331,3 +331,33 @@ def test_a_student_that_was_loaded_is_exported_with_what_its_file_says_of_images
     assert qtrain.load(tmp_path / "folder" / "student.safetensors", builders=[Net]).qtrain_images.classes == tuple(
         names
     )
+
+
+class Forgetful(nn.Module):
+    """Its copies are not what it is, as those of ``torch.fx`` networks with hooks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head, self.factor = nn.Conv2d(3, 4, 3), nn.Linear(144, 5), 2.0
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        super().__setstate__({**state, "factor": 1.0})  # type: ignore[no-untyped-call]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.conv(x).flatten(1)) * self.factor
+        return logits
+
+
+def test_a_network_whose_copies_compute_something_else_is_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(4, 3, 8, 8)
+    student: Any = qtrain.quantize(Forgetful(), images)
+    student.factor = 2.0
+    with pytest.raises(ValueError, match="a copy of the Forgetful computes something else"):
+        qtrain.export(student, tmp_path / "x.onnx", images)
+    assert not list(tmp_path.iterdir())
+    student.factor = 1.0
+    assert qtrain.export(student, tmp_path / "x.onnx", images).passed
+    student.factor = 2.0
+    with pytest.raises(ValueError, match="a copy of the Forgetful computes something else"):
+        qtrain.verify(student, tmp_path / "x.onnx", images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -213,3 +214,71 @@ def test_the_callers_random_numbers_go_on_as_before() -> None:
     Net()
     assert torch.equal(drawn, torch.rand(3)), "those that the network itself took alone"
     assert not torch.equal(drawn, expected)
+
+
+class Scaling(nn.Conv2d):
+    """A convolution that has a factor, a buffer and a number for whoever calls it."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 4, 3)
+        self.gain, self.k = 0.5, nn.Parameter(torch.full((4, 1, 1), 2.0))
+        self.register_buffer("shift", torch.ones(1), persistent=False)
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c: Any = Scaling()
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.c(x) * self.c.gain * self.c.k + self.c.shift
+        logits: torch.Tensor = self.head(y.mean((2, 3)))
+        return logits
+
+
+def test_a_layer_keeps_what_its_own_class_added() -> None:
+    torch.manual_seed(0)
+    network, images = Scaled(), torch.rand(4, 3, 8, 8)
+    student = qtrain.quantize(network, images, weight_bits=8, input_bits=8)
+    assert "c" in qtrain.describe(student).layers
+    assert set(network.state_dict()) <= set(student.state_dict())
+    expected = network(images)
+    assert (student(images) - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+class Remembers(nn.Module):
+    """Keeps an activation, as networks do that others look into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(144, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.last = self.conv(x)
+        logits: torch.Tensor = self.head(self.last.flatten(1))
+        return logits
+
+
+def test_a_network_that_keeps_an_activation_is_copied(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, images = Remembers(), torch.rand(4, 3, 8, 8)
+    network(images)
+    student = qtrain.quantize(network, images)
+    student(images)
+    assert qtrain.export(student, tmp_path / "x.onnx", images).passed
+
+
+def test_a_student_is_not_quantized_again() -> None:
+    student = qtrain.quantize(nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.Linear(4, 3)), torch.rand(2, 3, 2, 2))
+    with pytest.raises(ValueError, match="model is a student already, it has "):
+        qtrain.quantize(student, torch.rand(2, 3, 2, 2))
+
+
+def test_what_the_student_cannot_compute_is_said_at_once() -> None:
+    network = nn.Sequential(nn.ConvTranspose2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(256, 5))
+    with pytest.raises(ValueError, match="XNOR: the scale map is defined for") as error:
+        qtrain.quantize(
+            network, torch.rand(2, 3, 8, 8), weight="bwn", input="xnor", weight_bits=1, input_bits=1, ends=None
+        )
+    assert "\n" not in str(error.value)

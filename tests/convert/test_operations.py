@@ -77,7 +77,7 @@ class Norms(nn.Module):
 @pytest.mark.parametrize(
     ("name", "options", "number"),
     [
-        ("convnext_atto", {"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}, 8),
+        ("convnext_atto", {"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}, 9),
         ("densenet121", {"growth_rate": 8, "block_config": (2, 2)}, 6),
     ],
 )

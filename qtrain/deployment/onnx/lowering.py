@@ -5,7 +5,6 @@ itself. Runtimes know this pattern and run it with integers. A batch norm behind
 output channel and the bias, but no code.
 """
 
-import copy
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from qtrain.nn.folded import FoldedWeight
 from qtrain.nn.operations import HARD_GATES, Applied, Operation
 from qtrain.quantizers.base import Quantizer
 from qtrain.utils.compat import has_hooks, share_hooks_
+from qtrain.utils.copies import copied
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def lower(student: nn.Module) -> Lowering:
 
     Raises ``ValueError`` with the layer and the reason where an input has no form in ONNX.
     """
-    model = copy.deepcopy(student).eval().requires_grad_(False).cpu().float()
+    model = copied(student).eval().requires_grad_(False).cpu().float()
     lowering, norms = Lowering(model), dict(norms_of(model))
     gates = {n: m for n, m in model.named_modules() if isinstance(m, Applied) and m.function_name in HARD_GATES}
     for name, layer in list(model.named_modules()):

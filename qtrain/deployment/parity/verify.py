@@ -9,7 +9,6 @@ The predictions are those of the network as a whole: they are the student's, but
 changed a code.
 """
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from qtrain.deployment.parity.file import batch_of, changed, read
 from qtrain.deployment.parity.runtimes import RUNTIMES, OnnxRuntime, OpenVino, Runtime, chosen
 from qtrain.deployment.parity.simulation import Simulated, simulate
 from qtrain.deployment.parity.verdict import Disagreement, Tier, Verdict
+from qtrain.utils.copies import copied
 from qtrain.utils.errors import one_line
 from qtrain.utils.processor import saturates_in_16_bits
 
@@ -68,7 +68,7 @@ def verify(
     there are too few images.
     """
     runtimes = chosen(runtimes)
-    student = copy.deepcopy(student).cpu()
+    student = copied(student).cpu()
     given = None if file is None else read(file)
     batch = None if given is None else batch_of(given)
     opset = OPSET if given is None else given.opset_imports.get("", OPSET)
