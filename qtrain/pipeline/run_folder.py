@@ -1,7 +1,6 @@
 """What a run leaves in its folder: config, summary, results row. Written by tasks, never by hand."""
 
 import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -9,25 +8,14 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 
 from qtrain.costs.count import CostReport
+from qtrain.pipeline.former_run import bring_back, has_begun, replacing, set_aside
 from qtrain.pipeline.results import append_row, check_results, provenance, read_results
 from qtrain.pipeline.run_lock import only_run_in
 from qtrain.pipeline.summary import FINISHED, RunSummary, read_summary, write_summary
-from qtrain.settings.run_files import (
-    CONFIG,
-    EXAMPLES,
-    LATENT,
-    METRICS,
-    RESULTS,
-    STAGES,
-    STUDENT,
-    SUMMARY,
-    read_config,
-    write_config,
-)
+from qtrain.settings.run_files import CONFIG, RESULTS, SUMMARY, read_config, write_config
 from qtrain.settings.run_identity import comparable, hash_of, recorded
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import FULL_PRECISION, Allocation, DataInfo
-from qtrain.tracking.wandb_client import RUN_ID
 from qtrain.utils.errors import ConfigError, one_line
 
 log = logging.getLogger(__name__)
@@ -51,8 +39,10 @@ def run_in_folder(settings: RunSettings, work: Callable[[Path], Metrics], *, nam
         check_results(settings.results)
     if (finished := finished_run(settings, folder)) is None:
         with only_run_in(folder):
+            bring_back(folder)  # where a process was killed before its run began
             if (finished := claim_folder(settings, folder)) is None:  # else by another process, just now
-                return work(folder)
+                with replacing(folder):
+                    return work(folder)
     log.info("%s is finished; overwrite=true runs it again", folder)
     _copy_last_rows(settings, folder)
     return finished.metrics(names)
@@ -74,8 +64,7 @@ def finished_run(settings: RunSettings, folder: Path) -> RunSummary | None:
         before = read_config(folder / CONFIG)
         same = hash_of(comparable(recorded(before))) == settings.identity
         # A run that failed before its first resume point has nothing to lose, and must not block its folder.
-        begun = (folder / SUMMARY).is_file() or any(folder.glob("checkpoints/*.ckpt")) or (folder / STAGES).is_dir()
-        if not same and begun:
+        if not same and has_begun(folder):
             raise ConfigError(
                 f"run_dir: {folder} holds a run of another config; choose another name=..., or overwrite=true to "
                 "replace it"
@@ -91,10 +80,7 @@ def finished_run(settings: RunSettings, folder: Path) -> RunSummary | None:
 def _make_ready(settings: RunSettings, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if settings.overwrite or not settings.resume:
-        names = (SUMMARY, METRICS, RUN_ID, STUDENT, LATENT, EXAMPLES)
-        for stale in (*folder.glob("checkpoints/*.ckpt"), *(folder / name for name in names)):
-            stale.unlink(missing_ok=True)
-        shutil.rmtree(folder / STAGES, ignore_errors=True)
+        set_aside(folder)
     write_config(folder / CONFIG, recorded(settings.plain))
 
 

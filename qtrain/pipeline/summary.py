@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
-from qtrain.settings.run_files import METRICS, SUMMARY, TRIALS
+from qtrain.settings.run_files import FORMER, METRICS, SUMMARY, TRIALS
 from qtrain.spec import FULL_PRECISION
 from qtrain.utils.atomic_write import write_text
 from qtrain.utils.bit_text import from_text
@@ -191,7 +191,7 @@ def gather(folder: Path | str) -> tuple[list[Run], list[Problem]]:
     runs: list[Run] = []
     problems: list[Problem] = []
     for place in sorted(Path(place) for place, _, files in walk(folder) if {SUMMARY, METRICS} & set(files)):
-        if any((above / TRIALS).is_file() for above in _between(folder, place)):
+        if FORMER in place.parts or any((above / TRIALS).is_file() for above in _between(folder, place)):
             continue
         if not (place / SUMMARY).exists():
             problems.append(Problem(place, f"unfinished: there is no {SUMMARY}; start it again to resume"))

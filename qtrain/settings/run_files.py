@@ -38,6 +38,11 @@ that it lives; empty when it has ended."""
 STAGES = "stages"
 """Folder of what each stage of a run keeps."""
 
+CHECKPOINTS = "checkpoints"
+
+FORMER = ".former"
+"""The folder inside of a run's own in which the run before it waits."""
+
 TRIALS = "trials.jsonl"
 """What became of the trials of a sweep."""
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from qtrain.config.compose import compose
+from qtrain.pipeline.former_run import set_aside
 from qtrain.pipeline.results import read_results
 from qtrain.pipeline.run_folder import Metrics, append_results, claim_folder, finish, run_in_folder
 from qtrain.pipeline.summary import FINISHED
-from qtrain.settings.run_files import EXAMPLES, LATENT, STUDENT
+from qtrain.settings.run_files import EXAMPLES, FORMER, LATENT, STUDENT
 from qtrain.settings.run_files import SUMMARY as SUMMARY_FILE
 from qtrain.settings.run_settings import RunSettings
+from qtrain.utils.errors import ConfigError
 
 SUMMARY = {"name": "run", "top1": 90.0, "fp_top1": 95.0, "status": FINISHED}
 
@@ -65,15 +69,84 @@ def test_a_foreign_file_is_refused_before_anything_else(tmp_path: Path) -> None:
         again(tmp_path, tmp_path / "mine.csv")
 
 
-def test_a_run_that_is_overwritten_leaves_nothing_of_the_former(tmp_path: Path) -> None:
+def overwritten(tmp_path: Path, work: Callable[[Path], Any]) -> tuple[Path, dict[str, bytes]]:
+    """The folder of a finished run that ``work`` is to replace, and what it held before."""
     settings = ended(tmp_path)
     folder = Path(settings.run_dir)
-    for name in (STUDENT, LATENT, EXAMPLES):
+    for name in (STUDENT, LATENT, EXAMPLES, "checkpoints/last.ckpt"):
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("of the former run")
-    with pytest.raises(ZeroDivisionError):
-        again = compose([f"output={tmp_path}", "name=run", "overwrite=true", "quantize.bits.weight=2"])
-        run_in_folder(again, lambda _: 1 // 0, names=["top1"])  # type: ignore[arg-type, return-value]
-    assert not any((folder / name).exists() for name in (STUDENT, LATENT, EXAMPLES, SUMMARY_FILE))
+    before = files_of(folder)
+    again = compose([f"output={tmp_path}", "name=run", "overwrite=true", "quantize.bits.weight=2"])
+    run_in_folder(again, work, names=["top1"])
+    return folder, before
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    kept = [path for path in folder.rglob("*") if path.is_file() and path.name not in (".lock", ".holder")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
+
+
+def test_a_run_that_is_overwritten_leaves_nothing_of_the_former(tmp_path: Path) -> None:
+    def work(folder: Path) -> dict[str, float | None]:
+        assert not any((folder / name).exists() for name in (STUDENT, LATENT, EXAMPLES, SUMMARY_FILE, "checkpoints"))
+        (folder / SUMMARY_FILE).write_text("{}")
+        return {}
+
+    folder, before = overwritten(tmp_path, work)
+    assert "of the former run" not in {text.decode() for text in files_of(folder).values()}
+    assert (folder / SUMMARY_FILE).read_bytes() != before[SUMMARY_FILE]
+
+
+@pytest.mark.parametrize("error", [ConfigError, KeyboardInterrupt, ZeroDivisionError])
+def test_a_run_that_fails_before_it_begins_costs_nothing_of_the_former(
+    error: type[BaseException], tmp_path: Path
+) -> None:
+    def work(folder: Path) -> None:
+        (folder / "metrics.jsonl").write_text("of the new run")
+        raise error("wrong")
+
+    with pytest.raises(error):
+        overwritten(tmp_path, work)
+    folder = Path(compose([f"output={tmp_path}", "name=run"]).run_dir)
+    found = files_of(folder)
+    assert {name for name, text in found.items() if text == b"of the former run"} == {
+        STUDENT, LATENT, EXAMPLES, "checkpoints/last.ckpt"
+    }  # fmt: skip
+    assert SUMMARY_FILE in found and "metrics.jsonl" not in found and not any(FORMER in name for name in found)
+    settings = compose([f"output={tmp_path}", "name=run"])
+    assert run_in_folder(settings, lambda _: pytest.fail("it is finished"), names=["top1"]) is not None
+
+
+def test_a_run_that_was_killed_before_it_began_costs_nothing_either(tmp_path: Path) -> None:
+    settings = ended(tmp_path)
+    folder = Path(settings.run_dir)
+    before = files_of(folder)
+    set_aside(folder)
+    (folder / "config.yaml").write_text("{}")
+    assert run_in_folder(settings, lambda _: pytest.fail("it is finished"), names=["top1"]) is not None
+    assert files_of(folder) == before
+
+
+def test_a_run_that_has_begun_goes_on_and_the_former_waits_until_its_end(tmp_path: Path) -> None:
+    def work(folder: Path) -> None:
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints" / "last.ckpt").write_text("of the new run")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        overwritten(tmp_path, work)
+    again = compose([f"output={tmp_path}", "name=run", "quantize.bits.weight=2"])
+    folder = Path(again.run_dir)
+    assert (folder / "checkpoints" / "last.ckpt").read_text() == "of the new run"
+    assert (folder / FORMER / STUDENT).is_file()
+
+    def finish(place: Path) -> dict[str, float | None]:
+        (place / SUMMARY_FILE).write_text("{}")
+        return {}
+
+    run_in_folder(again, finish, names=["top1"])
+    assert not (folder / FORMER).exists()
 
 
 @pytest.mark.parametrize("key", ["data.workers=1", "data.check=true"])
