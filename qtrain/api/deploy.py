@@ -19,7 +19,7 @@ from qtrain.deployment.onnx.write import export as as_onnx
 from qtrain.deployment.parity.file import image_size, read
 from qtrain.deployment.parity.runtimes import chosen
 from qtrain.deployment.parity.verdict import Verdict
-from qtrain.models.trial import answer
+from qtrain.models.trial import answer, tensor_of
 from qtrain.nn.many_bits import in_use
 from qtrain.packed import header
 from qtrain.packed.networks import Builder
@@ -78,6 +78,7 @@ def export(
         images, size = _with_size(images)
     sizes = tuple(size or record_of(student).size)
     _check_copy(original, student, sizes)
+    images = _looked_at(images, sizes, student)
     if path.suffix == ".onnx":
         made = as_onnx(student, sizes, opset=opset, batch=batch, packed=packed).to_bytes()
         with atomic_write(path) as temporary:
@@ -170,10 +171,34 @@ def _with_size(images: Images) -> tuple[Images, tuple[int, ...]]:
     """``images``, and the size (C, H, W) of the first."""
     if isinstance(images, Tensor):
         return images, tuple(images.shape[1:])
-    iterator = iter(images)
-    first = next(iterator, None)
+    first, images = _first_of(images)
     batch, _ = images_and_labels("export", first)
-    return (chain([first], iterator) if iterator is images else images), tuple(batch.shape[1:])
+    return images, tuple(batch.shape[1:])
+
+
+def _looked_at(images: Images, size: Sequence[int], student: nn.Module) -> Images:
+    """``images``, of whose first batch it is known that it fits, before a file is written.
+
+    Raises ``ValueError`` where there is none, its images are not of ``size``, or its labels number no class.
+    """
+    first, images = (images[:1], images) if isinstance(images, Tensor) else _first_of(images)
+    some, labels = next(_pairs([] if first is None else [first], size), (torch.zeros(0), None))
+    if not len(some):
+        raise ValueError("export: images: there are none to compare with; give at least one")
+    classes = tensor_of(student, torch.zeros(1, *size), where="export").shape[-1]
+    if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(
+            f"export: images: labels from {int(labels.min())} to {int(labels.max())}, and the student has {classes} "
+            f"classes, 0 to {classes - 1}"
+        )
+    return images
+
+
+def _first_of(batches: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+    """The first of ``batches``, ``None`` where there is none, and all of them."""
+    iterator = iter(batches)
+    first = next(iterator, None)
+    return first, chain([first], iterator) if iterator is batches and first is not None else batches
 
 
 def _pairs(images: Images, size: Sequence[int]) -> Iterator[tuple[Tensor, Tensor | None]]:

@@ -101,9 +101,10 @@ def distill(
             stack.enter_context(only_run_in(place))
         stack.enter_context(torch.random.fork_rng())
         torch.manual_seed(seed)
+        _check_images(in_use(student), data)
         student.train()  # Lightning leaves modes as they are
         # A copy: a teacher is put into eval mode, on the device and in the precision of the fit.
-        frozen = None if teacher is None else copied(teacher)
+        frozen = None if teacher is None else copied(teacher).float()
         if frozen is not None:
             _check_teacher(frozen, settings, data)
         terms = build_objective(settings, in_use(student), frozen, data)
@@ -194,6 +195,15 @@ def _classes(student: nn.Module) -> int:
     """How many logits ``student`` gives."""
     example = placed(torch.zeros(1, *record_of(student).size), student)
     return int(logits_of(student, example, where="distill: student").shape[1])
+
+
+def _check_images(student: nn.Module, data: GivenLoaders) -> None:
+    """Raise ``ValueError`` unless ``student`` takes the images of both loaders."""
+    own = next((p.dtype for p in student.parameters() if p.is_floating_point()), torch.float32)
+    for what, example in zip(("the loader", "val_loader"), data.examples, strict=False):
+        if example.dtype == torch.float64 != own:
+            raise ValueError(f"distill: images of {what} have 64 bits, the student's numbers 32; give images.float()")
+        logits_of(student, placed(example, student), where=f"distill: images of {what}", classes=data.info.num_classes)
 
 
 def _check_teacher(teacher: nn.Module, settings: RunSettings, data: GivenLoaders) -> None:

@@ -23,7 +23,9 @@ from qtrain.packed.header import FileSize, Images, Network
 from qtrain.packed.load import IMAGES
 from qtrain.packed.networks import TIMM, Builder
 from qtrain.packed.save import save_student
+from qtrain.utils.atomic_write import target_of
 from qtrain.utils.checks import check_writable
+from qtrain.utils.errors import errors_of
 from qtrain.utils.importing import path_of
 
 log = logging.getLogger(__name__)
@@ -79,6 +81,8 @@ def save(
         classes=tuple(map(str, classes)) or loaded.classes,
     )
     _check_images(student, images)
+    with errors_of("save: path"):
+        target_of(Path(path))
     check_writable(Path(path).parent, "save: path")
     reasons: list[str] = []
     for network, builders in _networks(student, images, builder, options):

@@ -62,7 +62,7 @@ class GivenLoader:
                 yield batch
 
     def _drawn(self, epoch: int) -> Iterator[Batch]:
-        generators = (self._loader.generator, getattr(self._loader.sampler, "generator", None))
+        generators = (getattr(one, "generator", None) for one in (self._loader, getattr(self._loader, "sampler", None)))
         with seeded(seed_of(self._seed, epoch)):
             for generator in generators:
                 if isinstance(generator, torch.Generator):
@@ -138,7 +138,8 @@ def _length(loader: object) -> int:
 class GivenLoaders(FitData):
     """A training loader and perhaps one for validation, with the facts that training needs to know.
 
-    ``num_classes`` are the student's logits. ``example`` is the first image. Raises ``ValueError`` where the first
+    ``num_classes`` are the student's logits. ``example`` is the first image, ``examples`` are that and the first
+    one for validation. Raises ``ValueError`` where the first
     batch is not (image, label).
     """
 
@@ -153,8 +154,9 @@ class GivenLoaders(FitData):
             if validation is not None:
                 if (one := next(iter(validation), None)) is None:
                     raise ValueError("the loader for validation has no batches; leave it out, or give one that has")
-                as_batch(one, 0, num_classes, training=False)
+                one_image = as_batch(one, 0, num_classes, training=False).image
         self.example = image[:1]
+        self.examples = (self.example,) if validation is None else (self.example, one_image[:1])
         channels, size = (image.shape[1], image.shape[-1]) if image.ndim == 4 else (1, image.shape[-1])
         self._info = DataInfo(
             name="given",

@@ -39,6 +39,7 @@ from qtrain.spec import DataInfo
 from qtrain.tracking.metric_log import MetricLog
 from qtrain.tracking.run_tracking import open_loggers, tell_outcome, tell_source, tell_student
 from qtrain.training.callbacks.batchnorm import reestimate_batchnorm
+from qtrain.utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,8 @@ def _train(settings: RunSettings, folder: Path, loggers: tuple[Logger, ...], *, 
     settings_by_width(settings)  # what does not go with many bits is said first
 
     data = load_data(settings)
+    if data.info.num_classes < 2:
+        raise ConfigError(f"data: {data.info.name} has one class; training needs two or more, a folder for each")
     keep_picture(data, folder)
     stages = stages_of(settings, folder)
     # With the weights at hand the conversion itself is next, and in later stages it comes soon.

@@ -14,6 +14,14 @@ ROOM = 1024**2
 """Bytes; a disk with less left is full."""
 
 
+class NoFileError(ValueError):
+    """``path`` is there and is no file, so that nothing can take its place."""
+
+    def __init__(self, path: Path) -> None:
+        kind = "a folder" if path.is_dir() else "a device or a pipe"
+        super().__init__(f"{path} is {kind}, not a file; give another path")
+
+
 class NoSpaceError(OSError):
     """The disk is full; ``path`` was not written, and still holds what it held before."""
 
@@ -30,8 +38,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """A path beside ``path`` to write to, whose content takes the place of ``path`` when the block ends well.
 
     At every moment, also after a power cut, ``path`` holds what it held before or all that was written. Processes that
-    write the same file at once do not disturb each other: the last one wins. The folder is made where it is absent.
+    write the same file at once do not disturb each other: the last one wins. The folder is made where it is absent. A
+    link stays one, and the file that it leads to is written. Raises :class:`NoFileError` for a folder or a device.
     """
+    path = target_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -57,6 +67,7 @@ def growing_file(path: Path) -> Iterator[IO[str]]:
     operating system as soon as it is whole, so that a writer that is killed loses none, and its file is seen to be
     unfinished. Names of files that are no valid UTF-8 are written as the bytes that they are.
     """
+    path = target_of(path)
     partial = partial_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with partial.open("w", buffering=1, encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -65,6 +76,14 @@ def growing_file(path: Path) -> Iterator[IO[str]]:
     os.replace(partial, path)
     with contextlib.suppress(OSError):
         _to_disk(path.parent)
+
+
+def target_of(path: Path) -> Path:
+    """The file that is written for ``path``, behind links. Raises :class:`NoFileError` for what is there and none."""
+    real = path.resolve() if path.is_symlink() else path
+    if real.exists() and not real.is_file():
+        raise NoFileError(path)
+    return real
 
 
 def partial_of(path: Path) -> Path:

@@ -126,7 +126,7 @@ def test_the_students_mode_and_device_are_left(student: nn.Module, tmp_path: Pat
 def test_what_is_wrong_is_said_in_one_line(student: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^runtimes: must be among onnxruntime, openvino, got tensorrt"):
         qtrain.export(student, tmp_path / "net.onnx", images(), runtimes=["tensorrt"])
-    with pytest.raises(ValueError, match=r"^export: Sequential fails on images \(2, 3, 8, 8\): RuntimeError"):
+    with pytest.raises(ValueError, match=r"^export: Sequential fails on images \(1, 3, 8, 8\): RuntimeError"):
         qtrain.export(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), tmp_path / "net.onnx", images())
     with pytest.raises(ValueError, match=r"^export: images must be a tensor, or batches of tensors"):
         qtrain.export(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), tmp_path / "net.onnx", [])
@@ -150,7 +150,7 @@ def test_what_is_wrong_is_said_in_one_line(student: nn.Module, tmp_path: Path) -
             torch.zeros(4, 3, 8, 8, dtype=torch.uint8),
             "images must be floats, normalized as in training, got torch.uint8",
         ),
-        (torch.rand(4, 3, 9, 8), r"images must have the shape \(N, 3, 8, 8\), got \(4, 3, 9, 8\)"),
+        (torch.rand(4, 3, 9, 8), r"images must have the shape \(N, 3, 8, 8\), got \(1, 3, 9, 8\)"),
         ([(torch.rand(4, 1, 8, 8), torch.zeros(4))], r"images must have the shape \(N, 3, 8, 8\), got \(4, 1, 8, 8\)"),
     ],
 )
@@ -361,3 +361,20 @@ def test_a_network_whose_copies_compute_something_else_is_refused(tmp_path: Path
     student.factor = 2.0
     with pytest.raises(ValueError, match="a copy of the Forgetful computes something else"):
         qtrain.verify(student, tmp_path / "x.onnx", images)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 9, 0]))], "labels from 0 to 9, and the student has 4 classes"),
+        (torch.rand(0, 3, 8, 8), "there are none to compare with"),
+        (torch.rand(4, 3, 9, 8), "must have the shape"),
+    ],
+)
+def test_images_are_looked_at_before_a_file_is_written(
+    given: Any, message: str, student: nn.Module, tmp_path: Path
+) -> None:
+    for path in (tmp_path / "net.onnx", tmp_path / "folder"):
+        with pytest.raises(ValueError, match=message):
+            qtrain.export(student, path, given, builder=Net)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

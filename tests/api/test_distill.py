@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -243,3 +244,40 @@ def test_a_validation_without_batches_is_refused_before_training() -> None:
     with pytest.raises(ValueError, match="the loader for validation has no batches"):
         qtrain.distill(learner, loader(), val_loader=empty, epochs=1)
     assert torch.equal(learner.state_dict()["middle.weight"], before)
+
+
+def pairs(images: Tensor) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(images, torch.zeros(len(images), dtype=torch.long)), batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "message"),
+    [
+        (pairs(torch.rand(8, 1, 8, 8)), None, "distill: images of the loader: .* fails on images"),
+        (loader(), pairs(torch.rand(8, 1, 8, 8)), "distill: images of val_loader: .* fails on images"),
+        (pairs(torch.rand(8, 3, 8, 8).double()), None, "images of the loader have 64 bits"),
+    ],
+)
+def test_images_that_the_student_does_not_take_are_refused_before_it_trains(
+    train: Any, validation: Any, message: str
+) -> None:
+    learner = student()
+    before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+    with pytest.raises(ValueError, match=message) as error:
+        qtrain.distill(learner, train, val_loader=validation, epochs=1)
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in learner.state_dict().items())
+
+
+def test_a_list_of_batches_is_a_loader_too() -> None:
+    batches: Any = [(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])) for _ in range(2)]
+    assert qtrain.distill(student(), batches, val_loader=batches, epochs=1)["loss"] > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16, torch.double])
+def test_a_network_of_other_numbers_teaches_its_own_student(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    network = Net().to(dtype)
+    learner = qtrain.quantize(network, torch.rand(8, 3, 8, 8).to(dtype))
+    qtrain.distill(learner, pairs(torch.rand(8, 3, 8, 8).to(dtype)), teacher=network, epochs=1)
+    assert next(network.parameters()).dtype == dtype

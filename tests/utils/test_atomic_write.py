@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,3 +94,27 @@ def test_file_system_that_opens_no_folder_loses_nothing(
     monkeypatch.setattr(module.os, "open", refuses_folders)
     write(tmp_path / "a.txt")
     assert (tmp_path / "a.txt").read_text() == "whole"
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "pipe", tmp_path / "folder", Path(os.devnull)):
+        with pytest.raises(ValueError, match="not a file; give another path"), atomic_write(path) as temporary:
+            temporary.write_text("new")
+        with pytest.raises(ValueError, match="not a file"), growing_file(path):
+            pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode) and (tmp_path / "pipe").is_fifo()
+
+
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path: Path) -> None:
+    real, link = tmp_path / "there" / "real.txt", tmp_path / "link.txt"
+    real.parent.mkdir()
+    link.symlink_to(real)
+    for text in ("first", "second"):
+        write_text(link, text)
+        assert link.is_symlink() and real.read_text() == text
+    with growing_file(link) as file:
+        file.write("third")
+    assert link.is_symlink() and real.read_text() == "third"

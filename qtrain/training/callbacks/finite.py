@@ -18,6 +18,11 @@ class NonFiniteLossError(ValueError):
     """The training loss became NaN or infinite."""
 
 
+_IMAGES = "input images"
+_REMEDY_OF_IMAGES = "look for the image, and for a deviation of zero in its normalization"
+_REMEDY = "lower the learning rate, clip gradients (fit.clip_norm=1.0) or add warm-up"
+
+
 def first_non_finite(model: nn.Module, image: Tensor) -> str | None:
     """The first value in ``model`` that is not finite, in the order of the forward of ``image`` (N, C, H, W).
 
@@ -26,7 +31,7 @@ def first_non_finite(model: nn.Module, image: Tensor) -> str | None:
     modules in training mode.
     """
     if not torch.isfinite(image).all():
-        return "input images"
+        return _IMAGES
     found: list[str] = []
 
     def before(name: str, module: nn.Module) -> None:
@@ -93,8 +98,7 @@ class StopOnNonFinite(pl.Callback):
         where = first_non_finite(student_of(pl_module), self._image) or "the loss itself (the student is finite)"
         raise NonFiniteLossError(
             f"StopOnNonFinite: the loss is not finite at step {trainer.global_step} (epoch {trainer.current_epoch}); "
-            f"first non-finite value in forward order: {where}; lower the learning rate, clip gradients "
-            "(fit.clip_norm=1.0) or add warm-up"
+            f"first non-finite value in forward order: {where}; {_REMEDY_OF_IMAGES if where == _IMAGES else _REMEDY}"
         )
 
 
