@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from qtrain.models.layer_kinds import LayerSpec, describe_layer
+from qtrain.models.stored_weight import weights_computed_once
 from qtrain.nn import QuantWeighted
 from qtrain.nn.operations import MatMul
 from qtrain.utils.calls import first_argument
@@ -111,11 +112,12 @@ def count_products(model: nn.Module, example: Tensor) -> Products:
             # Before the user's own hooks, which may change the output.
             stack.enter_context(module.register_forward_hook(end(name), with_kwargs=True, prepend=True))
         for module in model.modules():
-            # A weight is quantized once, before any image, so the products that this takes do not count.
+            # A weight is quantized once, before any image, so the products that this takes do not count; likewise those
+            # of a weight that is computed from others.
             if isinstance(module, QuantWeighted) and module.weight_quantizer is not None:
                 stack.callback(setattr, module.weight_quantizer, "enabled", module.weight_quantizer.enabled)
                 module.weight_quantizer.enabled = False
-        with evaluating(model), torch.no_grad(), _fused_attention_off(), products:
+        with evaluating(model), torch.no_grad(), weights_computed_once(model), _fused_attention_off(), products:
             model(example)
     images = example.shape[0]
     return {name: n // images for name, n in macs.items()}, (products.total - sum(macs.values())) // images
