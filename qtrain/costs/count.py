@@ -9,7 +9,8 @@ for the closing table, the report and every search over bit widths.
   tensor is rounded up to whole bytes, and one that is shared counts once. The student's file is as long, plus a header.
   A weight that is computed from others (parametrized, weight or spectral norm) counts by these, as they are stored.
 - MACs: multiply-accumulates of convolutions and matrix products for one image; additions of biases, normalizations and
-  activations are not counted, as usual in the field.
+  activations are not counted, as usual in the field. Neither are distances (``torch.cdist``), Fourier transforms, and
+  operators that are not torch's own.
 - Bit operations: ``MACs * weight bits * input bits``, 32 for a floating-point side (the product term of Baskin et al.,
   UNIQ, arXiv 1804.10969; the accumulator's additions are left out). What counts is the width of a factor of the
   product, so a weight that is looked up in a codebook of floats counts 32, however few bits its index has.

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils._pytree import tree_leaves
 
 from qtrain.costs.count import OUTSIDE_LAYERS, kind_of
 from qtrain.costs.products import count_products, multiplying_layers
@@ -22,7 +23,8 @@ class LayerGeometry:
 
     ``weights`` is 0 for a weight that is stored with an earlier layer, and ``share`` are these weights as a part of
     those of all layers. ``bits_in_float`` are what the layer stores for them before they are quantized. ``inputs`` and
-    ``outputs`` count elements. ``input_shape`` and ``output_shape`` have no batch axis. ``padding`` are the zeros
+    ``outputs`` count elements. ``input_shape`` and ``output_shape`` have no batch axis, and are those of the first
+    tensor where a layer reads or gives several. ``padding`` are the zeros
     (before, after) each axis, also where the layer computes them from the image. A layer that the forward never calls
     has no MACs, no elements and no shapes; products that no layer owns have nothing but MACs. ``calls`` says how often
     the forward calls the layer.
@@ -96,15 +98,21 @@ def layer_geometries(model: nn.Module, example: Tensor) -> tuple[LayerGeometry, 
 
 
 def _watch(module: nn.Module, seen: _Seen) -> Callable[..., None]:
-    def watch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        read = args if isinstance(module, MatMul) else (first_argument(args, kwargs),)
+    def watch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
+        read = _tensors(args if isinstance(module, MatMul) else first_argument(args, kwargs))
+        given = _tensors(output)
         seen.inputs += sum(tensor.numel() for tensor in read)
-        seen.outputs += output.numel()
+        seen.outputs += sum(tensor.numel() for tensor in given)
         seen.calls += 1
-        seen.input_shape = seen.input_shape or tuple(read[0].shape)
-        seen.output_shape = seen.output_shape or tuple(output.shape)
+        seen.input_shape = seen.input_shape or next((tuple(one.shape) for one in read), ())
+        seen.output_shape = seen.output_shape or next((tuple(one.shape) for one in given), ())
 
     return watch
+
+
+def _tensors(tree: object) -> list[Tensor]:
+    """The tensors in nested tuples, lists and dicts, in their order."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _shape(module: nn.Module, seen: _Seen) -> dict[str, Any]:
