@@ -24,6 +24,7 @@ from qtrain.utils import compat
 PACKAGE = Path(compat.__file__).resolve().parents[1]
 
 BASE_CLASSES = {
+    "torch": ("_int_mm",),
     "torch.nn.modules.conv": ("_ConvNd", "_ConvTransposeNd"),
     "torch.nn.modules.batchnorm": ("_BatchNorm",),
     "torch.nn.modules.dropout": ("_DropoutNd",),
