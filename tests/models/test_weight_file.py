@@ -229,8 +229,8 @@ def test_a_key_that_only_begins_like_that_of_an_optimizer_holds_weights(key: str
 
 NOT_A_MODEL = (
     "optim", "optimizer", "optimizers", "optimiser", "optimizer_states", "optimizerD", "optimizer2", "optim_state",
-    "amp", "amp_scaler", "scaler", "lr_scheduler", "schedulers", "callbacks", "loops", "hyper_parameters", "args", "cfg",
-    "config",
+    "amp", "amp_scaler", "scaler", "lr_scheduler", "schedulers", "callbacks", "loops", "hyper_parameters", "args",
+    "cfg", "config",
 )  # fmt: skip
 
 
