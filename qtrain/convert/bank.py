@@ -17,6 +17,7 @@ from qtrain.convert.layers import Quantizable
 from qtrain.convert.plan import IN_FLOAT, LayerPlan, Policy, plan_layers
 from qtrain.convert.swap import swap_layers
 from qtrain.convert.tensors import readings, share_quantizers_, sharing
+from qtrain.models.stored_weight import bits_as_they_are, weight_tensors
 from qtrain.nn import Operand, QuantLayer
 from qtrain.nn.folded import FoldedWeight
 from qtrain.observers.base import Observer
@@ -120,7 +121,7 @@ class QuantizerBank:
     def storage_bits(self, layer: str, role: Role, bits: int) -> int:
         """Stored bits of a weight with its scales, or of an input quantizer; 0 where another layer of a group has them.
 
-        In full precision a weight has 32 bits for each element, and an input 0.
+        In full precision a weight has the bits of its own type for each element, and an input 0.
         """
         owner = next((names[0] for names in self.tied[role].values() if layer in names), layer)
         if owner != layer:
@@ -146,11 +147,10 @@ class QuantizerBank:
     def _measure(self, choice: Choice) -> tuple[int, int]:
         layer, role, bits = choice
         module = self.model.get_submodule(layer)
-        weight = getattr(module, "weight", None)
         if role == "input":
             return 0 if bits == FULL_PRECISION else self.quantizers[layer][role][bits].storage_bits(), bits
         if bits == FULL_PRECISION or not isinstance(module, QuantLayer) or isinstance(module, Operand):
-            return weight.numel() * FULL_PRECISION if isinstance(weight, Tensor) else 0, bits
+            return bits_as_they_are(weight_tensors(module)), bits
         stored = self.quantizers[layer][role][bits].quantize(module.effective_weight())
         return stored.nbits, stored.operand_bits
 
@@ -292,10 +292,9 @@ def _tied_weights(model: nn.Module, found: Quantizable, quantizers: Quantizers) 
     """Layers with one weight and one quantizer for it."""
     groups: dict[Hashable, list[str]] = {}
     for name in found.layers:
-        weight = getattr(model.get_submodule(name), "weight", None)
-        if isinstance(weight, Tensor):
+        if places := tuple(map(place_of, weight_tensors(model.get_submodule(name)))):
             own = tuple(quantizers.get(name, {}).get("weight", {}).values())
-            groups.setdefault((place_of(weight), own), []).append(name)
+            groups.setdefault((places, own), []).append(name)
     return {names[0]: tuple(names) for names in groups.values() if len(names) > 1}
 
 

@@ -5,12 +5,15 @@ b + shift)`` (Jacob et al. 2018, arXiv 1712.05877, §3.2). A quantized model tha
 weights should be rounded as they are there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
 
 from qtrain.convert.graph import Skipped, called, called_once, calls, trace
 from qtrain.convert.replace import replace_module
@@ -19,10 +22,12 @@ from qtrain.models.norms import NormForm, describe_norm
 from qtrain.nn import QuantConv, QuantConvTranspose, QuantLinear
 from qtrain.nn.conv_transpose import outputs_first
 from qtrain.nn.folded import FoldedWeight, fixed_factors
-from qtrain.utils.calls import first_argument
+from qtrain.utils.calls import first_argument, see_input
 from qtrain.utils.compat import has_hooks
 from qtrain.utils.eval_mode import evaluating
 from qtrain.utils.sharing import shared_tensors, why_shared
+
+ANOTHER_AXIS = "it normalizes another axis than that of the layer's outputs"
 
 
 @dataclass
@@ -47,10 +52,12 @@ def fold_batchnorm_(model: nn.Module, example: Tensor) -> dict[str, OutputStatis
     of ``example`` (N, C, H, W) changes by more than rounding errors.
     """
     expected = output_on_noise(model, example)
-    shared = shared_tensors(model)
+    shared, axes = shared_tensors(model), _axes(model, example)
     statistics, skipped = {}, Skipped("batch norm is not folded")
     for layer_name, layer, norm_name, form in foldable(model, "quantize.fold=before", skipped):
         reason = _no_place(layer) or why_shared(shared, layer_name, "weight", "bias")
+        if isinstance(layer, nn.Linear) and axes[norm_name] > 2:  # (N, C, features), and the norm's are those of C
+            reason = ANOTHER_AXIS
         if reason is not None:
             skipped.add(norm_name, reason)
             continue
@@ -73,17 +80,20 @@ def fold_batchnorm_(model: nn.Module, example: Tensor) -> dict[str, OutputStatis
 
 
 @torch.no_grad()
-def output_on_noise(model: nn.Module, example: Tensor) -> Tensor:
-    """The output in eval mode for the same noise each time, of the shape of ``example`` (N, C, H, W)."""
+def output_on_noise(model: nn.Module, example: Tensor) -> list[Tensor]:
+    """All tensors of the output in eval mode for the same noise each time, of the shape of ``example`` (N, C, H, W)."""
     noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
     with evaluating(model):
-        output: Tensor = model(noise)
-    return output
+        output = model(noise)
+    return [leaf.detach().clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
-def same_output(output: Tensor, expected: Tensor) -> bool:
-    """Whether the two differ by no more than rounding errors of another order of sums."""
-    return torch.allclose(output, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+def same_output(output: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Whether all tensors of the two differ by no more than rounding errors of another order of sums."""
+    return len(output) == len(expected) and all(
+        torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()) if other.numel() else 0.0)
+        for one, other in zip(output, expected, strict=True)
+    )
 
 
 def fold_in_training_(model: nn.Module, example: Tensor) -> list[str]:
@@ -156,9 +166,23 @@ def foldable(model: nn.Module, asked: str, skipped: Skipped) -> Iterator[tuple[s
         elif has_hooks(graph.get_submodule(name)) or has_hooks(graph.get_submodule(str(source.target))):
             skipped.add(name, "it, or the layer before it, has hooks, which would see other values")
         elif len(form.scale) != getattr(graph.get_submodule(str(source.target)), "out_features", len(form.scale)):
-            skipped.add(name, "it normalizes another axis than that of the layer's outputs")
+            skipped.add(name, ANOTHER_AXIS)
         else:
             yield str(source.target), graph.get_submodule(str(source.target)), name, form
+
+
+def _axes(model: nn.Module, example: Tensor) -> dict[str, int]:
+    """How many axes the input of each norm of ``model`` has in a forward of ``example``; they normalize the second."""
+    axes = {name: 0 for name, module in model.named_modules() if describe_norm(module) is not None}
+
+    def see(name: str, x: Tensor) -> None:
+        axes[name] = max(axes[name], x.ndim)
+
+    with ExitStack() as hooks, evaluating(model):
+        for name in axes:
+            hooks.enter_context(see_input(model.get_submodule(name), partial(see, name)))
+        model(example)
+    return axes
 
 
 def _source(graph: fx.GraphModule, norm: fx.Node) -> fx.Node | None:

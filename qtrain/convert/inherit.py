@@ -34,10 +34,10 @@ def inherit_weights_(student: nn.Module, student_state: StudentState) -> None:
     """
     own = {name: tensor for name, tensor in student.state_dict().items() if not _of_quantizer(name)}
     theirs = {name: tensor for name, tensor in student_state.tensors.items() if not _of_quantizer(name)}
-    wrong = [name for name in own.keys() | theirs.keys() if _shape(own, name) != _shape(theirs, name)]
+    wrong = [name for name in sorted(own.keys() | theirs.keys()) if _shape(own, name) != _shape(theirs, name)]
     if wrong:
         raise ValueError(
-            f"stages: a stage's student has {sorted(wrong)[0]!r} of shape {_shape(own, wrong[0])}, the one before "
+            f"stages: a stage's student has {wrong[0]!r} of shape {_shape(own, wrong[0])}, the one before "
             f"{_shape(theirs, wrong[0])}; all stages of a run must have the same model and the same quantize.operations"
         )
     for name, tensor in own.items():

@@ -7,15 +7,18 @@ for the closing table, the report and every search over bit widths.
 - Size: a quantized weight counts ``QTensor.nbits`` (codes, scales, codebooks, outliers), an input quantizer the state
   that it needs to run, everything else of the state dict (other parameters, batch-norm statistics) its own type. Each
   tensor is rounded up to whole bytes, and one that is shared counts once. The student's file is as long, plus a header.
+  A weight that is computed from others (parametrized, weight or spectral norm) counts by these, as they are stored.
 - MACs: multiply-accumulates of convolutions and matrix products for one image; additions of biases, normalizations and
-  activations are not counted, as usual in the field.
+  activations are not counted, as usual in the field. Neither are distances (``torch.cdist``), Fourier transforms, and
+  operators that are not torch's own.
 - Bit operations: ``MACs * weight bits * input bits``, 32 for a floating-point side (the product term of Baskin et al.,
   UNIQ, arXiv 1804.10969; the accumulator's additions are left out). What counts is the width of a factor of the
   product, so a weight that is looked up in a codebook of floats counts 32, however few bits its index has.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -23,11 +26,12 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from qtrain.costs.products import Products, count_products, multiplying_layers
+from qtrain.models.stored_weight import bits_as_they_are, stored_weights, weight_shape
 from qtrain.nn import QuantLayer, QuantWeighted
 from qtrain.nn.operations import MatMul
 from qtrain.nn.stored import full_precision_state, stored_parts
+from qtrain.quantizers.base import Quantizer
 from qtrain.spec import FULL_PRECISION
-from qtrain.utils.sharing import place_of
 
 OUTSIDE_LAYERS = "(outside layers)"
 """Name of the row for matrix products that no layer owns, such as those of attention."""
@@ -178,53 +182,47 @@ def count(model: nn.Module, example: Tensor, products: Products | None = None) -
 
 def _rows(model: nn.Module, macs: dict[str, int]) -> dict[str, LayerCost]:
     """The row of every layer by its name; a weight or a quantizer that several of them have counts for the first."""
-    rows, seen = {}, set()
+    rows: dict[str, LayerCost] = {}
+    seen: set[Quantizer] = set()
+    stored = stored_weights(multiplying_layers(model))
     for name, module in multiplying_layers(model):
-        row = _layer_cost(name, module, macs.get(name, 0))
-        if (inputs := getattr(module, "input_quantizer", None)) is not None:
-            row = replace(row, input_storage_bits=0) if inputs in seen else row
-            seen.add(inputs)
-        if isinstance(weight := getattr(module, "weight", None), Tensor):
-            key = (place_of(weight), getattr(module, "weight_quantizer", None))
-            if key in seen:
-                row = replace(row, weights=0, weight_storage_bits=0)
-            seen.add(key)
-        rows[name] = row
+        inputs = [one for one in _input_quantizers(module) if one is not None]
+        bits = sum(one.storage_bits() for one in dict.fromkeys(inputs) if one not in seen)
+        rows[name] = _layer_cost(name, module, macs.get(name, 0), stored[name], bits)
+        seen.update(inputs)
     return rows
 
 
-def _layer_cost(name: str, module: nn.Module, macs: int) -> LayerCost:
-    if isinstance(module, MatMul):
-        (left_bits, left_storage), (right_bits, right_storage) = map(_input_cost, (module.left, module.right))
-        return LayerCost(name, kind_of(module), (), 0, macs, right_bits, left_bits, 0, left_storage + right_storage)
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    weight_bits, weight_storage = FULL_PRECISION, weight.numel() * FULL_PRECISION
-    input_bits, input_storage = FULL_PRECISION, 0
-    if isinstance(module, QuantWeighted):
+def _layer_cost(
+    name: str, module: nn.Module, macs: int, stored: Sequence[Tensor], input_storage_bits: int
+) -> LayerCost:
+    """The row of a layer, which stores the tensors ``stored`` of its weight."""
+    weight_storage = bits_as_they_are(stored)
+    input_bits, *right = (FULL_PRECISION if one is None else int(one.bits) for one in _input_quantizers(module))
+    weight_bits = right[0] if right else FULL_PRECISION
+    if isinstance(module, QuantWeighted) and module.weight_quantizer is not None:
         with torch.no_grad():
-            if module.weight_quantizer is not None:
-                stored = module.weight_quantizer.quantize(module.effective_weight())
-                weight_bits, weight_storage = stored.operand_bits, stored.nbits
-        input_bits, input_storage = _input_cost(module)
+            codes = module.weight_quantizer.quantize(module.effective_weight())
+        weight_bits, weight_storage = codes.operand_bits, codes.nbits if stored else 0
+    shape = weight_shape(module)
     return LayerCost(
         name=name,
         kind=kind_of(module),
-        shape=tuple(weight.shape),
-        weights=weight.numel(),
+        shape=shape,
+        weights=math.prod(shape) if stored else 0,
         macs=macs,
         weight_bits=weight_bits,
         input_bits=input_bits,
         weight_storage_bits=weight_storage,
-        input_storage_bits=input_storage,
+        input_storage_bits=input_storage_bits,
     )
 
 
-def _input_cost(layer: QuantLayer) -> tuple[int, int]:
-    """Bits of an input as a factor, and bits that its decoding takes."""
-    if layer.input_quantizer is None:
-        return FULL_PRECISION, 0
-    return int(layer.input_quantizer.bits), layer.input_quantizer.storage_bits()
+def _input_quantizers(module: nn.Module) -> tuple[Quantizer | None, ...]:
+    """What quantizes the factors of a layer that are no weight: of a matrix product the left and the right one."""
+    if isinstance(module, MatMul):
+        return module.left.input_quantizer, module.right.input_quantizer
+    return (module.input_quantizer if isinstance(module, QuantLayer) else None,)
 
 
 def kind_of(module: nn.Module) -> str:

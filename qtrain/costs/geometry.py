@@ -1,5 +1,6 @@
 """The shape of a model's layers, which decides what they cost at any number of bits; read from one forward."""
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -7,12 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils._pytree import tree_leaves
 
 from qtrain.costs.count import OUTSIDE_LAYERS, kind_of
 from qtrain.costs.products import count_products, multiplying_layers
+from qtrain.models.stored_weight import bits_as_they_are, stored_weights, weight_shape
 from qtrain.nn.operations import MatMul
 from qtrain.utils.calls import first_argument
-from qtrain.utils.sharing import place_of
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,12 @@ class LayerGeometry:
     """One layer that multiplies, for one image; all numbers are those of all its calls, shapes those of the first.
 
     ``weights`` is 0 for a weight that is stored with an earlier layer, and ``share`` are these weights as a part of
-    those of all layers. ``inputs`` and ``outputs`` count elements. ``input_shape`` and ``output_shape`` have no batch
-    axis. ``padding`` are the zeros (before, after) each axis, also where the layer computes them from the image. A
-    layer that the forward never calls has no MACs, no elements and no shapes; products that no layer owns have nothing
-    but MACs. ``calls`` says how often the forward calls the layer.
+    those of all layers. ``bits_in_float`` are what the layer stores for them before they are quantized. ``inputs`` and
+    ``outputs`` count elements. ``input_shape`` and ``output_shape`` have no batch axis, and are those of the first
+    tensor where a layer reads or gives several. ``padding`` are the zeros
+    (before, after) each axis, also where the layer computes them from the image. A layer that the forward never calls
+    has no MACs, no elements and no shapes; products that no layer owns have nothing but MACs. ``calls`` says how often
+    the forward calls the layer.
     """
 
     name: str
@@ -31,6 +35,7 @@ class LayerGeometry:
     weight_shape: tuple[int, ...] = ()
     weights: int = 0
     share: float = 0.0
+    bits_in_float: int = 0
     macs: int = 0
     inputs: int = 0
     outputs: int = 0
@@ -69,7 +74,8 @@ def layer_geometries(model: nn.Module, example: Tensor) -> tuple[LayerGeometry, 
             stack.enter_context(hook)
         macs, outside = count_products(model, example)
     modules = dict(multiplying_layers(model))
-    numbers = _weights(modules)
+    stored, shapes = stored_weights(modules.items()), {name: weight_shape(module) for name, module in modules.items()}
+    numbers = {name: math.prod(shapes[name]) if stored[name] else 0 for name in modules}
     total = sum(numbers.values()) or 1
     images = example.shape[0]
     found = [
@@ -78,6 +84,8 @@ def layer_geometries(model: nn.Module, example: Tensor) -> tuple[LayerGeometry, 
             kind=kind_of(modules[name]),
             weights=numbers[name],
             share=numbers[name] / total,
+            bits_in_float=bits_as_they_are(stored[name]),
+            weight_shape=shapes[name],
             macs=macs.get(name, 0),
             inputs=seen[name].inputs // images,
             outputs=seen[name].outputs // images,
@@ -90,32 +98,27 @@ def layer_geometries(model: nn.Module, example: Tensor) -> tuple[LayerGeometry, 
 
 
 def _watch(module: nn.Module, seen: _Seen) -> Callable[..., None]:
-    def watch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        read = args if isinstance(module, MatMul) else (first_argument(args, kwargs),)
+    def watch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
+        read = _tensors(args if isinstance(module, MatMul) else first_argument(args, kwargs))
+        given = _tensors(output)
         seen.inputs += sum(tensor.numel() for tensor in read)
-        seen.outputs += output.numel()
+        seen.outputs += sum(tensor.numel() for tensor in given)
         seen.calls += 1
-        seen.input_shape = seen.input_shape or tuple(read[0].shape)
-        seen.output_shape = seen.output_shape or tuple(output.shape)
+        seen.input_shape = seen.input_shape or next((tuple(one.shape) for one in read), ())
+        seen.output_shape = seen.output_shape or next((tuple(one.shape) for one in given), ())
 
     return watch
 
 
-def _weights(modules: dict[str, nn.Module]) -> dict[str, int]:
-    """The number of weights of each layer; those that several layers store together belong to the first."""
-    numbers, owned = dict.fromkeys(modules, 0), set()
-    for name, module in modules.items():
-        if isinstance(weight := getattr(module, "weight", None), Tensor):
-            key = (place_of(weight), getattr(module, "weight_quantizer", None))
-            numbers[name] = 0 if key in owned else weight.numel()
-            owned.add(key)
-    return numbers
+def _tensors(tree: object) -> list[Tensor]:
+    """The tensors in nested tuples, lists and dicts, in their order."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _shape(module: nn.Module, seen: _Seen) -> dict[str, Any]:
     found: dict[str, Any] = {"input_shape": seen.input_shape[1:], "output_shape": seen.output_shape[1:]}
-    if isinstance(weight := getattr(module, "weight", None), Tensor):
-        found |= {"weight_shape": tuple(weight.shape), "bias": getattr(module, "bias", None) is not None}
+    if not isinstance(module, MatMul):
+        found["bias"] = getattr(module, "bias", None) is not None
     if isinstance(module, _ConvNd):
         found |= {"stride": module.stride, "dilation": module.dilation, "groups": module.groups}
         found["padding"] = _padding(module, seen)

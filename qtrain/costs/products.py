@@ -7,6 +7,7 @@ and a few more. What is counted beyond the layers belongs to no layer: attention
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from qtrain.models.layer_kinds import LayerSpec, describe_layer
+from qtrain.models.stored_weight import weights_computed_once
 from qtrain.nn import QuantWeighted
 from qtrain.nn.operations import MatMul
 from qtrain.utils.calls import first_argument
@@ -33,6 +35,11 @@ def _trilinear(left: Tensor, weight: Tensor, right: Tensor) -> int:
     return left.numel() // left.shape[-1] * (weight.numel() + outputs * inner)
 
 
+def _attention(query: Tensor, key: Tensor, value: Tensor) -> int:
+    """Both products of every query (..., L, D) with all keys (..., S, D) and values, whatever a mask leaves out."""
+    return query.numel() // query.shape[-1] * key.shape[-2] * (key.shape[-1] + value.shape[-1])
+
+
 FURTHER: dict[Any, Callable[..., int]] = {
     aten.mv: lambda matrix, *_: matrix.numel(),
     aten.addmv: lambda _, matrix, *__: matrix.numel(),
@@ -41,6 +48,8 @@ FURTHER: dict[Any, Callable[..., int]] = {
     aten.addbmm: lambda _, left, right: left.numel() * right.shape[-1],
     aten._trilinear: lambda left, weight, right, *_: _trilinear(left, weight, right),
     aten.conv_tbc: lambda x, weight, _, pad=0: (len(x) + 2 * pad - len(weight) + 1) * x.shape[1] * weight.numel(),
+    aten._int_mm: lambda left, right: left.numel() * right.shape[-1],
+    torch.ops.higher_order.flex_attention: lambda query, key, value, *_: _attention(query, key, value),
     aten.mkldnn_rnn_layer: lambda x, w, v, *_: x.shape[0] * x.shape[1] * (w.numel() + v.numel()),
 }  # fmt: skip
 """Operators that torch's counter has no formula for -> multiplications, from their arguments."""
@@ -51,7 +60,12 @@ class _Multiplications(TorchDispatchMode):
 
     ``FlopCounterMode`` has the same formulas, but it also asks which module each operator belongs to. For this it hooks
     every module's gradient, which fails for models that hand parameters from module to module.
+
+    An operator on functions, such as ``torch.cond``, runs them where nobody sees what they multiply. So one without a
+    formula of its own raises ``ValueError``.
     """
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -59,8 +73,14 @@ class _Multiplications(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        kind = func.overloadpacket
-        if kind not in flop_registry and kind not in FURTHER:
+        kind = getattr(func, "overloadpacket", func)
+        known = kind in flop_registry or kind in FURTHER
+        if not known and kind is func:
+            raise ValueError(
+                f"cost: what torch.ops.higher_order.{kind.name()} multiplies is not counted; count a model that has "
+                "the same products without it"
+            )
+        if not known:
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
@@ -73,6 +93,15 @@ class _Multiplications(TorchDispatchMode):
         return output
 
 
+@dataclass
+class _Call:
+    """A call of a layer that has not ended: the products before it, and those of layers within it so far."""
+
+    name: str
+    begun: int
+    within: int = 0
+
+
 def multiplying_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every layer that multiplies or holds a matrix, once, by its first qualified name."""
     kinds = _ConvNd | nn.Linear | nn.Embedding | MatMul
@@ -82,19 +111,25 @@ def multiplying_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def count_products(model: nn.Module, example: Tensor) -> Products:
     """MACs of one image: by layer, in the order of the first call, and of all products outside of layers.
 
-    One forward of ``example`` (N, C, H, W) in eval mode. Torch's fused attention, an operator of which nobody sees the
-    parts, is switched off for it. Raises ``ValueError`` where an operator of a layer is not counted.
+    Of a layer within a layer each has its own. One forward of ``example`` (N, C, H, W) in eval mode. Torch's fused
+    attention, an operator of which nobody sees the parts, is switched off for it, and so is its compiler. Raises
+    ``ValueError`` where an operator of a layer is not counted.
     """
     macs: dict[str, int] = {}
-    begun: dict[str, int] = {}
+    running: list[_Call] = []
     products = _Multiplications()
 
     def begin(name: str) -> Callable[..., None]:
-        return lambda *_: begun.update({name: products.total})
+        return lambda *_: running.append(_Call(name, products.total))
 
     def end(name: str) -> Callable[..., None]:
         def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-            counted = products.total - begun[name]
+            call = running.pop()
+            while call.name != name:  # one that ended in an error, which the model caught
+                call = running.pop()
+            counted = products.total - call.begun - call.within
+            if running:
+                running[-1].within += products.total - call.begun
             own = _products(module, first_argument(args, kwargs), output) if _is_plain(module) else counted
             if counted < own:
                 raise ValueError(
@@ -111,12 +146,14 @@ def count_products(model: nn.Module, example: Tensor) -> Products:
             # Before the user's own hooks, which may change the output.
             stack.enter_context(module.register_forward_hook(end(name), with_kwargs=True, prepend=True))
         for module in model.modules():
-            # A weight is quantized once, before any image, so the products that this takes do not count.
+            # A weight is quantized once, before any image, so the products that this takes do not count; likewise those
+            # of a weight that is computed from others.
             if isinstance(module, QuantWeighted) and module.weight_quantizer is not None:
                 stack.callback(setattr, module.weight_quantizer, "enabled", module.weight_quantizer.enabled)
                 module.weight_quantizer.enabled = False
-        with evaluating(model), torch.no_grad(), _fused_attention_off(), products:
-            model(example)
+        for part in (evaluating(model), torch.no_grad(), weights_computed_once(model), _unfused(), products):
+            stack.enter_context(part)
+        model(example)
     images = example.shape[0]
     return {name: n // images for name, n in macs.items()}, (products.total - sum(macs.values())) // images
 
@@ -127,11 +164,13 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _fused_attention_off() -> Iterator[None]:
+def _unfused() -> Iterator[None]:
+    """Inside, torch runs its operators one by one: no fast path of attention, nothing compiled (flex attention is)."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
 

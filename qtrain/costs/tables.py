@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from qtrain.costs.count import CostReport, FurtherCost, LayerCost, plain_bytes, whole_bytes
 from qtrain.costs.geometry import LayerGeometry
 from qtrain.costs.metrics.base import CostMetric, MeasuredMetric
+from qtrain.models.stored_weight import weight_tensors
 from qtrain.nn.stored import stored_parts
 from qtrain.spec import FULL_PRECISION, LayerBits
 from qtrain.spec.allocation import CostTable, Role
@@ -28,10 +29,10 @@ def cost_table(
 ) -> CostTable:
     """What each of ``options`` costs by ``metric``; all else is fixed.
 
-    ``fixed_bytes`` are those of :func:`bytes_outside`. ``factor_bits`` (layer, bits) says how wide a factor a weight is
-    where that is not its bits: a codebook's entries are floats. Layers without options have the bits and sizes of their
-    row in ``rest``, as :func:`qtrain.costs.count.count` gives it, or else full precision. Raises ``ValueError`` for
-    options of a layer that is none of ``geometries``.
+    ``fixed_bytes`` are those of :func:`bytes_outside` for all ``geometries``. ``factor_bits`` (layer, bits) says how
+    wide a factor a weight is where that is not its bits: a codebook's entries are floats. Layers without options have
+    the bits and sizes of their row in ``rest``, as :func:`qtrain.costs.count.count` gives it, or else full precision.
+    Raises ``ValueError`` for options of a layer that is none of ``geometries``.
     """
     known, rows = {geometry.name: geometry for geometry in geometries}, {row.name: row for row in rest}
     if unknown := [name for name in options if name not in known]:
@@ -46,7 +47,7 @@ def cost_table(
         if row := rows.get(geometry.name):
             bits = LayerBits(row.weight_bits, row.input_bits)
             return metric.layer(geometry, bits, row.weight_storage_bits, row.input_storage_bits)
-        return metric.layer(geometry, LayerBits(FULL_PRECISION, FULL_PRECISION), FULL_PRECISION * geometry.weights, 0)
+        return metric.layer(geometry, LayerBits(FULL_PRECISION, FULL_PRECISION), geometry.bits_in_float, 0)
 
     table = {name: {bits: cost(known[name], bits) for bits in choices} for name, choices in options.items()}
     others = sum(cost_of_rest(geometry) for geometry in geometries if geometry.name not in options)
@@ -82,13 +83,17 @@ def bytes_outside(model: nn.Module, layers: Collection[str]) -> int:
     """
     parts = stored_parts(model)
     modules = dict(model.named_modules())
-    own = {place_of(w) for name in layers if isinstance(w := getattr(modules.get(name), "weight", None), Tensor)}
+    own = {place_of(one) for name in layers if name in modules for one in weight_tensors(modules[name])}
     plain = {name: tensor for name, tensor in parts.plain.items() if place_of(tensor) not in own}
     codes = 0
     for name, layer in parts.weights.items():
         if name not in layers and layer.weight_quantizer is not None:
             codes += whole_bytes(layer.weight_quantizer.quantize(layer.effective_weight()).nbits)
-    scales = sum(whole_bytes(one.storage_bits()) for name, one in parts.inputs.items() if name not in layers)
+    scales = sum(
+        whole_bytes(one.storage_bits())
+        for name, one in parts.inputs.items()
+        if name not in layers and name.rpartition(".")[0] not in layers  # both operands belong to a matrix product
+    )
     return plain_bytes(plain) + codes + scales
 
 

@@ -27,7 +27,8 @@ def at_width(points: Points, bits: float) -> float:
 def check_points(name: str, points: Points) -> None:
     """Raises ``ValueError`` where ``points``, the option ``name``, are no table of rising bits and positive costs."""
     widths, costs = [bits for bits, _ in points], [cost for _, cost in points]
-    if len(points) < 2 or widths != sorted(set(widths)) or min(*widths, *costs) <= 0:
+    above = all(0 < value < math.inf for value in (*widths, *costs))
+    if len(points) < 2 or widths != sorted(set(widths)) or not above:
         raise ValueError(f"{name}: needs two or more pairs [bits, cost], bits rising, all above 0, got {points}")
 
 
@@ -37,7 +38,8 @@ class Technology:
     """Energies in pJ: integer additions and multiplications by width, those of 32-bit floats, accesses to memory.
 
     ``sram_access`` and ``dram_access`` move ``access_bits`` between the processor and a memory on the chip of
-    ``sram_bytes``, or outside of it. Raises ``ValueError`` for a table that is none.
+    ``sram_bytes``, or outside of it. Raises ``ValueError`` for a table that is none, and for costs that are negative or
+    not finite.
     """
 
     integer_add: Sequence[tuple[float, float]]
@@ -52,7 +54,10 @@ class Technology:
     def __post_init__(self) -> None:
         check_points("integer_add", self.integer_add)
         check_points("integer_multiply", self.integer_multiply)
-        if self.access_bits < 1:
+        for name in ("float_add", "float_multiply", "sram_bytes", "sram_access", "dram_access"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: must be a finite number of at least 0, got {getattr(self, name)}")
+        if not 1 <= self.access_bits < math.inf:
             raise ValueError(f"access_bits: must be at least 1, got {self.access_bits}")
 
     def product(self, weight_bits: int, input_bits: int, accumulator_bits: int) -> float:

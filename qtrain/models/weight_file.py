@@ -35,8 +35,8 @@ PLAIN = ("state_dict", "model_state_dict", "model", "net", "network", "module", 
 """Names of the weights that were trained, the likeliest first."""
 AVERAGES = {"ema", "swa", "avg", "average", "averaged"}
 """Words in the name of averaged weights."""
-NOT_WEIGHTS = re.compile("optim|.*sched|scaler|amp|callbacks|loops|hyper_parameters|args|config|cfg")
-"""How keys begin that hold anything but a model."""
+NOT_WEIGHTS = re.compile("(optim(i[sz]er)?|scaler|amp|callback|loop|hyper_parameter|arg|config|cfg)s?(?![a-z])|.*sched")
+"""How keys begin that hold anything but a model: with one of these words, not with a longer one as ``optimal``."""
 
 MEAN, STD = "mean", "std"
 STUDENT = "qtrain_student"
@@ -98,7 +98,7 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], Normalization | No
         tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"load_weights: {path} is damaged or no safetensors file ({error}); copy it anew") from error
-    student = json.loads(metadata[STUDENT])["student"] if STUDENT in metadata else None
+    student = _student(metadata[STUDENT], path) if STUDENT in metadata else None
     if student is not None and student.get("weights"):
         raise ValueError(
             f"load_weights: {path} is a quantized student, whose weights are rounded; measure it by task=evaluate "
@@ -107,8 +107,21 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], Normalization | No
     try:
         means = metadata if student is None else {key: json.dumps(student["images"][key]) for key in (MEAN, STD)}
         return tensors, normalization(json.loads(means[MEAN]), json.loads(means[STD]))
-    except (KeyError, ValueError):
+    except (KeyError, TypeError, ValueError):
         return tensors, None
+
+
+def _student(text: str, path: Path) -> Mapping[str, Any]:
+    """What the metadata ``text`` of a student's file says of it. Raises ``ValueError`` where it says nothing."""
+    try:
+        student = json.loads(text)["student"]
+    except (KeyError, TypeError, ValueError):
+        student = None
+    if not isinstance(student, Mapping):
+        raise ValueError(
+            f"load_weights: {path} is damaged: its metadata {STUDENT!r} does not describe a student; copy it anew"
+        )
+    return student
 
 
 def _read_pickle(path: Path) -> Mapping[str, Any]:

@@ -80,8 +80,9 @@ def load_weights(
     check_finite(file.tensors, path)
     own = model.state_dict()
     tensors = completed(strip_prefixes(renamed(file.tensors, keys or {}, path), own=set(own)), own)
-    if reset_head:
-        tensors = _without_other_head(model, tensors, path)
+    fresh = _other_heads(model, tensors) if reset_head else {}
+    tensors = {key: value for key, value in tensors.items() if not key.startswith(tuple(f"{name}." for name in fresh))}
+    tensors |= {key: own[key] for keys in fresh.values() for key in keys}
     missing = [key for key in own if key not in tensors and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in tensors if key not in own]
     reshaped = [
@@ -97,6 +98,11 @@ def load_weights(
             f"{_remedy(model, missing, unexpected, reshaped, file.others)}"
         )
     model.load_state_dict(tensors, strict=False)  # only counters may be missing
+    for name in fresh:
+        log.info("weights: %s has another head than %s; %r starts afresh", path, type(model).__name__, name)
+        for module in model.get_submodule(name).modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                module.reset_parameters()
     return file.normalization
 
 
@@ -155,20 +161,15 @@ def head_names(model: nn.Module) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _without_other_head(model: nn.Module, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """``state`` with the model's own, fresh classifier where the file has one for another number of classes."""
+def _other_heads(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """The classifiers of ``model`` that ``state`` lacks or has for another number of classes, with their keys."""
     own = model.state_dict()
-    for name in head_names(model):
-        keys = [key for key in own if key.startswith(f"{name}.")]
-        if all(key in state and state[key].shape == own[key].shape for key in keys):
-            continue
-        for module in model.get_submodule(name).modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                module.reset_parameters()
-        log.info("weights: %s has another head than %s; %r starts afresh", path, type(model).__name__, name)
-        fresh = {key: value for key, value in model.state_dict().items() if key in keys}
-        state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")} | fresh
-    return state
+    keys = {name: [key for key in own if key.startswith(f"{name}.")] for name in head_names(model)}
+    return {
+        name: of
+        for name, of in keys.items()
+        if not all(key in state and state[key].shape == own[key].shape for key in of)
+    }
 
 
 def _remedy(

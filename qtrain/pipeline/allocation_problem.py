@@ -153,7 +153,7 @@ def _costs(settings: RunSettings, bank: QuantizerBank, example: Tensor, layers: 
     geometries = layer_geometries(bank.model, example)
     rest = count(bank.model, example).layers
     options = {name: bank.options[name] for name in layers}
-    outside = bytes_outside(bank.model, layers)
+    outside = bytes_outside(bank.model, [geometry.name for geometry in geometries])
     return {
         name: cost_table(
             metric, geometries, options, bank.storage_bits, outside, factor_bits=bank.operand_bits, rest=rest

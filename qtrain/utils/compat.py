@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -147,6 +147,31 @@ def has_hooks(module: nn.Module) -> bool:
 def has_state_hooks(module: nn.Module) -> bool:
     """Whether ``module`` has a hook of its state dict. Tried with torch 2.15.0."""
     return any(getattr(module, name) for name in STATE_HOOKS)
+
+
+@contextmanager
+def weight_hooks_at_rest(model: nn.Module) -> Iterator[None]:
+    """Inside, torch's pruning and its older weight and spectral norm do not compute the weights of ``model`` anew.
+
+    They do so by hooks before each forward, which run once on entering. Tried with torch 2.15.0.
+    """
+    from torch.nn.utils.prune import BasePruningMethod
+    from torch.nn.utils.spectral_norm import SpectralNorm
+    from torch.nn.utils.weight_norm import WeightNorm
+
+    resting: list[tuple[dict[int, Any], int, Any]] = []
+    try:
+        for module in model.modules():
+            for key, hook in module._forward_pre_hooks.items():
+                if isinstance(hook, BasePruningMethod | SpectralNorm | WeightNorm):
+                    hook(module, ())
+                    resting.append((module._forward_pre_hooks, key, hook))
+        for hooks, key, _ in resting:
+            hooks[key] = lambda *_: None  # in its place, so that the order of all hooks stays
+        yield
+    finally:
+        for hooks, key, hook in resting:
+            hooks[key] = hook
 
 
 def compiling() -> AbstractContextManager[Any]:

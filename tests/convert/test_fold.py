@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import qtrain
 from qtrain.convert.calibrate import calibrate_weights, observe_weights
-from qtrain.convert.fold import fold_batchnorm_, fold_in_training_
+from qtrain.convert.fold import fold_batchnorm_, fold_in_training_, same_output
 from qtrain.convert.layers import find_layers
 from qtrain.convert.plan import LayerPlan, plan_layers
 from qtrain.convert.swap import swap_layers
@@ -276,3 +276,65 @@ def test_a_norm_over_tokens_behind_a_linear_layer_is_left(target: str | None, ca
     else:
         student = qtrain.quantize(model, images, target=target)
         assert isinstance(student.get_submodule("1"), nn.BatchNorm1d)
+
+
+class Tokens(nn.Module):
+    """A folded convolution, and a batch norm over the 4 channels of (N, 4, 4) behind a linear layer of 4 outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.conv_norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.mix, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.mix(self.conv_norm(self.conv(x)).flatten(2)))
+
+
+class Twice(nn.Module):
+    """Gives a dict of two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        features = self.norm(self.conv(x))
+        return {"logits": self.head(features.mean((2, 3))), "features": (features, None)}
+
+
+def with_statistics(model: nn.Module, images: Tensor) -> nn.Module:
+    torch.manual_seed(0)
+    for _ in range(3):
+        model(images)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 2.0)
+    return model.eval()
+
+
+def test_a_norm_over_another_axis_of_as_many_channels_stays(caplog: pytest.LogCaptureFixture) -> None:
+    images = torch.randn(8, 3, 4, 4)  # whose convolution gives four places
+    model = with_statistics(Tokens(), images)
+    expected = model(images)
+    with caplog.at_level(logging.INFO):
+        fold_batchnorm_(model, images[:1])
+    assert norms(model) == ["norm"]
+    assert "it normalizes another axis than that of the layer's outputs" in caplog.text
+    assert torch.allclose(model(images), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"fold": "before"}, {"fold": "before", "equalize": "cross_layer"}])
+def test_a_network_with_several_outputs_is_folded(options: dict[str, str]) -> None:
+    images = torch.randn(8, 3, 8, 8)
+    model = with_statistics(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), Twice()), images)
+    student = qtrain.quantize(model, images, weight_bits=8, input_bits=8, **options)
+    assert norms(student) == []
+    assert torch.allclose(student(images)["logits"], model(images)["logits"], atol=0.1)
+
+
+def test_all_tensors_of_an_output_are_compared() -> None:
+    one, other = torch.ones(2), torch.ones(3)
+    assert same_output([one, other], [one, other + 1e-5])
+    assert not same_output([one, other], [one, other + 0.1])
+    assert not same_output([one], [one, other])
+    assert same_output([one[:0]], [one[:0]])

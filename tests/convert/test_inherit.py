@@ -145,3 +145,12 @@ def test_bits_of_layers_with_one_weight_differ_together() -> None:
 
     now = tied(3)
     assert inherit_quantizers_(now, student_state_of(tied(5))) == dict.fromkeys("01", LayerBits(3, 8))
+
+
+def test_the_message_about_another_network_has_the_shapes_of_the_tensor_that_it_names() -> None:
+    for hidden in range(3, 11):  # an order of names by chance would be right for a few of them
+        one = nn.Sequential(nn.Linear(2, hidden), nn.Linear(hidden, 5))
+        other = nn.Sequential(nn.Linear(2, 2 * hidden), nn.Linear(2 * hidden, 5))
+        expected = rf"has '0\.bias' of shape \({hidden},\), the one before \({2 * hidden},\)"
+        with pytest.raises(ValueError, match=expected):
+            inherit_weights_(one, student_state_of(other))

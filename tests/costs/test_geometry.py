@@ -95,3 +95,29 @@ def test_products_outside_layers_come_last_and_all_macs_are_those_of_the_count()
     geometries = layer_geometries(Attention(), example)
     assert [one.name for one in geometries] == ["project", OUTSIDE_LAYERS]
     assert sum(one.macs for one in geometries) == count(Attention(), example).macs
+
+
+class Several(nn.Conv2d):
+    """Reads a tuple and gives a dict, as layers with a forward of their own may."""
+
+    def forward(self, input: tuple[Tensor, Tensor]) -> dict[str, Tensor]:  # type: ignore[override]
+        output = super().forward(input[0] + input[1])
+        return {"all": output, "mean": output.mean((2, 3))}
+
+
+class ReadsSeveral(nn.Module):
+    """A layer of its own kind and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = Several(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv((x, x))["mean"])
+
+
+def test_all_tensors_that_a_layer_reads_and_gives_count() -> None:
+    conv, head = layer_geometries(ReadsSeveral(), torch.zeros(2, 3, 8, 8))
+    assert (conv.inputs, conv.outputs, conv.macs) == (2 * 3 * 64, 4 * 36 + 4, 36 * 4 * 27)
+    assert (conv.input_shape, conv.output_shape) == ((3, 8, 8), (4, 6, 6))
+    assert (head.inputs, head.outputs) == (4, 2)

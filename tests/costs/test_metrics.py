@@ -201,3 +201,17 @@ def test_technology_needs_no_config() -> None:
     )  # fmt: skip
     assert made.product(4, 2, 16) == pytest.approx(8 + 2), "exactly in proportion"
     assert isinstance(chosen("area"), Area)
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize("name", ["float_add", "float_multiply", "sram_bytes", "sram_access", "dram_access"])
+def test_a_technology_has_no_cost_that_is_negative_or_not_finite(name: str, value: float) -> None:
+    table = [(8, 1.0), (32, 4.0)]
+    costs = dict.fromkeys(("float_add", "float_multiply", "sram_bytes", "sram_access", "dram_access"), 1.0)
+    Technology(integer_add=table, integer_multiply=table, access_bits=64, **(costs | {name: 0.0}))
+    with pytest.raises(ValueError, match=f"{name}: must be a finite number of at least 0, got {value}"):
+        Technology(integer_add=table, integer_multiply=table, access_bits=64, **(costs | {name: value}))
+    for option in ("integer_add", "integer_multiply"):
+        tables = {"integer_add": table, "integer_multiply": table} | {option: [(8, 1.0), (32, value)]}
+        with pytest.raises(ValueError, match=f"{option}: needs two or more pairs"):
+            Technology(**tables, access_bits=64, **costs)

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.flop_counter import flop_registry
 
 import qtrain
@@ -79,6 +80,8 @@ class Products(nn.Module):
 
 TAPS = torch.ones(3, 2, 4)
 
+INTEGERS = torch.ones(24, 16, dtype=torch.int8)
+
 PRODUCTS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     # one output for each of 2 x 3 rows of 4
     "matrix and vector": (lambda: Products(lambda _, x: x @ torch.ones(4)), (1, 2, 3, 4), 24),
@@ -98,6 +101,8 @@ PRODUCTS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     ),
     "einsum": (lambda: Products(lambda _, x: torch.einsum("nij,jk->nik", x, torch.ones(4, 6))), (1, 3, 4), 72),
     "linear on one vector": (lambda: Products(lambda m, x: m.parts["l"](x[0]), l=nn.Linear(4, 6)), (1, 4), 24),
+    # 32 rows by 16 columns of 24
+    "integers": (lambda: Products(lambda _, x: torch._int_mm(x[0].char(), INTEGERS).float()), (1, 32, 24), 12_288),
     "batched": (lambda: Products(lambda _, x: torch.baddbmm(torch.ones(1), x, x.mT)), (1, 3, 4), 36),
 }  # fmt: skip
 
@@ -106,6 +111,60 @@ PRODUCTS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
 def test_product_counts_by_hand(name: str) -> None:
     make, shape, expected = PRODUCTS[name]
     assert count(make().eval(), torch.rand(shape)).macs == expected
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_flex_attention_counts_both_products_of_all_pairs(compiled: bool) -> None:
+    attend = torch.compile(flex_attention) if compiled else flex_attention
+    # Two products over 16 x 16 pairs of 8 channels for each of 2 heads, and of 4 that share two heads of keys.
+    alone = Products(lambda _, x: attend(x, x, x))
+    assert count(alone.eval(), torch.rand(3, 2, 16, 8)).macs == 2 * 2 * 16 * 16 * 8
+    grouped = Products(lambda _, x: attend(x, x[:, :2], x[:, :2], enable_gqa=True))
+    assert count(grouped.eval(), torch.rand(3, 4, 16, 8)).macs == 4 * 2 * 16 * 16 * 8
+
+
+def test_an_operator_on_functions_is_refused_by_name() -> None:
+    model = Products(lambda _, x: torch.cond(x.sum() > 0, lambda y: y @ y, lambda y: y, (x,)))
+    with pytest.raises(ValueError, match=r"higher_order\.cond multiplies is not counted"):
+        count(model.eval(), torch.rand(1, 3, 3))
+
+
+class LowRank(nn.Linear):
+    """A linear layer with two others within it: 8 x 8, and 8 x 2 x 8 beside it."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 8)
+        self.down, self.up = nn.Linear(8, 2, bias=False), nn.Linear(2, 8, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.up(self.down(x))
+
+
+def test_layers_within_a_layer_count_once() -> None:
+    model = nn.Sequential(LowRank())
+    assert macs(model, torch.rand(1, 8)) == {"0": 64, "0.down": 16, "0.up": 16}
+    cost = qtrain.cost(model, torch.rand(1, 8), metrics=["energy"])
+    assert cost.macs == 96
+    assert min(cost.metrics["energy"].layers.values()) > 0
+
+
+class Tried(nn.Module):
+    """Calls a layer that fails, and then another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wrong, self.right = nn.Linear(3, 4), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            return self.wrong(x)
+        except RuntimeError:
+            return self.right(x)
+
+
+def test_a_call_that_fails_leaves_the_others_counted() -> None:
+    assert macs(nn.Sequential(Tried()), torch.rand(1, 8)) == {"0.right": 40, "0.wrong": 0}
 
 
 def test_inference_mode_counts_as_no_grad() -> None:

@@ -204,3 +204,37 @@ def test_normalizations_agree_up_to_rounding() -> None:
     assert IMAGENET.agrees(Normalization((0.485, 0.456, 0.4061), (0.229, 0.2241, 0.225)))
     assert not IMAGENET.agrees(Normalization((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)))
     assert IMAGENET.as_overrides("data") == "data.mean=[0.485,0.456,0.406] data.std=[0.229,0.224,0.225]"
+
+
+@pytest.mark.parametrize("text", ["{}", "null", "x", "[1]", '{"student": 3}'])
+def test_metadata_of_a_student_that_say_nothing_are_refused_by_the_files_name(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file(linear(1.0), path, metadata={"qtrain_student": text})
+    with pytest.raises(ValueError, match=r"w\.safetensors is damaged: its metadata 'qtrain_student'") as caught:
+        read_weight_file(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("images", ["{}", "null", "3", '{"mean": 1, "std": null}'])
+def test_metadata_without_a_normalization_are_no_error(images: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file(linear(1.0), path, metadata={"qtrain_student": f'{{"student": {{"images": {images}}}}}'})
+    assert read_weight_file(path).normalization is None
+
+
+@pytest.mark.parametrize("key", ["optimal_state_dict", "amplifier", "argsort_net", "optimus", "configured"])
+def test_a_key_that_only_begins_like_that_of_an_optimizer_holds_weights(key: str, tmp_path: Path) -> None:
+    assert value_of(saved(tmp_path, {key: linear(1.0), "epoch": 3})) == 1.0
+
+
+NOT_A_MODEL = (
+    "optim", "optimizer", "optimizers", "optimiser", "optimizer_states", "optimizerD", "optimizer2", "optim_state",
+    "amp", "amp_scaler", "scaler", "lr_scheduler", "schedulers", "callbacks", "loops", "hyper_parameters", "args",
+    "cfg", "config",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("key", NOT_A_MODEL)
+def test_what_else_a_program_saves_holds_no_weights(key: str, tmp_path: Path) -> None:
+    file = read_weight_file(saved(tmp_path, {"net": linear(1.0), key: {"moments": torch.zeros(3)}}))
+    assert file.others == ()

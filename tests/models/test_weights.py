@@ -104,6 +104,15 @@ def test_reset_head_keeps_a_head_that_fits(tmp_path: Path) -> None:
     assert same(source, target)
 
 
+def test_reset_head_changes_nothing_where_the_rest_does_not_fit(tmp_path: Path) -> None:
+    target = small(10, seed=1)
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    torch.save(small(100).state_dict() | {"conv1.weight": torch.zeros(16, 3, 5, 5)}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"1 of another shape: conv1\.weight"):
+        load_weights(target, tmp_path / "w.pt", reset_head=True)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in target.state_dict().items())
+
+
 class Payload:
     """Runs when unpickled by a loader that allows it."""
 

@@ -24,6 +24,7 @@ from qtrain.utils import compat
 PACKAGE = Path(compat.__file__).resolve().parents[1]
 
 BASE_CLASSES = {
+    "torch": ("_int_mm",),
     "torch.nn.modules.conv": ("_ConvNd", "_ConvTransposeNd"),
     "torch.nn.modules.batchnorm": ("_BatchNorm",),
     "torch.nn.modules.dropout": ("_DropoutNd",),
@@ -185,6 +186,28 @@ def test_each_kind_of_hook_on_a_state_dict_is_found() -> None:
         assert not compat.has_state_hooks(layer)
         getattr(layer, name)(lambda *_: None)
         assert compat.has_state_hooks(layer), name
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_hooks_that_compute_weights_rest_in_their_places() -> None:
+    layers = [
+        torch.nn.utils.weight_norm(nn.Linear(2, 2)),
+        torch.nn.utils.spectral_norm(nn.Linear(2, 2)),
+        torch.nn.utils.prune.l1_unstructured(nn.Linear(2, 2), "weight", 1),
+    ]
+    for layer in layers:
+        seen: list[str] = []
+        layer.register_forward_pre_hook(lambda *_, seen=seen: seen.append("a user's"))
+        hooks = dict(layer._forward_pre_hooks)
+        with compat.weight_hooks_at_rest(layer):
+            layer(torch.ones(1, 2))
+            first = layer.weight
+            layer(torch.ones(1, 2))
+            assert layer.weight is first
+        assert seen == ["a user's"] * 2
+        assert dict(layer._forward_pre_hooks) == hooks
+        layer(torch.ones(1, 2))
+        assert layer.weight is not first
 
 
 def test_hydra_argument_parser_knows_hydras_flags() -> None:
