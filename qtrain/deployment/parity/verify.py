@@ -39,6 +39,14 @@ REFERENCE, FILE, PLAIN = "reference", "reference of the file", "onnxruntime, uno
 SATURATED = "onnxruntime, sums in 16 bits"
 """Names of the comparisons beside those with the runtimes as they are deployed, which have the runtimes' names."""
 
+MANY = 0.05
+"""The share of predictions that may differ without a remark."""
+
+AMPLIFIED = (
+    "single steps of single layers add up in this network to other predictions on more than one image in twenty; look "
+    "at its accuracy on labeled images before it is used, and give it more bits where that is too low"
+)
+
 PIXELS = 100_000
 """Pixels that are compared at a time, two images of 224 x 224: all codes of all layers are in memory, several times."""
 
@@ -94,6 +102,8 @@ def verify(
         run.tier.faults += run.judged()
         if isinstance(run.parts, _IntegerParts) and run.parts.floating:
             run.tier.notes.append(_in_floating_point(run.parts.floating))
+        if not run.tier.faults and len(run.tier.disagreeing) > MANY * verdict.images:
+            run.tier.notes.append(AMPLIFIED)
     return verdict
 
 

@@ -294,6 +294,15 @@ def test_a_prediction_between_two_equal_classes_is_a_tie() -> None:
     assert one.explained and one.cause == "its two best classes are 0.0001 apart"
 
 
+def test_many_other_predictions_are_remarked_on(made: nn.Module, file: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = verify(made, [images(12)], SIZE, file)
+    assert not by_name(usual)["onnxruntime"].disagreeing and gate.AMPLIFIED not in str(usual)
+    monkeypatch.setattr(gate, "MANY", -1.0)  # none are too many
+    verdict = verify(made, [images(12)], SIZE, file)
+    assert verdict.passed and gate.AMPLIFIED in by_name(verdict)["onnxruntime"].notes
+    assert "accuracy on labeled images" in str(verdict)
+
+
 @pytest.mark.parametrize(("bits", "shown"), [(8, True), (4, False)])
 def test_sums_in_16_bits_are_shown_and_not_judged_where_the_processor_has_no_others(
     monkeypatch: pytest.MonkeyPatch, bits: int, shown: bool
