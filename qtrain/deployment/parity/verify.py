@@ -102,7 +102,7 @@ def verify(
         run.tier.faults += run.judged()
         if isinstance(run.parts, _IntegerParts) and run.parts.floating:
             run.tier.notes.append(_in_floating_point(run.parts.floating))
-        if not run.tier.faults and len(run.tier.disagreeing) > MANY * verdict.images:
+        if run.tier.name in runtimes and not run.tier.faults and len(run.tier.disagreeing) > MANY * verdict.images:
             run.tier.notes.append(AMPLIFIED)
     return verdict
 
