@@ -20,8 +20,15 @@ SIGNS = {
     DISTILLED: Mark("dot", line="solid"),
 }
 
-NO_LOSS = ("lr", "top1", "images_per_s")
-"""Metrics of a training row that are neither losses nor of one layer."""
+ACCURACIES = {"top1": "top-1", "agreement": "agreement with the teacher"}
+"""The last part of a metric's name -> what its curve is called: metrics in percent."""
+
+NO_LOSS = ("lr", "images_per_s")
+OF_PARTS = (
+    "bits scale error zeros dead clipped negative gradient oscillating flipped instability balance inundation lr"
+).split()
+"""The first part of the names of metrics that are of one layer, term or group of parameters, such as
+``zeros/conv1.weight``: no losses either. ``w4/hard`` and ``teacher/hard`` are losses."""
 
 Curve = list[tuple[float, float]]
 
@@ -100,11 +107,11 @@ def curves(rows: Iterable[Mapping[str, float | str]]) -> dict[str, dict[str, Cur
             found[scales][own] = [(x, y / points[0][1]) for x, y in points]
         elif name.startswith("error/"):
             found[errors][name[len("error/") :]] = points
-        elif name == "top1":
-            found[accuracies][f"{split} top-1"] = points
-        elif name == "agreement":
-            found[accuracies][f"{split} agreement with the teacher"] = points
-        elif "/" not in name and name not in NO_LOSS:
+        elif name.partition("/")[0] in OF_PARTS and "/" in name:
+            continue
+        elif (said := ACCURACIES.get(name.rpartition("/")[2])) is not None:
+            found[accuracies][" ".join([split, *name.split("/")[:-1], said])] = points
+        elif name not in NO_LOSS:
             found[losses][f"{split} {name}"] = points
     return {title: lines for title, lines in found.items() if any(len(points) > 1 for points in lines.values())}
 

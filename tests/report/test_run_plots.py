@@ -75,6 +75,21 @@ def test_losses_accuracies_scales_and_errors_get_a_chart_each() -> None:
     assert scale == {"conv1": [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]} and list(error) == ["conv1.input"]
 
 
+def test_metrics_of_each_width_are_drawn_and_those_of_layers_left_out() -> None:
+    rows = [
+        row(step, "train", **{"hard": 2.0, "w4/kl": 1.0, "teacher/hard": 3.0, "lr": 0.1, "lr/scales": 0.01})
+        | {"zeros/w4.conv1.weight": 0.5, "balance/hard": 0.5, "bits/conv1.weight": 4.0, "w4/agreement": 50.0}
+        for step in (1, 2)
+    ]
+    rows += [row(step, "val", **{"top1": 90.0, "w4/top1": 80.0 + step, "w2/top1": 30.0}) for step in (1, 2)]
+    found = curves(rows)
+    assert {title: list(lines) for title, lines in found.items()} == {
+        "Loss": ["train hard", "train w4/kl", "train teacher/hard"],
+        "Accuracy, %": ["train w4 agreement with the teacher", "val top-1", "val w4 top-1", "val w2 top-1"],
+    }
+    assert found["Accuracy, %"]["val w4 top-1"] == [(1.0, 81.0), (2.0, 82.0)]
+
+
 def test_single_point_is_no_curve() -> None:
     assert curves([row(1, "test", top1=90.0)]) == {}
 
