@@ -43,13 +43,17 @@ class TrialLine:
 
 @dataclass(frozen=True)
 class KnobAxis:
-    """A vertical axis from ``bottom`` to ``top``; ``values`` are by trial. ``words`` stand at 0, 1, 2 and so on."""
+    """A vertical axis from ``bottom`` to ``top``; ``values`` are by trial. ``words`` stand at 0, 1, 2 and so on.
+
+    ``whole``: all values are whole numbers, which the axis shows with all their digits.
+    """
 
     label: str
     values: Mapping[str, float]
     bottom: float
     top: float
     log: bool = False
+    whole: bool = False
     words: Sequence[str] = ()
 
     def height(self, trial: Trial) -> float:
@@ -95,6 +99,8 @@ def parallel(sweep: SweepResults) -> alt.TopLevelMixin | None:
     for place, axis in enumerate(axes):
         scale = alt.Scale(domain=[axis.bottom, axis.top], nice=False, type="log" if axis.log else "linear")
         looks: dict[str, Any] = {"tickCount": 3 if axis.log else 5, "format": ".4~g", "labelOverlap": True}
+        if axis.whole:
+            looks |= {"format": "d", "tickMinStep": 1}
         if axis.words:
             looks = {"values": list(range(len(axis.words))), "labelExpr": f"{list(axis.words)!r}[datum.value]"}
         ruler = alt.Axis(
@@ -193,13 +199,17 @@ def _knob_axis(sweep: SweepResults, name: str, trials: Sequence[Trial]) -> KnobA
         if not all(is_number(part) for value in lists.values() for part in value):
             return None
         chosen, label = {id: fmean(value) for id, value in lists.items()}, f"{label}, mean"
-    if len(set(map(knob_text, chosen.values()))) < 2:
+    found = list(chosen.values())
+    if all(value == found[0] for value in found):
         return None
     numbers = {id: value for id, value in chosen.items() if is_number(value)}
     if len(numbers) == len(chosen):
         low, high = min(numbers.values()), max(numbers.values())
-        return KnobAxis(label, numbers, low, high, log=low > 0 and high / low >= 10)
-    return _word_axis(sweep, label, {id: knob_text(value) for id, value in chosen.items()}, trials)
+        whole = all(isinstance(value, int) for value in found)
+        return KnobAxis(label, numbers, low, high, log=low > 0 and high / low >= 10, whole=whole)
+    words, cut = ({id: knob_text(value, whole=whole) for id, value in chosen.items()} for whole in (True, False))
+    # Words that are alike only where they are cut stay apart.
+    return _word_axis(sweep, label, cut if len(set(cut.values())) == len(set(words.values())) else words, trials)
 
 
 def _word_axis(sweep: SweepResults, label: str, chosen: Mapping[str, str], trials: Sequence[Trial]) -> KnobAxis:

@@ -112,6 +112,22 @@ def test_lists_among_single_choices_are_an_axis_of_words(sweep: SweepResults) ->
     assert (axis.label, axis.words) == ("bits", ["4 4", "8", "none"])
 
 
+def test_knobs_that_differ_in_their_last_digits_have_an_axis(sweep: SweepResults) -> None:
+    seeds: list[Any] = [20240101, 20240102, 20240103]
+    trials = [
+        replace(t, knobs={"seed": seed, "lr": 0.1 + 1e-6 * (seed % 2), "of": "x" * 40 + str(seed)})
+        for t, seed in zip(sweep.trials, seeds, strict=False)
+    ]
+    found = {axis.label: axis for axis in parallel_axes(with_trials(sweep, trials))}
+    assert [found["seed"].height(trial) for trial in trials] == [0.0, 0.5, 1.0]
+    assert sorted(found["lr"].height(trial) for trial in trials) == [0.0, 1.0, 1.0]
+    assert found["of"].words == ["x" * 40 + str(seed) for seed in seeds]
+    drawn = parallel(with_trials(sweep, trials))
+    assert drawn is not None
+    axes = {y["title"]: y["axis"] for layer in chart.spec(drawn)["layer"] if (y := layer["encoding"]["y"]).get("title")}
+    assert axes["seed"]["format"] == "d" and axes["lr"]["format"] == ".4~g"  # .4~g would write each as 2.024e+7
+
+
 def test_outlier_of_an_objective_stands_at_the_lower_end(sweep: SweepResults) -> None:
     accuracies = [90.0, 91.0, 92.0, 93.0, 94.0, 95.0, 96.0, 10.0]
     trials = [
