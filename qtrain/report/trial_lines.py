@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from statistics import fmean, quantiles
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ import altair as alt
 from qtrain.report import chart
 from qtrain.report.formatting import knob_label, knob_text, metric_label
 from qtrain.report.pareto_plot import FINISHED, FRONT, STOPPED, axis_label, unit_of
+from qtrain.report.placing import bundle_text, bundles, spread
 from qtrain.sweep.domains import is_number
 from qtrain.sweep.sweep_results import SweepResults
 from qtrain.sweep.trial import Trial
@@ -25,7 +27,7 @@ AXIS_DISTANCE = 150
 """Pixels from one axis to the next."""
 
 LABEL_DISTANCE = 0.04
-"""Numbers of curves that end near each other are this part of the picture's height apart."""
+"""Numbers of curves that end near each other are at least this part of the picture's height apart."""
 
 OPACITY = {STOPPED: 0.16, FINISHED: 0.32, FRONT: 0.95}
 """How strong the line of a trial is, by its kind; the front is blue and drawn last."""
@@ -74,11 +76,9 @@ def learning_curves(sweep: SweepResults) -> alt.TopLevelMixin | None:
     x = alt.X("x:Q", title="epochs", scale=alt.Scale(nice=False), axis=alt.Axis(tickMinStep=1))
     low, high = _curve_limits(lines)
     y = alt.Y("y:Q", title=axis_label(sweep.first), scale=alt.Scale(domain=[low, high], nice=False))
-    ends, above = [], -math.inf
-    for end, value, place in sorted((*line.points[-1], line.place) for line in lines if line.place):
-        above = max(value, above + LABEL_DISTANCE * (high - low))
-        ends.append({"x": end, "y": above, "place": place})
-    places = alt.Chart(alt.InlineData(values=ends)).mark_text(align="left", dx=6, color=chart.CSS_COLORS[0])
+    places = alt.Chart(alt.InlineData(values=_end_labels(lines, low, high))).mark_text(
+        align="left", dx=6, color=chart.CSS_COLORS[0]
+    )
     layers = [_lines(lines, point=True).encode(x, y), places.encode(x, y, text="place:N")]
     return alt.layer(*layers).properties(width="container", height=330)
 
@@ -179,6 +179,24 @@ def _lines(lines: Sequence[TrialLine], *, point: bool = False) -> alt.Chart:
         )
     )
     return made
+
+
+def _end_labels(lines: Sequence[TrialLine], low: float, high: float) -> list[dict[str, object]]:
+    """The places of the front beside the ends of its curves, from ``low`` to ``high``; neighbors share a label where
+    there are too many."""
+    ends = sorted(((line.points[-1][1], line) for line in lines if line.place), key=itemgetter(0))
+    labels = [[ends[i] for i in bundle] for bundle in bundles(len(ends), int(1 / LABEL_DISTANCE))]
+    distance = LABEL_DISTANCE * (high - low)
+    middles = [fmean(value for value, _ in label) for label in labels]
+    heights = spread(middles, distance=distance, low=low + distance / 2, high=high - distance / 2)
+    return [
+        {
+            "x": max(line.points[-1][0] for _, line in label),
+            "y": height,
+            "place": bundle_text([line.place for _, line in reversed(label)]),
+        }
+        for label, height in zip(labels, heights, strict=True)
+    ]
 
 
 def _curve_limits(lines: Sequence[TrialLine]) -> tuple[float, float]:
