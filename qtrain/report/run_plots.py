@@ -1,8 +1,9 @@
 """Pictures of runs: accuracy against what a model costs, and the curves of one run's training."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import altair as alt
@@ -30,6 +31,9 @@ OF_PARTS = (
 """The first part of the names of metrics that are of one layer, term or group of parameters, such as
 ``zeros/conv1.weight``: no losses either. ``w4/hard`` and ``teacher/hard`` are losses."""
 
+NEAR, FAR = 15.0, 3.0
+"""Points below the best accuracy of a model, and times its distance to the median."""
+
 Curve = list[tuple[float, float]]
 
 
@@ -49,13 +53,13 @@ def accuracy_scatter(groups: Iterable[SeedGroup], axis: CostAxis) -> Scatter:
     """All rows of the closing table: color tells models apart, the sign tells how a model was trained.
 
     A filled point was trained with a teacher, an open one without, a cross was only calibrated. Full precision is a
-    horizontal line. Each bit width is named at its best point.
+    horizontal line. Each bit width is named at its best point. What lies far below the others, as a model that
+    collapsed to chance, is at the lower edge with its accuracy.
     """
     rows = list(groups)
     placed = [row for row in rows if row.key.way != FLOAT and math.isfinite(axis.value(row)) and axis.value(row) > 0]
     models = list(dict.fromkeys(_model(row, placed) for row in placed))
-    trained = [row.top1 for row in rows if row.key.way != CALIBRATED] or [row.top1 for row in rows] or [0.0, 100.0]
-    low, high, floor = y_limits(trained, (row.top1 for row in placed))
+    low, high, floor = y_limits(_important(rows), (row.top1 for row in placed))
     best: dict[tuple[str, str], SeedGroup] = {}
     for row in sorted(placed, key=lambda row: row.top1):
         best[_model(row, placed), row.key.bits] = row
@@ -157,6 +161,24 @@ def curves_chart(lines: Mapping[str, Curve], *, most: int) -> alt.TopLevelMixin:
     )
     dots = base.transform_filter("datum.single").mark_point(filled=True, size=50)
     return alt.layer(base.mark_line(strokeWidth=1.5).add_params(picked), dots).properties(width="container", height=190)
+
+
+def _important(rows: Sequence[SeedGroup]) -> list[float]:
+    """The accuracies that the limits of the plot show in full: of each model full precision, and the best students.
+
+    A student that was trained counts if it lies below the best of its model by at most :data:`NEAR`, or :data:`FAR`
+    times as much as the median does.
+    """
+    shown = [row for row in rows if row.key.way != CALIBRATED] or rows
+    by_model: dict[tuple[str, str], list[SeedGroup]] = {}
+    for row in shown:
+        by_model.setdefault((row.key.dataset, row.key.model), []).append(row)
+    found = []
+    for same in by_model.values():
+        best = max(row.top1 for row in same)
+        least = best - max(NEAR, FAR * (best - median(row.top1 for row in same)))
+        found += [row.top1 for row in same if row.top1 >= least or row.key.way == FLOAT]
+    return found or [0.0, 100.0]
 
 
 def _kind(model: str, way: str, models: list[str]) -> str:

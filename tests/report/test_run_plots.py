@@ -52,6 +52,21 @@ def test_collapsed_calibration_is_at_the_edge_with_its_value() -> None:
     assert point.label == "10.0 %" and 75 < scatter.y_range[0] < point.y < 85
 
 
+def test_trained_run_that_collapsed_does_not_press_the_others_together() -> None:
+    """Others of its model span 92.0 to 97.5; another model, whose students are as far down, is shown in full."""
+    runs = [run(8, top1=97.0), run(4, top1=95.0), run(3, top1=92.0), run(2, top1=10.0)]
+    scatter = accuracy_scatter(seed_groups(runs), COMPRESSION)
+    points = {point.x: point for point in scatter.points}
+    assert scatter.y_range[0] > 85 and {points[x].y for x in (4.0, 8.0, 32 / 3)} == {97.0, 95.0, 92.0}
+    assert (points[16.0].label, points[4.0].label) == ("W2A2 10.0 %", "W8A8")
+    assert scatter.y_range[0] < points[16.0].y < 92
+    small = [run(model="small", fp_top1=62.0, top1=60.0), run(8, model="small", fp_top1=62.0, top1=61.0)]
+    scatter = accuracy_scatter(seed_groups([*runs, *small]), COMPRESSION)
+    assert 10 < scatter.y_range[0] < 60 and {60.0, 61.0} <= {point.y for point in scatter.points}
+    steep = accuracy_scatter(seed_groups([run(4, top1=60.0), run(2, top1=30.0)]), COMPRESSION)
+    assert steep.y_range[0] < 30  # half of them are far below
+
+
 def test_full_precision_is_a_reference_in_the_color_of_its_model() -> None:
     scatter = accuracy_scatter(seed_groups([run(), run(model="resnet20", fp_top1=99.0)]), COMPRESSION)
     assert set(scatter.references) == {
