@@ -31,7 +31,7 @@ OF_PARTS = (
 """The first part of the names of metrics that are of one layer, term or group of parameters, such as
 ``zeros/conv1.weight``: no losses either. ``w4/hard`` and ``teacher/hard`` are losses."""
 
-NEAR, FAR = 15.0, 3.0
+NEAR, FAR = 30.0, 3.0
 """Points below the best accuracy of a model, and times its distance to the median."""
 
 Curve = list[tuple[float, float]]
@@ -49,8 +49,10 @@ COMPRESSION = CostAxis("compression: times smaller than full precision", lambda 
 BIT_OPERATIONS = CostAxis("bit operations saved: times fewer than full precision", lambda group: group.bops_saved)
 
 
-def accuracy_scatter(groups: Iterable[SeedGroup], axis: CostAxis) -> Scatter:
+def accuracy_scatter(groups: Iterable[SeedGroup], axis: CostAxis) -> Scatter | None:
     """All rows of the closing table: color tells models apart, the sign tells how a model was trained.
+
+    ``None`` where no row has a place: full precision is a line, and any other row may not know its cost.
 
     A filled point was trained with a teacher, an open one without, a cross was only calibrated. Full precision is a
     horizontal line. Each bit width is named at its best point. What lies far below the others, as a model that
@@ -58,6 +60,8 @@ def accuracy_scatter(groups: Iterable[SeedGroup], axis: CostAxis) -> Scatter:
     """
     rows = list(groups)
     placed = [row for row in rows if row.key.way != FLOAT and math.isfinite(axis.value(row)) and axis.value(row) > 0]
+    if not placed:
+        return None
     models = list(dict.fromkeys(_model(row, placed) for row in placed))
     low, high, floor = y_limits(_important(rows), (row.top1 for row in placed))
     best: dict[tuple[str, str], SeedGroup] = {}
@@ -178,7 +182,7 @@ def _important(rows: Sequence[SeedGroup]) -> list[float]:
         best = max(row.top1 for row in same)
         least = best - max(NEAR, FAR * (best - median(row.top1 for row in same)))
         found += [row.top1 for row in same if row.top1 >= least or row.key.way == FLOAT]
-    return found or [0.0, 100.0]
+    return found
 
 
 def _kind(model: str, way: str, models: list[str]) -> str:

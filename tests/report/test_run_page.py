@@ -265,6 +265,20 @@ def test_damaged_runs_alone_have_a_page(tmp_path: Path) -> None:
     assert not (tmp_path / "accuracy_vs_compression.png").exists()
 
 
+def test_runs_that_no_picture_can_show_have_none_but_a_table(tmp_path: Path) -> None:
+    """A teacher alone is a line without a point, and a run that does not know its bit operations has no place there."""
+    write_summary(tmp_path / "a", fields(4, "none", 95.0))
+    write_report(tmp_path)
+    write_summary(tmp_path / "a", fields(4, "none", 95.0, bops=None))
+    text = write_report(tmp_path)[0].read_text()
+    assert not (tmp_path / "accuracy_vs_bops.png").exists() and (tmp_path / "accuracy_vs_compression.png").exists()
+    assert "Accuracy against bit operations" not in text and "Accuracy against compression" in text
+    write_summary(tmp_path / "a", fields(32, "none", 97.5, fp_top1=None, ptq_top1=None))
+    text = write_report(tmp_path)[0].read_text()
+    assert list(tmp_path.glob("*.png")) == [] and "Accuracy against" not in text
+    assert "Full precision, calibrated, trained, distilled" in text and ">97.50<" in text
+
+
 def test_run_with_few_metrics_is_shown(tmp_path: Path) -> None:
     write_summary(
         tmp_path / "a", {"top1": 50.0, "w_bits": "mixed", "layers": [{"name": "conv1", "shape": 5}, "no row"]}
