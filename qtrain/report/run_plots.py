@@ -55,7 +55,8 @@ def accuracy_scatter(groups: Iterable[SeedGroup], axis: CostAxis) -> Scatter | N
     ``None`` where no row has a place: full precision is a line, and any other row may not know its cost.
 
     A filled point was trained with a teacher, an open one without, a cross was only calibrated. Full precision is a
-    horizontal line. Each bit width is named at its best point. What lies far below the others, as a model that
+    horizontal line. Each bit width is named at its best point. Lines join the best point of each bit width, by model
+    and training, since others differ in more than their bits. What lies far below the others, as a model that
     collapsed to chance, is at the lower edge with its accuracy.
     """
     rows = list(groups)
@@ -65,8 +66,10 @@ def accuracy_scatter(groups: Iterable[SeedGroup], axis: CostAxis) -> Scatter | N
     models = list(dict.fromkeys(_model(row, placed) for row in placed))
     low, high, floor = y_limits(_important(rows), (row.top1 for row in placed))
     best: dict[tuple[str, str], SeedGroup] = {}
+    best_of_way: dict[tuple[str, str, str], SeedGroup] = {}
     for row in sorted(placed, key=lambda row: row.top1):
         best[_model(row, placed), row.key.bits] = row
+        best_of_way[_model(row, placed), row.key.bits, row.key.way] = row
     marks = {
         _kind(model, way, models): Mark(sign.shape, sign.size, place, sign.opacity, sign.line)
         for place, model in enumerate(models)
@@ -79,9 +82,9 @@ def accuracy_scatter(groups: Iterable[SeedGroup], axis: CostAxis) -> Scatter | N
         if row.top1 < floor:
             label = f"{label} {row.top1:.1f} %".strip()
         tip = f"{model} {row.key.bits}\n{WORDS[row.key.way]} {row.key.terms}\n{row.top1:.2f} %, {axis.value(row):.3g}x"
-        points.append(
-            ScatterPoint(axis.value(row), max(row.top1, floor), _kind(model, row.key.way, models), label, tip)
-        )
+        joined = row.top1 >= floor and best_of_way[model, row.key.bits, row.key.way] is row
+        kind = _kind(model, row.key.way, models)
+        points.append(ScatterPoint(axis.value(row), max(row.top1, floor), kind, label, tip, joined=joined))
     references = []
     floats = [row for row in rows if row.key.way == FLOAT]
     for row in floats:

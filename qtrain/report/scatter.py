@@ -33,7 +33,7 @@ Box: TypeAlias = tuple[float, float, float, float]
 class Mark:
     """How points of one kind look. ``color`` is a place in the series' colors, ``None`` the text's color.
 
-    ``size`` is a diameter in points. Points of a kind with a ``line`` are joined from left to right.
+    ``size`` is a diameter in points. Points of a kind with a ``line`` that are ``joined`` are so from left to right.
     """
 
     shape: str
@@ -58,6 +58,7 @@ class ScatterPoint:
     label: str = ""
     tip: str = ""
     trial: int = -1
+    joined: bool = True
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Scatter:
         return x, low + up / PLOT[1] * (high - low)
 
     def joined(self, kind: str) -> list[tuple[float, float]]:
-        return sorted((point.x, point.y) for point in self.points if point.kind == kind)
+        return sorted((point.x, point.y) for point in self.points if point.kind == kind and point.joined)
 
 
 def y_limits(important: Iterable[float], others: Iterable[float]) -> tuple[float, float, float]:

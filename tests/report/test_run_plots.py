@@ -53,6 +53,19 @@ def test_each_bit_width_is_named_once_at_its_best_point() -> None:
     assert {point.kind: point.label for point in scatter.points} == {WITH: "W4A4", WITHOUT: ""}
 
 
+def test_lines_join_the_best_point_of_each_bit_width() -> None:
+    """Recipes of one model and way: the worse of two is beside the line, and so is one that collapsed."""
+    runs = [
+        run(8, top1=96.0, name="slow", recipe_hash="a"), run(8, top1=97.0, name="fast", recipe_hash="b"),
+        run(4, top1=95.0, name="slow", recipe_hash="c"), run(4, top1=92.0, name="fast", recipe_hash="d"),
+        run(2, top1=10.0, name="slow", recipe_hash="e"), run(8, "soft", top1=96.5), run(4, "hint", top1=97.0),
+    ]  # fmt: skip
+    scatter = scatter_of(runs)
+    assert len(scatter.points) == 7
+    assert scatter.joined(WITHOUT) == [(4.0, 97.0), (8.0, 95.0)]
+    assert scatter.joined(WITH) == [(4.0, 96.5), (8.0, 97.0)]
+
+
 def test_collapsed_calibration_is_at_the_edge_with_its_value() -> None:
     scatter = scatter_of([run(ptq_top1=10.0), run(bits=2, top1=85.0)])
     (point,) = (point for point in scatter.points if point.kind == ONLY)
