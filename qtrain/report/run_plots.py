@@ -11,7 +11,7 @@ import numpy as np
 
 from qtrain.pipeline.summary import CALIBRATED, DISTILLED, FLOAT, TRAINED
 from qtrain.report import chart
-from qtrain.report.scatter import Mark, Scatter, ScatterPoint, y_limits
+from qtrain.report.scatter import POINTS, Mark, Scatter, ScatterPoint, y_limits
 from qtrain.report.seed_groups import SeedGroup
 
 WORDS = {CALIBRATED: "calibrated only", TRAINED: "trained without teacher", DISTILLED: "trained with teacher"}
@@ -64,7 +64,7 @@ def accuracy_scatter(groups: Iterable[SeedGroup], axis: CostAxis) -> Scatter | N
     if not placed:
         return None
     models = list(dict.fromkeys(_model(row, placed) for row in placed))
-    low, high, floor = y_limits(_important(rows), (row.top1 for row in placed))
+    low, high, floor = y_limits(_important(rows), (row.top1 for row in placed), resolution=POINTS)
     best: dict[tuple[str, str], SeedGroup] = {}
     best_of_way: dict[tuple[str, str, str], SeedGroup] = {}
     for row in sorted(placed, key=lambda row: row.top1):

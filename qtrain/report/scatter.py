@@ -12,6 +12,9 @@ from qtrain.report import chart
 LOGARITHMIC = 3.0
 """A cost axis is logarithmic where its largest value is so many times its smallest."""
 
+POINTS = 0.01
+"""The resolution of an accuracy in percent: tables show two digits."""
+
 REACH = 0.4
 """The plot extends below its lowest important point by this part of the height of all important points."""
 
@@ -125,13 +128,21 @@ class Scatter:
         return sorted((point.x, point.y) for point in self.points if point.kind == kind and point.joined)
 
 
-def y_limits(important: Iterable[float], others: Iterable[float]) -> tuple[float, float, float]:
+def reach_of(values: Sequence[float], resolution: float) -> float:
+    """How high a plot of ``values`` is: their range, or more where that is little; at least ``resolution``, above 0."""
+    return max(max(values) - min(values), 0.02 * abs(max(values)), resolution) or 1.0
+
+
+def y_limits(
+    important: Iterable[float], others: Iterable[float], *, resolution: float = 0.0
+) -> tuple[float, float, float]:
     """(low, high, floor): the limits of the plot, and the lowest value that is drawn where it is.
 
-    A model that collapsed to chance would press all others together; it is drawn at ``floor``.
+    A model that collapsed to chance would press all others together; it is drawn at ``floor``. Smaller differences
+    than ``resolution`` mean nothing.
     """
     ours = list(important)
-    reach = max(max(ours) - min(ours), 0.02 * abs(max(ours)), 1e-9)
+    reach = reach_of(ours, resolution)
     floor = max(min([*ours, *others]), min(ours) - REACH * reach)
     return floor - 0.08 * reach, max(ours) + 0.16 * reach, floor
 

@@ -11,8 +11,9 @@ import altair as alt
 
 from qtrain.report import chart
 from qtrain.report.formatting import knob_label, knob_text, metric_label
-from qtrain.report.pareto_plot import FINISHED, FRONT, STOPPED, axis_label, unit_of
+from qtrain.report.pareto_plot import FINISHED, FRONT, STOPPED, axis_label, resolution_of, unit_of
 from qtrain.report.placing import bundle_text, bundles, spread
+from qtrain.report.scatter import reach_of
 from qtrain.sweep.domains import is_number
 from qtrain.sweep.sweep_results import SweepResults
 from qtrain.sweep.trial import Trial
@@ -74,7 +75,7 @@ def learning_curves(sweep: SweepResults) -> alt.TopLevelMixin | None:
     if not lines:
         return None
     x = alt.X("x:Q", title="epochs", scale=alt.Scale(nice=False), axis=alt.Axis(tickMinStep=1))
-    low, high = _curve_limits(lines)
+    low, high = _curve_limits(lines, resolution_of(sweep.first))
     y = alt.Y("y:Q", title=axis_label(sweep.first), scale=alt.Scale(domain=[low, high], nice=False))
     places = alt.Chart(alt.InlineData(values=_end_labels(lines, low, high))).mark_text(
         align="left", dx=6, color=chart.CSS_COLORS[0]
@@ -199,11 +200,11 @@ def _end_labels(lines: Sequence[TrialLine], low: float, high: float) -> list[dic
     ]
 
 
-def _curve_limits(lines: Sequence[TrialLine]) -> tuple[float, float]:
+def _curve_limits(lines: Sequence[TrialLine], resolution: float) -> tuple[float, float]:
     """Show the front's curves in full; trials far below would press them together. Without a front, show all curves."""
     values = [y for line in lines for _, y in line.points]
     best = [y for line in lines if line.kind == FRONT for _, y in line.points] or values
-    reach = max(max(best) - min(best), 0.02 * abs(max(best)), 1e-9)
+    reach = reach_of(best, resolution)
     bottom, top = max(min(values), min(best) - 0.1 * reach), min(max(values), max(best) + 0.1 * reach)
     return bottom - 0.05 * reach, top + 0.07 * reach
 

@@ -53,6 +53,11 @@ def test_each_bit_width_is_named_once_at_its_best_point() -> None:
     assert {point.kind: point.label for point in scatter.points} == {WITH: "W4A4", WITHOUT: ""}
 
 
+def test_accuracies_of_zero_are_told_apart_by_hundredths() -> None:
+    scatter = scatter_of([run(top1=0.0, fp_top1=0.0)])
+    assert scatter.y_range == pytest.approx((-0.0008, 0.0016))
+
+
 def test_lines_join_the_best_point_of_each_bit_width() -> None:
     """Recipes of one model and way: the worse of two is beside the line, and so is one that collapsed."""
     runs = [

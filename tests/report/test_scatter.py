@@ -81,6 +81,17 @@ def test_limits_reach_a_part_of_the_height_below_the_important_points(others: li
     assert lowest == pytest.approx(floor) and low < floor and high > 120
 
 
+@pytest.mark.parametrize(("values", "resolution", "height"), [
+    ([0.0, 0.0], 0.01, 0.01), ([0.0], 0.0, 1.0), ([1e-4, 3e-4], 0.0, 2e-4), ([90.0], 0.01, 1.8)
+])  # fmt: skip
+def test_limits_of_equal_values_leave_room_for_what_can_be_told_apart(
+    values: list[float], resolution: float, height: float
+) -> None:
+    """The height of the values, with 0.08 of it below and 0.16 above."""
+    low, high, floor = y_limits(values, [], resolution=resolution)
+    assert (low, high) == pytest.approx((floor - 0.08 * height, max(values) + 0.16 * height))
+
+
 def test_narrow_costs_are_on_a_linear_axis_and_a_single_point_has_room() -> None:
     narrow = Scatter(x="", y="", points=[ScatterPoint(5.0, 1.0, "a")], marks={"a": Mark("dot")}, y_range=(0.0, 2.0))
     assert not narrow.logarithmic and narrow.x_range == pytest.approx((4.7, 5.3))
