@@ -111,7 +111,7 @@ def importance(sweep: SweepResults) -> alt.TopLevelMixin | None:
     ]
     bars = alt.Chart().encode(
         x=alt.X("share:Q", title="share of the differences, %"),
-        y=alt.Y("knob:N", sort=None, title=None, axis=alt.Axis(labelLimit=240)),
+        y=alt.Y("knob:N", sort=list(next(iter(found.values()))), title=None, axis=alt.Axis(labelLimit=240)),
     )
     rest = alt.condition(alt.datum.knob == REST, alt.value(chart.SOFT), alt.value(chart.CSS_COLORS[0]))
     layers = bars.mark_bar().encode(color=rest), bars.mark_text(align="left", dx=3).encode(text="share:N")

@@ -101,7 +101,9 @@ def parallel(sweep: SweepResults) -> alt.TopLevelMixin | None:
         scale = alt.Scale(domain=[axis.bottom, axis.top], nice=False, type="log" if axis.log else "linear")
         looks: dict[str, Any] = {"tickCount": 3 if axis.log else 5, "format": ".4~g", "labelOverlap": True}
         if axis.whole:
-            looks |= {"format": "d", "tickMinStep": 1}
+            looks |= {"format": "d"}
+            if axis.top - axis.bottom < 5:  # else steps are whole by themselves
+                looks |= {"values": list(range(round(axis.bottom), round(axis.top) + 1))}
         if axis.words:
             looks = {"values": list(range(len(axis.words))), "labelExpr": f"{list(axis.words)!r}[datum.value]"}
         ruler = alt.Axis(

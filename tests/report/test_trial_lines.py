@@ -152,6 +152,7 @@ def test_knobs_that_differ_in_their_last_digits_have_an_axis(sweep: SweepResults
     drawn = parallel(with_trials(sweep, trials))
     assert drawn is not None
     axes = {y["title"]: y["axis"] for layer in chart.spec(drawn)["layer"] if (y := layer["encoding"]["y"]).get("title")}
+    assert axes["seed"]["values"] == seeds  # no ticks between them, which would have the same texts
     assert axes["seed"]["format"] == "d" and axes["lr"]["format"] == ".4~g"  # .4~g would write each as 2.024e+7
 
 
