@@ -19,7 +19,7 @@ from qtrain.report.examples import read_examples
 from qtrain.report.export_section import COMPARISONS, Export, read_export
 from qtrain.report.html import Cell, number, render, word
 from qtrain.report.run_plots import BIT_OPERATIONS, COMPRESSION, Curve, accuracy_scatter, curves, curves_chart
-from qtrain.report.scatter import draw_scatter
+from qtrain.report.scatter_chart import draw_scatter
 from qtrain.report.seed_groups import SeedGroup, seed_groups
 from qtrain.report.table import closing_table, size_text, table_notes
 from qtrain.report.teacher_gain import gain_lines

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -30,6 +30,14 @@ OF_PARTS = (
 ).split()
 """The first part of the names of metrics that are of one layer, term or group of parameters, such as
 ``zeros/conv1.weight``: no losses either. ``w4/hard`` and ``teacher/hard`` are losses."""
+
+SHAPES = (
+    {CALIBRATED: "cross", TRAINED: "ring", DISTILLED: "dot"},
+    {CALIBRATED: "saltire", TRAINED: "frame", DISTILLED: "diamond"},
+    {CALIBRATED: "bar", TRAINED: "box", DISTILLED: "square"},
+    {CALIBRATED: "pillar", TRAINED: "delta", DISTILLED: "up"},
+)
+"""Where there are more models than colors, those of one color have other shapes."""
 
 NEAR, FAR = 30.0, 3.0
 """Points below the best accuracy of a model, and times its distance to the median."""
@@ -71,7 +79,9 @@ def accuracy_scatter(groups: Iterable[SeedGroup], axis: CostAxis) -> Scatter | N
         best[_model(row, placed), row.key.bits] = row
         best_of_way[_model(row, placed), row.key.bits, row.key.way] = row
     marks = {
-        _kind(model, way, models): Mark(sign.shape, sign.size, place, sign.opacity, sign.line)
+        _kind(model, way, models): replace(
+            sign, shape=SHAPES[place // len(chart.CSS_COLORS) % len(SHAPES)][way], color=place
+        )
         for place, model in enumerate(models)
         for way, sign in SIGNS.items()
     }

@@ -10,7 +10,7 @@ from qtrain.report import chart
 from qtrain.report.bits_plot import layer_bits
 from qtrain.report.formatting import knob_label, metric_label
 from qtrain.report.pareto_plot import pareto_scatter, planes
-from qtrain.report.scatter import draw_scatter
+from qtrain.report.scatter_chart import draw_scatter
 from qtrain.report.trial_lines import learning_curves, parallel
 from qtrain.sweep.sweep_results import SweepResults
 

@@ -12,6 +12,7 @@ from qtrain.pipeline.summary import RunSummary
 from qtrain.report import chart, run_plots
 from qtrain.report.run_plots import BIT_OPERATIONS, COMPRESSION, CostAxis, accuracy_scatter, curves, curves_chart, thin
 from qtrain.report.scatter import Scatter
+from qtrain.report.scatter_chart import SHAPES, draw_scatter
 from qtrain.report.seed_groups import seed_groups
 
 WITH, WITHOUT, ONLY = "trained with teacher", "trained without teacher", "calibrated only"
@@ -99,6 +100,22 @@ def test_full_precision_is_a_reference_in_the_color_of_its_model() -> None:
         (99.0, "resnet20: full precision 99.00 %", scatter.marks[f"resnet20, {WITHOUT}"].color),
     }
     assert set(scatter.present) == {f"resnet8, {WITHOUT}", f"resnet20, {WITHOUT}"}
+
+
+def test_more_models_than_colors_are_told_apart_by_their_shapes() -> None:
+    """Twenty models of three ways: no two kinds have both color and shape alike, no two lines both color and dash."""
+    ways: list[dict[str, Any]] = [{}, {"distill": "soft"}]
+    runs = [
+        run(model=f"m{n}", top1=90.0 + n / 10, ptq_top1=85.0, fp_top1=97 + n / 10, **w) for n in range(20) for w in ways
+    ]
+    scatter = scatter_of(runs)
+    colors = len(chart.CSS_COLORS)
+    assert len(scatter.present) == 60
+    looks = {(scatter.marks[kind].shape, (scatter.marks[kind].color or 0) % colors) for kind in scatter.present}
+    assert len(looks) == 60 and {shape for shape, _ in looks} <= SHAPES.keys()
+    made = chart.spec(draw_scatter(scatter))
+    rules = [layer["mark"] for layer in made["layer"] if layer["mark"]["type"] == "rule"]
+    assert len({(rule["color"], tuple(rule["strokeDash"])) for rule in rules}) == len(rules) == 20
 
 
 def test_losses_accuracies_scales_and_errors_get_a_chart_each() -> None:
