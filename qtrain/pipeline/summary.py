@@ -7,7 +7,7 @@ Each run leaves one ``summary.json`` in its folder; the closing table and the re
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -92,6 +92,16 @@ class RunSummary:
         own = {f"{name}/{w}": found[name] for name in names for w, found in self.widths.items() if name in found}
         return {name: getattr(self, name) for name in names} | own
 
+    def by_width(self) -> list["RunSummary"]:
+        """A summary of each width of a student of many bits, with that width's figures; itself where it has only one.
+
+        The file holds all widths, and so its length is the same in each.
+        """
+        own: dict[str, Any] = {"widths": {}, "ptq_top1": None, "right": None}
+        known = {f.name for f in fields(self)} - {"widths"}
+        figures = [{name: value for name, value in found.items() if name in known} for found in self.widths.values()]
+        return [replace(self, **own | found) for found in figures] or [self]
+
     @property
     def distilled(self) -> bool:
         return self.distill not in (None, False, "", "none", "no", "false")
@@ -159,26 +169,39 @@ def read_summary(path: Path) -> RunSummary:
         raise ValueError(f"{path.name} holds a {type(content).__name__}, not the fields of a run")
     known = {f.name for f in fields(RunSummary)}
     summary = RunSummary(**{name: value for name, value in content.items() if name in known})
+    widths = summary.widths
+    figures = list(widths.values()) if isinstance(widths, dict) else [None]
+    if not all(isinstance(one, dict) and {"w_bits", "a_bits", "top1"} <= one.keys() for one in figures):
+        raise ValueError(f"{path.name}: widths does not hold the bits and the top1 of each width: {widths!r}")
+    for one in (summary, *summary.by_width()):
+        try:
+            _check(one)
+        except ValueError as error:
+            raise ValueError(f"{path.name}: {error}") from error
+    return summary
+
+
+def _check(summary: RunSummary) -> None:
+    """Raises ``ValueError`` where a field is not of its type."""
     for name in NUMBERS:
         value = getattr(summary, name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ValueError(f"{path.name}: {name} is not a number: {value!r}")
+            raise ValueError(f"{name} is not a number: {value!r}")
         if value is not None and not math.isfinite(value):
-            raise ValueError(f"{path.name}: {name} is not finite: {value!r}")
+            raise ValueError(f"{name} is not finite: {value!r}")
     for name in TEXTS:
         if not isinstance(value := getattr(summary, name), str | None):
-            raise ValueError(f"{path.name}: {name} is no text: {value!r}")
+            raise ValueError(f"{name} is no text: {value!r}")
     if not isinstance(summary.seed, int | None):
-        raise ValueError(f"{path.name}: seed is no whole number: {summary.seed!r}")
+        raise ValueError(f"seed is no whole number: {summary.seed!r}")
     for name in RIGHT.values():
         try:
             if (text := getattr(summary, name)) is not None:
                 from_text(text)
         except (ValueError, AttributeError) as error:
-            raise ValueError(f"{path.name}: {name} does not say which images are right: {error}") from error
+            raise ValueError(f"{name} does not say which images are right: {error}") from error
     if not isinstance(summary.layers, list):
-        raise ValueError(f"{path.name}: layers is not a list")
-    return summary
+        raise ValueError("layers is not a list")
 
 
 def gather(folder: Path | str) -> tuple[list[Run], list[Problem]]:

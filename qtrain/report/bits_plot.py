@@ -44,9 +44,11 @@ def layer_bits(sweep: SweepResults) -> alt.TopLevelMixin | None:
     cells = layer_cells(sweep)
     if not cells:
         return None
+    # Said outright, since in panels Vega-Lite's own order is neither that of the rows nor that of the names.
+    layers, models, sides = (list(dict.fromkeys(getattr(c, of) for c in cells)) for of in ("layer", "model", "what"))
     base = alt.Chart().encode(
-        x=alt.X("layer:N", sort=None, title=None, axis=alt.Axis(labelAngle=-90, labelLimit=300)),
-        y=alt.Y("model:N", sort=None, title=None),
+        x=alt.X("layer:N", sort=layers, title=None, axis=alt.Axis(labelAngle=-90, labelLimit=300)),
+        y=alt.Y("model:N", sort=models, title=None),
         tooltip="trial:N",
     )
     squares = base.mark_rect(color=chart.CSS_COLORS[0]).encode(
@@ -57,7 +59,7 @@ def layer_bits(sweep: SweepResults) -> alt.TopLevelMixin | None:
     return (
         alt.layer(squares, base.mark_text(fontSize=10).encode(text="text:N"), data=rows)
         .properties(width=alt.Step(26), height=alt.Step(20))
-        .facet(row=alt.Row("what:N", sort=None, title=None, header=alt.Header(labelOrient="top", labelAnchor="start")))
+        .facet(row=alt.Row("what:N", sort=sides, title=None, header=alt.Header(labelOrient="top", labelAnchor="start")))
     )
 
 

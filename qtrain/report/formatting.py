@@ -65,26 +65,27 @@ def knob_label(name: str, names: Iterable[str]) -> str:
 
 
 def knobs_text(knobs: KnobValues, space: Iterable[str], *, width: int | None = KNOBS_WIDTH) -> str:
-    """``lr=0.001 soft=0.7``, cut at ``width`` characters; ``None``: whole."""
-    known = grouped(knobs, space)
-    text = " ".join(f"{knob_label(name, known)}={knob_text(value)}" for name, value in known.items())
+    """``lr=0.001 soft=0.7``, cut at ``width`` characters; ``None``: whole, for rows that are data."""
+    known, whole = grouped(knobs, space), width is None
+    text = " ".join(f"{knob_label(name, known)}={knob_text(value, whole=whole)}" for name, value in known.items())
     return text if width is None or len(text) <= width else text[: width - 1] + "…"
 
 
-def knob_text(value: KnobValue) -> str:
-    """What the search chose, cut where it is long.
+def knob_text(value: KnobValue, *, whole: bool = False) -> str:
+    """What the search chose, with fractions of four digits and cut where it is long; nothing is lost if ``whole``.
 
-    >>> knob_text(0.00031622), knob_text([4, 3]), knob_text(None)
-    ('0.0003162', '4 3', 'none')
+    >>> knob_text(0.00031622), knob_text(20240101), knob_text([4, 3]), knob_text(None)
+    ('0.0003162', '20240101', '4 3', 'none')
     """
     if value is None:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, int | float):
-        return f"{value:.4g}"
-    text = " ".join(map(knob_text, value)) if isinstance(value, list | tuple) else str(value)
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+    if isinstance(value, float):
+        return repr(value) if whole else f"{value:.4g}"
+    parts = [knob_text(part, whole=whole) for part in value] if isinstance(value, list | tuple) else [str(value)]
+    text = " ".join(parts)
+    return text if whole or len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 def mean_bits(trial: Trial) -> tuple[float, float] | None:

@@ -7,7 +7,7 @@ small gray one was stopped before; an orange diamond has the same bits in all in
 import math
 
 from qtrain.report.formatting import bits_text, metric_label, uniform_bits
-from qtrain.report.scatter import Mark, Scatter, ScatterPoint, y_limits
+from qtrain.report.scatter import POINTS, Mark, Scatter, ScatterPoint, y_limits
 from qtrain.sweep.pareto import front
 from qtrain.sweep.sweep_results import SweepResults
 from qtrain.sweep.trial import Trial
@@ -54,7 +54,7 @@ def pareto_scatter(sweep: SweepResults, cost: str) -> Scatter | None:
     least = min(important) - NEAR
     important += [heights[t.id] for t in finished if uniform_bits(t) and heights[t.id] > least]
     important += [sign * unit * value for value in references]
-    low, high, floor = y_limits(important, heights.values())
+    low, high, floor = y_limits(important, heights.values(), resolution=resolution_of(first))
 
     def point(trial: Trial, kind: str, label: str = "") -> ScatterPoint:
         number = sweep.numbers[trial.id]
@@ -99,6 +99,11 @@ def axis_label(metric: str) -> str:
 def unit_of(metric: str) -> float:
     """What values of ``metric`` are multiplied by to be drawn."""
     return UNITS.get(metric, ("", 1.0))[1]
+
+
+def resolution_of(metric: str) -> float:
+    """The least difference of ``metric`` that means something, in the unit in which it is drawn; 0: any does."""
+    return POINTS if metric.endswith("top1") else 0.0
 
 
 def _drawn(sweep: SweepResults, trial: Trial, cost: str) -> bool:

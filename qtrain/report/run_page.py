@@ -19,8 +19,8 @@ from qtrain.report.examples import read_examples
 from qtrain.report.export_section import COMPARISONS, Export, read_export
 from qtrain.report.html import Cell, number, render, word
 from qtrain.report.run_plots import BIT_OPERATIONS, COMPRESSION, Curve, accuracy_scatter, curves, curves_chart
-from qtrain.report.scatter import draw_scatter
-from qtrain.report.seed_groups import seed_groups
+from qtrain.report.scatter_chart import draw_scatter
+from qtrain.report.seed_groups import SeedGroup, seed_groups
 from qtrain.report.table import closing_table, size_text, table_notes
 from qtrain.report.teacher_gain import gain_lines
 from qtrain.settings.run_files import METRICS
@@ -67,7 +67,7 @@ class Section:
 
 
 def write_report(folder: Path) -> tuple[Path, int, int]:
-    """The page and its two plots in ``folder``; returns the page's path, the runs shown, and the runs only listed.
+    """The page and its plots in ``folder``; returns the page's path, the runs shown, and the runs only listed.
 
     Raises ``FileNotFoundError`` where there is no such folder or no run below it.
     """
@@ -79,29 +79,41 @@ def write_report(folder: Path) -> tuple[Path, int, int]:
     rows = seed_groups(run.summary for run in runs)
     sections = [_section(number, run, folder) for number, run in enumerate(runs)]
     charts = _curve_charts(sections) | _export_charts(sections)
-    for name, (_, axis) in PLOTS.items() if rows else ():
-        chart = draw_scatter(accuracy_scatter(rows, axis))
-        write_png(chart, folder / f"{name}.png")
-        charts[name] = spec(chart)
+    scatters = _scatter_charts(rows, folder)
     columns, closing = closing_table(rows)
     page = render(
         "report.html.j2",
         title=folder.resolve().name,
-        plots=[{"name": name, "title": title} for name, (title, _) in PLOTS.items()] if rows else [],
-        charts=charts,
+        plots=[{"name": name, "title": PLOTS[name][0]} for name in scatters],
+        charts=charts | scatters,
         columns=columns,
         closing=closing,
         notes=table_notes(rows),
         gains=gain_lines(run.summary for run in runs),
         examples=read_examples(runs),
         run_columns=list(RUN_COLUMNS),
-        runs=list(zip(sections, [_run_cells(run.summary) for run in runs], strict=True)),
+        sections=sections,
+        run_rows=[(section, _run_cells(one)) for section in sections for one in section.run.by_width()],
         comparison_columns=COMPARISONS,
         layer_columns=(*LAYER_HEADINGS, *HEALTH_COLUMNS),
         problems=[(_relative(problem.folder, folder), problem.reason) for problem in problems],
     )
     write_text(folder / REPORT, page)
     return folder / REPORT, len(runs), len(problems)
+
+
+def _scatter_charts(rows: list[SeedGroup], folder: Path) -> dict[str, dict[str, object]]:
+    """Each of :data:`PLOTS` as a PNG in ``folder``, and its chart; without those that have no point."""
+    charts = {}
+    for name, (_, axis) in PLOTS.items():
+        path = folder / f"{name}.png"
+        if (scatter := accuracy_scatter(rows, axis)) is None:
+            path.unlink(missing_ok=True)  # of an earlier report
+            continue
+        chart = draw_scatter(scatter)
+        write_png(chart, path)
+        charts[name] = spec(chart)
+    return charts
 
 
 def _curve_charts(sections: list[Section]) -> dict[str, dict[str, object]]:

@@ -1,8 +1,9 @@
 """Pictures of runs: accuracy against what a model costs, and the curves of one run's training."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 import altair as alt
@@ -10,7 +11,7 @@ import numpy as np
 
 from qtrain.pipeline.summary import CALIBRATED, DISTILLED, FLOAT, TRAINED
 from qtrain.report import chart
-from qtrain.report.scatter import Mark, Scatter, ScatterPoint, y_limits
+from qtrain.report.scatter import POINTS, Mark, Scatter, ScatterPoint, y_limits
 from qtrain.report.seed_groups import SeedGroup
 
 WORDS = {CALIBRATED: "calibrated only", TRAINED: "trained without teacher", DISTILLED: "trained with teacher"}
@@ -20,8 +21,26 @@ SIGNS = {
     DISTILLED: Mark("dot", line="solid"),
 }
 
-NO_LOSS = ("lr", "top1", "images_per_s")
-"""Metrics of a training row that are neither losses nor of one layer."""
+ACCURACIES = {"top1": "top-1", "agreement": "agreement with the teacher"}
+"""The last part of a metric's name -> what its curve is called: metrics in percent."""
+
+NO_LOSS = ("lr", "images_per_s")
+OF_PARTS = (
+    "bits scale error zeros dead clipped negative gradient oscillating flipped instability balance inundation lr"
+).split()
+"""The first part of the names of metrics that are of one layer, term or group of parameters, such as
+``zeros/conv1.weight``: no losses either. ``w4/hard`` and ``teacher/hard`` are losses."""
+
+SHAPES = (
+    {CALIBRATED: "cross", TRAINED: "ring", DISTILLED: "dot"},
+    {CALIBRATED: "saltire", TRAINED: "frame", DISTILLED: "diamond"},
+    {CALIBRATED: "bar", TRAINED: "box", DISTILLED: "square"},
+    {CALIBRATED: "pillar", TRAINED: "delta", DISTILLED: "up"},
+)
+"""Where there are more models than colors, those of one color have other shapes."""
+
+NEAR, FAR = 30.0, 3.0
+"""Points below the best accuracy of a model, and times its distance to the median."""
 
 Curve = list[tuple[float, float]]
 
@@ -38,22 +57,31 @@ COMPRESSION = CostAxis("compression: times smaller than full precision", lambda 
 BIT_OPERATIONS = CostAxis("bit operations saved: times fewer than full precision", lambda group: group.bops_saved)
 
 
-def accuracy_scatter(groups: Iterable[SeedGroup], axis: CostAxis) -> Scatter:
+def accuracy_scatter(groups: Iterable[SeedGroup], axis: CostAxis) -> Scatter | None:
     """All rows of the closing table: color tells models apart, the sign tells how a model was trained.
 
+    ``None`` where no row has a place: full precision is a line, and any other row may not know its cost.
+
     A filled point was trained with a teacher, an open one without, a cross was only calibrated. Full precision is a
-    horizontal line. Each bit width is named at its best point.
+    horizontal line. Each bit width is named at its best point. Lines join the best point of each bit width, by model
+    and training, since others differ in more than their bits. What lies far below the others, as a model that
+    collapsed to chance, is at the lower edge with its accuracy.
     """
     rows = list(groups)
     placed = [row for row in rows if row.key.way != FLOAT and math.isfinite(axis.value(row)) and axis.value(row) > 0]
+    if not placed:
+        return None
     models = list(dict.fromkeys(_model(row, placed) for row in placed))
-    trained = [row.top1 for row in rows if row.key.way != CALIBRATED] or [row.top1 for row in rows] or [0.0, 100.0]
-    low, high, floor = y_limits(trained, (row.top1 for row in placed))
+    low, high, floor = y_limits(_important(rows), (row.top1 for row in placed), resolution=POINTS)
     best: dict[tuple[str, str], SeedGroup] = {}
+    best_of_way: dict[tuple[str, str, str], SeedGroup] = {}
     for row in sorted(placed, key=lambda row: row.top1):
         best[_model(row, placed), row.key.bits] = row
+        best_of_way[_model(row, placed), row.key.bits, row.key.way] = row
     marks = {
-        _kind(model, way, models): Mark(sign.shape, sign.size, place, sign.opacity, sign.line)
+        _kind(model, way, models): replace(
+            sign, shape=SHAPES[place // len(chart.CSS_COLORS) % len(SHAPES)][way], color=place
+        )
         for place, model in enumerate(models)
         for way, sign in SIGNS.items()
     }
@@ -64,9 +92,9 @@ def accuracy_scatter(groups: Iterable[SeedGroup], axis: CostAxis) -> Scatter:
         if row.top1 < floor:
             label = f"{label} {row.top1:.1f} %".strip()
         tip = f"{model} {row.key.bits}\n{WORDS[row.key.way]} {row.key.terms}\n{row.top1:.2f} %, {axis.value(row):.3g}x"
-        points.append(
-            ScatterPoint(axis.value(row), max(row.top1, floor), _kind(model, row.key.way, models), label, tip)
-        )
+        joined = row.top1 >= floor and best_of_way[model, row.key.bits, row.key.way] is row
+        kind = _kind(model, row.key.way, models)
+        points.append(ScatterPoint(axis.value(row), max(row.top1, floor), kind, label, tip, joined=joined))
     references = []
     floats = [row for row in rows if row.key.way == FLOAT]
     for row in floats:
@@ -100,11 +128,11 @@ def curves(rows: Iterable[Mapping[str, float | str]]) -> dict[str, dict[str, Cur
             found[scales][own] = [(x, y / points[0][1]) for x, y in points]
         elif name.startswith("error/"):
             found[errors][name[len("error/") :]] = points
-        elif name == "top1":
-            found[accuracies][f"{split} top-1"] = points
-        elif name == "agreement":
-            found[accuracies][f"{split} agreement with the teacher"] = points
-        elif "/" not in name and name not in NO_LOSS:
+        elif name.partition("/")[0] in OF_PARTS and "/" in name:
+            continue
+        elif (said := ACCURACIES.get(name.rpartition("/")[2])) is not None:
+            found[accuracies][" ".join([split, *name.split("/")[:-1], said])] = points
+        elif name not in NO_LOSS:
             found[losses][f"{split} {name}"] = points
     return {title: lines for title, lines in found.items() if any(len(points) > 1 for points in lines.values())}
 
@@ -150,6 +178,24 @@ def curves_chart(lines: Mapping[str, Curve], *, most: int) -> alt.TopLevelMixin:
     )
     dots = base.transform_filter("datum.single").mark_point(filled=True, size=50)
     return alt.layer(base.mark_line(strokeWidth=1.5).add_params(picked), dots).properties(width="container", height=190)
+
+
+def _important(rows: Sequence[SeedGroup]) -> list[float]:
+    """The accuracies that the limits of the plot show in full: of each model full precision, and the best students.
+
+    A student that was trained counts if it lies below the best of its model by at most :data:`NEAR`, or :data:`FAR`
+    times as much as the median does.
+    """
+    shown = [row for row in rows if row.key.way != CALIBRATED] or rows
+    by_model: dict[tuple[str, str], list[SeedGroup]] = {}
+    for row in shown:
+        by_model.setdefault((row.key.dataset, row.key.model), []).append(row)
+    found = []
+    for same in by_model.values():
+        best = max(row.top1 for row in same)
+        least = best - max(NEAR, FAR * (best - median(row.top1 for row in same)))
+        found += [row.top1 for row in same if row.top1 >= least or row.key.way == FLOAT]
+    return found
 
 
 def _kind(model: str, way: str, models: list[str]) -> str:

@@ -1,5 +1,7 @@
 """Runs as the rows of a table: repeats with other seeds share a row, and everything else has its own.
 
+A student of many bits is a row of each width.
+
 A mean over seeds counts each seed once: several runs start from one full-precision network and from one calibrated
 student, and each of them measures both again.
 """
@@ -73,7 +75,7 @@ class _Measured(NamedTuple):
 def seed_groups(summaries: Iterable[RunSummary]) -> list[SeedGroup]:
     """The rows: by data set and model, most bits first, each in the order of :data:`WAYS`."""
     groups: dict[GroupKey, list[_Measured]] = {}
-    for summary in summaries:
+    for summary in (one for run in summaries for one in run.by_width()):
         for key, found in _accuracies(summary):
             groups.setdefault(key, []).append(_Measured(found.top1, summary, found.right))
     for key, members in list(groups.items()):

@@ -10,12 +10,16 @@ from qtrain.report import chart
 from qtrain.report.bits_plot import layer_bits
 from qtrain.report.formatting import knob_label, metric_label
 from qtrain.report.pareto_plot import pareto_scatter, planes
-from qtrain.report.scatter import draw_scatter
+from qtrain.report.scatter_chart import draw_scatter
 from qtrain.report.trial_lines import learning_curves, parallel
 from qtrain.sweep.sweep_results import SweepResults
 
 MOST_BARS = 24
 """Knobs that the picture of importance shows; bits of many layers are many knobs."""
+
+
+REST = "not explained"
+"""The bar of what no knob explains."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,9 @@ def plots(sweep: SweepResults) -> Iterator[Plot]:
     yield Plot(
         "importance",
         "Importance of each knob",
-        "How much of the differences between finished trials each knob explains, alone and with the others.",
+        "How much of the differences between finished trials each knob explains: together as much as a random forest "
+        "foretells of trials that it has not seen, in proportion to what each does alone. The rest is chance, or takes "
+        "more trials to tell.",
         importance,
         half=True,
     )
@@ -77,7 +83,10 @@ def plots(sweep: SweepResults) -> Iterator[Plot]:
 
 
 def shares(sweep: SweepResults) -> dict[str, dict[str, float]]:
-    """Objective -> knob -> percent of the differences that it explains; knobs in the order of the first objective."""
+    """Objective -> knob -> percent of the differences that it explains; knobs in the order of the first objective.
+
+    At the end what none explains, as :data:`REST`.
+    """
     found = {name: by_knob for name in sweep.objectives if (by_knob := sweep.importance(name))}
     if not found:
         return {}
@@ -85,6 +94,7 @@ def shares(sweep: SweepResults) -> dict[str, dict[str, float]]:
     knobs = sorted(first, key=lambda knob: -first[knob])[:MOST_BARS]
     return {
         metric_label(name): {_bar_name(sweep, knob): 100 * by_knob.get(knob, 0.0) for knob in knobs}
+        | {REST: 100 * (1 - sum(by_knob.values()))}
         for name, by_knob in found.items()
     }
 
@@ -101,9 +111,10 @@ def importance(sweep: SweepResults) -> alt.TopLevelMixin | None:
     ]
     bars = alt.Chart().encode(
         x=alt.X("share:Q", title="share of the differences, %"),
-        y=alt.Y("knob:N", sort=None, title=None, axis=alt.Axis(labelLimit=240)),
+        y=alt.Y("knob:N", sort=list(next(iter(found.values()))), title=None, axis=alt.Axis(labelLimit=240)),
     )
-    layers = bars.mark_bar(color=chart.CSS_COLORS[0]), bars.mark_text(align="left", dx=3).encode(text="share:N")
+    rest = alt.condition(alt.datum.knob == REST, alt.value(chart.SOFT), alt.value(chart.CSS_COLORS[0]))
+    layers = bars.mark_bar().encode(color=rest), bars.mark_text(align="left", dx=3).encode(text="share:N")
     return (
         alt.layer(*layers, data=alt.InlineData(values=rows))
         .properties(width=420 / len(found), height=alt.Step(19))

@@ -76,14 +76,20 @@ def gain_lines(summaries: Iterable[RunSummary]) -> list[str]:
     lines = []
     for gain in teacher_gains(seed_groups(summaries)):
         found, key, images = gain.difference, gain.distilled.key, gain.distilled.images
-        seeds = f"{gain.distilled.seeds} seeds" if gain.distilled.seeds > 1 else "one seed"
-        line = f"{key.bits}, distilled against trained: {found} points, {seeds}"
+        line = f"{key.bits}, distilled against trained: {found} points, {_seeds(gain)}"
         line += "" if images is None else f", {images} test images"
         for row in recorded:
             if (row.dataset, row.model, row.bits, row.test_images) == (key.dataset, key.model, key.bits, str(images)):
                 line += f"; recorded over {row.seeds} seeds: {row.gain} ({row.error}; by seeds alone {row.seed_error})"
         lines.append(line + ".")
     return lines
+
+
+def _seeds(gain: TeacherGain) -> str:
+    """``3 seeds`` that both sides share, so that differences are of pairs, or ``10 and 2 seeds, not paired``."""
+    if not gain.difference.paired:
+        return f"{gain.distilled.seeds} and {gain.trained.seeds} seeds, not paired"
+    return "one seed" if gain.difference.paired == 1 else f"{gain.difference.paired} seeds"
 
 
 def recorded_of(experiment: str, summaries: Sequence[RunSummary], commits: Iterable[str]) -> list[Recorded]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from statistics import fmean, quantiles
 from typing import Any, cast
 
@@ -10,7 +11,9 @@ import altair as alt
 
 from qtrain.report import chart
 from qtrain.report.formatting import knob_label, knob_text, metric_label
-from qtrain.report.pareto_plot import FINISHED, FRONT, STOPPED, axis_label, unit_of
+from qtrain.report.pareto_plot import FINISHED, FRONT, STOPPED, axis_label, resolution_of, unit_of
+from qtrain.report.placing import bundle_text, bundles, spread
+from qtrain.report.scatter import reach_of
 from qtrain.sweep.domains import is_number
 from qtrain.sweep.sweep_results import SweepResults
 from qtrain.sweep.trial import Trial
@@ -25,7 +28,7 @@ AXIS_DISTANCE = 150
 """Pixels from one axis to the next."""
 
 LABEL_DISTANCE = 0.04
-"""Numbers of curves that end near each other are this part of the picture's height apart."""
+"""Numbers of curves that end near each other are at least this part of the picture's height apart."""
 
 OPACITY = {STOPPED: 0.16, FINISHED: 0.32, FRONT: 0.95}
 """How strong the line of a trial is, by its kind; the front is blue and drawn last."""
@@ -43,13 +46,17 @@ class TrialLine:
 
 @dataclass(frozen=True)
 class KnobAxis:
-    """A vertical axis from ``bottom`` to ``top``; ``values`` are by trial. ``words`` stand at 0, 1, 2 and so on."""
+    """A vertical axis from ``bottom`` to ``top``; ``values`` are by trial. ``words`` stand at 0, 1, 2 and so on.
+
+    ``whole``: all values are whole numbers, which the axis shows with all their digits.
+    """
 
     label: str
     values: Mapping[str, float]
     bottom: float
     top: float
     log: bool = False
+    whole: bool = False
     words: Sequence[str] = ()
 
     def height(self, trial: Trial) -> float:
@@ -68,13 +75,11 @@ def learning_curves(sweep: SweepResults) -> alt.TopLevelMixin | None:
     if not lines:
         return None
     x = alt.X("x:Q", title="epochs", scale=alt.Scale(nice=False), axis=alt.Axis(tickMinStep=1))
-    low, high = _curve_limits(lines)
+    low, high = _curve_limits(lines, resolution_of(sweep.first))
     y = alt.Y("y:Q", title=axis_label(sweep.first), scale=alt.Scale(domain=[low, high], nice=False))
-    ends, above = [], -math.inf
-    for end, value, place in sorted((*line.points[-1], line.place) for line in lines if line.place):
-        above = max(value, above + LABEL_DISTANCE * (high - low))
-        ends.append({"x": end, "y": above, "place": place})
-    places = alt.Chart(alt.InlineData(values=ends)).mark_text(align="left", dx=6, color=chart.CSS_COLORS[0])
+    places = alt.Chart(alt.InlineData(values=_end_labels(lines, low, high))).mark_text(
+        align="left", dx=6, color=chart.CSS_COLORS[0]
+    )
     layers = [_lines(lines, point=True).encode(x, y), places.encode(x, y, text="place:N")]
     return alt.layer(*layers).properties(width="container", height=330)
 
@@ -95,6 +100,10 @@ def parallel(sweep: SweepResults) -> alt.TopLevelMixin | None:
     for place, axis in enumerate(axes):
         scale = alt.Scale(domain=[axis.bottom, axis.top], nice=False, type="log" if axis.log else "linear")
         looks: dict[str, Any] = {"tickCount": 3 if axis.log else 5, "format": ".4~g", "labelOverlap": True}
+        if axis.whole:
+            looks |= {"format": "d"}
+            if axis.top - axis.bottom < 5:  # else steps are whole by themselves
+                looks |= {"values": list(range(round(axis.bottom), round(axis.top) + 1))}
         if axis.words:
             looks = {"values": list(range(len(axis.words))), "labelExpr": f"{list(axis.words)!r}[datum.value]"}
         ruler = alt.Axis(
@@ -175,11 +184,29 @@ def _lines(lines: Sequence[TrialLine], *, point: bool = False) -> alt.Chart:
     return made
 
 
-def _curve_limits(lines: Sequence[TrialLine]) -> tuple[float, float]:
+def _end_labels(lines: Sequence[TrialLine], low: float, high: float) -> list[dict[str, object]]:
+    """The places of the front beside the ends of its curves, from ``low`` to ``high``; neighbors share a label where
+    there are too many."""
+    ends = sorted(((line.points[-1][1], line) for line in lines if line.place), key=itemgetter(0))
+    labels = [[ends[i] for i in bundle] for bundle in bundles(len(ends), int(1 / LABEL_DISTANCE))]
+    distance = LABEL_DISTANCE * (high - low)
+    middles = [fmean(value for value, _ in label) for label in labels]
+    heights = spread(middles, distance=distance, low=low + distance / 2, high=high - distance / 2)
+    return [
+        {
+            "x": max(line.points[-1][0] for _, line in label),
+            "y": height,
+            "place": bundle_text([line.place for _, line in reversed(label)]),
+        }
+        for label, height in zip(labels, heights, strict=True)
+    ]
+
+
+def _curve_limits(lines: Sequence[TrialLine], resolution: float) -> tuple[float, float]:
     """Show the front's curves in full; trials far below would press them together. Without a front, show all curves."""
     values = [y for line in lines for _, y in line.points]
     best = [y for line in lines if line.kind == FRONT for _, y in line.points] or values
-    reach = max(max(best) - min(best), 0.02 * abs(max(best)), 1e-9)
+    reach = reach_of(best, resolution)
     bottom, top = max(min(values), min(best) - 0.1 * reach), min(max(values), max(best) + 0.1 * reach)
     return bottom - 0.05 * reach, top + 0.07 * reach
 
@@ -193,13 +220,17 @@ def _knob_axis(sweep: SweepResults, name: str, trials: Sequence[Trial]) -> KnobA
         if not all(is_number(part) for value in lists.values() for part in value):
             return None
         chosen, label = {id: fmean(value) for id, value in lists.items()}, f"{label}, mean"
-    if len(set(map(knob_text, chosen.values()))) < 2:
+    found = list(chosen.values())
+    if all(value == found[0] for value in found):
         return None
     numbers = {id: value for id, value in chosen.items() if is_number(value)}
     if len(numbers) == len(chosen):
         low, high = min(numbers.values()), max(numbers.values())
-        return KnobAxis(label, numbers, low, high, log=low > 0 and high / low >= 10)
-    return _word_axis(sweep, label, {id: knob_text(value) for id, value in chosen.items()}, trials)
+        whole = all(isinstance(value, int) for value in found)
+        return KnobAxis(label, numbers, low, high, log=low > 0 and high / low >= 10, whole=whole)
+    words, cut = ({id: knob_text(value, whole=whole) for id, value in chosen.items()} for whole in (True, False))
+    # Words that are alike only where they are cut stay apart.
+    return _word_axis(sweep, label, cut if len(set(cut.values())) == len(set(words.values())) else words, trials)
 
 
 def _word_axis(sweep: SweepResults, label: str, chosen: Mapping[str, str], trials: Sequence[Trial]) -> KnobAxis:

@@ -20,6 +20,12 @@ FEWEST = 5
 LISTED = 10
 """A knob of no more values than this is regarded as a list of them, each as likely as the others."""
 
+TREES, DEPTH = 32, 8
+"""Of the forest. More and deeper trees say the same of a hundred trials, and take three times as long."""
+
+UNSEEN_TREES = 100
+"""Trees of the forest that is asked of trials it has not seen: each trial is unseen by a third of them."""
+
 Column = list[float] | list[int] | list[str]
 
 DECADES = 30.0
@@ -27,12 +33,13 @@ DECADES = 30.0
 
 
 def knob_importance(trials: Iterable[Trial], metric: str, *, seed: int = 0) -> dict[str, float]:
-    """Knob -> its share of what the knobs explain of ``metric`` over the finished trials, the greatest first.
+    """Knob -> its share of the variance of ``metric`` over the finished trials, the greatest first.
 
-    Shares add up to 1; there are none for fewer than :data:`FEWEST` trials, or where all reached the same. By
-    functional ANOVA over a random forest (Hutter, Hoos, Leyton-Brown, ICML 2014): a share is the variance of the knob's
-    marginal, with all others averaged over their ranges. Where a condition leaves a knob out, one of words has that as
-    a value of its own, and one of numbers its median, so that only trials in which it counts tell its values apart.
+    Shares add up to what the knobs explain, below 1 (:func:`_explained`); there are none for fewer than :data:`FEWEST`
+    trials, where all reached the same, or where the knobs explain nothing. By functional ANOVA over a random forest
+    (Hutter, Hoos, Leyton-Brown, ICML 2014) knobs part that among them by the variances of their marginals, with all
+    others averaged over their ranges. Where a condition leaves a knob out, one of words has that as a value of its own,
+    and one of numbers its median, so that only trials in which it counts tell its values apart.
     """
     told = [trial for trial in trials if trial.status == "finished" and metric in trial.metrics]
     reached = [trial.metrics[metric] for trial in told]
@@ -41,10 +48,11 @@ def knob_importance(trials: Iterable[Trial], metric: str, *, seed: int = 0) -> d
     names = list(dict.fromkeys(name for trial in told for name in trial.knobs))
     columns = {name: _column([trial.knobs.get(name, _Absent) for trial in told]) for name in names}
     turned = {name: column for name, column in columns.items() if len(set(column)) > 1}
-    if not turned:
+    explained = _explained(turned, reached, seed) if turned else 0.0
+    if explained <= 0:
         return {}
-    explained = _shares(turned, reached, seed) if len(turned) > 1 else dict.fromkeys(turned, 1.0)
-    shares = {name: explained.get(name, 0.0) for name in names}
+    parts = _shares(turned, reached, seed) if len(turned) > 1 else dict.fromkeys(turned, 1.0)
+    shares = {name: explained * parts.get(name, 0.0) for name in names}
     return dict(sorted(shares.items(), key=lambda pair: -pair[1]))
 
 
@@ -66,6 +74,24 @@ def _column(values: Sequence[KnobValue | type[_Absent]]) -> Column:
     return [math.log(number) for number in numbers] if wide else numbers
 
 
+def _explained(columns: Mapping[str, Column], reached: list[float], seed: int) -> float:
+    """R2 of what a random forest says of each trial from those of its trees that have not seen it (Breiman 2001).
+
+    At most 1, and 0 or below where the knobs tell nothing: a forest follows the trials that it has seen, also where
+    ``reached`` is chance. Of few trials it is low, so it claims too little rather than too much.
+    """
+    from sklearn.ensemble import RandomForestRegressor
+
+    features: list[list[float]] = []
+    for column in columns.values():
+        if isinstance(column[0], str):
+            features += [[float(value == word) for value in column] for word in sorted(set(map(str, column)))]
+        else:
+            features.append([float(value) for value in column])
+    forest = RandomForestRegressor(UNSEEN_TREES, max_depth=DEPTH, oob_score=True, random_state=seed)
+    return float(forest.fit(list(zip(*features, strict=True)), reached).oob_score_)
+
+
 def _shares(columns: Mapping[str, Column], reached: list[float], seed: int) -> dict[str, float]:
     # Optuna takes a second to import, and the report of a single run comes through here as well.
     import optuna
@@ -79,8 +105,7 @@ def _shares(columns: Mapping[str, Column], reached: list[float], seed: int) -> d
         for row, value in enumerate(reached):
             params = {name: column[row] for name, column in columns.items()}
             study.add_trial(optuna.create_trial(params=params, distributions=distributions, value=value))
-        # More and deeper trees say the same of a hundred trials, and take three times as long.
-        evaluator = FanovaImportanceEvaluator(n_trees=32, max_depth=8, seed=seed)
+        evaluator = FanovaImportanceEvaluator(n_trees=TREES, max_depth=DEPTH, seed=seed)
         found = get_param_importances(study, evaluator=evaluator)
     finally:
         optuna.logging.set_verbosity(verbosity)

@@ -104,7 +104,7 @@ class SweepResults:
         return self.objectives.get(metric, "max" if metric.endswith("top1") else "min")
 
     def importance(self, objective: str) -> dict[str, float]:
-        """How much each parameter explains of ``objective``, shares of 1; empty where too few trials tell."""
+        """How much each parameter explains of ``objective``, of 1; empty where trials do not tell."""
         return knob_importance(self.trials, objective)
 
     def curve(self, trial: Trial) -> list[tuple[float, float]]:

@@ -27,11 +27,11 @@ from qtrain.utils.json_lines import read_metrics
 class MetricLog(pl.Callback):
     """Writes what ``self.log`` collected to ``loggers``: train rows every ``every_n_steps``, val and test rows at once.
 
-    A train row has the values of its step, the learning rate (``lr``, and ``lr/<name>`` of a parameter group with its
-    own rate) and ``images_per_s`` since the last row. The step of a row is the number of finished optimizer steps. A
-    logger that is ``None`` (W&B, if it is off) is left out. Values are read only for a row, since reading waits for the
-    device. ``start`` is the run's progress when this fit begins: steps and epochs are counted from there, and rows of
-    earlier stages are kept.
+    A train row has the values of its step, the learning rate that the step was made with (``lr``, and ``lr/<name>`` of
+    a parameter group with its own rate) and ``images_per_s`` since the last row. The step of a row is the number of
+    finished optimizer steps. A logger that is ``None`` (W&B, if it is off) is left out. Values are read only for a row,
+    since reading waits for the device. ``start`` is the run's progress when this fit begins: steps and epochs are
+    counted from there, and rows of earlier stages are kept.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class MetricLog(pl.Callback):
         self._restored = False
         self._row_step = -1
         self._images = 0
+        self._rates: dict[str, float | Tensor] = {}
         self._since = time.perf_counter()
         self._started: float | None = None
         self._earlier_s = 0.0
@@ -80,6 +81,10 @@ class MetricLog(pl.Callback):
         if trainer.is_global_zero:
             self._replay()
 
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        # When the batch ends, the schedule has already set the rate of the next step.
+        self._rates = _learning_rates(trainer)
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -92,7 +97,8 @@ class MetricLog(pl.Callback):
         now = time.perf_counter()
         rate = self._images * trainer.world_size / max(now - self._since, 1e-9)
         self._since, self._images = now, 0
-        self.write(trainer, {**row, **_learning_rates(trainer), "train/images_per_s": rate})
+        rates = {name: float(value) for name, value in (self._rates or _learning_rates(trainer)).items()}
+        self.write(trainer, {**row, **rates, "train/images_per_s": rate})
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -140,12 +146,15 @@ def _of_all_ranks(row: Mapping[str, Tensor]) -> dict[str, float]:
     return dict(zip(row, means.tolist(), strict=True))
 
 
-def _learning_rates(trainer: pl.Trainer) -> dict[str, float]:
-    """``train/lr`` of the first parameter group, and ``train/lr/<name>`` of each that started with another rate."""
+def _learning_rates(trainer: pl.Trainer) -> dict[str, float | Tensor]:
+    """``train/lr`` of the first parameter group, and ``train/lr/<name>`` of each that started with another rate.
+
+    A rate that is a tensor is copied where it lies, since a schedule changes it in place.
+    """
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     initial = [group.get("initial_lr", group["lr"]) for group in groups]
-    rates = {"train/lr": float(groups[0]["lr"])}
+    rates = {"train/lr": groups[0]["lr"]}
     for i, group in enumerate(groups):
         if initial[i] != initial[0]:
-            rates[f"train/lr/{group.get('name', i)}"] = float(group["lr"])
-    return rates
+            rates[f"train/lr/{group.get('name', i)}"] = group["lr"]
+    return {name: rate.clone() if isinstance(rate, Tensor) else float(rate) for name, rate in rates.items()}

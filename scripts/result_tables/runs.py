@@ -19,7 +19,8 @@ def students(rows: list[dict[str, str]]) -> str:
 
     Raises ``ValueError`` where none of them is of a student: such rows have a table of another kind.
     """
-    latest = {(row["config_hash"], row["task"]) if row["config_hash"] else id(row): row for row in rows}
+    of_one = ("config_hash", "task", "w_bits", "a_bits")  # a student of many bits has a row of each width
+    latest = {tuple(map(row.get, of_one)) if row["config_hash"] else id(row): row for row in rows}
     runs = [(summary, row) for row in latest.values() if (summary := summary_of(row)) is not None]
     if rows and not any(row["task"] in (*MADE, "evaluate") for row in rows):
         raise ValueError("none of the rows is of a student; say of which kind the table is")

@@ -90,7 +90,7 @@ def _rank(variant: Variant) -> tuple[float, ...]:
 
 def summary_of(row: dict[str, str]) -> RunSummary | None:
     """A CSV row as a run's summary; ``None`` for one that measures again what another row already says."""
-    known = {field.name for field in fields(RunSummary)} - {"status", "layers"}
+    known = {field.name for field in fields(RunSummary)} - {"status", "layers", "widths"}  # a width has its own row
     if row["task"] != "train":
         known -= {"name"}  # which would tell a calibrated student apart from the same one before training
     numbers = {*NUMBERS, "w_bits", "a_bits", "epochs", "seed"}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import io
 import pickle
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,43 @@ def test_mode_becomes_gray_or_color_on_white(
     image: Image.Image, options: dict[str, Any], expected: tuple[str, Pixels]
 ) -> None:
     assert decoded(image, "PNG", **options) == expected
+
+
+def png(depth: int, color: int, width: int, rows: bytes, transparent: tuple[int, ...]) -> io.BytesIO:
+    """A PNG of one row (RFC 2083), whose tRNS is of 16 bits for each channel whatever ``depth`` is."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checked = kind + content
+        return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    head = struct.pack(">IIBBBBB", width, 1, depth, color, 0, 0, 0)
+    parts = {b"IHDR": head, b"tRNS": struct.pack(f">{len(transparent)}H", *transparent)}
+    parts |= {b"IDAT": zlib.compress(b"\0" + rows), b"IEND": b""}
+    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts.items()))
+
+
+@pytest.mark.parametrize(
+    ("depth", "color", "rows", "transparent", "expected"),
+    [
+        (1, 0, b"\x40", (0,), [255, 255, 255]),
+        (2, 0, b"\x18", (1,), [0, 255, 170]),  # 0, 1, 2 of 3
+        (4, 0, b"\x05\xa0", (5,), [0, 255, 170]),  # 0, 5, 10 of 15
+        (8, 0, bytes([0, 1, 2]), (1,), [0, 255, 2]),
+        (16, 0, struct.pack(">3H", 0, 257, 258), (257,), [0, 255, 1]),
+        (16, 0, struct.pack(">3H", 0, 257, 65535), (0,), [255, 1, 255]),
+        (16, 2, struct.pack(">9H", 65535, 32768, 257, 0, 0, 0, 0, 300, 0), (65535, 32768, 257),
+         [[255, 255, 255], [0, 0, 0], [0, 1, 0]]),
+        (16, 2, struct.pack(">9H", 100, 100, 100, 512, 0, 0, 0, 0, 65535), (100, 100, 100),
+         [[255, 255, 255], [2, 0, 0], [0, 0, 255]]),
+    ],
+)  # fmt: skip
+def test_transparent_color_of_a_png_of_any_depth_is_white(
+    depth: int, color: int, rows: bytes, transparent: tuple[int, ...], expected: list[Any]
+) -> None:
+    file = png(depth, color, 3, rows, transparent)
+    assert np.asarray(read_image(file, "it")).tolist() == [expected]
+    with Image.open(file) as image:
+        assert [np.asarray(to_8_bits(image)).tolist() for _ in range(2)] == [[expected]] * 2
 
 
 def test_cmyk_becomes_color() -> None:

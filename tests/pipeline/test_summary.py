@@ -49,6 +49,32 @@ def test_a_misspelt_field_is_refused(tmp_path: Path) -> None:
         write_summary(tmp_path, {"top_1": 90.0})
 
 
+WIDTHS = {
+    "w8": {"w_bits": 8, "a_bits": 8, "top1": 97.0, "ptq_top1": 96.0, "size_bytes": 80, "compression": 4.0, "bops": 400},
+    "w4": {"w_bits": 4, "a_bits": 4, "top1": 95.0, "ptq_top1": 60.0, "size_bytes": 40, "compression": 8.0, "bops": 100},
+}
+
+
+def test_a_student_of_many_bits_is_a_summary_of_each_width() -> None:
+    wide = {**WIDTHS["w8"], "file_bytes": 99, "right": "8:ff"}
+    found = summary(**wide, widths=WIDTHS).by_width()
+    assert [(one.bits, one.top1, one.size_bytes, one.file_bytes) for one in found] == [
+        ("W8A8", 97.0, 80, 99), ("W4A4", 95.0, 40, 99)
+    ]  # fmt: skip
+    assert [(one.right, one.widths, one.fp_top1) for one in found] == [(None, {}, 97.5)] * 2  # no width's own images
+    assert summary(top1=90.0).by_width() == [summary(top1=90.0)]
+
+
+@pytest.mark.parametrize(
+    "widths", ["[1]", '{"w4": 3}', '{"w4": {"top1": 3.0}}', '{"w4": {"w_bits": 4, "a_bits": 4, "top1": "a"}}']
+)
+def test_widths_without_their_figures_are_damage(widths: str, tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    path.write_text(f'{{"top1": 90.0, "widths": {widths}}}')
+    with pytest.raises(ValueError, match=r"summary\.json: (widths does not hold|top1 is not a number)"):
+        read_summary(path)
+
+
 @pytest.mark.parametrize("value", ["true", "false", "[95.0]", '"95.0"'])
 def test_a_metric_that_is_no_number_is_damage(value: str, tmp_path: Path) -> None:
     path = tmp_path / "summary.json"

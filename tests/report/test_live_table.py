@@ -187,6 +187,12 @@ def test_knobs_text_is_cut_at_its_width() -> None:
     assert text.startswith("w=4 4 4") and "…" in text and len(text) <= formatting.KNOBS_WIDTH
 
 
+def test_whole_numbers_keep_their_digits_and_data_is_not_rounded() -> None:
+    knobs = {"a.seed": 20240101, "b.lr": 0.0001234567, "c.words": "x" * 40, "d.bits": [12345, 4]}
+    assert knobs_text(knobs, knobs) == "seed=20240101 lr=0.0001235 words=" + "x" * 26 + "…"
+    assert knobs_text(knobs, knobs, width=None) == ("seed=20240101 lr=0.0001234567 words=" + "x" * 40 + " bits=12345 4")
+
+
 def test_examples_in_docstrings_hold() -> None:
     for module in (formatting, experiment_file, sweep_results):
         result = doctest.testmod(module)

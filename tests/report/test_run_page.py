@@ -232,6 +232,25 @@ def test_damaged_verdict_is_named_and_the_rest_shown(folder: Path, content: str)
     assert "layer1.0.conv1" in text
 
 
+def test_each_width_of_a_student_of_many_bits_is_a_row_and_a_point(tmp_path: Path) -> None:
+    widths = {
+        f"w{bits}": {"w_bits": bits, "a_bits": bits, "top1": top1, "compression": 32 / bits, "bops": 700_000 * bits**2}
+        for bits, top1 in ((8, 97.25), (4, 91.75), (2, 71.5))
+    }
+    write_summary(tmp_path / "many", fields(8, "none", 97.25, widths=widths))
+    text = write_report(tmp_path)[0].read_text()
+    for bits, top1 in ((8, "97.25"), (4, "91.75"), (2, "71.50")):
+        assert text.count(f">{top1}<") == 2  # in the closing table and in that of the runs
+        assert f"W{bits}A{bits} {top1} %" in text  # in the heading of its section
+    assert "1 finished run." in text and text.count("<details") == 1
+    for name in ("accuracy_vs_compression", "accuracy_vs_bops"):
+        rows = {
+            (row["x"], row["y"]) for rows in charts_of(text)[name]["datasets"].values() for row in rows if "x" in row
+        }
+        factor = 1 if name == "accuracy_vs_compression" else 2  # bit operations fall with the square
+        assert {((32 / bits) ** factor, top1) for bits, top1 in ((8, 97.25), (4, 91.75), (2, 71.5))} <= rows
+
+
 def test_names_are_escaped(tmp_path: Path) -> None:
     write_summary(tmp_path / "a", fields(4, "none", 95.0, model="<script>alert(1)</script>"))
     text = write_report(tmp_path)[0].read_text()
@@ -244,6 +263,20 @@ def test_damaged_runs_alone_have_a_page(tmp_path: Path) -> None:
     page, finished, unfinished = write_report(tmp_path)
     assert (finished, unfinished) == (0, 1) and "cannot be read" in page.read_text()
     assert not (tmp_path / "accuracy_vs_compression.png").exists()
+
+
+def test_runs_that_no_picture_can_show_have_none_but_a_table(tmp_path: Path) -> None:
+    """A teacher alone is a line without a point, and a run that does not know its bit operations has no place there."""
+    write_summary(tmp_path / "a", fields(4, "none", 95.0))
+    write_report(tmp_path)
+    write_summary(tmp_path / "a", fields(4, "none", 95.0, bops=None))
+    text = write_report(tmp_path)[0].read_text()
+    assert not (tmp_path / "accuracy_vs_bops.png").exists() and (tmp_path / "accuracy_vs_compression.png").exists()
+    assert "Accuracy against bit operations" not in text and "Accuracy against compression" in text
+    write_summary(tmp_path / "a", fields(32, "none", 97.5, fp_top1=None, ptq_top1=None))
+    text = write_report(tmp_path)[0].read_text()
+    assert list(tmp_path.glob("*.png")) == [] and "Accuracy against" not in text
+    assert "Full precision, calibrated, trained, distilled" in text and ">97.50<" in text
 
 
 def test_run_with_few_metrics_is_shown(tmp_path: Path) -> None:

@@ -117,6 +117,26 @@ def test_table_says_how_many_test_images_and_seeds_it_rests_on() -> None:
     assert table_notes(seeds)[0] == "±: standard deviation over seeds; a row without it is of one seed."
 
 
+def test_each_width_of_a_student_of_many_bits_is_a_row() -> None:
+    """Accuracies of 97 and 99 of the widest student, 80 and 90 of the narrow one, over two seeds."""
+    runs = [
+        run(name="many", seed=seed, top1=wide, w_bits=8, a_bits=8, size_bytes=80, widths={
+            "w8": dict(w_bits=8, a_bits=8, top1=wide, ptq_top1=97.0, size_bytes=80),
+            "w2": dict(w_bits=2, a_bits=2, top1=narrow, ptq_top1=20.0, size_bytes=20),
+        })
+        for seed, wide, narrow in ((0, 97.0, 80.0), (1, 99.0, 90.0))
+    ]  # fmt: skip
+    groups = seed_groups(runs)
+    assert [(group.key.bits, group.key.way, group.top1, group.size_bytes) for group in groups[1:]] == [
+        ("W8A8", CALIBRATED, 97.0, 80),
+        ("W8A8", TRAINED, 98.0, 80),
+        ("W2A2", CALIBRATED, 20.0, 20),
+        ("W2A2", TRAINED, 85.0, 20),
+    ]
+    assert [group.seeds for group in groups[1:]] == [2, 2, 2, 2] and groups[0].key.way == FLOAT
+    assert groups[-1].change.points == pytest.approx(-12.5)
+
+
 def test_distilled_runs_of_several_seeds_share_a_row() -> None:
     groups = seed_groups([run(seed=seed, distill="soft", top1=90.0 + seed) for seed in (0, 1)])
     (distilled,) = of(DISTILLED, groups)

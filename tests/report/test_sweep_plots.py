@@ -22,7 +22,7 @@ def with_trials(sweep: SweepResults, trials: list[Trial]) -> SweepResults:
     return SweepResults(sweep.folder, sweep.config, trials, sweep.objectives)
 
 
-SHARES = {"top1": {"optimizer.lr": 0.7, "widths.layer1.0": 0.3}, "size_bytes": {"widths.layer1.0": 1.0}}
+SHARES = {"top1": {"optimizer.lr": 0.5, "widths.layer1.0": 0.3}, "size_bytes": {"widths.layer1.0": 1.0}}
 
 
 def test_each_chart_is_drawn_by_vega(sweep: SweepResults, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,8 +46,8 @@ def test_importance_has_one_panel_for_each_objective(sweep: SweepResults, monkey
     assert drawn is not None
     (rows,) = chart.spec(drawn)["datasets"].values()
     assert [(row["objective"], row["knob"], row["share"]) for row in rows] == [
-        ("val top-1 %", "lr", 70), ("val top-1 %", "widths.layer1.0", 30), ("size", "lr", 0),
-        ("size", "widths.layer1.0", 100),
+        ("val top-1 %", "lr", 50), ("val top-1 %", "widths.layer1.0", 30), ("val top-1 %", "not explained", 20),
+        ("size", "lr", 0), ("size", "widths.layer1.0", 100), ("size", "not explained", 0),
     ]  # fmt: skip
 
 

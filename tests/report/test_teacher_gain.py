@@ -59,6 +59,17 @@ def test_one_seed_is_shown_beside_the_recorded_ones(recorded: Path) -> None:
     )
 
 
+def test_gain_says_the_seeds_of_both_sides_and_whether_they_are_paired() -> None:
+    def said(distilled: list[int], trained: list[int]) -> str:
+        runs = [run("none", seed=seed, top1=86.0) for seed in trained]
+        (line,) = gain_lines([*runs, *(run("soft", seed=seed) for seed in distilled)])
+        return line.partition("points, ")[2].partition(", 900")[0]
+
+    assert said([0, 1, 2], [0, 1]) == "3 and 2 seeds, not paired"
+    assert said([0], [1]) == "1 and 1 seeds, not paired"
+    assert (said([0, 1], [1, 0]), said([4], [4])) == ("2 seeds", "one seed")
+
+
 @pytest.mark.parametrize("changes", [{"experiment": "other"}, {"test_images": 360}, {"w_bits": 4}, {"dataset": "mine"}])
 def test_recorded_gain_of_something_else_is_not_shown(recorded: Path, changes: dict[str, Any]) -> None:
     (line,) = gain_lines([run("none", **changes), run("soft", **changes)])

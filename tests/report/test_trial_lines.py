@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -54,6 +55,32 @@ def test_places_of_curves_that_end_near_each_other_keep_apart(sweep: SweepResult
     low, high = made["layer"][0]["encoding"]["y"]["scale"]["domain"]
     heights = sorted(end["y"] for end in ends)
     assert all(after - before >= 0.039 * (high - low) for before, after in pairwise(heights)) and heights[0] > 90
+
+
+@pytest.mark.parametrize(("count", "labels"), [(10, 10), (60, 25)])
+def test_places_of_many_curves_stay_beside_the_picture(sweep: SweepResults, count: int, labels: int) -> None:
+    """All end within 0.01 points; 25 labels have room, and 60 share them."""
+    trials = [
+        replace(sweep.trials[0], id=f"{n:04d}", key=f"n{n}", metrics={"top1": 96.0 - n / 1e4, "size_bytes": 100.0 - n})
+        for n in range(count)
+    ]
+    for n, trial in enumerate(trials):
+        place = sweep.folder / "trials" / trial.key / "metrics.jsonl"
+        place.parent.mkdir()
+        values = 50.0, 96.0 - n / 1e4
+        place.write_text(
+            "".join(f'{{"step": {e}, "epoch": {e}, "split": "val", "top1": {y}}}\n' for e, y in enumerate(values))
+        )
+    drawn = learning_curves(with_trials(sweep, trials))
+    assert drawn is not None
+    made = chart.spec(drawn)
+    ends = made["datasets"][made["layer"][1]["data"]["name"]]
+    low, high = made["layer"][0]["encoding"]["y"]["scale"]["domain"]
+    heights = [end["y"] for end in ends]
+    assert len(ends) == labels and low < min(heights) and max(heights) < high
+    assert all(after - before >= 0.0399 * (high - low) for before, after in pairwise(heights))
+    named = [int(word) for end in reversed(ends) for word in re.findall(r"\d+", end["place"])]
+    assert (named[0], named[-1]) == (1, count) and named == sorted(named)  # the most accurate is on top
 
 
 def test_curves_without_a_front_are_all_in_sight(sweep: SweepResults) -> None:
@@ -110,6 +137,23 @@ def test_lists_among_single_choices_are_an_axis_of_words(sweep: SweepResults) ->
     trials = [replace(t, knobs={"bits": value}) for t, value in zip(sweep.trials, chosen, strict=False)]
     axis = parallel_axes(with_trials(sweep, trials))[0]
     assert (axis.label, axis.words) == ("bits", ["4 4", "8", "none"])
+
+
+def test_knobs_that_differ_in_their_last_digits_have_an_axis(sweep: SweepResults) -> None:
+    seeds: list[Any] = [20240101, 20240102, 20240103]
+    trials = [
+        replace(t, knobs={"seed": seed, "lr": 0.1 + 1e-6 * (seed % 2), "of": "x" * 40 + str(seed)})
+        for t, seed in zip(sweep.trials, seeds, strict=False)
+    ]
+    found = {axis.label: axis for axis in parallel_axes(with_trials(sweep, trials))}
+    assert [found["seed"].height(trial) for trial in trials] == [0.0, 0.5, 1.0]
+    assert sorted(found["lr"].height(trial) for trial in trials) == [0.0, 1.0, 1.0]
+    assert found["of"].words == ["x" * 40 + str(seed) for seed in seeds]
+    drawn = parallel(with_trials(sweep, trials))
+    assert drawn is not None
+    axes = {y["title"]: y["axis"] for layer in chart.spec(drawn)["layer"] if (y := layer["encoding"]["y"]).get("title")}
+    assert axes["seed"]["values"] == seeds  # no ticks between them, which would have the same texts
+    assert axes["seed"]["format"] == "d" and axes["lr"]["format"] == ".4~g"  # .4~g would write each as 2.024e+7
 
 
 def test_outlier_of_an_objective_stands_at_the_lower_end(sweep: SweepResults) -> None:

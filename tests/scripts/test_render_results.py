@@ -378,6 +378,13 @@ def test_one_model_of_many_bits_is_held_against_students_of_one_width(page: Path
     assert found == [("W8A8", "91.00", "90.50", "+0.50 (0.41) ~"), ("W2A2", "80.00", "88.00", "-8.00 (0.52)")]
 
 
+def test_each_width_of_a_student_of_many_bits_has_a_row(page: Path) -> None:
+    for bits, top1 in ((8, 91.5), (4, 90.5)):
+        append_row(page.parent / "some.csv", row(w_bits=bits, a_bits=bits, top1=top1, ptq_top1=None, widths="w8 w4"))
+    script.main(["--results", str(page.parent), str(page)])
+    assert [(cells[1], cells[3]) for cells in table(page)[3:]] == [("W8A8", "91.50"), ("W4A4", "90.50")]
+
+
 def test_times_of_searches_are_seconds_and_those_of_a_question_microseconds(page: Path) -> None:
     page.write_text(page.read_text().replace("results:some", "results:some solving"))
     one = {"task": "bench_allocation", "model": "net", "layers": 20, "hardware": "laptop"}
