@@ -22,6 +22,7 @@ from qtrain.pipeline.prepare import prepare_student
 from qtrain.run_task import run_task
 from qtrain.settings.run_settings import RunSettings
 from qtrain.spec import StepOutputs
+from tests.allocate.problems import best_score, random_problem
 from tests.helpers.latent import latent_state
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,7 +68,10 @@ def laws() -> ModuleType:
 
 
 def test_each_addition_is_code_and_config() -> None:
-    names = {"quantizers": "quantizer", "distillation": "objective", "data": "data", "models": "model"}
+    names = {
+        "quantizers": "quantizer", "distillation": "objective", "allocate": "allocate", "data": "data",
+        "models": "model",
+    }  # fmt: skip
     files = {f"qtrain/{room}/mine.py" for room in names} | {f"conf/{group}/mine.yaml" for group in names.values()}
     assert set(examples()) == files
     assert all(text.startswith("# ") for name, text in examples().items() if name.endswith(".yaml"))
@@ -113,6 +117,17 @@ def test_the_loss_teaches_the_student_alone(in_place: Path) -> None:
     assert losses["total"].item() == pytest.approx(losses["hard"].item() + 0.4)
     losses["total"].backward()
     assert student.grad is not None and teacher.grad is None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_allocator_meets_the_budgets_and_is_near_the_best(seed: int, in_place: Path) -> None:
+    search = config(in_place, "task=allocate", "allocate@quantize.bits=mine").quantize.bits.build()
+    problem = random_problem(seed)
+    allocation = search.search(problem)
+    widest = {layer: max(options, key=sum) for layer, options in problem.options.items()}
+    assert list(allocation) == list(problem.options) and problem.fits(allocation) and not problem.fits(widest)
+    assert best_score(problem) <= problem.scores.total(allocation) * (1 + 1e-9)
+    assert search.reference.rest == (4, 4)
 
 
 def test_the_data_set_gives_batches(in_place: Path) -> None:
