@@ -57,10 +57,16 @@ def quantized_form(source: nn.Module, form: LayerSpec) -> QuantLayer:
 
 def _carry_over_(source: nn.Module, made: nn.Module) -> None:
     """Give ``made`` what ``source`` has besides: parameters, buffers, children and attributes of a class of its own."""
-    for kind in ("_parameters", "_buffers", "_modules"):
-        own: dict[str, object] = getattr(made, kind)
-        own.update({n: one for n, one in getattr(source, kind).items() if not hasattr(made, n) and n not in own})
-    made._non_persistent_buffers_set |= source._non_persistent_buffers_set
+    kept = source.state_dict()
+    for name, parameter in source._parameters.items():
+        if not hasattr(made, name):
+            made.register_parameter(name, parameter)
+    for name, buffer in source._buffers.items():
+        if not hasattr(made, name):
+            made.register_buffer(name, buffer, persistent=name in kept)
+    for name, child in source.named_children():
+        if not hasattr(made, name):
+            made.add_module(name, child)
     vars(made).update({name: value for name, value in vars(source).items() if not hasattr(made, name)})
 
 

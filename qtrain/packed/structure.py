@@ -83,7 +83,13 @@ def _cast_(network: nn.Module, dtype: torch.dtype) -> None:
     """Give the parameters ``dtype``, and the buffers that have the parameters' type now; others have a type of their
     own, such as complex factors."""
     types = {parameter.dtype for parameter in network.parameters()}
-    network._apply(lambda tensor: tensor.to(dtype) if tensor.dtype in types and tensor.is_floating_point() else tensor)
+    for module in network.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point() and buffer.dtype in types:
+                setattr(module, name, buffer.to(dtype))
 
 
 def _fold_(network: nn.Module, norms: Sequence[str]) -> None:
