@@ -24,7 +24,7 @@ from qtrain.packed.load import IMAGES
 from qtrain.packed.networks import TIMM, Builder
 from qtrain.packed.save import save_student
 from qtrain.utils.atomic_write import target_of
-from qtrain.utils.checks import check_writable
+from qtrain.utils.checks import check_writable, finite_number
 from qtrain.utils.errors import errors_of
 from qtrain.utils.importing import path_of
 
@@ -110,15 +110,10 @@ def _check_options(options: Mapping[str, Any]) -> None:
             ) from error
 
 
-def _number(where: str, value: Any) -> float | int:
+def _number(where: str, value: Any) -> float:
     """``value``, of whatever library, as a number of Python. Raises ``ValueError`` unless it is a finite one."""
-    try:
-        number = value if isinstance(value, int) else float(value)
-    except (TypeError, ValueError, RuntimeError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"{where} must be a finite number, got {value!r}")
-    return number
+    with errors_of(where):
+        return finite_number(value.item() if getattr(value, "ndim", None) == 0 else value)
 
 
 def _check_images(student: nn.Module, images: Images) -> None:

@@ -51,11 +51,10 @@ def give_forward_(module: nn.Module, graph: fx.Graph, given: tuple[str, ...] = (
     module.__class__ = _class(type(module), code.src, names)
 
 
-def _class(kind: type[Any], source: str, names: Mapping[str, Any]) -> type:
+def _class(kind: Any, source: str, names: Mapping[str, Any]) -> type:
     """A class like ``kind`` whose forward is the code ``source``, which reads ``names``."""
-    like: Any = kind
     try:
-        return _kept_class(like, source, tuple(sorted(names.items(), key=lambda item: item[0])))
+        return _kept_class(kind, source, tuple(sorted(names.items(), key=lambda item: item[0])))
     except TypeError:  # one of the values cannot be looked up
         return _new_class(kind, source, names)
 

@@ -62,7 +62,7 @@ def plain_defaults(module: nn.Module) -> dict[str, Any]:
 
 def drop_defaults_(graph: fx.Graph, names: Collection[str]) -> None:
     """Take the arguments ``names``, with which ``graph`` was traced by their defaults, and their checks out of it."""
-    for node in [node for node in graph.nodes if node.op == "placeholder" and _own_name(node) in names]:
+    for node in _defaulted(graph, names):
         readers = [node]
         for reader in readers:
             readers += [user for user in reader.users if user not in readers]
@@ -128,19 +128,20 @@ def _attempt(module: nn.Module, training: bool, live: bool, concrete: Mapping[st
             graph = _Shallow(live=live).trace(module, dict(concrete) or None)
         finally:
             module.training = before
-        for node in list(graph.nodes):
-            if node.op == "placeholder" and (name := _own_name(node)) in concrete:
-                node.target = name  # by which callers know it
-            elif node.op == "get_attr" and not node.users:
+        for node, name in _defaulted(graph, concrete).items():
+            node.target = name  # by which callers know it
+        for node in [node for node in graph.nodes if node.op == "get_attr"]:
+            if not node.users:
                 graph.erase_node(node)
-            elif node.op == "get_attr" and str(node.target).startswith(CONSTANT):
+            elif str(node.target).startswith(CONSTANT):
                 node.meta[VALUE] = constants()[str(node.target)]
     return graph
 
 
-def _own_name(node: fx.Node) -> str:
-    """The name of the argument for which ``node`` stands; the tracer numbers those that have their defaults."""
-    return str(node.target).removesuffix("_1")
+def _defaulted(graph: fx.Graph, names: Collection[str]) -> dict[fx.Node, str]:
+    """What stands for the arguments ``names``, with which ``graph`` was traced; the tracer numbers them."""
+    numbered = {f"{name}_1": name for name in names}
+    return {node: numbered[node.target] for node in graph.nodes if node.op == "placeholder" and node.target in numbered}
 
 
 @contextmanager

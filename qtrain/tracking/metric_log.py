@@ -83,7 +83,8 @@ class MetricLog(pl.Callback):
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         # When the batch ends, the schedule has already set the rate of the next step.
-        self._rates = _learning_rates(trainer)
+        if (trainer.global_step + 1) % self.every_n_steps == 0:
+            self._rates = _learning_rates(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -135,7 +135,7 @@ def test_classes_are_as_many_as_outputs(tmp_path: Path) -> None:
         ({"mean": (0.5, 0.5)}, r"mean must be a number for each of 3 channels, got \(0.5, 0.5\)"),
         ({"std": (1.0,)}, "std must be a number for each of 3 channels"),
         ({"std": (0.2, 0.0, 0.2)}, "std must be above 0 in each channel"),
-        ({"mean": (0.0, float("nan"), 0.0)}, "mean must be a finite number"),
+        ({"mean": (0.0, float("nan"), 0.0)}, "mean: must be a finite number"),
         ({"size": (1, 8, 8)}, r"Net fails on images \(1, 1, 8, 8\)"),
     ],
 )

@@ -90,9 +90,9 @@ def plain(**_: object) -> nn.Module:
 @pytest.mark.parametrize(
     ("build", "options", "message"),
     [
-        (plain, {"metrics": {"top1": float("nan")}}, "metrics: top1 must be a finite number, got nan"),
-        (plain, {"metrics": {"top1": "good"}}, "metrics: top1 must be a finite number, got 'good'"),
-        (plain, {"mean": ["a", "b", "c"]}, "mean must be a finite number"),
+        (plain, {"metrics": {"top1": float("nan")}}, "metrics: top1: must be a finite number, got nan"),
+        (plain, {"metrics": {"top1": "good"}}, "metrics: top1: must be a finite number, got 'good'"),
+        (plain, {"mean": ["a", "b", "c"]}, "mean: must be a finite number"),
         (plain, {"options": {"act": nn.ReLU}}, "options: act must be a number, a text"),
         (WithState, {}, "_extra_state is a dict; a file has tensors alone"),
     ],
